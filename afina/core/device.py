@@ -1,0 +1,96 @@
+"""The machine: which device, which number format is fast on it, and how much memory the process holds."""
+
+import json
+import platform
+import resource
+import sys
+import time
+from pathlib import Path
+
+import platformdirs
+import psutil
+import torch
+
+from afina.core.files import write_json
+
+PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+def default_cache() -> Path:
+    """Where models and measurements are kept unless `--cache-dir` says otherwise."""
+    return Path(platformdirs.user_cache_dir("afina"))
+
+
+def pick_device() -> torch.device:
+    """CUDA, then Apple's MPS, then the processor."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    if torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")
+
+
+def pick_dtype(precision: str, device: torch.device, cache: Path) -> tuple[torch.dtype, str]:
+    """The compute dtype for `precision` (bf16, fp32 or auto) on `device`, and the reason in words.
+
+    `auto` takes bf16 where a matrix product of a training step's shape is at least 1.3 times as fast in it
+    as in fp32; the measurement takes under a second and is kept in `cache` by processor, torch and threads.
+    """
+    if precision != "auto":
+        return PRECISIONS[precision], "as asked"
+    ratio = _bf16_speedup(device, cache)
+    if ratio >= 1.3:
+        return torch.bfloat16, f"bf16 products are {ratio:.1f} times as fast as fp32 here (measured)"
+    return torch.float32, f"bf16 products are only {ratio:.1f} times as fast as fp32 here (measured)"
+
+
+def _bf16_speedup(device: torch.device, cache: Path) -> float:
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{processor()} {torch.get_num_threads()}"
+    key = f"{device.type} {name} torch {torch.__version__}"
+    path = cache / "bf16_speedup.json"
+    try:
+        known: dict[str, float] = json.loads(path.read_text())
+        return float(known[key])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    ratio = _product_seconds(torch.float32, device) / _product_seconds(torch.bfloat16, device)
+    try:
+        write_json(path, {key: round(ratio, 2)})
+    except Exception:  # noqa: BLE001, S110 - a cache that cannot be written costs a second a run, no more
+        pass
+    return ratio
+
+
+def _product_seconds(dtype: torch.dtype, device: torch.device) -> float:
+    x = torch.randn(512, 1024, device=device).to(dtype)
+    weight = torch.randn(1024, 1024, device=device).to(dtype)
+    times = []
+    for _ in range(8):
+        start = time.perf_counter()
+        y = x @ weight.T
+        y.sum().item()  # waits for a device that computes on its own time
+        times.append(time.perf_counter() - start)
+    return sorted(times)[len(times) // 2]
+
+
+def processor() -> str:
+    """The processor's name as the system gives it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def memory_gb() -> float:
+    """Resident memory of this process now, in GB."""
+    return float(psutil.Process().memory_info().rss) / 1e9
+
+
+def peak_memory_gb() -> float:
+    """The most memory that this process has held, in GB (the larger of resident and CUDA memory)."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    bytes_ = peak if sys.platform == "darwin" else peak * 1024
+    return max(bytes_, torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0) / 1e9

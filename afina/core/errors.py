@@ -1,0 +1,98 @@
+"""Every error that Afina raises on purpose.
+
+AfinaError
+├── InputError            exit 2: something given to us is wrong; nothing was changed
+│   ├── SettingsError     a flag, a key of a configuration file, or a combination of them
+│   ├── DataError         a file of examples
+│   ├── BaseModelError    a base model that is missing, damaged or not supported
+│   ├── AdapterError      an adapter or run folder that does not fit
+│   └── OutputError       a place that cannot be written
+├── RunFailed             exit 1: the work was begun and came out wrong
+│   ├── NonFiniteLoss     the loss became NaN or infinite
+│   ├── NothingTrains     no gradient reaches the adapter
+│   └── VerificationFailed  the adapter on disk is not the adapter that was trained
+└── Interrupted           exit 130: Ctrl-C; what was done so far is kept
+"""
+
+import errno
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from difflib import get_close_matches
+from pathlib import Path
+
+
+class AfinaError(Exception):
+    """The root. `str(error)` is the whole message for the user: what, where, expected, remedy."""
+
+    exit_code = 1
+
+
+class InputError(AfinaError):
+    exit_code = 2
+
+    def __init__(self, problem: str | Sequence[str], remedy: str = "") -> None:
+        """`problem` says what is wrong, where, and what was expected (several: one a line); `remedy` what to do."""
+        problems = [problem] if isinstance(problem, str) else list(problem)
+        text = problems[0] if len(problems) == 1 else f"{len(problems)} problems:\n  " + "\n  ".join(problems)
+        super().__init__(f"{text}\n  → {remedy}" if remedy else text)
+
+
+class SettingsError(InputError): ...
+
+
+class DataError(InputError): ...
+
+
+class BaseModelError(InputError): ...
+
+
+class AdapterError(InputError): ...
+
+
+class OutputError(InputError): ...
+
+
+class RunFailed(AfinaError): ...
+
+
+class NonFiniteLoss(RunFailed): ...
+
+
+class NothingTrains(RunFailed): ...
+
+
+class VerificationFailed(RunFailed): ...
+
+
+class Interrupted(AfinaError):
+    exit_code = 130
+
+
+def near(name: str, known: Sequence[str]) -> str:
+    """' Did you mean a, b?' for names that look like `name`, or an empty string."""
+    matches = get_close_matches(name, known, n=3, cutoff=0.5)
+    return f" Did you mean {', '.join(repr(m) for m in matches)}?" if matches else ""
+
+
+_REASONS = {
+    errno.ENOSPC: "no space left on the device",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "the file would exceed the size limit",
+    errno.EACCES: "permission denied",
+    errno.EPERM: "not permitted",
+    errno.EROFS: "the file system is read-only",
+    errno.ENOTDIR: "a part of the path is a file, not a folder",
+    errno.EISDIR: "it is a folder, not a file",
+    errno.ENAMETOOLONG: "the name is too long",
+    errno.EEXIST: "a file is in the way",
+}
+
+
+@contextmanager
+def writing(path: Path | str) -> Iterator[None]:
+    """Turns an `OSError` inside the block into an `OutputError` that names `path` and the cause."""
+    try:
+        yield
+    except OSError as error:
+        reason = _REASONS.get(error.errno or 0, error.strerror or str(error))
+        raise OutputError(f"cannot write {path}: {reason}", "free the place or choose another one with --out") from error

@@ -1,0 +1,99 @@
+"""The one stream of what happens in a run. Consumers (display, metrics.jsonl, trackers) read it and never answer."""
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TypeAlias
+
+from afina.core.errors import writing
+
+
+@dataclass(frozen=True)
+class Notice:
+    """Something that the user should read: a choice and its reason, or a `warning`."""
+
+    text: str
+    warning: bool = False
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Work that is not training: `done` of `total` units of `stage`."""
+
+    stage: str
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimiser step. `loss` is the mean over the step's labelled tokens, in nats."""
+
+    step: int
+    total: int
+    epoch: float
+    loss: float
+    learning_rate: float
+    grad_norm: float
+    tokens_per_second: float
+    memory_gb: float
+    seconds: float
+    seconds_left: float
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Loss on the held-out rows after `step` steps, in nats a labelled token; `best` so far or not."""
+
+    step: int
+    loss: float
+    perplexity: float
+    best: bool
+
+
+@dataclass(frozen=True)
+class Done:
+    """Training ended after `steps`, because of `reason`: completed, early stopping or interrupted."""
+
+    steps: int
+    reason: str
+    seconds: float
+    tokens: int
+    tokens_per_second: float
+    peak_memory_gb: float
+
+
+Event: TypeAlias = Notice | Progress | Step | HeldOut | Done
+Listener: TypeAlias = Callable[[Event], None]
+
+RECORDED = {cls.__name__.lower(): cls for cls in (Step, HeldOut, Done)}
+
+
+def ignore(event: Event) -> None:
+    """The listener for callers who want no news."""
+
+
+class MetricsFile:
+    """Appends the numbers of a run to `metrics.jsonl`, one event a line, whole lines only."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __call__(self, event: Event) -> None:
+        kind = type(event).__name__.lower()
+        if kind in RECORDED:
+            line = json.dumps({"event": kind, **asdict(event)}) + "\n"
+            with writing(self.path):
+                handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+                try:
+                    os.write(handle, line.encode())
+                finally:
+                    os.close(handle)
+
+
+def parse(row: dict[str, object]) -> Event:
+    """The event of one line of `metrics.jsonl`."""
+    cls = RECORDED[str(row["event"])]
+    return cls(**{field.name: row[field.name] for field in fields(cls)})  # type: ignore[arg-type]
