@@ -1,0 +1,32 @@
+"""Step 2, the data: from a file of examples to token ids and labels.
+
+Comes in: JSONL, JSON or CSV and templates over its columns. Goes out: rows (input_ids, labels) to train and to evaluate
+on, and every rejected row with its place and reason. No optimiser.
+Public: `load_data`, `read_examples`, `DataSettings`, `Dataset`, `Example`, `Row`, `render`, `prompt_ids`, `collate`.
+"""
+
+from typing import TYPE_CHECKING
+
+from afina.core.lazy import exports
+
+if TYPE_CHECKING:
+    from afina.data.batch import collate
+    from afina.data.load import Dataset, load_data, read_examples
+    from afina.data.mapping import Example
+    from afina.data.settings import DataSettings
+    from afina.data.template import Row, prompt_ids, render
+
+__getattr__, __all__ = exports(
+    __name__,
+    {
+        "DataSettings": "afina.data.settings",
+        "Dataset": "afina.data.load",
+        "Example": "afina.data.mapping",
+        "Row": "afina.data.template",
+        "collate": "afina.data.batch",
+        "load_data": "afina.data.load",
+        "prompt_ids": "afina.data.template",
+        "read_examples": "afina.data.load",
+        "render": "afina.data.template",
+    },
+)

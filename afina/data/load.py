@@ -1,0 +1,159 @@
+"""From a file of examples to what is trained and evaluated on, with an account of every row."""
+
+from collections import Counter
+from dataclasses import dataclass
+
+from afina.base.load import Base
+from afina.core.errors import DataError
+from afina.data.mapping import Example, Unusable, map_records
+from afina.data.read import Rejected, read
+from afina.data.settings import DataSettings
+from afina.data.split import sample, split
+from afina.data.template import Row, render, shorten
+
+DEFAULT_MAX_LENGTH = 1024
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Training rows; held-out rows with their examples (for generation); rejected rows with reasons; what to say."""
+
+    train: list[Row]
+    held_out: list[Row]
+    held_out_examples: list[Example]
+    rejected: list[Rejected]
+    max_length: int
+    notices: list[str]
+
+    @property
+    def tokens(self) -> int:
+        return sum(len(row.input_ids) for row in self.train)
+
+    @property
+    def labelled(self) -> int:
+        return sum(row.labelled for row in self.train)
+
+
+def read_examples(settings: DataSettings, *, needs_completion: bool) -> tuple[list[Example], list[Rejected]]:
+    """Every usable example of the file, and every other row with its reason. Raises `DataError` where none is usable."""
+    records, broken = read(settings.path)
+    if records:
+        examples, unusable = map_records(records, settings, needs_completion=needs_completion)
+    else:
+        examples, unusable = [], []
+    rejected = broken + unusable
+    if not examples:
+        raise DataError([f"{settings.path}: no row can be used", *summary(rejected)], "mend the file or the templates")
+    return examples, rejected
+
+
+def summary(rejected: list[Rejected]) -> list[str]:
+    """The reasons of rejection, most frequent first, each with its count and its first places."""
+    places: dict[str, list[str]] = {}
+    for row in rejected:
+        places.setdefault(row.reason, []).append(row.where)
+    counts = Counter({reason: len(where) for reason, where in places.items()})
+    return [
+        f"{n} row{'s' * (n > 1)}: {reason} ({', '.join(places[reason][:3])}{', …' * (n > 3)})"
+        for reason, n in counts.most_common()
+    ]
+
+
+def load_data(settings: DataSettings, base: Base, seed: int = 0) -> Dataset:
+    """Reads, samples, splits and renders the data for `base`.
+
+    Raises `DataError` where the file is unreadable, no row is usable, rows are too long and `too_long` is 'error', or
+    the end of turn carries no label.
+    """
+    examples, rejected = read_examples(settings, needs_completion=True)
+    examples = sample(examples, settings.limit, seed)
+    if settings.eval_path:
+        held = settings.model_copy(update={"path": settings.eval_path})
+        held_examples, more = read_examples(held, needs_completion=True)
+        rejected += more
+        held_examples = sample(held_examples, settings.held_out_rows, seed)
+    else:
+        examples, held_examples = split(examples, settings.held_out, settings.held_out_rows, seed)
+    max_length = min(settings.max_length or DEFAULT_MAX_LENGTH, base.facts.context_length)
+    fitter = _Fitter(base, max_length, settings.too_long)
+    train = fitter.fit(examples)
+    held_out = fitter.fit(held_examples)
+    fitter.judge(settings, len(examples) + len(held_examples))
+    rejected += fitter.rejected
+    if not train or not held_out:
+        what = "training" if not train else "held-out"
+        raise DataError([f"{settings.path}: no {what} row is left", *summary(rejected)], "give more or shorter rows")
+    _check_labels([row for row, _ in train], base)
+    return Dataset(
+        train=[row for row, _ in train],
+        held_out=[row for row, _ in held_out],
+        held_out_examples=[example for _, example in held_out],
+        rejected=rejected,
+        max_length=max_length,
+        notices=fitter.notices,
+    )
+
+
+class _Fitter:
+    """Renders examples and deals with those longer than `max_length`."""
+
+    def __init__(self, base: Base, max_length: int, too_long: str) -> None:
+        self.base, self.max_length, self.too_long = base, max_length, too_long
+        self.rejected: list[Rejected] = []
+        self.notices: list[str] = []
+        self.long: list[int] = []
+        self.cut = 0
+
+    def fit(self, examples: list[Example]) -> list[tuple[Row, Example]]:
+        fitted = []
+        for example in examples:
+            try:
+                pair = self._one(example)
+            except Unusable as reason:
+                self.rejected.append(Rejected(example.where, str(reason)))
+                continue
+            if pair:
+                fitted.append(pair)
+        return fitted
+
+    def _one(self, example: Example) -> tuple[Row, Example] | None:
+        row = render(self.base.tokenizer, example)
+        length = len(row.input_ids)
+        if length <= self.max_length:
+            return row, example
+        self.long.append(length)
+        if self.too_long == "error":
+            return None
+        if self.too_long == "drop":
+            raise Unusable(f"longer than {self.max_length} tokens (dropped, as asked)")
+        whole = example
+        excess = length - self.max_length
+        # Cutting text and tokenising it anew may win a token or two less than was cut.
+        while len(row.input_ids) > self.max_length:
+            example = shorten(self.base.tokenizer, whole, excess)
+            row = render(self.base.tokenizer, example)
+            excess += max(1, len(row.input_ids) - self.max_length)
+        self.cut += 1
+        return row, example
+
+    def judge(self, settings: DataSettings, total: int) -> None:
+        if self.long and self.too_long == "error":
+            raise DataError(
+                f"{settings.path}: {len(self.long)} of {total} rows are longer than {self.max_length} tokens "
+                f"(the longest has {max(self.long)})",
+                "raise --data.max_length, or choose --data.too_long cut (shortens prompts, keeps answers) or drop",
+            )
+        if self.cut:
+            self.notices.append(f"{self.cut} of {total} prompts were cut to fit {self.max_length} tokens, as asked")
+
+
+def _check_labels(rows: list[Row], base: Base) -> None:
+    """Every row must teach something, and teach the model to stop."""
+    for row in rows:
+        if not row.labelled:
+            raise DataError(f"{row.where}: no token of it would be learned", "check the completion and the chat template")
+        if row.labels[-1] not in base.tokenizer.stop_ids:
+            raise DataError(
+                f"{row.where}: the end of the answer is not learned, so the model would never stop",
+                "choose a base whose chat template ends turns with a special token",
+            )

@@ -1,0 +1,31 @@
+"""What a user can say about data."""
+
+from pathlib import Path
+from typing import Literal
+
+from afina.core.config import Settings, setting
+
+
+class DataSettings(Settings):
+    path: Path = setting(...)
+    """File of examples (.jsonl, .json or .csv)."""
+    prompt: str | None = setting(None, "--prompt")
+    """Template of the user's turn over columns, such as 'Describe: {mr}'; {name[0]} takes an item, {{ and }} are braces."""
+    completion: str | None = setting(None, "--completion")
+    """Template of the answer to learn, such as '{text}'."""
+    system: str | None = setting(None, "--system")
+    """System message put before every conversation that has none."""
+    references: str | None = setting(None, "--references")
+    """Column with the right answer, or a list of them, to score against instead of the completion."""
+    limit: int | None = setting(None, "--limit", ge=1)
+    """Use a sample of this many rows, drawn by seed before the split."""
+    eval_path: Path | None = setting(None, "--eval-data")
+    """File of held-out examples; without it a part of the data is held out."""
+    held_out: float = setting(0.1, gt=0, lt=1)
+    """Part of the rows that is held out (at most `held_out_rows`), grouped by identical prompt."""
+    held_out_rows: int = setting(160, ge=1)
+    """At most this many rows are held out and evaluated on."""
+    max_length: int | None = setting(None, ge=8)
+    """Longest row in tokens; by default 1024, or the base's context length where that is shorter."""
+    too_long: Literal["error", "cut", "drop"] = "error"
+    """What to do with longer rows: stop with a count, cut the prompt (never the answer), or drop the row."""

@@ -1,0 +1,102 @@
+"""The one place where a conversation becomes token ids, and where it is decided which of them are learned."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from jinja2.exceptions import TemplateError
+
+from afina.base.tokenizer import Message, Tokenizer
+from afina.data.mapping import Example, Unusable
+
+IGNORED = -100  # the label of a token that is read but not learned, as torch's cross-entropy has it
+
+
+@dataclass(frozen=True)
+class Row:
+    """Token ids and labels of one example, of equal length; a label is its own token, or IGNORED."""
+
+    input_ids: list[int]
+    labels: list[int]
+    where: str
+
+    @property
+    def labelled(self) -> int:
+        return sum(label != IGNORED for label in self.labels)
+
+
+def prompt_ids(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
+    """What the model is given to answer. Raises `Unusable` where the template refuses."""
+    return _with_bos(tokenizer, tokenizer.encode(_chat(tokenizer, messages, answer=True)))
+
+
+def render(tokenizer: Tokenizer, example: Example) -> Row:
+    """The example as the model is trained on it: every assistant's turn and its end labelled, nothing else.
+
+    The text is cut where generation would begin and tokenised in pieces, so that the ids of a prompt are the same here and
+    at inference. An earlier assistant turn that the template changes or drops later raises `Unusable`.
+    """
+    if example.completion is None:
+        raise Unusable("there is no completion to learn")
+    turns = [*example.messages, {"role": "assistant", "content": example.completion}]
+    ids: list[int] = []
+    labels: list[int] = []
+    text = ""
+    for i, turn in enumerate(turns):
+        if turn["role"] != "assistant":
+            continue
+        last = i == len(turns) - 1
+        before = _chat(tokenizer, turns[:i], answer=True)
+        if not before.startswith(text):
+            raise Unusable("the chat template changes earlier turns, so they cannot be learned one by one")
+        piece = tokenizer.encode(before[len(text) :])
+        ids += piece
+        labels += [IGNORED] * len(piece)
+        body, rest = _answer(tokenizer, before, turns[: i + 1], last)
+        piece = tokenizer.encode(body) + tokenizer.encode(tokenizer.turn_end)
+        ids += piece
+        labels += piece
+        text = before + body + tokenizer.turn_end + rest
+        if not last:
+            tail = tokenizer.encode(rest)
+            ids += tail
+            labels += [IGNORED] * len(tail)
+    whole = _with_bos(tokenizer, ids)
+    return Row(whole, [IGNORED] * (len(whole) - len(ids)) + labels, example.where)
+
+
+def shorten(tokenizer: Tokenizer, example: Example, excess: int) -> Example:
+    """The example with at least `excess` tokens cut off the end of the last user's text; the answer stays whole.
+
+    Raises `Unusable` where that text is shorter than what has to go.
+    """
+    at = max((i for i, m in enumerate(example.messages) if m["role"] == "user"), default=None)
+    ids = tokenizer.encode(example.messages[at]["content"]) if at is not None else []
+    if at is None or len(ids) <= excess:
+        raise Unusable("even without the last question it is too long")
+    messages = list(example.messages)
+    messages[at] = {**messages[at], "content": tokenizer.decode(ids[: len(ids) - excess])}
+    return replace(example, messages=tuple(messages))
+
+
+def _chat(tokenizer: Tokenizer, messages: Sequence[Message], answer: bool) -> str:
+    try:
+        return tokenizer.chat(list(messages), answer)
+    except TemplateError as error:
+        raise Unusable(f"the chat template refuses it: {error}") from None
+
+
+def _answer(tokenizer: Tokenizer, before: str, turns: Sequence[Message], last: bool) -> tuple[str, str]:
+    """The answer's text as the template writes it (some trim it), and what follows the end of turn."""
+    whole = _chat(tokenizer, turns, answer=False)
+    closing = tokenizer.turn_end + tokenizer.turn_rest
+    if whole.startswith(before) and whole.endswith(closing):
+        return whole[len(before) : len(whole) - len(closing)], tokenizer.turn_rest
+    if not last:
+        raise Unusable("the chat template changes earlier turns, so they cannot be learned one by one")
+    # A template that treats the last answer apart (a place for thoughts, no end of turn): as generation would go on.
+    return str(turns[-1]["content"]), tokenizer.turn_rest
+
+
+def _with_bos(tokenizer: Tokenizer, ids: list[int]) -> list[int]:
+    bos = tokenizer.bos_id
+    return ids if bos is None or ids[:1] == [bos] else [bos, *ids]

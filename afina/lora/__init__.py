@@ -1,0 +1,32 @@
+"""Step 3, the mathematics: LoRA on any `nn.Module`.
+
+Comes in: a model and a `LoraConfig`, or an adapter's folder. Goes out: the model with trainable low-rank layers, adapter
+files in PEFT's format, a merged copy. Needs torch, safetensors and `afina.core` only: no data, no tokenizer, no loop.
+Public: `LoraConfig`, `inject`, `find_targets`, `lora_layers`, `disabled`, `save_adapter`, `load_adapter`, `merge`.
+"""
+
+from typing import TYPE_CHECKING
+
+from afina.core.lazy import exports
+
+if TYPE_CHECKING:
+    from afina.lora.adapter import adapter_state, load_adapter, read_config, save_adapter
+    from afina.lora.config import LoraConfig
+    from afina.lora.injection import disabled, find_targets, inject, lora_layers
+    from afina.lora.merging import merge
+
+__getattr__, __all__ = exports(
+    __name__,
+    {
+        "LoraConfig": "afina.lora.config",
+        "adapter_state": "afina.lora.adapter",
+        "disabled": "afina.lora.injection",
+        "find_targets": "afina.lora.injection",
+        "inject": "afina.lora.injection",
+        "load_adapter": "afina.lora.adapter",
+        "lora_layers": "afina.lora.injection",
+        "merge": "afina.lora.merging",
+        "read_config": "afina.lora.adapter",
+        "save_adapter": "afina.lora.adapter",
+    },
+)

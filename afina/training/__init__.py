@@ -1,0 +1,27 @@
+"""Step 3, the work: loss, schedule and loop.
+
+Comes in: a base with trainable parameters, rows, settings. Goes out: trained parameters, and events on the way.
+What requires a gradient is trained; the room knows no other difference between LoRA and its alternatives.
+Public: `TrainingSettings`, `Plan`, `plan`, `Trainer`, `summed_loss`, `mean_loss`.
+"""
+
+from typing import TYPE_CHECKING
+
+from afina.core.lazy import exports
+
+if TYPE_CHECKING:
+    from afina.training.loop import Trainer
+    from afina.training.loss import mean_loss, summed_loss
+    from afina.training.settings import Plan, TrainingSettings, plan
+
+__getattr__, __all__ = exports(
+    __name__,
+    {
+        "Plan": "afina.training.settings",
+        "Trainer": "afina.training.loop",
+        "TrainingSettings": "afina.training.settings",
+        "mean_loss": "afina.training.loss",
+        "plan": "afina.training.settings",
+        "summed_loss": "afina.training.loss",
+    },
+)

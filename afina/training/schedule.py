@@ -1,0 +1,18 @@
+"""The learning rate at each step."""
+
+import math
+
+from afina.training.settings import Plan, TrainingSettings
+
+
+def learning_rate(step: int, plan: Plan, settings: TrainingSettings) -> float:
+    """The rate of optimiser step `step` (0 first): a linear rise over the warm-up, then the schedule's fall to zero."""
+    warmup = round(settings.warmup * plan.steps)
+    if step < warmup:
+        return plan.learning_rate * (step + 1) / warmup
+    done = (step - warmup) / max(1, plan.steps - warmup)
+    if settings.schedule == "linear":
+        return plan.learning_rate * (1 - done)
+    if settings.schedule == "cosine":
+        return plan.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+    return plan.learning_rate
