@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING
 from afina.core.lazy import exports
 
 if TYPE_CHECKING:
-    from afina.base.catalogue import CATALOGUE
-    from afina.base.generation import generate
-    from afina.base.load import Base, Facts, describe, load_base
-    from afina.base.tokenizer import Tokenizer
+    from afina.base.catalogue import CATALOGUE as CATALOGUE
+    from afina.base.generation import generate as generate
+    from afina.base.load import Base as Base
+    from afina.base.load import Facts as Facts
+    from afina.base.load import describe as describe
+    from afina.base.load import load_base as load_base
+    from afina.base.tokenizer import Tokenizer as Tokenizer
 
 __getattr__, __all__ = exports(
     __name__,

@@ -70,7 +70,9 @@ def load_base(
     else:
         module, tok = _from_folder(source, dtype)
     if tok.pad_id >= module.get_input_embeddings().num_embeddings:
-        raise BaseModelError(f"base {name!r}: the tokenizer has more words than the model", "choose a base whose files agree")
+        raise BaseModelError(
+            f"base {name!r}: the tokenizer has more words than the model", "choose a base whose files agree"
+        )
     module.requires_grad_(False).eval().to(place)
     return Base(TransformersModel(module), tok, _facts(source, module), dtype, reason)
 
@@ -93,7 +95,9 @@ def _config(source: Source) -> Any:
     try:
         return AutoConfig.from_pretrained(source.path, trust_remote_code=False, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
-        raise BaseModelError(f"{source.path}/config.json: {str(error).splitlines()[0]}", "choose another base") from error
+        raise BaseModelError(
+            f"{source.path}/config.json: {str(error).splitlines()[0]}", "choose another base"
+        ) from error
 
 
 def _empty(config: Any) -> Any:

@@ -9,6 +9,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+SHORT = 384  # tokens; beyond, the square of the length weighs more than the slow backward pass
+
 
 class Decoding(Protocol):
     """A batch in the middle of generation."""
@@ -35,13 +37,15 @@ class CausalModel(Protocol):
 class TransformersModel:
     """Any causal model of transformers behind `CausalModel`."""
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: Any) -> None:
         self.module = module
+        self._attention = module.config._attn_implementation
         accepted = inspect.signature(module.forward).parameters
         self._selects = "logits_to_keep" in accepted
         self.takes_positions = "position_ids" in accepted
 
     def label_logits(self, ids_BT: Tensor, mask_BT: Tensor, labelled_BT: Tensor) -> Tensor:
+        self._attend(ids_BT)
         columns = labelled_BT.any(0).nonzero().squeeze(1)
         # The columns in which any row has a label: the head is the dearest product, and prompts need none of it.
         extra: dict[str, Any] = {"logits_to_keep": columns} if self._selects else {}
@@ -49,6 +53,14 @@ class TransformersModel:
         if not self._selects:
             logits = logits[:, columns]
         return logits[labelled_BT[:, columns]]  # type: ignore[no-any-return]
+
+    def _attend(self, ids_BT: Tensor) -> None:
+        """Plain products for short rows on the processor, where the fused attention's backward pass is several times slower."""
+        module: Any = self.module
+        short = ids_BT.device.type == "cpu" and ids_BT.shape[1] <= SHORT
+        wanted = "eager" if short else self._attention
+        if module.config._attn_implementation != wanted:
+            module.set_attn_implementation(wanted)
 
     def start(self, ids_BT: Tensor, mask_BT: Tensor) -> tuple[Tensor, Decoding]:
         from transformers import DynamicCache

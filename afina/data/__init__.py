@@ -10,11 +10,15 @@ from typing import TYPE_CHECKING
 from afina.core.lazy import exports
 
 if TYPE_CHECKING:
-    from afina.data.batch import collate
-    from afina.data.load import Dataset, load_data, read_examples
-    from afina.data.mapping import Example
-    from afina.data.settings import DataSettings
-    from afina.data.template import Row, prompt_ids, render
+    from afina.data.batch import collate as collate
+    from afina.data.load import Dataset as Dataset
+    from afina.data.load import load_data as load_data
+    from afina.data.load import read_examples as read_examples
+    from afina.data.mapping import Example as Example
+    from afina.data.settings import DataSettings as DataSettings
+    from afina.data.template import Row as Row
+    from afina.data.template import prompt_ids as prompt_ids
+    from afina.data.template import render as render
 
 __getattr__, __all__ = exports(
     __name__,

@@ -75,7 +75,7 @@ def load_data(settings: DataSettings, base: Base, seed: int = 0) -> Dataset:
     else:
         examples, held_examples = split(examples, settings.held_out, settings.held_out_rows, seed)
     max_length = min(settings.max_length or DEFAULT_MAX_LENGTH, base.facts.context_length)
-    fitter = _Fitter(base, max_length, settings.too_long)
+    fitter = Fitter(base, max_length, settings.too_long)
     train = fitter.fit(examples)
     held_out = fitter.fit(held_examples)
     fitter.judge(settings, len(examples) + len(held_examples))
@@ -90,17 +90,16 @@ def load_data(settings: DataSettings, base: Base, seed: int = 0) -> Dataset:
         held_out_examples=[example for _, example in held_out],
         rejected=rejected,
         max_length=max_length,
-        notices=fitter.notices,
+        notices=fitter.notices(),
     )
 
 
-class _Fitter:
+class Fitter:
     """Renders examples and deals with those longer than `max_length`."""
 
     def __init__(self, base: Base, max_length: int, too_long: str) -> None:
         self.base, self.max_length, self.too_long = base, max_length, too_long
         self.rejected: list[Rejected] = []
-        self.notices: list[str] = []
         self.long: list[int] = []
         self.cut = 0
 
@@ -143,15 +142,18 @@ class _Fitter:
                 f"(the longest has {max(self.long)})",
                 "raise --data.max_length, or choose --data.too_long cut (shortens prompts, keeps answers) or drop",
             )
-        if self.cut:
-            self.notices.append(f"{self.cut} of {total} prompts were cut to fit {self.max_length} tokens, as asked")
+
+    def notices(self) -> list[str]:
+        return [f"{self.cut} prompts were cut to fit {self.max_length} tokens"] if self.cut else []
 
 
 def _check_labels(rows: list[Row], base: Base) -> None:
     """Every row must teach something, and teach the model to stop."""
     for row in rows:
         if not row.labelled:
-            raise DataError(f"{row.where}: no token of it would be learned", "check the completion and the chat template")
+            raise DataError(
+                f"{row.where}: no token of it would be learned", "check the completion and the chat template"
+            )
         if row.labels[-1] not in base.tokenizer.stop_ids:
             raise DataError(
                 f"{row.where}: the end of the answer is not learned, so the model would never stop",

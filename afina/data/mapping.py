@@ -177,7 +177,7 @@ def _example(
         raise Unusable("the completion is empty")
     if settings.system and messages[0]["role"] != "system":
         messages = [{"role": "system", "content": settings.system}, *messages]
-    references = () if answer is None else (answer,)
+    references: tuple[str, ...] = () if answer is None else (answer,)
     if settings.references:
         value = record.values.get(settings.references)
         listed = value if isinstance(value, list) else [value]

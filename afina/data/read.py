@@ -94,7 +94,9 @@ def _json(path: Path, text: str) -> Iterator[Record | Rejected]:
     if isinstance(value, dict):
         lists = [name for name, item in value.items() if isinstance(item, list)]
         if len(lists) != 1:
-            raise DataError(f"{path} is one object with {len(lists)} lists in it, expected a list of objects or one list")
+            raise DataError(
+                f"{path} is one object with {len(lists)} lists in it, expected a list of objects or one list"
+            )
         value = value[lists[0]]
     if not isinstance(value, list):
         raise DataError(f"{path} holds a {type(value).__name__}, expected a list of objects")
@@ -126,7 +128,9 @@ def _csv(path: Path, text: str) -> Iterator[Record | Rejected]:
         if header is None:
             return
         if len(set(header)) < len(header) or not all(name.strip() for name in header):
-            raise DataError(f"{path}:1: the header {header} has empty or repeated names", "give each column its own name")
+            raise DataError(
+                f"{path}:1: the header {header} has empty or repeated names", "give each column its own name"
+            )
         while True:
             start = reader.line_num + 1
             row = next(reader, None)

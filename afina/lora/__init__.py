@@ -10,10 +10,16 @@ from typing import TYPE_CHECKING
 from afina.core.lazy import exports
 
 if TYPE_CHECKING:
-    from afina.lora.adapter import adapter_state, load_adapter, read_config, save_adapter
-    from afina.lora.config import LoraConfig
-    from afina.lora.injection import disabled, find_targets, inject, lora_layers
-    from afina.lora.merging import merge
+    from afina.lora.adapter import adapter_state as adapter_state
+    from afina.lora.adapter import load_adapter as load_adapter
+    from afina.lora.adapter import read_config as read_config
+    from afina.lora.adapter import save_adapter as save_adapter
+    from afina.lora.config import LoraConfig as LoraConfig
+    from afina.lora.injection import disabled as disabled
+    from afina.lora.injection import find_targets as find_targets
+    from afina.lora.injection import inject as inject
+    from afina.lora.injection import lora_layers as lora_layers
+    from afina.lora.merging import merge as merge
 
 __getattr__, __all__ = exports(
     __name__,

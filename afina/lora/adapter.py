@@ -80,7 +80,9 @@ def load_adapter(model: nn.Module, folder: Path) -> LoraConfig:
     ]
     if problems:
         more = [f"… and {len(problems) - 4} more"] if len(problems) > 4 else []
-        raise AdapterError([f"adapter {folder} does not fit this base", *problems[:4], *more], "load the base it was made for")
+        raise AdapterError(
+            [f"adapter {folder} does not fit this base", *problems[:4], *more], "load the base it was made for"
+        )
     for name, value in own.items():
         value.copy_(state[name])
     return config
@@ -90,7 +92,9 @@ def read_config(folder: Path) -> LoraConfig:
     """The `LoraConfig` that an `adapter_config.json` describes. Raises `AdapterError`."""
     path = folder / CONFIG
     if not path.is_file():
-        raise AdapterError(f"{folder} holds no adapter: there is no {CONFIG}", "give the folder that holds the adapter's files")
+        raise AdapterError(
+            f"{folder} holds no adapter: there is no {CONFIG}", "give the folder that holds the adapter's files"
+        )
     try:
         raw = read_json(path)
     except InputError as error:
@@ -125,7 +129,9 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
     try:
         return load(path.read_bytes())
     except OSError as error:
-        raise AdapterError(f"cannot read {path}: {error.strerror}", "the folder must hold the adapter's weights") from error
+        raise AdapterError(
+            f"cannot read {path}: {error.strerror}", "the folder must hold the adapter's weights"
+        ) from error
     except SafetensorError as error:
         raise AdapterError(f"{path} is damaged: {error}", "copy it again from where it was made") from error
 

@@ -16,7 +16,7 @@ def merge(model: nn.Module) -> nn.Module:
     The sum is formed in fp32 and rounded once to the weight's dtype. A weight that other layers share (tied embeddings) is
     untied first: only the adapted layer changes, as in the adapted model.
     """
-    merged = copy.deepcopy(model)
+    merged: Any = copy.deepcopy(model)
     shared = _shared_weights(merged)
     for path, layer in list(lora_layers(merged)):
         base: Any = layer.base

@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING
 from afina.core.lazy import exports
 
 if TYPE_CHECKING:
-    from afina.training.loop import Trainer
-    from afina.training.loss import mean_loss, summed_loss
-    from afina.training.settings import Plan, TrainingSettings, plan
+    from afina.training.loop import Trainer as Trainer
+    from afina.training.loss import mean_loss as mean_loss
+    from afina.training.loss import summed_loss as summed_loss
+    from afina.training.settings import Plan as Plan
+    from afina.training.settings import TrainingSettings as TrainingSettings
+    from afina.training.settings import plan as plan
 
 __getattr__, __all__ = exports(
     __name__,

@@ -120,7 +120,9 @@ class Trainer:
                 "  → lower --train.learning_rate, or use --precision fp32; the best adapter so far, if any, is kept"
             )
         if step == 1 and norm == 0:
-            raise NothingTrains("step 1: no gradient reaches the adapter\n  → choose other layers with --lora.target_modules")
+            raise NothingTrains(
+                "step 1: no gradient reaches the adapter\n  → choose other layers with --lora.target_modules"
+            )
 
     def _evaluate(self, step: int) -> bool:
         """Records the held-out loss and saves if it is the best; whether it is time to stop early. Step 0 is the start."""

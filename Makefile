@@ -1,0 +1,45 @@
+# Every target sets up what it needs in .venv; nothing else on the machine is touched.
+PYTHON ?= python3.11
+BIN := .venv/bin
+TICKETS := afina/examples
+DEMO := runs/demo
+
+.PHONY: demo test check bench clean
+
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	touch $@
+
+.venv/ready-dev: .venv/ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+.venv/ready-bench: .venv/ready-dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	touch $@
+
+## demo: adapt the starter model to customer messages, then compare it with its base on messages it never saw
+demo: .venv/ready
+	$(BIN)/afina train $(TICKETS)/tickets_train.jsonl --prompt '{message}' --completion '{ticket}' --out $(DEMO) --overwrite
+	$(BIN)/afina eval $(DEMO) $(TICKETS)/tickets_test.jsonl
+
+## test: the test suite
+test: .venv/ready-dev
+	$(BIN)/python -m pytest
+
+## check: everything that must hold before a change is kept
+check: .venv/ready-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(MAKE) test
+
+## bench: the figures of the documentation, on this machine
+bench: .venv/ready-bench
+	$(BIN)/python benchmarks/start_up.py
+
+clean:
+	rm -rf .venv runs

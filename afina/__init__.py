@@ -1,0 +1,41 @@
+"""Afina adapts a pretrained language model to one task with LoRA.
+
+import afina
+result = afina.train(afina.RunSettings(data={"path": "examples.csv", "prompt": "{question}", "completion": "{answer}"}))
+print(result.evaluation.scores["adapted"])
+print(afina.generate(result.folder, ["How do I …?"]))
+"""
+
+from typing import TYPE_CHECKING
+
+from afina.core.lazy import exports
+from afina.version import __version__
+
+if TYPE_CHECKING:
+    from afina.base.load import load_base as load_base
+    from afina.core.errors import AfinaError as AfinaError
+    from afina.data.load import load_data as load_data
+    from afina.data.settings import DataSettings as DataSettings
+    from afina.jobs.evaluate import evaluate as evaluate
+    from afina.jobs.generate import generate as generate
+    from afina.jobs.settings import RunSettings as RunSettings
+    from afina.jobs.train import train as train
+    from afina.lora.config import LoraConfig as LoraConfig
+    from afina.training.settings import TrainingSettings as TrainingSettings
+
+__getattr__, _names = exports(
+    __name__,
+    {
+        "AfinaError": "afina.core.errors",
+        "DataSettings": "afina.data.settings",
+        "LoraConfig": "afina.lora.config",
+        "RunSettings": "afina.jobs.settings",
+        "TrainingSettings": "afina.training.settings",
+        "evaluate": "afina.jobs.evaluate",
+        "generate": "afina.jobs.generate",
+        "load_base": "afina.base.load",
+        "load_data": "afina.data.load",
+        "train": "afina.jobs.train",
+    },
+)
+__all__ = ["__version__", *_names]

@@ -1,0 +1,5 @@
+import sys
+
+from afina.ui.cli import main
+
+sys.exit(main())

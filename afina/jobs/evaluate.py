@@ -1,0 +1,49 @@
+"""Base and adapted model on a file of examples."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from afina.core.device import keep_freed_memory
+from afina.core.errors import DataError
+from afina.core.events import Listener, Notice, ignore
+from afina.data.load import Fitter, read_examples, summary
+from afina.jobs.runs import open_run, record
+from afina.measure.evaluation import Evaluation, evaluate_adapted
+from afina.measure.metrics import infer_kind
+from afina.measure.report import write_report
+
+
+def evaluate(
+    run: Path,
+    data: Path,
+    *,
+    references: str | None = None,
+    limit: int | None = None,
+    listener: Listener = ignore,
+    device: str | None = None,
+    cache_dir: Path | None = None,
+) -> Evaluation:
+    """Scores the adapter in `run` and its base on the first `limit` rows of `data`, with the run's own templates.
+
+    `references` names a column with the right answer or a list of them; the completion's column may then be absent. The
+    result replaces `evaluation.json`, `predictions.jsonl` and the page in `run`. Raises `InputError`.
+    """
+    keep_freed_memory()
+    adapted = open_run(run, device=device, cache_dir=cache_dir)
+    settings = adapted.data_settings(data, references)
+    examples, rejected = read_examples(settings, needs_completion=references is None)
+    answered = [replace(e, completion=e.completion or e.references[0]) for e in examples[:limit]]
+    fitter = Fitter(adapted.base, adapted.base.facts.context_length - adapted.max_new_tokens, "cut")
+    fitted = fitter.fit(answered)
+    for line in [*fitter.notices(), *summary(rejected + fitter.rejected)]:
+        listener(Notice(line, warning=True))
+    if not fitted:
+        raise DataError([f"{data}: no row can be used", *summary(fitter.rejected)], "mend the file")
+    rows = [row for row, _ in fitted]
+    kept = [example for _, example in fitted]
+    kind = adapted.facts.get("kind") or infer_kind([example.references[0] for example in kept])
+    result = evaluate_adapted(adapted.base, kept, rows, kind, adapted.max_new_tokens, listener, str(data))
+    record(run, result)
+    if (run / "config.yaml").exists():
+        write_report(run)
+    return result

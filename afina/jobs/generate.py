@@ -1,0 +1,66 @@
+"""Answers of an adapted model."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from afina.base.generation import generate as generate_tokens
+from afina.core.device import keep_freed_memory
+from afina.core.errors import DataError
+from afina.core.events import Listener, Notice, Progress, ignore
+from afina.data.load import read_examples, summary
+from afina.data.mapping import Unusable
+from afina.data.template import prompt_ids
+from afina.jobs.runs import open_run
+from afina.lora.injection import disabled
+
+
+def generate(
+    run: Path,
+    prompts: Sequence[str] | Path,
+    *,
+    base_too: bool = False,
+    listener: Listener = ignore,
+    device: str | None = None,
+    cache_dir: Path | None = None,
+) -> list[dict[str, Any]]:
+    """Greedy answers to `prompts`: literal user turns, or a file whose rows go through the run's prompt template.
+
+    Returns a dict a row with `prompt`, `answer`, `stopped` (false where the answer was cut at the run's limit of tokens) and,
+    with `base_too`, `base`, the answer without adapter; rows of a file have `where` too. Raises `InputError`.
+    """
+    keep_freed_memory()
+    adapted = open_run(run, device=device, cache_dir=cache_dir)
+    base = adapted.base
+    rows: list[dict[str, Any]] = []
+    if isinstance(prompts, Path):
+        examples, rejected = read_examples(adapted.data_settings(prompts), needs_completion=False)
+        for line in summary(rejected):
+            listener(Notice(f"not answered: {line}", warning=True))
+        conversations = [list(example.messages) for example in examples]
+        rows = [{"where": example.where, "prompt": example.messages[-1]["content"]} for example in examples]
+    else:
+        system = adapted.facts.get("data", {}).get("system")
+        start = [{"role": "system", "content": system}] if system else []
+        conversations = [[*start, {"role": "user", "content": prompt}] for prompt in prompts]
+        rows = [{"prompt": prompt} for prompt in prompts]
+    try:
+        ids = [prompt_ids(base.tokenizer, messages) for messages in conversations]
+    except Unusable as reason:
+        raise DataError(f"a prompt cannot be asked: {reason}") from reason
+    room = base.facts.context_length - adapted.max_new_tokens
+    longest = max(map(len, ids))
+    if longest > room:
+        raise DataError(f"a prompt has {longest} tokens, the base takes {room} and an answer", "shorten it")
+
+    def progress(done: int, total: int) -> None:
+        listener(Progress("answers", done, total))
+
+    for row, answer in zip(rows, generate_tokens(base, ids, adapted.max_new_tokens, on_progress=progress), strict=True):
+        row |= {"answer": answer.text, "stopped": answer.stopped}
+    if base_too:
+        with disabled(base.model.module):
+            plain = generate_tokens(base, ids, adapted.max_new_tokens, on_progress=progress)
+        for row, answer in zip(rows, plain, strict=True):
+            row["base"] = answer.text
+    return rows

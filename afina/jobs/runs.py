@@ -1,0 +1,146 @@
+"""Run folders: made, described, opened again."""
+
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from afina.base.load import Base, load_base
+from afina.core.errors import AdapterError, InputError, OutputError, writing
+from afina.core.files import read_json, write_atomic, write_json, write_jsonl
+from afina.data.settings import DataSettings
+from afina.lora.adapter import load_adapter, read_config
+from afina.measure.evaluation import Evaluation
+
+CONTENTS = (
+    "adapter",
+    "config.yaml",
+    "metrics.jsonl",
+    "evaluation.json",
+    "predictions.jsonl",
+    "rejected.jsonl",
+    "report.html",
+    "checkpoints",
+)
+_DEFAULT_NEW_TOKENS = 256  # for adapters that say nothing of the length of their answers
+
+
+def check_folder(folder: Path, overwrite: bool) -> None:
+    """Raises `OutputError` unless a run may be written to `folder`: it is new, empty, or a run that may be replaced."""
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"--out {folder} is a file, expected a folder", "choose another --out")
+    above = next(parent for parent in [folder, *folder.absolute().parents] if parent.exists())
+    if not above.is_dir():
+        raise OutputError(f"--out {folder}: {above} is a file, not a folder", "choose another --out")
+    if not folder.exists() or not any(folder.iterdir()):
+        return
+    if not (folder / "config.yaml").exists():
+        raise OutputError(f"--out {folder} holds files that are not a run's", "choose another --out")
+    if not overwrite:
+        raise OutputError(f"--out {folder} holds a run already", "choose another --out, or replace it with --overwrite")
+
+
+def make_folder(folder: Path) -> None:
+    """An empty run folder; of a former run only the files that a run writes are removed."""
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in CONTENTS:
+            path = folder / name
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
+
+def save_tokenizer(base: Base, folder: Path) -> None:
+    """The tokenizer and its chat template, beside the adapter."""
+    with tempfile.TemporaryDirectory() as temporary:
+        base.tokenizer.inner.save_pretrained(temporary)
+        for file in Path(temporary).iterdir():
+            write_atomic(folder / file.name, file.read_bytes())
+
+
+def record(folder: Path, evaluation: Evaluation) -> None:
+    """Writes an evaluation into the run folder, in place of the one before."""
+    write_jsonl(folder / "predictions.jsonl", evaluation.predictions)
+    write_json(folder / "evaluation.json", evaluation.json())
+
+
+def adapter_folder(run: Path) -> Path:
+    """The adapter of a run folder, or `run` itself where it is an adapter's folder. Raises `AdapterError`."""
+    for folder in (run / "adapter", run):
+        if (folder / "adapter_config.json").is_file():
+            return folder
+    if not run.exists():
+        raise AdapterError(f"run {run}: no such folder", "give the folder that `afina train` wrote (its --out)")
+    raise AdapterError(f"run {run} holds no adapter", "give the folder that `afina train` wrote (its --out)")
+
+
+def read_facts(folder: Path) -> dict[str, Any]:
+    """`afina.json` of an adapter's folder; an empty dict where another program made the adapter."""
+    path = folder / "afina.json"
+    if not path.exists():
+        return {}
+    try:
+        facts = read_json(path)
+        needed = ("base", "load", "template_sha256", "data", "kind", "max_new_tokens", "precision")
+        absent = [key for key in needed if key not in facts]
+    except (InputError, TypeError) as error:
+        raise AdapterError(str(error)) from error
+    if absent:
+        raise AdapterError(f"{path} lacks {', '.join(absent)}", "use the adapter's folder as `afina train` wrote it")
+    return dict(facts)
+
+
+def check_base(facts: dict[str, Any], base: Base, folder: Path) -> None:
+    """Raises `AdapterError` where the adapter was made for other weights or another chat template than `base` has."""
+    if not facts:
+        return
+    made_for = facts["base"]
+    if made_for["sha256"] != base.facts.sha256:
+        raise AdapterError(
+            f"adapter {folder} was made for the base {made_for['name']!r} (weights {made_for['sha256'][:12]}…), "
+            f"this is {base.facts.name!r} (weights {base.facts.sha256[:12]}…)",
+            "use the base it was made for, or train a new adapter",
+        )
+    if facts["template_sha256"] != base.tokenizer.template_hash():
+        raise AdapterError(
+            f"adapter {folder} was trained with another chat template than {base.facts.name!r} has now",
+            "use the base's files as they were",
+        )
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """A base with its adapter, and how the adapter was trained to be asked."""
+
+    base: Base
+    facts: dict[str, Any]
+
+    @property
+    def max_new_tokens(self) -> int:
+        return int(self.facts.get("max_new_tokens", _DEFAULT_NEW_TOKENS))
+
+    def data_settings(self, path: Path, references: str | None = None) -> DataSettings:
+        """How a file is read for this adapter: with the templates that it was trained with."""
+        return DataSettings(path=path, references=references, **self.facts.get("data", {}))
+
+
+def open_run(run: Path, *, device: str | None = None, cache_dir: Path | None = None) -> Adapted:
+    """Loads the base that the adapter in `run` was made for, and the adapter. Raises `AdapterError`, `BaseModelError`."""
+    folder = adapter_folder(run)
+    facts = read_facts(folder)
+    read_config(folder)  # what is wrong with the adapter is said before the base is loaded
+    load = facts.get("load") or {"name": read_json(folder / "adapter_config.json").get("base_model_name_or_path")}
+    if not load["name"]:
+        raise AdapterError(
+            f"adapter {folder} does not name its base", "set base_model_name_or_path in adapter_config.json"
+        )
+    precision = facts.get("precision", "auto")
+    base = load_base(
+        load["name"], revision=load.get("revision"), precision=precision, device=device, cache_dir=cache_dir
+    )
+    check_base(facts, base, folder)
+    load_adapter(base.model.module, folder)
+    return Adapted(base, facts)

@@ -1,0 +1,37 @@
+"""All settings of a run, in one tree: what `afina train` takes as flags and as YAML."""
+
+from pathlib import Path
+from typing import Literal
+
+from afina.core.config import Settings, setting
+from afina.data.settings import DataSettings
+from afina.lora.config import LoraConfig
+from afina.training.settings import TrainingSettings
+
+
+class RunSettings(Settings):
+    base: str = "starter"
+    """Base model: a name of `afina models list`, a hub id (owner/model), a folder or a .gguf file."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub model."""
+    out: Path | None = None
+    """Folder of the run; by default runs/NAME-OF-THE-DATA."""
+    overwrite: bool = False
+    """Replace the run that is in the folder already."""
+    adapter: Path | None = None
+    """Run folder whose adapter is trained further, instead of a new one."""
+    seed: int = setting(0, ge=0)
+    """Decides the sample, the split, the order of rows and the adapter's start."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """Number format of the computation; auto measures once which is faster here."""
+    device: str | None = None
+    """cpu, cuda, mps; by default the best that is there."""
+    cache_dir: Path | None = None
+    """Where downloaded models are kept; by default the user's cache folder."""
+    data: DataSettings
+    train: TrainingSettings = TrainingSettings()
+    lora: LoraConfig = LoraConfig()
+
+    @property
+    def folder(self) -> Path:
+        return self.out or Path("runs") / self.data.path.stem

@@ -1,0 +1,130 @@
+"""Base against adapted on the same rows: answers, scores, intervals, and what a trivial answer would get."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from afina.base.generation import Answer, generate
+from afina.base.load import Base
+from afina.core.events import Listener, Progress
+from afina.data.mapping import Example
+from afina.data.template import Row, prompt_ids
+from afina.lora.injection import disabled
+from afina.measure.intervals import Difference, paired_difference
+from afina.measure.metrics import MAIN, Kind, Metric, metrics, per_class, per_field, trivial_answers
+from afina.training.loss import mean_loss
+
+NAMES = ("base", "adapted")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """`scores` by model (base, adapted) and metric; `differences` adapted − base by metric; `predictions` row by row."""
+
+    kind: Kind
+    data: str
+    rows: int
+    scores: dict[str, dict[str, Any]]
+    differences: dict[str, Difference]
+    trivial: dict[str, dict[str, float]]
+    over_trivial: Difference
+    predictions: list[dict[str, Any]]
+
+    @property
+    def main(self) -> str:
+        return MAIN[self.kind]
+
+    def json(self) -> dict[str, Any]:
+        """The object of `evaluation.json` and of `--json`."""
+        return {
+            **self.scores,
+            "difference": {name: asdict(d) | {"verdict": d.verdict} for name, d in self.differences.items()},
+            "trivial": self.trivial,
+            "over_trivial": asdict(self.over_trivial) | {"verdict": self.over_trivial.verdict},
+            "kind": self.kind,
+            "main_metric": self.main,
+            "data": self.data,
+            "rows": self.rows,
+        }
+
+
+def evaluate_adapted(
+    base: Base,
+    examples: Sequence[Example],
+    rows: Sequence[Row],
+    kind: Kind,
+    max_new_tokens: int,
+    listener: Listener,
+    data: str,
+) -> Evaluation:
+    """Both models answer every example greedily and are scored; `rows` are the same examples rendered with an answer.
+
+    `base` carries the adapter, which is switched off for the base's turn.
+    """
+    prompts = [prompt_ids(base.tokenizer, example.messages) for example in examples]
+    references = [example.references for example in examples]
+
+    def progress(name: str) -> Callable[[int, int], None]:
+        return lambda done, total: listener(Progress(f"answers of the {name} model", done, total))
+
+    adapted = generate(base, prompts, max_new_tokens, on_progress=progress("adapted"))
+    adapted_loss = mean_loss(base, rows)
+    with disabled(base.model.module):
+        plain = generate(base, prompts, max_new_tokens, on_progress=progress("base"))
+        base_loss = mean_loss(base, rows)
+    found = {
+        "base": metrics(kind, [a.text for a in plain], references),
+        "adapted": metrics(kind, [a.text for a in adapted], references),
+    }
+    scores = {
+        name: _scores(kind, found[name], answers, references, loss)
+        for name, answers, loss in zip(NAMES, (plain, adapted), (base_loss, adapted_loss), strict=True)
+    }
+    trivial = {
+        name: metrics(kind, answers, references)
+        for name, answers in trivial_answers(kind, [e.source for e in examples], references).items()
+    }
+    best = max((_main(kind, found_) for found_ in trivial.values()), key=Metric.score)
+    return Evaluation(
+        kind=kind,
+        data=data,
+        rows=len(examples),
+        scores=scores,
+        differences={a.name: paired_difference(a, b) for a, b in zip(found["base"], found["adapted"], strict=True)},
+        trivial={name: {m.name: m.score() for m in found_} for name, found_ in trivial.items()},
+        over_trivial=paired_difference(best, _main(kind, found["adapted"])),
+        predictions=[
+            {
+                "where": example.where,
+                "prompt": example.messages[-1]["content"],
+                "references": list(example.references),
+                "base": a.text,
+                "adapted": b.text,
+                "base_stopped": a.stopped,
+                "adapted_stopped": b.stopped,
+            }
+            for example, a, b in zip(examples, plain, adapted, strict=True)
+        ],
+    )
+
+
+def _main(kind: Kind, found: list[Metric]) -> Metric:
+    return next(metric for metric in found if metric.name == MAIN[kind])
+
+
+def _scores(
+    kind: Kind, found: list[Metric], answers: list[Answer], references: Sequence[Sequence[str]], loss: float
+) -> dict[str, Any]:
+    n = len(answers)
+    texts = [answer.text for answer in answers]
+    scores: dict[str, Any] = {metric.name: metric.score() for metric in found}
+    if kind == "classification":
+        scores["per_class"] = per_class(texts, references)
+    if kind == "structured":
+        scores["per_field"] = per_field(texts, references)
+    scores["loss"] = loss
+    scores["perplexity"] = math.exp(min(loss, 700.0))
+    scores["stop_rate"] = sum(answer.stopped for answer in answers) / n
+    scores["empty_rate"] = sum(not text for text in texts) / n
+    return scores

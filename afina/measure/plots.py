@@ -1,0 +1,50 @@
+"""Plots as SVG text, readable on a light and on a dark page."""
+
+import io
+from collections.abc import Sequence
+
+from afina.core.events import HeldOut, Step
+
+_INK, _TRAIN, _HELD = "#7a7f87", "#8fb3d9", "#d1495b"
+
+
+def loss_curve(steps: Sequence[Step], held_out: Sequence[HeldOut]) -> str:
+    """Training loss of each step (thin), its running mean, and the held-out loss, over steps."""
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.2, 3.4), layout="constrained")
+    FigureCanvasSVG(figure)
+    axes = figure.add_subplot()
+    x = [step.step for step in steps]
+    axes.plot(x, [step.loss for step in steps], color=_TRAIN, linewidth=0.8, alpha=0.6, label="training, each step")
+    axes.plot(
+        x, _running_mean([step.loss for step in steps]), color=_TRAIN, linewidth=2, label="training, running mean"
+    )
+    axes.plot(
+        [e.step for e in held_out], [e.loss for e in held_out], color=_HELD, marker="o", linewidth=2, label="held out"
+    )
+    best = [e for e in held_out if e.best]
+    if best:
+        axes.plot(best[-1].step, best[-1].loss, "o", markersize=11, markerfacecolor="none", color=_HELD, label="kept")
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss, nats a token")
+    axes.set_ylim(bottom=0)
+    figure.patch.set_alpha(0)
+    axes.patch.set_alpha(0)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", alpha=0.25)
+    for part in (axes.xaxis.label, axes.yaxis.label):
+        part.set_color(_INK)
+    axes.tick_params(colors=_INK)
+    for spine in axes.spines.values():
+        spine.set_color(_INK)
+    axes.legend(frameon=False, labelcolor=_INK)
+    out = io.StringIO()
+    figure.savefig(out, format="svg", metadata={"Date": None})
+    text = out.getvalue()
+    return text[text.index("<svg") :]
+
+
+def _running_mean(values: Sequence[float], window: int = 10) -> list[float]:
+    return [sum(part := values[max(0, i - window + 1) : i + 1]) / len(part) for i in range(len(values))]

@@ -1,0 +1,156 @@
+"""The run's page, and the lines that tell a result in words and numbers, formed from the files of a run folder."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from afina.core.config import read_yaml
+from afina.core.events import Done, HeldOut, Step, parse
+from afina.core.files import read_json, read_jsonl, write_atomic
+from afina.measure.plots import loss_curve
+
+LABELS = {
+    "accuracy": "accuracy",
+    "macro_f1": "macro F1",
+    "field_accuracy": "field accuracy",
+    "exact_match": "exact match",
+    "valid_json": "valid JSON",
+    "bleu": "BLEU (lower-cased)",
+    "bleu_cased": "BLEU (cased)",
+    "chrf": "chrF",
+    "loss": "loss, nats a token",
+    "perplexity": "perplexity",
+    "stop_rate": "stop rate",
+    "empty_rate": "empty answers",
+}
+_PERCENT = {"accuracy", "field_accuracy", "exact_match", "valid_json", "stop_rate", "empty_rate", "macro_f1"}
+_EXAMPLES = 12
+
+
+def number(name: str, value: float, sign: bool = False) -> str:
+    """A score as people read it: rates in per cent, the others with as many digits as they deserve."""
+    plus = "+" if sign else ""
+    if name in _PERCENT:
+        return f"{100 * value:{plus}.1f} %"
+    if name == "perplexity" and abs(value) >= 1000:
+        return f"{value:{plus}.3g}"
+    return f"{value:{plus}.1f}" if name in ("bleu", "bleu_cased", "chrf") else f"{value:{plus}.3f}"
+
+
+def table(evaluation: dict[str, Any]) -> Iterator[dict[str, str]]:
+    """Base, adapted, difference and interval of each score, as text. `evaluation` is `evaluation.json`'s object."""
+    base, adapted = evaluation["base"], evaluation["adapted"]
+    for name, label in LABELS.items():
+        if name not in base:
+            continue
+        difference = evaluation["difference"].get(name)
+        row = {"label": label, "base": number(name, base[name]), "adapted": number(name, adapted[name])}
+        row |= {"difference": number(name, adapted[name] - base[name], sign=True), "interval": "", "tone": ""}
+        if difference:
+            row["interval"] = f"{number(name, difference['low'], True)} to {number(name, difference['high'], True)}"
+            row["tone"] = {"better": "good", "worse": "bad"}.get(difference["verdict"], "")
+        yield row
+
+
+def verdict(evaluation: dict[str, Any]) -> str:
+    """The result in one sentence or two."""
+    name = evaluation["main_metric"]
+    words = _compared(evaluation["difference"][name], name, "the base")
+    trivial = _compared(evaluation["over_trivial"], name, "a trivial answer")
+    return f"The adapted model is {words}; it is {trivial}."
+
+
+def _compared(difference: dict[str, Any], name: str, other: str) -> str:
+    size = f"{number(name, difference['value'], True)} {LABELS[name]}"
+    interval = f"95 % interval {number(name, difference['low'], True)} to {number(name, difference['high'], True)}"
+    than = "from" if difference["verdict"] == "not distinguishable" else "than"
+    return f"{difference['verdict']} {than} {other} ({size}, {interval})"
+
+
+def trivial_lines(evaluation: dict[str, Any]) -> list[str]:
+    name = evaluation["main_metric"]
+    return [f"{what} {number(name, scores[name])} {LABELS[name]}" for what, scores in evaluation["trivial"].items()]
+
+
+def write_report(run: Path) -> Path:
+    """Writes `report.html` of the run folder `run`: one file, readable without network."""
+    from jinja2 import Environment, FileSystemLoader
+
+    config = read_yaml(run / "config.yaml")
+    facts = read_json(run / "adapter" / "afina.json")
+    events = [parse(row) for row in read_jsonl(run / "metrics.jsonl")]
+    steps = [e for e in events if isinstance(e, Step)]
+    held_out = [e for e in events if isinstance(e, HeldOut)]
+    done = next((e for e in reversed(events) if isinstance(e, Done)), None)
+    evaluation = read_json(run / "evaluation.json") if (run / "evaluation.json").exists() else None
+    predictions = read_jsonl(run / "predictions.jsonl") if (run / "predictions.jsonl").exists() else []
+    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
+    page = environment.get_template("report.html").render(
+        title=run.name,
+        data=config["data"]["path"],
+        facts=facts["base"],
+        evaluation=evaluation,
+        verdict=verdict(evaluation) if evaluation else "",
+        table=list(table(evaluation)) if evaluation else [],
+        trivial=trivial_lines(evaluation) if evaluation else [],
+        details=list(_details(evaluation)) if evaluation else [],
+        curve=loss_curve(steps, held_out),
+        training=_training_line(done),
+        examples=predictions[:_EXAMPLES],
+        used=list(_used(config, facts)),
+        reasons=facts["reasons"],
+        commands=_commands(run),
+    )
+    write_atomic(run / "report.html", page)
+    return run / "report.html"
+
+
+def _training_line(done: Done | None) -> str:
+    if done is None:
+        return "Training did not come to its end."
+    return (
+        f"{done.steps} steps ({done.reason}), {done.tokens:,} tokens in {done.seconds / 60:.1f} minutes with evaluations: "
+        f"{done.tokens_per_second:.0f} tokens/s in training, {done.peak_memory_gb:.1f} GB peak memory."
+    )
+
+
+def _details(evaluation: dict[str, Any]) -> Iterator[tuple[str, list[str], list[tuple[str, list[str]]]]]:
+    base, adapted = evaluation["base"], evaluation["adapted"]
+    if "per_field" in adapted:
+        rows = [
+            (n, [f"{100 * base['per_field'][n]:.1f} %", f"{100 * v:.1f} %"]) for n, v in adapted["per_field"].items()
+        ]
+        yield "Each field", ["base", "adapted"], rows
+    if "per_class" in adapted:
+        columns = ["count", "base F1", "adapted F1", "adapted precision", "adapted recall"]
+        lines = [
+            (
+                n,
+                [
+                    f"{v['count']:.0f}",
+                    *(f"{100 * x:.1f} %" for x in (base["per_class"][n]["f1"], v["f1"], v["precision"], v["recall"])),
+                ],
+            )
+            for n, v in adapted["per_class"].items()
+        ]
+        yield "Each label", columns, lines
+
+
+def _used(config: dict[str, Any], facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    for name, value in facts["base"].items():
+        if value is not None:
+            yield f"base {name}", f"{value:,}" if isinstance(value, int) else str(value)
+    for section in ("data", "lora", "train"):
+        for name, value in config[section].items():
+            if value not in (None, {}, ()):
+                yield f"{section}.{name}", str(value)
+    for name in ("seed", "precision"):
+        yield name, str(config[name])
+
+
+def _commands(run: Path) -> str:
+    return (
+        f"afina generate {run} 'your prompt'\n"
+        f"afina eval {run} more.jsonl\n"
+        f"afina train --config {run / 'config.yaml'} --out another-run"
+    )

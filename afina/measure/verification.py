@@ -1,0 +1,59 @@
+"""Whether the adapter on disk is the adapter that was trained."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from afina.base.load import Base
+from afina.core.errors import VerificationFailed
+from afina.data.batch import collate
+from afina.data.template import IGNORED, Row
+from afina.lora.injection import disabled
+
+PROBE_ROWS = 4
+# Relative to the largest logit: the same sums in the same order, so only a different path may round differently.
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
+
+
+@dataclass(frozen=True)
+class Verification:
+    """Largest differences of logits: the reloaded adapter from training, and from the base without it."""
+
+    from_training: float
+    from_base: float
+
+
+@torch.no_grad()
+def probe(base: Base, rows: Sequence[Row]) -> Tensor:
+    """Logits of the model as it is now at the labelled positions of the first few of `rows`, in fp32."""
+    module = base.model.module
+    was_training = module.training
+    module.eval()
+    batch = collate(rows[:PROBE_ROWS], base.tokenizer.pad_id, next(module.parameters()).device)
+    logits = base.model.label_logits(batch.ids_BT, batch.mask_BT, batch.labels_BT != IGNORED)
+    module.train(was_training)
+    return logits.float().cpu()
+
+
+def verify(reloaded: Base, rows: Sequence[Row], trained: Tensor) -> Verification:
+    """Compares a fresh base with the adapter read from disk against the `trained` probe, and against itself without.
+
+    Raises `VerificationFailed` where the first differs or the second does not.
+    """
+    again = probe(reloaded, rows)
+    with disabled(reloaded.model.module):
+        plain = probe(reloaded, rows)
+    result = Verification((again - trained).abs().max().item(), (again - plain).abs().max().item())
+    allowed = TOLERANCE[reloaded.dtype] * trained.abs().max().item()
+    if not result.from_training <= allowed:
+        raise VerificationFailed(
+            f"the saved adapter does not give the trained model's logits: they differ by {result.from_training:.2g}, "
+            f"allowed is {allowed:.2g}\n  → do not use this adapter; please report it with the run's config.yaml"
+        )
+    if result.from_base == 0:
+        raise VerificationFailed(
+            "the adapter changes nothing: its logits are the base's\n  → train longer or with a higher --train.learning_rate"
+        )
+    return result

@@ -1,0 +1,291 @@
+"""The command line: parses, calls one public function, prints. Results on standard output, everything else on standard error."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NoReturn
+
+from afina.core.errors import AfinaError, OutputError, SettingsError, near, writing
+from afina.version import __version__
+
+_EPILOG = """\
+first run:
+  afina train examples.csv --prompt '{question}' --completion '{answer}' --out runs/first
+  afina generate runs/first 'a question' --base-too
+
+help on a command: afina COMMAND --help"""
+
+
+class Parser(argparse.ArgumentParser):
+    """An argparse parser whose errors are ours: one message, with names that look like the wrong one."""
+
+    def error(self, message: str) -> NoReturn:
+        flags = [flag for action in self._actions for flag in action.option_strings]
+        hint = "".join(near(word, flags) for word in message.split() if word.startswith("--"))
+        raise SettingsError(f"{message}.{hint}", f"`{self.prog} --help` lists what there is")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; the exit code: 0 done, 2 usage or input, 1 a run that failed, 130 after Ctrl-C."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        code = _run(arguments)
+        with writing("standard output"):
+            sys.stdout.flush()
+    except AfinaError as error:
+        return _fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
+    except BrokenPipeError:
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+        )  # whoever read us has gone; flush at exit must not fail
+        return 0
+    return code
+
+
+def _fail(message: str, code: int) -> int:
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    print(f"afina: {message}", file=sys.stderr)
+    return code
+
+
+def _run(arguments: list[str]) -> int:
+    parser = Parser(
+        prog="afina",
+        description="Adapt a language model to your task with LoRA, and see whether it got better.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"afina {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
+    for name, (summary, fill, _) in _COMMANDS.items():
+        command = commands.add_parser(
+            name,
+            help=summary,
+            description=summary,
+            allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        if name in arguments[:1]:
+            fill(command)
+    if not arguments:
+        parser.print_help()
+        return 0
+    options = parser.parse_args(arguments)
+    return _COMMANDS[options.command][2](options)
+
+
+def _train_flags(parser: argparse.ArgumentParser) -> None:
+    from afina.core.config import fields
+    from afina.jobs.settings import RunSettings
+
+    parser.usage = "afina train DATA [--prompt TEXT] [--completion TEXT] [--base BASE] [--out DIR] [flags]"
+    parser.add_argument("data", nargs="?", metavar="DATA", help="file of examples (.jsonl, .json, .csv)")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="YAML file of settings; flags override it")
+    groups: dict[str, Any] = {"": parser.add_argument_group("run")}
+    for field in fields(RunSettings):
+        if field.path == "data.path":
+            continue
+        section = field.path.rpartition(".")[0]
+        if section not in groups:
+            groups[section] = parser.add_argument_group(section)
+        default = "" if field.default in (None, (), {}) or field.switch else f" [{field.default}]"
+        options: dict[str, Any] = {
+            "dest": field.path,
+            "default": argparse.SUPPRESS,
+            "help": f"{field.help}{default}".replace("%", "%%"),
+        }
+        if field.switch:
+            options["action"] = "store_true"
+        else:
+            options["metavar"] = field.path.rpartition(".")[2].upper()
+        groups[section].add_argument(*reversed(field.flags), **options)
+
+
+def _train(options: argparse.Namespace) -> int:
+    import yaml
+
+    from afina.core.config import build, fields, merge, nest, read_yaml
+    from afina.jobs.settings import RunSettings
+
+    given = vars(options)
+    values: dict[str, Any] = {}
+    for field in fields(RunSettings):
+        if field.path in given:
+            value = given[field.path]
+            if isinstance(value, str) and not field.text:
+                with suppress(yaml.YAMLError):  # the settings then say what is wrong with the text
+                    value = yaml.safe_load(value)
+            values[field.path] = value
+    if options.data is not None:
+        values["data.path"] = options.data
+    tree = merge(read_yaml(options.config) if options.config else {}, nest(values))
+    if not isinstance(tree.get("data"), dict) or "path" not in tree["data"]:
+        raise SettingsError("no DATA was given", "afina train DATA: a file of examples (.jsonl, .json or .csv)")
+    settings = build(RunSettings, tree)
+
+    from afina.jobs.train import train
+    from afina.ui.display import Display, show_result
+
+    with Display() as display:
+        result = train(settings, display)
+    show_result(result.evaluation.json(), {"adapter": result.adapter, "report": result.report})
+    print(f"\nTry it:  afina generate {result.folder} 'your prompt' --base-too")
+    return 0
+
+
+def _run_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, metavar="RUN", help="folder that `afina train` wrote, or an adapter's folder")
+    parser.add_argument("--device", metavar="DEVICE", help="cpu, cuda, mps; by default the best that is there")
+    parser.add_argument("--cache-dir", type=Path, metavar="DIR", help="where downloaded models are kept")
+
+
+def _eval_flags(parser: argparse.ArgumentParser) -> None:
+    _run_flags(parser)
+    parser.add_argument("data", type=Path, metavar="DATA", help="file of examples that were not trained on")
+    parser.add_argument("--references", metavar="COLUMN", help="column with the right answer, or a list of them")
+    parser.add_argument("--limit", type=_positive, metavar="N", help="only the first N rows")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _eval(options: argparse.Namespace) -> int:
+    from afina.jobs.evaluate import evaluate
+    from afina.ui.display import Display, show_result
+
+    with Display() as display:
+        result = evaluate(
+            options.run,
+            options.data,
+            references=options.references,
+            limit=options.limit,
+            listener=display,
+            device=options.device,
+            cache_dir=options.cache_dir,
+        )
+    if options.json:
+        _print(json.dumps(result.json(), ensure_ascii=False))
+    else:
+        show_result(result.json(), {"predictions": options.run / "predictions.jsonl"})
+    return 0
+
+
+def _generate_flags(parser: argparse.ArgumentParser) -> None:
+    _run_flags(parser)
+    parser.add_argument("prompt", nargs="?", metavar="PROMPT", help="the user's turn, word for word")
+    parser.add_argument(
+        "--data", type=Path, metavar="FILE", help="answer every row of a file, through the run's prompt template"
+    )
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the answers as JSONL instead of printing them")
+    parser.add_argument("--base-too", action="store_true", help="the base's answer beside the adapted model's")
+
+
+def _generate(options: argparse.Namespace) -> int:
+    if (options.prompt is None) == (options.data is None):
+        raise SettingsError("afina generate takes either PROMPT or --data FILE", "give one of them")
+    if options.out and options.out.is_dir():
+        raise OutputError(f"cannot write {options.out}: it is a folder, not a file", "give a file's name with --out")
+    from afina.core.files import write_jsonl
+    from afina.jobs.generate import generate
+    from afina.ui.display import Display
+
+    with Display() as display:
+        rows = generate(
+            options.run,
+            options.data or [options.prompt],
+            base_too=options.base_too,
+            listener=display,
+            device=options.device,
+            cache_dir=options.cache_dir,
+        )
+    if options.out:
+        write_jsonl(options.out, rows)
+        print(f"{len(rows)} answers in {options.out}", file=sys.stderr)
+    elif options.data:
+        for row in rows:
+            _print(json.dumps(row, ensure_ascii=False))
+    elif options.base_too:
+        _print(f"base:    {rows[0]['base']}\nadapted: {rows[0]['answer']}")
+    else:
+        _print(rows[0]["answer"])
+    return 0
+
+
+def _models_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "action", choices=["list", "show", "pull"], help="the catalogue, the facts of a model, or a download"
+    )
+    parser.add_argument("name", nargs="?", metavar="NAME", help="catalogue name, hub id, folder or .gguf file")
+    parser.add_argument("--revision", metavar="REV", help="branch, tag or commit of a hub model")
+    parser.add_argument("--cache-dir", type=Path, metavar="DIR", help="where downloaded models are kept")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _models(options: argparse.Namespace) -> int:
+    from dataclasses import asdict
+
+    from afina.base.catalogue import CATALOGUE
+
+    if options.action == "list":
+        if options.name:
+            raise SettingsError(
+                f"afina models list takes no name, {options.name!r} was given", "afina models show NAME"
+            )
+        if options.json:
+            _print(json.dumps({name: asdict(entry) for name, entry in CATALOGUE.items()}))
+            return 0
+        for entry in CATALOGUE.values():
+            _print(
+                f"{entry.name:10} {entry.title}: {entry.parameters / 1e6:.0f} M parameters, {entry.size_mb} MB, {entry.licence}"
+            )
+        return 0
+    if not options.name:
+        raise SettingsError(f"afina models {options.action} needs a NAME", "`afina models list` shows the catalogue")
+    if options.action == "show" and options.name in CATALOGUE:
+        card: dict[str, Any] = asdict(CATALOGUE[options.name])
+    else:
+        from afina.base.load import describe
+
+        card = describe(options.name, revision=options.revision, cache_dir=options.cache_dir).card()
+    if options.json:
+        _print(json.dumps(card))
+        return 0
+    for key, value in card.items():
+        if value is not None:
+            shown = f"{value:,}" if isinstance(value, int) else ", ".join(value) if isinstance(value, tuple) else value
+            _print(f"{key.replace('_', ' '):15} {shown}")
+    return 0
+
+
+def _print(text: str) -> None:
+    with writing("standard output"):
+        print(text)
+
+
+def _positive(text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return value
+
+
+_COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], int]]] = {
+    "train": ("adapt a base model to a file of examples, verify and evaluate it", _train_flags, _train),
+    "eval": ("score an adapted model and its base on a file of examples", _eval_flags, _eval),
+    "generate": ("let an adapted model answer", _generate_flags, _generate),
+    "models": ("base models: the catalogue, facts, downloads", _models_flags, _models),
+}
+
+if __name__ == "__main__":
+    sys.exit(main())
