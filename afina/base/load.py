@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from afina.base import gguf, sources, tokenizer
@@ -126,7 +127,7 @@ def _from_gguf(source: Source, dtype: torch.dtype) -> tuple[Any, Tokenizer]:
     with torch.device("meta"):
         module = _empty(_config(source))
     weights = gguf.llama_weights(file, dtype)
-    missing, unexpected = module.load_state_dict(weights, strict=False, assign=True)
+    _, unexpected = module.load_state_dict(weights, strict=False, assign=True)
     module.tie_weights()
     absent = [name for name, value in module.named_parameters() if value.is_meta]
     if unexpected or absent:
@@ -147,14 +148,14 @@ def _materialise_buffers(module: nn.Module) -> None:
 def _from_folder(source: Source, dtype: torch.dtype) -> tuple[Any, Tokenizer]:
     from transformers import AutoModelForCausalLM, GenerationConfig
 
-    _empty_check = _config(source)
+    config = _config(source)
     stops: list[int] = []
     if (source.path / "generation_config.json").is_file():
         end = GenerationConfig.from_pretrained(source.path).eos_token_id
         stops = [end] if isinstance(end, int) else list(end or [])
     tok = tokenizer.from_folder(source.path, stops)
     with torch.device("meta"):
-        _empty(_empty_check)
+        _empty(config)  # says what is wrong with an architecture before its weights are read
     try:
         module, info = AutoModelForCausalLM.from_pretrained(
             source.path,
@@ -164,7 +165,7 @@ def _from_folder(source: Source, dtype: torch.dtype) -> tuple[Any, Tokenizer]:
             local_files_only=True,
             output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise BaseModelError(
             f"{source.path}: the weights cannot be loaded ({str(error).splitlines()[0][:200]})",
             "the folder needs whole *.safetensors files that fit its config.json",

@@ -17,9 +17,7 @@ from afina.core.errors import BaseModelError
 Message = dict[str, Any]  # {"role": "system" | "user" | "assistant" | …, "content": str}
 
 # For models without a chat template of their own: the texts on lines of their own, the answer ended by eos.
-PLAIN_TEMPLATE = (
-    "{% for m in messages %}{{ m['content'] }}{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}\n{% endfor %}"
-)
+PLAIN_TEMPLATE = "{% for m in messages %}{{ m['content'] }}{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\n' }}{% endfor %}"
 _PROBE = "Xq7probe"
 
 
@@ -151,7 +149,7 @@ def _byte_level_bpe(meta: dict[str, Any]) -> Any:
 
     control, user_defined = 3, 4
     vocabulary = {text: i for i, text in enumerate(meta["tokens"])}
-    merges = [tuple(pair.split(" ", 1)) for pair in meta["merges"]]
+    merges = [tuple(pair.split(" ", 1)) for pair in meta.get("merges", [])]
     backend = Backend(models.BPE(vocab=vocabulary, merges=merges))
     bytes_ = pre_tokenizers.ByteLevel(add_prefix_space=bool(meta.get("add_space_prefix", False)), use_regex=True)
     digits = pre_tokenizers.Digits(individual_digits=True)  # 'smollm' writes every number digit by digit

@@ -5,12 +5,14 @@ import json
 import platform
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import platformdirs
 import psutil
 import torch
 
+from afina.core.errors import OutputError
 from afina.core.files import write_json
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -54,10 +56,8 @@ def _bf16_speedup(device: torch.device, cache: Path) -> float:
     except (OSError, ValueError, KeyError, TypeError):
         pass
     ratio = _product_seconds(torch.float32, device) / _product_seconds(torch.bfloat16, device)
-    try:
+    with suppress(OutputError):  # a cache that cannot be written costs a second a run, no more
         write_json(path, {key: round(ratio, 2)})
-    except Exception:  # noqa: S110 - a cache that cannot be written costs a second a run, no more
-        pass
     return ratio
 
 
@@ -104,12 +104,14 @@ def peak_memory_gb() -> float:
 def keep_freed_memory() -> None:
     """Tells glibc to keep freed memory for the next tensor: giving it back and fetching it anew costs a third of a step.
 
-    Does nothing where the C library is another one.
+    One arena for all threads, since autograd frees in one thread what another allocated; large blocks (4 MB) still go
+    back, or the heap would grow by fragments. Does nothing where the C library is another one.
     """
     if sys.platform != "linux":
         return
-    trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
+    trim_threshold, mmap_threshold, arena_max = -1, -3, -8  # of malloc.h
     library = ctypes.CDLL(None)
     if hasattr(library, "gnu_get_libc_version"):
-        library.mallopt(mmap_threshold, 1 << 30)
+        library.mallopt(arena_max, 1)
+        library.mallopt(mmap_threshold, 4 << 20)
         library.mallopt(trim_threshold, (1 << 31) - 1)

@@ -134,6 +134,8 @@ def _converter(settings: DataSettings, columns: list[str], needs_completion: boo
             raise Unusable("the prompt is empty")
         has_answer = all(record.values.get(name) is not None for name in completion.columns)
         answer = completion.fill(record.values) if needs_completion or has_answer else None
+        if not needs_completion and not (answer or "").strip():
+            answer = None  # a question without an answer can still be asked
         messages: list[Message] = [{"role": "user", "content": asked}]
         return _example(messages, answer, prompt.source(record.values), record, settings)
 

@@ -71,6 +71,7 @@ def load_adapter(model: nn.Module, folder: Path) -> LoraConfig:
     state = _read_weights(folder / WEIGHTS)
     inject(model, config)
     own = adapter_state(model)
+    _drop_base_copies(model, state)
     problems = [f"{name} is missing" for name in own if name not in state]
     problems += [f"{name} belongs to no layer of this base" for name in state if name not in own]
     problems += [
@@ -134,6 +135,14 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
         ) from error
     except SafetensorError as error:
         raise AdapterError(f"{path} is damaged: {error}", "copy it again from where it was made") from error
+
+
+def _drop_base_copies(model: nn.Module, state: dict[str, Tensor]) -> None:
+    """PEFT saves a whole embedding beside its adapter; one that equals the base's own says nothing new."""
+    for path, layer in lora_layers(model):
+        name = f"{_PREFIX}{path}.base_layer.weight"
+        if name in state and torch.equal(state[name], layer.weight.to(state[name].dtype)):
+            del state[name]
 
 
 def _from_peft(names: str | list[str] | tuple[str, ...]) -> str | tuple[str, ...]:

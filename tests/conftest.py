@@ -1,0 +1,107 @@
+"""Tiny random models and small files: everything here runs offline and in seconds."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from afina.base.load import Base, load_base
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+
+
+def byte_tokenizer(chat_template: str | None = CHATML, eos: str = "<|im_end|>"):
+    """One token a byte, and ChatML's special tokens."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {text: i for i, text in enumerate(SPECIALS + sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_tokens([AddedToken(text, special=True, normalized=False) for text in SPECIALS])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token=eos, pad_token=eos, chat_template=chat_template, model_max_length=512
+    )
+
+
+def tiny_config(kind: str = "llama"):
+    from transformers import BertConfig, GPT2Config, LlamaConfig, Qwen3Config
+
+    small = {"vocab_size": 259, "max_position_embeddings": 512}
+    wide = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    if kind == "llama":
+        return LlamaConfig(**small, **wide, num_key_value_heads=2, tie_word_embeddings=True, eos_token_id=2)
+    if kind == "qwen3":
+        return Qwen3Config(**small, **wide, num_key_value_heads=2, head_dim=16, eos_token_id=2)
+    if kind == "gpt2":
+        return GPT2Config(
+            vocab_size=259, n_positions=512, n_embd=32, n_layer=2, n_head=4, eos_token_id=2, bos_token_id=2
+        )
+    return BertConfig(**small, **wide)
+
+
+def tiny_module(kind: str = "llama", seed: int = 0):
+    """A random model in evaluation mode; BERT as an encoder, the others with their language-model head."""
+    from transformers import AutoModel, AutoModelForCausalLM
+
+    torch.manual_seed(seed)
+    maker = AutoModel if kind == "bert" else AutoModelForCausalLM
+    model = maker.from_config(tiny_config(kind)).eval()
+    if kind == "llama":
+        model.get_input_embeddings().weight.data *= 20  # tied to the head: a frozen head this small could say nothing
+    return model
+
+
+def save_tiny(folder: Path, kind: str = "llama", seed: int = 0, **tokenizer) -> Path:
+    tiny_module(kind, seed).save_pretrained(folder)
+    byte_tokenizer(**tokenizer).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny(tmp_path_factory.mktemp("base") / "tiny-llama")
+
+
+@pytest.fixture
+def tiny(tiny_folder: Path) -> Base:
+    return load_base(str(tiny_folder), precision="fp32", device="cpu")
+
+
+@pytest.fixture(scope="session")
+def starter() -> Base:
+    """The real starter model, where it was downloaded before (`afina models pull starter`)."""
+    from afina.base.catalogue import CATALOGUE
+    from afina.core.device import default_cache
+
+    entry = CATALOGUE["starter"]
+    if not (default_cache() / "models" / entry.sha256[:16] / Path(entry.member).name).exists():
+        pytest.skip("the starter model is not in the cache; `afina models pull starter` fetches it")
+    return load_base("starter", precision="fp32", device="cpu")
+
+
+@pytest.fixture
+def shared() -> Path:
+    """The folder of real data sets beside the checkout."""
+    folder = Path(__file__).parents[2] / "shared" / "datasets"
+    if not folder.is_dir():
+        pytest.skip("the real data sets are not beside this checkout")
+    return folder
+
+
+def write_rows(path: Path, rows: list[dict]) -> Path:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def colours(tmp_path: Path) -> Path:
+    """A task that a tiny model learns in seconds: the answer is one of two words, by the first letter of the prompt."""
+    rows = [{"q": f"{'a' if i % 2 else 'b'}{i:02d}", "a": "red" if i % 2 else "blue"} for i in range(60)]
+    return write_rows(tmp_path / "colours.jsonl", rows)

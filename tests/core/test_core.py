@@ -1,0 +1,106 @@
+"""Settings, files, events, device."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from afina.core import device
+from afina.core.config import Settings, build, fields, merge, nest, read_yaml, setting
+from afina.core.errors import OutputError, SettingsError
+from afina.core.events import Done, HeldOut, MetricsFile, Notice, Step, parse
+from afina.core.files import read_jsonl, sha256, write_atomic
+
+
+class Inner(Settings):
+    size: int = setting(3, "--size", ge=1)
+    """How many."""
+
+
+class Outer(Settings):
+    name: str = "x"
+    """What it is called."""
+    fast: bool = False
+    """Whether to hurry."""
+    inner: Inner = Inner()
+
+
+def test_settings_are_declared_once_and_derived() -> None:
+    found = {f.path: f for f in fields(Outer)}
+    assert list(found) == ["name", "fast", "inner.size"]
+    assert found["inner.size"].flags == ("--inner.size", "--size")
+    assert found["inner.size"].help == "How many."
+    assert found["fast"].switch
+    assert build(Outer, nest({"inner.size": "4"})).inner.size == 4
+    assert merge({"inner": {"size": 2}, "name": "a"}, {"inner": {"size": 5}}) == {"inner": {"size": 5}, "name": "a"}
+
+
+def test_all_problems_are_said_at_once() -> None:
+    with pytest.raises(SettingsError) as caught:
+        build(Outer, {"nam": "y", "inner": {"size": 0}})
+    assert "2 problems" in str(caught.value)
+    assert "unknown setting 'nam'. Did you mean 'name'?" in str(caught.value)
+    assert "--size is 0" in str(caught.value)
+
+
+def test_yaml_that_is_none(tmp_path: Path) -> None:
+    for text, words in (("- a\n", "holds a list"), ("a: [", "not valid YAML")):
+        (tmp_path / "c.yaml").write_text(text)
+        with pytest.raises(SettingsError, match=words):
+            read_yaml(tmp_path / "c.yaml")
+
+
+def test_atomic_write_leaves_the_old_file_and_no_litter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a" / "file"
+    write_atomic(path, "old")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OutputError, match="no space left"):
+        write_atomic(path, "new")
+    assert path.read_text() == "old"
+    assert os.listdir(path.parent) == ["file"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_device_is_written_not_replaced() -> None:
+    with pytest.raises(OutputError, match="no space left"):
+        write_atomic(Path("/dev/full"), "text")
+    assert Path("/dev/full").is_char_device()
+
+
+def test_metrics_file_round_trip(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    events = [
+        Step(1, 2, 0.5, 1.5, 1e-3, 0.7, 100.0, 1.0, 3.0, 3.0),
+        HeldOut(1, 1.25, 3.49, True),
+        Done(2, "completed", 6.0, 200, 100.0, 1.1),
+    ]
+    record = MetricsFile(path)
+    for event in (*events, Notice("not recorded")):
+        record(event)
+    with path.open("a") as file:
+        file.write('{"event": "st')  # killed in the middle of a line
+    assert [parse(row) for row in read_jsonl(path)] == events
+
+
+def test_sha256_is_of_the_content(tmp_path: Path) -> None:
+    (tmp_path / "f").write_bytes(b"abc")
+    assert sha256(tmp_path / "f") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_precision_is_measured_once_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.device("cpu")
+    assert device.pick_dtype("fp32", cpu, tmp_path)[0] == torch.float32
+    assert device.pick_dtype("bf16", cpu, tmp_path)[0] == torch.bfloat16
+    seconds = {torch.float32: 3.0, torch.bfloat16: 1.0}
+    monkeypatch.setattr(device, "_product_seconds", lambda dtype, _: seconds[dtype])
+    assert device.pick_dtype("auto", cpu, tmp_path)[0] == torch.bfloat16
+    seconds[torch.bfloat16] = 3.0
+    assert device.pick_dtype("auto", cpu, tmp_path)[0] == torch.bfloat16  # as kept
+    assert json.loads((tmp_path / "bf16_speedup.json").read_text()).popitem()[1] == 3.0
+    assert device.pick_dtype("auto", cpu, tmp_path / "other")[0] == torch.float32

@@ -1,0 +1,241 @@
+"""From files to rows: what is read, what is rejected and why, what is learned."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import byte_tokenizer, write_rows
+
+from afina.base.tokenizer import wrap
+from afina.core.errors import DataError
+from afina.data.batch import collate, epoch_order
+from afina.data.load import load_data, read_examples
+from afina.data.mapping import Template, Unusable
+from afina.data.read import read
+from afina.data.settings import DataSettings
+from afina.data.split import sample, split
+from afina.data.template import IGNORED, prompt_ids, render
+
+
+def examples(path: Path, **settings):
+    return read_examples(DataSettings(path=path, **settings), needs_completion=True)
+
+
+def test_three_formats_say_the_same(tmp_path: Path) -> None:
+    rows = [{"prompt": 'a "quoted"\ntext', "completion": "x, y"}, {"prompt": "olá\u2028é", "completion": "z"}]
+    write_rows(tmp_path / "d.jsonl", rows)
+    (tmp_path / "d.json").write_text(json.dumps({"data": rows}))
+    (tmp_path / "d.csv").write_text('\ufeffprompt,completion\r\n"a ""quoted""\ntext","x, y"\r\nolá\u2028é,z\r\n')
+    found = [[(e.messages, e.completion) for e in examples(tmp_path / f"d.{s}")[0]] for s in ("jsonl", "json", "csv")]
+    assert found[0] == found[1] == found[2]
+    assert found[0][0] == (({"role": "user", "content": 'a "quoted"\ntext'},), "x, y")
+
+
+def test_rejected_rows_have_place_and_reason(tmp_path: Path) -> None:
+    (tmp_path / "d.csv").write_text('q,a\n1,x\n2\n"3\n3",\n4,y\n')
+    kept, rejected = examples(tmp_path / "d.csv", prompt="{q}", completion="{a}")
+    assert [e.where for e in kept] == [f"{tmp_path}/d.csv:2", f"{tmp_path}/d.csv:6"]
+    assert [(r.where.rsplit(":", 1)[1], r.reason) for r in rejected] == [
+        ("3", "1 fields, the header has 2"),
+        ("4", "the completion is empty"),
+    ]
+    write_rows(tmp_path / "d.jsonl", [{"q": "1", "a": None}, {"a": "x"}, {"q": " ", "a": "x"}, {"q": "ok", "a": "x"}])
+    kept, rejected = examples(tmp_path / "d.jsonl", prompt="{q}", completion="{a}")
+    assert len(kept) == 1
+    assert [r.reason for r in rejected] == [
+        "column 'a' is missing or null",
+        "column 'q' is missing or null",
+        "the prompt is empty",
+    ]
+
+
+def test_template() -> None:
+    values = {"a": "x", "b": [1, {"c": 2}], "name with space": ["s", "t"], "d": {"k": None}}
+    assert Template("{{{a}}} {b} {name with space}", "-").fill(values) == '{x} [1, {"c": 2}] s t'
+    assert Template("{b[1][c]}-{name with space[0]}", "-").fill(values) == "2-s"
+    assert Template("Say {a}: {name with space}", "-").source(values) == "x s t"
+    for text in ("{a", "a}", "{}", "no column"):
+        with pytest.raises(DataError):
+            Template(text, "--prompt")
+    with pytest.raises(Unusable, match=r"no item \[9\]"):
+        Template("{b[9]}", "-").fill(values)
+
+
+def test_messages_and_references(tmp_path: Path) -> None:
+    chat = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    rows = [
+        {"messages": chat},
+        {"messages": chat[:1]},
+        {"messages": [{"role": "robot", "content": "x"}]},
+        {"messages": 3},
+    ]
+    kept, rejected = examples(write_rows(tmp_path / "c.jsonl", rows), system="Be brief.")
+    assert kept[0].messages == ({"role": "system", "content": "Be brief."}, chat[0])
+    assert kept[0].references == ("Hello",)
+    assert len(rejected) == 3
+    path = write_rows(
+        tmp_path / "r.jsonl", [{"q": "a", "refs": ["x", "y"]}, {"q": "b", "refs": "z"}, {"q": "c", "refs": []}]
+    )
+    settings = DataSettings(path=path, prompt="{q}", completion="{gone}", references="refs")
+    kept, rejected = read_examples(settings, needs_completion=False)
+    assert [e.references for e in kept] == [("x", "y"), ("z",)]
+    assert kept[0].completion is None
+    assert len(rejected) == 1
+
+
+def example_of(tmp_path: Path, *turns: str):
+    chat = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(turns)]
+    return examples(write_rows(tmp_path / "one.jsonl", [{"messages": chat}]))[0][0]
+
+
+def learned(tok, row) -> list[str]:
+    """The stretches of the row that carry labels, as text."""
+    runs, run = [], []
+    for token, label in zip(row.input_ids, row.labels, strict=True):
+        assert label in (token, IGNORED)
+        if label == IGNORED:
+            runs += [run] if run else []
+            run = []
+        else:
+            run.append(token)
+    return [tok.inner.decode(r) for r in [*runs, run] if r]
+
+
+def test_exactly_the_assistants_turns_are_learned(tmp_path: Path) -> None:
+    tok = wrap(byte_tokenizer(), [])
+    row = render(tok, example_of(tmp_path, "Hi", "Hello", "And?", "Bye now"))
+    assert learned(tok, row) == ["Hello<|im_end|>", "Bye now<|im_end|>"]
+    whole = tok.inner.decode(row.input_ids)
+    assert whole == (
+        "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello<|im_end|>\n"
+        "<|im_start|>user\nAnd?<|im_end|>\n<|im_start|>assistant\nBye now<|im_end|>"
+    )
+
+
+def test_the_prompt_is_the_same_in_training_and_at_inference(tmp_path: Path) -> None:
+    tok = wrap(byte_tokenizer(), [])
+    example = example_of(tmp_path, "Hi", "Hello")
+    row = render(tok, example)
+    prompt = prompt_ids(tok, example.messages)
+    assert row.input_ids[: len(prompt)] == prompt
+    assert row.labels[len(prompt) - 1] == IGNORED
+    assert row.labels[len(prompt)] == row.input_ids[len(prompt)]
+
+
+def test_templates_that_trim_think_or_forget(tmp_path: Path) -> None:
+    trims = "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] | trim }}<|im_end|>{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
+    tok = wrap(byte_tokenizer(chat_template=trims), [])
+    assert learned(tok, render(tok, example_of(tmp_path, "Hi", "  Hello "))) == ["Hello<|im_end|>"]
+    thinks = trims.replace("%}[assistant]{%", "%}[assistant]<think></think>{%")
+    tok = wrap(byte_tokenizer(chat_template=thinks), [])
+    assert learned(tok, render(tok, example_of(tmp_path, "Hi", "Hello"))) == ["Hello<|im_end|>"]
+    with pytest.raises(Unusable, match="changes earlier turns"):
+        render(tok, example_of(tmp_path, "Hi", "Hello", "And?", "Bye"))
+    no_system = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}" + trims
+    tok = wrap(byte_tokenizer(chat_template=no_system), [])
+    with pytest.raises(Unusable, match="no system"):
+        prompt_ids(tok, [{"role": "system", "content": "x"}, {"role": "user", "content": "y"}])
+
+
+def test_one_bos(tmp_path: Path) -> None:
+    from tokenizers.processors import TemplateProcessing
+
+    def with_bos(template: str):
+        inner = byte_tokenizer(chat_template=template)
+        inner.bos_token = "<|endoftext|>"
+        inner.backend_tokenizer.post_processor = TemplateProcessing(
+            single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)]
+        )
+        return wrap(inner, [])
+
+    plain = "{% for m in messages %}{{ m['content'] }}<|im_end|>{% endfor %}"
+    for template in (plain, "{{ bos_token }}" + plain):
+        row = render(with_bos(template), example_of(tmp_path, "Hi", "Hello"))
+        assert row.input_ids.count(0) == 1
+        assert row.input_ids[0] == 0
+        assert row.labels[0] == IGNORED
+
+
+def test_split_keeps_identical_prompts_together(tmp_path: Path) -> None:
+    rows = [{"prompt": f"p{i // 3}", "completion": str(i)} for i in range(90)]
+    found, _ = examples(write_rows(tmp_path / "g.jsonl", rows))
+    train, held = split(found, 0.1, 100, seed=4)
+    assert len(held) == 9
+    assert len(train) + len(held) == 90
+    assert not {e.prompt_key for e in train} & {e.prompt_key for e in held}
+    assert split(found, 0.1, 100, seed=4) == (train, held)
+    assert split(found, 0.1, 100, seed=5) != (train, held)
+    assert len(split(found, 0.5, 6, seed=4)[1]) == 6
+    with pytest.raises(DataError, match="only 1 different prompt"):
+        split(found[:3], 0.1, 100, seed=0)
+
+
+def test_sample_is_by_seed_and_in_order() -> None:
+    assert sample(range(5), None, 0) == sample(range(5), 9, 0) == [0, 1, 2, 3, 4]
+    drawn = sample(range(1000), 50, 1)
+    assert drawn == sorted(drawn) == sample(range(1000), 50, 1) != sample(range(1000), 50, 2)
+
+
+def test_too_long_rows(tmp_path: Path, tiny) -> None:
+    rows = [{"prompt": f"{i} {'x' * (200 if i == 5 else 3)} end", "completion": f"answer {i}"} for i in range(20)]
+    path = write_rows(tmp_path / "long.jsonl", rows)
+
+    def load(**settings):
+        return load_data(DataSettings(path=path, max_length=120, **settings), tiny)
+
+    with pytest.raises(DataError, match=r"(?s)1 of 20 rows are longer than 120 tokens.*--data.too_long"):
+        load()
+    dropped = load(too_long="drop")
+    assert len(dropped.train) + len(dropped.held_out) == 19
+    assert [r.where for r in dropped.rejected] == [f"{path}:6"]
+    cut = load(too_long="cut")
+    (row,) = [r for r in cut.train + cut.held_out if r.where == f"{path}:6"]
+    assert 100 < len(row.input_ids) <= 120
+    assert tiny.tokenizer.inner.decode([label for label in row.labels if label != IGNORED]) == "answer 5<|im_end|>"
+    assert cut.notices == ["1 prompts were cut to fit 120 tokens"]
+
+
+def test_eval_file_limit_and_seed(tmp_path: Path, tiny) -> None:
+    path = write_rows(tmp_path / "t.jsonl", [{"prompt": str(i), "completion": "x"} for i in range(50)])
+    other = write_rows(tmp_path / "e.jsonl", [{"prompt": f"e{i}", "completion": "x"} for i in range(7)])
+    data = load_data(DataSettings(path=path, eval_path=other, limit=20), tiny, seed=1)
+    assert (len(data.train), len(data.held_out)) == (20, 7)
+    assert data.train != load_data(DataSettings(path=path, eval_path=other, limit=20), tiny, seed=2).train
+
+
+def test_collate_shifts_labels_and_pads(tmp_path: Path) -> None:
+    tok = wrap(byte_tokenizer(), [])
+    short, long = render(tok, example_of(tmp_path, "a", "b")), render(tok, example_of(tmp_path, "abc", "defg"))
+    batch = collate([short, long], tok.pad_id, torch.device("cpu"))
+    assert batch.ids_BT.shape == (2, len(long.input_ids))
+    assert batch.mask_BT.sum(1).tolist() == [len(short.input_ids), len(long.input_ids)]
+    at = batch.labels_BT[0] != IGNORED
+    assert batch.labels_BT[0][at].tolist() == batch.ids_BT[0].roll(-1)[at].tolist() == tok.encode("b<|im_end|>")
+    assert (batch.tokens, batch.labelled) == (len(short.input_ids) + len(long.input_ids), 2 + 5)
+
+
+def test_epoch_orders_differ_and_repeat() -> None:
+    assert epoch_order(30, 1, 0) == epoch_order(30, 1, 0)
+    assert sorted(epoch_order(30, 1, 0)) == list(range(30))
+    assert len({tuple(epoch_order(30, s, e)) for s in (1, 2) for e in (0, 1)}) == 4
+
+
+def test_files_that_are_not_what_they_say(tmp_path: Path) -> None:
+    cases = {
+        "broken.jsonl": (b'{"a": 1}\n' * 6 + b'{"a": \n', r"broken\.jsonl:7: not JSON"),
+        "nan.jsonl": (b'{"a": NaN}\n', "NaN is not a JSON number"),
+        "deep.jsonl": (b"[" * 100_000, "nested too deeply"),
+        "binary.csv": (b"a,b\n\x00\x01", "binary"),
+        "latin.csv": ("a,b\nx,ação\n".encode("latin-1"), r"latin\.csv:2: byte 0xe7 is not UTF-8"),
+        "empty.jsonl": (b"", "is empty"),
+        "header.csv": (b"a,a\n1,2\n", "empty or repeated names"),
+        "word.json": (b'"x"', "holds a str"),
+        "object.json": (b'{"a": 1}', "0 lists"),
+        "quotes.csv": (b'a,b\n"x,1\n', "not CSV"),
+        "data.txt": (b"x", "not read"),
+    }
+    for name, (content, words) in cases.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(DataError, match=words):
+            read(tmp_path / name)

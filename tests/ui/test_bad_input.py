@@ -1,0 +1,177 @@
+"""Bad input: one clear message on standard error, exit code 2, no traceback, and nothing written or lost."""
+
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import save_tiny, write_rows
+
+from afina.ui.cli import main
+
+ROWS = [{"q": f"{i} bottles", "a": "few" if i < 20 else "many"} for i in range(40)]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Path:
+    """A folder with good data, a trained run, and all kinds of bad things."""
+    folder = tmp_path_factory.mktemp("place")
+    write_rows(folder / "good.jsonl", ROWS)
+    (folder / "empty.jsonl").write_text("")
+    (folder / "binary.jsonl").write_bytes(bytes(range(256)))
+    (folder / "line7.jsonl").write_text('{"q": "x", "a": "y"}\n' * 6 + '{"q": "x", "a"\n')
+    (folder / "header.csv").write_text("q,a\n")
+    (folder / "latin.csv").write_bytes("q,a\ncoração,sim\n".encode("latin-1"))
+    write_rows(folder / "same.jsonl", [{"q": "x", "a": "y"}] * 9)
+    write_rows(folder / "noanswer.jsonl", [{"q": "x", "a": ""}] * 9)
+    write_rows(folder / "long.jsonl", [*ROWS, {"q": "long " * 500, "a": "many"}])
+    (folder / "typo.yaml").write_text("lora:\n  rnk: 8\n")
+    (folder / "list.yaml").write_text("- 1\n")
+    (folder / "file").write_text("")
+    (folder / "other").mkdir()
+    (folder / "other" / "thesis.tex").write_text("precious")
+    (folder / "notrun").mkdir()
+    save_tiny(folder / "other-base", seed=5)
+    shutil.copytree(tiny_folder, folder / "no-weights")
+    (folder / "no-weights" / "model.safetensors").unlink()
+    assert (
+        main(
+            [
+                "train",
+                str(folder / "good.jsonl"),
+                *TEMPLATES,
+                "--base",
+                str(tiny_folder),
+                "--out",
+                str(folder / "run"),
+                *QUICK,
+            ]
+        )
+        == 0
+    )
+    shutil.copytree(folder / "run", folder / "damaged")
+    weights = folder / "damaged" / "adapter" / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:500])
+    return folder
+
+
+TEMPLATES = ["--prompt", "{q}", "--completion", "{a}"]
+QUICK = ["--precision", "fp32", "--device", "cpu", "--epochs", "1", "--train.learning_rate", "0.01"]
+
+
+def train(data: str, *more: str, base: str = "BASE", out: str = "OUT") -> list[str]:
+    return ["train", data, *TEMPLATES, "--base", base, "--out", out, *QUICK, *more]
+
+
+CASES: dict[str, tuple[list[str], str]] = {
+    "missing file": (train("nowhere.jsonl"), "nowhere.jsonl: no such file"),
+    "folder as data": (train("other"), "is a folder"),
+    "unknown type": (train("typo.yaml"), "type '.yaml' is not read"),
+    "empty file": (train("empty.jsonl"), "is empty"),
+    "header only": (train("header.csv"), "is empty"),
+    "binary file": (train("binary.jsonl"), "binary file"),
+    "wrong encoding": (train("latin.csv"), "latin.csv:2: byte 0xe7 is not UTF-8"),
+    "bad JSON on line 7": (train("line7.jsonl"), "line7.jsonl:7: not JSON"),
+    "wrong column": (train("good.jsonl", "--prompt", "{question}"), "no column 'question', which --prompt names"),
+    "brace without partner": (train("good.jsonl", "--prompt", "{q"), "the brace at position 1 has no partner"),
+    "template without column": (train("good.jsonl", "--completion", "yes"), "names no column"),
+    "no usable row": (train("noanswer.jsonl"), "9 rows: the completion is empty"),
+    "one prompt only": (train("same.jsonl"), "only 1 different prompt"),
+    "rows too long": (train("long.jsonl"), "1 of 41 rows are longer than 512 tokens"),
+    "no data": (["train"], "no DATA was given"),
+    "unknown flag": (train("good.jsonl", "--lora.rnak", "4"), "Did you mean '--lora.rank'"),
+    "flag without value": (["train", "good.jsonl", "--out"], "expected one argument"),
+    "unknown setting in a file": (
+        train("good.jsonl", "--config", "typo.yaml"),
+        "unknown setting 'lora.rnk'. Did you mean 'lora.rank'",
+    ),
+    "configuration that is a list": (train("good.jsonl", "--config", "list.yaml"), "holds a list"),
+    "configuration that is missing": (
+        train("good.jsonl", "--config", "none.yaml"),
+        "cannot read the configuration none.yaml",
+    ),
+    "value of the wrong type": (train("good.jsonl", "--lora.rank", "big"), "--lora.rank is 'big'"),
+    "value out of bounds": (train("good.jsonl", "--epochs", "-1"), "--epochs is -1"),
+    "unknown choice": (train("good.jsonl", "--precision", "fp8"), "--precision is 'fp8'"),
+    "base that does not exist": (train("good.jsonl", base="startr"), "Did you mean 'starter'"),
+    "base folder without model": (train("good.jsonl", base="notrun"), "no config.json"),
+    "base without weights": (train("good.jsonl", base="no-weights"), "weights cannot be loaded"),
+    "target that matches nothing": (
+        train("good.jsonl", "--lora.target_modules", "q_prj"),
+        "'q_prj' matches no layer. Did you mean 'q_proj'",
+    ),
+    "adapter of another base": (train("good.jsonl", "--adapter", "run", base="other-base"), "was made for the base"),
+    "adapter that is none": (train("good.jsonl", "--adapter", "notrun"), "holds no adapter"),
+    "existing run": (train("good.jsonl", out="run"), "--overwrite"),
+    "folder of other things": (train("good.jsonl", "--overwrite", out="other"), "not a run's"),
+    "place below a file": (train("good.jsonl", out="file/run"), "is a file, not a folder"),
+    "run that does not exist": (["eval", "norun", "good.jsonl"], "run norun: no such folder"),
+    "run that is none": (["generate", "notrun", "Hi"], "holds no adapter"),
+    "damaged adapter": (["generate", "damaged", "Hi", "--device", "cpu"], "damaged"),
+    "evaluation of a missing file": (["eval", "run", "nowhere.jsonl"], "no such file"),
+    "evaluation without answers": (["eval", "run", "good.jsonl", "--references", "refs"], "no column 'refs'"),
+    "limit of nothing": (["eval", "run", "good.jsonl", "--limit", "0"], "'0' is not a whole number of at least 1"),
+    "prompt and file": (["generate", "run", "Hi", "--data", "good.jsonl"], "either PROMPT or --data"),
+    "answers into a folder": (["generate", "run", "Hi", "--out", "other"], "is a folder"),
+    "answers to a full disk": (["generate", "run", "Hi", "--out", "/dev/full"], "no space left"),
+    "unknown command": (["trian", "good.jsonl"], "invalid choice: 'trian'"),
+    "model that does not exist": (["models", "show", "startr"], "Did you mean 'starter'"),
+    "model without name": (["models", "pull"], "needs a NAME"),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_bad_input(name: str, place: Path, tiny_folder: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    arguments, words = CASES[name]
+    before = {p: p.stat().st_mtime_ns for p in place.rglob("*")}
+    monkeypatch.chdir(place)
+    code = main([{"BASE": str(tiny_folder), "OUT": str(tmp_path / "out")}.get(word, word) for word in arguments])
+    captured = capsys.readouterr()
+    assert code == 2, captured.err
+    assert words in captured.err
+    assert captured.err.strip().splitlines()[-1].startswith(("afina: ", "  "))
+    assert captured.err.count("afina: ") == 1
+    assert "Traceback" not in captured.err
+    assert captured.out == ""
+    assert {p: p.stat().st_mtime_ns for p in place.rglob("*")} == before
+    assert not (tmp_path / "out").exists()
+
+
+def run_afina(arguments: list[str], place: Path, **options) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "afina", *arguments]
+    return subprocess.run(command, cwd=place, stderr=subprocess.PIPE, text=True, check=False, **options)
+
+
+def test_standard_output_on_a_full_disk(place: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = run_afina(["models", "list"], place, stdout=full)
+    assert done.returncode == 2
+    assert "cannot write standard output: no space left" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
+
+
+def limit_files(size: int) -> Callable[[], None]:
+    return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+
+def test_file_size_limit(place: Path, tiny_folder: Path, tmp_path: Path) -> None:
+    """The adapter's weights do not fit: a message, and no half of a file."""
+    arguments = train("good.jsonl", base=str(tiny_folder), out=str(tmp_path / "out"))
+    done = run_afina(arguments, place, stdout=subprocess.PIPE, preexec_fn=limit_files(20_000))
+    assert done.returncode == 2, done.stderr
+    assert "exceed the size limit" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list((tmp_path / "out").rglob("*.safetensors"))
+    assert not list((tmp_path / "out").rglob(".*"))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_place_without_permission(place: Path, tiny_folder: Path, tmp_path: Path, capsys) -> None:
+    tmp_path.chmod(0o500)
+    assert main(train(str(place / "good.jsonl"), base=str(tiny_folder), out=str(tmp_path / "out"))) == 2
+    assert "permission denied" in capsys.readouterr().err

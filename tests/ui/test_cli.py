@@ -1,0 +1,146 @@
+"""What the commands print, and where."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import write_rows
+
+import afina
+from afina.core.config import fields, read_yaml
+from afina.ui.cli import main
+
+QUICK = ["--precision", "fp32", "--device", "cpu", "--train.learning_rate", "0.03"]
+
+
+@pytest.fixture(scope="module")
+def run(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cli")
+    rows = [{"q": f"{'a' if i % 2 else 'b'}{i:02d}", "a": "red" if i % 2 else "blue"} for i in range(40)]
+    write_rows(folder / "d.jsonl", rows)
+    flags = ["--prompt", "{q}", "--completion", "{a}", "--epochs", "2", "--lora.rank", "3", "--limit", "30", *QUICK]
+    assert (
+        main(["train", str(folder / "d.jsonl"), "--base", str(tiny_folder), "--out", str(folder / "run"), *flags]) == 0
+    )
+    return folder
+
+
+def test_help_is_quick_and_complete(capsys: pytest.CaptureFixture[str]) -> None:
+    start = time.monotonic()
+    done = subprocess.run([sys.executable, "-m", "afina", "--help"], capture_output=True, text=True, check=True)
+    assert time.monotonic() - start < 5  # seconds are measured in benchmarks/; this only tells torch was not imported
+    assert "train" in done.stdout
+    modules = "import sys, afina.ui.cli; print('torch' in sys.modules, 'pydantic' in sys.modules)"
+    assert (
+        subprocess.run([sys.executable, "-c", modules], capture_output=True, text=True, check=True).stdout
+        == "False False\n"
+    )
+    with pytest.raises(SystemExit) as left:
+        main(["train", "--help"])
+    assert left.value.code == 0
+    text = capsys.readouterr().out
+    for field in fields(afina.RunSettings):
+        if field.path != "data.path":
+            assert field.flags[0] in text
+            assert field.help, f"{field.path} has no help"
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert capsys.readouterr().out == f"afina {afina.__version__}\n"
+
+
+def test_flags_reach_the_settings(run: Path) -> None:
+    config = read_yaml(run / "run" / "config.yaml")
+    assert config["lora"]["rank"] == 3
+    assert config["data"]["limit"] == 30
+    assert config["train"]["epochs"] == 2
+    assert config["train"]["learning_rate"] == 0.03
+    assert config["precision"] == "fp32"
+
+
+def test_flags_override_the_file(run: Path, tiny_folder: Path, tmp_path: Path) -> None:
+    arguments = ["train", "--config", str(run / "run" / "config.yaml"), "--out", str(tmp_path / "x"), "--epochs", "1"]
+    assert main([*arguments, "--lora.target_modules", "q_proj,v_proj", "--lora.rank_pattern", "{q_proj: 2}"]) == 0
+    config = read_yaml(tmp_path / "x" / "config.yaml")
+    assert (config["train"]["epochs"], config["lora"]["rank"]) == (1, 3)
+    assert config["lora"]["target_modules"] == ["q_proj", "v_proj"]
+    assert config["lora"]["rank_pattern"] == {"q_proj": 2}
+
+
+def test_eval_json_is_one_object(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = shutil.copytree(run / "run", tmp_path / "copy")
+    assert main(["eval", str(folder), str(run / "d.jsonl"), "--limit", "9", "--json", "--device", "cpu"]) == 0
+    captured = capsys.readouterr()
+    found = json.loads(captured.out)
+    assert {"base", "adapted"} <= set(found)
+    assert found["rows"] == 9
+    assert {"accuracy", "macro_f1", "stop_rate", "loss"} <= set(found["adapted"])
+    assert "answers of the base model" in captured.err
+    assert found == json.loads((folder / "evaluation.json").read_text())
+
+
+def test_eval_table(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = shutil.copytree(run / "run", tmp_path / "copy")
+    assert main(["eval", str(folder), str(run / "d.jsonl"), "--device", "cpu"]) == 0
+    out = capsys.readouterr().out
+    for word in ("accuracy", "95 % interval", "The adapted model is", "majority label", "report: "):
+        assert word in out
+
+
+def test_generate(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", str(run / "run"), "a01", "--device", "cpu"]) == 0
+    answer = capsys.readouterr().out
+    assert main(["generate", str(run / "run"), "a01", "--base-too", "--device", "cpu"]) == 0
+    both = capsys.readouterr().out
+    assert both.startswith("base:    ")
+    assert f"adapted: {answer}" in both
+    out = tmp_path / "answers.jsonl"
+    assert (
+        main(["generate", str(run / "run"), "--data", str(run / "d.jsonl"), "--out", str(out), "--device", "cpu"]) == 0
+    )
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert len(rows) == 40
+    assert set(rows[0]) == {"where", "prompt", "answer", "stopped"}
+    assert capsys.readouterr().out == ""
+
+
+def test_models(tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models", "list"]) == 0
+    assert "SmolLM2-135M-Instruct" in capsys.readouterr().out
+    assert main(["models", "show", "starter", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["licence"] == "apache-2.0"
+    assert main(["models", "show", str(tiny_folder)]) == 0
+    assert "llama" in capsys.readouterr().out
+
+
+def test_ctrl_c_is_130_and_keeps_the_adapter(run: Path, tiny_folder: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "afina", "train", str(run / "d.jsonl"), "--prompt", "{q}", "--completion", "{a}"]
+    command += [
+        "--base",
+        str(tiny_folder),
+        "--out",
+        str(tmp_path / "x"),
+        "--epochs",
+        "100000",
+        *QUICK,
+        "--train.early_stopping",
+        "0",
+    ]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert process.stderr
+    for line in process.stderr:
+        if line.startswith("step "):
+            break
+    process.send_signal(signal.SIGINT)
+    rest = process.stderr.read()
+    assert process.wait(60) == 130, rest
+    assert "afina: stopped after step" in rest
+    assert "Traceback" not in rest
+    assert main(["generate", str(tmp_path / "x"), "a01", "--device", "cpu"]) == 0
