@@ -7,7 +7,8 @@ A section is a frozen pydantic model. The command line and YAML files are derive
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from types import UnionType
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -58,8 +59,14 @@ def fields(model: type[Settings], prefix: str = "") -> Iterator[FieldInfo]:
             help=" ".join((field.description or "").split()),
             default=field.default,
             switch=field.annotation is bool,
-            text="str" in str(field.annotation),
+            text=_takes_text(field.annotation),
         )
+
+
+def _takes_text(annotation: Any) -> bool:
+    """Whether a flag's word is the value itself (text, a path, one of some words), not a number or a list to be read."""
+    members = get_args(annotation) if isinstance(annotation, UnionType) else (annotation,)
+    return any(member in (str, Path) or get_origin(member) is Literal for member in members)
 
 
 def nest(flat: dict[str, Any]) -> dict[str, Any]:

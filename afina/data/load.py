@@ -16,11 +16,12 @@ DEFAULT_MAX_LENGTH = 1024
 
 @dataclass(frozen=True)
 class Dataset:
-    """Training rows; held-out rows with their examples (for generation); rejected rows with reasons; what to say."""
+    """Training rows; held-out rows with their examples (for generation); all completions; rejected rows with reasons; what to say."""
 
     train: list[Row]
     held_out: list[Row]
     held_out_examples: list[Example]
+    completions: list[str]
     rejected: list[Rejected]
     max_length: int
     notices: list[str]
@@ -88,6 +89,7 @@ def load_data(settings: DataSettings, base: Base, seed: int = 0) -> Dataset:
         train=[row for row, _ in train],
         held_out=[row for row, _ in held_out],
         held_out_examples=[example for _, example in held_out],
+        completions=[example.completion or "" for _, example in train + held_out],
         rejected=rejected,
         max_length=max_length,
         notices=fitter.notices(),

@@ -145,7 +145,6 @@ class _Run:
 
     def __post_init__(self) -> None:
         self.adapter = self.settings.folder / "adapter"
-        completions = [example.completion or "" for example in self.data.held_out_examples]
         longest = max(row.labelled for row in [*self.data.train, *self.data.held_out])
         data = self.settings.data
         self.facts: dict[str, Any] = {
@@ -156,7 +155,7 @@ class _Run:
             "tokenizer_sha256": self.base.tokenizer.hash(),
             "template_sha256": self.base.tokenizer.template_hash(),
             "data": {"prompt": data.prompt, "completion": data.completion, "system": data.system},
-            "kind": infer_kind(completions),
+            "kind": infer_kind(self.data.completions),
             "max_new_tokens": math.ceil(1.25 * longest) + 8,
             "reasons": self.reasons,
         }

@@ -33,6 +33,7 @@ def test_settings_are_declared_once_and_derived() -> None:
     assert found["inner.size"].flags == ("--inner.size", "--size")
     assert found["inner.size"].help == "How many."
     assert found["fast"].switch
+    assert (found["name"].text, found["inner.size"].text) == (True, False)
     assert build(Outer, nest({"inner.size": "4"})).inner.size == 4
     assert merge({"inner": {"size": 2}, "name": "a"}, {"inner": {"size": 5}}) == {"inner": {"size": 5}, "name": "a"}
 

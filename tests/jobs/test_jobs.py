@@ -79,7 +79,7 @@ def test_it_was_verified_and_got_better(run) -> None:
 
 
 def test_the_adapter_kept_is_the_best(run, tiny: afina.base.Base) -> None:
-    folder, data, _, events = run
+    folder, _, _, events = run
     load_adapter(tiny.model.module, folder / "adapter")
     best = min(e.loss for e in events if isinstance(e, HeldOut) and e.step)
     assert read_json(folder / "evaluation.json")["adapted"]["loss"] == pytest.approx(best, rel=1e-4)

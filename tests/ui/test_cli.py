@@ -133,14 +133,14 @@ def test_ctrl_c_is_130_and_keeps_the_adapter(run: Path, tiny_folder: Path, tmp_p
         "--train.early_stopping",
         "0",
     ]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    assert process.stderr
-    for line in process.stderr:
-        if line.startswith("step "):
-            break
-    process.send_signal(signal.SIGINT)
-    rest = process.stderr.read()
-    assert process.wait(60) == 130, rest
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr
+        for line in process.stderr:
+            if line.startswith("step "):
+                break
+        process.send_signal(signal.SIGINT)
+        rest = process.stderr.read()
+    assert process.returncode == 130, rest
     assert "afina: stopped after step" in rest
     assert "Traceback" not in rest
     assert main(["generate", str(tmp_path / "x"), "a01", "--device", "cpu"]) == 0
