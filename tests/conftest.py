@@ -8,6 +8,8 @@ import torch
 
 from afina.base.load import Base, load_base
 
+torch.set_num_threads(1)  # for models this small, threads only wait for each other
+
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"

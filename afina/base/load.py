@@ -1,5 +1,7 @@
 """One call from a name to a frozen model that is ready to adapt."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -64,7 +66,7 @@ def load_base(
     """
     cache = cache_dir or default_cache()
     source = sources.locate(name, revision, cache)
-    place = torch.device(device) if device else pick_device()
+    place = pick_device(device)
     dtype, reason = pick_dtype(precision, place, cache)
     if source.is_gguf:
         module, tok = _from_gguf(source, dtype)
@@ -119,7 +121,10 @@ def _from_gguf(source: Source, dtype: torch.dtype) -> tuple[Any, Tokenizer]:
     tok = tokenizer.from_gguf(file, source.path)
     if not gguf.is_plain_llama(file):
         try:
-            module = AutoModelForCausalLM.from_pretrained(source.path.parent, gguf_file=source.path.name, dtype=dtype)
+            with _quiet():
+                module = AutoModelForCausalLM.from_pretrained(
+                    source.path.parent, gguf_file=source.path.name, dtype=dtype
+                )
         except (ValueError, KeyError, OSError) as error:
             architecture = file.metadata.get("general.architecture")
             raise BaseModelError(f"{source.path}: architecture {architecture!r} is not supported ({error})") from error
@@ -157,14 +162,15 @@ def _from_folder(source: Source, dtype: torch.dtype) -> tuple[Any, Tokenizer]:
     with torch.device("meta"):
         _empty(config)  # says what is wrong with an architecture before its weights are read
     try:
-        module, info = AutoModelForCausalLM.from_pretrained(
-            source.path,
-            dtype=dtype,
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=True,
-            output_loading_info=True,
-        )
+        with _quiet():
+            module, info = AutoModelForCausalLM.from_pretrained(
+                source.path,
+                dtype=dtype,
+                use_safetensors=True,
+                trust_remote_code=False,
+                local_files_only=True,
+                output_loading_info=True,
+            )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise BaseModelError(
             f"{source.path}: the weights cannot be loaded ({str(error).splitlines()[0][:200]})",
@@ -173,6 +179,20 @@ def _from_folder(source: Source, dtype: torch.dtype) -> tuple[Any, Tokenizer]:
     if info["missing_keys"]:
         raise BaseModelError(f"{source.path}: weights are missing: {', '.join(sorted(info['missing_keys'])[:3])} …")
     return module, tok
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' progress bars, which would run into our own lines."""
+    from transformers.utils import logging
+
+    before = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if before:
+            logging.enable_progress_bar()
 
 
 def _facts(source: Source, module: Any) -> Facts:

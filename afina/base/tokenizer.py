@@ -6,6 +6,7 @@ is the end of turn, it is learned in training, and generation stops at it.
 
 import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,11 @@ class Tokenizer:
         ids = self.inner("a").input_ids
         bos = self.inner.bos_token_id
         return int(bos) if bos is not None and ids and ids[0] == bos else None
+
+    @cached_property
+    def control_texts(self) -> tuple[str, ...]:
+        """The texts that the tokenizer reads as special tokens."""
+        return tuple(token.content for token in self.inner.added_tokens_decoder.values() if token.special)
 
     def template_hash(self) -> str:
         return hashlib.sha256(self.inner.chat_template.encode()).hexdigest()

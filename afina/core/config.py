@@ -19,7 +19,9 @@ from afina.core.errors import SettingsError, near
 class Settings(BaseModel):
     """The root of every section: values cannot be changed, and unknown keys are refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=(), allow_inf_nan=False
+    )
 
 
 S = TypeVar("S", bound=Settings)
@@ -32,7 +34,7 @@ def setting(default: Any, *flags: str, **bounds: Any) -> Any:
 
 @dataclass(frozen=True)
 class FieldInfo:
-    """One setting as the command line shows it: dotted `path`, `flags`, `help`, whether it is a yes/no switch."""
+    """One setting as the command line shows it: dotted `path`, `flags`, `help`, whether it is a yes/no switch, and its choices."""
 
     path: str
     flags: tuple[str, ...]
@@ -40,6 +42,7 @@ class FieldInfo:
     default: Any
     switch: bool
     text: bool
+    choices: tuple[str, ...]
 
 
 def fields(model: type[Settings], prefix: str = "") -> Iterator[FieldInfo]:
@@ -60,6 +63,7 @@ def fields(model: type[Settings], prefix: str = "") -> Iterator[FieldInfo]:
             default=field.default,
             switch=field.annotation is bool,
             text=_takes_text(field.annotation),
+            choices=get_args(field.annotation) if get_origin(field.annotation) is Literal else (),
         )
 
 

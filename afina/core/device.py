@@ -12,7 +12,7 @@ import platformdirs
 import psutil
 import torch
 
-from afina.core.errors import OutputError
+from afina.core.errors import OutputError, SettingsError
 from afina.core.files import write_json
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -23,8 +23,18 @@ def default_cache() -> Path:
     return Path(platformdirs.user_cache_dir("afina"))
 
 
-def pick_device() -> torch.device:
-    """CUDA, then Apple's MPS, then the processor."""
+def pick_device(name: str | None = None) -> torch.device:
+    """The device called `name`, or: CUDA, then Apple's MPS, then the processor. Raises `SettingsError`."""
+    if name:
+        try:
+            device = torch.device(name)
+            torch.zeros(1, device=device)
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            reason = str(error).splitlines()[0][:120]
+            raise SettingsError(
+                f"--device {name!r} cannot be used here: {reason}", "leave it out, or use cpu"
+            ) from error
+        return device
     if torch.cuda.is_available():
         return torch.device("cuda")
     if torch.backends.mps.is_available():

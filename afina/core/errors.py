@@ -90,11 +90,14 @@ _REASONS = {
 
 @contextmanager
 def writing(path: Path | str) -> Iterator[None]:
-    """Turns an `OSError` inside the block into an `OutputError` that names `path` and the cause."""
+    """Turns an `OSError` inside the block into an `OutputError` that names `path` and the cause.
+
+    A reader of our output who has left (`| head`) is no error: `BrokenPipeError` goes through.
+    """
     try:
         yield
+    except BrokenPipeError:
+        raise
     except OSError as error:
         reason = _REASONS.get(error.errno or 0, error.strerror or str(error))
-        raise OutputError(
-            f"cannot write {path}: {reason}", "free the place or choose another one with --out"
-        ) from error
+        raise OutputError(f"cannot write {path}: {reason}", "free the place, or write to another one") from error

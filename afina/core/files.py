@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from afina.core.errors import InputError, writing
+from afina.core.errors import InputError, OutputError, writing
 
 
 def write_atomic(path: Path, content: bytes | str) -> None:
@@ -34,6 +34,22 @@ def write_atomic(path: Path, content: bytes | str) -> None:
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
             raise
+
+
+def check_writable(path: Path) -> None:
+    """Raises `OutputError` where `path` could not be written, before any work is done for it."""
+    if path.exists() and not path.is_file():
+        if path.is_dir():
+            raise OutputError(f"cannot write {path}: it is a folder, not a file", "give a file's name")
+        return
+    with writing(path):
+        absent = [folder for folder in path.absolute().parents if not folder.exists()]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent)
+        os.close(handle)
+        os.unlink(temporary)
+        for folder in absent:
+            folder.rmdir()
 
 
 def write_json(path: Path, value: Any) -> None:

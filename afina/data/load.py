@@ -60,31 +60,54 @@ def summary(rejected: list[Rejected]) -> list[str]:
     ]
 
 
-def load_data(settings: DataSettings, base: Base, seed: int = 0) -> Dataset:
-    """Reads, samples, splits and renders the data for `base`.
+@dataclass(frozen=True)
+class Parts:
+    """Examples to train on and held-out ones, before any model is known."""
 
-    Raises `DataError` where the file is unreadable, no row is usable, rows are too long and `too_long` is 'error', or
-    the end of turn carries no label.
-    """
+    train: list[Example]
+    held_out: list[Example]
+    rejected: list[Rejected]
+    shared_prompts: int
+
+
+def read_parts(settings: DataSettings, seed: int) -> Parts:
+    """Reads, samples and splits. Raises `DataError` where a file is unreadable or no row is usable."""
     examples, rejected = read_examples(settings, needs_completion=True)
-    examples = sample(examples, settings.limit, seed)
-    if settings.eval_path:
-        held = settings.model_copy(update={"path": settings.eval_path})
-        held_examples, more = read_examples(held, needs_completion=True)
-        rejected += more
-        held_examples = sample(held_examples, settings.held_out_rows, seed)
-    else:
-        examples, held_examples = split(examples, settings.held_out, settings.held_out_rows, seed)
+    train = sample(examples, settings.limit, seed)
+    if settings.eval_path is None:
+        return Parts(*split(train, settings.held_out, settings.held_out_rows, seed), rejected, 0)
+    held, more = read_examples(settings.model_copy(update={"path": settings.eval_path}), needs_completion=True)
+    held = sample(held, settings.held_out_rows, seed)
+    shared = len({e.prompt_key for e in held} & {e.prompt_key for e in train})
+    return Parts(train, held, rejected + more, shared)
+
+
+def load_data(settings: DataSettings, base: Base, seed: int = 0) -> Dataset:
+    """Reads, samples, splits and renders the data for `base`. Raises `DataError` as `read_parts` and `render_parts` do."""
+    return render_parts(read_parts(settings, seed), settings, base)
+
+
+def render_parts(parts: Parts, settings: DataSettings, base: Base) -> Dataset:
+    """Renders the data for `base`.
+
+    Raises `DataError` where rows are too long and `too_long` is 'error', none is left, or the end of turn carries no label.
+    """
     max_length = min(settings.max_length or DEFAULT_MAX_LENGTH, base.facts.context_length)
     fitter = Fitter(base, max_length, settings.too_long)
-    train = fitter.fit(examples)
-    held_out = fitter.fit(held_examples)
-    fitter.judge(settings, len(examples) + len(held_examples))
-    rejected += fitter.rejected
+    train, held_out = fitter.fit(parts.train), fitter.fit(parts.held_out)
+    fitter.judge(settings, len(parts.train) + len(parts.held_out))
+    rejected = parts.rejected + fitter.rejected
     if not train or not held_out:
         what = "training" if not train else "held-out"
         raise DataError([f"{settings.path}: no {what} row is left", *summary(rejected)], "give more or shorter rows")
     _check_labels([row for row, _ in train], base)
+    notices = fitter.notices()
+    if settings.max_length and settings.max_length > max_length:
+        notices.append(f"rows may have {max_length} tokens, the context of this base, not {settings.max_length}")
+    if parts.shared_prompts:
+        notices.append(
+            f"{parts.shared_prompts} prompts of {settings.eval_path} are also trained on: its scores will flatter the adapter"
+        )
     return Dataset(
         train=[row for row, _ in train],
         held_out=[row for row, _ in held_out],
@@ -92,7 +115,7 @@ def load_data(settings: DataSettings, base: Base, seed: int = 0) -> Dataset:
         completions=[example.completion or "" for _, example in train + held_out],
         rejected=rejected,
         max_length=max_length,
-        notices=fitter.notices(),
+        notices=notices,
     )
 
 

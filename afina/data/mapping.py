@@ -186,4 +186,14 @@ def _example(
         references = tuple(text_of(item) for item in listed if item is not None)
         if not references:
             raise Unusable(f"column {settings.references!r} has no reference")
+    for text in (*(message["content"] for message in messages), answer or "", *references):
+        check_unicode(text)
     return Example(tuple(messages), answer, references, source, record.where)
+
+
+def check_unicode(text: str) -> None:
+    """Raises `Unusable` for half a character (a lone surrogate), which no tokenizer takes and no file holds."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise Unusable(f"character {error.start + 1} of a text is not valid Unicode") from None

@@ -41,6 +41,8 @@ def read(path: Path) -> tuple[list[Record], list[Rejected]]:
         raise DataError(f"data {path} is a folder", "give one file of examples")
     if not path.exists():
         raise DataError(f"data {path}: no such file", "check the path")
+    if not path.is_file():
+        raise DataError(f"data {path} is not a regular file", "write the examples to a file first")
     if reader is None:
         kind = f"type {path.suffix!r} is not read" if path.suffix else "it has no suffix, so its type is unknown"
         raise DataError(f"data {path}: {kind}", f"give one of {', '.join(SUFFIXES)}")
@@ -49,7 +51,7 @@ def read(path: Path) -> tuple[list[Record], list[Rejected]]:
     for row in reader(path, _text(path)):
         (records if isinstance(row, Record) else rejected).append(row)  # type: ignore[arg-type]
     if not records and not rejected:
-        raise DataError(f"data {path} is empty", "give a file with at least one example")
+        raise DataError(f"data {path} is empty: it holds no example", "give a file with at least one")
     return records, rejected
 
 
@@ -58,6 +60,8 @@ def _text(path: Path) -> str:
         data = path.read_bytes()
     except OSError as error:
         raise DataError(f"cannot read data {path}: {error.strerror}") from error
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise DataError(f"data {path} is UTF-16", "save the file with the encoding UTF-8")
     if b"\0" in data[:65536]:
         raise DataError(f"data {path} is a binary file (it holds NUL bytes)", "export it as UTF-8 text")
     try:
@@ -99,7 +103,7 @@ def _json(path: Path, text: str) -> Iterator[Record | Rejected]:
             )
         value = value[lists[0]]
     if not isinstance(value, list):
-        raise DataError(f"{path} holds a {type(value).__name__}, expected a list of objects")
+        raise DataError(f"{path} holds {_kind(value)}, expected a list of objects")
     for number, item in enumerate(value, 1):
         yield _row(item, f"{path}, item {number}")
 
@@ -117,7 +121,19 @@ def _parse(text: str) -> Any:
 def _row(value: Any, where: str) -> Record | Rejected:
     if isinstance(value, dict):
         return Record(value, where)
-    return Rejected(where, f"a {type(value).__name__}, expected an object with named columns")
+    return Rejected(where, f"it holds {_kind(value)}, expected an object with named columns")
+
+
+def _kind(value: Any) -> str:
+    names = {
+        list: "a list",
+        str: "a text",
+        bool: "true or false",
+        int: "a number",
+        float: "a number",
+        dict: "an object",
+    }
+    return names.get(type(value), "null")
 
 
 def _csv(path: Path, text: str) -> Iterator[Record | Rejected]:
@@ -130,6 +146,11 @@ def _csv(path: Path, text: str) -> Iterator[Record | Rejected]:
         if len(set(header)) < len(header) or not all(name.strip() for name in header):
             raise DataError(
                 f"{path}:1: the header {header} has empty or repeated names", "give each column its own name"
+            )
+        if len(header) == 1 and (separator := next((c for c in ";\t|" if c in header[0]), "")):
+            raise DataError(
+                f"{path}:1: the header {header[0][:80]!r} is one column; {separator!r} seems to separate its columns",
+                "save the file with commas",
             )
         while True:
             start = reader.line_num + 1

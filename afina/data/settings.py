@@ -9,13 +9,13 @@ from afina.core.config import Settings, setting
 class DataSettings(Settings):
     path: Path = setting(...)
     """File of examples (.jsonl, .json or .csv)."""
-    prompt: str | None = setting(None, "--prompt")
+    prompt: str | None = setting(None, "--prompt", min_length=1)
     """Template of the user's turn over columns, such as 'Describe: {mr}'; {name[0]} takes an item, {{ and }} are braces."""
-    completion: str | None = setting(None, "--completion")
+    completion: str | None = setting(None, "--completion", min_length=1)
     """Template of the answer to learn, such as '{text}'."""
     system: str | None = setting(None, "--system")
     """System message put before every conversation that has none."""
-    references: str | None = setting(None, "--references")
+    references: str | None = setting(None, "--references", min_length=1)
     """Column with the right answer, or a list of them, to score against instead of the completion."""
     limit: int | None = setting(None, "--limit", ge=1)
     """Use a sample of this many rows, drawn by seed before the split."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from jinja2.exceptions import TemplateError
 
 from afina.base.tokenizer import Message, Tokenizer
-from afina.data.mapping import Example, Unusable
+from afina.data.mapping import Example, Unusable, check_unicode
 
 IGNORED = -100  # the label of a token that is read but not learned, as torch's cross-entropy has it
 
@@ -26,6 +26,7 @@ class Row:
 
 def prompt_ids(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
     """What the model is given to answer. Raises `Unusable` where the template refuses."""
+    _check_texts(tokenizer, messages)
     return _with_bos(tokenizer, tokenizer.encode(_chat(tokenizer, messages, answer=True)))
 
 
@@ -38,6 +39,7 @@ def render(tokenizer: Tokenizer, example: Example) -> Row:
     if example.completion is None:
         raise Unusable("there is no completion to learn")
     turns = [*example.messages, {"role": "assistant", "content": example.completion}]
+    _check_texts(tokenizer, turns)
     ids: list[int] = []
     labels: list[int] = []
     text = ""
@@ -76,6 +78,15 @@ def shorten(tokenizer: Tokenizer, example: Example, excess: int) -> Example:
     messages = list(example.messages)
     messages[at] = {**messages[at], "content": tokenizer.decode(ids[: len(ids) - excess])}
     return replace(example, messages=tuple(messages))
+
+
+def _check_texts(tokenizer: Tokenizer, messages: Sequence[Message]) -> None:
+    """Text that spells a control token would end a turn or forge one; text that is not Unicode cannot be read."""
+    for message in messages:
+        check_unicode(message["content"])
+        control = next((token for token in tokenizer.control_texts if token in message["content"]), None)
+        if control:
+            raise Unusable(f"the text holds the control token {control!r} of this base")
 
 
 def _chat(tokenizer: Tokenizer, messages: Sequence[Message], answer: bool) -> str:

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+from afina.core.config import read_yaml
 from afina.core.device import keep_freed_memory
 from afina.core.errors import DataError
 from afina.core.events import Listener, Notice, ignore
@@ -14,8 +15,8 @@ from afina.measure.report import write_report
 
 
 def evaluate(
-    run: Path,
-    data: Path,
+    run: Path | str,
+    data: Path | str,
     *,
     references: str | None = None,
     limit: int | None = None,
@@ -28,6 +29,11 @@ def evaluate(
     `references` names a column with the right answer or a list of them; the completion's column may then be absent. The
     result replaces `evaluation.json`, `predictions.jsonl` and the page in `run`. Raises `InputError`.
     """
+    run, data = Path(run), Path(data)
+    if (run / "config.yaml").exists():
+        read_yaml(run / "config.yaml")  # the page needs it at the end; better to know now
+    if (run / "evaluation.json").exists():
+        listener(Notice(f"the evaluation in {run} will be replaced by this one"))
     keep_freed_memory()
     adapted = open_run(run, device=device, cache_dir=cache_dir)
     settings = adapted.data_settings(data, references)

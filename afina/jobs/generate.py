@@ -16,7 +16,7 @@ from afina.lora.injection import disabled
 
 
 def generate(
-    run: Path,
+    run: Path | str,
     prompts: Sequence[str] | Path,
     *,
     base_too: bool = False,
@@ -30,7 +30,9 @@ def generate(
     with `base_too`, `base`, the answer without adapter; rows of a file have `where` too. Raises `InputError`.
     """
     keep_freed_memory()
-    adapted = open_run(run, device=device, cache_dir=cache_dir)
+    if isinstance(prompts, str):
+        prompts = [prompts]
+    adapted = open_run(Path(run), device=device, cache_dir=cache_dir)
     base = adapted.base
     rows: list[dict[str, Any]] = []
     if isinstance(prompts, Path):

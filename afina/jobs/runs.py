@@ -2,13 +2,15 @@
 
 import shutil
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from afina.base.load import Base, load_base
+from afina.core.config import build
 from afina.core.errors import AdapterError, InputError, OutputError, writing
-from afina.core.files import read_json, write_atomic, write_json, write_jsonl
+from afina.core.files import check_writable, read_json, write_atomic, write_json, write_jsonl
 from afina.data.settings import DataSettings
 from afina.lora.adapter import load_adapter, read_config
 from afina.measure.evaluation import Evaluation
@@ -33,6 +35,8 @@ def check_folder(folder: Path, overwrite: bool) -> None:
     above = next(parent for parent in [folder, *folder.absolute().parents] if parent.exists())
     if not above.is_dir():
         raise OutputError(f"--out {folder}: {above} is a file, not a folder", "choose another --out")
+    if not folder.exists():
+        check_writable(folder / "config.yaml")
     if not folder.exists() or not any(folder.iterdir()):
         return
     if not (folder / "config.yaml").exists():
@@ -41,16 +45,52 @@ def check_folder(folder: Path, overwrite: bool) -> None:
         raise OutputError(f"--out {folder} holds a run already", "choose another --out, or replace it with --overwrite")
 
 
-def make_folder(folder: Path) -> None:
-    """An empty run folder; of a former run only the files that a run writes are removed."""
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+class RunFolder:
+    """A run folder in the making. Until the first adapter is saved, a former run in it can come back.
+
+    Only files that a run writes are ever moved or removed.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._former = folder / ".former"
+        self.kept = False
+
+    def begin(self) -> None:
+        """Makes the folder; a former run in it is put aside."""
+        with writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            found = [self.folder / name for name in CONTENTS if (self.folder / name).exists()]
+            if found:
+                self._former.mkdir(exist_ok=True)
+            for path in found:
+                path.rename(self._former / path.name)
+
+    def keep(self) -> None:
+        """The new run has an adapter: the former one goes."""
+        if not self.kept:
+            shutil.rmtree(self._former, ignore_errors=True)
+            self.kept = True
+
+    def take_back(self) -> None:
+        """The new run came to nothing: its files go, the former one's come back."""
+        if self.kept or not self.folder.is_dir():
+            return
         for name in CONTENTS:
-            path = folder / name
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
+            _remove(self.folder / name)
+        if self._former.is_dir():
+            for path in self._former.iterdir():
+                path.rename(self.folder / path.name)
+            self._former.rmdir()
+        with suppress(OSError):  # not empty: somebody's files
+            self.folder.rmdir()
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def save_tokenizer(base: Base, folder: Path) -> None:
@@ -87,7 +127,7 @@ def read_facts(folder: Path) -> dict[str, Any]:
         needed = ("base", "load", "template_sha256", "data", "kind", "max_new_tokens", "precision")
         absent = [key for key in needed if key not in facts]
     except (InputError, TypeError) as error:
-        raise AdapterError(str(error)) from error
+        raise AdapterError(str(error), "use the adapter's folder as `afina train` wrote it") from error
     if absent:
         raise AdapterError(f"{path} lacks {', '.join(absent)}", "use the adapter's folder as `afina train` wrote it")
     return dict(facts)
@@ -124,7 +164,7 @@ class Adapted:
 
     def data_settings(self, path: Path, references: str | None = None) -> DataSettings:
         """How a file is read for this adapter: with the templates that it was trained with."""
-        return DataSettings(path=path, references=references, **self.facts.get("data", {}))
+        return build(DataSettings, {"path": path, "references": references, **self.facts.get("data", {})})
 
 
 def open_run(run: Path, *, device: str | None = None, cache_dir: Path | None = None) -> Adapted:

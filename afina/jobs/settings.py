@@ -20,7 +20,7 @@ class RunSettings(Settings):
     """Replace the run that is in the folder already."""
     adapter: Path | None = None
     """Run folder whose adapter is trained further, instead of a new one."""
-    seed: int = setting(0, ge=0)
+    seed: int = setting(0, ge=0, lt=2**32)
     """Decides the sample, the split, the order of rows and the adapter's start."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Number format of the computation; auto measures once which is faster here."""

@@ -11,14 +11,14 @@ from torch import Tensor
 from afina.base.load import Base, load_base
 from afina.core.device import keep_freed_memory
 from afina.core.errors import AdapterError, Interrupted, SettingsError
-from afina.core.events import Event, Listener, MetricsFile, Notice, ignore
+from afina.core.events import Done, Event, Listener, MetricsFile, Notice, ignore
 from afina.core.files import write_atomic, write_json, write_jsonl, write_yaml
-from afina.data.load import Dataset, load_data, summary
+from afina.data.load import Dataset, read_parts, render_parts, summary
 from afina.jobs.runs import (
+    RunFolder,
     adapter_folder,
     check_base,
     check_folder,
-    make_folder,
     read_facts,
     record,
     save_tokenizer,
@@ -54,31 +54,35 @@ def train(settings: RunSettings, listener: Listener = ignore) -> TrainResult:
     """
     folder = settings.folder
     check_folder(folder, settings.overwrite)
+    parts = read_parts(settings.data, settings.seed)  # what is wrong with a file is said before a model is loaded
     keep_freed_memory()
     base = _load(settings)
-    data = load_data(settings.data, base, settings.seed)
+    data = render_parts(parts, settings.data, base)
     lora = _adapt(base, settings)
     steps, reasons = plan(settings.train, len(data.train), base.facts.hidden_size)
     reasons = [f"{base.dtype} for the base: {base.dtype_reason}".replace("torch.", ""), *reasons]
-    run = _Run(settings, base, data, lora, steps, reasons)
+    run = _Run(settings, base, data, lora, steps, reasons, RunFolder(folder))
     run.announce(listener)
-    run.write_facts()
-    metrics_file = MetricsFile(folder / "metrics.jsonl")
-
-    def both(event: Event) -> None:
-        metrics_file(event)
-        listener(event)
-
-    done = Trainer(base, data.train, data.held_out, settings.train, steps, settings.seed, both, run.save).run()
+    try:
+        done = run.train(listener)
+    except BaseException:
+        run.place.take_back()
+        raise
     if done.reason == "interrupted":
         write_report(folder)
         raise Interrupted(
-            f"stopped after step {done.steps} of {steps.steps}; the adapter as it was then is in {run.adapter}"
+            f"stopped after step {done.steps} of {steps.steps}; the adapter of that step is in {run.adapter}"
         )
     trained, facts = run.trained, run.facts
     del base, run  # the trained model goes before a fresh one comes
     gc.collect()
-    return _finish(settings, data, facts, trained, listener)
+    try:
+        return _finish(settings, data, facts, trained, listener)
+    except KeyboardInterrupt:
+        raise Interrupted(
+            f"interrupted after training; the adapter in {folder / 'adapter'} is complete, but not evaluated\n"
+            f"  → `afina eval {folder} DATA` scores it"
+        ) from None
 
 
 def _finish(
@@ -142,6 +146,7 @@ class _Run:
     lora: LoraConfig
     plan: Plan
     reasons: list[str]
+    place: RunFolder
 
     def __post_init__(self) -> None:
         self.adapter = self.settings.folder / "adapter"
@@ -184,9 +189,24 @@ class _Run:
         for reason in self.reasons:
             listener(Notice(reason))
 
-    def write_facts(self) -> None:
+    def train(self, listener: Listener) -> Done:
+        """Makes the folder and trains into it."""
+        self.place.begin()
+        self._write_facts()
+        metrics_file = MetricsFile(self.settings.folder / "metrics.jsonl")
+
+        def both(event: Event) -> None:
+            metrics_file(event)
+            listener(event)
+
+        data, settings = self.data, self.settings
+        trainer = Trainer(
+            self.base, data.train, data.held_out, settings.train, self.plan, settings.seed, both, self._save
+        )
+        return trainer.run()
+
+    def _write_facts(self) -> None:
         folder = self.settings.folder
-        make_folder(folder)
         resolved = self.settings.model_dump(mode="json", exclude={"out", "overwrite"})
         resolved["base"] = self._base_name()
         resolved["data"]["path"] = str(self.settings.data.path.resolve())
@@ -201,12 +221,13 @@ class _Run:
         write_json(self.adapter / "afina.json", self.facts)
         write_atomic(self.adapter / "README.md", self._card())
 
-    def save(self) -> None:
+    def _save(self) -> None:
         """Saves the adapter as it is now, and what its logits are, for the check after training."""
         facts = self.base.facts
         name = facts.hub_id or (facts.path if facts.kind in ("folder", "gguf") else facts.name)
         save_adapter(self.base.model.module, self.lora, self.adapter, name, "CAUSAL_LM")
         self.trained = probe(self.base, self.data.held_out)
+        self.place.keep()
 
     def _card(self) -> str:
         facts, data = self.base.facts, self.settings.data

@@ -8,7 +8,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from afina.core.errors import AdapterError, InputError
+from afina.core.config import build
+from afina.core.errors import AdapterError, InputError, SettingsError
 from afina.core.files import read_json, write_atomic, write_json
 from afina.lora.config import ALL_LINEAR, LoraConfig
 from afina.lora.injection import inject, lora_layers
@@ -107,17 +108,20 @@ def read_config(folder: Path) -> LoraConfig:
     if used:
         raise AdapterError(f"{path} uses what Afina does not support: {', '.join(used)}")
     try:
-        return LoraConfig(
-            rank=raw["r"],
-            alpha=raw["lora_alpha"],
-            dropout=raw.get("lora_dropout", 0.0),
-            target_modules=_from_peft(raw["target_modules"]),
-            exclude_modules=_from_peft(raw.get("exclude_modules") or ()),
-            rank_pattern=raw.get("rank_pattern") or {},
-            alpha_pattern=raw.get("alpha_pattern") or {},
-        )
-    except (KeyError, ValueError, TypeError) as error:
-        raise AdapterError(f"{path} is not a whole LoRA configuration: {error}") from error
+        values = {
+            "rank": raw["r"],
+            "alpha": raw["lora_alpha"],
+            "dropout": raw.get("lora_dropout", 0.0),
+            "target_modules": _from_peft(raw["target_modules"]),
+            "exclude_modules": _from_peft(raw.get("exclude_modules") or ()),
+            "rank_pattern": raw.get("rank_pattern") or {},
+            "alpha_pattern": raw.get("alpha_pattern") or {},
+        }
+        return build(LoraConfig, values)
+    except (KeyError, TypeError, SettingsError) as error:
+        raise AdapterError(
+            f"{path} is not a whole LoRA configuration: {error}", "copy it again from where it was made"
+        ) from error
 
 
 def _names(path: str, embedding: bool) -> tuple[str, str]:

@@ -1,8 +1,9 @@
 """What an adapter is made of."""
 
+import re
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, field_validator
+from pydantic import BeforeValidator, ValidationInfo, field_validator
 
 from afina.core.config import Settings, setting
 
@@ -17,6 +18,13 @@ def _names(value: Any) -> Any:
 
 
 Names = Annotated[str | tuple[str, ...], BeforeValidator(_names)]
+
+
+def _check_pattern(pattern: str) -> None:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"{pattern!r} is not a regular expression ({error})") from None
 
 
 class LoraConfig(Settings):
@@ -37,16 +45,20 @@ class LoraConfig(Settings):
     alpha_pattern: dict[str, float] = setting({})
     """The same for alpha."""
 
-    @field_validator("target_modules")
+    @field_validator("target_modules", "exclude_modules")
     @classmethod
-    def _some_target(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
-        if not value:
+    def _readable(cls, value: str | tuple[str, ...], info: ValidationInfo) -> str | tuple[str, ...]:
+        if not value and info.field_name == "target_modules":
             raise ValueError("name at least one layer, or all-linear")
+        if isinstance(value, str):
+            _check_pattern(value.removeprefix("re:"))
         return value
 
     @field_validator("rank_pattern", "alpha_pattern")
     @classmethod
     def _positive(cls, value: dict[str, float]) -> dict[str, float]:
+        for pattern in value:
+            _check_pattern(pattern)
         if any(number <= 0 for number in value.values()):
             raise ValueError("ranks and alphas are greater than 0")
         return value

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -24,9 +25,13 @@ def inject(model: nn.Module, config: LoraConfig, seed: int = 0) -> list[str]:
     model.requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
     for path in targets:
-        base = model.get_submodule(path)
+        base: Any = model.get_submodule(path)
         rank = _pattern_value(config.rank_pattern, path, config.rank)
         alpha = _pattern_value(config.alpha_pattern, path, config.alpha)
+        if rank > max(base.weight.shape):
+            raise AdapterError(
+                f"rank {rank:g} is more than the layer {path} is wide ({max(base.weight.shape)})", "lower --lora.rank"
+            )
         kind = LoraEmbedding if isinstance(base, nn.Embedding) else LoraLinear
         layer = kind(base, int(rank), alpha, config.dropout, generator)
         layer.train(base.training)

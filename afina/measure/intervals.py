@@ -7,6 +7,7 @@ import numpy as np
 from afina.measure.metrics import Metric
 
 RESAMPLES = 1000
+FEWEST_ROWS = 10  # below, resampling sees too little of what could have been
 
 
 @dataclass(frozen=True)
@@ -16,10 +17,13 @@ class Difference:
     value: float
     low: float
     high: float
+    rows: int
 
     @property
     def verdict(self) -> str:
-        """better, worse, or not distinguishable (the interval holds zero)."""
+        """better, worse, not distinguishable (the interval holds zero), or too few rows for any of these."""
+        if self.rows < FEWEST_ROWS:
+            return "too few rows to tell"
         return "better" if self.low > 0 else "worse" if self.high < 0 else "not distinguishable"
 
 
@@ -36,4 +40,4 @@ def paired_difference(a: Metric, b: Metric, seed: int = 0) -> Difference:
         times = np.bincount(rng.integers(n, size=n), minlength=n)
         differences[i] = b.value(times @ b.stats, n) - a.value(times @ a.stats, n)
     low, high = np.percentile(differences, [2.5, 97.5])
-    return Difference(b.score() - a.score(), float(low), float(high))
+    return Difference(b.score() - a.score(), float(low), float(high), n)

@@ -35,7 +35,7 @@ def infer_kind(completions: Sequence[str]) -> Kind:
     if all(isinstance(_json(text), dict | list) for text in completions):
         return "structured"
     distinct = set(completions)
-    if len(distinct) <= min(200, len(completions) // 5) and max(map(len, distinct)) <= 60:
+    if len(distinct) <= min(200, len(completions) // 3) and max(map(len, distinct)) <= 60:
         return "classification"
     return "text"
 
@@ -164,7 +164,8 @@ def _macro_f1(answers: Sequence[str], references: Sequence[Sequence[str]], label
 
     def value(total: Floats, _: int) -> float:
         hit, false, missed = total.reshape(-1, 3).T
-        return float(np.mean(2 * hit / np.maximum(2 * hit + false + missed, 1)))
+        there = hit + missed > 0  # a resample may lack a label
+        return float(np.mean((2 * hit / np.maximum(2 * hit + false + missed, 1))[there]))
 
     return Metric("macro_f1", _confusion(answers, references, labels), value)
 

@@ -1,5 +1,7 @@
 """The run's page, and the lines that tell a result in words and numbers, formed from the files of a run folder."""
 
+import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -7,6 +9,7 @@ from typing import Any
 from afina.core.config import read_yaml
 from afina.core.events import Done, HeldOut, Step, parse
 from afina.core.files import read_json, read_jsonl, write_atomic
+from afina.measure.intervals import FEWEST_ROWS
 from afina.measure.plots import loss_curve
 
 LABELS = {
@@ -28,10 +31,10 @@ _EXAMPLES = 12
 
 
 def number(name: str, value: float, sign: bool = False) -> str:
-    """A score as people read it: rates in per cent, the others with as many digits as they deserve."""
+    """A score as people read it: rates in per cent (their differences, with `sign`, in points), the others as numbers."""
     plus = "+" if sign else ""
     if name in _PERCENT:
-        return f"{100 * value:{plus}.1f} %"
+        return f"{100 * value:{plus}.1f}{' points' if sign else ' %'}"
     if name == "perplexity" and abs(value) >= 1000:
         return f"{value:{plus}.3g}"
     return f"{value:{plus}.1f}" if name in ("bleu", "bleu_cased", "chrf") else f"{value:{plus}.3f}"
@@ -63,6 +66,8 @@ def verdict(evaluation: dict[str, Any]) -> str:
 def _compared(difference: dict[str, Any], name: str, other: str) -> str:
     size = f"{number(name, difference['value'], True)} {LABELS[name]}"
     interval = f"95 % interval {number(name, difference['low'], True)} to {number(name, difference['high'], True)}"
+    if difference["rows"] < FEWEST_ROWS:
+        return f"not judged against {other}: {difference['rows']} rows are too few to tell ({size})"
     than = "from" if difference["verdict"] == "not distinguishable" else "than"
     return f"{difference['verdict']} {than} {other} ({size}, {interval})"
 
@@ -99,7 +104,7 @@ def write_report(run: Path) -> Path:
         examples=predictions[:_EXAMPLES],
         used=list(_used(config, facts)),
         reasons=facts["reasons"],
-        commands=_commands(run),
+        commands=_commands(run, config["data"]["prompt"]),
     )
     write_atomic(run / "report.html", page)
     return run / "report.html"
@@ -139,7 +144,7 @@ def _details(evaluation: dict[str, Any]) -> Iterator[tuple[str, list[str], list[
 def _used(config: dict[str, Any], facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for name, value in facts["base"].items():
         if value is not None:
-            yield f"base {name}", f"{value:,}" if isinstance(value, int) else str(value)
+            yield f"base {name.replace('_', ' ')}", f"{value:,}" if isinstance(value, int) else str(value)
     for section in ("data", "lora", "train"):
         for name, value in config[section].items():
             if value not in (None, {}, ()):
@@ -148,9 +153,15 @@ def _used(config: dict[str, Any], facts: dict[str, Any]) -> Iterator[tuple[str, 
         yield name, str(config[name])
 
 
-def _commands(run: Path) -> str:
+def try_command(run: Path, template: str | None) -> str:
+    """How to ask the adapted model, with a prompt of the form that it was trained on."""
+    prompt = re.sub(r"\{[^{}]*\}", "…", template) if template else "your prompt"
+    return f"afina generate {run} {shlex.quote(prompt)} --base-too"
+
+
+def _commands(run: Path, template: str | None) -> str:
     return (
-        f"afina generate {run} 'your prompt'\n"
+        f"{try_command(run, template)}\n"
         f"afina eval {run} more.jsonl\n"
         f"afina train --config {run / 'config.yaml'} --out another-run"
     )

@@ -45,9 +45,9 @@ class Trainer:
         started = time.monotonic()
         reason, steps = "completed", 0
         stop = StopRequest()
-        self._evaluate(0)
-        module.train()
         with stop.listening():
+            self._evaluate(0)
+            module.train()
             for step, rows in enumerate(self._batches(), 1):
                 self._train_step(step, rows, started)
                 steps = step

@@ -64,7 +64,7 @@ def plan(settings: TrainingSettings, rows: int, hidden_size: int) -> tuple[Plan,
     every = settings.eval_steps
     if every is None:
         every = max(1, -(-steps // 5))
-        reasons.append(f"held-out evaluation every {every} steps: five times in the run of {steps}")
+        reasons.append(f"held-out evaluation every {every} of {steps} steps: about five times")
     return (
         Plan(epochs=epochs, steps=steps, steps_per_epoch=per_epoch, learning_rate=rate, eval_steps=every),
         reasons,

@@ -25,13 +25,17 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         flags = [flag for action in self._actions for flag in action.option_strings]
-        hint = "".join(near(word, flags) for word in message.split() if word.startswith("--"))
+        unknown = [word for word in message.split() if word.startswith("--") and word not in flags]
+        hint = "".join(near(word, flags) for word in unknown if message.startswith("unrecognized"))
         raise SettingsError(f"{message}.{hint}", f"`{self.prog} --help` lists what there is")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; the exit code: 0 done, 2 usage or input, 1 a run that failed, 130 after Ctrl-C."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if sys.stdout is None or sys.stderr is None:  # closed by the caller
+        sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 - for the rest of the process
+        sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     try:
         code = _run(arguments)
         with writing("standard output"):
@@ -53,7 +57,8 @@ def _fail(message: str, code: int) -> int:
         sys.stdout.flush()
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    print(f"afina: {message}", file=sys.stderr)
+    with suppress(OSError):  # a full disk behind standard error must not change the exit code
+        print(f"afina: {message}", file=sys.stderr)
     return code
 
 
@@ -101,6 +106,8 @@ def _train_flags(parser: argparse.ArgumentParser) -> None:
         if section not in groups:
             groups[section] = parser.add_argument_group(section)
         default = "" if field.default in (None, (), {}) or field.switch else f" [{field.default}]"
+        if field.choices:
+            default = f" One of {', '.join(field.choices)}.{default}"
         options: dict[str, Any] = {
             "dest": field.path,
             "default": argparse.SUPPRESS,
@@ -136,12 +143,14 @@ def _train(options: argparse.Namespace) -> int:
     settings = build(RunSettings, tree)
 
     from afina.jobs.train import train
+    from afina.measure.report import try_command
     from afina.ui.display import Display, show_result
 
     with Display() as display:
         result = train(settings, display)
-    show_result(result.evaluation.json(), {"adapter": result.adapter, "report": result.report})
-    print(f"\nTry it:  afina generate {result.folder} 'your prompt' --base-too")
+    with writing("standard output"):
+        show_result(result.evaluation.json(), {"adapter": result.adapter, "report": result.report})
+        print(f"\nTry it:  {try_command(result.folder, settings.data.prompt)}")
     return 0
 
 
@@ -178,7 +187,8 @@ def _eval(options: argparse.Namespace) -> int:
         _print(json.dumps(result.json(), ensure_ascii=False))
     else:
         files = {"adapter": adapter_folder(options.run), "report": options.run / "report.html"}
-        show_result(result.json(), {name: path for name, path in files.items() if path.exists()})
+        with writing("standard output"):
+            show_result(result.json(), {name: path for name, path in files.items() if path.exists()})
     return 0
 
 
@@ -189,15 +199,25 @@ def _generate_flags(parser: argparse.ArgumentParser) -> None:
         "--data", type=Path, metavar="FILE", help="answer every row of a file, through the run's prompt template"
     )
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the answers as JSONL instead of printing them")
+    parser.add_argument("--overwrite", action="store_true", help="replace the file given with --out")
     parser.add_argument("--base-too", action="store_true", help="the base's answer beside the adapted model's")
 
 
 def _generate(options: argparse.Namespace) -> int:
     if (options.prompt is None) == (options.data is None):
         raise SettingsError("afina generate takes either PROMPT or --data FILE", "give one of them")
-    if options.out and options.out.is_dir():
-        raise OutputError(f"cannot write {options.out}: it is a folder, not a file", "give a file's name with --out")
-    from afina.core.files import write_jsonl
+    if options.prompt is not None and not options.prompt.strip():
+        raise SettingsError("PROMPT is empty", "give a question")
+    from afina.core.files import check_writable, write_jsonl
+
+    if options.out:
+        check_writable(options.out)
+        if options.data and options.out.exists() and options.data.exists() and options.out.samefile(options.data):
+            raise OutputError(f"--out {options.out} is the file of --data itself", "choose another --out")
+        if options.out.is_file() and not options.overwrite:
+            raise OutputError(
+                f"--out {options.out} exists already", "choose another --out, or replace it with --overwrite"
+            )
     from afina.jobs.generate import generate
     from afina.ui.display import Display
 
@@ -253,7 +273,7 @@ def _models(options: argparse.Namespace) -> int:
         return 0
     if not options.name:
         raise SettingsError(f"afina models {options.action} needs a NAME", "`afina models list` shows the catalogue")
-    if options.action == "show" and options.name in CATALOGUE:
+    if options.action == "show" and options.name in CATALOGUE and not options.revision:
         card: dict[str, Any] = asdict(CATALOGUE[options.name])
     else:
         from afina.base.load import describe
@@ -286,7 +306,11 @@ def _positive(text: str) -> int:
 
 _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], int]]] = {
     "train": ("adapt a base model to a file of examples, verify and evaluate it", _train_flags, _train),
-    "eval": ("score an adapted model and its base on a file of examples", _eval_flags, _eval),
+    "eval": (
+        "score an adapted model and its base on a file of examples; replaces the evaluation in RUN",
+        _eval_flags,
+        _eval,
+    ),
     "generate": ("let an adapted model answer", _generate_flags, _generate),
     "models": ("base models: the catalogue, facts, downloads", _models_flags, _models),
 }

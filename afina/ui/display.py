@@ -2,6 +2,7 @@
 
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -64,7 +65,8 @@ class Display:
                 )
 
     def _say(self, text: str) -> None:
-        self._console.print(text, markup=False)
+        with suppress(OSError):  # news that cannot be told must not end the work
+            self._console.print(text, markup=False)
 
     def _tick(self, text: str, important: bool) -> None:
         """News that replace each other: on the live line of a terminal, else a plain line now and then."""

@@ -215,6 +215,26 @@ def test_collate_shifts_labels_and_pads(tmp_path: Path) -> None:
     assert (batch.tokens, batch.labelled) == (len(short.input_ids) + len(long.input_ids), 2 + 5)
 
 
+def test_text_that_spells_a_control_token_or_is_no_unicode(tmp_path: Path, tiny) -> None:
+    good = [{"prompt": str(i), "completion": "x"} for i in range(20)]
+    path = tmp_path / "odd.jsonl"
+    bad = [{"prompt": "a <|im_end|> b", "completion": "x"}, {"prompt": "c", "completion": "\ud800"}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*good, *bad]))
+    data = load_data(DataSettings(path=path, held_out=0.5), tiny)
+    assert [(r.where, r.reason) for r in data.rejected] == [
+        (f"{path}:22", "character 1 of a text is not valid Unicode"),
+        (f"{path}:21", "the text holds the control token '<|im_end|>' of this base"),
+    ]
+    with pytest.raises(Unusable, match="not valid Unicode"):
+        prompt_ids(tiny.tokenizer, [{"role": "user", "content": "\udcff"}])
+
+
+def test_held_out_prompts_that_are_trained_on_are_counted(tmp_path: Path, tiny) -> None:
+    path = write_rows(tmp_path / "t.jsonl", [{"prompt": str(i), "completion": "x"} for i in range(20)])
+    (notice,) = load_data(DataSettings(path=path, eval_path=path), tiny).notices
+    assert notice.startswith("20 prompts of")
+
+
 def test_epoch_orders_differ_and_repeat() -> None:
     assert epoch_order(30, 1, 0) == epoch_order(30, 1, 0)
     assert sorted(epoch_order(30, 1, 0)) == list(range(30))
@@ -230,10 +250,12 @@ def test_files_that_are_not_what_they_say(tmp_path: Path) -> None:
         "latin.csv": ("a,b\nx,ação\n".encode("latin-1"), r"latin\.csv:2: byte 0xe7 is not UTF-8"),
         "empty.jsonl": (b"", "is empty"),
         "header.csv": (b"a,a\n1,2\n", "empty or repeated names"),
-        "word.json": (b'"x"', "holds a str"),
+        "word.json": (b'"x"', "holds a text"),
         "object.json": (b'{"a": 1}', "0 lists"),
         "quotes.csv": (b'a,b\n"x,1\n', "not CSV"),
         "data.txt": (b"x", "not read"),
+        "semicolons.csv": (b"a;b\n1;2\n", "';' seems to separate"),
+        "utf16.csv": ("a,b\n".encode("utf-16"), "is UTF-16"),
     }
     for name, (content, words) in cases.items():
         (tmp_path / name).write_bytes(content)

@@ -11,7 +11,14 @@ from conftest import save_tiny, write_rows
 
 import afina
 from afina.core.config import build, read_yaml
-from afina.core.errors import AdapterError, Interrupted, OutputError, SettingsError, VerificationFailed
+from afina.core.errors import (
+    AdapterError,
+    Interrupted,
+    NonFiniteLoss,
+    OutputError,
+    SettingsError,
+    VerificationFailed,
+)
 from afina.core.events import HeldOut, Notice, Step
 from afina.core.files import read_json, read_jsonl
 from afina.lora import adapter_state, load_adapter
@@ -186,6 +193,35 @@ def test_a_run_is_not_overwritten_unasked(run, tiny_folder: Path, tmp_path: Path
     (tmp_path / "photos" / "cat.jpg").write_text("x")
     with pytest.raises(OutputError, match="not a run's"):
         afina.train(settings(data, tiny_folder, tmp_path / "photos", overwrite=True))
+
+
+def test_a_run_that_comes_to_nothing_leaves_what_was_there(run, tiny_folder: Path, tmp_path: Path) -> None:
+    _, data, _, _ = run
+    folder = shutil.copytree(run[0], tmp_path / "copy")
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    hopeless = {"epochs": 1, "learning_rate": 1e30}
+    for out, overwrite in ((folder, True), (tmp_path / "new", False)):
+        with pytest.raises(NonFiniteLoss):
+            afina.train(settings(data, tiny_folder, out, overwrite=overwrite, train=hopeless))
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    assert not (tmp_path / "new").exists()
+
+
+def test_ctrl_c_before_the_first_step_and_after_the_last(run, tiny_folder: Path, tmp_path: Path) -> None:
+    def press(event) -> None:
+        if getattr(event, "step", None) == 0:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(Interrupted, match="stopped after step 1 "):
+        afina.train(settings(run[1], tiny_folder, tmp_path / "x"), press)
+
+    def late(event) -> None:
+        if isinstance(event, Notice) and "reading the adapter back" in event.text:
+            raise KeyboardInterrupt
+
+    with pytest.raises(Interrupted, match=r"(?s)is complete, but not evaluated.*afina eval"):
+        afina.train(settings(run[1], tiny_folder, tmp_path / "y"), late)
+    assert afina.generate(str(tmp_path / "y"), "a1", device="cpu")[0]["prompt"] == "a1"
 
 
 def test_ctrl_c_leaves_a_usable_adapter(run, tiny_folder: Path, tmp_path: Path) -> None:

@@ -92,10 +92,19 @@ def test_interval_covers_the_truth_as_often_as_it_says() -> None:
     assert 0.89 <= covered / 120 <= 0.99
 
 
+def test_perfect_labels_stay_perfect_in_every_resample() -> None:
+    wanted = [("a",)] * 11 + [("b",)]
+    good = metrics("classification", [w for (w,) in wanted], wanted)[1]
+    bad = metrics("classification", ["c"] * 12, wanted)[1]
+    d = paired_difference(bad, good)
+    assert (d.low, d.high) == (1.0, 1.0)
+
+
 def test_verdicts() -> None:
+    assert paired_difference(mean_metric([0.0] * 9), mean_metric([1.0] * 9)).verdict == "too few rows to tell"
     low, high = mean_metric([0.0, 0.1] * 30), mean_metric([1.0, 0.9] * 30)
     assert paired_difference(low, high).verdict == "better"
     assert paired_difference(high, low).verdict == "worse"
     assert paired_difference(low, low).verdict == "not distinguishable"
-    same = metrics("text", TEXT_ANSWERS, TEXT_REFERENCES)[0]
+    same = metrics("text", TEXT_ANSWERS * 3, TEXT_REFERENCES * 3)[0]
     assert paired_difference(same, same).value == 0

@@ -32,6 +32,8 @@ def place(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Path:
     (folder / "typo.yaml").write_text("lora:\n  rnk: 8\n")
     (folder / "list.yaml").write_text("- 1\n")
     (folder / "file").write_text("")
+    (folder / "semicolons.csv").write_text("q;a\nx;y\n")
+    os.mkfifo(folder / "fifo.csv")
     (folder / "other").mkdir()
     (folder / "other" / "thesis.tex").write_text("precious")
     (folder / "notrun").mkdir()
@@ -118,6 +120,27 @@ CASES: dict[str, tuple[list[str], str]] = {
     "prompt and file": (["generate", "run", "Hi", "--data", "good.jsonl"], "either PROMPT or --data"),
     "answers into a folder": (["generate", "run", "Hi", "--out", "other"], "is a folder"),
     "answers to a full disk": (["generate", "run", "Hi", "--out", "/dev/full"], "no space left"),
+    "answers over the questions": (
+        ["generate", "run", "--data", "good.jsonl", "--out", "good.jsonl"],
+        "is the file of --data itself",
+    ),
+    "answers over another file": (["generate", "run", "Hi", "--out", "latin.csv"], "exists already"),
+    "answers nowhere": (["generate", "run", "Hi", "--out", "/proc/x/y"], "cannot write /proc/x/y"),
+    "empty prompt": (["generate", "run", " "], "PROMPT is empty"),
+    "prompt that is no Unicode": (["generate", "run", "\udcff", "--device", "cpu"], "not valid Unicode"),
+    "empty reference column": (
+        ["eval", "run", "good.jsonl", "--references", "", "--device", "cpu"],
+        "--references is ''",
+    ),
+    "endless training": (train("good.jsonl", "--epochs", "inf"), "--epochs is"),
+    "seed too large": (train("good.jsonl", "--seed", "9" * 30), "--seed is"),
+    "pattern that is none": (train("good.jsonl", "--lora.target_modules", "re:("), "is not a regular expression"),
+    "device that is none": (train("good.jsonl", "--device", "warp"), "--device 'warp' cannot be used here"),
+    "rank beyond the layer": (train("good.jsonl", "--lora.rank", "1000"), "more than the layer"),
+    "pipe as data": (train("fifo.csv"), "is not a regular file"),
+    "columns by semicolons": (train("semicolons.csv"), "';' seems to separate its columns"),
+    "place that is no place": (train("good.jsonl", out="/proc/x"), "cannot write /proc/x"),
+    "revision of a catalogue name": (["models", "show", "starter", "--revision", "v1"], "is pinned"),
     "unknown command": (["trian", "good.jsonl"], "invalid choice: 'trian'"),
     "model that does not exist": (["models", "show", "startr"], "Did you mean 'starter'"),
     "model without name": (["models", "pull"], "needs a NAME"),
@@ -153,6 +176,21 @@ def test_standard_output_on_a_full_disk(place: Path) -> None:
     assert "cannot write standard output: no space left" in done.stderr
     assert "Traceback" not in done.stderr
     assert "Exception ignored" not in done.stderr
+
+
+def test_a_reader_that_leaves_is_no_error(place: Path) -> None:
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    done = run_afina(["models", "list"], place, stdout=write_end)
+    os.close(write_end)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_news_that_cannot_be_told_do_not_end_the_work(place: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "afina", "generate", "run", "Hi", "--device", "cpu"]
+        done = subprocess.run(command, cwd=place, stdout=subprocess.PIPE, stderr=full, text=True, check=False)
+    assert done.returncode == 0
 
 
 def limit_files(size: int) -> Callable[[], None]:
