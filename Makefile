@@ -22,7 +22,7 @@ DEMO := runs/demo
 
 ## demo: adapt the starter model to customer messages, then compare it with its base on messages it never saw
 demo: .venv/ready
-	$(BIN)/afina train $(TICKETS)/tickets_train.jsonl --prompt '{message}' --completion '{ticket}' --epochs 3 --out $(DEMO) --overwrite
+	$(BIN)/afina train $(TICKETS)/tickets_train.jsonl --prompt '{message}' --completion '{ticket}' --epochs 2 --out $(DEMO) --overwrite
 	$(BIN)/afina eval $(DEMO) $(TICKETS)/tickets_test.jsonl
 
 ## test: the test suite
