@@ -28,8 +28,10 @@ TASKS: dict[str, tuple[str, list[str]]] = {
     ),
     "summarisation": (
         "scitldr/train.jsonl",
-        ["--prompt", "Summarise in one sentence: {source}", "--completion", "{target[0]}", "--references", "target"]
-        + ["--limit", "1000"],
+        [
+            *("--prompt", "Summarise in one sentence: {source}", "--completion", "{target[0]}"),
+            *("--references", "target", "--limit", "1000"),
+        ],
     ),
 }
 
@@ -40,6 +42,9 @@ def main() -> None:
     parser.add_argument("tasks", nargs="*", metavar="TASK", default=[])
     parser.add_argument("--out", type=Path, default=Path("runs/tasks"))
     options = parser.parse_args()
+    unknown = set(options.tasks) - set(TASKS)
+    if unknown:
+        parser.error(f"no task {', '.join(sorted(unknown))}; there are {', '.join(TASKS)}")
     for name in options.tasks or TASKS:
         file, flags = TASKS[name]
         run = options.out / name
