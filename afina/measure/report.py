@@ -50,9 +50,14 @@ def table(evaluation: dict[str, Any]) -> Iterator[dict[str, str]]:
         row = {"label": label, "base": number(name, base[name]), "adapted": number(name, adapted[name])}
         row |= {"difference": number(name, adapted[name] - base[name], sign=True), "interval": "", "tone": ""}
         if difference:
-            row["interval"] = f"{number(name, difference['low'], True)} to {number(name, difference['high'], True)}"
+            row["interval"] = _interval(name, difference)
             row["tone"] = {"better": "good", "worse": "bad"}.get(difference["verdict"], "")
         yield row
+
+
+def _interval(name: str, difference: dict[str, Any]) -> str:
+    low = number(name, difference["low"], sign=True).removesuffix(" points")
+    return f"{low} to {number(name, difference['high'], sign=True)}"
 
 
 def verdict(evaluation: dict[str, Any]) -> str:
@@ -65,7 +70,7 @@ def verdict(evaluation: dict[str, Any]) -> str:
 
 def _compared(difference: dict[str, Any], name: str, other: str) -> str:
     size = f"{number(name, difference['value'], True)} {LABELS[name]}"
-    interval = f"95 % interval {number(name, difference['low'], True)} to {number(name, difference['high'], True)}"
+    interval = f"95 % interval {_interval(name, difference)}"
     if difference["rows"] < FEWEST_ROWS:
         return f"not judged against {other}: {difference['rows']} rows are too few to tell ({size})"
     than = "from" if difference["verdict"] == "not distinguishable" else "than"
