@@ -41,16 +41,16 @@ class TransformersModel:
         self.module = module
         self._attention = module.config._attn_implementation
         accepted = inspect.signature(module.forward).parameters
-        self._selects = "logits_to_keep" in accepted
+        self.selects = "logits_to_keep" in accepted
         self.takes_positions = "position_ids" in accepted
 
     def label_logits(self, ids_BT: Tensor, mask_BT: Tensor, labelled_BT: Tensor) -> Tensor:
         self._attend(ids_BT)
         columns = labelled_BT.any(0).nonzero().squeeze(1)
         # The columns in which any row has a label: the head is the dearest product, and prompts need none of it.
-        extra: dict[str, Any] = {"logits_to_keep": columns} if self._selects else {}
+        extra: dict[str, Any] = {"logits_to_keep": columns} if self.selects else {}
         logits = self.module(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False, **extra).logits
-        if not self._selects:
+        if not self.selects:
             logits = logits[:, columns]
         return logits[labelled_BT[:, columns]]  # type: ignore[no-any-return]
 
@@ -74,7 +74,7 @@ class _TransformersDecoding:
         self._model, self._cache, self._mask_BT = model, cache, mask_BT
 
     def read(self, ids_BT: Tensor) -> Tensor:
-        extra: dict[str, Any] = {"logits_to_keep": 1} if self._model._selects else {}
+        extra: dict[str, Any] = {"logits_to_keep": 1} if self._model.selects else {}
         if self._model.takes_positions:
             # Padding on the left takes no position, so a row reads the same alone and in a batch.
             extra["position_ids"] = (self._mask_BT.cumsum(1) - 1).clamp(min=0)[:, -ids_BT.shape[1] :]

@@ -1,5 +1,6 @@
 """Where a base model comes from: the catalogue, the Hugging Face hub, a folder or a GGUF file. Downloads only when asked."""
 
+import hashlib
 import os
 import re
 import shutil
@@ -39,8 +40,6 @@ class Source:
         """SHA-256 of the GGUF file, or over the digests of the folder's weight files in order of name."""
         if self.is_gguf:
             return sha256(self.path)
-        import hashlib
-
         total = hashlib.sha256()
         for file in sorted(self.path.glob("*.safetensors")):
             total.update(f"{file.name} {sha256(file)}\n".encode())

@@ -23,7 +23,6 @@ class Dataset:
     held_out_examples: list[Example]
     completions: list[str]
     rejected: list[Rejected]
-    max_length: int
     notices: list[str]
 
     @property
@@ -114,7 +113,6 @@ def render_parts(parts: Parts, settings: DataSettings, base: Base) -> Dataset:
         held_out_examples=[example for _, example in held_out],
         completions=[example.completion or "" for _, example in train + held_out],
         rejected=rejected,
-        max_length=max_length,
         notices=notices,
     )
 

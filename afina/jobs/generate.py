@@ -34,7 +34,7 @@ def generate(
         prompts = [prompts]
     adapted = open_run(Path(run), device=device, cache_dir=cache_dir)
     base = adapted.base
-    rows: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]]
     if isinstance(prompts, Path):
         examples, rejected = read_examples(adapted.data_settings(prompts), needs_completion=False)
         for line in summary(rejected):
