@@ -8,10 +8,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import nn
 
-from afina.base import gguf, sources, tokenizer
-from afina.base.model import CausalModel, TransformersModel
+from afina.base import gguf, kernels, sources, tokenizer, weights
+from afina.base.decoder import Decoder
+from afina.base.families import Architecture, Unsupported, architecture
+from afina.base.kernels import Kernels
+from afina.base.model import CausalModel, DecoderModel, TransformersModel
 from afina.base.sources import Source
 from afina.base.tokenizer import Tokenizer
 from afina.core.device import default_cache, pick_device, pick_dtype
@@ -42,13 +44,17 @@ class Facts:
 
 @dataclass(frozen=True)
 class Base:
-    """A frozen model with its tokenizer and facts; `dtype` is what it computes in, for `dtype_reason`."""
+    """A frozen model with its tokenizer and facts; `dtype` is what it computes in, for `dtype_reason`.
+
+    `engine` says in words what runs it.
+    """
 
     model: CausalModel
     tokenizer: Tokenizer
     facts: Facts
     dtype: torch.dtype
     dtype_reason: str
+    engine: str
 
 
 def load_base(
@@ -68,23 +74,39 @@ def load_base(
     source = sources.locate(name, revision, cache)
     place = pick_device(device)
     dtype, reason = pick_dtype(precision, place, cache)
-    if source.is_gguf:
-        module, tok = _from_gguf(source, dtype)
-    else:
-        module, tok = _from_folder(source, dtype)
+    read = _from_gguf if source.is_gguf else _from_folder
+    fused = kernels.load(cache) if place.type == "cpu" else None
+    module, tok, why_not = read(source, dtype, fused)
     if tok.pad_id >= module.get_input_embeddings().num_embeddings:
         raise BaseModelError(
             f"base {name!r}: the tokenizer has more words than the model", "choose a base whose files agree"
         )
     module.requires_grad_(False).eval().to(place)
-    return Base(TransformersModel(module), tok, _facts(source, module), dtype, reason)
+    own = isinstance(module, Decoder)
+    model: CausalModel = DecoderModel(module) if own else TransformersModel(module)
+    return Base(model, tok, _facts(source, module), dtype, reason, _engine(place, fused, why_not))
+
+
+def _engine(place: torch.device, fused: Kernels | None, why_not: str | None) -> str:
+    if why_not:
+        return f"through transformers, slower than Afina's own decoder: {why_not}"
+    if place.type != "cpu":
+        return f"Afina's decoder on {place.type}"
+    if fused is None:
+        return "Afina's decoder without fused kernels, for there is no C++ compiler (g++): slower, same results"
+    made = f", compiled in {fused.seconds:.1f} s" if fused.seconds else ""
+    return f"Afina's decoder with fused kernels{made}"
 
 
 def describe(name: str, *, revision: str | None = None, cache_dir: Path | None = None) -> Facts:
     """The facts of a base without loading its weights (fetched first if it is not on this disk)."""
     source = sources.locate(name, revision, cache_dir or default_cache())
-    with torch.device("meta"):
-        return _facts(source, _empty(_config(source)))
+    config = _config(source)
+    try:
+        return _facts(source, _skeleton(config, architecture(config), None))
+    except Unsupported:
+        with torch.device("meta"):
+            return _facts(source, _empty(config))
 
 
 def _config(source: Source) -> Any:
@@ -114,44 +136,65 @@ def _empty(config: Any) -> Any:
         ) from error
 
 
-def _from_gguf(source: Source, dtype: torch.dtype) -> tuple[Any, Tokenizer]:
+def _skeleton(config: Any, arch: Architecture, fused: Kernels | None) -> Decoder:
+    """Our decoder without memory for its weights."""
+    with torch.device("meta"):
+        return Decoder(arch, config, fused)
+
+
+_Read = tuple[Any, Tokenizer, str | None]  # the module, its tokenizer, and why it is not our decoder where it is not
+
+
+def _from_gguf(source: Source, dtype: torch.dtype, fused: Kernels | None) -> _Read:
     from transformers import AutoModelForCausalLM
 
     file = gguf.GGUF(source.path)
     tok = tokenizer.from_gguf(file, source.path)
-    if not gguf.is_plain_llama(file):
-        try:
-            with _quiet():
-                module = AutoModelForCausalLM.from_pretrained(
-                    source.path.parent, gguf_file=source.path.name, dtype=dtype
-                )
-        except (ValueError, KeyError, OSError) as error:
-            architecture = file.metadata.get("general.architecture")
-            raise BaseModelError(f"{source.path}: architecture {architecture!r} is not supported ({error})") from error
-        return module, tok
-    with torch.device("meta"):
-        module = _empty(_config(source))
-    weights = gguf.llama_weights(file, dtype)
-    _, unexpected = module.load_state_dict(weights, strict=False, assign=True)
-    module.tie_weights()
-    absent = [name for name, value in module.named_parameters() if value.is_meta]
-    if unexpected or absent:
-        raise BaseModelError(f"{source.path} lacks {absent[:3]}, has too many {unexpected[:3]}", "download it again")
-    _materialise_buffers(module)
-    return module, tok
+    if gguf.is_plain_llama(file):
+        config = _config(source)
+        return _fill(source, config, architecture(config), gguf.llama_weights(file, dtype), fused), tok, None
+    try:
+        with _quiet():
+            module = AutoModelForCausalLM.from_pretrained(source.path.parent, gguf_file=source.path.name, dtype=dtype)
+    except (ValueError, KeyError, OSError) as error:
+        kind = file.metadata.get("general.architecture")
+        raise BaseModelError(f"{source.path}: architecture {kind!r} is not supported ({error})") from error
+    try:
+        arch = architecture(module.config)
+    except Unsupported as reason:
+        return module, tok, str(reason)
+    return _fill(source, module.config, arch, module.state_dict(), fused), tok, None
 
 
-def _materialise_buffers(module: nn.Module) -> None:
-    """Buffers that are computed, not stored (rotary frequencies), are made anew outside the meta device."""
-    for child in list(module.modules()):
-        if any(buffer.is_meta for buffer in child.buffers(recurse=False)):
-            fresh = type(child)(child.config)
-            for name, buffer in fresh.named_buffers(recurse=False):
-                child.register_buffer(name, buffer, persistent=False)
+def _fill(
+    source: Source, config: Any, arch: Architecture, found: dict[str, torch.Tensor], fused: Kernels | None
+) -> Decoder:
+    """Our decoder with the weights `found`, by transformers' names."""
+    module = _skeleton(config, arch, fused)
+    needed = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+    if arch.tied:
+        found.pop(f"{arch.names.head}.weight", None)
+        del needed[f"{arch.names.head}.weight"]
+    problems = [f"{name} is missing" for name in needed if name not in found]
+    problems += [f"{name} is not used" for name in found if name not in needed]
+    problems += [
+        f"{name} has shape {tuple(found[name].shape)}, config.json needs {shape}"
+        for name, shape in needed.items()
+        if name in found and tuple(found[name].shape) != shape
+    ]
+    if problems:
+        more = f" … and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise BaseModelError(
+            f"{source.path}: the weights do not fit: {'; '.join(problems[:3])}{more}",
+            "the folder needs whole *.safetensors files that fit its config.json",
+        )
+    module.load_state_dict(found, strict=False, assign=True)
+    module.tie()
+    return module
 
 
-def _from_folder(source: Source, dtype: torch.dtype) -> tuple[Any, Tokenizer]:
-    from transformers import AutoModelForCausalLM, GenerationConfig
+def _from_folder(source: Source, dtype: torch.dtype, fused: Kernels | None) -> _Read:
+    from transformers import GenerationConfig
 
     config = _config(source)
     stops: list[int] = []
@@ -159,6 +202,16 @@ def _from_folder(source: Source, dtype: torch.dtype) -> tuple[Any, Tokenizer]:
         end = GenerationConfig.from_pretrained(source.path).eos_token_id
         stops = [end] if isinstance(end, int) else list(end or [])
     tok = tokenizer.from_folder(source.path, stops)
+    try:
+        arch = architecture(config)
+    except Unsupported as reason:
+        return _through_transformers(source, config, dtype), tok, str(reason)
+    return _fill(source, config, arch, weights.read(source.path, arch, dtype), fused), tok, None
+
+
+def _through_transformers(source: Source, config: Any, dtype: torch.dtype) -> Any:
+    from transformers import AutoModelForCausalLM
+
     with torch.device("meta"):
         _empty(config)  # says what is wrong with an architecture before its weights are read
     try:
@@ -178,7 +231,7 @@ def _from_folder(source: Source, dtype: torch.dtype) -> tuple[Any, Tokenizer]:
         ) from error
     if info["missing_keys"]:
         raise BaseModelError(f"{source.path}: weights are missing: {', '.join(sorted(info['missing_keys'])[:3])} …")
-    return module, tok
+    return module
 
 
 @contextmanager

@@ -1,25 +1,64 @@
-"""What training, measuring and generating ask of a decoder, and the implementation through transformers.
+"""What training, measuring and generating ask of a decoder-only model, and its two implementations.
 
-B rows, T tokens, N labelled positions, V words. Rows are padded right in training, left in generation.
+T tokens of all rows one after another, without padding; N labelled positions; V words; B texts in the making.
 """
 
 import inspect
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 - the usual name
+from torch.utils.checkpoint import checkpoint
 
-SHORT = 384  # tokens; beyond, the square of the length weighs more than the slow backward pass
+from afina.base import ops
+from afina.base.cache import Cache
+from afina.base.decoder import Decoder
+from afina.base.ops import Segments
+
+IGNORED = -100  # the label of a position from which nothing is learned, as torch's cross-entropy has it
+SHORT = 384  # tokens; beyond, the square of the length weighs more than the slow backward pass of fused attention
+ROUND = 64  # packs are filled up to a multiple of this: the matrix library prepares itself anew for each new shape
+READ_AT_ONCE = 4096  # prompt tokens read in one pass
 
 
-class Decoding(Protocol):
-    """A batch in the middle of generation."""
+@dataclass(frozen=True)
+class Packed:
+    """Rows one after another. `labels_T` stand at the position that predicts them (shifted), IGNORED where there is none."""
+
+    ids_T: Tensor
+    labels_T: Tensor
+    segments: Segments
+
+    @property
+    def tokens(self) -> int:
+        return len(self.ids_T)
+
+    @cached_property
+    def labelled_N(self) -> Tensor:
+        """The positions that have a label."""
+        return (self.labels_T != IGNORED).nonzero().squeeze(1)
+
+    @property
+    def labelled(self) -> int:
+        return len(self.labelled_N)
+
+
+class Writing(Protocol):
+    """Texts in the making, in an order of their own: each call keeps it, and new ones come last."""
+
+    can_enter: bool
+
+    def enter(self, prompts: list[list[int]]) -> Tensor:
+        """Reads prompts that join the others; the logits (new, V) of their first new tokens."""
 
     def step(self, ids_B: Tensor) -> Tensor:
-        """Appends one token to each row; the logits (B, V) of the next."""
+        """Appends one token to each text; the logits (B, V) of the next."""
 
-    def keep(self, rows: Tensor) -> None:
-        """Goes on with the given rows only."""
+    def keep(self, texts: list[int]) -> None:
+        """Goes on with the given texts only."""
 
 
 class CausalModel(Protocol):
@@ -27,15 +66,114 @@ class CausalModel(Protocol):
 
     module: nn.Module
 
-    def label_logits(self, ids_BT: Tensor, mask_BT: Tensor, labelled_BT: Tensor) -> Tensor:
-        """Logits (N, V) at the positions, in row order, where `labelled_BT` is true, and at no others."""
+    def summed_loss(self, packed: Packed) -> Tensor:
+        """The sum over labelled positions of −log p(label), in nats, in fp32."""
 
-    def start(self, ids_BT: Tensor, mask_BT: Tensor) -> tuple[Tensor, Decoding]:
-        """Reads left-padded prompts; the logits (B, V) of the first new token, and the state to go on from."""
+    def label_logits(self, packed: Packed) -> Tensor:
+        """Logits (N, V) at the labelled positions, in order."""
+
+    def start(self, texts: int, room: int) -> Writing:
+        """Space for up to `texts` texts at one time, of up to `room` tokens each, prompts included."""
+
+    def checkpoint_activations(self) -> None:
+        """From now on training keeps only each layer's input, and computes the rest again in the backward pass."""
+
+
+class DecoderModel:
+    """Afina's own decoder behind `CausalModel`."""
+
+    def __init__(self, module: Decoder) -> None:
+        self.module: Decoder = module
+
+    def summed_loss(self, packed: Packed) -> Tensor:
+        hidden_NC = self._hidden(packed)
+        labels_N = packed.labels_T[packed.labelled_N]
+        head = self.module.get_output_embeddings()
+        if type(head) is nn.Linear and head.bias is None and not self.module.arch.logit_cap:
+            return ops.cross_entropy(self.module.fused, hidden_NC, head.weight, labels_N)
+        total = hidden_NC.new_zeros((), dtype=torch.float32)
+        for at in range(0, len(labels_N), ops.CHUNK):  # the logits of a chunk are computed again in the backward pass
+            part = slice(at, at + ops.CHUNK)
+            total = total + checkpoint(self._chunk_loss, hidden_NC[part], labels_N[part], use_reentrant=False)
+        return total
+
+    def _chunk_loss(self, hidden_NC: Tensor, labels_N: Tensor) -> Tensor:
+        return F.cross_entropy(self.module.logits(hidden_NC).float(), labels_N, reduction="sum")
+
+    def label_logits(self, packed: Packed) -> Tensor:
+        return self.module.logits(self._hidden(packed))
+
+    def _hidden(self, packed: Packed) -> Tensor:
+        ids_T, segments = packed.ids_T, packed.segments
+        missing = -len(ids_T) % ROUND
+        if missing:
+            ids_T = F.pad(ids_T, (0, missing))
+            segments = Segments((*segments.bounds, len(ids_T)))
+        x_TC, added_TC = self.module(ids_T, segments)
+        at = packed.labelled_N
+        return self.module.normed(x_TC.index_select(0, at), added_TC.index_select(0, at))
+
+    def start(self, texts: int, room: int) -> Writing:
+        return _DecoderWriting(self.module, texts, room)
+
+    def checkpoint_activations(self) -> None:
+        self.module.checkpointing = True
+
+
+class _DecoderWriting:
+    can_enter = True
+
+    def __init__(self, module: Decoder, texts: int, room: int) -> None:
+        self._module = module
+        weight = module.get_input_embeddings().weight
+        self._device = weight.device
+        self._cache = Cache(module.arch.specs, texts, room, weight.dtype, weight.device, module.fused)
+        self._slots: list[int] = []
+        self._free = list(range(texts))
+
+    def enter(self, prompts: list[list[int]]) -> Tensor:
+        logits, at = [], 0
+        while at < len(prompts):
+            end, tokens = at + 1, len(prompts[at])
+            while end < len(prompts) and tokens + len(prompts[end]) <= READ_AT_ONCE:
+                tokens += len(prompts[end])
+                end += 1
+            logits.append(self._read(prompts[at:end]))
+            at = end
+        return torch.cat(logits)
+
+    def _read(self, prompts: list[list[int]]) -> Tensor:
+        slots = [self._free.pop(0) for _ in prompts]
+        self._slots += slots
+        bounds = [0]
+        for prompt in prompts:
+            bounds.append(bounds[-1] + len(prompt))
+        ids_T = torch.tensor([token for prompt in prompts for token in prompt], device=self._device)
+        last = torch.tensor(bounds[1:], device=self._device) - 1
+        return self._pass(ids_T, Segments(tuple(bounds)), slots, True, [len(p) for p in prompts], last)
+
+    def step(self, ids_B: Tensor) -> Tensor:
+        n = len(ids_B)
+        return self._pass(ids_B, Segments(tuple(range(n + 1))), self._slots, False, [1] * n, None)
+
+    def _pass(
+        self, ids_T: Tensor, segments: Segments, slots: list[int], prompts: bool, added: list[int], last: Tensor | None
+    ) -> Tensor:
+        self._cache.begin(slots, prompts)
+        x_TC, added_TC = self._module(ids_T, segments, self._cache)
+        self._cache.end(added)
+        if last is not None:
+            x_TC, added_TC = x_TC[last], added_TC[last]
+        return self._module.logits(self._module.normed(x_TC, added_TC))
+
+    def keep(self, texts: list[int]) -> None:
+        kept = [self._slots[i] for i in texts]
+        self._free += sorted(set(self._slots) - set(kept))
+        self._slots = kept
 
 
 class TransformersModel:
-    """Any causal model of transformers behind `CausalModel`."""
+    """Any causal model of transformers behind `CausalModel`: rows are padded, for it knows no packs."""
 
     def __init__(self, module: Any) -> None:
         self.module = module
@@ -44,7 +182,16 @@ class TransformersModel:
         self.selects = "logits_to_keep" in accepted
         self.takes_positions = "position_ids" in accepted
 
-    def label_logits(self, ids_BT: Tensor, mask_BT: Tensor, labelled_BT: Tensor) -> Tensor:
+    def summed_loss(self, packed: Packed) -> Tensor:
+        labels_N = packed.labels_T[packed.labelled_N]
+        return F.cross_entropy(self.label_logits(packed).float(), labels_N, reduction="sum")
+
+    def label_logits(self, packed: Packed) -> Tensor:
+        rows = packed.ids_T.split(packed.segments.lengths)
+        ids_BT = nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
+        mask_BT = nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
+        labels = packed.labels_T.split(packed.segments.lengths)
+        labelled_BT = nn.utils.rnn.pad_sequence(list(labels), batch_first=True, padding_value=IGNORED) != IGNORED
         self._attend(ids_BT)
         columns = labelled_BT.any(0).nonzero().squeeze(1)
         # The columns in which any row has a label: the head is the dearest product, and prompts need none of it.
@@ -62,18 +209,29 @@ class TransformersModel:
         if module.config._attn_implementation != wanted:
             module.set_attn_implementation(wanted)
 
-    def start(self, ids_BT: Tensor, mask_BT: Tensor) -> tuple[Tensor, Decoding]:
+    def start(self, texts: int, room: int) -> Writing:
+        return _TransformersWriting(self)
+
+    def checkpoint_activations(self) -> None:
+        self.module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+
+class _TransformersWriting:
+    can_enter = False  # transformers' cache has one length for all rows
+
+    def __init__(self, model: TransformersModel) -> None:
         from transformers import DynamicCache
 
-        state = _TransformersDecoding(self, DynamicCache(config=self.module.config), mask_BT)
-        return state.read(ids_BT), state
+        self._model, self._cache = model, DynamicCache(config=model.module.config)
+        self._device = next(model.module.parameters()).device
 
+    def enter(self, prompts: list[list[int]]) -> Tensor:
+        width = max(map(len, prompts))
+        ids_BT = torch.tensor([[0] * (width - len(p)) + p for p in prompts], device=self._device)
+        self._mask_BT = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=self._device)
+        return self._read(ids_BT)
 
-class _TransformersDecoding:
-    def __init__(self, model: TransformersModel, cache: Any, mask_BT: Tensor) -> None:
-        self._model, self._cache, self._mask_BT = model, cache, mask_BT
-
-    def read(self, ids_BT: Tensor) -> Tensor:
+    def _read(self, ids_BT: Tensor) -> Tensor:
         extra: dict[str, Any] = {"logits_to_keep": 1} if self._model.selects else {}
         if self._model.takes_positions:
             # Padding on the left takes no position, so a row reads the same alone and in a batch.
@@ -85,8 +243,9 @@ class _TransformersDecoding:
 
     def step(self, ids_B: Tensor) -> Tensor:
         self._mask_BT = torch.cat([self._mask_BT, self._mask_BT.new_ones(len(ids_B), 1)], 1)
-        return self.read(ids_B[:, None])
+        return self._read(ids_B[:, None])
 
-    def keep(self, rows: Tensor) -> None:
+    def keep(self, texts: list[int]) -> None:
+        rows = torch.tensor(texts, device=self._device)
         self._cache.batch_select_indices(rows)
         self._mask_BT = self._mask_BT[rows]

@@ -2,7 +2,7 @@
 
 Comes in: JSONL, JSON or CSV and templates over its columns. Goes out: rows (input_ids, labels) to train and to evaluate
 on, and every rejected row with its place and reason. No optimiser.
-Public: `load_data`, `read_examples`, `DataSettings`, `Dataset`, `Example`, `Row`, `render`, `prompt_ids`, `collate`.
+Public: `load_data`, `read_examples`, `DataSettings`, `Dataset`, `Example`, `Row`, `render`, `prompt_ids`, `pack`.
 """
 
 from typing import TYPE_CHECKING
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from afina.core.lazy import exports
 
 if TYPE_CHECKING:
-    from afina.data.batch import collate as collate
+    from afina.data.batch import pack as pack
     from afina.data.load import Dataset as Dataset
     from afina.data.load import load_data as load_data
     from afina.data.load import read_examples as read_examples
@@ -27,7 +27,7 @@ __getattr__, __all__ = exports(
         "Dataset": "afina.data.load",
         "Example": "afina.data.mapping",
         "Row": "afina.data.template",
-        "collate": "afina.data.batch",
+        "pack": "afina.data.batch",
         "load_data": "afina.data.load",
         "prompt_ids": "afina.data.template",
         "read_examples": "afina.data.load",

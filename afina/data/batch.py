@@ -2,40 +2,37 @@
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
-from afina.data.template import IGNORED, Row
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Rows padded on the right: B rows of T tokens. `labels_BT` stand at the position that predicts them (shifted)."""
-
-    ids_BT: Tensor
-    mask_BT: Tensor
-    labels_BT: Tensor
-    tokens: int
-    labelled: int
+from afina.base.model import IGNORED, Packed
+from afina.base.ops import Segments
+from afina.data.template import Row
 
 
-def collate(rows: Sequence[Row], pad_id: int, device: torch.device) -> Batch:
-    """One batch of `rows`. Position t carries the label of token t + 1, so that logits and labels meet in place."""
-    width = max(len(row.input_ids) for row in rows)
-    shape = (len(rows), width)
-    ids_BT = torch.full(shape, pad_id)
-    mask_BT = torch.zeros(shape, dtype=torch.long)
-    labels_BT = torch.full(shape, IGNORED)
-    for i, row in enumerate(rows):
-        n = len(row.input_ids)
-        ids_BT[i, :n] = torch.tensor(row.input_ids)
-        mask_BT[i, :n] = 1
-        labels_BT[i, : n - 1] = torch.tensor(row.labels[1:])
-    tokens = int(mask_BT.sum())
-    labelled = int((labels_BT != IGNORED).sum())
-    return Batch(ids_BT.to(device), mask_BT.to(device), labels_BT.to(device), tokens, labelled)
+def pack(rows: Sequence[Row], device: torch.device) -> Packed:
+    """The rows one after another. Position t carries the label of token t + 1, so that logits and labels meet in place."""
+    ids: list[int] = []
+    labels: list[int] = []
+    bounds = [0]
+    for row in rows:
+        ids += row.input_ids
+        labels += [*row.labels[1:], IGNORED]
+        bounds.append(len(ids))
+    return Packed(torch.tensor(ids, device=device), torch.tensor(labels, device=device), Segments(tuple(bounds)))
+
+
+def packs(rows: Sequence[Row], max_tokens: int, max_rows: int | None = None) -> list[list[Row]]:
+    """The rows, by length, in groups of up to `max_tokens` tokens (a longer row goes alone) and `max_rows` rows."""
+    groups: list[list[Row]] = []
+    tokens = 0
+    for row in sorted(rows, key=lambda row: len(row.input_ids)):
+        tokens += len(row.input_ids)
+        if not groups or tokens > max_tokens or len(groups[-1]) == max_rows:
+            groups.append([])
+            tokens = len(row.input_ids)
+        groups[-1].append(row)
+    return groups
 
 
 def epoch_order(count: int, seed: int, epoch: int) -> list[int]:
@@ -43,9 +40,3 @@ def epoch_order(count: int, seed: int, epoch: int) -> list[int]:
     order = list(range(count))
     random.Random(f"{seed} {epoch}").shuffle(order)
     return order
-
-
-def by_length(rows: Sequence[Row], size: int) -> list[list[Row]]:
-    """The rows in batches of `size`, of similar length each, for passes whose order does not matter."""
-    ordered = sorted(rows, key=lambda row: len(row.input_ids))
-    return [ordered[i : i + size] for i in range(0, len(ordered), size)]

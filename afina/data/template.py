@@ -5,10 +5,9 @@ from dataclasses import dataclass, replace
 
 from jinja2.exceptions import TemplateError
 
+from afina.base.model import IGNORED
 from afina.base.tokenizer import Message, Tokenizer
 from afina.data.mapping import Example, Unusable, check_unicode
-
-IGNORED = -100  # the label of a token that is read but not learned, as torch's cross-entropy has it
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from afina.base.load import Base
 from afina.core.errors import VerificationFailed
-from afina.data.batch import collate
-from afina.data.template import IGNORED, Row
+from afina.data.batch import pack
+from afina.data.template import Row
 from afina.lora.injection import disabled
 
 PROBE_ROWS = 4
@@ -31,8 +31,7 @@ def probe(base: Base, rows: Sequence[Row]) -> Tensor:
     module = base.model.module
     was_training = module.training
     module.eval()
-    batch = collate(rows[:PROBE_ROWS], base.tokenizer.pad_id, next(module.parameters()).device)
-    logits = base.model.label_logits(batch.ids_BT, batch.mask_BT, batch.labels_BT != IGNORED)
+    logits = base.model.label_logits(pack(rows[:PROBE_ROWS], next(module.parameters()).device))
     module.train(was_training)
     return logits.float().cpu()
 

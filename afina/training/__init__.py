@@ -2,7 +2,7 @@
 
 Comes in: a base with trainable parameters, rows, settings. Goes out: trained parameters, and events on the way.
 What requires a gradient is trained; the room knows no other difference between LoRA and its alternatives.
-Public: `TrainingSettings`, `Plan`, `plan`, `Trainer`, `summed_loss`, `mean_loss`.
+Public: `TrainingSettings`, `Plan`, `plan`, `Trainer`, `mean_loss`.
 """
 
 from typing import TYPE_CHECKING
@@ -12,7 +12,6 @@ from afina.core.lazy import exports
 if TYPE_CHECKING:
     from afina.training.loop import Trainer as Trainer
     from afina.training.loss import mean_loss as mean_loss
-    from afina.training.loss import summed_loss as summed_loss
     from afina.training.settings import Plan as Plan
     from afina.training.settings import TrainingSettings as TrainingSettings
     from afina.training.settings import plan as plan
@@ -25,6 +24,5 @@ __getattr__, __all__ = exports(
         "TrainingSettings": "afina.training.settings",
         "mean_loss": "afina.training.loss",
         "plan": "afina.training.settings",
-        "summed_loss": "afina.training.loss",
     },
 )

@@ -12,9 +12,9 @@ from afina.core.device import memory_gb, peak_memory_gb
 from afina.core.errors import NonFiniteLoss, NothingTrains
 from afina.core.events import Done, HeldOut, Listener, Notice, Step
 from afina.core.interrupt import StopRequest
-from afina.data.batch import collate, epoch_order
+from afina.data.batch import epoch_order, pack, packs
 from afina.data.template import Row
-from afina.training.loss import mean_loss, summed_loss
+from afina.training.loss import mean_loss
 from afina.training.schedule import learning_rate
 from afina.training.settings import Plan, TrainingSettings
 
@@ -79,15 +79,13 @@ class Trainer:
         begun = time.monotonic()
         rate = learning_rate(step - 1, self.plan, self.settings)
         labelled = sum(row.labelled for row in rows)
-        rows = sorted(rows, key=lambda row: len(row.input_ids))  # like lengths together: less padding in a pass
-        size = self.settings.micro_batch_size or self.settings.batch_size
         loss = 0.0
-        for at in range(0, len(rows), size):
-            batch = collate(rows[at : at + size], self.base.tokenizer.pad_id, self._device)
-            part = summed_loss(self.base, batch) / labelled
+        for group in packs(rows, self.settings.tokens_per_pass, self.settings.micro_batch_size):
+            packed = pack(group, self._device)
+            part = self.base.model.summed_loss(packed) / labelled
             part.backward()  # type: ignore[no-untyped-call]
             loss += part.item()
-            self._tokens += batch.tokens
+            self._tokens += packed.tokens
         norm = float(torch.nn.utils.clip_grad_norm_(self._trainable, self.settings.max_grad_norm))
         self._check(step, loss, norm, rows)
         for group in self._optimizer.param_groups:

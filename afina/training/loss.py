@@ -1,37 +1,27 @@
-"""Cross-entropy on labelled positions only."""
+"""The mean loss of a model on rows."""
 
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
-from torch.nn import functional as F  # noqa: N812 - the usual name
 
 from afina.base.load import Base
-from afina.data.batch import Batch, by_length, collate
-from afina.data.template import IGNORED, Row
+from afina.data.batch import pack, packs
+from afina.data.template import Row
 
-
-def summed_loss(base: Base, batch: Batch) -> Tensor:
-    """The sum over the batch's labelled tokens of −log p(token), in nats, in fp32. Divide by a count of tokens yourself:
-
-    over several passes of one step it must be the count of them all, or short passes would weigh more.
-    """
-    labelled_BT = batch.labels_BT != IGNORED
-    logits_NV = base.model.label_logits(batch.ids_BT, batch.mask_BT, labelled_BT)
-    return F.cross_entropy(logits_NV.float(), batch.labels_BT[labelled_BT], reduction="sum")
+TOKENS = 2048  # a forward pass without gradients
 
 
 @torch.no_grad()
-def mean_loss(base: Base, rows: Sequence[Row], batch_size: int = 16) -> float:
+def mean_loss(base: Base, rows: Sequence[Row]) -> float:
     """The loss a labelled token over all `rows`, in nats; its exponential is the perplexity."""
     module = base.model.module
     was_training = module.training
     module.eval()
     device = next(module.parameters()).device
     total, tokens = 0.0, 0
-    for group in by_length(rows, batch_size):
-        batch = collate(group, base.tokenizer.pad_id, device)
-        total += summed_loss(base, batch).item()
-        tokens += batch.labelled
+    for group in packs(rows, TOKENS):
+        packed = pack(group, device)
+        total += base.model.summed_loss(packed).item()
+        tokens += packed.labelled
     module.train(was_training)
     return total / tokens

@@ -11,7 +11,9 @@ class TrainingSettings(Settings):
     batch_size: int = setting(8, ge=1)
     """Rows an optimiser step. Large batches hurt LoRA: stay under 32."""
     micro_batch_size: int | None = setting(None, ge=1)
-    """Rows a forward pass; fewer than `batch_size` saves memory and gives the same gradients."""
+    """Most rows a forward pass; fewer than `batch_size` saves memory and gives the same gradients."""
+    tokens_per_pass: int = setting(1024, ge=1)
+    """Most tokens a forward pass (a longer row goes alone); fewer save memory and give the same gradients."""
     learning_rate: float | None = setting(None, gt=0)
     """Highest learning rate; by default chosen from the model's width and the number of steps."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"

@@ -1,0 +1,579 @@
+// Fused passes over rows of activations, for the processor. kernels.py compiles, loads and documents them, and holds the
+// same computations in torch, with which each is tested.
+//
+// Everything is computed in fp32 and rounded once on storing. T is the storage type: float or bf16. Rows may be
+// strided; the elements of a row are adjacent. Written with the compiler's vectors, so that any processor can run it.
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+namespace {
+
+#ifdef __AVX512F__
+constexpr long LANES = 16;
+#else
+constexpr long LANES = 8;
+#endif
+
+typedef float Floats __attribute__((vector_size(LANES * 4)));
+typedef int32_t Ints __attribute__((vector_size(LANES * 4)));
+typedef uint32_t Words __attribute__((vector_size(LANES * 4)));
+typedef uint16_t Halves __attribute__((vector_size(LANES * 2)));
+typedef float FloatsAnywhere __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
+typedef uint16_t HalvesAnywhere __attribute__((vector_size(LANES * 2), aligned(2), may_alias));
+
+struct bf16 {
+    uint16_t bits;
+};
+
+inline Floats splat(float x) { return Floats{} + x; }
+inline Floats load(const float *p) { return *(const FloatsAnywhere *)p; }
+inline Floats load(const bf16 *p) {
+    return (Floats)(__builtin_convertvector((Halves) * (const HalvesAnywhere *)p, Words) << 16);
+}
+inline void store(float *p, Floats x) { *(FloatsAnywhere *)p = x; }
+inline void store(bf16 *p, Floats x) {
+    Words u = (Words)x;
+    u += 0x7fff + ((u >> 16) & 1);  // to the nearest, ties to even
+    *(HalvesAnywhere *)p = __builtin_convertvector(u >> 16, Halves);
+}
+inline float get(float x) { return x; }
+inline float get(bf16 x) {
+    uint32_t u = (uint32_t)x.bits << 16;
+    float f;
+    memcpy(&f, &u, 4);
+    return f;
+}
+
+// The same at the end of a row, where `left` elements are left; what is missing reads as zero.
+template <class T>
+inline Floats load(const T *p, long left) {
+    if (left >= LANES) return load(p);
+    T buffer[LANES] = {};
+    memcpy(buffer, p, left * sizeof(T));
+    return load(buffer);
+}
+template <class T>
+inline void store(T *p, Floats x, long left) {
+    if (left >= LANES) return store(p, x);
+    T buffer[LANES];
+    store(buffer, x);
+    memcpy(p, buffer, left * sizeof(T));
+}
+
+inline float sum(Floats x) {
+    float s = 0;
+    for (long i = 0; i < LANES; i++) s += x[i];
+    return s;
+}
+inline float largest(Floats x) {
+    float m = x[0];
+    for (long i = 1; i < LANES; i++) m = x[i] > m ? x[i] : m;
+    return m;
+}
+
+// e^x to about 1e-7: 2^k · p(r) with |r| ≤ ln 2 / 2, k taken from the low bits of x·log2(e) + 1.5·2^23.
+inline Floats exp(Floats x) {
+    x = x < -87.0f ? splat(-87.0f) : x;
+    x = x > 88.0f ? splat(88.0f) : x;
+    Floats shifted = x * 1.44269504f + 12582912.0f;
+    Floats k = shifted - 12582912.0f;
+    Floats r = x - k * 0.693359375f + k * 2.12194440e-4f;
+    Floats p = splat(1.3888889e-3f);
+    p = p * r + 8.3333333e-3f;
+    p = p * r + 4.1666667e-2f;
+    p = p * r + 1.6666667e-1f;
+    p = p * r + 0.5f;
+    p = p * r + 1.0f;
+    p = p * r + 1.0f;
+    return p * (Floats)(((Ints)shifted << 23) + (127 << 23));
+}
+inline Floats sigmoid(Floats x) { return 1.0f / (1.0f + exp(-x)); }
+inline Floats tanh(Floats x) { return 2.0f * sigmoid(2.0f * x) - 1.0f; }
+
+// ---------------------------------------------------------------- RMSNorm of a sum
+
+template <class T>
+void rms_forward(const T *x, long sx, const T *r, long sr, const float *w, T *h, T *y, float *rstd, long rows, long n, float eps,
+                 int threads) {
+#pragma omp parallel for num_threads(threads)
+    for (long t = 0; t < rows; t++) {
+        const T *from = r ? h + t * n : x + t * sx;
+        Floats squares{};
+        for (long i = 0; i < n; i += LANES) {
+            Floats v = load(x + t * sx + i, n - i);
+            if (r) {
+                store(h + t * n + i, v + load(r + t * sr + i, n - i), n - i);
+                v = load(from + i, n - i);  // as it was rounded
+            }
+            squares += v * v;
+        }
+        float s = 1.0f / std::sqrt(sum(squares) / n + eps);
+        rstd[t] = s;
+        for (long i = 0; i < n; i += LANES) store(y + t * n + i, load(from + i, n - i) * s * load(w + i, n - i), n - i);
+    }
+}
+
+// y = w ∘ h·s, s = (mean h² + eps)^−½:  dx = s·(w ∘ dy) − h·s³·mean(w ∘ dy ∘ h), plus dh where the sum is used again.
+template <class T>
+void rms_backward(const T *dy, const T *dh, long sdh, const T *h, long sh, const float *w, const float *rstd, T *dx, long sdx,
+                  long rows, long n, int threads) {
+#pragma omp parallel for num_threads(threads)
+    for (long t = 0; t < rows; t++) {
+        float s = rstd[t];
+        Floats dots{};
+        for (long i = 0; i < n; i += LANES)
+            dots += load(dy + t * n + i, n - i) * load(w + i, n - i) * load(h + t * sh + i, n - i);
+        float c = sum(dots) * s * s * s / n;
+        for (long i = 0; i < n; i += LANES) {
+            Floats g = load(dy + t * n + i, n - i) * load(w + i, n - i) * s - load(h + t * sh + i, n - i) * c;
+            if (dh) g += load(dh + t * sdh + i, n - i);
+            store(dx + t * sdx + i, g, n - i);
+        }
+    }
+}
+
+// ---------------------------------------------------------------- gated activations
+
+// kind 0: SiLU, g·σ(g); kind 1: GELU's tanh form, g·σ(2a), a = √(2/π)(g + 0.044715 g³).
+inline Floats gate_argument(Floats g, int kind) {
+    return kind ? 1.5957691216f * (g + 0.044715f * g * g * g) : g;
+}
+inline Floats gate_slope(Floats g, int kind) { return kind ? 1.5957691216f * (1.0f + 0.134145f * g * g) : splat(1.0f); }
+
+template <class T>
+void gated_forward(const T *gate_up, long stride, T *out, long rows, long n, int kind, int threads) {
+#pragma omp parallel for num_threads(threads)
+    for (long t = 0; t < rows; t++) {
+        const T *g = gate_up + t * stride, *u = g + n;
+        for (long i = 0; i < n; i += LANES) {
+            Floats gi = load(g + i, n - i);
+            store(out + t * n + i, gi * sigmoid(gate_argument(gi, kind)) * load(u + i, n - i), n - i);
+        }
+    }
+}
+
+template <class T>
+void gated_backward(const T *gate_up, long stride, const T *dout, T *d, long rows, long n, int kind, int threads) {
+#pragma omp parallel for num_threads(threads)
+    for (long t = 0; t < rows; t++) {
+        const T *g = gate_up + t * stride, *u = g + n;
+        T *dg = d + t * stride, *du = dg + n;
+        for (long i = 0; i < n; i += LANES) {
+            Floats gi = load(g + i, n - i), ui = load(u + i, n - i), o = load(dout + t * n + i, n - i);
+            Floats s = sigmoid(gate_argument(gi, kind));
+            store(du + i, o * gi * s, n - i);
+            store(dg + i, o * ui * (s + gi * s * (1.0f - s) * gate_slope(gi, kind)), n - i);
+        }
+    }
+}
+
+// ---------------------------------------------------------------- norms and rotation of queries and keys
+
+struct Heads {
+    long q, kv, width, rotated;
+};
+
+struct Rotary {
+    const float *cosines, *sines;  // (positions, rotated / 2)
+    const int32_t *positions;
+    const float *wq, *wk;
+    Heads heads;
+    int norm;
+    float eps;
+};
+
+// norm 0: none; 1: RMS over each head; 2: RMS over all heads of q, and of k.
+inline float head_rstd(const float *x, long n, float eps) {
+    float s = 0;
+    for (long i = 0; i < n; i++) s += x[i] * x[i];
+    return 1.0f / std::sqrt(s / n + eps);
+}
+
+template <class T>
+void rotary_forward(const T *qkv, long stride, T *out, Rotary r, long rows, int threads) {
+    Heads heads = r.heads;
+    long D = heads.width, half = heads.rotated / 2, all = (heads.q + heads.kv) * D;
+#pragma omp parallel for num_threads(threads)
+    for (long t = 0; t < rows; t++) {
+        std::vector<float> x(all);
+        for (long i = 0; i < all; i++) x[i] = get(qkv[t * stride + i]);
+        for (int part = 0; r.norm && part < 2; part++) {
+            float *p = x.data() + (part ? heads.q * D : 0);
+            const float *w = part ? r.wk : r.wq;
+            long n = (part ? heads.kv : heads.q) * D, group = r.norm == 1 ? D : n;
+            for (long g = 0; g < n; g += group) {
+                float s = head_rstd(p + g, group, r.eps);
+                for (long i = 0; i < group; i++) p[g + i] *= s * w[r.norm == 1 ? i : g + i];
+            }
+        }
+        const float *c = r.cosines + r.positions[t] * half, *s = r.sines + r.positions[t] * half;
+        for (long h = 0; h < heads.q + heads.kv; h++) {
+            float *p = x.data() + h * D;
+            for (long i = 0; i < half; i++) {
+                float a = p[i], b = p[i + half];
+                p[i] = a * c[i] - b * s[i];
+                p[i + half] = b * c[i] + a * s[i];
+            }
+        }
+        T *o = out + t * all;
+        for (long i = 0; i < all; i += LANES) store(o + i, load(x.data() + i, all - i), all - i);
+    }
+}
+
+// In place: d holds the gradients of the rotated q and k, and becomes those of qkv's.
+template <class T>
+void rotary_backward(T *d, const T *qkv, long stride, Rotary r, long rows, int threads) {
+    Heads heads = r.heads;
+    long D = heads.width, half = heads.rotated / 2, all = (heads.q + heads.kv) * D;
+#pragma omp parallel for num_threads(threads)
+    for (long t = 0; t < rows; t++) {
+        std::vector<float> g(all);
+        for (long i = 0; i < all; i++) g[i] = get(d[t * stride + i]);
+        const float *c = r.cosines + r.positions[t] * half, *s = r.sines + r.positions[t] * half;
+        for (long h = 0; h < heads.q + heads.kv; h++) {
+            float *p = g.data() + h * D;
+            for (long i = 0; i < half; i++) {
+                float a = p[i], b = p[i + half];
+                p[i] = a * c[i] + b * s[i];
+                p[i + half] = b * c[i] - a * s[i];
+            }
+        }
+        for (int part = 0; r.norm && part < 2; part++) {
+            long begin = part ? heads.q * D : 0;
+            const float *w = part ? r.wk : r.wq;
+            long n = (part ? heads.kv : heads.q) * D, group = r.norm == 1 ? D : n;
+            std::vector<float> x(group);
+            for (long k = 0; k < n; k += group) {
+                float *p = g.data() + begin + k, dot = 0;
+                for (long i = 0; i < group; i++) x[i] = get(qkv[t * stride + begin + k + i]);
+                float rs = head_rstd(x.data(), group, r.eps);
+                for (long i = 0; i < group; i++) {
+                    p[i] *= w[r.norm == 1 ? i : k + i];
+                    dot += p[i] * x[i];
+                }
+                for (long i = 0; i < group; i++) p[i] = rs * p[i] - x[i] * (dot * rs * rs * rs / group);
+            }
+        }
+        for (long i = 0; i < all; i += LANES) store(d + t * stride + i, load(g.data() + i, all - i), all - i);
+    }
+}
+
+// ---------------------------------------------------------------- attention within segments
+
+// C (M, N) = or += A·B in fp32; element (i, k) of A lies at a[i·ai + k·ak]; B and C are row-major, N a multiple of LANES.
+template <int M, int V>
+inline void tile(long K, const float *a, long ai, long ak, const float *b, long ldb, float *c, long ldc, bool add) {
+    Floats acc[M][V];
+    for (int m = 0; m < M; m++)
+        for (int v = 0; v < V; v++) acc[m][v] = add ? load(c + m * ldc + v * LANES) : Floats{};
+    for (long k = 0; k < K; k++) {
+        Floats row[V];
+        for (int v = 0; v < V; v++) row[v] = load(b + k * ldb + v * LANES);
+        for (int m = 0; m < M; m++) {
+            float x = a[m * ai + k * ak];
+            for (int v = 0; v < V; v++) acc[m][v] += x * row[v];
+        }
+    }
+    for (int m = 0; m < M; m++)
+        for (int v = 0; v < V; v++) store(c + m * ldc + v * LANES, acc[m][v]);
+}
+template <int V>
+inline void column(long M, long K, const float *a, long ai, long ak, const float *b, long ldb, float *c, long ldc, bool add) {
+    long m = 0;
+    for (; m + 6 <= M; m += 6) tile<6, V>(K, a + m * ai, ai, ak, b, ldb, c + m * ldc, ldc, add);
+    for (; m + 2 <= M; m += 2) tile<2, V>(K, a + m * ai, ai, ak, b, ldb, c + m * ldc, ldc, add);
+    for (; m < M; m++) tile<1, V>(K, a + m * ai, ai, ak, b, ldb, c + m * ldc, ldc, add);
+}
+void product(long M, long N, long K, const float *a, long ai, long ak, const float *b, long ldb, float *c, long ldc, bool add) {
+    long n = 0;
+    for (; n + 4 * LANES <= N; n += 4 * LANES) column<4>(M, K, a, ai, ak, b + n, ldb, c + n, ldc, add);
+    for (; n < N; n += LANES) column<1>(M, K, a, ai, ak, b + n, ldb, c + n, ldc, add);
+}
+
+inline long padded(long n) { return (n + LANES - 1) / LANES * LANES; }
+
+// Rows of one head as fp32, (n, wide), and transposed, (wide, ld).
+template <class T>
+void copy_rows(const T *x, long stride, long n, long D, float *to, long wide, float scale = 1.0f) {
+    for (long t = 0; t < n; t++)
+        for (long i = 0; i < wide; i += LANES)
+            store(to + t * wide + i, i < D ? load(x + t * stride + i, D - i) * scale : Floats{});
+}
+template <class T>
+void copy_columns(const T *x, long stride, long n, long D, float *to, long ld) {
+    for (long t = 0; t < n; t++)
+        for (long i = 0; i < D; i++) to[i * ld + t] = get(x[t * stride + i]);
+}
+
+constexpr long BLOCK = 64;
+
+struct Attention {
+    long segments;
+    const int32_t *bounds;  // segment s holds the rows bounds[s] to bounds[s + 1]
+    Heads heads;
+    float scale;
+    long window;  // 0: none; else a query sees this many keys, itself included
+    float cap;    // 0: none; else scores become cap·tanh(score / cap)
+    int threads;
+};
+
+// Scores of queries [i0, i0 + m) against keys [j0, j0 + BLOCK), −inf where a key may not be seen.
+inline void mask_scores(float *S, long m, long i0, long j0, long window, float cap) {
+    const float never = -INFINITY;
+    for (long i = 0; i < m; i++) {
+        float *row = S + i * BLOCK;
+        if (cap > 0)
+            for (long j = 0; j < BLOCK; j += LANES) store(row + j, cap * tanh(load(row + j) * (1.0f / cap)));
+        for (long j = i0 + i - j0 + 1 > 0 ? i0 + i - j0 + 1 : 0; j < BLOCK; j++) row[j] = never;
+        if (window)
+            for (long j = 0; j <= i0 + i - window - j0 && j < BLOCK; j++) row[j] = never;
+    }
+}
+
+template <class T>
+void attention_forward(const T *q, long sq, const T *k, long sk, const T *v, long sv, T *out, float *lse, Attention a) {
+    long D = a.heads.width, wide = padded(D), group = a.heads.q / a.heads.kv;
+    // The largest pieces first would balance better; there are many more pieces than threads.
+#pragma omp parallel for num_threads(a.threads) schedule(dynamic)
+    for (long piece = 0; piece < a.segments * a.heads.kv; piece++) {
+        long first = a.bounds[piece / a.heads.kv], n = a.bounds[piece / a.heads.kv + 1] - first, kv = piece % a.heads.kv;
+        long ld = (n + BLOCK - 1) / BLOCK * BLOCK;
+        std::vector<float> KT(D * ld), V(ld * wide), Q(BLOCK * wide), S(BLOCK * BLOCK), O(BLOCK * wide), top(BLOCK), total(BLOCK);
+        copy_columns(k + first * sk + kv * D, sk, n, D, KT.data(), ld);
+        copy_rows(v + first * sv + kv * D, sv, n, D, V.data(), wide);
+        for (long h = kv * group; h < (kv + 1) * group; h++)
+            for (long i0 = 0; i0 < n; i0 += BLOCK) {
+                long m = n - i0 < BLOCK ? n - i0 : BLOCK;
+                copy_rows(q + (first + i0) * sq + h * D, sq, m, D, Q.data(), wide, a.scale);
+                for (long i = 0; i < m; i++) top[i] = -INFINITY, total[i] = 0;
+                memset(O.data(), 0, m * wide * 4);
+                long j = a.window && i0 - a.window + 1 > 0 ? (i0 - a.window + 1) / BLOCK * BLOCK : 0;
+                for (; j < i0 + m; j += BLOCK) {
+                    product(m, BLOCK, D, Q.data(), wide, 1, KT.data() + j, ld, S.data(), BLOCK, false);
+                    mask_scores(S.data(), m, i0, j, a.window, a.cap);
+                    for (long i = 0; i < m; i++) {
+                        float *row = S.data() + i * BLOCK;
+                        Floats peak = splat(top[i]);
+                        for (long x = 0; x < BLOCK; x += LANES) {
+                            Floats s = load(row + x);
+                            peak = s > peak ? s : peak;
+                        }
+                        float now = largest(peak);
+                        if (now == -INFINITY) {  // nothing to see in this block yet
+                            memset(row, 0, BLOCK * 4);
+                            continue;
+                        }
+                        Floats sums{};
+                        for (long x = 0; x < BLOCK; x += LANES) {
+                            Floats s = load(row + x), p = exp(s - now);
+                            p = s == -INFINITY ? Floats{} : p;
+                            sums += p;
+                            store(row + x, p);
+                        }
+                        float shrink = std::exp(top[i] - now);
+                        total[i] = total[i] * shrink + sum(sums);
+                        if (now != top[i])
+                            for (long x = 0; x < wide; x += LANES) store(&O[i * wide + x], load(&O[i * wide + x]) * shrink);
+                        top[i] = now;
+                    }
+                    long keys = n - j < BLOCK ? n - j : BLOCK;
+                    product(m, wide, keys, S.data(), BLOCK, 1, V.data() + j * wide, wide, O.data(), wide, true);
+                }
+                for (long i = 0; i < m; i++) {
+                    T *o = out + ((first + i0 + i) * a.heads.q + h) * D;
+                    for (long x = 0; x < D; x += LANES) store(o + x, load(&O[i * wide + x]) * (1.0f / total[i]), D - x);
+                    lse[(first + i0 + i) * a.heads.q + h] = top[i] + std::log(total[i]);
+                }
+            }
+    }
+}
+
+// P = exp(S − lse); dV = Pᵀ dO; dP = dO Vᵀ; dS = P ∘ (dP − rowsum(dO ∘ O)); dQ = dS K; dK = dSᵀ Q (Dao et al. 2022,
+// https://arxiv.org/abs/2205.14135, appendix B). With a cap, dS is multiplied by 1 − (S / cap)².
+template <class T>
+void attention_backward(const T *q, long sq, const T *k, long sk, const T *v, long sv, const T *out, const float *lse, const T *dout,
+                        T *dq, T *dk, T *dv, long sd, Attention a) {
+    long D = a.heads.width, wide = padded(D), group = a.heads.q / a.heads.kv;
+#pragma omp parallel for num_threads(a.threads) schedule(dynamic)
+    for (long piece = 0; piece < a.segments * a.heads.kv; piece++) {
+        long first = a.bounds[piece / a.heads.kv], n = a.bounds[piece / a.heads.kv + 1] - first, kv = piece % a.heads.kv;
+        long ld = (n + BLOCK - 1) / BLOCK * BLOCK;
+        std::vector<float> K(ld * wide), KT(D * ld), VT(D * ld), dK(ld * wide), dV(ld * wide), Q(BLOCK * wide), dO(BLOCK * wide),
+            dQ(BLOCK * wide), P(BLOCK * BLOCK), dS(BLOCK * BLOCK), delta(BLOCK);
+        copy_rows(k + first * sk + kv * D, sk, n, D, K.data(), wide);
+        copy_columns(k + first * sk + kv * D, sk, n, D, KT.data(), ld);
+        copy_columns(v + first * sv + kv * D, sv, n, D, VT.data(), ld);
+        for (long h = kv * group; h < (kv + 1) * group; h++)
+            for (long i0 = 0; i0 < n; i0 += BLOCK) {
+                long m = n - i0 < BLOCK ? n - i0 : BLOCK, row0 = first + i0;
+                copy_rows(q + row0 * sq + h * D, sq, m, D, Q.data(), wide, a.scale);
+                copy_rows(dout + (row0 * a.heads.q + h) * D, a.heads.q * D, m, D, dO.data(), wide);
+                for (long i = 0; i < m; i++) {
+                    const T *o = out + ((row0 + i) * a.heads.q + h) * D;
+                    Floats dots{};
+                    for (long x = 0; x < D; x += LANES) dots += load(o + x, D - x) * load(&dO[i * wide + x]);
+                    delta[i] = sum(dots);
+                }
+                memset(dQ.data(), 0, m * wide * 4);
+                long j = a.window && i0 - a.window + 1 > 0 ? (i0 - a.window + 1) / BLOCK * BLOCK : 0;
+                for (; j < i0 + m; j += BLOCK) {
+                    long keys = n - j < BLOCK ? n - j : BLOCK;
+                    product(m, BLOCK, D, Q.data(), wide, 1, KT.data() + j, ld, P.data(), BLOCK, false);
+                    mask_scores(P.data(), m, i0, j, a.window, a.cap);
+                    product(m, BLOCK, D, dO.data(), wide, 1, VT.data() + j, ld, dS.data(), BLOCK, false);
+                    for (long i = 0; i < m; i++) {
+                        float l = lse[(row0 + i) * a.heads.q + h], d = delta[i];
+                        for (long x = 0; x < BLOCK; x += LANES) {
+                            Floats s = load(&P[i * BLOCK + x]), p = exp(s - l);
+                            p = s == -INFINITY ? Floats{} : p;
+                            Floats g = p * (load(&dS[i * BLOCK + x]) - d);
+                            if (a.cap > 0) {
+                                Floats c = s * (1.0f / a.cap);
+                                g = s == -INFINITY ? Floats{} : g * (1.0f - c * c);
+                            }
+                            store(&P[i * BLOCK + x], p);
+                            store(&dS[i * BLOCK + x], g);
+                        }
+                    }
+                    product(keys, wide, m, P.data(), 1, BLOCK, dO.data(), wide, &dV[j * wide], wide, true);
+                    product(m, wide, keys, dS.data(), BLOCK, 1, &K[j * wide], wide, dQ.data(), wide, true);
+                    product(keys, wide, m, dS.data(), 1, BLOCK, Q.data(), wide, &dK[j * wide], wide, true);
+                }
+                for (long i = 0; i < m; i++)
+                    for (long x = 0; x < D; x += LANES)
+                        store(dq + (row0 + i) * sd + h * D + x, load(&dQ[i * wide + x]) * a.scale, D - x);
+            }
+        for (long t = 0; t < n; t++)
+            for (long x = 0; x < D; x += LANES) {
+                store(dk + (first + t) * sd + kv * D + x, load(&dK[t * wide + x]), D - x);  // Q carried the scale
+                store(dv + (first + t) * sd + kv * D + x, load(&dV[t * wide + x]), D - x);
+            }
+    }
+}
+
+// ---------------------------------------------------------------- one new token a row, against the cache
+
+// keys (slots, kv, D, room), values (slots, kv, room, D). Appends each row's k and v at its length, then attends.
+template <class T>
+void attention_step(const T *qk, long sqk, const T *v, long sv, T *keys, T *values, long room, const int32_t *slots,
+                    const int32_t *lengths, T *out, long rows, Attention a) {
+    Heads heads = a.heads;
+    long D = heads.width, group = heads.q / heads.kv, window = a.window;
+    float scale = a.scale, cap = a.cap;
+#pragma omp parallel for num_threads(a.threads) schedule(dynamic)
+    for (long piece = 0; piece < rows * heads.kv; piece++) {
+        long b = piece / heads.kv, kv = piece % heads.kv, at = lengths[b], n = at + 1;
+        T *K = keys + ((long)slots[b] * heads.kv + kv) * D * room, *V = values + ((long)slots[b] * heads.kv + kv) * room * D;
+        for (long i = 0; i < D; i++) K[i * room + at] = qk[b * sqk + (heads.q + kv) * D + i];
+        memcpy(V + at * D, v + b * sv + kv * D, D * sizeof(T));
+        long begin = window && n > window ? n - window : 0, start = begin / LANES * LANES;
+        std::vector<float> scores(padded(n)), o(padded(D));
+        for (long h = kv * group; h < (kv + 1) * group; h++) {
+            const T *qh = qk + b * sqk + h * D;
+            float top = -INFINITY;
+            for (long j = start; j < n; j += LANES) {
+                Floats s{};
+                for (long i = 0; i < D; i++) s += get(qh[i]) * load(K + i * room + j);  // room is a multiple of LANES
+                s *= scale;
+                if (cap > 0) s = cap * tanh(s * (1.0f / cap));
+                for (long x = 0; x < LANES; x++) {
+                    if (j + x < begin || j + x >= n) s[x] = -INFINITY;
+                    if (s[x] > top) top = s[x];
+                }
+                store(&scores[j], s);
+            }
+            Floats sums{};
+            for (long j = start; j < n; j += LANES) {
+                Floats s = load(&scores[j]), p = exp(s - top);
+                p = s == -INFINITY ? Floats{} : p;
+                sums += p;
+                store(&scores[j], p);
+            }
+            float share = 1.0f / sum(sums);
+            for (long i = 0; i < D; i += LANES) {
+                Floats acc{};
+                for (long j = begin; j < n; j++) acc += scores[j] * load(V + j * D + i, D - i);
+                store(out + (b * heads.q + h) * D + i, acc * share, D - i);
+            }
+        }
+    }
+}
+
+// ---------------------------------------------------------------- cross-entropy
+
+// logits (rows, words) become softmax − onehot in place where `gradient`; losses are −log p(label).
+template <class T>
+void cross_entropy(T *logits, const int64_t *labels, float *losses, long rows, long words, int gradient, int threads) {
+#pragma omp parallel for num_threads(threads)
+    for (long t = 0; t < rows; t++) {
+        T *x = logits + t * words;
+        float label = get(x[labels[t]]);
+        Floats peak = splat(-INFINITY), total{};
+        long whole = words / LANES * LANES;
+        for (long i = 0; i < whole; i += LANES) {
+            Floats v = load(x + i);
+            peak = v > peak ? v : peak;
+        }
+        float top = largest(peak), rest = 0;
+        for (long i = whole; i < words; i++) top = get(x[i]) > top ? get(x[i]) : top;
+        for (long i = 0; i < whole; i += LANES) total += exp(load(x + i) - top);
+        for (long i = whole; i < words; i++) rest += std::exp(get(x[i]) - top);
+        float lse = top + std::log(sum(total) + rest);
+        losses[t] = lse - label;
+        if (!(lse - label == lse - label)) losses[t] = NAN;
+        if (!gradient) continue;
+        for (long i = 0; i < words; i += LANES) {
+            Floats p = exp(load(x + i, words - i) - lse);
+            if (labels[t] >= i && labels[t] < i + LANES) p[labels[t] - i] -= 1.0f;
+            store(x + i, p, words - i);
+        }
+    }
+}
+
+}  // namespace
+
+// One plain name for each function and type, so that kernels.py can find it.
+#define EXPORT(T, S)                                                                                                            \
+    extern "C" {                                                                                                                \
+    void rms_forward_##S(const T *x, long sx, const T *r, long sr, const float *w, T *h, T *y, float *rstd, long rows, long n,  \
+                         float eps, int threads) {                                                                              \
+        rms_forward(x, sx, r, sr, w, h, y, rstd, rows, n, eps, threads);                                                        \
+    }                                                                                                                           \
+    void rms_backward_##S(const T *dy, const T *dh, long sdh, const T *h, long sh, const float *w, const float *rstd, T *dx,    \
+                          long sdx, long rows, long n, int threads) {                                                           \
+        rms_backward(dy, dh, sdh, h, sh, w, rstd, dx, sdx, rows, n, threads);                                                   \
+    }                                                                                                                           \
+    void gated_forward_##S(const T *gate_up, long stride, T *out, long rows, long n, int kind, int threads) {                   \
+        gated_forward(gate_up, stride, out, rows, n, kind, threads);                                                            \
+    }                                                                                                                           \
+    void gated_backward_##S(const T *gate_up, long stride, const T *dout, T *d, long rows, long n, int kind, int threads) {     \
+        gated_backward(gate_up, stride, dout, d, rows, n, kind, threads);                                                       \
+    }                                                                                                                           \
+    void rotary_forward_##S(const T *qkv, long stride, T *out, const Rotary *r, long rows, int threads) {                       \
+        rotary_forward(qkv, stride, out, *r, rows, threads);                                                                    \
+    }                                                                                                                           \
+    void rotary_backward_##S(T *d, const T *qkv, long stride, const Rotary *r, long rows, int threads) {                        \
+        rotary_backward(d, qkv, stride, *r, rows, threads);                                                                     \
+    }                                                                                                                           \
+    void attention_forward_##S(const T *q, long sq, const T *k, long sk, const T *v, long sv, T *out, float *lse,               \
+                               const Attention *a) {                                                                            \
+        attention_forward(q, sq, k, sk, v, sv, out, lse, *a);                                                                   \
+    }                                                                                                                           \
+    void attention_backward_##S(const T *q, long sq, const T *k, long sk, const T *v, long sv, const T *out, const float *lse,  \
+                                const T *dout, T *dqkv, long sd, const Attention *a) {                                          \
+        long nq = a->heads.q * a->heads.width, nk = a->heads.kv * a->heads.width;                                               \
+        attention_backward(q, sq, k, sk, v, sv, out, lse, dout, dqkv, dqkv + nq, dqkv + nq + nk, sd, *a);                       \
+    }                                                                                                                           \
+    void attention_step_##S(const T *qk, long sqk, const T *v, long sv, T *keys, T *values, long room, const int32_t *slots,    \
+                            const int32_t *lengths, T *out, long rows, const Attention *a) {                                    \
+        attention_step(qk, sqk, v, sv, keys, values, room, slots, lengths, out, rows, *a);                                      \
+    }                                                                                                                           \
+    void cross_entropy_##S(T *logits, const int64_t *labels, float *losses, long rows, long words, int gradient, int threads) { \
+        cross_entropy(logits, labels, losses, rows, words, gradient, threads);                                                  \
+    }                                                                                                                           \
+    }
+EXPORT(float, fp32)
+EXPORT(bf16, bf16)

@@ -1,0 +1,136 @@
+"""Compiles `kernels.cpp` for this processor, once, and calls it. Without a compiler `load` gives None and torch does the work."""
+
+import ctypes
+import hashlib
+import platform
+import subprocess
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
+from shutil import which
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from afina.core.device import processor
+from afina.core.errors import OutputError
+from afina.core.files import write_atomic
+
+SOURCE = Path(__file__).with_name("kernels.cpp")
+_FLAGS = ("-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-std=c++17", "-fPIC", "-shared")
+_SUFFIX = {torch.float32: "fp32", torch.bfloat16: "bf16"}
+_LIMIT = 30  # seconds that a compiler may take
+
+Pointer, Long, Int, Float = ctypes.c_void_p, ctypes.c_long, ctypes.c_int, ctypes.c_float
+_SIGNATURES: dict[str, list[Any]] = {
+    "rms_forward": [Pointer, Long, Pointer, Long, *[Pointer] * 4, Long, Long, Float, Int],
+    "rms_backward": [Pointer, Pointer, Long, Pointer, Long, *[Pointer] * 3, Long, Long, Long, Int],
+    "gated_forward": [Pointer, Long, Pointer, Long, Long, Int, Int],
+    "gated_backward": [Pointer, Long, Pointer, Pointer, Long, Long, Int, Int],
+    "rotary_forward": [Pointer, Long, Pointer, Pointer, Long, Int],
+    "rotary_backward": [Pointer, Pointer, Long, Pointer, Long, Int],
+    "attention_forward": [Pointer, Long, Pointer, Long, Pointer, Long, *[Pointer] * 3],
+    "attention_backward": [Pointer, Long, Pointer, Long, Pointer, Long, *[Pointer] * 4, Long, Pointer],
+    "attention_step": [Pointer, Long, Pointer, Long, Pointer, Pointer, Long, *[Pointer] * 3, Long, Pointer],
+    "cross_entropy": [Pointer, Pointer, Pointer, Long, Long, Int, Int],
+}
+
+
+class Heads(ctypes.Structure):
+    """Heads of queries, of keys and values, the width of each, and how much of it is rotated."""
+
+    _fields_ = (("q", Long), ("kv", Long), ("width", Long), ("rotated", Long))
+
+
+class Rotary(ctypes.Structure):
+    _fields_ = (
+        *((name, Pointer) for name in ("cosines", "sines", "positions", "wq", "wk")),
+        ("heads", Heads),
+        ("norm", Int),
+        ("eps", Float),
+    )
+
+
+class Attention(ctypes.Structure):
+    _fields_ = (
+        ("segments", Long),
+        ("bounds", Pointer),
+        ("heads", Heads),
+        ("scale", Float),
+        ("window", Long),
+        ("cap", Float),
+        ("threads", Int),
+    )
+
+
+class Kernels:
+    """The compiled functions: `call("gated_forward", x, …)` takes the one for x's dtype. Tensors go as their addresses."""
+
+    def __init__(self, library: ctypes.CDLL, seconds: float) -> None:
+        self.seconds = seconds  # that compilation took; 0 where it was done before
+        self._functions: dict[tuple[str, torch.dtype], Any] = {}
+        for name, signature in _SIGNATURES.items():
+            for dtype, suffix in _SUFFIX.items():
+                function = getattr(library, f"{name}_{suffix}")
+                function.argtypes, function.restype = signature, None
+                self._functions[name, dtype] = function
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Kernels":
+        return self
+
+    def call(self, name: str, *arguments: Any) -> None:
+        first: Tensor = arguments[0]
+        self._functions[name, first.dtype](*(a.data_ptr() if isinstance(a, Tensor) else a for a in arguments))
+
+
+def serves(x: Tensor) -> bool:
+    """Whether the kernels can work on `x`."""
+    return x.device.type == "cpu" and x.dtype in _SUFFIX
+
+
+_loaded: dict[Path, Kernels | None] = {}
+
+
+def load(cache: Path) -> Kernels | None:
+    """The kernels, compiled into `cache` the first time; None where that cannot be done here."""
+    if cache not in _loaded:
+        _loaded[cache] = _load(cache)
+    return _loaded[cache]
+
+
+def _load(cache: Path) -> Kernels | None:
+    compiler = which("c++") or which("g++") or which("clang++")
+    if compiler is None:
+        return None
+    identity = f"{processor()} {platform.machine()} {torch.__version__} {compiler} {_FLAGS}".encode()
+    path = cache / "kernels" / f"{hashlib.sha256(SOURCE.read_bytes() + identity).hexdigest()[:24]}.so"
+    started = time.monotonic()
+    compiled = not path.exists()
+    try:
+        if not compiled:
+            with suppress(OSError, AttributeError):
+                return Kernels(ctypes.CDLL(str(path)), 0.0)
+        with tempfile.TemporaryDirectory() as folder:
+            made = Path(folder) / path.name
+            subprocess.run(
+                [compiler, *_FLAGS, *_openmp(), str(SOURCE), "-o", str(made)],
+                check=True,
+                capture_output=True,
+                timeout=_LIMIT,
+            )
+            try:
+                write_atomic(path, made.read_bytes())
+                made = path
+            except OutputError:  # a cache that cannot be written costs the compilation again, no more
+                pass
+            return Kernels(ctypes.CDLL(str(made)), time.monotonic() - started)
+    except (subprocess.SubprocessError, OSError, AttributeError):
+        return None
+
+
+def _openmp() -> list[str]:
+    """Links torch's own OpenMP, so that there is one pool of threads: two would fight for the cores."""
+    own = sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"))
+    return ["-fopenmp", *map(str, own[:1])]

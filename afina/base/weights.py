@@ -1,0 +1,55 @@
+"""Weights of a folder in transformers' format: one safetensors file, or several with an index."""
+
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from afina.base.families import Architecture
+from afina.core.errors import BaseModelError, InputError
+from afina.core.files import read_json
+
+# Constants that some checkpoints store although every program computes them: masks and rotary frequencies.
+_COMPUTED = (".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias", "rotary_emb.inv_freq")
+
+_RENAMED = {"embed_out.weight": "lm_head.weight"}  # in GPT-NeoX's files, and in the model
+
+
+def read(folder: Path, arch: Architecture, dtype: torch.dtype) -> dict[str, Tensor]:
+    """All weights in `folder` by transformers' names, in `dtype`, read through a memory map. Raises `BaseModelError`."""
+    found: dict[str, Tensor] = {}
+    for path in _files(folder):
+        try:
+            with safe_open(path, framework="pt") as file:
+                for name in file.keys():  # noqa: SIM118 - not a dict
+                    if not name.endswith(_COMPUTED):
+                        found[_RENAMED.get(name, name)] = file.get_tensor(name).to(dtype)
+        except (OSError, SafetensorError) as error:
+            raise BaseModelError(
+                f"{path}: the weights cannot be loaded ({str(error).splitlines()[0][:200]})", "download it again"
+            ) from error
+    root = arch.names.embedding.split(".")[0] + "."
+    if not any(name.startswith(root) for name in found):  # saved from the model without its head
+        found = {name if name.startswith(arch.names.head) else root + name: value for name, value in found.items()}
+    return found
+
+
+def _files(folder: Path) -> list[Path]:
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if single.is_file():
+        return [single]
+    if not index.is_file():
+        raise BaseModelError(
+            f"{folder}: the weights cannot be loaded (there is no model.safetensors)",
+            "the folder needs whole *.safetensors files that fit its config.json",
+        )
+    try:
+        names = sorted(set(read_json(index)["weight_map"].values()))
+        paths = [folder / name for name in names]
+    except (InputError, KeyError, TypeError, AttributeError) as error:
+        raise BaseModelError(f"{index} is damaged ({error})", "download it again") from error
+    absent = [path.name for path in paths if not path.is_file() or path.parent != folder]
+    if absent:
+        raise BaseModelError(f"{folder} lacks {', '.join(absent[:3])}, which its index names", "download it again")
+    return paths
