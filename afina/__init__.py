@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from afina.jobs.evaluate import evaluate as evaluate
     from afina.jobs.generate import generate as generate
     from afina.jobs.settings import RunSettings as RunSettings
+    from afina.jobs.train import resume as resume
     from afina.jobs.train import train as train
     from afina.lora.config import LoraConfig as LoraConfig
     from afina.training.settings import TrainingSettings as TrainingSettings
@@ -35,6 +36,7 @@ __getattr__, _names = exports(
         "generate": "afina.jobs.generate",
         "load_base": "afina.base.load",
         "load_data": "afina.data.load",
+        "resume": "afina.jobs.train",
         "train": "afina.jobs.train",
     },
 )

@@ -174,6 +174,9 @@ class Decoder(nn.Module):
     def get_output_embeddings(self) -> Any:
         return self.get_submodule(self.arch.names.head)
 
+    def layers(self) -> Any:
+        return self.get_submodule(self.arch.names.layers)
+
     def forward(self, ids_T: Tensor, segments: Segments, cache: Cache | None = None) -> tuple[Tensor, Tensor]:
         """The residual stream after the last layer as two summands, (T, C) each; see `normed`."""
         names = self.arch.names
@@ -184,7 +187,7 @@ class Decoder(nn.Module):
         lengths = cache.lengths_T(segments) if cache else segments.lengths_T
         now = Pass(self.fused, segments, self._rotations(positions, lengths, x.device), cache)
         added: Tensor | None = None
-        for block in self.get_submodule(names.layers):  # type: ignore[union-attr]
+        for block in self.layers():
             if self.checkpointing and self.training and torch.is_grad_enabled():
                 x, added = checkpoint(block, x, added, now, use_reentrant=False)
             else:
@@ -215,8 +218,7 @@ class Decoder(nn.Module):
                 tables[id(rope)] = (cosines, sines, rows_T.to(device))
             norms: tuple[Tensor | None, Tensor | None] = (None, None)
             if self.arch.specs[index].norm:
-                layer = self.get_submodule(self.arch.names.layers)[index]  # type: ignore[index]
-                attention = getattr(layer, self.arch.names.attention)
+                attention = getattr(self.layers()[index], self.arch.names.attention)
                 norms = attention.q_norm.scale(), attention.k_norm.scale()
             rotations[index] = Rotation(*tables[id(rope)], *norms)
         return rotations

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812 - the usual name
+from torch.nn import functional as F
 
 
 class LowRank(Protocol):
@@ -48,17 +48,22 @@ class Joined:
     def __init__(self, owner: nn.Module, *names: str) -> None:
         self._owner, self._names = owner, names
         self._store: Tensor | None = None
-        self._copied: list[tuple[Any, int]] = []  # the adapters' weights, and their versions, that Ŵ and s·B were made from
+        self._copied: list[
+            tuple[Any, int]
+        ] = []  # the adapters' weights, and their versions, that Ŵ and s·B were made from
         self._scaled: list[Tensor] = []
 
     def __call__(self, x_TI: Tensor) -> Tensor:
         layers = [getattr(self._owner, name) for name in self._names]
+        # After a pass in training the weights change, and fused optimisers do not count it as a new version.
+        keep = not (torch.is_grad_enabled() or self._owner.training)
         if not all(_joinable(layer) for layer in layers):
+            self._copied = []
             return torch.cat([layer(x_TI) for layer in layers], -1)
         frozen = [getattr(layer, "base", layer) for layer in layers]
         adapters: list[LowRank | None] = [layer if getattr(layer, "enabled", False) else None for layer in layers]
         store = self._prepared(frozen, adapters)
-        scaled = self._adapted(store, adapters) if store.shape[0] > sum(_outputs(frozen)) else []
+        scaled = self._adapted(store, adapters, keep) if store.shape[0] > sum(_outputs(frozen)) else []
         bias = self._bias(frozen)
         differentiable = torch.is_grad_enabled() and (
             x_TI.requires_grad
@@ -90,12 +95,14 @@ class Joined:
         return store[: outputs + ranks]
 
     @torch.no_grad()
-    def _adapted(self, store: Tensor, adapters: list[LowRank | None]) -> list[Tensor]:
+    def _adapted(self, store: Tensor, adapters: list[LowRank | None], keep: bool) -> list[Tensor]:
         """s·B (O, r) of each adapter in the dtype of the computation; and the adapters' A go into Ŵ, unless they are there."""
         here = [a for a in adapters if a is not None]
         now = [(p, p._version) for a in here for p in (a.lora_a, a.lora_b)]
-        same = len(now) == len(self._copied) and all(
-            a is b and v == w for (a, v), (b, w) in zip(now, self._copied, strict=True)
+        same = (
+            keep
+            and len(now) == len(self._copied)
+            and all(a is b and v == w for (a, v), (b, w) in zip(now, self._copied, strict=True))
         )
         if not same:
             at = len(store) - sum(a.lora_a.shape[0] for a in here)
@@ -103,7 +110,7 @@ class Joined:
                 store[at : at + len(adapter.lora_a)].copy_(adapter.lora_a)
                 at += len(adapter.lora_a)
             self._scaled = [(a.lora_b * a.scaling).to(store.dtype) for a in here]
-            self._copied = now
+            self._copied = now if keep else []
         return self._scaled
 
     def _holds(self, store: Tensor, frozen: list[Any]) -> bool:
@@ -165,7 +172,12 @@ def _outputs(frozen: list[Any]) -> list[int]:
 
 
 def _forward(
-    x_TI: Tensor, store: Tensor, bias: Tensor | None, scaled: list[Tensor], adapters: list[LowRank | None], outputs: list[int]
+    x_TI: Tensor,
+    store: Tensor,
+    bias: Tensor | None,
+    scaled: list[Tensor],
+    adapters: list[LowRank | None],
+    outputs: list[int],
 ) -> tuple[Tensor, Tensor | None]:
     """y (T, O), a view beside x Aᵀ (T, R)."""
     total = sum(outputs)
@@ -199,7 +211,7 @@ class _Product(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, dy: Tensor) -> Any:
         x, store, low, *scaled = ctx.saved_tensors
         outputs, rows = sum(ctx.outputs), store.shape[0]
         dlow, grads = None, []
@@ -234,9 +246,9 @@ class _Product(torch.autograd.Function):
 
 def _with_room(dy: Tensor, columns: int) -> Tensor:
     """dy (T, O) as the first columns of a (T, `columns`) tensor: in place where its rows have the room beside them."""
-    if dy.stride(0) == columns and dy.stride(1) == 1 and dy.storage_offset() == 0:
-        if dy.untyped_storage().nbytes() >= len(dy) * columns * dy.element_size():
-            return dy.as_strided((len(dy), columns), (columns, 1))
+    room = dy.untyped_storage().nbytes() // dy.element_size()
+    if dy.stride() == (columns, 1) and dy.storage_offset() == 0 and room >= len(dy) * columns:
+        return dy.as_strided((len(dy), columns), (columns, 1))
     whole = dy.new_empty(len(dy), columns)
     whole[:, : dy.shape[1]] = dy
     return whole

@@ -82,8 +82,7 @@ def load_base(
             f"base {name!r}: the tokenizer has more words than the model", "choose a base whose files agree"
         )
     module.requires_grad_(False).eval().to(place)
-    own = isinstance(module, Decoder)
-    model: CausalModel = DecoderModel(module) if own else TransformersModel(module)
+    model: Any = DecoderModel(module) if isinstance(module, Decoder) else TransformersModel(module)
     return Base(model, tok, _facts(source, module), dtype, reason, _engine(place, fused, why_not))
 
 
@@ -107,6 +106,26 @@ def describe(name: str, *, revision: str | None = None, cache_dir: Path | None =
     except Unsupported:
         with torch.device("meta"):
             return _facts(source, _empty(config))
+
+
+def as_transformers(module: Decoder) -> Any:
+    """The model in `transformers`' own class, with copies of the weights: to save it for other programs, or to compare."""
+    with torch.device("meta"):
+        other = _empty(module.config)
+    state = {name: value.detach().clone().contiguous() for name, value in module.state_dict().items()}
+    other.load_state_dict(state, strict=True, assign=True)
+    other.tie_weights()
+    _materialise_buffers(other)
+    return other.requires_grad_(False).eval()
+
+
+def _materialise_buffers(module: Any) -> None:
+    """Buffers that are computed, not stored (rotary frequencies), are made anew outside the meta device."""
+    for child in list(module.modules()):
+        if any(buffer.is_meta for buffer in child.buffers(recurse=False)):
+            fresh = type(child)(child.config)
+            for name, buffer in fresh.named_buffers(recurse=False):
+                child.register_buffer(name, buffer, persistent=False)
 
 
 def _config(source: Source) -> Any:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812 - the usual name
+from torch.nn import functional as F
 
 from afina.base import kernels
 from afina.base.kernels import Kernels
@@ -185,7 +185,7 @@ class _Gated(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, dout: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, dout: Tensor) -> Any:
         (gate_up,) = ctx.saved_tensors
         d = like_rows(gate_up)
         n = gate_up.shape[1] // 2
@@ -264,7 +264,7 @@ class _Attention(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, dout: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, dout: Tensor) -> Any:
         qkv, out, lse = ctx.saved_tensors
         fused, spec, rotation, segments = ctx.fused, ctx.spec, ctx.rotation, ctx.segments
         dout = dout.contiguous()
@@ -338,8 +338,7 @@ def _attention(qkv_TE: Tensor, spec: AttentionSpec, rotation: Rotation | None, s
     positions = segments.positions_T.to(qkv_TE.device)
     if rotation is None:
         q_THD, k_THD = (
-            x.unflatten(1, (-1, spec.width))
-            for x in (qkv_TE[:, : spec.q_size], qkv_TE[:, spec.q_size : spec.qk_size])
+            x.unflatten(1, (-1, spec.width)) for x in (qkv_TE[:, : spec.q_size], qkv_TE[:, spec.q_size : spec.qk_size])
         )
     else:
         q_THD, k_THD = _rotated(qkv_TE, spec, rotation)
@@ -420,7 +419,7 @@ class _CrossEntropy(torch.autograd.Function):
         return losses.sum()
 
     @staticmethod
-    def backward(ctx: Any, dloss: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, dloss: Tensor) -> Any:
         dhidden, dhead = ctx.saved_tensors
         scaled = (None if d is None else d * dloss for d in (dhidden, dhead))
         return None, *scaled, None

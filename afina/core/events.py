@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from afina.core.errors import writing
+from afina.core.files import read_jsonl, write_jsonl
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,13 @@ class MetricsFile:
                     os.write(handle, line.encode())
                 finally:
                     os.close(handle)
+
+
+def forget_after(path: Path, step: int) -> None:
+    """Takes out of `metrics.jsonl` what came after `step`: a run that goes on from there writes it again."""
+    if path.exists():
+        rows = [row for row in read_jsonl(path) if row["event"] != "done" and row["step"] <= step]
+        write_jsonl(path, rows)
 
 
 def parse(row: dict[str, object]) -> Event:

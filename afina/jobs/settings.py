@@ -26,6 +26,8 @@ class RunSettings(Settings):
     """Number format of the computation; auto measures once which is faster here."""
     device: str | None = None
     """cpu, cuda, mps; by default the best that is there."""
+    threads: int | None = setting(None, ge=1)
+    """Processor threads; by default one a core."""
     cache_dir: Path | None = None
     """Where downloaded models are kept; by default the user's cache folder."""
     data: DataSettings

@@ -2,16 +2,19 @@
 
 import gc
 import math
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from afina.base.load import Base, load_base
+from afina.core.config import build, merge, read_yaml
 from afina.core.device import keep_freed_memory
-from afina.core.errors import AdapterError, Interrupted, SettingsError
-from afina.core.events import Done, Event, Listener, MetricsFile, Notice, ignore
+from afina.core.errors import AdapterError, InputError, Interrupted, SettingsError
+from afina.core.events import Done, Event, Listener, MetricsFile, Notice, forget_after, ignore
 from afina.core.files import write_atomic, write_json, write_jsonl, write_yaml
 from afina.data.load import Dataset, read_parts, render_parts, summary
 from afina.jobs.runs import (
@@ -31,9 +34,12 @@ from afina.measure.evaluation import Evaluation, evaluate_adapted
 from afina.measure.metrics import infer_kind
 from afina.measure.report import write_report
 from afina.measure.verification import Verification, probe, verify
+from afina.training.checkpoint import State, fingerprint, read_latest
 from afina.training.loop import Trainer
 from afina.training.settings import Plan, plan
 from afina.version import __version__
+
+CHECKPOINTS = "checkpoints"
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,7 @@ class TrainResult:
     folder: Path
     adapter: Path
     report: Path
+    prompt: str | None
     evaluation: Evaluation
     verification: Verification
 
@@ -52,26 +59,55 @@ def train(settings: RunSettings, listener: Listener = ignore) -> TrainResult:
 
     Raises `InputError` (nothing was written), `RunFailed`, or `Interrupted` after Ctrl-C (the adapter is kept).
     """
+    check_folder(settings.folder, settings.overwrite)
+    return _train(settings, listener, RunFolder(settings.folder), resuming=False)
+
+
+def resume(folder: Path | str, listener: Listener = ignore) -> TrainResult:
+    """Goes on with the run in `folder`, which was killed or interrupted, with the settings it recorded.
+
+    On the same machine it ends with the adapter that it would have had, bit for bit. A run that was killed before its first
+    checkpoint begins again. Raises as `train` does, also where the run is complete or its data are not what they were.
+    """
+    folder = Path(folder)
+    config = folder / "config.yaml"
+    if not config.is_file():
+        raise InputError(f"--resume {folder} holds no run", "give the folder that `afina train` wrote (its --out)")
+    if (folder / "evaluation.json").exists():
+        raise InputError(
+            f"--resume {folder}: this run is complete",
+            "train further with `afina train DATA --adapter RUN --out OTHER`",
+        )
+    settings = build(RunSettings, merge(read_yaml(config), {"out": folder}))
+    place = RunFolder(folder)
+    place.keep()
+    return _train(settings, listener, place, resuming=True)
+
+
+def _train(settings: RunSettings, listener: Listener, place: RunFolder, resuming: bool) -> TrainResult:
     folder = settings.folder
-    check_folder(folder, settings.overwrite)
     parts = read_parts(settings.data, settings.seed)  # what is wrong with a file is said before a model is loaded
     keep_freed_memory()
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
     base = _load(settings)
     data = render_parts(parts, settings.data, base)
     lora = _adapt(base, settings)
-    steps, reasons = plan(settings.train, len(data.train), base.facts.hidden_size)
+    lengths = [len(row.input_ids) for row in data.train]
+    steps, reasons = plan(settings.train, lengths, base.facts.hidden_size, settings.seed)
     reasons = [f"{base.dtype} for the base: {base.dtype_reason}".replace("torch.", ""), *reasons]
-    run = _Run(settings, base, data, lora, steps, reasons, RunFolder(folder))
+    run = _Run(settings, base, data, lora, steps, reasons, place)
     run.announce(listener)
     try:
-        done = run.train(listener)
+        done = run.train(listener, resuming)
     except BaseException:
         run.place.take_back()
         raise
     if done.reason == "interrupted":
         write_report(folder)
         raise Interrupted(
-            f"stopped after step {done.steps} of {steps.steps}; the adapter of that step is in {run.adapter}"
+            f"stopped after step {done.steps} of {steps.steps}; the adapter of that step is in {run.adapter}\n"
+            f"  → `afina train --resume {folder}` goes on"
         )
     trained, facts = run.trained, run.facts
     del base, run  # the trained model goes before a fresh one comes
@@ -81,7 +117,7 @@ def train(settings: RunSettings, listener: Listener = ignore) -> TrainResult:
     except KeyboardInterrupt:
         raise Interrupted(
             f"interrupted after training; the adapter in {folder / 'adapter'} is complete, but not evaluated\n"
-            f"  → `afina eval {folder} DATA` scores it"
+            f"  → `afina train --resume {folder}` evaluates it"
         ) from None
 
 
@@ -104,7 +140,8 @@ def _finish(
         fresh, data.held_out_examples, data.held_out, facts["kind"], facts["max_new_tokens"], listener, source
     )
     record(folder, evaluation)
-    return TrainResult(folder, folder / "adapter", write_report(folder), evaluation, verification)
+    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+    return TrainResult(folder, folder / "adapter", write_report(folder), settings.data.prompt, evaluation, verification)
 
 
 def _load(settings: RunSettings) -> Base:
@@ -171,6 +208,7 @@ class _Run:
 
     def announce(self, listener: Listener) -> None:
         data, base = self.data, self.base
+        listener(Notice(base.engine, warning="through transformers" in base.engine))
         listener(
             Notice(
                 f"base {base.facts.name}: {base.facts.parameters / 1e6:.0f} M parameters, {base.facts.layers} layers"
@@ -189,10 +227,17 @@ class _Run:
         for reason in self.reasons:
             listener(Notice(reason))
 
-    def train(self, listener: Listener) -> Done:
-        """Makes the folder and trains into it."""
-        self.place.begin()
+    def train(self, listener: Listener, resuming: bool) -> Done:
+        """Makes the folder and trains into it, or goes on from its last checkpoint."""
+        checkpoints = self.settings.folder / CHECKPOINTS
+        mark = fingerprint(
+            [*self.data.train, *self.data.held_out], self.base.facts.sha256, self.base.tokenizer.template_hash()
+        )
+        state = self._state(checkpoints, mark) if resuming else None
+        if not resuming:
+            self.place.begin()
         self._write_facts()
+        forget_after(self.settings.folder / "metrics.jsonl", state.step if state else -1)
         metrics_file = MetricsFile(self.settings.folder / "metrics.jsonl")
 
         def both(event: Event) -> None:
@@ -201,9 +246,31 @@ class _Run:
 
         data, settings = self.data, self.settings
         trainer = Trainer(
-            self.base, data.train, data.held_out, settings.train, self.plan, settings.seed, both, self._save
+            base=self.base,
+            train=data.train,
+            held_out=data.held_out,
+            settings=settings.train,
+            plan=self.plan,
+            seed=settings.seed,
+            listener=both,
+            save=self._save,
+            checkpoints=checkpoints,
+            state=state,
+            mark=mark,
         )
         return trainer.run()
+
+    def _state(self, checkpoints: Path, mark: str) -> State | None:
+        found = read_latest(checkpoints)
+        if found is None:
+            return None
+        state, written_for = found
+        if written_for != mark:
+            raise InputError(
+                f"--resume {self.settings.folder}: the data or the base are not what the run began with",
+                "put the files back as they were, or train anew",
+            )
+        return state
 
     def _write_facts(self) -> None:
         folder = self.settings.folder
@@ -213,6 +280,8 @@ class _Run:
         if self.settings.data.eval_path:
             resolved["data"]["eval_path"] = str(self.settings.data.eval_path.resolve())
         resolved["lora"] = self.lora.model_dump(mode="json")
+        resolved["precision"] = self.facts["precision"]
+        resolved["threads"] = torch.get_num_threads()
         resolved["train"] |= self.plan.model_dump(include={"epochs", "learning_rate", "eval_steps"})
         write_yaml(folder / "config.yaml", resolved)
         if self.data.rejected:

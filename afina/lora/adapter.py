@@ -43,7 +43,7 @@ def adapter_state(model: nn.Module) -> dict[str, Tensor]:
     state: dict[str, Tensor] = {}
     for path, layer in lora_layers(model):
         a, b = _names(path, isinstance(layer, LoraEmbedding))
-        state[a], state[b] = layer.lora_a.data, layer.lora_b.data
+        state[a], state[b] = layer.lora_a.detach(), layer.lora_b.detach()  # not .data: changes must be seen as such
     return state
 
 

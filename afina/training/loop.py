@@ -3,7 +3,9 @@
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain, count, islice
+from pathlib import Path
 
 import torch
 
@@ -12,18 +14,39 @@ from afina.core.device import memory_gb, peak_memory_gb
 from afina.core.errors import NonFiniteLoss, NothingTrains
 from afina.core.events import Done, HeldOut, Listener, Notice, Step
 from afina.core.interrupt import StopRequest
-from afina.data.batch import epoch_order, pack, packs
+from afina.data.batch import pack, packs
 from afina.data.template import Row
+from afina.training import checkpoint
+from afina.training.checkpoint import State
 from afina.training.loss import mean_loss
+from afina.training.optimizer import Optimizer
 from afina.training.schedule import learning_rate
-from afina.training.settings import Plan, TrainingSettings
+from afina.training.settings import Plan, TrainingSettings, batches
+
+
+def gradients(base: Base, rows: Sequence[Row], tokens: int, most: int | None = None) -> tuple[float, int]:
+    """Adds the gradients of the mean loss over the labelled tokens of `rows`; that loss, in nats, and the count of tokens.
+
+    The rows go in passes of up to `tokens` tokens and `most` rows, by length: the result is the same as in one pass.
+    """
+    device = next(base.model.module.parameters()).device
+    labelled = sum(row.labelled for row in rows)
+    loss, read = 0.0, 0
+    for group in packs(rows, tokens, most):
+        packed = pack(group, device)
+        part = base.model.summed_loss(packed) / labelled
+        part.backward()
+        loss += part.item()
+        read += packed.tokens
+    return loss, read
 
 
 @dataclass
 class Trainer:
     """Trains the parameters of `base` that require gradients on `train`, watching `held_out`.
 
-    `save` is called whenever the held-out loss is the best so far, and once when the run is interrupted.
+    `save` is called whenever the held-out loss is the best so far; at the end, with the best weights back in place; and when
+    the run is interrupted. With `state`, the run goes on from there. Checkpoints go to the folder `checkpoints`.
     """
 
     base: Base
@@ -34,83 +57,89 @@ class Trainer:
     seed: int
     listener: Listener
     save: Callable[[], None]
+    checkpoints: Path
+    state: State | None = None
+    mark: str = ""
 
     def run(self) -> Done:
         """Trains until the plan's last step, early stopping or Ctrl-C. Raises `NonFiniteLoss` and `NothingTrains`."""
         module = self.base.model.module
-        self._device = next(module.parameters()).device
-        self._trainable = [p for p in module.parameters() if p.requires_grad]
-        self._optimizer = torch.optim.AdamW(self._trainable, weight_decay=self.settings.weight_decay)
-        self._best, self._since_best, self._tokens, self._step_seconds = math.inf, 0, 0, 0.0
-        started = time.monotonic()
-        reason, steps = "completed", 0
+        if self.settings.checkpoint_activations:
+            self.base.model.checkpoint_activations()
+        self._optimizer = Optimizer(module, self.settings.weight_decay)
+        self._started = time.monotonic()
         stop = StopRequest()
         with stop.listening():
-            self._evaluate(0)
-            module.train()
-            for step, rows in enumerate(self._batches(), 1):
-                self._train_step(step, rows, started)
-                steps = step
-                if stop.asked:
-                    reason = "interrupted"
-                    self.listener(Notice("stopping after this step, as asked; the adapter as it is now is kept"))
-                    self.save()
-                    break
-                if (step % self.plan.eval_steps == 0 or step == self.plan.steps) and self._evaluate(step):
-                    reason = "early stopping"
-                    break
-        seconds = time.monotonic() - started
-        rate = self._tokens / self._step_seconds if steps else 0.0
-        done = Done(steps, reason, seconds, self._tokens, rate, peak_memory_gb())
+            reason = self._train(module, stop)
+        if reason != "interrupted":
+            self._optimizer.set_weights(self._now.best_weights)
+        self.save()
+        now = self._now
+        rate = now.tokens / now.step_seconds if now.step_seconds else 0.0
+        done = Done(now.step, reason, self._seconds(), now.tokens, rate, peak_memory_gb())
         self.listener(done)
         return done
 
-    def _batches(self) -> Iterator[list[Row]]:
-        """The rows of each optimiser step; every epoch in an order of its own."""
-        size, per_epoch = self.settings.batch_size, self.plan.steps_per_epoch
-        order: list[int] = []
-        for step in range(self.plan.steps):
-            epoch, at = divmod(step, per_epoch)
-            if at == 0:
-                order = epoch_order(len(self.train), self.seed, epoch)
-            yield [self.train[i] for i in order[at * size : (at + 1) * size]]
+    def _train(self, module: torch.nn.Module, stop: StopRequest) -> str:
+        if self.state is None:
+            self._now = State()
+            torch.manual_seed(self.seed)
+            self._evaluate()
+        else:
+            self._resume(self.state)
+        module.train()
+        patience = self.settings.early_stopping
+        for rows in self._batches(self._now.step):
+            if patience and self._now.since_best >= patience:
+                return "early stopping"
+            self._train_step(rows)
+            step, last = self._now.step, self._now.step == self.plan.steps
+            evaluated = step % self.plan.eval_steps == 0 or last
+            if evaluated:
+                self._evaluate()
+            if stop.asked:
+                self._checkpoint()
+                self.listener(Notice("stopping after this step, as asked; the adapter as it is now is kept"))
+                return "interrupted"
+            if evaluated or step % self.settings.checkpoint_steps == 0:
+                self._checkpoint()
+        return "completed" if self._now.step == self.plan.steps else "early stopping"
 
-    def _train_step(self, step: int, rows: list[Row], started: float) -> None:
+    def _batches(self, done: int) -> Iterator[list[Row]]:
+        """The rows of each optimiser step after the first `done`; every epoch in an order of its own."""
+        lengths = [len(row.input_ids) for row in self.train]
+        epochs = (batches(self.settings, lengths, self.seed, epoch) for epoch in count())
+        for numbers in islice(chain.from_iterable(epochs), done, self.plan.steps):
+            yield [self.train[i] for i in numbers]
+
+    def _train_step(self, rows: list[Row]) -> None:
         begun = time.monotonic()
-        rate = learning_rate(step - 1, self.plan, self.settings)
-        labelled = sum(row.labelled for row in rows)
-        loss = 0.0
-        for group in packs(rows, self.settings.tokens_per_pass, self.settings.micro_batch_size):
-            packed = pack(group, self._device)
-            part = self.base.model.summed_loss(packed) / labelled
-            part.backward()  # type: ignore[no-untyped-call]
-            loss += part.item()
-            self._tokens += packed.tokens
-        norm = float(torch.nn.utils.clip_grad_norm_(self._trainable, self.settings.max_grad_norm))
-        self._check(step, loss, norm, rows)
-        for group in self._optimizer.param_groups:
-            group["lr"] = rate
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
-        now = time.monotonic()
-        self._step_seconds += now - begun
-        left = (now - started) / step * (self.plan.steps - step)
+        now, settings = self._now, self.settings
+        rate = learning_rate(now.step, self.plan, settings)
+        loss, tokens = gradients(self.base, rows, settings.tokens_per_pass, settings.micro_batch_size)
+        norm = self._optimizer.step(rate, settings.max_grad_norm)
+        now.step += 1
+        now.tokens += tokens
+        now.step_seconds += time.monotonic() - begun
+        self._check(loss, norm, rows)
+        seconds = self._seconds()
         self.listener(
             Step(
-                step=step,
+                step=now.step,
                 total=self.plan.steps,
-                epoch=step / self.plan.steps_per_epoch,
+                epoch=now.step / self.plan.steps_per_epoch,
                 loss=loss,
                 learning_rate=rate,
                 grad_norm=norm,
-                tokens_per_second=self._tokens / self._step_seconds,
+                tokens_per_second=now.tokens / now.step_seconds,
                 memory_gb=memory_gb(),
-                seconds=now - started,
-                seconds_left=left,
+                seconds=seconds,
+                seconds_left=seconds / now.step * (self.plan.steps - now.step),
             )
         )
 
-    def _check(self, step: int, loss: float, norm: float, rows: list[Row]) -> None:
+    def _check(self, loss: float, norm: float, rows: list[Row]) -> None:
+        step = self._now.step
         if not (math.isfinite(loss) and math.isfinite(norm)):
             places = ", ".join(row.where for row in rows)
             raise NonFiniteLoss(
@@ -122,16 +151,42 @@ class Trainer:
                 "step 1: no gradient reaches the adapter\n  → choose other layers with --lora.target_modules"
             )
 
-    def _evaluate(self, step: int) -> bool:
-        """Records the held-out loss and saves if it is the best; whether it is time to stop early. Step 0 is the start."""
+    def _evaluate(self) -> None:
+        """Records the held-out loss, and saves if it is the best. Step 0 is the start."""
+        now = self._now
         loss = mean_loss(self.base, self.held_out)
         if not math.isfinite(loss):
-            raise NonFiniteLoss(f"step {step}: the held-out loss is {loss}\n  → lower --train.learning_rate")
-        best = step > 0 and loss < self._best
+            raise NonFiniteLoss(f"step {now.step}: the held-out loss is {loss}\n  → lower --train.learning_rate")
+        best = now.step > 0 and loss < now.best
         if best:
-            self._best, self._since_best = loss, 0
+            now.best, now.since_best = loss, 0
+            now.best_weights = self._optimizer.weights()
             self.save()
-        elif step > 0:
-            self._since_best += 1
-        self.listener(HeldOut(step, loss, math.exp(min(loss, 700.0)), best))
-        return bool(self.settings.early_stopping) and self._since_best >= self.settings.early_stopping
+        elif now.step > 0:
+            now.since_best += 1
+        self.listener(HeldOut(now.step, loss, math.exp(min(loss, 700.0)), best))
+
+    def _seconds(self) -> float:
+        return self._now.seconds + time.monotonic() - self._started
+
+    def _checkpoint(self) -> None:
+        random = {"cpu": torch.get_rng_state()}
+        if torch.cuda.is_available():
+            random["cuda"] = torch.cuda.get_rng_state()
+        whole = replace(
+            self._now,
+            seconds=self._seconds(),
+            weights=self._optimizer.weights(),
+            moments=self._optimizer.moments(),
+            random=random,
+        )
+        checkpoint.write(self.checkpoints, whole, self.mark)
+
+    def _resume(self, state: State) -> None:
+        self._now = state
+        self._optimizer.set_weights(state.weights)
+        self._optimizer.set_moments(state.moments)
+        torch.set_rng_state(state.random["cpu"])
+        if "cuda" in state.random and torch.cuda.is_available():
+            torch.cuda.set_rng_state(state.random["cuda"])
+        self.listener(Notice(f"going on after step {state.step} of {self.plan.steps}"))

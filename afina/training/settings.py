@@ -1,8 +1,10 @@
 """What a user can say about training, and the rules that fill in what was left open."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 from afina.core.config import Settings, setting
+from afina.data.batch import epoch_order
 
 
 class TrainingSettings(Settings):
@@ -10,6 +12,8 @@ class TrainingSettings(Settings):
     """Passes over the training rows; by default enough for about 1,600 rows, at least 1 and at most 5."""
     batch_size: int = setting(8, ge=1)
     """Rows an optimiser step. Large batches hurt LoRA: stay under 32."""
+    tokens_per_batch: int | None = setting(None, ge=1)
+    """Most tokens an optimiser step, instead of a number of rows (a longer row goes alone)."""
     micro_batch_size: int | None = setting(None, ge=1)
     """Most rows a forward pass; fewer than `batch_size` saves memory and gives the same gradients."""
     tokens_per_pass: int = setting(1024, ge=1)
@@ -24,8 +28,12 @@ class TrainingSettings(Settings):
     """AdamW's weight decay."""
     max_grad_norm: float = setting(1.0, gt=0)
     """Gradients are scaled down to this norm."""
+    checkpoint_activations: bool = False
+    """Keep only each layer's input for the backward pass and compute the rest again: much less memory, a third slower."""
     eval_steps: int | None = setting(None, ge=1)
     """Steps between two evaluations on the held-out rows; by default a fifth of the run."""
+    checkpoint_steps: int = setting(50, ge=1)
+    """Most steps that a killed run loses: how often its state is saved for `--resume`, beside every evaluation."""
     early_stopping: int = setting(3, ge=0)
     """Stop after this many evaluations in a row without improvement; 0 never stops."""
 
@@ -46,14 +54,31 @@ _FULL_RATE_AT_2048 = 2e-5
 _LORA_FACTOR, _SHORT_RUN_FACTOR, _SHORT_RUN = 10, 15, 100
 
 
-def plan(settings: TrainingSettings, rows: int, hidden_size: int) -> tuple[Plan, list[str]]:
-    """Fills in what was left open, by rule; and every choice with its reason, one a line."""
+def batches(settings: TrainingSettings, lengths: Sequence[int], seed: int, epoch: int) -> list[list[int]]:
+    """The rows of each optimiser step in `epoch` (0 first), by number; `lengths` are theirs, in tokens."""
+    order = epoch_order(len(lengths), seed, epoch)
+    if settings.tokens_per_batch is None:
+        return [order[at : at + settings.batch_size] for at in range(0, len(order), settings.batch_size)]
+    groups: list[list[int]] = []
+    tokens = 0
+    for row in order:
+        tokens += lengths[row]
+        if not groups or tokens > settings.tokens_per_batch:
+            groups.append([])
+            tokens = lengths[row]
+        groups[-1].append(row)
+    return groups
+
+
+def plan(settings: TrainingSettings, lengths: Sequence[int], hidden_size: int, seed: int) -> tuple[Plan, list[str]]:
+    """Fills in what was left open, by rule; and every choice with its reason, one a line. `lengths` of the training rows."""
     reasons = []
+    rows = len(lengths)
     epochs = settings.epochs
     if epochs is None:
         epochs = float(min(5, max(1, round(1600 / rows))))
         reasons.append(f"epochs {epochs:g}: about 1,600 rows are seen, in one to five passes; there are {rows} rows")
-    per_epoch = -(-rows // settings.batch_size)
+    per_epoch = len(batches(settings, lengths, seed, 0))
     steps = max(1, round(epochs * per_epoch))
     rate = settings.learning_rate
     if rate is None:

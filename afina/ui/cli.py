@@ -97,6 +97,7 @@ def _train_flags(parser: argparse.ArgumentParser) -> None:
 
     parser.usage = "afina train DATA [--prompt TEXT] [--completion TEXT] [--base BASE] [--out DIR] [flags]"
     parser.add_argument("data", nargs="?", metavar="DATA", help="file of examples (.jsonl, .json, .csv)")
+    parser.add_argument("--resume", type=Path, metavar="RUN", help="go on with a run that was killed or interrupted")
     parser.add_argument("--config", type=Path, metavar="FILE", help="YAML file of settings; flags override it")
     groups: dict[str, Any] = {"": parser.add_argument_group("run")}
     for field in fields(RunSettings):
@@ -137,20 +138,28 @@ def _train(options: argparse.Namespace) -> int:
             values[field.path] = value
     if options.data is not None:
         values["data.path"] = options.data
-    tree = merge(read_yaml(options.config) if options.config else {}, nest(values))
-    if not isinstance(tree.get("data"), dict) or "path" not in tree["data"]:
-        raise SettingsError("no DATA was given", "afina train DATA: a file of examples (.jsonl, .json or .csv)")
-    settings = build(RunSettings, tree)
-
-    from afina.jobs.train import train
+    from afina.jobs.train import resume, train
     from afina.measure.report import try_command
     from afina.ui.display import Display, show_result
 
-    with Display() as display:
-        result = train(settings, display)
+    if options.resume:
+        if values or options.config:
+            raise SettingsError(
+                f"--resume {options.resume} repeats the recorded settings and takes no others",
+                "give --resume RUN alone",
+            )
+        with Display() as display:
+            result = resume(options.resume, display)
+    else:
+        tree = merge(read_yaml(options.config) if options.config else {}, nest(values))
+        if not isinstance(tree.get("data"), dict) or "path" not in tree["data"]:
+            raise SettingsError("no DATA was given", "afina train DATA: a file of examples (.jsonl, .json or .csv)")
+        settings = build(RunSettings, tree)
+        with Display() as display:
+            result = train(settings, display)
     with writing("standard output"):
         show_result(result.evaluation.json(), {"adapter": result.adapter, "report": result.report})
-        print(f"\nTry it:  {try_command(result.folder, settings.data.prompt)}")
+        print(f"\nTry it:  {try_command(result.folder, result.prompt)}")
     return 0
 
 

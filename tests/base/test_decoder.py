@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import byte_tokenizer
 from torch.nn import functional as F
 
 from afina.base.decoder import Decoder
@@ -13,7 +14,6 @@ from afina.base.load import load_base
 from afina.base.model import IGNORED, DecoderModel, Packed, TransformersModel
 from afina.base.ops import Segments
 from afina.lora import LoraConfig, inject, merge
-from conftest import byte_tokenizer
 
 SMALL = {"vocab_size": 259, "max_position_embeddings": 256, "eos_token_id": 2, "bos_token_id": 2, "pad_token_id": 0}
 WIDE = {"hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 80}
@@ -118,9 +118,9 @@ def batch(lengths: tuple[int, ...] = LENGTHS) -> Packed:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_logits_loss_and_gradients_are_those_of_transformers(name: str, kernels: bool, tmp_path: Path) -> None:
     model, other, packed = ours(name, tmp_path, kernels), twin(name), batch()
-    expected = torch.cat(
-        [other(input_ids=row[None]).logits[0] for row in packed.ids_T.split(packed.segments.lengths)]
-    )[packed.labelled_N]
+    expected = torch.cat([other(input_ids=row[None]).logits[0] for row in packed.ids_T.split(packed.segments.lengths)])[
+        packed.labelled_N
+    ]
     found = model.label_logits(packed)
     assert (found - expected).abs().max() < 1e-4
     # The same adapters in both, and their gradients.
@@ -216,7 +216,9 @@ def test_the_order_of_rows_in_a_pack_does_not_matter(tmp_path: Path) -> None:
     packed = batch((5, 40, 12))
     rows = list(zip(packed.ids_T.split([5, 40, 12]), packed.labels_T.split([5, 40, 12]), strict=True))
     turned = Packed(
-        torch.cat([ids for ids, _ in rows[::-1]]), torch.cat([labels for _, labels in rows[::-1]]), Segments((0, 12, 52, 57))
+        torch.cat([ids for ids, _ in rows[::-1]]),
+        torch.cat([labels for _, labels in rows[::-1]]),
+        Segments((0, 12, 52, 57)),
     )
     assert model.summed_loss(packed).item() == pytest.approx(model.summed_loss(turned).item(), rel=1e-6)
 
@@ -280,7 +282,9 @@ def test_bf16_is_near_fp32(tmp_path: Path) -> None:
     for fused in (rounded.module.fused, None):
         rounded.module.fused = fused
         loss = rounded.summed_loss(packed).item()
-        assert loss == pytest.approx(F.cross_entropy(a, packed.labels_T[packed.labelled_N], reduction="sum").item(), rel=0.01)
+        assert loss == pytest.approx(
+            F.cross_entropy(a, packed.labels_T[packed.labelled_N], reduction="sum").item(), rel=0.01
+        )
 
 
 def test_unknown_architectures_are_said_to_be_unsupported() -> None:

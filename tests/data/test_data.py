@@ -9,7 +9,7 @@ from conftest import byte_tokenizer, write_rows
 
 from afina.base.tokenizer import wrap
 from afina.core.errors import DataError
-from afina.data.batch import collate, epoch_order
+from afina.data.batch import epoch_order, pack, packs
 from afina.data.load import load_data, read_examples
 from afina.data.mapping import Template, Unusable
 from afina.data.read import read
@@ -204,15 +204,20 @@ def test_eval_file_limit_and_seed(tmp_path: Path, tiny) -> None:
     assert data.train != load_data(DataSettings(path=path, eval_path=other, limit=20), tiny, seed=2).train
 
 
-def test_collate_shifts_labels_and_pads(tmp_path: Path) -> None:
+def test_packs_shift_labels_and_keep_rows_apart(tmp_path: Path) -> None:
     tok = wrap(byte_tokenizer(), [])
     short, long = render(tok, example_of(tmp_path, "a", "b")), render(tok, example_of(tmp_path, "abc", "defg"))
-    batch = collate([short, long], tok.pad_id, torch.device("cpu"))
-    assert batch.ids_BT.shape == (2, len(long.input_ids))
-    assert batch.mask_BT.sum(1).tolist() == [len(short.input_ids), len(long.input_ids)]
-    at = batch.labels_BT[0] != IGNORED
-    assert batch.labels_BT[0][at].tolist() == batch.ids_BT[0].roll(-1)[at].tolist() == tok.encode("b<|im_end|>")
-    assert (batch.tokens, batch.labelled) == (len(short.input_ids) + len(long.input_ids), 2 + 5)
+    packed = pack([short, long], torch.device("cpu"))
+    n = len(short.input_ids)
+    assert packed.ids_T.tolist() == short.input_ids + long.input_ids
+    assert packed.segments.bounds == (0, n, n + len(long.input_ids))
+    assert packed.segments.positions_T.tolist() == [*range(n), *range(len(long.input_ids))]
+    at = packed.labels_T[:n] != IGNORED
+    assert packed.labels_T[:n][at].tolist() == packed.ids_T[1 : n + 1][at].tolist() == tok.encode("b<|im_end|>")
+    assert (packed.tokens, packed.labelled) == (n + len(long.input_ids), 2 + 5)
+    rows = [long, short, long, short, short]
+    assert [len(group) for group in packs(rows, n * 2)] == [2, 1, 1, 1]
+    assert [len(group) for group in packs(rows, 10_000, 2)] == [2, 2, 1]
 
 
 def test_text_that_spells_a_control_token_or_is_no_unicode(tmp_path: Path, tiny) -> None:

@@ -219,7 +219,7 @@ def test_ctrl_c_before_the_first_step_and_after_the_last(run, tiny_folder: Path,
         if isinstance(event, Notice) and "reading the adapter back" in event.text:
             raise KeyboardInterrupt
 
-    with pytest.raises(Interrupted, match=r"(?s)is complete, but not evaluated.*afina eval"):
+    with pytest.raises(Interrupted, match=r"(?s)is complete, but not evaluated.*--resume"):
         afina.train(settings(run[1], tiny_folder, tmp_path / "y"), late)
     assert afina.generate(str(tmp_path / "y"), "a1", device="cpu")[0]["prompt"] == "a1"
 
@@ -261,11 +261,14 @@ def test_merged_on_disk_is_a_model_of_its_own(run, tiny: afina.base.Base, tmp_pa
     import torch
     from transformers import AutoModelForCausalLM
 
+    from afina.base.load import as_transformers
+    from afina.base.model import Packed
+    from afina.base.ops import Segments
     from afina.lora import merge
 
     load_adapter(tiny.model.module, run[0] / "adapter")
-    merge(tiny.model.module).save_pretrained(tmp_path)
-    ids = torch.arange(3, 30)[None]
+    as_transformers(merge(tiny.model.module)).save_pretrained(tmp_path)
+    ids = torch.arange(3, 30)
     with torch.no_grad():
-        again = AutoModelForCausalLM.from_pretrained(tmp_path).eval()(ids).logits
-        assert torch.allclose(again, tiny.model.module(ids).logits, atol=1e-4)
+        again = AutoModelForCausalLM.from_pretrained(tmp_path).eval()(ids[None]).logits[0]
+        assert torch.allclose(again, tiny.model.label_logits(Packed(ids, ids, Segments((0, 27)))), atol=1e-4)

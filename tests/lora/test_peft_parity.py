@@ -9,6 +9,9 @@ from conftest import tiny_module
 from peft import LoraConfig as PeftConfig
 from peft import PeftModel, get_peft_model
 
+from afina.base.load import as_transformers
+from afina.base.model import DecoderModel, Packed
+from afina.base.ops import Segments
 from afina.lora import LoraConfig, disabled, inject, load_adapter, lora_layers, merge, save_adapter
 
 KINDS = ["llama", "qwen3", "gpt2", "bert"]
@@ -117,21 +120,21 @@ def test_merge_unties_embeddings(tmp_path: Path) -> None:
 
 def test_starter_both_ways(starter, tmp_path: Path) -> None:
     model = copy.deepcopy(starter.model.module)
-    base = copy.deepcopy(starter.model.module)
     inject(model, LoraConfig(rank=4))
     generator = torch.Generator().manual_seed(3)
     for _, layer in lora_layers(model):  # small, as training leaves them: the logits stay of their usual size
         layer.lora_b.data = 0.01 * torch.randn(layer.lora_b.shape, generator=generator)
     save_adapter(model, LoraConfig(rank=4), tmp_path / "ours")
-    theirs = PeftModel.from_pretrained(base, tmp_path / "ours")
-    ids = torch.tensor([starter.tokenizer.encode("The capital of Portugal is")])
+    theirs = PeftModel.from_pretrained(as_transformers(starter.model.module), tmp_path / "ours")
+    ids = torch.tensor(starter.tokenizer.encode("The capital of Portugal is"))
+    packed = Packed(ids, ids, Segments((0, len(ids))))
     with torch.no_grad():
-        ours, peft = model(ids).logits, theirs(ids).logits
+        ours, peft = DecoderModel(model).label_logits(packed), theirs(ids[None]).logits[0]
         scale = ours.abs().max()
         assert (ours - peft).abs().max() <= 1e-5 * scale
-        assert (merge(model)(ids).logits - ours).abs().max() <= 1e-4 * scale
+        assert (DecoderModel(merge(model)).label_logits(packed) - ours).abs().max() <= 1e-4 * scale
     theirs.save_pretrained(tmp_path / "theirs")
     again = copy.deepcopy(starter.model.module)
     load_adapter(again, tmp_path / "theirs")
     with torch.no_grad():
-        assert (again(ids).logits - peft).abs().max() <= 1e-5 * scale
+        assert (DecoderModel(again).label_logits(packed) - peft).abs().max() <= 1e-5 * scale

@@ -9,15 +9,18 @@ import pytest
 import torch
 from conftest import tiny_module
 
-from afina.base.load import Base
+from afina.base.load import Base, load_base
 from afina.core.errors import NonFiniteLoss, NothingTrains
 from afina.core.events import HeldOut, Step
-from afina.data.batch import collate
 from afina.data.load import load_data
 from afina.data.settings import DataSettings
-from afina.lora import LoraConfig, adapter_state, inject
-from afina.training import Trainer, TrainingSettings, mean_loss, plan, summed_loss
+from afina.lora import LoraConfig, adapter_state, inject, lora_layers
+from afina.training import Trainer, TrainingSettings, mean_loss, plan
+from afina.training.checkpoint import State, read_latest, write
+from afina.training.loop import gradients
+from afina.training.optimizer import Optimizer
 from afina.training.schedule import learning_rate
+from afina.training.settings import batches
 
 
 @pytest.fixture
@@ -25,36 +28,53 @@ def data(colours: Path, tiny: Base):
     return load_data(DataSettings(path=colours, prompt="{q}", completion="{a}", held_out=0.2), tiny)
 
 
-def fit(base: Base, data, listener=lambda _: None, save=lambda: None, **settings):
-    training = TrainingSettings(**({"learning_rate": 1e-2, "epochs": 1} | settings))
-    inject(base.model.module, LoraConfig(rank=4))
-    steps, _ = plan(training, len(data.train), 32)
-    return Trainer(base, data.train, data.held_out, training, steps, 0, listener, save).run()
+@pytest.fixture
+def fit(data, tmp_path: Path):
+    """Trains an adapter on the data; the arguments are settings, or fields of the trainer."""
+
+    def run(base: Base, listener=lambda _: None, save=lambda: None, state=None, **settings):
+        training = TrainingSettings(**({"learning_rate": 1e-2, "epochs": 1} | settings))
+        if not list(lora_layers(base.model.module)):
+            inject(base.model.module, LoraConfig(rank=4))
+        return trainer(base, data, training, tmp_path / "checkpoints", listener, save, state).run()
+
+    return run
+
+
+def trainer(base, data, training, checkpoints, listener=lambda _: None, save=lambda: None, state=None) -> Trainer:
+    steps, _ = plan(training, [len(row.input_ids) for row in data.train], 32, 0)
+    return Trainer(base, data.train, data.held_out, training, steps, 0, listener, save, checkpoints, state)
 
 
 def test_loss_is_transformers_own(data, tiny: Base) -> None:
-    batch = collate(data.train[:5], tiny.tokenizer.pad_id, torch.device("cpu"))
-    labels = batch.labels_BT.roll(1, 1)  # transformers shifts by itself
-    labels[:, 0] = -100
+    module, total, labelled = tiny_module(), 0.0, 0
     with torch.no_grad():
-        theirs = tiny_module()(input_ids=batch.ids_BT, attention_mask=batch.mask_BT, labels=labels).loss
-        assert math.isclose(summed_loss(tiny, batch).item() / batch.labelled, theirs.item(), rel_tol=1e-5)
+        for row in data.train[:5]:
+            labels = torch.tensor([row.labels])  # transformers shifts by itself
+            total += module(input_ids=torch.tensor([row.input_ids]), labels=labels).loss.item() * row.labelled
+            labelled += row.labelled
+    assert math.isclose(mean_loss(tiny, data.train[:5]), total / labelled, rel_tol=1e-5)
 
 
-def test_mean_loss_does_not_depend_on_batches(data, tiny: Base) -> None:
-    assert math.isclose(mean_loss(tiny, data.train, 1), mean_loss(tiny, data.train, 16), rel_tol=1e-5)
+def test_batches_by_tokens(data) -> None:
+    lengths = [len(row.input_ids) for row in data.train]
+    groups = batches(TrainingSettings(tokens_per_batch=200), lengths, 0, 1)
+    assert sorted(row for group in groups for row in group) == list(range(len(lengths)))
+    sums = [sum(lengths[row] for row in group) for group in groups]
+    assert max(sums) <= 200
+    assert min(sums[:-1]) > 200 - max(lengths)
+    assert batches(TrainingSettings(tokens_per_batch=1), lengths, 0, 0) == [
+        [row] for group in batches(TrainingSettings(), lengths, 0, 0) for row in group
+    ]
 
 
-def test_accumulated_equals_one_batch(data, tiny_folder: Path) -> None:
-    from afina.base import load_base
-
+def test_accumulated_equals_one_batch(fit, tiny_folder: Path) -> None:
     states = []
     for size in (8, 3, 1):
         base = load_base(str(tiny_folder), precision="fp32", device="cpu")
         losses: list[float] = []
         fit(
             base,
-            data,
             lambda e, losses=losses: losses.append(e.loss) if isinstance(e, Step) else None,
             micro_batch_size=size,
         )
@@ -65,35 +85,34 @@ def test_accumulated_equals_one_batch(data, tiny_folder: Path) -> None:
 
 
 def test_gradients_of_one_step_to_1e_5(data, tiny: Base) -> None:
-    """Rows of unequal length in passes of one, normalised by the labelled tokens of the whole step."""
+    """Rows of unequal length in smaller passes, normalised by the labelled tokens of the whole step."""
     inject(tiny.model.module, LoraConfig(rank=4))
     rows = data.train[:6]
-    gradients = []
-    for size in (6, 1):
+    found = []
+    for tokens, most in ((10_000, None), (10_000, 1), (1, None), (60, None)):
         tiny.model.module.zero_grad()
-        labelled = sum(row.labelled for row in rows)
-        for at in range(0, 6, size):
-            batch = collate(rows[at : at + size], tiny.tokenizer.pad_id, torch.device("cpu"))
-            (summed_loss(tiny, batch) / labelled).backward()
-        gradients.append([p.grad.clone() for p in tiny.model.module.parameters() if p.requires_grad])
-    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(*gradients, strict=True))
+        loss, read = gradients(tiny, rows, tokens, most)
+        assert read == sum(len(row.input_ids) for row in rows)
+        found.append([torch.tensor(loss), *(p.grad.clone() for p in tiny.model.module.parameters() if p.requires_grad)])
+    for other in found[1:]:
+        assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(found[0], other, strict=True))
 
 
-def test_it_learns_and_saves_the_best(data, tiny: Base) -> None:
+def test_it_learns_and_saves_the_best(fit, data, tiny: Base) -> None:
     seen, saved = [], []
-    done = fit(
-        tiny, data, seen.append, lambda: saved.append(mean_loss(tiny, data.held_out)), epochs=8, learning_rate=3e-2
-    )
+    done = fit(tiny, seen.append, lambda: saved.append(mean_loss(tiny, data.held_out)), epochs=8, learning_rate=3e-2)
     held = [e for e in seen if isinstance(e, HeldOut)]
     assert held[0].step == 0
     assert held[-1].loss < 0.5 * held[0].loss
-    assert [e.loss for e in held if e.best] == pytest.approx(saved, rel=1e-4)
+    best = [e.loss for e in held if e.best]
+    assert [*best, best[-1]] == pytest.approx(saved, rel=1e-4)  # and once more at the end, with the best weights
+    assert mean_loss(tiny, data.held_out) == pytest.approx(best[-1], rel=1e-4)
     assert done.tokens == 8 * data.tokens
     assert done.reason == "completed"
 
 
-def test_early_stopping(data, tiny: Base) -> None:
-    done = fit(tiny, data, epochs=50, learning_rate=1e-9, eval_steps=1, early_stopping=2, warmup=0.5)
+def test_early_stopping(fit, tiny: Base) -> None:
+    done = fit(tiny, epochs=50, learning_rate=1e-9, eval_steps=1, early_stopping=2, warmup=0.5)
     assert done.reason == "early stopping"
     assert done.steps < 300
 
@@ -101,48 +120,100 @@ def test_early_stopping(data, tiny: Base) -> None:
 def test_schedules() -> None:
     for name, end in (("linear", 0.0), ("cosine", 0.0), ("constant", 1.0)):
         settings = TrainingSettings(epochs=1, learning_rate=1.0, batch_size=1, warmup=0.1, schedule=name)
-        steps, _ = plan(settings, 100, 32)
+        steps, _ = plan(settings, [10] * 100, 32, 0)
         rates = [learning_rate(step, steps, settings) for step in range(101)]
         assert rates[:10] == pytest.approx([0.1 * (i + 1) for i in range(10)])
         assert rates[10] == 1.0
         assert rates[100] == pytest.approx(end)
     settings = TrainingSettings(epochs=1, learning_rate=1.0, batch_size=1, warmup=0, schedule="cosine")
-    assert learning_rate(25, plan(settings, 100, 32)[0], settings) == pytest.approx(0.5 * (1 + math.cos(math.pi / 4)))
+    assert learning_rate(25, plan(settings, [10] * 100, 32, 0)[0], settings) == pytest.approx(
+        0.5 * (1 + math.cos(math.pi / 4))
+    )
 
 
 def test_the_plan_gives_its_reasons() -> None:
-    steps, reasons = plan(TrainingSettings(), 1600, 576)
+    steps, reasons = plan(TrainingSettings(), [10] * 1600, 576, 0)
     assert (steps.epochs, steps.steps) == (1, 200)
     assert any("learning rate" in reason for reason in reasons)
-    short, _ = plan(TrainingSettings(), 40, 576)
+    short, _ = plan(TrainingSettings(), [10] * 40, 576, 0)
     assert short.epochs == 5
     assert short.learning_rate == pytest.approx(1.5 * steps.learning_rate, rel=0.05)
-    assert plan(TrainingSettings(epochs=1, learning_rate=1e-3, eval_steps=5), 100, 576)[1] == []
+    assert plan(TrainingSettings(epochs=1, learning_rate=1e-3, eval_steps=5), [10] * 100, 576, 0)[1] == []
 
 
-def test_non_finite_loss_names_step_and_rows(data, tiny: Base) -> None:
+def test_non_finite_loss_names_step_and_rows(fit, tiny: Base) -> None:
     saved = []
     with pytest.raises(NonFiniteLoss, match=r"step \d+: .*(colours\.jsonl:\d+|held-out)"):
-        fit(tiny, data, learning_rate=1e30, save=lambda: saved.append(1))
+        fit(tiny, learning_rate=1e30, save=lambda: saved.append(1))
 
 
-def test_nothing_trains_is_said(data, tiny: Base) -> None:
+def test_nothing_trains_is_said(data, tiny: Base, tmp_path: Path) -> None:
     inject(tiny.model.module, LoraConfig())
     for name, parameter in tiny.model.module.named_parameters():
         if "lora_a" in name:
             parameter.data.zero_()  # with A and B both zero, no gradient reaches either
-    steps, _ = plan(TrainingSettings(epochs=1), len(data.train), 32)
     with pytest.raises(NothingTrains, match="no gradient"):
-        Trainer(tiny, data.train, data.held_out, TrainingSettings(), steps, 0, lambda _: None, lambda: None).run()
+        trainer(tiny, data, TrainingSettings(epochs=1), tmp_path).run()
 
 
-def test_ctrl_c_stops_after_the_step_and_saves(data, tiny: Base) -> None:
+def test_ctrl_c_stops_after_the_step_and_saves(fit, tiny: Base) -> None:
     saved = []
 
     def press(event) -> None:
         if isinstance(event, Step) and event.step == 2:
             os.kill(os.getpid(), signal.SIGINT)
 
-    done = fit(tiny, data, press, lambda: saved.append(1), epochs=5, eval_steps=100)
+    done = fit(tiny, press, lambda: saved.append(1), epochs=5, eval_steps=100)
     assert (done.steps, done.reason, saved) == (2, "interrupted", [1])
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.parametrize("stopped_at", [2, 7, 11])
+def test_a_resumed_run_ends_as_one_never_stopped(fit, tiny_folder: Path, tmp_path: Path, stopped_at: int) -> None:
+    """Dropout needs the random state, AdamW its moments, the schedule its step, and the best adapter its weights."""
+    how = {"epochs": 2, "checkpoint_steps": 3, "eval_steps": 4, "early_stopping": 0}
+
+    def fresh() -> Base:
+        base = load_base(str(tiny_folder), precision="fp32", device="cpu")
+        inject(base.model.module, LoraConfig(rank=4, dropout=0.2))
+        return base
+
+    class Killed(Exception): ...
+
+    def kill(event) -> None:
+        if isinstance(event, Step) and event.step == stopped_at:
+            raise Killed
+
+    whole, cut, resumed = fresh(), fresh(), fresh()
+    expected = fit(whole, **how)
+    for path in (tmp_path / "checkpoints").iterdir():
+        path.unlink()
+    with pytest.raises(Killed):
+        fit(cut, kill, **how)
+    found = read_latest(tmp_path / "checkpoints")
+    done = fit(resumed, state=found[0] if found else None, **how)
+    assert (done.steps, done.tokens, done.reason) == (expected.steps, expected.tokens, "completed")
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 2
+    for name, value in adapter_state(whole.model.module).items():
+        assert torch.equal(value, adapter_state(resumed.model.module)[name])
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        write(tmp_path, State(step=step, best=0.5, weights={"w": torch.full((2,), float(step))}), "mark")
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["step-00000002.safetensors", "step-00000003.safetensors"]
+    newest = tmp_path / names[-1]
+    newest.write_bytes(newest.read_bytes()[:50])
+    state, mark = read_latest(tmp_path)
+    assert (state.step, state.best, state.weights["w"].tolist(), mark) == (2, 0.5, [2.0, 2.0], "mark")
+
+
+def test_masters_keep_updates_too_small_for_bf16() -> None:
+    layer = torch.nn.Linear(4, 4, bias=False).to(torch.bfloat16)
+    torch.nn.init.ones_(layer.weight)
+    optimizer = Optimizer(layer, 0.0)
+    for _ in range(100):
+        layer.weight.grad = torch.ones_like(layer.weight)
+        optimizer.step(1e-4, 1e9)
+    assert torch.allclose(layer.weight.float(), torch.tensor(0.99), atol=0.003)

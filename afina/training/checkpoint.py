@@ -1,0 +1,78 @@
+"""What a killed run needs to go on as if it had not been killed: one file a checkpoint, written whole, the last two kept."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from afina.core.files import write_atomic
+from afina.data.template import Row
+
+KEPT = 2
+
+
+@dataclass
+class State:
+    """Where a run stands after `step` optimiser steps. `best` is the lowest held-out loss, `best_weights` what gave it."""
+
+    step: int = 0
+    best: float = float("inf")
+    since_best: int = 0
+    tokens: int = 0
+    step_seconds: float = 0.0
+    seconds: float = 0.0
+    weights: dict[str, Tensor] = field(default_factory=dict)
+    best_weights: dict[str, Tensor] = field(default_factory=dict)
+    moments: dict[str, Tensor] = field(default_factory=dict)
+    random: dict[str, Tensor] = field(default_factory=dict)
+
+
+_TENSORS = ("weights", "best_weights", "moments", "random")
+_NUMBERS = ("step", "best", "since_best", "tokens", "step_seconds", "seconds")
+
+
+def fingerprint(rows: Sequence[Row], *others: Any) -> str:
+    """A digest of what a run is trained on: a run goes on only with the same."""
+    digest = hashlib.sha256(repr(others).encode())
+    for row in rows:
+        digest.update(repr((row.input_ids, row.labels)).encode())
+    return digest.hexdigest()
+
+
+def write(folder: Path, state: State, mark: str) -> None:
+    """Adds the checkpoint to `folder`, then drops all but the last two. Raises `OutputError`."""
+    tensors = {
+        f"{kind}/{name}": value.detach().cpu().contiguous()
+        for kind in _TENSORS
+        for name, value in getattr(state, kind).items()
+    }
+    facts = {name: getattr(state, name) for name in _NUMBERS} | {"fingerprint": mark}
+    write_atomic(folder / f"step-{state.step:08}.safetensors", save(tensors, metadata={"state": json.dumps(facts)}))
+    for path in _files(folder)[:-KEPT]:
+        path.unlink(missing_ok=True)
+
+
+def read_latest(folder: Path) -> tuple[State, str] | None:
+    """The newest whole checkpoint in `folder` and its fingerprint; None where there is none."""
+    for path in reversed(_files(folder)):
+        try:
+            with safe_open(path, framework="pt") as file:
+                facts = json.loads(file.metadata()["state"])
+                state = State(**{name: facts[name] for name in _NUMBERS})
+                for key in file.keys():  # noqa: SIM118 - not a dict
+                    kind, _, name = key.partition("/")
+                    getattr(state, kind)[name] = file.get_tensor(key)
+            return state, facts["fingerprint"]
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError, AttributeError):
+            continue  # damaged, as by a failing disk: the one before it will do
+    return None
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(folder.glob("step-*.safetensors"))

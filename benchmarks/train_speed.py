@@ -1,0 +1,363 @@
+"""Training speed and memory against the peers, in one run: the same rows, rank, targets, batch and number of steps.
+
+    python benchmarks/train_speed.py [--rows FILE] [--batch N] [--prompt T --completion T] [--json]
+
+Each program runs in a process of its own, one after another, several rounds; medians are reported. Tokens are the prompt and
+completion tokens, without padding, of complete optimiser steps after the warm-up, over the first rows of the file, in its
+order. The peers may choose: bf16 weights with or without autocast, or fp32, whichever is fastest for them here.
+`limit` is what the processor's measured matrix peak would allow: peak ÷ (4 × parameters used) tokens a second.
+"""
+
+import argparse
+import importlib.util
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+WARM_UP = 2
+PEERS = ("afina", "peft", "trl", "litgpt")
+RANK, ALPHA, RATE = 16, 32, 2e-4
+LITGPT = Path(".venv-litgpt/bin/python")  # its pins exclude our transformers
+TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=Path, help="JSONL, JSON or CSV; by default the tickets that come with Afina")
+    parser.add_argument("--prompt", help="by default E2E's template, or the tickets'")
+    parser.add_argument("--completion")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=5, help="measured steps, after two to warm up")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--peers", default=",".join(PEERS))
+    parser.add_argument("--precision", choices=["auto", "bf16", "fp32"], default="auto")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--worker", choices=PEERS, help=argparse.SUPPRESS)
+    parser.add_argument("--shared", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker:
+        print(json.dumps(WORKERS[options.worker](options)))
+        return
+    if options.rows is None:
+        options.rows = Path(__file__).parents[1] / "afina/examples/tickets_train.jsonl"
+        options.prompt, options.completion = options.prompt or "{message}", options.completion or "{ticket}"
+    options.prompt, options.completion = options.prompt or "Describe: {mr}", options.completion or "{text}"
+    with tempfile.TemporaryDirectory() as folder:
+        options.shared = Path(folder)
+        facts = prepare(options)
+        result: dict[str, Any] = {"machine": machine(), "batch": options.batch, "precision": facts["precision"]}
+        found: dict[str, list[dict[str, float]]] = {peer: [] for peer in options.peers.split(",")}
+        for _ in range(options.rounds):
+            for peer in found:
+                measured = measure(peer, options)
+                if measured:
+                    found[peer].append(measured)
+    for peer, rounds in found.items():
+        result[peer] = {k: statistics.median(r[k] for r in rounds) for k in rounds[0]} if rounds else None
+    result["limit"] = facts["limit"]
+    report(result, options.json)
+
+
+def prepare(options: argparse.Namespace) -> dict[str, Any]:
+    """Writes the token ids that all use, and the model for the peers; measures the processor's limit."""
+    import torch
+
+    from afina.base import gguf
+    from afina.base.load import load_base
+    from afina.data.load import read_parts, render_parts
+    from afina.data.settings import DataSettings
+
+    base = load_base("starter", precision=options.precision)
+    settings = DataSettings(path=options.rows, prompt=options.prompt, completion=options.completion)
+    data = render_parts(read_parts(settings, 0), settings, base)
+    order = sorted([*data.train, *data.held_out], key=lambda row: int(row.where.rsplit(":", 1)[-1]))
+    needed = options.batch * (WARM_UP + options.steps)
+    rows = (order * (needed // len(order) + 1))[:needed]
+    parts = [{"ids": row.input_ids, "labels": row.labels} for row in rows]
+    (options.shared / "rows.json").write_text(json.dumps(parts))
+    if set(options.peers.split(",")) - {"afina"}:
+        from transformers import LlamaConfig, LlamaForCausalLM
+
+        file = gguf.GGUF(Path(base.facts.path))
+        model = LlamaForCausalLM(LlamaConfig(**gguf.llama_config(file)))
+        model.load_state_dict(gguf.llama_weights(file, torch.float32), strict=False)
+        model.tie_weights()
+        model.to(torch.bfloat16).save_pretrained(options.shared / "model")
+        base.tokenizer.inner.save_pretrained(options.shared / "model")
+    labelled = sum(sum(label != -100 for label in row.labels) for row in rows)
+    tokens = sum(len(row.input_ids) for row in rows)
+    head = base.facts.vocabulary * base.facts.hidden_size
+    # Word vectors are looked up, not multiplied; the head multiplies them at the labelled positions only.
+    used = base.facts.parameters - head + head * labelled / tokens
+    peak = {name: matrix_peak(dtype) for name, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32))}
+    limit = {f"{name}_tokens_per_second": value / (4 * used) for name, value in peak.items()}
+    limit |= {f"{name}_gflops": value / 1e9 for name, value in peak.items()}
+    return {"limit": limit, "precision": str(base.dtype).removeprefix("torch.")}
+
+
+def matrix_peak(dtype: Any) -> float:
+    """The most floating-point operations a second of a large matrix product."""
+    import torch
+
+    a, b = (torch.randn(2048, 2048).to(dtype) for _ in range(2))
+    best = 0.0
+    for _ in range(12):
+        start = time.perf_counter()
+        a @ b
+        best = max(best, 2 * 2048**3 / (time.perf_counter() - start))
+    return best
+
+
+def measure(peer: str, options: argparse.Namespace) -> dict[str, float] | None:
+    if peer == "litgpt":
+        python = LITGPT
+        if not python.exists():
+            return None
+    else:
+        python = Path(sys.executable)
+        if importlib.util.find_spec(peer) is None:
+            return None
+    command = [str(python), __file__, "--worker", peer, "--shared", str(options.shared)]
+    command += ["--batch", str(options.batch), "--steps", str(options.steps), "--precision", options.precision]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{peer} failed:\n{done.stderr[-3000:]}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def batches(options: argparse.Namespace) -> list[list[dict[str, list[int]]]]:
+    rows = json.loads((options.shared / "rows.json").read_text())
+    return [rows[i : i + options.batch] for i in range(0, len(rows), options.batch)]
+
+
+def peak_gb() -> float:
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+
+
+def timed(step: Any, groups: list[list[dict[str, list[int]]]]) -> dict[str, float]:
+    """Runs `step` on each batch; tokens a second of those after the warm-up."""
+    tokens, loss, begun = 0, 0.0, 0.0
+    for i, group in enumerate(groups):
+        if i == WARM_UP:
+            begun = time.perf_counter()
+        loss = step(group)
+        tokens += sum(len(row["ids"]) for row in group) if i >= WARM_UP else 0
+    return {"tokens_per_second": tokens / (time.perf_counter() - begun), "peak_gb": peak_gb(), "loss": loss}
+
+
+def run_afina(options: argparse.Namespace) -> dict[str, float]:
+    from afina.base.load import load_base
+    from afina.core.device import keep_freed_memory
+    from afina.data.template import Row
+    from afina.lora import LoraConfig, inject
+    from afina.training.loop import gradients
+    from afina.training.optimizer import Optimizer
+    from afina.training.settings import TrainingSettings
+
+    keep_freed_memory()
+    base = load_base("starter", precision=options.precision)
+    inject(base.model.module, LoraConfig(rank=RANK, alpha=ALPHA))
+    base.model.module.train()
+    optimizer = Optimizer(base.model.module, weight_decay=0.0)
+
+    def step(group: list[dict[str, list[int]]]) -> float:
+        rows = [Row(row["ids"], row["labels"], "") for row in group]
+        loss, _ = gradients(base, rows, TrainingSettings().tokens_per_pass)
+        optimizer.step(RATE, max_norm=1.0)
+        return loss
+
+    return timed(step, batches(options))
+
+
+def padded(group: list[dict[str, list[int]]]) -> dict[str, Any]:
+    import torch
+
+    width = max(len(row["ids"]) for row in group)
+    fill = {"input_ids": ("ids", 0), "labels": ("labels", -100)}
+    batch = {
+        name: torch.tensor([row[key] + [pad] * (width - len(row[key])) for row in group])
+        for name, (key, pad) in fill.items()
+    }
+    mask = [[1] * len(row["ids"]) + [0] * (width - len(row["ids"])) for row in group]
+    return batch | {"attention_mask": torch.tensor(mask)}
+
+
+def peft_model(options: argparse.Namespace, dtype: Any) -> Any:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(options.shared / "model", dtype=dtype)
+    return get_peft_model(model, LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=TARGETS, task_type="CAUSAL_LM"))
+
+
+def run_peft(options: argparse.Namespace) -> dict[str, float]:
+    """A plain loop. The fastest of three ways to compute is found in two steps each, then measured."""
+    import torch
+
+    groups = batches(options)
+    ways = {"bf16": (torch.bfloat16, False), "autocast": (torch.bfloat16, True), "fp32": (torch.float32, False)}
+    if options.precision == "fp32":
+        ways = {"fp32": ways["fp32"]}
+
+    def stepper(dtype: Any, autocast: bool) -> Any:
+        model = peft_model(options, dtype).train()
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(parameters, lr=RATE, weight_decay=0.0)
+
+        def step(group: list[dict[str, list[int]]]) -> float:
+            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                loss = model(**padded(group)).loss
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            return loss.item()
+
+        return step
+
+    if "AFINA_BENCH_WAY" not in os.environ and len(ways) > 1:
+        seconds = {}
+        for name in ways:  # each in a process of its own, for the peak of memory is one a process
+            environment = {**os.environ, "AFINA_BENCH_WAY": name}
+            done = subprocess.run(
+                [sys.executable, *sys.argv], env=environment, capture_output=True, text=True, check=True
+            )
+            seconds[name] = json.loads(done.stdout.strip().splitlines()[-1])
+        return max(seconds.values(), key=lambda found: found["tokens_per_second"])
+    return timed(stepper(*ways[os.environ.get("AFINA_BENCH_WAY", "fp32")]), groups)
+
+
+def run_trl(options: argparse.Namespace) -> dict[str, float]:
+    import torch
+    from datasets import Dataset
+    from peft import LoraConfig
+    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+    from trl import SFTConfig, SFTTrainer
+
+    groups = batches(options)
+    rows = [row for group in groups for row in group]
+    data = Dataset.from_dict(
+        {
+            "input_ids": [row["ids"] for row in rows],
+            "completion_mask": [[int(label != -100) for label in row["labels"]] for row in rows],
+        }
+    )
+    fp32 = options.precision == "fp32"
+    arguments = SFTConfig(
+        output_dir=str(options.shared / "trl"), per_device_train_batch_size=options.batch, max_steps=len(groups),
+        learning_rate=RATE, bf16=not fp32, use_cpu=True, report_to=[], save_strategy="no", logging_steps=1,
+        gradient_checkpointing=False, completion_only_loss=True, max_length=None, dataloader_num_workers=0,
+        train_sampling_strategy="sequential", disable_tqdm=True, packing=False,
+    )  # fmt: skip
+    times: list[float] = []
+
+    class Clock(TrainerCallback):
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            times.append(time.perf_counter())
+
+    tokenizer = AutoTokenizer.from_pretrained(options.shared / "model", pad_token="<|endoftext|>")
+    trainer = SFTTrainer(
+        model=AutoModelForCausalLM.from_pretrained(
+            options.shared / "model", dtype=torch.float32 if fp32 else torch.bfloat16
+        ),
+        args=arguments,
+        train_dataset=data,
+        processing_class=tokenizer,
+        peft_config=LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=TARGETS, task_type="CAUSAL_LM"),
+        callbacks=[Clock()],
+    )
+    trainer.train()
+    tokens = sum(len(row["ids"]) for group in groups[WARM_UP:] for row in group)
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    return {
+        "tokens_per_second": tokens / (times[-1] - times[WARM_UP - 1]),
+        "peak_gb": peak_gb(),
+        "loss": float(losses[-1]),
+    }
+
+
+def run_litgpt(options: argparse.Namespace) -> dict[str, float]:
+    """LitGPT's own LoRA model and chunked loss in its recommended loop, on our weights."""
+    import litgpt
+    import torch
+    from litgpt.lora import GPT, Config, mark_only_lora_as_trainable
+    from litgpt.scripts.convert_hf_checkpoint import copy_weights_hf_llama
+    from litgpt.utils import chunked_cross_entropy
+    from safetensors.torch import load_file
+
+    del litgpt
+    config = Config.from_name(
+        "SmolLM2-135M-Instruct", lora_r=RANK, lora_alpha=ALPHA, lora_dropout=0.0, lora_query=True, lora_key=True,
+        lora_value=True, lora_projection=True, lora_mlp=True, lora_head=False,
+    )  # fmt: skip
+    dtype = torch.float32 if options.precision == "fp32" else torch.bfloat16
+    torch.set_default_dtype(dtype)
+    model = GPT(config)
+    state: dict[str, Any] = {}
+    weights = load_file(options.shared / "model" / "model.safetensors")
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
+    copy_weights_hf_llama(config, {}, state, weights)
+    model.load_state_dict({k: v.to(dtype) for k, v in state.items()}, strict=False)
+    mark_only_lora_as_trainable(model)
+    model.train()
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=RATE, weight_decay=0.0)
+
+    def step(group: list[dict[str, list[int]]]) -> float:
+        batch = padded(group)
+        logits = model(batch["input_ids"], lm_head_chunk_size=128)
+        logits[-1] = logits[-1][..., :-1, :]
+        loss = chunked_cross_entropy(logits, batch["labels"][..., 1:])
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.item()
+
+    return timed(step, batches(options))
+
+
+WORKERS = {"afina": run_afina, "peft": run_peft, "trl": run_trl, "litgpt": run_litgpt}
+
+
+def machine() -> str:
+    import torch
+
+    from afina.core.device import processor
+
+    amx = "amx" in Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else False
+    return f"{processor()}, {torch.get_num_threads()} threads, {'with' if amx else 'no'} AMX, {platform.system()}, torch {torch.__version__}"
+
+
+def report(result: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(result, indent=1))
+        return
+    print(f"{result['machine']}; batch {result['batch']}, Afina in {result['precision']}")
+    print(f"{'':8} {'tokens/s':>9} {'peak GB':>8} {'last loss':>10} {'Afina is':>9}")
+    own = result.get("afina")
+    for peer in PEERS:
+        found = result.get(peer)
+        if found is None:
+            print(f"{peer:8} not installed" if peer in result else f"{peer:8} not asked for")
+            continue
+        ratio = f"{own['tokens_per_second'] / found['tokens_per_second']:8.2f}x" if own else ""
+        print(f"{peer:8} {found['tokens_per_second']:9.0f} {found['peak_gb']:8.2f} {found['loss']:10.3f} {ratio}")
+    limit = result["limit"]
+    for kind in ("bf16", "fp32"):
+        most = limit[f"{kind}_tokens_per_second"]
+        share = f"; Afina reaches {own['tokens_per_second'] / most:.0%}" if own else ""
+        print(f"limit in {kind}: {most:.0f} tokens/s ({limit[f'{kind}_gflops']:.0f} GFLOP/s of matrix products){share}")
+
+
+if __name__ == "__main__":
+    main()
