@@ -45,13 +45,10 @@ def main() -> None:
     if options.worker:
         print(json.dumps(WORKERS[options.worker](options)))
         return
-    if options.rows is None:
-        options.rows = Path(__file__).parents[1] / "afina/examples/tickets_train.jsonl"
-        options.prompt, options.completion = options.prompt or "{message}", options.completion or "{ticket}"
-    options.prompt, options.completion = options.prompt or "Describe: {mr}", options.completion or "{text}"
+    defaults(options)
     with tempfile.TemporaryDirectory() as folder:
         options.shared = Path(folder)
-        facts = prepare(options)
+        facts = prepare(options, options.batch * (WARM_UP + options.steps), set(options.peers.split(",")))
         result: dict[str, Any] = {"machine": machine(), "batch": options.batch, "precision": facts["precision"]}
         found: dict[str, list[dict[str, float]]] = {peer: [] for peer in options.peers.split(",")}
         for _ in range(options.rounds):
@@ -65,7 +62,15 @@ def main() -> None:
     report(result, options.json)
 
 
-def prepare(options: argparse.Namespace) -> dict[str, Any]:
+def defaults(options: argparse.Namespace) -> None:
+    """The tickets that come with Afina where no rows were given; E2E's templates for others."""
+    if options.rows is None:
+        options.rows = Path(__file__).parents[1] / "afina/examples/tickets_train.jsonl"
+        options.prompt, options.completion = options.prompt or "{message}", options.completion or "{ticket}"
+    options.prompt, options.completion = options.prompt or "Describe: {mr}", options.completion or "{text}"
+
+
+def prepare(options: argparse.Namespace, needed: int, peers: set[str]) -> dict[str, Any]:
     """Writes the token ids that all use, and the model for the peers; measures the processor's limit."""
     import torch
 
@@ -78,11 +83,10 @@ def prepare(options: argparse.Namespace) -> dict[str, Any]:
     settings = DataSettings(path=options.rows, prompt=options.prompt, completion=options.completion)
     data = render_parts(read_parts(settings, 0), settings, base)
     order = sorted([*data.train, *data.held_out], key=lambda row: int(row.where.rsplit(":", 1)[-1]))
-    needed = options.batch * (WARM_UP + options.steps)
     rows = (order * (needed // len(order) + 1))[:needed]
     parts = [{"ids": row.input_ids, "labels": row.labels} for row in rows]
     (options.shared / "rows.json").write_text(json.dumps(parts))
-    if set(options.peers.split(",")) - {"afina"}:
+    if peers - {"afina"}:
         from transformers import LlamaConfig, LlamaForCausalLM
 
         file = gguf.GGUF(Path(base.facts.path))

@@ -290,6 +290,7 @@ inline void column(long M, long K, const float *a, long ai, long ak, const float
 void product(long M, long N, long K, const float *a, long ai, long ak, const float *b, long ldb, float *c, long ldc, bool add) {
     long n = 0;
     for (; n + 4 * LANES <= N; n += 4 * LANES) column<4>(M, K, a, ai, ak, b + n, ldb, c + n, ldc, add);
+    for (; n + 2 * LANES <= N; n += 2 * LANES) column<2>(M, K, a, ai, ak, b + n, ldb, c + n, ldc, add);
     for (; n < N; n += LANES) column<1>(M, K, a, ai, ak, b + n, ldb, c + n, ldc, add);
 }
 
@@ -308,7 +309,22 @@ void copy_columns(const T *x, long stride, long n, long D, float *to, long ld) {
         for (long i = 0; i < D; i++) to[i * ld + t] = get(x[t * stride + i]);
 }
 
-constexpr long BLOCK = 64;
+constexpr long QUERIES = 32, BLOCK = 64;  // of a tile of scores: queries, and keys
+
+// Memory of a thread, kept from call to call and cut into parts; what is in it is not defined.
+struct Scratch {
+    float *next;
+    explicit Scratch(long size) {
+        static thread_local std::vector<float> pool;
+        if ((long)pool.size() < size) pool.resize(size);
+        next = pool.data();
+    }
+    float *take(long n) {
+        float *part = next;
+        next += n;
+        return part;
+    }
+};
 
 struct Attention {
     long segments;
@@ -320,54 +336,57 @@ struct Attention {
     int threads;
 };
 
-// Scores of queries [i0, i0 + m) against keys [j0, j0 + BLOCK), −inf where a key may not be seen.
-inline void mask_scores(float *S, long m, long i0, long j0, long window, float cap) {
+// Scores of queries [i0, i0 + m) against keys [j0, j0 + keys), −inf where a key may not be seen.
+inline void mask_scores(float *S, long m, long i0, long j0, long keys, long window, float cap) {
     const float never = -INFINITY;
     for (long i = 0; i < m; i++) {
         float *row = S + i * BLOCK;
         if (cap > 0)
-            for (long j = 0; j < BLOCK; j += LANES) store(row + j, cap * tanh(load(row + j) * (1.0f / cap)));
-        for (long j = i0 + i - j0 + 1 > 0 ? i0 + i - j0 + 1 : 0; j < BLOCK; j++) row[j] = never;
+            for (long j = 0; j < keys; j += LANES) store(row + j, cap * tanh(load(row + j) * (1.0f / cap)));
+        for (long j = i0 + i - j0 + 1 > 0 ? i0 + i - j0 + 1 : 0; j < keys; j++) row[j] = never;
         if (window)
-            for (long j = 0; j <= i0 + i - window - j0 && j < BLOCK; j++) row[j] = never;
+            for (long j = 0; j <= i0 + i - window - j0 && j < keys; j++) row[j] = never;
     }
 }
 
 template <class T>
 void attention_forward(const T *q, long sq, const T *k, long sk, const T *v, long sv, T *out, float *lse, Attention a) {
     long D = a.heads.width, wide = padded(D), group = a.heads.q / a.heads.kv;
-    // The largest pieces first would balance better; there are many more pieces than threads.
 #pragma omp parallel for num_threads(a.threads) schedule(dynamic)
     for (long piece = 0; piece < a.segments * a.heads.kv; piece++) {
         long first = a.bounds[piece / a.heads.kv], n = a.bounds[piece / a.heads.kv + 1] - first, kv = piece % a.heads.kv;
         long ld = (n + BLOCK - 1) / BLOCK * BLOCK;
-        std::vector<float> KT(D * ld), V(ld * wide), Q(BLOCK * wide), S(BLOCK * BLOCK), O(BLOCK * wide), top(BLOCK), total(BLOCK);
-        copy_columns(k + first * sk + kv * D, sk, n, D, KT.data(), ld);
-        copy_rows(v + first * sv + kv * D, sv, n, D, V.data(), wide);
+        Scratch memory(D * ld + n * wide + QUERIES * (2 * wide + BLOCK + 2));
+        float *KT = memory.take(D * ld), *V = memory.take(n * wide), *Q = memory.take(QUERIES * wide);
+        float *O = memory.take(QUERIES * wide), *S = memory.take(QUERIES * BLOCK);
+        float *top = memory.take(QUERIES), *total = memory.take(QUERIES);
+        copy_columns(k + first * sk + kv * D, sk, n, D, KT, ld);
+        copy_rows(v + first * sv + kv * D, sv, n, D, V, wide);
         for (long h = kv * group; h < (kv + 1) * group; h++)
-            for (long i0 = 0; i0 < n; i0 += BLOCK) {
-                long m = n - i0 < BLOCK ? n - i0 : BLOCK;
-                copy_rows(q + (first + i0) * sq + h * D, sq, m, D, Q.data(), wide, a.scale);
+            for (long i0 = 0; i0 < n; i0 += QUERIES) {
+                long m = n - i0 < QUERIES ? n - i0 : QUERIES;
+                copy_rows(q + (first + i0) * sq + h * D, sq, m, D, Q, wide, a.scale);
                 for (long i = 0; i < m; i++) top[i] = -INFINITY, total[i] = 0;
-                memset(O.data(), 0, m * wide * 4);
+                memset(O, 0, m * wide * 4);
                 long j = a.window && i0 - a.window + 1 > 0 ? (i0 - a.window + 1) / BLOCK * BLOCK : 0;
                 for (; j < i0 + m; j += BLOCK) {
-                    product(m, BLOCK, D, Q.data(), wide, 1, KT.data() + j, ld, S.data(), BLOCK, false);
-                    mask_scores(S.data(), m, i0, j, a.window, a.cap);
+                    long keys = i0 + m - j < BLOCK ? i0 + m - j : BLOCK, across = padded(keys);
+                    product(m, across, D, Q, wide, 1, KT + j, ld, S, BLOCK, false);
+                    mask_scores(S, m, i0, j, across, a.window, a.cap);
                     for (long i = 0; i < m; i++) {
-                        float *row = S.data() + i * BLOCK;
+                        float *row = S + i * BLOCK;
                         Floats peak = splat(top[i]);
-                        for (long x = 0; x < BLOCK; x += LANES) {
+                        for (long x = 0; x < across; x += LANES) {
                             Floats s = load(row + x);
                             peak = s > peak ? s : peak;
                         }
                         float now = largest(peak);
                         if (now == -INFINITY) {  // nothing to see in this block yet
-                            memset(row, 0, BLOCK * 4);
+                            memset(row, 0, across * 4);
                             continue;
                         }
                         Floats sums{};
-                        for (long x = 0; x < BLOCK; x += LANES) {
+                        for (long x = 0; x < across; x += LANES) {
                             Floats s = load(row + x), p = exp(s - now);
                             p = s == -INFINITY ? Floats{} : p;
                             sums += p;
@@ -379,8 +398,7 @@ void attention_forward(const T *q, long sq, const T *k, long sk, const T *v, lon
                             for (long x = 0; x < wide; x += LANES) store(&O[i * wide + x], load(&O[i * wide + x]) * shrink);
                         top[i] = now;
                     }
-                    long keys = n - j < BLOCK ? n - j : BLOCK;
-                    product(m, wide, keys, S.data(), BLOCK, 1, V.data() + j * wide, wide, O.data(), wide, true);
+                    product(m, wide, keys, S, BLOCK, 1, V + j * wide, wide, O, wide, true);
                 }
                 for (long i = 0; i < m; i++) {
                     T *o = out + ((first + i0 + i) * a.heads.q + h) * D;
@@ -394,53 +412,49 @@ void attention_forward(const T *q, long sq, const T *k, long sk, const T *v, lon
 // P = exp(S − lse); dV = Pᵀ dO; dP = dO Vᵀ; dS = P ∘ (dP − rowsum(dO ∘ O)); dQ = dS K; dK = dSᵀ Q (Dao et al. 2022,
 // https://arxiv.org/abs/2205.14135, appendix B). With a cap, dS is multiplied by 1 − (S / cap)².
 template <class T>
-void attention_backward(const T *q, long sq, const T *k, long sk, const T *v, long sv, const T *out, const float *lse, const T *dout,
-                        T *dq, T *dk, T *dv, long sd, Attention a) {
+void attention_backward(const T *q, long sq, const T *k, long sk, const T *v, long sv, const T *out, const float *lse,
+                        const T *dout, T *dq, T *dk, T *dv, long sd, Attention a) {
     long D = a.heads.width, wide = padded(D), group = a.heads.q / a.heads.kv;
 #pragma omp parallel for num_threads(a.threads) schedule(dynamic)
     for (long piece = 0; piece < a.segments * a.heads.kv; piece++) {
         long first = a.bounds[piece / a.heads.kv], n = a.bounds[piece / a.heads.kv + 1] - first, kv = piece % a.heads.kv;
         long ld = (n + BLOCK - 1) / BLOCK * BLOCK;
-        std::vector<float> K(ld * wide), KT(D * ld), VT(D * ld), dK(ld * wide), dV(ld * wide), Q(BLOCK * wide), dO(BLOCK * wide),
-            dQ(BLOCK * wide), P(BLOCK * BLOCK), dS(BLOCK * BLOCK), delta(BLOCK);
-        copy_rows(k + first * sk + kv * D, sk, n, D, K.data(), wide);
-        copy_columns(k + first * sk + kv * D, sk, n, D, KT.data(), ld);
-        copy_columns(v + first * sv + kv * D, sv, n, D, VT.data(), ld);
+        Scratch memory(2 * D * ld + 3 * n * wide + QUERIES * (3 * wide + 2 * BLOCK));
+        float *KT = memory.take(D * ld), *VT = memory.take(D * ld), *K = memory.take(n * wide), *dK = memory.take(n * wide);
+        float *dV = memory.take(n * wide), *Q = memory.take(QUERIES * wide), *dO = memory.take(QUERIES * wide);
+        float *dQ = memory.take(QUERIES * wide), *P = memory.take(QUERIES * BLOCK), *dS = memory.take(QUERIES * BLOCK);
+        copy_rows(k + first * sk + kv * D, sk, n, D, K, wide);
+        copy_columns(k + first * sk + kv * D, sk, n, D, KT, ld);
+        copy_columns(v + first * sv + kv * D, sv, n, D, VT, ld);
+        memset(dK, 0, 2 * n * wide * 4);  // and dV, which follows it
         for (long h = kv * group; h < (kv + 1) * group; h++)
-            for (long i0 = 0; i0 < n; i0 += BLOCK) {
-                long m = n - i0 < BLOCK ? n - i0 : BLOCK, row0 = first + i0;
-                copy_rows(q + row0 * sq + h * D, sq, m, D, Q.data(), wide, a.scale);
-                copy_rows(dout + (row0 * a.heads.q + h) * D, a.heads.q * D, m, D, dO.data(), wide);
-                for (long i = 0; i < m; i++) {
-                    const T *o = out + ((row0 + i) * a.heads.q + h) * D;
-                    Floats dots{};
-                    for (long x = 0; x < D; x += LANES) dots += load(o + x, D - x) * load(&dO[i * wide + x]);
-                    delta[i] = sum(dots);
-                }
-                memset(dQ.data(), 0, m * wide * 4);
+            for (long i0 = 0; i0 < n; i0 += QUERIES) {
+                long m = n - i0 < QUERIES ? n - i0 : QUERIES, row0 = first + i0;
+                copy_rows(q + row0 * sq + h * D, sq, m, D, Q, wide, a.scale);
+                copy_rows(dout + (row0 * a.heads.q + h) * D, a.heads.q * D, m, D, dO, wide);
+                memset(dQ, 0, m * wide * 4);
                 long j = a.window && i0 - a.window + 1 > 0 ? (i0 - a.window + 1) / BLOCK * BLOCK : 0;
                 for (; j < i0 + m; j += BLOCK) {
-                    long keys = n - j < BLOCK ? n - j : BLOCK;
-                    product(m, BLOCK, D, Q.data(), wide, 1, KT.data() + j, ld, P.data(), BLOCK, false);
-                    mask_scores(P.data(), m, i0, j, a.window, a.cap);
-                    product(m, BLOCK, D, dO.data(), wide, 1, VT.data() + j, ld, dS.data(), BLOCK, false);
+                    long keys = i0 + m - j < BLOCK ? i0 + m - j : BLOCK, across = padded(keys);
+                    product(m, across, D, Q, wide, 1, KT + j, ld, P, BLOCK, false);
+                    mask_scores(P, m, i0, j, across, a.window, a.cap);
+                    product(m, across, D, dO, wide, 1, VT + j, ld, dS, BLOCK, false);
                     for (long i = 0; i < m; i++) {
-                        float l = lse[(row0 + i) * a.heads.q + h], d = delta[i];
-                        for (long x = 0; x < BLOCK; x += LANES) {
-                            Floats s = load(&P[i * BLOCK + x]), p = exp(s - l);
+                        const T *o = out + ((row0 + i) * a.heads.q + h) * D;
+                        Floats dots{};
+                        for (long x = 0; x < D; x += LANES) dots += load(o + x, D - x) * load(&dO[i * wide + x]);
+                        float l = lse[(row0 + i) * a.heads.q + h], delta = sum(dots);
+                        for (long x = 0; x < across; x += LANES) {
+                            Floats s = load(&P[i * BLOCK + x]), p = exp(s - l), c = s * (a.cap > 0 ? 1.0f / a.cap : 0.0f);
                             p = s == -INFINITY ? Floats{} : p;
-                            Floats g = p * (load(&dS[i * BLOCK + x]) - d);
-                            if (a.cap > 0) {
-                                Floats c = s * (1.0f / a.cap);
-                                g = s == -INFINITY ? Floats{} : g * (1.0f - c * c);
-                            }
+                            Floats g = p * (load(&dS[i * BLOCK + x]) - delta) * (1.0f - c * c);
                             store(&P[i * BLOCK + x], p);
-                            store(&dS[i * BLOCK + x], g);
+                            store(&dS[i * BLOCK + x], s == -INFINITY ? Floats{} : g);
                         }
                     }
-                    product(keys, wide, m, P.data(), 1, BLOCK, dO.data(), wide, &dV[j * wide], wide, true);
-                    product(m, wide, keys, dS.data(), BLOCK, 1, &K[j * wide], wide, dQ.data(), wide, true);
-                    product(keys, wide, m, dS.data(), 1, BLOCK, Q.data(), wide, &dK[j * wide], wide, true);
+                    product(keys, wide, m, P, 1, BLOCK, dO, wide, &dV[j * wide], wide, true);
+                    product(m, wide, keys, dS, BLOCK, 1, &K[j * wide], wide, dQ, wide, true);
+                    product(keys, wide, m, dS, 1, BLOCK, Q, wide, &dK[j * wide], wide, true);
                 }
                 for (long i = 0; i < m; i++)
                     for (long x = 0; x < D; x += LANES)

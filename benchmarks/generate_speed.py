@@ -1,0 +1,162 @@
+"""Generation speed with an unmerged adapter against PEFT's `generate`, and whether greedy tokens are transformers' own.
+
+    python benchmarks/generate_speed.py [--rows FILE --prompt T] [--batches 1,8,32] [--json]
+
+48 new tokens an answer, greedy, never stopping early; each measurement in a process of its own, several rounds, medians.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import train_speed
+from train_speed import ALPHA, RANK, TARGETS, machine, peak_gb
+
+NEW = 48
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=Path)
+    parser.add_argument("--prompt")
+    parser.add_argument("--completion")
+    parser.add_argument("--batches", default="1,8,32")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--checked", type=int, default=50, help="prompts whose tokens are compared, in fp32")
+    parser.add_argument("--precision", choices=["auto", "bf16", "fp32"], default="auto")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--worker", choices=["afina", "peft", "check"], help=argparse.SUPPRESS)
+    parser.add_argument("--shared", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker:
+        print(json.dumps(WORKERS[options.worker](options)))
+        return
+    train_speed.defaults(options)
+    with tempfile.TemporaryDirectory() as folder:
+        options.shared = Path(folder)
+        rows = max([*map(int, options.batches.split(",")), options.checked])
+        precision = train_speed.prepare(options, rows, {"peft"})["precision"]
+        found: dict[str, list[dict[str, float]]] = {"afina": [], "peft": []}
+        for _ in range(options.rounds):
+            for peer, rounds in found.items():
+                rounds.append(worker(peer, options))
+        same = worker("check", options) if options.checked else None
+    medians = {p: {k: statistics.median(r[k] for r in rounds) for k in rounds[0]} for p, rounds in found.items()}
+    if options.json:
+        print(json.dumps({"machine": machine(), "precision": precision, **medians, "greedy": same}, indent=1))
+        return
+    print(f"{machine()}; Afina in {precision}; {NEW} new tokens, tokens/s")
+    print(f"{'batch':>6} {'afina':>8} {'peft':>8} {'ratio':>6}")
+    for size in options.batches.split(","):
+        a, b = medians["afina"][size], medians["peft"][size]
+        print(f"{size:>6} {a:8.0f} {b:8.0f} {a / b:5.1f}x")
+    if same:
+        print(f"greedy tokens as transformers', fp32: {same['equal']} of {same['prompts']} prompts")
+
+
+def worker(name: str, options: argparse.Namespace) -> Any:
+    command = [sys.executable, __file__, "--worker", name, "--shared", str(options.shared)]
+    command += ["--batches", options.batches, "--checked", str(options.checked), "--precision", options.precision]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{name} failed:\n{done.stderr[-3000:]}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def prompts(options: argparse.Namespace, count: int) -> list[list[int]]:
+    rows = json.loads((options.shared / "rows.json").read_text())[:count]
+    return [row["ids"][: next(i for i, label in enumerate(row["labels"]) if label != -100)] for row in rows]
+
+
+def run_afina(options: argparse.Namespace) -> dict[str, float]:
+    from afina.base import generate, load_base
+    from afina.core.device import keep_freed_memory
+    from afina.lora import LoraConfig, inject
+
+    keep_freed_memory()
+    base = load_base("starter", precision=options.precision)
+    inject(base.model.module, LoraConfig(rank=RANK, alpha=ALPHA))
+    base = replace(base, tokenizer=replace(base.tokenizer, stop_ids=frozenset()))
+
+    def run(batch: list[list[int]]) -> int:
+        return sum(answer.tokens for answer in generate(base, batch, NEW, batch_size=len(batch)))
+
+    return timed(run, options)
+
+
+def run_peft(options: argparse.Namespace) -> dict[str, float]:
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    fastest: dict[str, float] = {}
+    for dtype in (torch.bfloat16, torch.float32):  # whichever is faster for it here
+        if options.precision == "fp32" and dtype == torch.bfloat16:
+            continue
+        model = AutoModelForCausalLM.from_pretrained(options.shared / "model", dtype=dtype)
+        config = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=TARGETS, task_type="CAUSAL_LM")
+        model = get_peft_model(model, config).eval()
+
+        def run(batch: list[list[int]], model: Any = model) -> int:
+            width = max(map(len, batch))
+            ids = torch.tensor([[0] * (width - len(row)) + row for row in batch])
+            mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in batch])
+            out = model.generate(
+                input_ids=ids, attention_mask=mask, max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False, pad_token_id=0
+            )
+            return (out.shape[1] - width) * len(batch)
+
+        with torch.inference_mode():
+            for size, speed in timed(run, options).items():
+                fastest[size] = max(speed, fastest.get(size, 0.0))
+    return fastest
+
+
+def timed(run: Any, options: argparse.Namespace) -> dict[str, float]:
+    """Tokens a second for each size of batch, the second time."""
+    found = {}
+    for size in options.batches.split(","):
+        batch = prompts(options, int(size))
+        run(batch)
+        begun = time.perf_counter()
+        found[size] = run(batch) / (time.perf_counter() - begun)
+    return {**found, "peak_gb": peak_gb()} if "peak_gb" not in found else found
+
+
+def check(options: argparse.Namespace) -> dict[str, int]:
+    """How many of the prompts get the tokens that transformers gives, both in fp32, and in one batch each."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from afina.base import load_base
+    from afina.base.generation import generate
+
+    base = load_base("starter", precision="fp32")
+    model = AutoModelForCausalLM.from_pretrained(options.shared / "model", dtype=torch.float32).eval()
+    model.load_state_dict(base.model.module.state_dict(), strict=False)
+    asked = prompts(options, options.checked)
+    ours = generate(base, asked, NEW)
+    equal = 0
+    for prompt, answer in zip(asked, ours, strict=True):
+        ids = torch.tensor([prompt])
+        out = model.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=NEW, do_sample=False, pad_token_id=0,
+            eos_token_id=sorted(base.tokenizer.stop_ids),
+        )  # fmt: skip
+        new = out[0, len(prompt) :].tolist()
+        new = [token for token in new if token not in base.tokenizer.stop_ids]
+        equal += answer.text == base.tokenizer.decode(new).strip() and answer.tokens == len(new)
+    return {"prompts": len(asked), "equal": equal}
+
+
+WORKERS = {"afina": run_afina, "peft": run_peft, "check": check}
+
+if __name__ == "__main__":
+    main()
