@@ -37,9 +37,16 @@ check: .venv/ready-dev
 	$(BIN)/lint-imports
 	$(MAKE) test
 
-## bench: the figures of the documentation, on this machine
-bench: .venv/ready-bench
-	$(BIN)/python benchmarks/start_up.py
+# LitGPT's pins exclude our transformers, so this peer has an environment of its own.
+.venv-litgpt/ready:
+	$(PYTHON) -m venv .venv-litgpt
+	.venv-litgpt/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	.venv-litgpt/bin/python -m pip install --quiet --disable-pip-version-check litgpt==0.5.13
+	touch $@
+
+## bench: the figures of the documentation, on this machine, into benchmarks/RESULTS.md (ROWS=file: other examples)
+bench: .venv/ready-bench .venv-litgpt/ready
+	$(BIN)/python benchmarks/results.py $(if $(ROWS),--rows $(ROWS))
 
 clean:
-	rm -rf .venv runs
+	rm -rf .venv .venv-litgpt runs

@@ -8,46 +8,38 @@
 import argparse
 import json
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import train_speed
-from train_speed import ALPHA, RANK, TARGETS, machine, peak_gb
+import common
+from common import ALPHA, RANK, TARGETS, machine, peak_gb
 
 NEW = 48
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=Path)
-    parser.add_argument("--prompt")
-    parser.add_argument("--completion")
+    parser = common.parser(__doc__)
     parser.add_argument("--batches", default="1,8,32")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--checked", type=int, default=50, help="prompts whose tokens are compared, in fp32")
-    parser.add_argument("--precision", choices=["auto", "bf16", "fp32"], default="auto")
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--worker", choices=["afina", "peft", "check"], help=argparse.SUPPRESS)
-    parser.add_argument("--shared", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
         print(json.dumps(WORKERS[options.worker](options)))
         return
-    train_speed.defaults(options)
+    common.defaults(options)
     with tempfile.TemporaryDirectory() as folder:
         options.shared = Path(folder)
         rows = max([*map(int, options.batches.split(",")), options.checked])
-        precision = train_speed.prepare(options, rows, {"peft"})["precision"]
+        precision = common.prepare(options, rows, {"peft"})["precision"]
+        flags = ["--batches", options.batches, "--checked", str(options.checked)]
         found: dict[str, list[dict[str, float]]] = {"afina": [], "peft": []}
         for _ in range(options.rounds):
             for peer, rounds in found.items():
-                rounds.append(worker(peer, options))
-        same = worker("check", options) if options.checked else None
+                rounds.append(common.worker(__file__, peer, options, *flags))
+        same = common.worker(__file__, "check", options, *flags) if options.checked else None
     medians = {p: {k: statistics.median(r[k] for r in rounds) for k in rounds[0]} for p, rounds in found.items()}
     if options.json:
         print(json.dumps({"machine": machine(), "precision": precision, **medians, "greedy": same}, indent=1))
@@ -61,17 +53,8 @@ def main() -> None:
         print(f"greedy tokens as transformers', fp32: {same['equal']} of {same['prompts']} prompts")
 
 
-def worker(name: str, options: argparse.Namespace) -> Any:
-    command = [sys.executable, __file__, "--worker", name, "--shared", str(options.shared)]
-    command += ["--batches", options.batches, "--checked", str(options.checked), "--precision", options.precision]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(f"{name} failed:\n{done.stderr[-3000:]}")
-    return json.loads(done.stdout.strip().splitlines()[-1])
-
-
 def prompts(options: argparse.Namespace, count: int) -> list[list[int]]:
-    rows = json.loads((options.shared / "rows.json").read_text())[:count]
+    rows = common.read_rows(options)[:count]
     return [row["ids"][: next(i for i, label in enumerate(row["labels"]) if label != -100)] for row in rows]
 
 
@@ -109,7 +92,12 @@ def run_peft(options: argparse.Namespace) -> dict[str, float]:
             ids = torch.tensor([[0] * (width - len(row)) + row for row in batch])
             mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in batch])
             out = model.generate(
-                input_ids=ids, attention_mask=mask, max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False, pad_token_id=0
+                input_ids=ids,
+                attention_mask=mask,
+                max_new_tokens=NEW,
+                min_new_tokens=NEW,
+                do_sample=False,
+                pad_token_id=0,
             )
             return (out.shape[1] - width) * len(batch)
 

@@ -12,7 +12,6 @@ import argparse
 import importlib.util
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -21,35 +20,29 @@ import time
 from pathlib import Path
 from typing import Any
 
+import common
+from common import ALPHA, RANK, RATE, TARGETS, Rows, padded, peak_gb
+
 WARM_UP = 2
 PEERS = ("afina", "peft", "trl", "litgpt")
-RANK, ALPHA, RATE = 16, 32, 2e-4
-LITGPT = Path(".venv-litgpt/bin/python")  # its pins exclude our transformers
-TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+LITGPT = Path(__file__).parents[1] / ".venv-litgpt/bin/python"  # its pins exclude our transformers
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=Path, help="JSONL, JSON or CSV; by default the tickets that come with Afina")
-    parser.add_argument("--prompt", help="by default E2E's template, or the tickets'")
-    parser.add_argument("--completion")
+    parser = common.parser(__doc__)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--steps", type=int, default=5, help="measured steps, after two to warm up")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--peers", default=",".join(PEERS))
-    parser.add_argument("--precision", choices=["auto", "bf16", "fp32"], default="auto")
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--worker", choices=PEERS, help=argparse.SUPPRESS)
-    parser.add_argument("--shared", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
         print(json.dumps(WORKERS[options.worker](options)))
         return
-    defaults(options)
+    common.defaults(options)
     with tempfile.TemporaryDirectory() as folder:
         options.shared = Path(folder)
-        facts = prepare(options, options.batch * (WARM_UP + options.steps), set(options.peers.split(",")))
-        result: dict[str, Any] = {"machine": machine(), "batch": options.batch, "precision": facts["precision"]}
+        facts = common.prepare(options, options.batch * (WARM_UP + options.steps), set(options.peers.split(",")))
+        result: dict[str, Any] = {"machine": common.machine(), "batch": options.batch, "precision": facts["precision"]}
         found: dict[str, list[dict[str, float]]] = {peer: [] for peer in options.peers.split(",")}
         for _ in range(options.rounds):
             for peer in found:
@@ -62,92 +55,20 @@ def main() -> None:
     report(result, options.json)
 
 
-def defaults(options: argparse.Namespace) -> None:
-    """The tickets that come with Afina where no rows were given; E2E's templates for others."""
-    if options.rows is None:
-        options.rows = Path(__file__).parents[1] / "afina/examples/tickets_train.jsonl"
-        options.prompt, options.completion = options.prompt or "{message}", options.completion or "{ticket}"
-    options.prompt, options.completion = options.prompt or "Describe: {mr}", options.completion or "{text}"
-
-
-def prepare(options: argparse.Namespace, needed: int, peers: set[str]) -> dict[str, Any]:
-    """Writes the token ids that all use, and the model for the peers; measures the processor's limit."""
-    import torch
-
-    from afina.base import gguf
-    from afina.base.load import load_base
-    from afina.data.load import read_parts, render_parts
-    from afina.data.settings import DataSettings
-
-    base = load_base("starter", precision=options.precision)
-    settings = DataSettings(path=options.rows, prompt=options.prompt, completion=options.completion)
-    data = render_parts(read_parts(settings, 0), settings, base)
-    order = sorted([*data.train, *data.held_out], key=lambda row: int(row.where.rsplit(":", 1)[-1]))
-    rows = (order * (needed // len(order) + 1))[:needed]
-    parts = [{"ids": row.input_ids, "labels": row.labels} for row in rows]
-    (options.shared / "rows.json").write_text(json.dumps(parts))
-    if peers - {"afina"}:
-        from transformers import LlamaConfig, LlamaForCausalLM
-
-        file = gguf.GGUF(Path(base.facts.path))
-        model = LlamaForCausalLM(LlamaConfig(**gguf.llama_config(file)))
-        model.load_state_dict(gguf.llama_weights(file, torch.float32), strict=False)
-        model.tie_weights()
-        model.to(torch.bfloat16).save_pretrained(options.shared / "model")
-        base.tokenizer.inner.save_pretrained(options.shared / "model")
-    labelled = sum(sum(label != -100 for label in row.labels) for row in rows)
-    tokens = sum(len(row.input_ids) for row in rows)
-    head = base.facts.vocabulary * base.facts.hidden_size
-    # Word vectors are looked up, not multiplied; the head multiplies them at the labelled positions only.
-    used = base.facts.parameters - head + head * labelled / tokens
-    peak = {name: matrix_peak(dtype) for name, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32))}
-    limit = {f"{name}_tokens_per_second": value / (4 * used) for name, value in peak.items()}
-    limit |= {f"{name}_gflops": value / 1e9 for name, value in peak.items()}
-    return {"limit": limit, "precision": str(base.dtype).removeprefix("torch.")}
-
-
-def matrix_peak(dtype: Any) -> float:
-    """The most floating-point operations a second of a large matrix product."""
-    import torch
-
-    a, b = (torch.randn(2048, 2048).to(dtype) for _ in range(2))
-    best = 0.0
-    for _ in range(12):
-        start = time.perf_counter()
-        a @ b
-        best = max(best, 2 * 2048**3 / (time.perf_counter() - start))
-    return best
-
-
 def measure(peer: str, options: argparse.Namespace) -> dict[str, float] | None:
-    if peer == "litgpt":
-        python = LITGPT
-        if not python.exists():
-            return None
-    else:
-        python = Path(sys.executable)
-        if importlib.util.find_spec(peer) is None:
-            return None
-    command = [str(python), __file__, "--worker", peer, "--shared", str(options.shared)]
-    command += ["--batch", str(options.batch), "--steps", str(options.steps), "--precision", options.precision]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(f"{peer} failed:\n{done.stderr[-3000:]}")
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    python = LITGPT if peer == "litgpt" else Path(sys.executable)
+    if not python.exists() or (peer != "litgpt" and importlib.util.find_spec(peer) is None):
+        return None
+    flags = ["--batch", str(options.batch), "--steps", str(options.steps)]
+    return common.worker(__file__, peer, options, *flags, python=python)
 
 
-def batches(options: argparse.Namespace) -> list[list[dict[str, list[int]]]]:
-    rows = json.loads((options.shared / "rows.json").read_text())
+def batches(options: argparse.Namespace) -> list[Rows]:
+    rows = common.read_rows(options)
     return [rows[i : i + options.batch] for i in range(0, len(rows), options.batch)]
 
 
-def peak_gb() -> float:
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-
-
-def timed(step: Any, groups: list[list[dict[str, list[int]]]]) -> dict[str, float]:
+def timed(step: Any, groups: list[Rows]) -> dict[str, float]:
     """Runs `step` on each batch; tokens a second of those after the warm-up."""
     tokens, loss, begun = 0, 0.0, 0.0
     for i, group in enumerate(groups):
@@ -173,26 +94,13 @@ def run_afina(options: argparse.Namespace) -> dict[str, float]:
     base.model.module.train()
     optimizer = Optimizer(base.model.module, weight_decay=0.0)
 
-    def step(group: list[dict[str, list[int]]]) -> float:
+    def step(group: Rows) -> float:
         rows = [Row(row["ids"], row["labels"], "") for row in group]
         loss, _ = gradients(base, rows, TrainingSettings().tokens_per_pass)
         optimizer.step(RATE, max_norm=1.0)
         return loss
 
     return timed(step, batches(options))
-
-
-def padded(group: list[dict[str, list[int]]]) -> dict[str, Any]:
-    import torch
-
-    width = max(len(row["ids"]) for row in group)
-    fill = {"input_ids": ("ids", 0), "labels": ("labels", -100)}
-    batch = {
-        name: torch.tensor([row[key] + [pad] * (width - len(row[key])) for row in group])
-        for name, (key, pad) in fill.items()
-    }
-    mask = [[1] * len(row["ids"]) + [0] * (width - len(row["ids"])) for row in group]
-    return batch | {"attention_mask": torch.tensor(mask)}
 
 
 def peft_model(options: argparse.Namespace, dtype: Any) -> Any:
@@ -217,7 +125,7 @@ def run_peft(options: argparse.Namespace) -> dict[str, float]:
         parameters = [p for p in model.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(parameters, lr=RATE, weight_decay=0.0)
 
-        def step(group: list[dict[str, list[int]]]) -> float:
+        def step(group: Rows) -> float:
             with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
                 loss = model(**padded(group)).loss
             loss.backward()
@@ -240,15 +148,14 @@ def run_peft(options: argparse.Namespace) -> dict[str, float]:
     return timed(stepper(*ways[os.environ.get("AFINA_BENCH_WAY", "fp32")]), groups)
 
 
-def run_trl(options: argparse.Namespace) -> dict[str, float]:
+def trl_trainer(options: argparse.Namespace, rows: Rows, batch: int) -> tuple[Any, list[float]]:
+    """TRL's SFTTrainer on the rows in their order, and the list that gets the time of each step's end."""
     import torch
     from datasets import Dataset
     from peft import LoraConfig
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
     from trl import SFTConfig, SFTTrainer
 
-    groups = batches(options)
-    rows = [row for group in groups for row in group]
     data = Dataset.from_dict(
         {
             "input_ids": [row["ids"] for row in rows],
@@ -257,10 +164,9 @@ def run_trl(options: argparse.Namespace) -> dict[str, float]:
     )
     fp32 = options.precision == "fp32"
     arguments = SFTConfig(
-        output_dir=str(options.shared / "trl"), per_device_train_batch_size=options.batch, max_steps=len(groups),
-        learning_rate=RATE, bf16=not fp32, use_cpu=True, report_to=[], save_strategy="no", logging_steps=1,
-        gradient_checkpointing=False, completion_only_loss=True, max_length=None, dataloader_num_workers=0,
-        train_sampling_strategy="sequential", disable_tqdm=True, packing=False,
+        output_dir=str(options.shared / "trl"), per_device_train_batch_size=batch, num_train_epochs=1, learning_rate=RATE,
+        bf16=not fp32, use_cpu=True, report_to=[], save_strategy="no", logging_steps=1, gradient_checkpointing=False,
+        completion_only_loss=True, max_length=None, train_sampling_strategy="sequential", disable_tqdm=True,
     )  # fmt: skip
     times: list[float] = []
 
@@ -279,6 +185,12 @@ def run_trl(options: argparse.Namespace) -> dict[str, float]:
         peft_config=LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=TARGETS, task_type="CAUSAL_LM"),
         callbacks=[Clock()],
     )
+    return trainer, times
+
+
+def run_trl(options: argparse.Namespace) -> dict[str, float]:
+    groups = batches(options)
+    trainer, times = trl_trainer(options, [row for group in groups for row in group], options.batch)
     trainer.train()
     tokens = sum(len(row["ids"]) for group in groups[WARM_UP:] for row in group)
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
@@ -316,7 +228,7 @@ def run_litgpt(options: argparse.Namespace) -> dict[str, float]:
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=RATE, weight_decay=0.0)
 
-    def step(group: list[dict[str, list[int]]]) -> float:
+    def step(group: Rows) -> float:
         batch = padded(group)
         logits = model(batch["input_ids"], lm_head_chunk_size=128)
         logits[-1] = logits[-1][..., :-1, :]
@@ -331,15 +243,6 @@ def run_litgpt(options: argparse.Namespace) -> dict[str, float]:
 
 
 WORKERS = {"afina": run_afina, "peft": run_peft, "trl": run_trl, "litgpt": run_litgpt}
-
-
-def machine() -> str:
-    import torch
-
-    from afina.core.device import processor
-
-    amx = "amx" in Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else False
-    return f"{processor()}, {torch.get_num_threads()} threads, {'with' if amx else 'no'} AMX, {platform.system()}, torch {torch.__version__}"
 
 
 def report(result: dict[str, Any], as_json: bool) -> None:

@@ -48,70 +48,56 @@ class Joined:
     def __init__(self, owner: nn.Module, *names: str) -> None:
         self._owner, self._names = owner, names
         self._store: Tensor | None = None
-        self._copied: list[
-            tuple[Any, int]
-        ] = []  # the adapters' weights, and their versions, that Ŵ and s·B were made from
-        self._scaled: list[Tensor] = []
+        self._ready: _Ready | None = None
 
     def __call__(self, x_TI: Tensor) -> Tensor:
-        layers = [getattr(self._owner, name) for name in self._names]
         # After a pass in training the weights change, and fused optimisers do not count it as a new version.
         keep = not (torch.is_grad_enabled() or self._owner.training)
-        if not all(_joinable(layer) for layer in layers):
-            self._copied = []
-            return torch.cat([layer(x_TI) for layer in layers], -1)
-        frozen = [getattr(layer, "base", layer) for layer in layers]
-        adapters: list[LowRank | None] = [layer if getattr(layer, "enabled", False) else None for layer in layers]
-        store = self._prepared(frozen, adapters)
-        scaled = self._adapted(store, adapters, keep) if store.shape[0] > sum(_outputs(frozen)) else []
-        bias = self._bias(frozen)
-        differentiable = torch.is_grad_enabled() and (
-            x_TI.requires_grad
-            or any(a is not None and a.lora_a.requires_grad for a in adapters)
-            or any(p.requires_grad for layer in frozen for p in layer.parameters(recurse=False))
-        )
-        if not differentiable:
-            return _forward(x_TI, store, bias, scaled, adapters, _outputs(frozen))[0]
-        tensors = [p for a in adapters if a is not None for p in (a.lora_a, a.lora_b)]
-        own = [p for layer in frozen for p in (layer.weight, layer.bias) if p is not None and p.requires_grad]
-        y: Tensor = _Product.apply(x_TI, store, bias, scaled, adapters, frozen, *tensors, *own)  # type: ignore[no-untyped-call]
+        ready = self._ready if keep else None
+        layers = self._owner._modules
+        if ready is None or not ready.holds(tuple(layers[name] for name in self._names)):
+            made = self._prepare([layers[name] for name in self._names])
+            if made is None:
+                self._ready = None
+                return torch.cat([getattr(self._owner, name)(x_TI) for name in self._names], -1)
+            ready = made
+            self._ready = made if keep else None
+        if not torch.is_grad_enabled() or not (x_TI.requires_grad or ready.trained()):
+            return ready.product(x_TI)[0]
+        y: Tensor = _Product.apply(x_TI, ready, *ready.parameters())  # type: ignore[no-untyped-call]
         return y
 
-    def _prepared(self, frozen: list[Any], adapters: list[LowRank | None]) -> Tensor:
-        """Ŵ, made anew where the layers' weights are no longer its rows or where there is no room for the adapters' A."""
-        if len(frozen) == 1 and adapters[0] is None:
-            return _rows(frozen[0])
-        ranks = sum(a.lora_a.shape[0] for a in adapters if a is not None)
-        outputs = sum(_outputs(frozen))
-        weight = frozen[0].weight
-        store = self._store
-        if (
-            store is None
-            or store.shape[0] < outputs + ranks
-            or store.dtype != weight.dtype
-            or not self._holds(store, frozen)
-        ):
-            store = self._store = self._join(frozen, outputs + ranks)
-        return store[: outputs + ranks]
-
     @torch.no_grad()
-    def _adapted(self, store: Tensor, adapters: list[LowRank | None], keep: bool) -> list[Tensor]:
-        """s·B (O, r) of each adapter in the dtype of the computation; and the adapters' A go into Ŵ, unless they are there."""
+    def _prepare(self, layers: list[Any]) -> "_Ready | None":
+        """What the product needs, from the layers as they are now; None where they cannot be joined."""
+        if not all(_joinable(layer) for layer in layers):
+            return None
+        frozen = [getattr(layer, "base", layer) for layer in layers]
+        adapters: list[LowRank | None] = [layer if getattr(layer, "enabled", False) else None for layer in layers]
         here = [a for a in adapters if a is not None]
-        now = [(p, p._version) for a in here for p in (a.lora_a, a.lora_b)]
-        same = (
-            keep
-            and len(now) == len(self._copied)
-            and all(a is b and v == w for (a, v), (b, w) in zip(now, self._copied, strict=True))
-        )
-        if not same:
-            at = len(store) - sum(a.lora_a.shape[0] for a in here)
+        store = self._joined(frozen, sum(a.lora_a.shape[0] for a in here))
+        if here:
+            at = sum(_outputs(frozen))
             for adapter in here:
                 store[at : at + len(adapter.lora_a)].copy_(adapter.lora_a)
                 at += len(adapter.lora_a)
-            self._scaled = [(a.lora_b * a.scaling).to(store.dtype) for a in here]
-            self._copied = now if keep else []
-        return self._scaled
+        scaled = [(a.lora_b * a.scaling).to(store.dtype) for a in here]
+        return _Ready(tuple(layers), frozen, adapters, store, scaled, self._bias(frozen, len(store)))
+
+    def _joined(self, frozen: list[Any], ranks: int) -> Tensor:
+        """Ŵ, made anew where the layers' weights are no longer its rows or where there is no room for the adapters' A."""
+        if len(frozen) == 1 and not ranks:
+            return _rows(frozen[0])
+        rows = sum(_outputs(frozen)) + ranks
+        store = self._store
+        if (
+            store is None
+            or len(store) < rows
+            or store.dtype != frozen[0].weight.dtype
+            or not self._holds(store, frozen)
+        ):
+            store = self._store = self._join(frozen, rows)
+        return store[:rows]
 
     def _holds(self, store: Tensor, frozen: list[Any]) -> bool:
         at = store.data_ptr()
@@ -121,7 +107,6 @@ class Joined:
             at += layer.weight.numel() * store.element_size()
         return True
 
-    @torch.no_grad()
     def _join(self, frozen: list[Any], rows: int) -> Tensor:
         weights = [_rows(layer) for layer in frozen]
         store = weights[0].new_empty(rows, weights[0].shape[1])
@@ -131,18 +116,19 @@ class Joined:
             mine.copy_(weight)
             layer.weight.data = mine.T if _transposed(layer) else mine
             at += len(weight)
-        self._copied = []
         return store
 
-    def _bias(self, frozen: list[Any]) -> Tensor | None:
+    def _bias(self, frozen: list[Any], rows: int) -> Tensor | None:
+        """The layers' biases, and zeros for the adapters' A."""
         if all(layer.bias is None for layer in frozen):
             return None
-        with torch.no_grad():
-            parts = [
-                layer.weight.new_zeros(n) if layer.bias is None else layer.bias
-                for layer, n in zip(frozen, _outputs(frozen), strict=True)
-            ]
-            return parts[0] if len(parts) == 1 else torch.cat(parts)
+        bias: Tensor = frozen[0].weight.new_zeros(rows)
+        at = 0
+        for layer, n in zip(frozen, _outputs(frozen), strict=True):
+            if layer.bias is not None:
+                bias[at : at + n] = layer.bias
+            at += n
+        return bias
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Joined":
         """A copy over the copied layers, which joins them for itself."""
@@ -171,56 +157,76 @@ def _outputs(frozen: list[Any]) -> list[int]:
     return [_rows(layer).shape[0] for layer in frozen]
 
 
-def _forward(
-    x_TI: Tensor,
-    store: Tensor,
-    bias: Tensor | None,
-    scaled: list[Tensor],
-    adapters: list[LowRank | None],
-    outputs: list[int],
-) -> tuple[Tensor, Tensor | None]:
-    """y (T, O), a view beside x Aᵀ (T, R)."""
-    total = sum(outputs)
-    if not scaled:
-        return F.linear(x_TI, store, bias), None
-    if bias is not None:
-        bias = F.pad(bias, (0, store.shape[0] - total))
-    joined = F.linear(x_TI, store, bias)
-    y, low = joined[:, :total], joined[:, total:]
-    at = rank_at = 0
-    remaining = iter(scaled)
-    for adapter, n in zip(adapters, outputs, strict=True):
-        if adapter is not None:
-            b = next(remaining)
-            y[:, at : at + n].addmm_(low[:, rank_at : rank_at + b.shape[1]], b.T)
-            rank_at += b.shape[1]
-        at += n
-    return y, low
+class _Ready:
+    """A joined product in the state that its layers had when it was made: Ŵ, s·B of each adapter, the bias."""
+
+    def __init__(
+        self, layers: tuple[Any, ...], frozen: list[Any], adapters: list[LowRank | None], store: Tensor,
+        scaled: list[Tensor], bias: Tensor | None,
+    ) -> None:  # fmt: skip
+        self.layers, self.frozen, self.adapters = layers, frozen, adapters
+        self.store, self.scaled, self.bias = store, scaled, bias
+        self.outputs = _outputs(frozen)
+        self.total = sum(self.outputs)
+        self._state = self._look()
+
+    def _look(self) -> list[Any]:
+        state: list[Any] = [layer.weight.data_ptr() for layer in self.frozen]
+        for layer in self.layers:
+            enabled = getattr(layer, "enabled", None)
+            if enabled is not None:
+                state += (enabled, layer.lora_a._version, layer.lora_b._version, layer.lora_a.data_ptr())
+        return state
+
+    def holds(self, layers: tuple[Any, ...]) -> bool:
+        """Whether these are the layers, with weights that have not changed."""
+        return all(a is b for a, b in zip(layers, self.layers, strict=True)) and self._look() == self._state
+
+    def parameters(self) -> list[Tensor]:
+        """What may get a gradient, in the order in which `_Product` returns them."""
+        tensors = [p for a in self.adapters if a is not None for p in (a.lora_a, a.lora_b)]
+        return tensors + [p for f in self.frozen for p in (f.weight, f.bias) if p is not None and p.requires_grad]
+
+    def trained(self) -> bool:
+        return any(parameter.requires_grad for parameter in self.parameters())
+
+    def product(self, x_TI: Tensor) -> tuple[Tensor, Tensor | None]:
+        """y (T, O), and x Aᵀ (T, R), beside which it lies in memory."""
+        joined = F.linear(x_TI, self.store, self.bias)
+        if not self.scaled:
+            return joined, None
+        y, low = joined[:, : self.total], joined[:, self.total :]
+        at = rank_at = 0
+        remaining = iter(self.scaled)
+        for adapter, n in zip(self.adapters, self.outputs, strict=True):
+            if adapter is not None:
+                b = next(remaining)
+                y[:, at : at + n].addmm_(low[:, rank_at : rank_at + b.shape[1]], b.T)
+                rank_at += b.shape[1]
+            at += n
+        return y, low
 
 
 class _Product(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, store: Tensor, bias: Tensor | None, scaled: list[Tensor], adapters: list[LowRank | None],
-        frozen: list[Any], *_: Tensor,
-    ) -> Tensor:  # fmt: skip
-        outputs = _outputs(frozen)
-        y, low = _forward(x, store, bias, scaled, adapters, outputs)
-        ctx.adapters, ctx.frozen, ctx.outputs = adapters, frozen, outputs
-        ctx.save_for_backward(x, store, low, *scaled)
+    def forward(ctx: Any, x: Tensor, ready: _Ready, *_: Tensor) -> Tensor:
+        y, low = ready.product(x)
+        ctx.ready = ready
+        ctx.save_for_backward(x, ready.store, low, *ready.scaled)
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Any:
         x, store, low, *scaled = ctx.saved_tensors
-        outputs, rows = sum(ctx.outputs), store.shape[0]
+        ready: _Ready = ctx.ready
+        outputs, rows = ready.total, len(store)
         dlow, grads = None, []
         if low is not None:
             whole = _with_room(dy, rows)
             dy, dlow = whole[:, :outputs], whole[:, outputs:]
             at = rank_at = 0
             remaining = iter(scaled)
-            for adapter, n in zip(ctx.adapters, ctx.outputs, strict=True):
+            for adapter, n in zip(ready.adapters, ready.outputs, strict=True):
                 if adapter is not None:
                     r = adapter.lora_b.shape[1]
                     mine, part = dy[:, at : at + n], slice(rank_at, rank_at + r)
@@ -230,18 +236,18 @@ class _Product(torch.autograd.Function):
                 at += n
             da = (dlow.T @ x).float()
             dx = whole @ store if ctx.needs_input_grad[0] else None
-            sizes = [a.lora_a.shape[0] for a in ctx.adapters if a is not None]
+            sizes = [a.lora_a.shape[0] for a in ready.adapters if a is not None]
             grads = [g for pair in zip(da.split(sizes), grads, strict=True) for g in pair]
         else:
             dx = dy @ store if ctx.needs_input_grad[0] else None
         own = []
-        for layer, d in zip(ctx.frozen, dy.split(ctx.outputs, 1), strict=True):
+        for layer, d in zip(ready.frozen, dy.split(ready.outputs, 1), strict=True):
             if layer.weight.requires_grad:
                 dw = d.T @ x
                 own.append(dw.T if _transposed(layer) else dw)
             if layer.bias is not None and layer.bias.requires_grad:
                 own.append(d.sum(0))
-        return dx, None, None, None, None, None, *grads, *own
+        return dx, None, *grads, *own
 
 
 def _with_room(dy: Tensor, columns: int) -> Tensor:

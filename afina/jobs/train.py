@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from afina.base.forecast import activation_bytes, free_bytes
 from afina.base.load import Base, load_base
 from afina.core.config import build, merge, read_yaml
 from afina.core.device import keep_freed_memory
@@ -36,7 +37,7 @@ from afina.measure.report import write_report
 from afina.measure.verification import Verification, probe, verify
 from afina.training.checkpoint import State, fingerprint, read_latest
 from afina.training.loop import Trainer
-from afina.training.settings import Plan, plan
+from afina.training.settings import Model, Plan, plan
 from afina.version import __version__
 
 CHECKPOINTS = "checkpoints"
@@ -94,7 +95,9 @@ def _train(settings: RunSettings, listener: Listener, place: RunFolder, resuming
     data = render_parts(parts, settings.data, base)
     lora = _adapt(base, settings)
     lengths = [len(row.input_ids) for row in data.train]
-    steps, reasons = plan(settings.train, lengths, base.facts.hidden_size, settings.seed)
+    device = next(base.model.module.parameters()).device
+    model = Model(base.facts.hidden_size, activation_bytes(base), free_bytes(device))
+    steps, reasons = plan(settings.train, lengths, model, settings.seed)
     reasons = [f"{base.dtype} for the base: {base.dtype_reason}".replace("torch.", ""), *reasons]
     run = _Run(settings, base, data, lora, steps, reasons, place)
     run.announce(listener)
@@ -282,7 +285,9 @@ class _Run:
         resolved["lora"] = self.lora.model_dump(mode="json")
         resolved["precision"] = self.facts["precision"]
         resolved["threads"] = torch.get_num_threads()
-        resolved["train"] |= self.plan.model_dump(include={"epochs", "learning_rate", "eval_steps"})
+        resolved["train"] |= self.plan.model_dump(
+            include={"epochs", "learning_rate", "eval_steps", "checkpoint_activations"}
+        )
         write_yaml(folder / "config.yaml", resolved)
         if self.data.rejected:
             write_jsonl(folder / "rejected.jsonl", [{"where": r.where, "reason": r.reason} for r in self.data.rejected])

@@ -64,7 +64,7 @@ class Trainer:
     def run(self) -> Done:
         """Trains until the plan's last step, early stopping or Ctrl-C. Raises `NonFiniteLoss` and `NothingTrains`."""
         module = self.base.model.module
-        if self.settings.checkpoint_activations:
+        if self.plan.checkpoint_activations:
             self.base.model.checkpoint_activations()
         self._optimizer = Optimizer(module, self.settings.weight_decay)
         self._started = time.monotonic()

@@ -1,6 +1,7 @@
 """What a user can say about training, and the rules that fill in what was left open."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 from afina.core.config import Settings, setting
@@ -28,8 +29,9 @@ class TrainingSettings(Settings):
     """AdamW's weight decay."""
     max_grad_norm: float = setting(1.0, gt=0)
     """Gradients are scaled down to this norm."""
-    checkpoint_activations: bool = False
-    """Keep only each layer's input for the backward pass and compute the rest again: much less memory, a third slower."""
+    checkpoint_activations: bool | None = None
+    """Keep only each layer's input for the backward pass and compute the rest again: much less memory, a third slower; by
+    default where memory would be short."""
     eval_steps: int | None = setting(None, ge=1)
     """Steps between two evaluations on the held-out rows; by default a fifth of the run."""
     checkpoint_steps: int = setting(50, ge=1)
@@ -46,12 +48,14 @@ class Plan(Settings):
     steps_per_epoch: int
     learning_rate: float
     eval_steps: int
+    checkpoint_activations: bool
 
 
 # The best rate for full fine-tuning falls with the model's width; LoRA's is about ten times that, and up to fifteen in runs
 # of under a hundred steps, nearly independent of rank ("LoRA Without Regret", 2025).
 _FULL_RATE_AT_2048 = 2e-5
 _LORA_FACTOR, _SHORT_RUN_FACTOR, _SHORT_RUN = 10, 15, 100
+_SHARE = 0.6  # of the free memory that activations may take; products and the allocator want some too
 
 
 def batches(settings: TrainingSettings, lengths: Sequence[int], seed: int, epoch: int) -> list[list[int]]:
@@ -70,7 +74,16 @@ def batches(settings: TrainingSettings, lengths: Sequence[int], seed: int, epoch
     return groups
 
 
-def plan(settings: TrainingSettings, lengths: Sequence[int], hidden_size: int, seed: int) -> tuple[Plan, list[str]]:
+@dataclass(frozen=True)
+class Model:
+    """What the rules look at: the width, the bytes a token that the backward pass keeps, and the bytes that are free."""
+
+    hidden_size: int
+    activation_bytes: int = 0
+    free_bytes: int = 0
+
+
+def plan(settings: TrainingSettings, lengths: Sequence[int], model: Model, seed: int) -> tuple[Plan, list[str]]:
     """Fills in what was left open, by rule; and every choice with its reason, one a line. `lengths` of the training rows."""
     reasons = []
     rows = len(lengths)
@@ -83,16 +96,32 @@ def plan(settings: TrainingSettings, lengths: Sequence[int], hidden_size: int, s
     rate = settings.learning_rate
     if rate is None:
         factor = _SHORT_RUN_FACTOR if steps < _SHORT_RUN else _LORA_FACTOR
-        rate = float(f"{factor * _FULL_RATE_AT_2048 * (2048 / hidden_size):.2g}")
+        rate = float(f"{factor * _FULL_RATE_AT_2048 * (2048 / model.hidden_size):.2g}")
         reasons.append(
-            f"learning rate {rate:g}: {factor} times what suits full fine-tuning at width {hidden_size}"
+            f"learning rate {rate:g}: {factor} times what suits full fine-tuning at width {model.hidden_size}"
             + (f" (a short run of {steps} steps)" if factor == _SHORT_RUN_FACTOR else "")
         )
     every = settings.eval_steps
     if every is None:
         every = max(1, -(-steps // 5))
         reasons.append(f"held-out evaluation every {every} of {steps} steps: about five times")
+    recompute = settings.checkpoint_activations
+    if recompute is None:
+        needed = max(*lengths, min(settings.tokens_per_pass, sum(lengths))) * model.activation_bytes
+        recompute = needed > _SHARE * model.free_bytes
+        if recompute:
+            reasons.append(
+                f"activations are computed twice, to keep memory: a pass would need {needed / 1e9:.1f} GB, "
+                f"{model.free_bytes / 1e9:.1f} GB are free"
+            )
     return (
-        Plan(epochs=epochs, steps=steps, steps_per_epoch=per_epoch, learning_rate=rate, eval_steps=every),
+        Plan(
+            epochs=epochs,
+            steps=steps,
+            steps_per_epoch=per_epoch,
+            learning_rate=rate,
+            eval_steps=every,
+            checkpoint_activations=recompute,
+        ),
         reasons,
     )

@@ -9,9 +9,11 @@ import pytest
 import torch
 from conftest import tiny_module
 
+from afina.base.forecast import activation_bytes
 from afina.base.load import Base, load_base
 from afina.core.errors import NonFiniteLoss, NothingTrains
 from afina.core.events import HeldOut, Step
+from afina.data.batch import pack
 from afina.data.load import load_data
 from afina.data.settings import DataSettings
 from afina.lora import LoraConfig, adapter_state, inject, lora_layers
@@ -20,7 +22,7 @@ from afina.training.checkpoint import State, read_latest, write
 from afina.training.loop import gradients
 from afina.training.optimizer import Optimizer
 from afina.training.schedule import learning_rate
-from afina.training.settings import batches
+from afina.training.settings import Model, batches
 
 
 @pytest.fixture
@@ -42,7 +44,7 @@ def fit(data, tmp_path: Path):
 
 
 def trainer(base, data, training, checkpoints, listener=lambda _: None, save=lambda: None, state=None) -> Trainer:
-    steps, _ = plan(training, [len(row.input_ids) for row in data.train], 32, 0)
+    steps, _ = plan(training, [len(row.input_ids) for row in data.train], Model(32), 0)
     return Trainer(base, data.train, data.held_out, training, steps, 0, listener, save, checkpoints, state)
 
 
@@ -120,25 +122,54 @@ def test_early_stopping(fit, tiny: Base) -> None:
 def test_schedules() -> None:
     for name, end in (("linear", 0.0), ("cosine", 0.0), ("constant", 1.0)):
         settings = TrainingSettings(epochs=1, learning_rate=1.0, batch_size=1, warmup=0.1, schedule=name)
-        steps, _ = plan(settings, [10] * 100, 32, 0)
+        steps, _ = plan(settings, [10] * 100, Model(32), 0)
         rates = [learning_rate(step, steps, settings) for step in range(101)]
         assert rates[:10] == pytest.approx([0.1 * (i + 1) for i in range(10)])
         assert rates[10] == 1.0
         assert rates[100] == pytest.approx(end)
     settings = TrainingSettings(epochs=1, learning_rate=1.0, batch_size=1, warmup=0, schedule="cosine")
-    assert learning_rate(25, plan(settings, [10] * 100, 32, 0)[0], settings) == pytest.approx(
+    assert learning_rate(25, plan(settings, [10] * 100, Model(32), 0)[0], settings) == pytest.approx(
         0.5 * (1 + math.cos(math.pi / 4))
     )
 
 
 def test_the_plan_gives_its_reasons() -> None:
-    steps, reasons = plan(TrainingSettings(), [10] * 1600, 576, 0)
+    steps, reasons = plan(TrainingSettings(), [10] * 1600, Model(576), 0)
     assert (steps.epochs, steps.steps) == (1, 200)
     assert any("learning rate" in reason for reason in reasons)
-    short, _ = plan(TrainingSettings(), [10] * 40, 576, 0)
+    short, _ = plan(TrainingSettings(), [10] * 40, Model(576), 0)
     assert short.epochs == 5
     assert short.learning_rate == pytest.approx(1.5 * steps.learning_rate, rel=0.05)
-    assert plan(TrainingSettings(epochs=1, learning_rate=1e-3, eval_steps=5), [10] * 100, 576, 0)[1] == []
+    assert plan(TrainingSettings(epochs=1, learning_rate=1e-3, eval_steps=5), [10] * 100, Model(576), 0)[1] == []
+
+
+def test_activations_are_computed_twice_where_memory_is_short() -> None:
+    rows = [100] * 20 + [3000]
+    enough, reasons = plan(TrainingSettings(), rows, Model(576, 1_000_000, 6_000_000_000), 0)
+    short, why = plan(TrainingSettings(), rows, Model(576, 1_000_000, 4_000_000_000), 0)
+    assert (enough.checkpoint_activations, short.checkpoint_activations) == (False, True)
+    assert set(why) - set(reasons) == {
+        "activations are computed twice, to keep memory: a pass would need 3.0 GB, 4.0 GB are free"
+    }
+    asked, _ = plan(TrainingSettings(checkpoint_activations=False), rows, Model(576, 1_000_000, 0), 0)
+    assert not asked.checkpoint_activations
+
+
+def test_the_forecast_is_what_the_backward_pass_keeps(data, tiny: Base) -> None:
+    inject(tiny.model.module, LoraConfig(rank=1, target_modules=("q_proj",)))
+    packed = pack(data.train, torch.device("cpu"))
+    kept: dict[int, int] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if tensor.dim() == 2 and len(tensor) >= packed.tokens and not isinstance(tensor, torch.nn.Parameter):
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        tiny.model.summed_loss(packed)
+    a_token = sum(kept.values()) / (-(-packed.tokens // 64) * 64)
+    assert 0.6 < a_token / activation_bytes(tiny) < 1.2
 
 
 def test_non_finite_loss_names_step_and_rows(fit, tiny: Base) -> None:

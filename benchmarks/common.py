@@ -1,0 +1,134 @@
+"""What the benchmarks share: the rows and the model that all programs get, processes of their own, the machine."""
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+RANK, ALPHA, RATE = 16, 32, 2e-4
+TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+Rows = list[dict[str, list[int]]]
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    found = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    found.add_argument("--rows", type=Path, help="JSONL, JSON or CSV; by default the tickets that come with Afina")
+    found.add_argument("--prompt", help="by default E2E's template, or the tickets'")
+    found.add_argument("--completion")
+    found.add_argument("--precision", choices=["auto", "bf16", "fp32"], default="auto")
+    found.add_argument("--json", action="store_true", help="print one JSON object")
+    found.add_argument("--worker", help=argparse.SUPPRESS)
+    found.add_argument("--shared", type=Path, help=argparse.SUPPRESS)
+    return found
+
+
+def defaults(options: argparse.Namespace) -> None:
+    """The tickets that come with Afina where no rows were given; E2E's templates for others."""
+    if options.rows is None:
+        options.rows = Path(__file__).parents[1] / "afina/examples/tickets_train.jsonl"
+        options.prompt, options.completion = options.prompt or "{message}", options.completion or "{ticket}"
+    options.prompt, options.completion = options.prompt or "Describe: {mr}", options.completion or "{text}"
+
+
+def prepare(options: argparse.Namespace, needed: int, peers: set[str]) -> dict[str, Any]:
+    """Writes the token ids that all use, and the model for the peers; measures the processor's limit."""
+    import torch
+
+    from afina.base import gguf
+    from afina.base.load import load_base
+    from afina.data.load import read_parts, render_parts
+    from afina.data.settings import DataSettings
+
+    base = load_base("starter", precision=options.precision)
+    settings = DataSettings(path=options.rows, prompt=options.prompt, completion=options.completion)
+    data = render_parts(read_parts(settings, 0), settings, base)
+    order = sorted([*data.train, *data.held_out], key=lambda row: int(row.where.rsplit(":", 1)[-1]))
+    rows = (order * (needed // len(order) + 1))[:needed]
+    parts = [{"ids": row.input_ids, "labels": row.labels} for row in rows]
+    (options.shared / "rows.json").write_text(json.dumps(parts))
+    if peers - {"afina"}:
+        from transformers import LlamaConfig, LlamaForCausalLM
+
+        file = gguf.GGUF(Path(base.facts.path))
+        model = LlamaForCausalLM(LlamaConfig(**gguf.llama_config(file)))
+        model.load_state_dict(gguf.llama_weights(file, torch.float32), strict=False)
+        model.tie_weights()
+        model.to(torch.bfloat16).save_pretrained(options.shared / "model")
+        base.tokenizer.inner.save_pretrained(options.shared / "model")
+    labelled = sum(sum(label != -100 for label in row.labels) for row in rows)
+    tokens = sum(len(row.input_ids) for row in rows)
+    head = base.facts.vocabulary * base.facts.hidden_size
+    # Word vectors are looked up, not multiplied; the head multiplies them at the labelled positions only.
+    used = base.facts.parameters - head + head * labelled / tokens
+    peak = {name: matrix_peak(dtype) for name, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32))}
+    limit = {f"{name}_tokens_per_second": value / (4 * used) for name, value in peak.items()}
+    limit |= {f"{name}_gflops": value / 1e9 for name, value in peak.items()}
+    return {"limit": limit, "precision": str(base.dtype).removeprefix("torch.")}
+
+
+def matrix_peak(dtype: Any) -> float:
+    """The most floating-point operations a second of a large matrix product."""
+    import torch
+
+    a, b = (torch.randn(2048, 2048).to(dtype) for _ in range(2))
+    best = 0.0
+    for _ in range(12):
+        start = time.perf_counter()
+        a @ b
+        best = max(best, 2 * 2048**3 / (time.perf_counter() - start))
+    return best
+
+
+def worker(
+    script: str, name: str, options: argparse.Namespace, *flags: str, python: Path = Path(sys.executable)
+) -> Any:
+    """What `script` prints as its last line when it runs as the worker `name`, in a process of its own."""
+    command = [str(python), script, "--worker", name, "--shared", str(options.shared), "--precision", options.precision]
+    done = subprocess.run([*command, *flags], capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{name} failed:\n{done.stderr[-3000:]}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def read_rows(options: argparse.Namespace) -> Rows:
+    return json.loads((options.shared / "rows.json").read_text())
+
+
+def peak_gb() -> float:
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+
+
+def padded(group: list[dict[str, list[int]]]) -> dict[str, Any]:
+    import torch
+
+    width = max(len(row["ids"]) for row in group)
+    fill = {"input_ids": ("ids", 0), "labels": ("labels", -100)}
+    batch = {
+        name: torch.tensor([row[key] + [pad] * (width - len(row[key])) for row in group])
+        for name, (key, pad) in fill.items()
+    }
+    mask = [[1] * len(row["ids"]) + [0] * (width - len(row["ids"])) for row in group]
+    return batch | {"attention_mask": torch.tensor(mask)}
+
+
+def peft_model(options: argparse.Namespace, dtype: Any) -> Any:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(options.shared / "model", dtype=dtype)
+    return get_peft_model(model, LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=TARGETS, task_type="CAUSAL_LM"))
+
+
+def machine() -> str:
+    import torch
+
+    from afina.core.device import processor
+
+    amx = "amx" in Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else False
+    return f"{processor()}, {torch.get_num_threads()} threads, {'with' if amx else 'no'} AMX, {platform.system()}, torch {torch.__version__}"

@@ -1,0 +1,64 @@
+"""Runs the benchmarks one after another and writes what they print, with date and machine, to benchmarks/RESULTS.md.
+
+    python benchmarks/results.py [--rows FILE] [NAME ...]
+
+Without names all are run (an hour or two); with names only those, and the other sections of the file stay as they are.
+"""
+
+import argparse
+import datetime
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "RESULTS.md"
+ROWS = "--rows"  # given to those that read examples
+SCRIPTS: dict[str, list[str]] = {
+    "start_up": ["start_up.py"],
+    "train_speed_batch_8": ["train_speed.py", ROWS, "--batch", "8"],
+    "train_speed_batch_32": ["train_speed.py", ROWS, "--batch", "32", "--steps", "3"],
+    "train_speed_fp32": ["train_speed.py", ROWS, "--batch", "8", "--precision", "fp32", "--steps", "3"],
+    "time_to_loss": ["time_to_loss.py", ROWS],
+    "generate_speed": ["generate_speed.py", ROWS],
+    "growth": ["growth.py"],
+    "full_tuning": ["full_tuning.py", ROWS],
+    "precision": ["precision.py", ROWS, "--plot", str(HERE / "precision.svg")],
+    "kill_and_resume": ["kill_and_resume.py"],
+}
+HEAD = "# Results of the benchmarks\n\nWritten by `make bench` (`benchmarks/results.py`); each script says what it measures.\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", default=[])
+    parser.add_argument("--rows", type=Path)
+    options = parser.parse_args()
+    unknown = set(options.names) - set(SCRIPTS)
+    if unknown:
+        parser.error(f"no benchmark {', '.join(sorted(unknown))}; there are {', '.join(SCRIPTS)}")
+    for name in options.names or SCRIPTS:
+        script, *flags = SCRIPTS[name]
+        shown = [script, *(f for f in flags if f != ROWS and not f.endswith(".svg") and f != "--plot")]
+        if ROWS in flags:
+            at = flags.index(ROWS)
+            flags[at : at + 1] = [ROWS, str(options.rows)] if options.rows else []
+            shown += [f"({options.rows.parent.name}/{options.rows.name})"] if options.rows else ["(the tickets)"]
+        print(f"{name} …", file=sys.stderr, flush=True)
+        done = subprocess.run([sys.executable, str(HERE / script), *flags], capture_output=True, text=True)
+        text = done.stdout.strip() if done.returncode == 0 else f"FAILED\n{(done.stdout + done.stderr).strip()[-1500:]}"
+        put(name, f"`{' '.join(shown)}`, {datetime.date.today()}\n\n```\n{text}\n```\n")
+
+
+def put(name: str, body: str) -> None:
+    """Replaces the section `name` of the file, or adds it."""
+    text = RESULTS.read_text() if RESULTS.exists() else HEAD
+    sections = dict(re.findall(r"^## (\w+)\n\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL))
+    sections[name] = body + "\n"
+    ordered = [known for known in SCRIPTS if known in sections]
+    RESULTS.write_text(HEAD + "".join(f"\n## {known}\n\n{sections[known].rstrip()}\n" for known in ordered))
+
+
+if __name__ == "__main__":
+    main()
