@@ -91,7 +91,7 @@ class Block(nn.Module):
         """The residual stream is x + added; so is what is returned, the sum being left to the next norm."""
         names = self.arch.names
         x_TC, y_TC = self._normed(names.attention_norm, x_TC, added_TC, now)
-        attended_TC = self._after(names.after_attention_norm, self._out(self._attend(y_TC, now)), now)
+        attended_TC = self._after(names.after_attention_norm, self._out(self._attend(y_TC, now), now.fused), now)
         if self.arch.parallel:
             _, y_TC = self._normed(names.mlp_norm, x_TC, None, now)
             return x_TC, attended_TC + self._mlp(y_TC, now)
@@ -105,14 +105,14 @@ class Block(nn.Module):
         return self._normed(name, x, None, now)[1]
 
     def _mlp(self, y_TC: Tensor, now: Pass) -> Tensor:
-        up = self._up(y_TC)
+        up = self._up(y_TC, now.fused)
         if self.arch.gated:
-            return self._down(ops.gated(now.fused, up, self.arch.activation))
-        return self._down(PLAIN_ACTIVATIONS[self.arch.activation](up))
+            return self._down(ops.gated(now.fused, up, self.arch.activation), now.fused)
+        return self._down(PLAIN_ACTIVATIONS[self.arch.activation](up), now.fused)
 
     def _attend(self, y_TC: Tensor, now: Pass) -> Tensor:
         spec = self.spec
-        qkv_TE = self._qkv(y_TC)
+        qkv_TE = self._qkv(y_TC, now.fused)
         if self.arch.interleaved:
             qkv_TE = qkv_TE.unflatten(1, (spec.heads, 3, spec.width)).transpose(1, 2).flatten(1)
         rotation = now.rotations.get(self.index)

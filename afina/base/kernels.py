@@ -36,6 +36,14 @@ _SIGNATURES: dict[str, list[Any]] = {
     "attention_step": [Pointer, Long, Pointer, Long, Pointer, Pointer, Long, *[Pointer] * 3, Long, Pointer],
     "cross_entropy": [Pointer, Pointer, Pointer, Long, Long, Int, Int],
 }
+# In bf16 alone, and only where the processor multiplies pairs of bf16 numbers (AVX-512 BF16).
+_LOW_RANK: dict[str, list[Any]] = {
+    "low_rank_pack": [Pointer, Float, Pointer, Pointer, Long, Long],
+    "low_rank_add": [Pointer, Long, Pointer, Long, Pointer, Long, Long, Long, Int],
+    "low_rank_project": [Pointer, Long, Pointer, Pointer, Long, Long, Long, Long, Int],
+    "low_rank_outer": [Pointer, Long, Pointer, Long, Pointer, Float, Long, Long, Long, Int],
+}
+LANES = 16  # of those
 
 
 class Heads(ctypes.Structure):
@@ -66,7 +74,7 @@ class Attention(ctypes.Structure):
 
 
 class Kernels:
-    """The compiled functions: `call("gated_forward", x, …)` takes the one for x's dtype. Tensors go as their addresses."""
+    """The compiled functions: `call("gated_forward", x, …)` takes the one for `dtype`, else for x's. Tensors go as their addresses."""
 
     def __init__(self, library: ctypes.CDLL, seconds: float) -> None:
         self.seconds = seconds  # that compilation took; 0 where it was done before
@@ -76,13 +84,19 @@ class Kernels:
                 function = getattr(library, f"{name}_{suffix}")
                 function.argtypes, function.restype = signature, None
                 self._functions[name, dtype] = function
+        self.has_low_rank = hasattr(library, "low_rank_add_bf16")
+        for name, signature in _LOW_RANK.items() if self.has_low_rank else ():
+            function = getattr(library, f"{name}_bf16")
+            function.argtypes, function.restype = signature, None
+            self._functions[name, torch.bfloat16] = function
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Kernels":
         return self
 
-    def call(self, name: str, *arguments: Any) -> None:
-        first: Tensor = arguments[0]
-        self._functions[name, first.dtype](*(a.data_ptr() if isinstance(a, Tensor) else a for a in arguments))
+    def call(self, name: str, *arguments: Any, dtype: torch.dtype | None = None) -> None:
+        self._functions[name, dtype or arguments[0].dtype](
+            *(a.data_ptr() if isinstance(a, Tensor) else a for a in arguments)
+        )
 
 
 def serves(x: Tensor) -> bool:

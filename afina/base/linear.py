@@ -14,6 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from afina.base import kernels
+from afina.base.kernels import Kernels
+
 
 class LowRank(Protocol):
     """What a layer that adapts another (`lora.LoraLinear`) shows of itself, so that its products can be joined with others."""
@@ -50,13 +53,13 @@ class Joined:
         self._store: Tensor | None = None
         self._ready: _Ready | None = None
 
-    def __call__(self, x_TI: Tensor) -> Tensor:
+    def __call__(self, x_TI: Tensor, fused: Kernels | None = None) -> Tensor:
         # After a pass in training the weights change, and fused optimisers do not count it as a new version.
         keep = not (torch.is_grad_enabled() or self._owner.training)
         ready = self._ready if keep else None
         layers = self._owner._modules
-        if ready is None or not ready.holds(tuple(layers[name] for name in self._names)):
-            made = self._prepare([layers[name] for name in self._names])
+        if ready is None or not ready.holds(tuple(layers[name] for name in self._names), fused):
+            made = self._prepare([layers[name] for name in self._names], fused)
             if made is None:
                 self._ready = None
                 return torch.cat([getattr(self._owner, name)(x_TI) for name in self._names], -1)
@@ -68,7 +71,7 @@ class Joined:
         return y
 
     @torch.no_grad()
-    def _prepare(self, layers: list[Any]) -> "_Ready | None":
+    def _prepare(self, layers: list[Any], fused: Kernels | None) -> "_Ready | None":
         """What the product needs, from the layers as they are now; None where they cannot be joined."""
         if not all(_joinable(layer) for layer in layers):
             return None
@@ -81,8 +84,10 @@ class Joined:
             for adapter in here:
                 store[at : at + len(adapter.lora_a)].copy_(adapter.lora_a)
                 at += len(adapter.lora_a)
-        scaled = [(a.lora_b * a.scaling).to(store.dtype) for a in here]
-        return _Ready(tuple(layers), frozen, adapters, store, scaled, self._bias(frozen, len(store)))
+        if fused is None or not kernels.serves(store):
+            fused = None
+        updates = [_Update(a, n, store.dtype, fused) for a, n in zip(adapters, _outputs(frozen), strict=True) if a]
+        return _Ready(tuple(layers), frozen, adapters, store, updates, self._bias(frozen, len(store)), fused)
 
     def _joined(self, frozen: list[Any], ranks: int) -> Tensor:
         """Ŵ, made anew where the layers' weights are no longer its rows or where there is no room for the adapters' A."""
@@ -157,17 +162,88 @@ def _outputs(frozen: list[Any]) -> list[int]:
     return [_rows(layer).shape[0] for layer in frozen]
 
 
+class _Update:
+    """s·B of one adapter, ready for its three products: (T, r) with Bᵀ, (T, O) with B, and (T, O)ᵀ with (T, r)."""
+
+    def __init__(self, adapter: LowRank, outputs: int, dtype: torch.dtype, fused: Kernels | None) -> None:
+        self.rank, self._scaling = adapter.lora_b.shape[1], adapter.scaling
+        self._fused: Kernels | None = None
+        if (
+            fused is not None
+            and fused.has_low_rank
+            and dtype == torch.bfloat16
+            and self.rank % kernels.LANES == 0
+            and outputs % (2 * kernels.LANES) == 0
+        ):
+            self._fused = fused
+            b = adapter.lora_b.detach().contiguous()
+            self._by_rank, self._by_output = (b.new_empty(b.numel(), dtype=dtype) for _ in range(2))
+            fused.call("low_rank_pack", b, self._scaling, self._by_rank, self._by_output, *b.shape, dtype=dtype)
+        else:
+            self._b = (adapter.lora_b.detach() * self._scaling).to(dtype)
+
+    @property
+    def fast(self) -> bool:
+        return self._fused is not None
+
+    def add(self, y_TO: Tensor, low_TR: Tensor) -> None:
+        """y += low (s·B)ᵀ, in place."""
+        if self._fused is None:
+            y_TO.addmm_(low_TR, self._b.T)
+            return
+        self._fused.call(
+            "low_rank_add", y_TO, y_TO.stride(0), low_TR, low_TR.stride(0), self._by_rank, *y_TO.shape, self.rank,
+            torch.get_num_threads(),
+        )  # fmt: skip
+
+    def project(self, dy_TO: Tensor, dlow_TR: Tensor) -> None:
+        """dlow = dy (s·B), in place."""
+        if self._fused is None:
+            dlow_TR.copy_(dy_TO @ self._b)
+            return
+        self._fused.call(
+            "low_rank_project", dy_TO, dy_TO.stride(0), self._by_output, dlow_TR, dlow_TR.stride(0), *dy_TO.shape, self.rank,
+            torch.get_num_threads(),
+        )  # fmt: skip
+
+    def gradient(self, dy_TO: Tensor, low_TR: Tensor) -> Tensor:
+        """dB = s·dyᵀ low, (O, r) in fp32."""
+        return outer(dy_TO, low_TR, self._scaling, self._fused)
+
+
+def outer(x_TN: Tensor, low_TR: Tensor, scale: float, fused: Kernels | None) -> Tensor:
+    """scale · xᵀ low, (N, R) in fp32."""
+    if fused is None:
+        return (x_TN.T @ low_TR).float().mul_(scale)
+    out = torch.empty(x_TN.shape[1], low_TR.shape[1])
+    fused.call(
+        "low_rank_outer", x_TN, x_TN.stride(0), low_TR, low_TR.stride(0), out, scale, *x_TN.shape, out.shape[1],
+        torch.get_num_threads(),
+    )  # fmt: skip
+    return out
+
+
 class _Ready:
-    """A joined product in the state that its layers had when it was made: Ŵ, s·B of each adapter, the bias."""
+    """A joined product in the state that its layers had when it was made: Ŵ, the adapters' updates, the bias."""
 
     def __init__(
         self, layers: tuple[Any, ...], frozen: list[Any], adapters: list[LowRank | None], store: Tensor,
-        scaled: list[Tensor], bias: Tensor | None,
+        updates: list[_Update], bias: Tensor | None, fused: Kernels | None,
     ) -> None:  # fmt: skip
         self.layers, self.frozen, self.adapters = layers, frozen, adapters
-        self.store, self.scaled, self.bias = store, scaled, bias
+        self.store, self.updates, self.bias, self.fused = store, updates, bias, fused
         self.outputs = _outputs(frozen)
         self.total = sum(self.outputs)
+        # (update, its columns of y, its columns of x Aᵀ)
+        self.places: list[tuple[_Update, slice, slice]] = []
+        at = rank_at = 0
+        remaining = iter(updates)
+        for adapter, n in zip(adapters, self.outputs, strict=True):
+            if adapter is not None:
+                update = next(remaining)
+                self.places.append((update, slice(at, at + n), slice(rank_at, rank_at + update.rank)))
+                rank_at += update.rank
+            at += n
         self._state = self._look()
 
     def _look(self) -> list[Any]:
@@ -178,9 +254,10 @@ class _Ready:
                 state += (enabled, layer.lora_a._version, layer.lora_b._version, layer.lora_a.data_ptr())
         return state
 
-    def holds(self, layers: tuple[Any, ...]) -> bool:
+    def holds(self, layers: tuple[Any, ...], fused: Kernels | None) -> bool:
         """Whether these are the layers, with weights that have not changed."""
-        return all(a is b for a, b in zip(layers, self.layers, strict=True)) and self._look() == self._state
+        same = all(a is b for a, b in zip(layers, self.layers, strict=True))
+        return same and (fused is None) == (self.fused is None) and self._look() == self._state
 
     def parameters(self) -> list[Tensor]:
         """What may get a gradient, in the order in which `_Product` returns them."""
@@ -193,17 +270,11 @@ class _Ready:
     def product(self, x_TI: Tensor) -> tuple[Tensor, Tensor | None]:
         """y (T, O), and x Aᵀ (T, R), beside which it lies in memory."""
         joined = F.linear(x_TI, self.store, self.bias)
-        if not self.scaled:
+        if not self.places:
             return joined, None
         y, low = joined[:, : self.total], joined[:, self.total :]
-        at = rank_at = 0
-        remaining = iter(self.scaled)
-        for adapter, n in zip(self.adapters, self.outputs, strict=True):
-            if adapter is not None:
-                b = next(remaining)
-                y[:, at : at + n].addmm_(low[:, rank_at : rank_at + b.shape[1]], b.T)
-                rank_at += b.shape[1]
-            at += n
+        for update, outputs, ranks in self.places:
+            update.add(y[:, outputs], low[:, ranks])
         return y, low
 
 
@@ -212,34 +283,30 @@ class _Product(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, ready: _Ready, *_: Tensor) -> Tensor:
         y, low = ready.product(x)
         ctx.ready = ready
-        ctx.save_for_backward(x, ready.store, low, *ready.scaled)
+        ctx.save_for_backward(x, low)
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Any:
-        x, store, low, *scaled = ctx.saved_tensors
+        x, low = ctx.saved_tensors
         ready: _Ready = ctx.ready
-        outputs, rows = ready.total, len(store)
-        dlow, grads = None, []
-        if low is not None:
-            whole = _with_room(dy, rows)
-            dy, dlow = whole[:, :outputs], whole[:, outputs:]
-            at = rank_at = 0
-            remaining = iter(scaled)
-            for adapter, n in zip(ready.adapters, ready.outputs, strict=True):
-                if adapter is not None:
-                    r = adapter.lora_b.shape[1]
-                    mine, part = dy[:, at : at + n], slice(rank_at, rank_at + r)
-                    dlow[:, part] = mine @ next(remaining)
-                    grads.append((mine.T @ low[:, part]).float().mul_(adapter.scaling))
-                    rank_at += r
-                at += n
-            da = (dlow.T @ x).float()
-            dx = whole @ store if ctx.needs_input_grad[0] else None
-            sizes = [a.lora_a.shape[0] for a in ready.adapters if a is not None]
-            grads = [g for pair in zip(da.split(sizes), grads, strict=True) for g in pair]
+        grads: list[Tensor] = []
+        if low is None:
+            dx = dy @ ready.store if ctx.needs_input_grad[0] else None
         else:
-            dx = dy @ store if ctx.needs_input_grad[0] else None
+            whole = _with_room(dy, len(ready.store))
+            dy, dlow = whole[:, : ready.total], whole[:, ready.total :]
+            for update, outputs, ranks in ready.places:
+                update.project(dy[:, outputs], dlow[:, ranks])
+            dx = whole @ ready.store if ctx.needs_input_grad[0] else None
+            fast = (
+                ready.fused
+                if all(update.fast for update in ready.updates) and x.shape[1] % kernels.LANES == 0
+                else None
+            )
+            da = outer(x, dlow, 1.0, fast)
+            for update, outputs, ranks in ready.places:
+                grads += (da[:, ranks].T, update.gradient(dy[:, outputs], low[:, ranks]))
         own = []
         for layer, d in zip(ready.frozen, dy.split(ready.outputs, 1), strict=True):
             if layer.weight.requires_grad:
