@@ -126,7 +126,7 @@ def generate(
 
 def _choose(active: list[_Text], logits_BV: Tensor) -> list[int]:
     if all(text.sampling.temperature == 0 and text.sampling.repetition_penalty == 1 for text in active):
-        return logits_BV.argmax(-1).tolist()
+        return logits_BV.float().argmax(-1).tolist()  # argmax over bf16 is five times slower
     return [text.choose(logits_V) for text, logits_V in zip(active, logits_BV, strict=True)]
 
 

@@ -244,20 +244,24 @@ class _Ready:
                 self.places.append((update, slice(at, at + n), slice(rank_at, rank_at + update.rank)))
                 rank_at += update.rank
             at += n
+        self._wrapped = [layer for layer, own in zip(layers, frozen, strict=True) if layer is not own]
+        self._weights = [layer.weight for layer in frozen]
+        self._adapters = [p for layer in self._wrapped for p in (layer.lora_a, layer.lora_b)]
         self._state = self._look()
 
     def _look(self) -> list[Any]:
-        state: list[Any] = [layer.weight.data_ptr() for layer in self.frozen]
-        for layer in self.layers:
-            enabled = getattr(layer, "enabled", None)
-            if enabled is not None:
-                state += (enabled, layer.lora_a._version, layer.lora_b._version, layer.lora_a.data_ptr())
-        return state
+        return [
+            *[weight.data_ptr() for weight in self._weights],
+            *[parameter._version for parameter in self._adapters],
+            *[layer.enabled for layer in self._wrapped],
+        ]
 
     def holds(self, layers: tuple[Any, ...], fused: Kernels | None) -> bool:
         """Whether these are the layers, with weights that have not changed."""
-        same = all(a is b for a, b in zip(layers, self.layers, strict=True))
-        return same and (fused is None) == (self.fused is None) and self._look() == self._state
+        if layers != self.layers or (fused is None) != (self.fused is None) or self._look() != self._state:
+            return False
+        replaced = [layer._parameters["weight"] is not w for layer, w in zip(self.frozen, self._weights, strict=True)]
+        return not any(replaced)
 
     def parameters(self) -> list[Tensor]:
         """What may get a gradient, in the order in which `_Product` returns them."""

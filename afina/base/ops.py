@@ -93,6 +93,19 @@ def like_rows(x: Tensor) -> Tensor:
     return x.new_empty(x.shape[0], stride)[:, : x.shape[1]]
 
 
+class _Forgetful:
+    """The context of a forward pass that no backward pass follows."""
+
+    def save_for_backward(self, *_: Any) -> None: ...
+
+    def set_materialize_grads(self, value: bool) -> None: ...
+
+
+def _run(function: Any, *arguments: Any) -> Any:
+    """Applies an autograd function, without its bookkeeping where no gradient is wanted."""
+    return function.apply(*arguments) if torch.is_grad_enabled() else function.forward(_Forgetful(), *arguments)
+
+
 # ------------------------------------------------------------------------------------------------ RMSNorm
 
 
@@ -100,7 +113,7 @@ def rms_norm(fused: Kernels | None, x_TC: Tensor, weight_C: Tensor, eps: float) 
     """y = w · x / √(mean x² + eps), the mean in fp32 (Zhang and Sennrich 2019, https://arxiv.org/abs/1910.07467)."""
     if fused is None or not kernels.serves(x_TC):
         return _rms(x_TC, weight_C, eps)
-    y: Tensor = _RmsNorm.apply(fused, x_TC, None, weight_C, eps)  # type: ignore[no-untyped-call]
+    y: Tensor = _run(_RmsNorm, fused, x_TC, None, weight_C, eps)
     return y
 
 
@@ -111,7 +124,7 @@ def add_rms_norm(
     if fused is None or not kernels.serves(x_TC):
         h_TC = x_TC + added_TC
         return h_TC, _rms(h_TC, weight_C, eps)
-    both: tuple[Tensor, Tensor] = _RmsNorm.apply(fused, x_TC, added_TC, weight_C, eps)  # type: ignore[no-untyped-call]
+    both: tuple[Tensor, Tensor] = _run(_RmsNorm, fused, x_TC, added_TC, weight_C, eps)
     return both
 
 
@@ -131,7 +144,7 @@ class _RmsNorm(torch.autograd.Function):
             "rms_forward", x, x.stride(0), *((None, 0) if added is None else (added, added.stride(0))), weight, h, y,
             rstd, rows, n, eps, torch.get_num_threads(),
         )  # fmt: skip
-        ctx.fused, ctx.room = fused, x if added is None else added
+        ctx.fused = fused
         ctx.save_for_backward(h, weight, rstd)
         ctx.room = (x if added is None else added).stride(0)
         ctx.added = added is not None
@@ -168,7 +181,7 @@ def gated(fused: Kernels | None, gate_up_TI: Tensor, kind: str) -> Tensor:
     if fused is None or not kernels.serves(gate_up_TI):
         gate, up = gate_up_TI.chunk(2, -1)
         return GATES[kind][1](gate) * up
-    out: Tensor = _Gated.apply(fused, gate_up_TI, GATES[kind][0])  # type: ignore[no-untyped-call]
+    out: Tensor = _run(_Gated, fused, gate_up_TI, GATES[kind][0])
     return out
 
 
@@ -210,7 +223,7 @@ def attention(
     trained_norm = rotation is not None and any(w is not None and w.requires_grad for w in (rotation.wq, rotation.wk))
     if fused is None or not kernels.serves(qkv_TE) or trained_norm:
         return _attention(qkv_TE, spec, rotation, segments)
-    out: Tensor = _Attention.apply(fused, qkv_TE, spec, rotation, segments)  # type: ignore[no-untyped-call]
+    out: Tensor = _run(_Attention, fused, qkv_TE, spec, rotation, segments)
     return out
 
 
@@ -409,7 +422,7 @@ class _CrossEntropy(torch.autograd.Function):
             else:
                 log_p = logits.float().log_softmax(-1)
                 losses[part] = F.nll_loss(log_p, labels[part], reduction="none")
-                log_p.exp_()[torch.arange(len(logits)), labels[part]] -= 1
+                log_p.exp_()[torch.arange(len(logits), device=logits.device), labels[part]] -= 1
                 logits = log_p.to(hidden.dtype)
             if dhidden is not None:
                 torch.mm(logits, head, out=dhidden[part])
