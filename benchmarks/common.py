@@ -99,9 +99,14 @@ def read_rows(options: argparse.Namespace) -> Rows:
 
 
 def peak_gb() -> float:
-    import resource
+    """The most memory that this process has held. Linux's ru_maxrss would begin with what its parent held."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024 / 1e9
+    from afina.core.device import peak_memory_gb
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    return peak_memory_gb()
 
 
 def padded(group: list[dict[str, list[int]]]) -> dict[str, Any]:
