@@ -115,7 +115,7 @@ def timed(run: Any, options: argparse.Namespace) -> dict[str, float]:
         run(batch)
         begun = time.perf_counter()
         found[size] = run(batch) / (time.perf_counter() - begun)
-    return {**found, "peak_gb": peak_gb()} if "peak_gb" not in found else found
+    return found | {"peak_gb": peak_gb()}
 
 
 def check(options: argparse.Namespace) -> dict[str, int]:

@@ -203,14 +203,12 @@ def run_trl(options: argparse.Namespace) -> dict[str, float]:
 
 def run_litgpt(options: argparse.Namespace) -> dict[str, float]:
     """LitGPT's own LoRA model and chunked loss in its recommended loop, on our weights."""
-    import litgpt
     import torch
     from litgpt.lora import GPT, Config, mark_only_lora_as_trainable
     from litgpt.scripts.convert_hf_checkpoint import copy_weights_hf_llama
     from litgpt.utils import chunked_cross_entropy
     from safetensors.torch import load_file
 
-    del litgpt
     config = Config.from_name(
         "SmolLM2-135M-Instruct", lora_r=RANK, lora_alpha=ALPHA, lora_dropout=0.0, lora_query=True, lora_key=True,
         lora_value=True, lora_projection=True, lora_mlp=True, lora_head=False,

@@ -7,8 +7,6 @@ from afina.base import kernels, ops
 from afina.base.kernels import Kernels
 from afina.base.ops import AttentionSpec, Rotation, Segments
 
-STEP = 16  # room is a multiple of the kernels' vectors
-
 
 class Cache:
     """Room for `slots` texts of up to `room` tokens in each layer. keys (slots, Hkv, D, room), values (slots, Hkv, room, D).
@@ -17,12 +15,10 @@ class Cache:
     """
 
     def __init__(
-        self, specs: tuple[AttentionSpec, ...], slots: int, room: int, dtype: torch.dtype, device: torch.device,
-        fused: Kernels | None,
-    ) -> None:  # fmt: skip
-        self.room = -(-room // STEP) * STEP
+        self, specs: tuple[AttentionSpec, ...], slots: int, room: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self.room = -(-room // kernels.LANES) * kernels.LANES
         self.lengths = torch.zeros(slots, dtype=torch.int32)
-        self._fused = fused
         self._layers = [
             (
                 torch.zeros(slots, s.kv_heads, s.width, self.room, dtype=dtype, device=device),
@@ -38,8 +34,8 @@ class Cache:
             self.lengths[slots] = 0
         self._before = self.lengths[self._slots.long()]
 
-    def end(self, added: list[int]) -> None:
-        self.lengths[self._slots.long()] = self._before + torch.tensor(added, dtype=torch.int32)
+    def end(self, segments: Segments) -> None:
+        self.lengths[self._slots.long()] = self._before + torch.tensor(segments.lengths, dtype=torch.int32)
 
     def positions(self, segments: Segments) -> Tensor:
         return segments.positions_T if self._reading else self._before
@@ -49,10 +45,10 @@ class Cache:
         return segments.lengths_T if self._reading else self._before + 1
 
     def attend(
-        self, layer: int, qkv_TE: Tensor, spec: AttentionSpec, rotation: Rotation | None, segments: Segments
-    ) -> Tensor:
+        self, layer: int, qkv_TE: Tensor, spec: AttentionSpec, rotation: Rotation | None, segments: Segments,
+        fused: Kernels | None,
+    ) -> Tensor:  # fmt: skip
         """What the new tokens see; their keys and values join the cache."""
-        fused = self._fused if kernels.serves(qkv_TE) else None
         qk_TE = ops.rotate(fused, qkv_TE, spec, rotation)
         v_TE = qkv_TE[:, spec.qk_size :]
         if not self._reading:

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from afina.base import ops
 from afina.base.cache import Cache
 from afina.base.families import PLAIN_ACTIVATIONS, Architecture, Rope
-from afina.base.kernels import Kernels
+from afina.base.kernels import Kernels, serves
 from afina.base.linear import Conv1D, Joined
 from afina.base.ops import Rotation, Segments
 
@@ -118,7 +118,7 @@ class Block(nn.Module):
         rotation = now.rotations.get(self.index)
         if now.cache is None:
             return ops.attention(now.fused, qkv_TE, spec, rotation, now.segments)
-        return now.cache.attend(self.index, qkv_TE, spec, rotation, now.segments)
+        return now.cache.attend(self.index, qkv_TE, spec, rotation, now.segments, now.fused)
 
 
 def _norm(arch: Architecture) -> nn.Module:
@@ -174,6 +174,10 @@ class Decoder(nn.Module):
     def get_output_embeddings(self) -> Any:
         return self.get_submodule(self.arch.names.head)
 
+    def kernels(self, x: Tensor) -> Kernels | None:
+        """The fused kernels where there are any that can work on `x`."""
+        return self.fused if serves(x) else None
+
     def layers(self) -> Any:
         return self.get_submodule(self.arch.names.layers)
 
@@ -185,7 +189,7 @@ class Decoder(nn.Module):
         if names.positions:
             x = x + self.get_submodule(names.positions)(positions.to(ids_T.device).long())
         lengths = cache.lengths_T(segments) if cache else segments.lengths_T
-        now = Pass(self.fused, segments, self._rotations(positions, lengths, x.device), cache)
+        now = Pass(self.kernels(x), segments, self._rotations(positions, lengths, x.device), cache)
         added: Tensor | None = None
         for block in self.layers():
             if self.checkpointing and self.training and torch.is_grad_enabled():
@@ -197,7 +201,7 @@ class Decoder(nn.Module):
 
     def normed(self, x_TC: Tensor, added_TC: Tensor) -> Tensor:
         """The final norm of the residual stream, for the positions given."""
-        return add_norm(self.get_submodule(self.arch.names.final_norm), x_TC, added_TC, self.fused)[1]
+        return add_norm(self.get_submodule(self.arch.names.final_norm), x_TC, added_TC, self.kernels(x_TC))[1]
 
     def logits(self, hidden_NC: Tensor) -> Tensor:
         """(N, V), in the dtype of the computation."""

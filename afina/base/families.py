@@ -78,9 +78,7 @@ def architecture(config: Any) -> Architecture:
     if family is None:
         raise Unsupported(f"architecture {config.model_type!r} has no fast path")
     found = family(config)
-    if found.gated and found.activation not in GATES:
-        raise Unsupported(f"activation {found.activation!r} has no fast path")
-    if not found.gated and found.activation not in PLAIN_ACTIVATIONS:
+    if found.activation not in (GATES if found.gated else PLAIN_ACTIVATIONS):
         raise Unsupported(f"activation {found.activation!r} has no fast path")
     return found
 

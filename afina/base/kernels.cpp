@@ -196,10 +196,22 @@ inline float head_rstd(const float *x, long n, float eps) {
     return 1.0f / std::sqrt(s / n + eps);
 }
 
+// Rotates the heads of one token by the angles of its position, or back by them.
+inline void turn(float *x, const Rotary &r, long position, float direction) {
+    long half = r.heads.rotated / 2;
+    const float *c = r.cosines + position * half, *s = r.sines + position * half;
+    for (float *p = x; p < x + (r.heads.q + r.heads.kv) * r.heads.width; p += r.heads.width)
+        for (long i = 0; i < half; i++) {
+            float a = p[i], b = p[i + half], sine = direction * s[i];
+            p[i] = a * c[i] - b * sine;
+            p[i + half] = b * c[i] + a * sine;
+        }
+}
+
 template <class T>
 void rotary_forward(const T *qkv, long stride, T *out, Rotary r, long rows, int threads) {
     Heads heads = r.heads;
-    long D = heads.width, half = heads.rotated / 2, all = (heads.q + heads.kv) * D;
+    long D = heads.width, all = (heads.q + heads.kv) * D;
 #pragma omp parallel for num_threads(threads)
     for (long t = 0; t < rows; t++) {
         std::vector<float> x(all);
@@ -213,15 +225,7 @@ void rotary_forward(const T *qkv, long stride, T *out, Rotary r, long rows, int 
                 for (long i = 0; i < group; i++) p[g + i] *= s * w[r.norm == 1 ? i : g + i];
             }
         }
-        const float *c = r.cosines + r.positions[t] * half, *s = r.sines + r.positions[t] * half;
-        for (long h = 0; h < heads.q + heads.kv; h++) {
-            float *p = x.data() + h * D;
-            for (long i = 0; i < half; i++) {
-                float a = p[i], b = p[i + half];
-                p[i] = a * c[i] - b * s[i];
-                p[i + half] = b * c[i] + a * s[i];
-            }
-        }
+        turn(x.data(), r, r.positions[t], 1.0f);
         T *o = out + t * all;
         for (long i = 0; i < all; i += LANES) store(o + i, load(x.data() + i, all - i), all - i);
     }
@@ -231,20 +235,12 @@ void rotary_forward(const T *qkv, long stride, T *out, Rotary r, long rows, int 
 template <class T>
 void rotary_backward(T *d, const T *qkv, long stride, Rotary r, long rows, int threads) {
     Heads heads = r.heads;
-    long D = heads.width, half = heads.rotated / 2, all = (heads.q + heads.kv) * D;
+    long D = heads.width, all = (heads.q + heads.kv) * D;
 #pragma omp parallel for num_threads(threads)
     for (long t = 0; t < rows; t++) {
         std::vector<float> g(all);
         for (long i = 0; i < all; i++) g[i] = get(d[t * stride + i]);
-        const float *c = r.cosines + r.positions[t] * half, *s = r.sines + r.positions[t] * half;
-        for (long h = 0; h < heads.q + heads.kv; h++) {
-            float *p = g.data() + h * D;
-            for (long i = 0; i < half; i++) {
-                float a = p[i], b = p[i + half];
-                p[i] = a * c[i] + b * s[i];
-                p[i + half] = b * c[i] - a * s[i];
-            }
-        }
+        turn(g.data(), r, r.positions[t], -1.0f);
         for (int part = 0; r.norm && part < 2; part++) {
             long begin = part ? heads.q * D : 0;
             const float *w = part ? r.wk : r.wq;

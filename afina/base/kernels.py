@@ -43,7 +43,7 @@ _LOW_RANK: dict[str, list[Any]] = {
     "low_rank_project": [Pointer, Long, Pointer, Pointer, Long, Long, Long, Long, Int],
     "low_rank_outer": [Pointer, Long, Pointer, Long, Pointer, Float, Long, Long, Long, Int],
 }
-LANES = 16  # of those
+LANES = 16  # numbers in the widest vector
 
 
 class Heads(ctypes.Structure):

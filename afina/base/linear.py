@@ -79,15 +79,11 @@ class Joined:
         adapters: list[LowRank | None] = [layer if getattr(layer, "enabled", False) else None for layer in layers]
         here = [a for a in adapters if a is not None]
         store = self._joined(frozen, sum(a.lora_a.shape[0] for a in here))
-        if here:
-            at = sum(_outputs(frozen))
-            for adapter in here:
-                store[at : at + len(adapter.lora_a)].copy_(adapter.lora_a)
-                at += len(adapter.lora_a)
-        if fused is None or not kernels.serves(store):
-            fused = None
-        updates = [_Update(a, n, store.dtype, fused) for a, n in zip(adapters, _outputs(frozen), strict=True) if a]
-        return _Ready(tuple(layers), frozen, adapters, store, updates, self._bias(frozen, len(store)), fused)
+        at = sum(_outputs(frozen))
+        for adapter in here:
+            store[at : at + len(adapter.lora_a)].copy_(adapter.lora_a)
+            at += len(adapter.lora_a)
+        return _Ready(tuple(layers), frozen, adapters, store, self._bias(frozen, len(store)), fused)
 
     def _joined(self, frozen: list[Any], ranks: int) -> Tensor:
         """Ŵ, made anew where the layers' weights are no longer its rows or where there is no room for the adapters' A."""
@@ -228,22 +224,23 @@ class _Ready:
 
     def __init__(
         self, layers: tuple[Any, ...], frozen: list[Any], adapters: list[LowRank | None], store: Tensor,
-        updates: list[_Update], bias: Tensor | None, fused: Kernels | None,
+        bias: Tensor | None, fused: Kernels | None,
     ) -> None:  # fmt: skip
         self.layers, self.frozen, self.adapters = layers, frozen, adapters
-        self.store, self.updates, self.bias, self.fused = store, updates, bias, fused
+        self.store, self.bias, self.fused = store, bias, fused
         self.outputs = _outputs(frozen)
         self.total = sum(self.outputs)
         # (update, its columns of y, its columns of x Aᵀ)
         self.places: list[tuple[_Update, slice, slice]] = []
         at = rank_at = 0
-        remaining = iter(updates)
         for adapter, n in zip(adapters, self.outputs, strict=True):
             if adapter is not None:
-                update = next(remaining)
+                update = _Update(adapter, n, store.dtype, fused)
                 self.places.append((update, slice(at, at + n), slice(rank_at, rank_at + update.rank)))
                 rank_at += update.rank
             at += n
+        fast = store.shape[1] % kernels.LANES == 0 and all(update.fast for update, _, _ in self.places)
+        self.outer_fused = fused if fast else None  # for dA
         self._wrapped = [layer for layer, own in zip(layers, frozen, strict=True) if layer is not own]
         self._weights = [layer.weight for layer in frozen]
         self._adapters = [p for layer in self._wrapped for p in (layer.lora_a, layer.lora_b)]
@@ -303,12 +300,7 @@ class _Product(torch.autograd.Function):
             for update, outputs, ranks in ready.places:
                 update.project(dy[:, outputs], dlow[:, ranks])
             dx = whole @ ready.store if ctx.needs_input_grad[0] else None
-            fast = (
-                ready.fused
-                if all(update.fast for update in ready.updates) and x.shape[1] % kernels.LANES == 0
-                else None
-            )
-            da = outer(x, dlow, 1.0, fast)
+            da = outer(x, dlow, 1.0, ready.outer_fused)
             for update, outputs, ranks in ready.places:
                 grads += (da[:, ranks].T, update.gradient(dy[:, outputs], low[:, ranks]))
         own = []

@@ -90,7 +90,7 @@ class DecoderModel:
         labels_N = packed.labels_T[packed.labelled_N]
         head = self.module.get_output_embeddings()
         if type(head) is nn.Linear and head.bias is None and not self.module.arch.logit_cap:
-            return ops.cross_entropy(self.module.fused, hidden_NC, head.weight, labels_N)
+            return ops.cross_entropy(self.module.kernels(hidden_NC), hidden_NC, head.weight, labels_N)
         total = hidden_NC.new_zeros((), dtype=torch.float32)
         for at in range(0, len(labels_N), ops.CHUNK):  # the logits of a chunk are computed again in the backward pass
             part = slice(at, at + ops.CHUNK)
@@ -127,7 +127,7 @@ class _DecoderWriting:
         self._module = module
         weight = module.get_input_embeddings().weight
         self._device = weight.device
-        self._cache = Cache(module.arch.specs, texts, room, weight.dtype, weight.device, module.fused)
+        self._cache = Cache(module.arch.specs, texts, room, weight.dtype, weight.device)
         self._slots: list[int] = []
         self._free = list(range(texts))
 
@@ -149,20 +149,17 @@ class _DecoderWriting:
         for prompt in prompts:
             bounds.append(bounds[-1] + len(prompt))
         ids_T = torch.tensor([token for prompt in prompts for token in prompt], device=self._device)
-        last = torch.tensor(bounds[1:], device=self._device) - 1
-        return self._pass(ids_T, Segments(tuple(bounds)), slots, True, [len(p) for p in prompts], last)
+        return self._pass(ids_T, Segments(tuple(bounds)), slots, prompts=True)
 
     def step(self, ids_B: Tensor) -> Tensor:
-        n = len(ids_B)
-        return self._pass(ids_B, Segments(tuple(range(n + 1))), self._slots, False, [1] * n, None)
+        return self._pass(ids_B, Segments(tuple(range(len(ids_B) + 1))), self._slots, prompts=False)
 
-    def _pass(
-        self, ids_T: Tensor, segments: Segments, slots: list[int], prompts: bool, added: list[int], last: Tensor | None
-    ) -> Tensor:
+    def _pass(self, ids_T: Tensor, segments: Segments, slots: list[int], prompts: bool) -> Tensor:
         self._cache.begin(slots, prompts)
         x_TC, added_TC = self._module(ids_T, segments, self._cache)
-        self._cache.end(added)
-        if last is not None:
+        self._cache.end(segments)
+        if prompts:
+            last = torch.tensor(segments.bounds[1:], device=self._device) - 1
             x_TC, added_TC = x_TC[last], added_TC[last]
         return self._module.logits(self._module.normed(x_TC, added_TC))
 

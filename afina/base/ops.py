@@ -1,6 +1,6 @@
 """The decoder's operations between its matrix products, each with a hand-derived backward pass.
 
-Each runs in a fused kernel where there is one (see kernels.py), else in torch, on any device. T tokens, packed: the rows of a
+Each runs in a fused kernel where `fused` is given (see kernels.py), else in torch, on any device. T tokens, packed: the rows of a
 batch follow one another without padding. C channels, I the MLP's inner width, H heads of D. Inputs may be strided by row.
 """
 
@@ -111,7 +111,7 @@ def _run(function: Any, *arguments: Any) -> Any:
 
 def rms_norm(fused: Kernels | None, x_TC: Tensor, weight_C: Tensor, eps: float) -> Tensor:
     """y = w · x / √(mean x² + eps), the mean in fp32 (Zhang and Sennrich 2019, https://arxiv.org/abs/1910.07467)."""
-    if fused is None or not kernels.serves(x_TC):
+    if fused is None:
         return _rms(x_TC, weight_C, eps)
     y: Tensor = _run(_RmsNorm, fused, x_TC, None, weight_C, eps)
     return y
@@ -121,7 +121,7 @@ def add_rms_norm(
     fused: Kernels | None, x_TC: Tensor, added_TC: Tensor, weight_C: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
     """(h, y): h = x + added, and y the norm of h."""
-    if fused is None or not kernels.serves(x_TC):
+    if fused is None:
         h_TC = x_TC + added_TC
         return h_TC, _rms(h_TC, weight_C, eps)
     both: tuple[Tensor, Tensor] = _run(_RmsNorm, fused, x_TC, added_TC, weight_C, eps)
@@ -178,7 +178,7 @@ GATES: dict[str, tuple[int, Callable[[Tensor], Tensor]]] = {
 
 def gated(fused: Kernels | None, gate_up_TI: Tensor, kind: str) -> Tensor:
     """act(gate) · up of a joined (T, 2I) product (Shazeer 2020, https://arxiv.org/abs/2002.05202)."""
-    if fused is None or not kernels.serves(gate_up_TI):
+    if fused is None:
         gate, up = gate_up_TI.chunk(2, -1)
         return GATES[kind][1](gate) * up
     out: Tensor = _run(_Gated, fused, gate_up_TI, GATES[kind][0])
@@ -221,7 +221,7 @@ def attention(
     by one, not the square of the pack.
     """
     trained_norm = rotation is not None and any(w is not None and w.requires_grad for w in (rotation.wq, rotation.wk))
-    if fused is None or not kernels.serves(qkv_TE) or trained_norm:
+    if fused is None or trained_norm:
         return _attention(qkv_TE, spec, rotation, segments)
     out: Tensor = _run(_Attention, fused, qkv_TE, spec, rotation, segments)
     return out
@@ -231,29 +231,20 @@ def rotate(fused: Kernels | None, qkv_TE: Tensor, spec: AttentionSpec, rotation:
     """Queries and keys, normed and rotated, side by side: (T, (H + Hkv)·D)."""
     if rotation is None:
         return qkv_TE[:, : spec.qk_size]
-    if fused is None or not kernels.serves(qkv_TE):
+    if fused is None:
         return torch.cat([part.flatten(1) for part in _rotated(qkv_TE, spec, rotation)], 1)
     out = qkv_TE.new_empty(len(qkv_TE), spec.qk_size)
-    with _rotary(spec, rotation) as pointer:
-        fused.call("rotary_forward", qkv_TE, qkv_TE.stride(0), out, pointer, len(out), torch.get_num_threads())
+    struct = _rotary_struct(spec, rotation)
+    fused.call(
+        "rotary_forward", qkv_TE, qkv_TE.stride(0), out, ctypes.addressof(struct), len(out), torch.get_num_threads()
+    )
     return out
 
 
-class _rotary:  # noqa: N801 - used as a function
-    """A C struct that keeps alive what it points to."""
-
-    def __init__(self, spec: AttentionSpec, rotation: Rotation) -> None:
-        tensors = (rotation.cosines, rotation.sines, rotation.rows_T, rotation.wq, rotation.wk)
-        self._alive = tensors
-        self._struct = kernels.Rotary(
-            *(None if t is None else t.data_ptr() for t in tensors), spec.c_heads(), spec.norm, spec.eps
-        )
-
-    def __enter__(self) -> Any:
-        return ctypes.addressof(self._struct)
-
-    def __exit__(self, *_: object) -> None:
-        del self._alive
+def _rotary_struct(spec: AttentionSpec, rotation: Rotation) -> kernels.Rotary:
+    tensors = (rotation.cosines, rotation.sines, rotation.rows_T, rotation.wq, rotation.wk)
+    addresses = (None if t is None else t.data_ptr() for t in tensors)
+    return kernels.Rotary(*addresses, spec.c_heads(), spec.norm, spec.eps)
 
 
 def _attention_struct(spec: AttentionSpec, bounds: Tensor | None, segments: int) -> kernels.Attention:
@@ -290,8 +281,10 @@ class _Attention(torch.autograd.Function):
             ctypes.addressof(struct),
         )  # fmt: skip
         if rotation is not None:
-            with _rotary(spec, rotation) as pointer:  # d and qkv share their stride
-                fused.call("rotary_backward", d, qkv, d.stride(0), pointer, len(d), torch.get_num_threads())
+            turned = _rotary_struct(spec, rotation)  # d and qkv share their stride
+            fused.call(
+                "rotary_backward", d, qkv, d.stride(0), ctypes.addressof(turned), len(d), torch.get_num_threads()
+            )
         return None, d, None, None, None
 
 
@@ -414,7 +407,7 @@ class _CrossEntropy(torch.autograd.Function):
         for at in range(0, len(labels), CHUNK):
             part = slice(at, at + CHUNK)
             logits = F.linear(hidden[part], head)
-            if fused is not None and kernels.serves(logits):
+            if fused is not None:
                 fused.call(
                     "cross_entropy", logits, labels[part], losses[part], len(logits), logits.shape[1],
                     int(wanted or weighted), torch.get_num_threads(),

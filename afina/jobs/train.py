@@ -12,6 +12,7 @@ from torch import Tensor
 
 from afina.base.forecast import activation_bytes, free_bytes
 from afina.base.load import Base, load_base
+from afina.base.model import DecoderModel
 from afina.core.config import build, merge, read_yaml
 from afina.core.device import keep_freed_memory
 from afina.core.errors import AdapterError, InputError, Interrupted, SettingsError
@@ -211,7 +212,7 @@ class _Run:
 
     def announce(self, listener: Listener) -> None:
         data, base = self.data, self.base
-        listener(Notice(base.engine, warning="through transformers" in base.engine))
+        listener(Notice(base.engine, warning=not isinstance(base.model, DecoderModel)))
         listener(
             Notice(
                 f"base {base.facts.name}: {base.facts.parameters / 1e6:.0f} M parameters, {base.facts.layers} layers"

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +33,8 @@ class State:
     random: dict[str, Tensor] = field(default_factory=dict)
 
 
-_TENSORS = ("weights", "best_weights", "moments", "random")
-_NUMBERS = ("step", "best", "since_best", "tokens", "step_seconds", "seconds")
+_TENSORS = tuple(f.name for f in fields(State) if f.default_factory is dict)
+_NUMBERS = tuple(f.name for f in fields(State) if f.name not in _TENSORS)
 
 
 def fingerprint(rows: Sequence[Row], *others: Any) -> str:

@@ -103,7 +103,7 @@ class Trainer:
                 return "interrupted"
             if evaluated or step % self.settings.checkpoint_steps == 0:
                 self._checkpoint()
-        return "completed" if self._now.step == self.plan.steps else "early stopping"
+        return "completed"
 
     def _batches(self, done: int) -> Iterator[list[Row]]:
         """The rows of each optimiser step after the first `done`; every epoch in an order of its own."""

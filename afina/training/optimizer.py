@@ -56,9 +56,7 @@ class Optimizer:
         }
 
     def set_moments(self, moments: dict[str, Tensor]) -> None:
-        for name, master in self._masters.items():
-            keys = [key for key in moments if key.rpartition(" ")[0] == name]
-            self._adam.state[master] = {key.rpartition(" ")[2]: moments[key].clone().to(master.device) for key in keys}
-            step = self._adam.state[master].get("step")
-            if step is not None:
-                self._adam.state[master]["step"] = step.to(master.device)
+        for key, value in moments.items():
+            name, _, kind = key.rpartition(" ")
+            master = self._masters[name]
+            self._adam.state[master][kind] = value.clone().to(master.device)
