@@ -9,6 +9,7 @@ strikes then; every fifth run is killed a second time while it resumes.
 import argparse
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -56,9 +57,10 @@ def trial(folder: Path, kills: int, seed: int) -> tuple[int, list[str]]:
     chance = random.Random(seed)
     equal, where = 0, []
     for kill in range(kills):
-        run = folder / f"run-{kill}"
-        process = start(folder, run)
-        strike(process, run, chance.uniform(0.2, 1.0) * whole, writing=kill % 3 == 0)
+        run, struck = folder / f"run-{kill}", False
+        while not struck:  # again where the run was over before
+            shutil.rmtree(run, ignore_errors=True)
+            struck = strike(start(folder, run), run, chance.uniform(0.2, 1.0) * whole, writing=kill % 3 == 0)
         where.append(reached(run))
         if kill % 5 == 0:
             strike(go_on(folder, run), run, chance.uniform(0.2, 0.8) * whole, writing=False)
@@ -83,15 +85,15 @@ def afina(*arguments: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
-def strike(process: subprocess.Popen[bytes], run: Path, seconds: float, writing: bool) -> None:
-    """SIGKILL after `seconds`, or then as soon as a checkpoint is being written."""
+def strike(process: subprocess.Popen[bytes], run: Path, seconds: float, writing: bool) -> bool:
+    """SIGKILL after `seconds`, or then as soon as a checkpoint is being written; False where the run was over before."""
     end = time.monotonic() + seconds
     while process.poll() is None:
         late = time.monotonic() > end
         if late and (not writing or list((run / "checkpoints").glob(".step-*"))):
             process.send_signal(signal.SIGKILL)
         time.sleep(0.0005 if late else 0.02)
-    process.wait()
+    return process.wait() == -signal.SIGKILL
 
 
 def reached(run: Path) -> str:

@@ -3,46 +3,49 @@
 import torch
 from torch import Tensor
 
-from afina.base import kernels, ops
+from afina.base import ops
 from afina.base.kernels import Kernels
 from afina.base.ops import AttentionSpec, Rotation, Segments
 
 
 class Cache:
-    """Room for `slots` texts of up to `room` tokens in each layer. keys (slots, Hkv, D, room), values (slots, Hkv, room, D).
+    """Room for `slots` texts of up to `room` tokens in each layer: keys and values (slots, Hkv, room, D).
 
-    Before a pass, `begin` says which slots its tokens belong to: whole prompts into empty slots, or one token a slot.
+    `empty` makes slots ready for new texts. Before a pass, `begin` says which slot each of its segments goes on with.
     """
 
     def __init__(
         self, specs: tuple[AttentionSpec, ...], slots: int, room: int, dtype: torch.dtype, device: torch.device
     ) -> None:
-        self.room = -(-room // kernels.LANES) * kernels.LANES
-        self.lengths = torch.zeros(slots, dtype=torch.int32)
+        self.used = False
+        self._lengths = torch.zeros(slots, dtype=torch.int32)
+        shapes = [(slots, spec.kv_heads, room, spec.width) for spec in specs]
         self._layers = [
-            (
-                torch.zeros(slots, s.kv_heads, s.width, self.room, dtype=dtype, device=device),
-                torch.zeros(slots, s.kv_heads, self.room, s.width, dtype=dtype, device=device),
-            )
-            for s in specs
+            (torch.zeros(shape, dtype=dtype, device=device), torch.zeros(shape, dtype=dtype, device=device))
+            for shape in shapes
         ]
 
-    def begin(self, slots: list[int], prompts: bool) -> None:
+    def empty(self, slots: list[int], like: int | None = None) -> None:
+        """Makes the slots empty, or begin with the text in the slot `like`."""
+        n = 0 if like is None else int(self._lengths[like])
+        self._lengths[slots] = n
+        for tensor in (tensor for layer in self._layers for tensor in layer) if n else ():
+            tensor[slots, :, :n] = tensor[like, :, :n]
+
+    def begin(self, slots: list[int]) -> None:
         self._slots = torch.tensor(slots, dtype=torch.int32)
-        self._reading = prompts
-        if prompts:
-            self.lengths[slots] = 0
-        self._before = self.lengths[self._slots.long()]
+        self._before = self._lengths[slots]
 
     def end(self, segments: Segments) -> None:
-        self.lengths[self._slots.long()] = self._before + torch.tensor(segments.lengths, dtype=torch.int32)
+        self.used = True
+        self._lengths[self._slots.long()] = self._before + segments.lengths_S
 
     def positions(self, segments: Segments) -> Tensor:
-        return segments.positions_T if self._reading else self._before
+        return segments.positions_T + self._before[segments.rows_T]
 
     def lengths_T(self, segments: Segments) -> Tensor:
         """The length, new tokens included, of the text that each token belongs to."""
-        return segments.lengths_T if self._reading else self._before + 1
+        return (self._before + segments.lengths_S)[segments.rows_T]
 
     def attend(
         self, layer: int, qkv_TE: Tensor, spec: AttentionSpec, rotation: Rotation | None, segments: Segments,
@@ -51,31 +54,26 @@ class Cache:
         """What the new tokens see; their keys and values join the cache."""
         qk_TE = ops.rotate(fused, qkv_TE, spec, rotation)
         v_TE = qkv_TE[:, spec.qk_size :]
-        if not self._reading:
-            if fused is not None:
-                return ops.attend_step(fused, qk_TE, v_TE, spec, self._layers[layer], self._slots, self._before)
-            return self._step(layer, qk_TE, v_TE, spec)
-        k_TE = qk_TE[:, spec.q_size :]
-        keys, values = self._layers[layer]
-        for i, slot in enumerate(self._slots.tolist()):
-            at, end = segments.bounds[i], segments.bounds[i + 1]
-            keys[slot, :, :, : end - at] = k_TE[at:end].unflatten(1, (spec.kv_heads, -1)).permute(1, 2, 0)
-            values[slot, :, : end - at] = v_TE[at:end].unflatten(1, (spec.kv_heads, -1)).transpose(0, 1)
         if fused is not None:
-            return ops.attend(fused, qk_TE, v_TE, spec, segments)[0]
-        return ops.attention(None, torch.cat([qk_TE, v_TE], 1), spec, None, segments)
+            return ops.attend_cached(fused, qk_TE, v_TE, spec, self._layers[layer], segments, self._slots, self._before)
+        return self._attend(layer, qk_TE, v_TE, spec, segments)
 
-    def _step(self, layer: int, qk_BE: Tensor, v_BE: Tensor, spec: AttentionSpec) -> Tensor:
-        """`ops.attend_step` by torch, on any device."""
+    def _attend(self, layer: int, qk_TE: Tensor, v_TE: Tensor, spec: AttentionSpec, segments: Segments) -> Tensor:
+        """`ops.attend_cached` by torch, on any device."""
         keys, values = self._layers[layer]
-        slots, before = (t.to(qk_BE.device).long() for t in (self._slots, self._before))
-        keys[slots, :, :, before] = qk_BE[:, spec.q_size :].unflatten(1, (spec.kv_heads, -1))
-        values[slots, :, before] = v_BE.unflatten(1, (spec.kv_heads, -1))
-        longest = int(before.max()) + 1
-        at = torch.arange(longest, device=qk_BE.device)
-        seen = at <= before[:, None]
+        device = keys.device
+        slots, before = self._slots.to(device).long(), self._before.to(device).long()
+        rows, own = segments.rows_T.to(device), segments.positions_T.to(device).long()
+        at = before[rows] + own
+        keys[slots[rows], :, at] = qk_TE[:, spec.q_size :].unflatten(1, (spec.kv_heads, -1))
+        values[slots[rows], :, at] = v_TE.unflatten(1, (spec.kv_heads, -1))
+        longest = int(at.max()) + 1
+        last = before[:, None] + torch.arange(segments.longest, device=device)  # position of each query
+        at = torch.arange(longest, device=device)
+        seen = at <= last[..., None]
         if spec.window:
-            seen &= at > before[:, None] - spec.window
-        k = keys[slots, ..., :longest].transpose(2, 3)
-        q = qk_BE[:, : spec.q_size].unflatten(1, (spec.heads, 1, -1))
-        return ops.dense_attention(q, k, values[slots, :, :longest], spec, seen[:, None]).flatten(1)
+            seen &= at > last[..., None] - spec.window
+        q = qk_TE.new_zeros(len(slots), segments.longest, spec.heads, spec.width)
+        q[rows, own] = qk_TE[:, : spec.q_size].unflatten(1, (spec.heads, -1))
+        out = ops.dense_attention(q.transpose(1, 2), keys[slots, :, :longest], values[slots, :, :longest], spec, seen)
+        return out.transpose(1, 2)[rows, own].flatten(1)

@@ -52,6 +52,7 @@ class Pass:
     segments: Segments
     rotations: dict[int, Rotation]
     cache: Cache | None = None
+    steady: bool = False  # the layers are as they were in the last pass with this cache
 
 
 class Block(nn.Module):
@@ -91,7 +92,8 @@ class Block(nn.Module):
         """The residual stream is x + added; so is what is returned, the sum being left to the next norm."""
         names = self.arch.names
         x_TC, y_TC = self._normed(names.attention_norm, x_TC, added_TC, now)
-        attended_TC = self._after(names.after_attention_norm, self._out(self._attend(y_TC, now), now.fused), now)
+        attended_TC = self._out(self._attend(y_TC, now), now.fused, now.steady)
+        attended_TC = self._after(names.after_attention_norm, attended_TC, now)
         if self.arch.parallel:
             _, y_TC = self._normed(names.mlp_norm, x_TC, None, now)
             return x_TC, attended_TC + self._mlp(y_TC, now)
@@ -105,14 +107,14 @@ class Block(nn.Module):
         return self._normed(name, x, None, now)[1]
 
     def _mlp(self, y_TC: Tensor, now: Pass) -> Tensor:
-        up = self._up(y_TC, now.fused)
+        up = self._up(y_TC, now.fused, now.steady)
         if self.arch.gated:
-            return self._down(ops.gated(now.fused, up, self.arch.activation), now.fused)
-        return self._down(PLAIN_ACTIVATIONS[self.arch.activation](up), now.fused)
+            return self._down(ops.gated(now.fused, up, self.arch.activation), now.fused, now.steady)
+        return self._down(PLAIN_ACTIVATIONS[self.arch.activation](up), now.fused, now.steady)
 
     def _attend(self, y_TC: Tensor, now: Pass) -> Tensor:
         spec = self.spec
-        qkv_TE = self._qkv(y_TC, now.fused)
+        qkv_TE = self._qkv(y_TC, now.fused, now.steady)
         if self.arch.interleaved:
             qkv_TE = qkv_TE.unflatten(1, (spec.heads, 3, spec.width)).transpose(1, 2).flatten(1)
         rotation = now.rotations.get(self.index)
@@ -152,6 +154,8 @@ class Decoder(nn.Module):
         self._put(names.layers, nn.ModuleList(Block(arch, i) for i in range(len(arch.specs))))
         self._put(names.final_norm, _norm(arch))
         self._put(names.head, nn.Linear(arch.hidden, arch.words, False))
+        parent, _, name = names.head.rpartition(".")
+        self._head = Joined(self.get_submodule(parent), name)
         self.tie()
 
     def tie(self) -> None:
@@ -189,7 +193,8 @@ class Decoder(nn.Module):
         if names.positions:
             x = x + self.get_submodule(names.positions)(positions.to(ids_T.device).long())
         lengths = cache.lengths_T(segments) if cache else segments.lengths_T
-        now = Pass(self.kernels(x), segments, self._rotations(positions, lengths, x.device), cache)
+        rotations = self._rotations(positions, lengths, x.device)
+        now = Pass(self.kernels(x), segments, rotations, cache, cache is not None and cache.used)
         added: Tensor | None = None
         for block in self.layers():
             if self.checkpointing and self.training and torch.is_grad_enabled():
@@ -205,7 +210,7 @@ class Decoder(nn.Module):
 
     def logits(self, hidden_NC: Tensor) -> Tensor:
         """(N, V), in the dtype of the computation."""
-        logits: Tensor = self.get_output_embeddings()(hidden_NC)
+        logits = self._head(hidden_NC, self.kernels(hidden_NC))
         cap = self.arch.logit_cap
         return torch.tanh(logits / cap) * cap if cap else logits
 

@@ -27,6 +27,7 @@ class Sampling:
 
 
 GREEDY = Sampling()
+WORTH_SHARING = 64  # tokens
 
 
 @dataclass(frozen=True)
@@ -92,8 +93,9 @@ def generate(
     waiting = sorted(texts, key=lambda text: -len(text.prompt))
     answers: dict[int, Answer] = {}
     room = max(map(len, prompts)) + max_new_tokens
+    prefix = _shared(prompts)
     while waiting:
-        writing = base.model.start(min(batch_size, len(waiting)), room)
+        writing = base.model.start(min(batch_size, len(waiting)), room, prefix)
         active: list[_Text] = []
         logits_BV: Tensor | None = None
         while active or (waiting and (writing.can_enter or logits_BV is None)):
@@ -122,6 +124,14 @@ def generate(
                 logits_BV = writing.step(torch.tensor([text.ids[-1] for text in active], device=device))
     module.train(was_training)
     return [answers[i] for i in range(len(texts))]
+
+
+def _shared(prompts: Sequence[list[int]]) -> list[int]:
+    """What all prompts begin with (a template, instructions), where reading it once saves more than a pass of its own costs."""
+    low, high = min(prompts), max(prompts)
+    most = min(map(len, prompts)) - 1  # each prompt keeps a token of its own
+    n = next((i for i in range(most) if low[i] != high[i]), most)
+    return low[:n] if n * (len(prompts) - 1) >= WORTH_SHARING else []
 
 
 def _choose(active: list[_Text], logits_BV: Tensor) -> list[int]:

@@ -349,63 +349,91 @@ inline void mask_scores(float *S, long m, long i0, long j0, long keys, long wind
     }
 }
 
+// What n queries see of `before` + n keys and values, of which the last n are their own: the heads of q that share one head of k
+// and v. q and out are (n, H·D) from the first of these heads on; lse (n, H), log Σ exp of the scores, may be left out.
+template <class T>
+void attend_group(const T *q, long sq, const T *k, long sk, const T *v, long sv, T *out, float *lse, long n, long before,
+                  const Attention &a) {
+    long D = a.heads.width, wide = padded(D), all = before + n, ld = (all + BLOCK - 1) / BLOCK * BLOCK;
+    Scratch memory(D * ld + all * wide + QUERIES * (2 * wide + BLOCK + 2));
+    float *KT = memory.take(D * ld), *V = memory.take(all * wide), *Q = memory.take(QUERIES * wide);
+    float *O = memory.take(QUERIES * wide), *S = memory.take(QUERIES * BLOCK);
+    float *top = memory.take(QUERIES), *total = memory.take(QUERIES);
+    copy_columns(k, sk, all, D, KT, ld);
+    copy_rows(v, sv, all, D, V, wide);
+    for (long h = 0; h < a.heads.q / a.heads.kv; h++)
+        for (long i0 = 0; i0 < n; i0 += QUERIES) {
+            long m = n - i0 < QUERIES ? n - i0 : QUERIES, at = before + i0;
+            copy_rows(q + i0 * sq + h * D, sq, m, D, Q, wide, a.scale);
+            for (long i = 0; i < m; i++) top[i] = -INFINITY, total[i] = 0;
+            memset(O, 0, m * wide * 4);
+            long j = a.window && at - a.window + 1 > 0 ? (at - a.window + 1) / BLOCK * BLOCK : 0;
+            for (; j < at + m; j += BLOCK) {
+                long keys = at + m - j < BLOCK ? at + m - j : BLOCK, across = padded(keys);
+                product(m, across, D, Q, wide, 1, KT + j, ld, S, BLOCK, false);
+                mask_scores(S, m, at, j, across, a.window, a.cap);
+                for (long i = 0; i < m; i++) {
+                    float *row = S + i * BLOCK;
+                    Floats peak = splat(top[i]);
+                    for (long x = 0; x < across; x += LANES) {
+                        Floats s = load(row + x);
+                        peak = s > peak ? s : peak;
+                    }
+                    float now = largest(peak);
+                    if (now == -INFINITY) {  // nothing to see in this block yet
+                        memset(row, 0, across * 4);
+                        continue;
+                    }
+                    Floats sums{};
+                    for (long x = 0; x < across; x += LANES) {
+                        Floats s = load(row + x), p = exp(s - now);
+                        p = s == -INFINITY ? Floats{} : p;
+                        sums += p;
+                        store(row + x, p);
+                    }
+                    float shrink = std::exp(top[i] - now);
+                    total[i] = total[i] * shrink + sum(sums);
+                    if (now != top[i])
+                        for (long x = 0; x < wide; x += LANES) store(&O[i * wide + x], load(&O[i * wide + x]) * shrink);
+                    top[i] = now;
+                }
+                product(m, wide, keys, S, BLOCK, 1, V + j * wide, wide, O, wide, true);
+            }
+            for (long i = 0; i < m; i++) {
+                T *o = out + (i0 + i) * a.heads.q * D + h * D;
+                for (long x = 0; x < D; x += LANES) store(o + x, load(&O[i * wide + x]) * (1.0f / total[i]), D - x);
+                if (lse) lse[(i0 + i) * a.heads.q + h] = top[i] + std::log(total[i]);
+            }
+        }
+}
+
 template <class T>
 void attention_forward(const T *q, long sq, const T *k, long sk, const T *v, long sv, T *out, float *lse, Attention a) {
-    long D = a.heads.width, wide = padded(D), group = a.heads.q / a.heads.kv;
+    long D = a.heads.width, group = a.heads.q / a.heads.kv;
 #pragma omp parallel for num_threads(a.threads) schedule(dynamic)
     for (long piece = 0; piece < a.segments * a.heads.kv; piece++) {
         long first = a.bounds[piece / a.heads.kv], n = a.bounds[piece / a.heads.kv + 1] - first, kv = piece % a.heads.kv;
-        long ld = (n + BLOCK - 1) / BLOCK * BLOCK;
-        Scratch memory(D * ld + n * wide + QUERIES * (2 * wide + BLOCK + 2));
-        float *KT = memory.take(D * ld), *V = memory.take(n * wide), *Q = memory.take(QUERIES * wide);
-        float *O = memory.take(QUERIES * wide), *S = memory.take(QUERIES * BLOCK);
-        float *top = memory.take(QUERIES), *total = memory.take(QUERIES);
-        copy_columns(k + first * sk + kv * D, sk, n, D, KT, ld);
-        copy_rows(v + first * sv + kv * D, sv, n, D, V, wide);
-        for (long h = kv * group; h < (kv + 1) * group; h++)
-            for (long i0 = 0; i0 < n; i0 += QUERIES) {
-                long m = n - i0 < QUERIES ? n - i0 : QUERIES;
-                copy_rows(q + (first + i0) * sq + h * D, sq, m, D, Q, wide, a.scale);
-                for (long i = 0; i < m; i++) top[i] = -INFINITY, total[i] = 0;
-                memset(O, 0, m * wide * 4);
-                long j = a.window && i0 - a.window + 1 > 0 ? (i0 - a.window + 1) / BLOCK * BLOCK : 0;
-                for (; j < i0 + m; j += BLOCK) {
-                    long keys = i0 + m - j < BLOCK ? i0 + m - j : BLOCK, across = padded(keys);
-                    product(m, across, D, Q, wide, 1, KT + j, ld, S, BLOCK, false);
-                    mask_scores(S, m, i0, j, across, a.window, a.cap);
-                    for (long i = 0; i < m; i++) {
-                        float *row = S + i * BLOCK;
-                        Floats peak = splat(top[i]);
-                        for (long x = 0; x < across; x += LANES) {
-                            Floats s = load(row + x);
-                            peak = s > peak ? s : peak;
-                        }
-                        float now = largest(peak);
-                        if (now == -INFINITY) {  // nothing to see in this block yet
-                            memset(row, 0, across * 4);
-                            continue;
-                        }
-                        Floats sums{};
-                        for (long x = 0; x < across; x += LANES) {
-                            Floats s = load(row + x), p = exp(s - now);
-                            p = s == -INFINITY ? Floats{} : p;
-                            sums += p;
-                            store(row + x, p);
-                        }
-                        float shrink = std::exp(top[i] - now);
-                        total[i] = total[i] * shrink + sum(sums);
-                        if (now != top[i])
-                            for (long x = 0; x < wide; x += LANES) store(&O[i * wide + x], load(&O[i * wide + x]) * shrink);
-                        top[i] = now;
-                    }
-                    product(m, wide, keys, S, BLOCK, 1, V + j * wide, wide, O, wide, true);
-                }
-                for (long i = 0; i < m; i++) {
-                    T *o = out + ((first + i0 + i) * a.heads.q + h) * D;
-                    for (long x = 0; x < D; x += LANES) store(o + x, load(&O[i * wide + x]) * (1.0f / total[i]), D - x);
-                    lse[(first + i0 + i) * a.heads.q + h] = top[i] + std::log(total[i]);
-                }
-            }
+        long head = kv * group;
+        attend_group(q + first * sq + head * D, sq, k + first * sk + kv * D, sk, v + first * sv + kv * D, sv,
+                     out + (first * a.heads.q + head) * D, lse + first * a.heads.q + head, n, 0, a);
+    }
+}
+
+// The same against the cache: segment s is what comes after the `lengths[s]` tokens in slot `slots[s]`. Its keys and values join them.
+template <class T>
+void attention_read(const T *qk, long sqk, const T *v, long sv, T *keys, T *values, long room, const int32_t *slots,
+                    const int32_t *lengths, T *out, Attention a) {
+    long D = a.heads.width, group = a.heads.q / a.heads.kv;
+#pragma omp parallel for num_threads(a.threads) schedule(dynamic)
+    for (long piece = 0; piece < a.segments * a.heads.kv; piece++) {
+        long s = piece / a.heads.kv, kv = piece % a.heads.kv, first = a.bounds[s], n = a.bounds[s + 1] - first;
+        long slot = (slots[s] * a.heads.kv + kv) * room * D, before = lengths[s], head = kv * group;
+        T *K = keys + slot, *V = values + slot;
+        for (long t = 0; t < n; t++) {
+            memcpy(K + (before + t) * D, qk + (first + t) * sqk + (a.heads.q + kv) * D, D * sizeof(T));
+            memcpy(V + (before + t) * D, v + (first + t) * sv + kv * D, D * sizeof(T));
+        }
+        attend_group(qk + first * sqk + head * D, sqk, K, D, V, D, out + (first * a.heads.q + head) * D, (float *)nullptr, n, before, a);
     }
 }
 
@@ -468,50 +496,158 @@ void attention_backward(const T *q, long sq, const T *k, long sk, const T *v, lo
     }
 }
 
+// ---------------------------------------------------------------- sums of products of rows
+
+#ifdef __AVX512BF16__
+
+typedef __m512bh Pairs;
+
+inline Pairs pairs(const void *p) { return (Pairs)_mm512_loadu_si512(p); }
+inline Pairs repeated(const void *p) {  // one pair in all lanes
+    int32_t x;
+    memcpy(&x, p, 4);
+    return (Pairs)_mm512_set1_epi32(x);
+}
+inline Floats dot(Floats sum, Pairs a, Pairs b) { return (Floats)_mm512_dpbf16_ps((__m512)sum, a, b); }
+// The sums of 16 vectors, side by side.
+inline Floats sums(const Floats *v) {
+    __m512 a[8], b[4];
+    for (int i = 0; i < 8; i++) {
+        __m512 x = (__m512)v[2 * i], y = (__m512)v[2 * i + 1];
+        a[i] = _mm512_add_ps(_mm512_unpacklo_ps(x, y), _mm512_unpackhi_ps(x, y));  // in each quarter: x02 y02 x13 y13
+    }
+    for (int i = 0; i < 4; i++) {
+        __m512d x = _mm512_castps_pd(a[2 * i]), y = _mm512_castps_pd(a[2 * i + 1]);
+        b[i] = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(x, y)), _mm512_castpd_ps(_mm512_unpackhi_pd(x, y)));
+    }
+    // b[i] holds, in each of its quarters, quarter sums of the vectors 4i to 4i + 3.
+    __m512 p = _mm512_add_ps(_mm512_shuffle_f32x4(b[0], b[1], 0x88), _mm512_shuffle_f32x4(b[0], b[1], 0xdd));
+    __m512 q = _mm512_add_ps(_mm512_shuffle_f32x4(b[2], b[3], 0x88), _mm512_shuffle_f32x4(b[2], b[3], 0xdd));
+    return (Floats)_mm512_add_ps(_mm512_shuffle_f32x4(p, q, 0x88), _mm512_shuffle_f32x4(p, q, 0xdd));
+}
+
+// acc (M·N) += x (M rows) times w (N rows), over k columns of both; row pointers may repeat. Fetches `rows` rows at `ahead`.
+template <int M, int N>
+inline void dots(Floats *acc, const bf16 *const *x, const bf16 *const *w, long k, const bf16 *ahead, long rows) {
+    for (long i = 0; i < k; i += 2 * LANES) {
+        Pairs right[N];
+        for (int n = 0; n < N; n++) right[n] = pairs(w[n] + i);
+        if (rows == N)
+            for (int n = 0; n < N; n++) __builtin_prefetch(ahead + n * k + i);
+        else
+            for (long n = 0; n < rows; n++) __builtin_prefetch(ahead + n * k + i);
+        for (int m = 0; m < M; m++) {
+            Pairs left = pairs(x[m] + i);
+            for (int n = 0; n < N; n++) acc[m * N + n] = dot(acc[m * N + n], left, right[n]);
+        }
+    }
+}
+
+#endif
+
+// out (4, 4) = x (4 rows) times w (4 rows) over n columns; row pointers may repeat.
+template <class T>
+inline void dots_4x4(float *out, const T *const *x, const T *const *w, long n) {
+    for (int i = 0; i < 4; i++)
+        for (int j = 0; j < 4; j++) {
+            Floats acc{};
+            for (long k = 0; k < n; k += LANES) acc += load(x[i] + k, n - k) * load(w[j] + k, n - k);
+            out[i * 4 + j] = sum(acc);
+        }
+}
+#ifdef __AVX512BF16__
+inline void dots_4x4(float *out, const bf16 *const *x, const bf16 *const *w, long n) {
+    if (n % (2 * LANES)) return dots_4x4<bf16>(out, x, w, n);
+    Floats acc[LANES] = {};
+    dots<4, 4>(acc, x, w, n, nullptr, 0);
+    store(out, sums(acc));
+}
+#endif
+
 // ---------------------------------------------------------------- one new token a row, against the cache
 
-// keys (slots, kv, D, room), values (slots, kv, room, D). Appends each row's k and v at its length, then attends.
+// Asks for n numbers of memory that are needed soon.
+template <class T>
+inline void fetch(const T *p, long n) {
+    for (long i = 0; i < n; i += 64 / (long)sizeof(T)) __builtin_prefetch(p + i);
+}
+
+// What G ≤ 4 heads q (G, D) that share keys K (room, D) and values V (room, D) see; scores (G, padded room) are scratch, and
+// `ahead` the keys that come next.
+template <int G, class T>
+void attend_heads(const T *q, const T *K, const T *V, const T *ahead, float *scores, T *out, long begin, long n, long room, const Attention &a) {
+    long D = a.heads.width, start = begin / LANES * LANES;
+    const T *queries[4], *keys[4];
+    for (int g = 0; g < 4; g++) queries[g] = q + (g < G ? g : 0) * D;
+    for (long j = start; j < n; j += 4) {
+        float block[16];
+        for (int i = 0; i < 4; i++) keys[i] = K + (j + i < n ? j + i : j) * D;
+        fetch(V + j * D, 4 * D);
+        dots_4x4(block, queries, keys, D);
+        for (int g = 0; g < G; g++) memcpy(scores + g * room + j, block + g * 4, 16);
+    }
+    float share[G];
+    for (int g = 0; g < G; g++) {
+        float *row = scores + g * room;
+        Floats top = splat(-INFINITY), total{};
+        for (long j = start; j < n; j += LANES) {
+            Floats s = load(row + j) * a.scale;
+            if (a.cap > 0) s = a.cap * tanh(s * (1.0f / a.cap));
+            if (j < begin || j + LANES > n)
+                for (long i = 0; i < LANES; i++)
+                    if (j + i < begin || j + i >= n) s[i] = -INFINITY;
+            top = s > top ? s : top;
+            store(row + j, s);
+        }
+        float peak = largest(top);
+        for (long j = start; j < n; j += LANES) {
+            Floats s = load(row + j), p = exp(s - peak);
+            p = s == -INFINITY ? Floats{} : p;
+            total += p;
+            store(row + j, p);
+        }
+        share[g] = 1.0f / sum(total);
+    }
+    for (long i = 0; i < D; i += 2 * LANES) {
+        Floats acc[2][G] = {};
+        long next = i + LANES < D ? LANES : 0;
+        for (long j = begin; j < n; j++) {
+            if (i == 0) fetch(ahead + j * D, D);
+            Floats v0 = load(V + j * D + i, D - i), v1 = load(V + j * D + i + next, D - i - next);
+            for (int g = 0; g < G; g++) {
+                acc[0][g] += scores[g * room + j] * v0;
+                acc[1][g] += scores[g * room + j] * v1;
+            }
+        }
+        for (int g = 0; g < G; g++) {
+            store(out + g * D + i, acc[0][g] * share[g], D - i);
+            if (next) store(out + g * D + i + next, acc[1][g] * share[g], D - i - next);
+        }
+    }
+}
+
+// One new token a segment: keys and values (slots, kv, room, D).
 template <class T>
 void attention_step(const T *qk, long sqk, const T *v, long sv, T *keys, T *values, long room, const int32_t *slots,
-                    const int32_t *lengths, T *out, long rows, Attention a) {
+                    const int32_t *lengths, T *out, Attention a) {
     Heads heads = a.heads;
-    long D = heads.width, group = heads.q / heads.kv, window = a.window;
-    float scale = a.scale, cap = a.cap;
-#pragma omp parallel for num_threads(a.threads) schedule(dynamic)
+    long D = heads.width, group = heads.q / heads.kv, rows = a.segments, wide = padded(room);
+#pragma omp parallel for num_threads(a.threads)
     for (long piece = 0; piece < rows * heads.kv; piece++) {
-        long b = piece / heads.kv, kv = piece % heads.kv, at = lengths[b], n = at + 1;
-        T *K = keys + ((long)slots[b] * heads.kv + kv) * D * room, *V = values + ((long)slots[b] * heads.kv + kv) * room * D;
-        for (long i = 0; i < D; i++) K[i * room + at] = qk[b * sqk + (heads.q + kv) * D + i];
-        memcpy(V + at * D, v + b * sv + kv * D, D * sizeof(T));
-        long begin = window && n > window ? n - window : 0, start = begin / LANES * LANES;
-        std::vector<float> scores(padded(n)), o(padded(D));
-        for (long h = kv * group; h < (kv + 1) * group; h++) {
-            const T *qh = qk + b * sqk + h * D;
-            float top = -INFINITY;
-            for (long j = start; j < n; j += LANES) {
-                Floats s{};
-                for (long i = 0; i < D; i++) s += get(qh[i]) * load(K + i * room + j);  // room is a multiple of LANES
-                s *= scale;
-                if (cap > 0) s = cap * tanh(s * (1.0f / cap));
-                for (long x = 0; x < LANES; x++) {
-                    if (j + x < begin || j + x >= n) s[x] = -INFINITY;
-                    if (s[x] > top) top = s[x];
-                }
-                store(&scores[j], s);
-            }
-            Floats sums{};
-            for (long j = start; j < n; j += LANES) {
-                Floats s = load(&scores[j]), p = exp(s - top);
-                p = s == -INFINITY ? Floats{} : p;
-                sums += p;
-                store(&scores[j], p);
-            }
-            float share = 1.0f / sum(sums);
-            for (long i = 0; i < D; i += LANES) {
-                Floats acc{};
-                for (long j = begin; j < n; j++) acc += scores[j] * load(V + j * D + i, D - i);
-                store(out + (b * heads.q + h) * D + i, acc * share, D - i);
-            }
+        long b = piece / heads.kv, kv = piece % heads.kv, n = lengths[b] + 1, slot = (slots[b] * heads.kv + kv) * room * D;
+        T *K = keys + slot, *V = values + slot;
+        memcpy(K + (n - 1) * D, qk + b * sqk + (heads.q + kv) * D, D * sizeof(T));
+        memcpy(V + (n - 1) * D, v + b * sv + kv * D, D * sizeof(T));
+        long begin = a.window && n > a.window ? n - a.window : 0, next = piece + 1 < rows * heads.kv ? piece + 1 : piece;
+        const T *ahead = keys + (slots[next / heads.kv] * heads.kv + next % heads.kv) * room * D;
+        Scratch memory(4 * wide);
+        for (long h = kv * group, left = group; left; ) {
+            const T *q = qk + b * sqk + h * D;
+            T *o = out + (b * heads.q + h) * D;
+            long now = left < 4 ? left : 4;
+            auto attend = now == 4 ? attend_heads<4, T> : now == 3 ? attend_heads<3, T> : now == 2 ? attend_heads<2, T> : attend_heads<1, T>;
+            attend(q, K, V, ahead, memory.next, o, begin, n, wide, a);
+            h += now, left -= now;
         }
     }
 }
@@ -554,15 +690,6 @@ void cross_entropy(T *logits, const int64_t *labels, float *losses, long rows, l
 
 #ifdef __AVX512BF16__
 
-typedef __m512bh Pairs;
-
-inline Pairs pairs(const void *p) { return (Pairs)_mm512_loadu_si512(p); }
-inline Pairs repeated(const void *p) {  // one pair in all lanes
-    int32_t x;
-    memcpy(&x, p, 4);
-    return (Pairs)_mm512_set1_epi32(x);
-}
-inline Floats dot(Floats sum, Pairs a, Pairs b) { return (Floats)_mm512_dpbf16_ps((__m512)sum, a, b); }
 inline bf16 rounded(float x) {
     uint32_t u;
     memcpy(&u, &x, 4);
@@ -644,12 +771,88 @@ void low_rank_outer(const bf16 *x, long sx, const bf16 *low, long sl, float *out
         }
 }
 
+// ---------------------------------------------------------------- products with few rows, in bf16 dot products
+
+// Outputs `begin` to `end` of a joined product y = x · wᵀ + bias, w (outputs, K), and their low-rank update: a (rank, K), and
+// s·B in b (end − begin, wide(rank)), filled up with zeros; rank 0 where there is none. K is a multiple of 2·LANES.
+struct Part {
+    long begin, end, rank;
+    const bf16 *a, *b;
+};
+
+inline long wide(long rank) { return (rank + 2 * LANES - 1) / (2 * LANES) * (2 * LANES); }
+
+template <int M, int N>
+void few_rows_tiled(const bf16 *x, long sx, const bf16 *w, const bf16 *bias, bf16 *y, long sy, const Part *parts, long count,
+                    bf16 *low, long ranks, long rows, long K, int threads) {
+    static_assert(M * N == LANES, "the sums of a tile fill a vector");
+    long tiles = (rows + M - 1) / M;
+    // y (rows, n ≤ N) = x · wᵀ + l · bᵀ + shift
+    auto group = [=](const bf16 *w, long n, const bf16 *l, const bf16 *b, long rank, Floats shift, bf16 *y, long sy) {
+        const bf16 *left[M], *right[N];
+        bf16 out[LANES];
+        for (long tile = 0; tile < tiles; tile++) {
+            long t = tile * M, m = rows - t < M ? rows - t : M, done = N * tile / tiles;
+            Floats acc[LANES] = {};
+            for (int i = 0; i < M; i++) left[i] = x + (t + (i < m ? i : 0)) * sx;
+            for (int i = 0; i < N; i++) right[i] = w + (i < n ? i : 0) * K;
+            // Each tile fetches its share of the next rows of w: memory is read while the processor computes.
+            dots<M, N>(acc, left, right, K, w + (N + done) * K, N * (tile + 1) / tiles - done);
+            if (rank) {
+                for (int i = 0; i < M; i++) left[i] = l + (t + (i < m ? i : 0)) * ranks;
+                for (int i = 0; i < N; i++) right[i] = b + (i < n ? i : 0) * rank;
+                dots<M, N>(acc, left, right, rank, nullptr, 0);
+            }
+            store(out, sums(acc) + shift);
+            for (long i = 0; i < m; i++) memcpy(y + (t + i) * sy, out + i * N, n * sizeof(bf16));
+        }
+    };
+#pragma omp parallel num_threads(threads)
+    {
+        bf16 *mine = low;
+        for (long p = 0; p < count; mine += wide(parts[p++].rank)) {
+#pragma omp for nowait schedule(static)
+            for (long n = 0; n < parts[p].rank; n += N)
+                group(parts[p].a + n * K, parts[p].rank - n < N ? parts[p].rank - n : N, nullptr, nullptr, 0, Floats{}, mine + n, ranks);
+        }
+        if (ranks) {
+#pragma omp barrier
+        }
+        mine = low;
+        for (long p = 0; p < count; mine += wide(parts[p++].rank)) {
+            Part part = parts[p];
+            long rank = wide(part.rank);
+#pragma omp for nowait schedule(static)
+            for (long n = part.begin; n < part.end; n += N) {
+                long width = part.end - n < N ? part.end - n : N;
+                Floats shift{};
+                for (long i = 0; bias && i < LANES; i++) shift[i] = i % N < width ? get(bias[n + i % N]) : 0.0f;
+                group(w + n * K, width, mine, part.b + (n - part.begin) * rank, rank, shift, y + n, sy);
+            }
+        }
+    }
+}
+
+void few_rows(const bf16 *x, long sx, const bf16 *w, const bf16 *bias, bf16 *y, long sy, const Part *parts, long count, long rows,
+              long K, int threads) {
+    static thread_local std::vector<bf16> low;
+    long ranks = 0;
+    for (long p = 0; p < count; p++) ranks += wide(parts[p].rank);
+    low.assign(rows * ranks, bf16{});
+    auto run = rows == 1 ? few_rows_tiled<1, 16> : rows == 2 ? few_rows_tiled<2, 8> : few_rows_tiled<4, 4>;
+    run(x, sx, w, bias, y, sy, parts, count, low.data(), ranks, rows, K, threads);
+}
+
 #endif
 
 }  // namespace
 
 #ifdef __AVX512BF16__
 extern "C" {
+void few_rows_bf16(const bf16 *x, long sx, const bf16 *w, const bf16 *bias, bf16 *y, long sy, const Part *parts, long count,
+                   long rows, long K, int threads) {
+    few_rows(x, sx, w, bias, y, sy, parts, count, rows, K, threads);
+}
 void low_rank_pack_bf16(const float *b, float scale, bf16 *by_rank, bf16 *by_output, long n, long r) {
     low_rank_pack(b, scale, by_rank, by_output, n, r);
 }
@@ -698,9 +901,13 @@ void low_rank_outer_bf16(const bf16 *x, long sx, const bf16 *low, long sl, float
         long nq = a->heads.q * a->heads.width, nk = a->heads.kv * a->heads.width;                                               \
         attention_backward(q, sq, k, sk, v, sv, out, lse, dout, dqkv, dqkv + nq, dqkv + nq + nk, sd, *a);                       \
     }                                                                                                                           \
+    void attention_read_##S(const T *qk, long sqk, const T *v, long sv, T *keys, T *values, long room, const int32_t *slots,    \
+                            const int32_t *lengths, T *out, const Attention *a) {                                               \
+        attention_read(qk, sqk, v, sv, keys, values, room, slots, lengths, out, *a);                                            \
+    }                                                                                                                           \
     void attention_step_##S(const T *qk, long sqk, const T *v, long sv, T *keys, T *values, long room, const int32_t *slots,    \
-                            const int32_t *lengths, T *out, long rows, const Attention *a) {                                    \
-        attention_step(qk, sqk, v, sv, keys, values, room, slots, lengths, out, rows, *a);                                      \
+                            const int32_t *lengths, T *out, const Attention *a) {                                               \
+        attention_step(qk, sqk, v, sv, keys, values, room, slots, lengths, out, *a);                                            \
     }                                                                                                                           \
     void cross_entropy_##S(T *logits, const int64_t *labels, float *losses, long rows, long words, int gradient, int threads) { \
         cross_entropy(logits, labels, losses, rows, words, gradient, threads);                                                  \

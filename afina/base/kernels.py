@@ -33,15 +33,17 @@ _SIGNATURES: dict[str, list[Any]] = {
     "rotary_backward": [Pointer, Pointer, Long, Pointer, Long, Int],
     "attention_forward": [Pointer, Long, Pointer, Long, Pointer, Long, *[Pointer] * 3],
     "attention_backward": [Pointer, Long, Pointer, Long, Pointer, Long, *[Pointer] * 4, Long, Pointer],
-    "attention_step": [Pointer, Long, Pointer, Long, Pointer, Pointer, Long, *[Pointer] * 3, Long, Pointer],
+    "attention_read": [Pointer, Long, Pointer, Long, Pointer, Pointer, Long, *[Pointer] * 4],
+    "attention_step": [Pointer, Long, Pointer, Long, Pointer, Pointer, Long, *[Pointer] * 4],
     "cross_entropy": [Pointer, Pointer, Pointer, Long, Long, Int, Int],
 }
 # In bf16 alone, and only where the processor multiplies pairs of bf16 numbers (AVX-512 BF16).
-_LOW_RANK: dict[str, list[Any]] = {
+_PAIRS: dict[str, list[Any]] = {
     "low_rank_pack": [Pointer, Float, Pointer, Pointer, Long, Long],
     "low_rank_add": [Pointer, Long, Pointer, Long, Pointer, Long, Long, Long, Int],
     "low_rank_project": [Pointer, Long, Pointer, Pointer, Long, Long, Long, Long, Int],
     "low_rank_outer": [Pointer, Long, Pointer, Long, Pointer, Float, Long, Long, Long, Int],
+    "few_rows": [Pointer, Long, *[Pointer] * 3, Long, Pointer, Long, Long, Long, Int],
 }
 LANES = 16  # numbers in the widest vector
 
@@ -73,6 +75,12 @@ class Attention(ctypes.Structure):
     )
 
 
+class Part(ctypes.Structure):
+    """Outputs of a joined product, and their low-rank update: A (rank, K), and s·B with its ranks filled up with zeros."""
+
+    _fields_ = (("begin", Long), ("end", Long), ("rank", Long), ("a", Pointer), ("b", Pointer))
+
+
 class Kernels:
     """The compiled functions: `call("gated_forward", x, …)` takes the one for `dtype`, else for x's. Tensors go as their addresses."""
 
@@ -84,8 +92,8 @@ class Kernels:
                 function = getattr(library, f"{name}_{suffix}")
                 function.argtypes, function.restype = signature, None
                 self._functions[name, dtype] = function
-        self.has_low_rank = hasattr(library, "low_rank_add_bf16")
-        for name, signature in _LOW_RANK.items() if self.has_low_rank else ():
+        self.multiplies_pairs = hasattr(library, "low_rank_add_bf16")
+        for name, signature in _PAIRS.items() if self.multiplies_pairs else ():
             function = getattr(library, f"{name}_bf16")
             function.argtypes, function.restype = signature, None
             self._functions[name, torch.bfloat16] = function
@@ -94,9 +102,8 @@ class Kernels:
         return self
 
     def call(self, name: str, *arguments: Any, dtype: torch.dtype | None = None) -> None:
-        self._functions[name, dtype or arguments[0].dtype](
-            *(a.data_ptr() if isinstance(a, Tensor) else a for a in arguments)
-        )
+        function = self._functions[name, dtype or arguments[0].dtype]
+        function(*[a.data_ptr() if isinstance(a, Tensor) else a for a in arguments])
 
 
 def serves(x: Tensor) -> bool:

@@ -8,6 +8,7 @@ dA = dlowᵀ x and dB = s·dyᵀ (x Aᵀ). The frozen weights live in Ŵ alone: 
 """
 
 import copy
+import ctypes
 from typing import Any, Protocol
 
 import torch
@@ -16,6 +17,9 @@ from torch.nn import functional as F
 
 from afina.base import kernels
 from afina.base.kernels import Kernels
+
+# Rows up to which a product is bound by reading the weights from memory, and our own kernel is faster than the matrix library.
+FEW = 8 if torch.cpu._is_amx_tile_supported() else 32
 
 
 class LowRank(Protocol):
@@ -53,12 +57,13 @@ class Joined:
         self._store: Tensor | None = None
         self._ready: _Ready | None = None
 
-    def __call__(self, x_TI: Tensor, fused: Kernels | None = None) -> Tensor:
+    def __call__(self, x_TI: Tensor, fused: Kernels | None = None, steady: bool = False) -> Tensor:
+        """`steady` promises that the layers are as they were at the last call, which saves looking."""
         # After a pass in training the weights change, and fused optimisers do not count it as a new version.
         keep = not (torch.is_grad_enabled() or self._owner.training)
         ready = self._ready if keep else None
         layers = self._owner._modules
-        if ready is None or not ready.holds(tuple(layers[name] for name in self._names), fused):
+        if ready is None or not (steady or ready.holds(tuple(layers[name] for name in self._names), fused)):
             made = self._prepare([layers[name] for name in self._names], fused)
             if made is None:
                 self._ready = None
@@ -66,7 +71,7 @@ class Joined:
             ready = made
             self._ready = made if keep else None
         if not torch.is_grad_enabled() or not (x_TI.requires_grad or ready.trained()):
-            return ready.product(x_TI)[0]
+            return ready.few(x_TI) if ready.serves(x_TI) else ready.product(x_TI)[0]
         y: Tensor = _Product.apply(x_TI, ready, *ready.parameters())  # type: ignore[no-untyped-call]
         return y
 
@@ -166,7 +171,7 @@ class _Update:
         self._fused: Kernels | None = None
         if (
             fused is not None
-            and fused.has_low_rank
+            and fused.multiplies_pairs
             and dtype == torch.bfloat16
             and self.rank % kernels.LANES == 0
             and outputs % (2 * kernels.LANES) == 0
@@ -245,6 +250,7 @@ class _Ready:
         self._weights = [layer.weight for layer in frozen]
         self._adapters = [p for layer in self._wrapped for p in (layer.lora_a, layer.lora_b)]
         self._state = self._look()
+        self._parts: tuple[Any, list[Tensor]] | None = None
 
     def _look(self) -> list[Any]:
         return [
@@ -277,6 +283,47 @@ class _Ready:
         for update, outputs, ranks in self.places:
             update.add(y[:, outputs], low[:, ranks])
         return y, low
+
+    def serves(self, x_TI: Tensor) -> bool:
+        """Whether `few` can take the product, and is the faster one."""
+        return (
+            self.fused is not None
+            and self.fused.multiplies_pairs
+            and x_TI.shape[0] <= FEW
+            and x_TI.dtype == self.store.dtype == torch.bfloat16
+            and x_TI.shape[1] % (2 * kernels.LANES) == 0
+            and self.store.stride(1) == 1
+        )
+
+    def few(self, x_TI: Tensor) -> Tensor:
+        """y (T, O) for few rows: one pass over the weights as fast as memory gives them, the updates in the same sums."""
+        assert self.fused is not None
+        parts, _ = self._parts or self._few_parts()
+        y = x_TI.new_empty(x_TI.shape[0], self.total)
+        self.fused.call(
+            "few_rows", x_TI, x_TI.stride(0), self.store, self.bias, y, self.total, ctypes.addressof(parts), len(parts),
+            *x_TI.shape, torch.get_num_threads(),
+        )  # fmt: skip
+        return y
+
+    def _few_parts(self) -> tuple[Any, list[Tensor]]:
+        """What the kernel is told of the updates, and the tensors that this points to."""
+        parts, kept = [], []
+        at, a = 0, self.total
+        for adapter, n in zip(self.adapters, self.outputs, strict=True):
+            if adapter is None:
+                parts.append(kernels.Part(at, at + n, 0, None, None))
+            else:
+                rank = adapter.lora_b.shape[1]
+                b = F.pad(
+                    (adapter.lora_b.detach() * adapter.scaling).to(self.store.dtype), (0, -rank % (2 * kernels.LANES))
+                )
+                parts.append(kernels.Part(at, at + n, rank, self.store[a].data_ptr(), b.data_ptr()))
+                kept.append(b)
+                a += rank
+            at += n
+        self._parts = (kernels.Part * len(parts))(*parts), kept
+        return self._parts
 
 
 class _Product(torch.autograd.Function):

@@ -4,8 +4,10 @@ T tokens of all rows one after another, without padding; N labelled positions; V
 """
 
 import inspect
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from typing import Any, Protocol
 
 import torch
@@ -72,8 +74,11 @@ class CausalModel(Protocol):
     def label_logits(self, packed: Packed) -> Tensor:
         """Logits (N, V) at the labelled positions, in order."""
 
-    def start(self, texts: int, room: int) -> Writing:
-        """Space for up to `texts` texts at one time, of up to `room` tokens each, prompts included."""
+    def start(self, texts: int, room: int, prefix: Sequence[int] = ()) -> Writing:
+        """Space for up to `texts` texts at one time, of up to `room` tokens each, prompts included.
+
+        All prompts begin with the `prefix`, which need be read once only. The model must not change while texts are in the making.
+        """
 
     def checkpoint_activations(self) -> None:
         """From now on training keeps only each layer's input, and computes the rest again in the backward pass."""
@@ -113,8 +118,8 @@ class DecoderModel:
         at = packed.labelled_N
         return self.module.normed(x_TC.index_select(0, at), added_TC.index_select(0, at))
 
-    def start(self, texts: int, room: int) -> Writing:
-        return _DecoderWriting(self.module, texts, room)
+    def start(self, texts: int, room: int, prefix: Sequence[int] = ()) -> Writing:
+        return _DecoderWriting(self.module, texts, room, list(prefix))
 
     def checkpoint_activations(self) -> None:
         self.module.checkpointing = True
@@ -123,13 +128,20 @@ class DecoderModel:
 class _DecoderWriting:
     can_enter = True
 
-    def __init__(self, module: Decoder, texts: int, room: int) -> None:
+    def __init__(self, module: Decoder, texts: int, room: int, prefix: list[int]) -> None:
         self._module = module
         weight = module.get_input_embeddings().weight
         self._device = weight.device
-        self._cache = Cache(module.arch.specs, texts, room, weight.dtype, weight.device)
+        self._cache = Cache(module.arch.specs, texts + bool(prefix), room, weight.dtype, weight.device)
         self._slots: list[int] = []
         self._free = list(range(texts))
+        self._each = Segments((0,))
+        # Where rotations depend on the length of the whole text, no part of it can be read by itself.
+        self._prefix, self._source = len(prefix), None
+        if prefix and not any(rope.original for rope in module.arch.ropes):
+            self._cache.empty([texts])
+            self._pass(prefix, Segments((0, len(prefix))), [texts])
+            self._source = texts
 
     def enter(self, prompts: list[list[int]]) -> Tensor:
         logits, at = [], 0
@@ -145,21 +157,24 @@ class _DecoderWriting:
     def _read(self, prompts: list[list[int]]) -> Tensor:
         slots = [self._free.pop(0) for _ in prompts]
         self._slots += slots
-        bounds = [0]
-        for prompt in prompts:
-            bounds.append(bounds[-1] + len(prompt))
-        ids_T = torch.tensor([token for prompt in prompts for token in prompt], device=self._device)
-        return self._pass(ids_T, Segments(tuple(bounds)), slots, prompts=True)
+        self._cache.empty(slots, self._source)
+        if self._source is not None:
+            prompts = [prompt[self._prefix :] for prompt in prompts]
+        bounds = tuple(accumulate(map(len, prompts), initial=0))
+        return self._pass([token for prompt in prompts for token in prompt], Segments(bounds), slots)
 
     def step(self, ids_B: Tensor) -> Tensor:
-        return self._pass(ids_B, Segments(tuple(range(len(ids_B) + 1))), self._slots, prompts=False)
+        if len(self._each.lengths) != len(ids_B):
+            self._each = Segments(tuple(range(len(ids_B) + 1)))
+        return self._pass(ids_B, self._each, self._slots)
 
-    def _pass(self, ids_T: Tensor, segments: Segments, slots: list[int], prompts: bool) -> Tensor:
-        self._cache.begin(slots, prompts)
-        x_TC, added_TC = self._module(ids_T, segments, self._cache)
+    def _pass(self, ids_T: Tensor | list[int], segments: Segments, slots: list[int]) -> Tensor:
+        """The logits after the last token of each segment."""
+        self._cache.begin(slots)
+        x_TC, added_TC = self._module(torch.as_tensor(ids_T, device=self._device), segments, self._cache)
         self._cache.end(segments)
-        if prompts:
-            last = torch.tensor(segments.bounds[1:], device=self._device) - 1
+        if segments.longest > 1:
+            last = (segments.bounds_tensor[1:] - 1).to(self._device)
             x_TC, added_TC = x_TC[last], added_TC[last]
         return self._module.logits(self._module.normed(x_TC, added_TC))
 
@@ -206,7 +221,7 @@ class TransformersModel:
         if module.config._attn_implementation != wanted:
             module.set_attn_implementation(wanted)
 
-    def start(self, texts: int, room: int) -> Writing:
+    def start(self, texts: int, room: int, prefix: Sequence[int] = ()) -> Writing:
         return _TransformersWriting(self)
 
     def checkpoint_activations(self) -> None:

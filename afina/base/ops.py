@@ -37,14 +37,22 @@ class Segments:
         return torch.tensor(self.bounds, dtype=torch.int32)
 
     @cached_property
+    def lengths_S(self) -> Tensor:
+        return self.bounds_tensor.diff()
+
+    @cached_property
+    def rows_T(self) -> Tensor:
+        """The row that each token belongs to."""
+        return torch.arange(len(self.bounds) - 1).repeat_interleave(self.lengths_S)
+
+    @cached_property
     def lengths_T(self) -> Tensor:
         """The length of the row that each token belongs to."""
-        lengths = torch.tensor(self.lengths, dtype=torch.int32)
-        return lengths.repeat_interleave(lengths)
+        return self.lengths_S[self.rows_T]
 
     @cached_property
     def positions_T(self) -> Tensor:
-        return torch.cat([torch.arange(n, dtype=torch.int32) for n in self.lengths])
+        return torch.arange(self.bounds[-1], dtype=torch.int32) - self.bounds_tensor[self.rows_T]
 
 
 @dataclass(frozen=True)
@@ -247,10 +255,15 @@ def _rotary_struct(spec: AttentionSpec, rotation: Rotation) -> kernels.Rotary:
     return kernels.Rotary(*addresses, spec.c_heads(), spec.norm, spec.eps)
 
 
-def _attention_struct(spec: AttentionSpec, bounds: Tensor | None, segments: int) -> kernels.Attention:
-    address = bounds.data_ptr() if bounds is not None else None
+def _attention_struct(spec: AttentionSpec, segments: Segments) -> kernels.Attention:
     return kernels.Attention(
-        segments, address, spec.c_heads(), spec.scale, spec.window, spec.cap, torch.get_num_threads()
+        len(segments.lengths),
+        segments.bounds_tensor.data_ptr(),
+        spec.c_heads(),
+        spec.scale,
+        spec.window,
+        spec.cap,
+        torch.get_num_threads(),
     )
 
 
@@ -262,7 +275,12 @@ class _Attention(torch.autograd.Function):
         ctx: Any, fused: Kernels, qkv: Tensor, spec: AttentionSpec, rotation: Rotation | None, segments: Segments
     ) -> Tensor:
         qk = rotate(fused, qkv, spec, rotation)
-        out, lse = attend(fused, qk, qkv[:, spec.qk_size :], spec, segments)
+        k, v = qk[:, spec.q_size :], qkv[:, spec.qk_size :]
+        out, lse = qk.new_empty(len(qk), spec.q_size), torch.empty(len(qk), spec.heads)
+        struct = _attention_struct(spec, segments)
+        fused.call(
+            "attention_forward", qk, qk.stride(0), k, k.stride(0), v, v.stride(0), out, lse, ctypes.addressof(struct)
+        )
         ctx.fused, ctx.spec, ctx.rotation, ctx.segments = fused, spec, rotation, segments
         ctx.save_for_backward(qkv, out, lse)
         return out
@@ -275,7 +293,7 @@ class _Attention(torch.autograd.Function):
         qk = rotate(fused, qkv, spec, rotation)
         k, v = qk[:, spec.q_size :], qkv[:, spec.qk_size :]
         d = like_rows(qkv)
-        struct = _attention_struct(spec, segments.bounds_tensor, len(segments.lengths))
+        struct = _attention_struct(spec, segments)
         fused.call(
             "attention_backward", qk, qk.stride(0), k, k.stride(0), v, v.stride(0), out, lse, dout, d, d.stride(0),
             ctypes.addressof(struct),
@@ -288,32 +306,19 @@ class _Attention(torch.autograd.Function):
         return None, d, None, None, None
 
 
-def attend(
-    fused: Kernels, qk_TE: Tensor, v_TE: Tensor, spec: AttentionSpec, segments: Segments
-) -> tuple[Tensor, Tensor]:
-    """Attention after rotation, in the kernel: the output (T, H·D), and log Σ exp of the scores (T, H)."""
-    k = qk_TE[:, spec.q_size :]
-    out = qk_TE.new_empty(len(qk_TE), spec.q_size)
-    lse = torch.empty(len(qk_TE), spec.heads)
-    struct = _attention_struct(spec, segments.bounds_tensor, len(segments.lengths))
-    fused.call(
-        "attention_forward", qk_TE, qk_TE.stride(0), k, k.stride(0), v_TE, v_TE.stride(0), out, lse,
-        ctypes.addressof(struct),
-    )  # fmt: skip
-    return out, lse
-
-
-def attend_step(
-    fused: Kernels, qk_BE: Tensor, v_BE: Tensor, spec: AttentionSpec, cache: tuple[Tensor, Tensor],
-    slots_B: Tensor, lengths_B: Tensor,
+def attend_cached(
+    fused: Kernels, qk_TE: Tensor, v_TE: Tensor, spec: AttentionSpec, cache: tuple[Tensor, Tensor], segments: Segments,
+    slots_S: Tensor, before_S: Tensor,
 ) -> Tensor:  # fmt: skip
-    """One new token a row: its key and value join the `cache` at the row's slot and length, and it attends; (B, H·D)."""
+    """Attention after rotation of segments that go on with texts in the `cache`: segment s comes after the before[s] tokens in slot
+    slots[s], and its keys and values join them; (T, H·D)."""
     keys, values = cache
-    out = qk_BE.new_empty(len(qk_BE), spec.q_size)
-    struct = _attention_struct(spec, None, 0)
+    out = qk_TE.new_empty(qk_TE.shape[0], spec.q_size)
+    one = len(segments.lengths) == qk_TE.shape[0]
+    struct = _attention_struct(spec, segments)
     fused.call(
-        "attention_step", qk_BE, qk_BE.stride(0), v_BE, v_BE.stride(0), keys, values, keys.shape[-1], slots_B, lengths_B,
-        out, len(out), ctypes.addressof(struct),
+        "attention_step" if one else "attention_read", qk_TE, qk_TE.stride(0), v_TE, v_TE.stride(0), keys, values,
+        keys.shape[2], slots_S, before_S, out, ctypes.addressof(struct),
     )  # fmt: skip
     return out
 
@@ -348,10 +353,7 @@ def _attention(qkv_TE: Tensor, spec: AttentionSpec, rotation: Rotation | None, s
         )
     else:
         q_THD, k_THD = _rotated(qkv_TE, spec, rotation)
-    rows = torch.repeat_interleave(
-        torch.arange(len(segments.lengths), device=positions.device),
-        torch.tensor(segments.lengths, device=positions.device),
-    )
+    rows = segments.rows_T.to(positions.device)
     shape = (len(segments.lengths), segments.longest)
 
     def spread(x_THD: Tensor) -> Tensor:

@@ -142,9 +142,11 @@ def test_logits_loss_and_gradients_are_those_of_transformers(name: str, kernels:
 
 @pytest.mark.parametrize("kernels", [True, False], ids=["kernels", "torch"])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_step_by_step_is_the_same_as_all_at_once(name: str, kernels: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("shared", [0, 6])
+def test_step_by_step_is_the_same_as_all_at_once(name: str, shared: int, kernels: bool, tmp_path: Path) -> None:
     model = ours(name, tmp_path, kernels)
-    texts = [row.tolist() for row in batch((9, 30, 4)).ids_T.split([9, 30, 4])]
+    prefix = list(range(40, 40 + shared))
+    texts = [prefix + row.tolist() for row in batch((9, 30, 4)).ids_T.split([9, 30, 4])]
 
     def whole(text: list[int]) -> torch.Tensor:
         labels = torch.full((len(text),), IGNORED)
@@ -152,7 +154,7 @@ def test_step_by_step_is_the_same_as_all_at_once(name: str, kernels: bool, tmp_p
         return model.label_logits(Packed(torch.tensor(text), labels, Segments((0, len(text)))))[0]
 
     with torch.inference_mode():
-        writing = model.start(3, 64)
+        writing = model.start(3, 64, prefix)
         logits = writing.enter(texts[:2])
         order = [0, 1]
         for step in range(12):

@@ -40,6 +40,21 @@ def test_greedy_is_transformers_whatever_the_batch(tiny, prompts, batch: int) ->
     assert generate(tiny, [], 20) == []
 
 
+def test_what_prompts_share_is_read_once(tiny, monkeypatch) -> None:
+    words = "the instructions that come before each of these questions, word for word: " * 2
+    prompts = [tiny.tokenizer.encode(words + text) for text in WORDS]
+    starts = []
+    start = type(tiny.model).start
+    monkeypatch.setattr(type(tiny.model), "start", lambda *a: starts.append(a[3]) or start(*a))
+    for prompt, answer in zip(prompts, generate(tiny, prompts, 15, batch_size=3), strict=True):
+        assert answer.text == tiny.tokenizer.decode(theirs(prompt, 15)).strip()
+    assert tiny.tokenizer.decode(starts[0]) in words
+    assert len(starts[0]) > 20
+    # A prompt may be no more than what the others begin with.
+    whole = prompts[0][: len(starts[0])]
+    assert generate(tiny, [whole, *prompts], 15)[0] == generate(tiny, [whole], 15)[0]
+
+
 def test_repetition_penalty_is_transformers(tiny, prompts) -> None:
     for prompt, answer in zip(prompts, generate(tiny, prompts, 15, Sampling(repetition_penalty=1.5)), strict=True):
         assert answer.text == tiny.tokenizer.decode(theirs(prompt, 15, repetition_penalty=1.5)).strip()

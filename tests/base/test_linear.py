@@ -61,3 +61,31 @@ def test_joined_is_the_layers_side_by_side(
     pairs += [(found.grads[name], value) for name, value in expected.grads.items()]
     for a, b in pairs:
         assert (a - b).abs().max() <= tolerance * b.abs().max()
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 7, 32])
+@pytest.mark.parametrize("rank", [0, 5, 16, 40])
+def test_few_rows_in_bf16_are_the_layers(rows: int, rank: int) -> None:
+    library = kernels.load(default_cache())
+    if library is None or not library.multiplies_pairs:
+        pytest.skip("no compiler, or no bf16 products, here")
+    torch.manual_seed(0)
+    module = nn.Module()
+    for name, width in (("q", 64), ("k", 35), ("v", 18)):
+        module.add_module(name, nn.Linear(96, width, bias=name == "k"))
+    if rank:
+        inject(module, LoraConfig(rank=rank, target_modules=("q", "v"), alpha=7.0))
+        for name, p in module.named_parameters():
+            if "lora" in name:
+                p.data = 0.2 * torch.randn(p.shape)
+    module.eval()
+    x = torch.randn(rows, 96).bfloat16()
+    with torch.inference_mode():
+        exact = torch.cat([module.q(x.float()), module.k(x.float()), module.v(x.float())], 1)
+        for layer in module.children():
+            getattr(layer, "base", layer).to(torch.bfloat16)
+        joined = Joined(module, "q", "k", "v")
+        found = joined(x, library)
+        assert joined._ready is not None
+        assert joined._ready.serves(x)
+    assert (found.float() - exact).abs().max() <= 0.02 * exact.abs().max()
