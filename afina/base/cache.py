@@ -5,7 +5,7 @@ from torch import Tensor
 
 from afina.base import ops
 from afina.base.kernels import Kernels
-from afina.base.ops import AttentionSpec, Rotation, Segments
+from afina.base.ops import AttentionSpec, Past, Rotation, Segments
 
 
 class Cache:
@@ -55,7 +55,8 @@ class Cache:
         qk_TE = ops.rotate(fused, qkv_TE, spec, rotation)
         v_TE = qkv_TE[:, spec.qk_size :]
         if fused is not None:
-            return ops.attend_cached(fused, qk_TE, v_TE, spec, self._layers[layer], segments, self._slots, self._before)
+            past = Past(*self._layers[layer], self._slots, self._before)
+            return ops.attend_cached(fused, qk_TE, v_TE, spec, past, segments)
         return self._attend(layer, qk_TE, v_TE, spec, segments)
 
     def _attend(self, layer: int, qk_TE: Tensor, v_TE: Tensor, spec: AttentionSpec, segments: Segments) -> Tensor:

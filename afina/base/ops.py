@@ -8,7 +8,7 @@ import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -306,19 +306,25 @@ class _Attention(torch.autograd.Function):
         return None, d, None, None, None
 
 
+class Past(NamedTuple):
+    """What segments go on with: segment s comes after the before[s] tokens in slot slots[s] of keys and values (slots, Hkv, room, D)."""
+
+    keys: Tensor
+    values: Tensor
+    slots_S: Tensor
+    before_S: Tensor
+
+
 def attend_cached(
-    fused: Kernels, qk_TE: Tensor, v_TE: Tensor, spec: AttentionSpec, cache: tuple[Tensor, Tensor], segments: Segments,
-    slots_S: Tensor, before_S: Tensor,
-) -> Tensor:  # fmt: skip
-    """Attention after rotation of segments that go on with texts in the `cache`: segment s comes after the before[s] tokens in slot
-    slots[s], and its keys and values join them; (T, H·D)."""
-    keys, values = cache
+    fused: Kernels, qk_TE: Tensor, v_TE: Tensor, spec: AttentionSpec, past: Past, segments: Segments
+) -> Tensor:
+    """Attention after rotation, of segments to their past and to themselves; (T, H·D). Their keys and values join the past."""
     out = qk_TE.new_empty(qk_TE.shape[0], spec.q_size)
     one = len(segments.lengths) == qk_TE.shape[0]
     struct = _attention_struct(spec, segments)
     fused.call(
-        "attention_step" if one else "attention_read", qk_TE, qk_TE.stride(0), v_TE, v_TE.stride(0), keys, values,
-        keys.shape[2], slots_S, before_S, out, ctypes.addressof(struct),
+        "attention_step" if one else "attention_read", qk_TE, qk_TE.stride(0), v_TE, v_TE.stride(0),
+        past.keys, past.values, past.keys.shape[2], past.slots_S, past.before_S, out, ctypes.addressof(struct),
     )  # fmt: skip
     return out
 
