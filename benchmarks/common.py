@@ -38,7 +38,7 @@ def prepare(options: argparse.Namespace, needed: int, peers: set[str]) -> dict[s
     """Writes the token ids that all use, and the model for the peers; measures the processor's limit."""
     import torch
 
-    from afina.base import gguf
+    from afina.base import gguf, gguf_models
     from afina.base.load import load_base
     from afina.data.load import read_parts, render_parts
     from afina.data.settings import DataSettings
@@ -51,11 +51,12 @@ def prepare(options: argparse.Namespace, needed: int, peers: set[str]) -> dict[s
     parts = [{"ids": row.input_ids, "labels": row.labels} for row in rows]
     (options.shared / "rows.json").write_text(json.dumps(parts))
     if peers - {"afina"}:
-        from transformers import LlamaConfig, LlamaForCausalLM
+        from transformers import LlamaForCausalLM
 
         file = gguf.GGUF(Path(base.facts.path))
-        model = LlamaForCausalLM(LlamaConfig(**gguf.llama_config(file)))
-        model.load_state_dict(gguf.llama_weights(file, torch.float32), strict=False)
+        model = LlamaForCausalLM(gguf_models.config(file))
+        state = gguf_models.weights(file, model.config, model.state_dict(), torch.float32)
+        model.load_state_dict(state, strict=False)
         model.tie_weights()
         model.to(torch.bfloat16).save_pretrained(options.shared / "model")
         base.tokenizer.inner.save_pretrained(options.shared / "model")

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from afina.base import gguf, kernels, sources, tokenizer, weights
+from afina.base import gguf, gguf_models, kernels, sources, tokenizer, weights
 from afina.base.decoder import Decoder
 from afina.base.families import Architecture, Unsupported, architecture
 from afina.base.kernels import Kernels
@@ -129,13 +129,11 @@ def _materialise_buffers(module: Any) -> None:
 
 
 def _config(source: Source) -> Any:
-    from transformers import AutoConfig, LlamaConfig
+    from transformers import AutoConfig
 
     if source.is_gguf:
         file = gguf.GGUF(source.path)
-        if gguf.is_plain_llama(file):
-            return LlamaConfig(**gguf.llama_config(file))
-        return AutoConfig.from_pretrained(source.path.parent, gguf_file=source.path.name)
+        return gguf_models.config(file) or AutoConfig.from_pretrained(source.path.parent, gguf_file=source.path.name)
     try:
         return AutoConfig.from_pretrained(source.path, trust_remote_code=False, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
@@ -169,31 +167,38 @@ def _from_gguf(source: Source, dtype: torch.dtype, fused: Kernels | None) -> _Re
 
     file = gguf.GGUF(source.path)
     tok = tokenizer.from_gguf(file, source.path)
-    if gguf.is_plain_llama(file):
-        config = _config(source)
-        return _fill(source, config, architecture(config), gguf.llama_weights(file, dtype), fused), tok, None
+    config = gguf_models.config(file)
+    if config:
+        module = _skeleton(config, architecture(config), fused)
+        return _fill(source, module, gguf_models.weights(file, config, module.state_dict(), dtype)), tok, None
+    family = file.metadata.get("general.architecture")
     try:
         with _quiet():
-            module = AutoModelForCausalLM.from_pretrained(source.path.parent, gguf_file=source.path.name, dtype=dtype)
-    except (ValueError, KeyError, OSError) as error:
-        kind = file.metadata.get("general.architecture")
-        raise BaseModelError(f"{source.path}: architecture {kind!r} is not supported ({error})") from error
+            other, info = AutoModelForCausalLM.from_pretrained(
+                source.path.parent, gguf_file=source.path.name, dtype=dtype, output_loading_info=True
+            )
+    except (ValueError, KeyError, OSError, RuntimeError) as error:
+        raise BaseModelError(f"{source.path}: architecture {family!r} is not supported ({error})") from error
+    lost = sorted({*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])})
+    if lost:
+        raise BaseModelError(
+            f"{source.path}: transformers does not find the weights of {', '.join(lost[:3])} in it",
+            "use the model's folder of *.safetensors files",
+        )
     try:
-        arch = architecture(module.config)
+        arch = architecture(other.config)
     except Unsupported as reason:
-        return module, tok, str(reason)
-    return _fill(source, module.config, arch, module.state_dict(), fused), tok, None
+        return other, tok, str(reason)
+    return _fill(source, _skeleton(other.config, arch, fused), other.state_dict()), tok, None
 
 
-def _fill(
-    source: Source, config: Any, arch: Architecture, found: dict[str, torch.Tensor], fused: Kernels | None
-) -> Decoder:
-    """Our decoder with the weights `found`, by transformers' names."""
-    module = _skeleton(config, arch, fused)
+def _fill(source: Source, module: Decoder, found: dict[str, torch.Tensor]) -> Decoder:
+    """Our decoder, empty before, with the weights `found`, by transformers' names."""
     needed = {name: tuple(value.shape) for name, value in module.state_dict().items()}
-    if arch.tied:
-        found.pop(f"{arch.names.head}.weight", None)
-        del needed[f"{arch.names.head}.weight"]
+    if module.arch.tied:
+        head = f"{module.arch.names.head}.weight"
+        found.pop(head, None)
+        del needed[head]
     problems = [f"{name} is missing" for name in needed if name not in found]
     problems += [f"{name} is not used" for name in found if name not in needed]
     problems += [
@@ -225,7 +230,7 @@ def _from_folder(source: Source, dtype: torch.dtype, fused: Kernels | None) -> _
         arch = architecture(config)
     except Unsupported as reason:
         return _through_transformers(source, config, dtype), tok, str(reason)
-    return _fill(source, config, arch, weights.read(source.path, arch, dtype), fused), tok, None
+    return _fill(source, _skeleton(config, arch, fused), weights.read(source.path, arch, dtype)), tok, None
 
 
 def _through_transformers(source: Source, config: Any, dtype: torch.dtype) -> Any:

@@ -14,7 +14,6 @@ import torch
 from conftest import CHATML, SPECIALS, byte_tokenizer, save_tiny, tiny_module
 
 from afina.base import describe, generate, load_base
-from afina.base.gguf import _LLAMA_NAMES
 from afina.base.model import Packed
 from afina.base.ops import Segments
 from afina.base.tokenizer import wrap
@@ -86,16 +85,14 @@ def write_gguf(path: Path, kind: str = "F32") -> None:
     writer.add_eos_token_id(2)
     writer.add_pad_token_id(2)
     writer.add_chat_template(CHATML)
-    for source, target in _LLAMA_NAMES.items():
-        for layer in range(2):
-            key = target.format(layer)
-            if key not in state or key == "lm_head.weight" or ("{}" not in target and layer):
-                continue
-            value = state[key].numpy()
+    table = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 2)
+    for key, tensor in state.items():
+        if key != "lm_head.weight":
+            value = tensor.numpy()
             if "q_proj" in key or "k_proj" in key:
                 heads = 4 if "q_proj" in key else 2
                 value = value.reshape(heads, 2, -1, value.shape[1]).swapaxes(1, 2).reshape(value.shape)
-            name = source.format(layer)
+            name = table.get_name(key, try_suffixes=(".weight",))
             if kind != "F32" and value.ndim == 2:
                 dtype = gguf.GGMLQuantizationType[kind]
                 writer.add_tensor(name, gguf.quants.quantize(np.ascontiguousarray(value), dtype), raw_dtype=dtype)
