@@ -41,6 +41,11 @@ def check_folder(folder: Path, overwrite: bool) -> None:
         return
     if not (folder / "config.yaml").exists():
         raise OutputError(f"--out {folder} holds files that are not a run's", "choose another --out")
+    if not overwrite and not (folder / "evaluation.json").exists():
+        raise OutputError(
+            f"--out {folder} holds a run that was cut off",
+            f"go on with it by `afina train --resume {folder}`, or replace it with --overwrite",
+        )
     if not overwrite:
         raise OutputError(f"--out {folder} holds a run already", "choose another --out, or replace it with --overwrite")
 
