@@ -26,6 +26,7 @@ class LowRank(Protocol):
     """What a layer that adapts another (`lora.LoraLinear`) shows of itself, so that its products can be joined with others."""
 
     base: Any
+    additive: bool  # the output is base(x) + scaling · B(A x) and no more
     lora_a: nn.Parameter
     lora_b: nn.Parameter
     scaling: float
@@ -147,7 +148,9 @@ def _joinable(layer: Any) -> bool:
         return False
     if frozen is layer or not layer.enabled:
         return True
-    return hasattr(layer, "lora_a") and not (layer.training and layer.dropout.p > 0)
+    return (
+        getattr(layer, "additive", False) and hasattr(layer, "lora_a") and not (layer.training and layer.dropout.p > 0)
+    )
 
 
 def _transposed(layer: Any) -> bool:
@@ -255,6 +258,7 @@ class _Ready:
     def _look(self) -> list[Any]:
         return [
             *[weight.data_ptr() for weight in self._weights],
+            *[id(layer.bias) for layer in self.frozen],
             *[parameter._version for parameter in self._adapters],
             *[layer.enabled for layer in self._wrapped],
         ]

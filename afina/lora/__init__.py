@@ -2,7 +2,8 @@
 
 Comes in: a model and a `LoraConfig`, or an adapter's folder. Goes out: the model with trainable low-rank layers, adapter
 files in PEFT's format, a merged copy. Needs torch, safetensors and `afina.core` only: no data, no tokenizer, no loop.
-Public: `LoraConfig`, `inject`, `find_targets`, `lora_layers`, `disabled`, `save_adapter`, `load_adapter`, `merge`.
+Public: `LoraConfig`, `inject`, `find_targets`, `lora_layers`, `disabled`, `save_adapter`, `load_adapter`, `merge`,
+`trainable_parameters`.
 """
 
 from typing import TYPE_CHECKING
@@ -16,10 +17,11 @@ if TYPE_CHECKING:
     from afina.lora.adapter import save_adapter as save_adapter
     from afina.lora.config import LoraConfig as LoraConfig
     from afina.lora.injection import disabled as disabled
-    from afina.lora.injection import find_targets as find_targets
     from afina.lora.injection import inject as inject
     from afina.lora.injection import lora_layers as lora_layers
+    from afina.lora.injection import trainable_parameters as trainable_parameters
     from afina.lora.merging import merge as merge
+    from afina.lora.targets import find_targets as find_targets
 
 __getattr__, __all__ = exports(
     __name__,
@@ -27,12 +29,13 @@ __getattr__, __all__ = exports(
         "LoraConfig": "afina.lora.config",
         "adapter_state": "afina.lora.adapter",
         "disabled": "afina.lora.injection",
-        "find_targets": "afina.lora.injection",
+        "find_targets": "afina.lora.targets",
         "inject": "afina.lora.injection",
         "load_adapter": "afina.lora.adapter",
         "lora_layers": "afina.lora.injection",
         "merge": "afina.lora.merging",
         "read_config": "afina.lora.adapter",
         "save_adapter": "afina.lora.adapter",
+        "trainable_parameters": "afina.lora.injection",
     },
 )

@@ -1,5 +1,6 @@
 """Adapter files in PEFT's format: `adapter_model.safetensors` and `adapter_config.json`."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,23 +12,20 @@ from torch import Tensor, nn
 from afina.core.config import build
 from afina.core.errors import AdapterError, InputError, SettingsError
 from afina.core.files import read_json, write_atomic, write_json
-from afina.lora.config import ALL_LINEAR, LoraConfig
+from afina.lora.config import PRESETS, LoraConfig
+from afina.lora.extras import TokenRows, swaps
 from afina.lora.injection import inject, lora_layers
-from afina.lora.layer import LoraEmbedding, LoraLinear, is_conv1d
+from afina.lora.layer import is_conv1d
+from afina.lora.vera import VeraLinear
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _PREFIX = "base_model.model."
 # What PEFT may store that changes the computation, with the values that mean "not used".
 _UNUSED: dict[str, tuple[Any, ...]] = {
-    "bias": ("none",),
-    "use_dora": (False, None),
-    "use_rslora": (False, None),
     "use_qalora": (False, None),
     "lora_bias": (False, None),
-    "modules_to_save": (None, []),
-    "layers_to_transform": (None, []),
+    "layers_pattern": (None, []),
     "layer_replication": (None, []),
-    "trainable_token_indices": (None, [], {}),
     "target_parameters": (None, []),
     "alora_invocation_tokens": (None, []),
     "use_bdlora": (None, False),
@@ -37,14 +35,24 @@ _UNUSED: dict[str, tuple[Any, ...]] = {
     "velora_config": (None,),
 }
 
+# Starts with which PEFT changes the base itself, and does so again on loading.
+_CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+
 
 def adapter_state(model: nn.Module) -> dict[str, Tensor]:
     """The adapter's weights (the model's own tensors) by PEFT's names."""
     state: dict[str, Tensor] = {}
     for path, layer in lora_layers(model):
-        a, b = _names(path, isinstance(layer, LoraEmbedding))
-        state[a], state[b] = layer.lora_a.detach(), layer.lora_b.detach()  # not .data: changes must be seen as such
-    return state
+        state |= {f"{_PREFIX}{path}.{end}": value for end, value in layer.tensors().items()}
+        if isinstance(layer, VeraLinear):
+            state |= {"base_model.vera_A": layer.shared.a, "base_model.vera_B": layer.shared.b}
+    for path, module in model.named_modules():
+        if isinstance(module, TokenRows):
+            state[f"{_PREFIX}{path}.token_adapter.trainable_tokens_delta"] = module.rows
+    for each in swaps(model):
+        name = f"{_PREFIX}{each.path}".replace(".base.", ".base_layer.")
+        state |= {f"{name}.{end}".rstrip("."): value for end, value in each.tensors().items()}
+    return {name: value.detach() for name, value in state.items()}  # not .data: changes must be seen as such
 
 
 def save_adapter(
@@ -70,8 +78,11 @@ def load_adapter(model: nn.Module, folder: Path) -> LoraConfig:
     """
     config = read_config(folder)
     state = _read_weights(folder / WEIGHTS)
-    inject(model, config)
+    raw = read_json(folder / CONFIG)
+    inject(model, config, seed=raw.get("projection_prng_key") or 0)
     own = adapter_state(model)
+    if raw.get("save_projection") is False:  # vera's random matrices come from the seed
+        own = {name: value for name, value in own.items() if "vera_lambda" in name or "vera_" not in name}
     _drop_base_copies(model, state)
     problems = [f"{name} is missing" for name in own if name not in state]
     problems += [f"{name} belongs to no layer of this base" for name in state if name not in own]
@@ -101,22 +112,39 @@ def read_config(folder: Path) -> LoraConfig:
         raw = read_json(path)
     except InputError as error:
         raise AdapterError(str(error)) from error
-    if not isinstance(raw, dict) or raw.get("peft_type") != "LORA":
-        found = raw.get("peft_type") if isinstance(raw, dict) else type(raw).__name__
-        raise AdapterError(f"{path}: peft_type is {found!r}, only 'LORA' is supported")
+    kind = raw.get("peft_type") if isinstance(raw, dict) else type(raw).__name__
+    if kind not in ("LORA", "VERA"):
+        raise AdapterError(f"{path}: peft_type is {kind!r}, only 'LORA' and 'VERA' are supported")
+    start = raw.get("init_lora_weights", True)
+    if isinstance(start, str) and start.split("_niter")[0] in _CHANGES_BASE:
+        raise AdapterError(
+            f"{path}: init_lora_weights is {start!r}, so these weights belong to a base that was changed",
+            "save it in PEFT with path_initial_model_for_weight_conversion, or load it there and merge it",
+        )
     used = [f"{key} = {raw[key]!r}" for key, unused in _UNUSED.items() if key in raw and raw[key] not in unused]
     if used:
         raise AdapterError(f"{path} uses what Afina does not support: {', '.join(used)}")
     try:
         values = {
             "rank": raw["r"],
-            "alpha": raw["lora_alpha"],
-            "dropout": raw.get("lora_dropout", 0.0),
             "target_modules": _from_peft(raw["target_modules"]),
             "exclude_modules": _from_peft(raw.get("exclude_modules") or ()),
-            "rank_pattern": raw.get("rank_pattern") or {},
-            "alpha_pattern": raw.get("alpha_pattern") or {},
+            "layers": _listed(raw.get("layers_to_transform")),
+            "bias": raw.get("bias") or "none",
+            "modules_to_save": _ends(raw.get("modules_to_save") or []),
         }
+        if kind == "VERA":
+            values |= {"method": "vera", "dropout": raw.get("vera_dropout", 0.0)}
+        else:
+            values |= {
+                "alpha": raw["lora_alpha"],
+                "rslora": raw.get("use_rslora") or False,
+                "method": "dora" if raw.get("use_dora") else "lora",
+                "dropout": raw.get("lora_dropout", 0.0),
+                "rank_pattern": raw.get("rank_pattern") or {},
+                "alpha_pattern": raw.get("alpha_pattern") or {},
+                "trainable_tokens": _tokens(raw.get("trainable_token_indices")),
+            }
         return build(LoraConfig, values)
     except (KeyError, TypeError, SettingsError) as error:
         raise AdapterError(
@@ -124,10 +152,22 @@ def read_config(folder: Path) -> LoraConfig:
         ) from error
 
 
-def _names(path: str, embedding: bool) -> tuple[str, str]:
-    if embedding:
-        return f"{_PREFIX}{path}.lora_embedding_A", f"{_PREFIX}{path}.lora_embedding_B"
-    return f"{_PREFIX}{path}.lora_A.weight", f"{_PREFIX}{path}.lora_B.weight"
+def _ends(names: list[str]) -> str | tuple[str, ...]:
+    """PEFT takes any module whose path ends with one of the names, in the middle of a word too."""
+    return f"re:.*({'|'.join(map(re.escape, names))})" if names else ()
+
+
+def _listed(value: Any) -> tuple[int, ...]:
+    return () if value is None else (value,) if isinstance(value, int) else tuple(value)
+
+
+def _tokens(value: Any) -> tuple[int, ...]:
+    """A list of tokens, or one list by the name of the embedding."""
+    if isinstance(value, dict):
+        if len(value) > 1:
+            raise TypeError(f"trainable_token_indices for several embeddings ({', '.join(value)}) are not supported")
+        value = next(iter(value.values()), None)
+    return _listed(value)
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
@@ -151,7 +191,7 @@ def _drop_base_copies(model: nn.Module, state: dict[str, Tensor]) -> None:
 
 def _from_peft(names: str | list[str] | tuple[str, ...]) -> str | tuple[str, ...]:
     if isinstance(names, str):
-        return names if names == ALL_LINEAR else f"re:{names}"
+        return names if names in PRESETS else f"re:{names}"
     return tuple(names)
 
 
@@ -163,27 +203,44 @@ def _to_peft(names: str | tuple[str, ...]) -> str | list[str] | None:
 
 def _peft_config(model: nn.Module, config: LoraConfig, base_name: str | None, task_type: str | None) -> dict[str, Any]:
     targets = _to_peft(config.target_modules)
-    if config.target_modules == ALL_LINEAR:
+    if config.target_modules in PRESETS or config.layers:
         targets = _explicit_targets(model)
-    return {
-        "peft_type": "LORA",
+    config = config.saved()
+    common = {
         "task_type": task_type,
         "base_model_name_or_path": base_name,
         "inference_mode": True,
         "r": config.rank,
-        "lora_alpha": int(config.alpha) if config.alpha.is_integer() else config.alpha,
-        "lora_dropout": config.dropout,
         "target_modules": targets,
         "exclude_modules": _to_peft(config.exclude_modules),
-        "rank_pattern": config.rank_pattern,
-        "alpha_pattern": config.alpha_pattern,
-        "bias": "none",
-        "fan_in_fan_out": any(isinstance(layer, LoraLinear) and layer.transposed for _, layer in lora_layers(model)),
-        "init_lora_weights": True,
-        "use_rslora": False,
-        "use_dora": False,
-        "modules_to_save": None,
+        "bias": config.bias,
+        "fan_in_fan_out": any(getattr(layer, "transposed", False) for _, layer in lora_layers(model)),
+        "modules_to_save": [each.path for each in swaps(model) if isinstance(each.own, nn.Module)] or None,
+        "layers_to_transform": None,
     }
+    if config.method == "vera":
+        return common | {"peft_type": "VERA", "vera_dropout": config.dropout, "save_projection": True}
+    ranks, alphas = _patterns(model, config)
+    return common | {
+        "peft_type": "LORA",
+        "lora_alpha": int(config.alpha) if config.alpha.is_integer() else config.alpha,
+        "lora_dropout": config.dropout,
+        "rank_pattern": ranks,
+        "alpha_pattern": alphas,
+        "init_lora_weights": True,
+        "use_rslora": config.rslora,
+        "use_dora": config.method == "dora",
+        "trainable_token_indices": list(config.trainable_tokens) or None,
+    }
+
+
+def _patterns(model: nn.Module, config: LoraConfig) -> tuple[dict[str, int], dict[str, float]]:
+    """Ranks and alphas by pattern; by path where eva gave each layer a rank of its own."""
+    if config.init != "eva" or config.eva_rho == 1:
+        return config.rank_pattern, config.alpha_pattern
+    layers = {re.escape(path): layer for path, layer in lora_layers(model)}
+    alphas = {key: layer.scaling * (layer.rank**0.5 if config.rslora else layer.rank) for key, layer in layers.items()}
+    return {key: layer.rank for key, layer in layers.items()}, alphas
 
 
 def _explicit_targets(model: nn.Module) -> list[str]:

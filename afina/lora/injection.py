@@ -1,67 +1,56 @@
 """Putting LoRA layers into a model, by the dotted paths of its modules."""
 
-import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from afina.core.errors import AdapterError, near
-from afina.lora.config import ALL_LINEAR, LoraConfig
-from afina.lora.layer import LoraEmbedding, LoraLayer, LoraLinear, is_conv1d
+from afina.core.errors import AdapterError
+from afina.lora import eva, lora_ga, starts
+from afina.lora.config import FROM_BASE, LoraConfig
+from afina.lora.dora import DoraLinear
+from afina.lora.extras import Swap, TokenLogits, TokenRows, swap, swaps
+from afina.lora.layer import LoraEmbedding, LoraLayer, LoraLinear, Size
+from afina.lora.targets import find_targets, pattern_value, saved_modules
+from afina.lora.vera import Projections, VeraLinear
 
 
-def inject(model: nn.Module, config: LoraConfig, seed: int = 0) -> list[str]:
+def inject(
+    model: nn.Module,
+    config: LoraConfig,
+    seed: int = 0,
+    calibrate: Callable[[], None] | None = None,
+    originals: Callable[[str], Tensor] | None = None,
+) -> list[str]:
     """Wraps the layers that `config` targets, in place, and freezes everything else; the paths that were wrapped.
 
-    The same `seed` gives the same start. Raises `AdapterError` where a target matches nothing (naming near names), matches a
-    layer that cannot be adapted, or where the model has an adapter already.
+    The same `seed` gives the same start. `calibrate` runs the model over a few batches, forward for init 'eva' and backward too
+    for 'lora_ga'; `originals` gives the weight (out, in) that the quantised layer at a path was made from, for 'loftq'.
+    Raises `AdapterError` where a target matches nothing (naming near names), matches a layer that cannot be adapted, where
+    something that the start needs is not given, or where the model has an adapter already.
     """
-    if next(lora_layers(model), None):
+    if next(parts(model), None):
         raise AdapterError("this model already has an adapter", "load a fresh base")
     targets = find_targets(model, config)
+    whole = saved_modules(model, config)
     model.requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
-    for path in targets:
-        base: Any = model.get_submodule(path)
-        rank = _pattern_value(config.rank_pattern, path, config.rank)
-        alpha = _pattern_value(config.alpha_pattern, path, config.alpha)
-        if rank > max(base.weight.shape):
-            raise AdapterError(
-                f"rank {rank:g} is more than the layer {path} is wide ({max(base.weight.shape)})", "lower --lora.rank"
-            )
-        kind = LoraEmbedding if isinstance(base, nn.Embedding) else LoraLinear
-        layer = kind(base, int(rank), alpha, config.dropout, generator)
-        layer.train(base.training)
-        _replace(model, path, layer)
-    return targets
-
-
-def find_targets(model: nn.Module, config: LoraConfig) -> list[str]:
-    """The paths of the layers that `config` targets, in the model's order. Raises `AdapterError` as `inject` does."""
-    adaptable = [path for path, module in model.named_modules() if _adaptable(module)]
-    if config.target_modules == ALL_LINEAR:
-        head = _output_head(model)
-        wanted = [
-            path
-            for path in adaptable
-            if not isinstance(module := model.get_submodule(path), nn.Embedding) and module is not head
-        ]
-    else:
-        wanted = [path for path in adaptable if _matches(config.target_modules, path)]
-        _complain_of_unmatched(model, config, adaptable)
-    targets = [path for path in wanted if not _matches(config.exclude_modules, path)]
-    patterns = [*config.rank_pattern, *config.alpha_pattern]
-    unread = [key for key in patterns if not any(_ends_with(key, path) for path in targets)]
-    if unread:
-        raise AdapterError(f"pattern {unread[0]!r} of rank_pattern or alpha_pattern matches no adapted layer")
-    if not targets:
-        raise AdapterError(
-            f"target {config.target_modules!r} without {config.exclude_modules!r} leaves no layer to adapt",
-            "change --lora.target_modules or --lora.exclude_modules",
-        )
+    bases = {path: model.get_submodule(path) for path in targets}
+    shared = _projections(bases, config, generator) if config.method == "vera" else None
+    layers = {path: _wrap(path, base, config, generator, shared) for path, base in bases.items()}
+    for path, layer in layers.items():
+        layer.train(bases[path].training)
+        replace(model, path, layer)
+    _start(model, layers, config, generator, calibrate, originals)
+    for layer in layers.values():
+        if config.method == "lora_fa" and isinstance(layer, LoraLinear):  # Zhang et al. 2023, arXiv 2308.03303
+            layer.lora_a.requires_grad_(False)
+    if config.trainable_tokens:
+        _free_tokens(model, config.trainable_tokens)
+    for path in [*_biases(model, config, targets), *whole]:
+        swap(model, path)
     return targets
 
 
@@ -72,60 +61,119 @@ def lora_layers(model: nn.Module) -> Iterator[tuple[str, LoraLayer]]:
             yield path, module
 
 
+def parts(model: nn.Module) -> Iterator[LoraLayer | TokenRows | TokenLogits | Swap]:
+    """Everything in `model` that is an adapter's."""
+    for module in model.modules():
+        if isinstance(module, LoraLayer | TokenRows | TokenLogits):
+            yield module
+    yield from swaps(model)
+
+
 @contextmanager
 def disabled(model: nn.Module) -> Iterator[None]:
     """Inside the block the model is its base."""
-    layers = [layer for _, layer in lora_layers(model) if layer.enabled]
-    for layer in layers:
-        layer.enabled = False
+    on = [part for part in parts(model) if part.enabled]
+    for part in on:
+        part.enabled = False
     try:
         yield
     finally:
-        for layer in layers:
-            layer.enabled = True
+        for part in on:
+            part.enabled = True
 
 
-def _adaptable(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear | nn.Embedding) or is_conv1d(module)
+def trainable_parameters(model: nn.Module) -> int:
+    """How many numbers are trained; the frozen ranks of starts from the base (see `LoraLinear.start`) do not count."""
+    total = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    frozen = sum(
+        layer.frozen_ranks * (layer.lora_a.shape[1] + layer.lora_b.shape[0])
+        for _, layer in lora_layers(model)
+        if isinstance(layer, LoraLinear)
+    )
+    return total - frozen
 
 
-def _output_head(model: nn.Module) -> nn.Module | None:
-    getter = getattr(model, "get_output_embeddings", None)
-    return getter() if getter else None
-
-
-def _matches(names: str | tuple[str, ...], path: str) -> bool:
-    """PEFT's rule: a name is a whole path or the end of one; a pattern (re:…) matches the whole path."""
-    if isinstance(names, str):
-        return bool(re.fullmatch(names.removeprefix("re:"), path))
-    return any(path == name or path.endswith(f".{name}") for name in names)
-
-
-def _complain_of_unmatched(model: nn.Module, config: LoraConfig, adaptable: list[str]) -> None:
-    names = config.target_modules
-    single = (names,) if isinstance(names, str) else tuple((name,) for name in names)
-    unmatched = [name for name in single if not any(_matches(name, path) for path in adaptable)]
-    if not unmatched:
-        return
-    ends = sorted({path.rsplit(".", 1)[-1] for path in adaptable})
-    problems = []
-    for name in unmatched:
-        text = name if isinstance(name, str) else name[0]
-        other = [type(m).__name__ for path, m in model.named_modules() if path and _matches(name, path)]
-        why = f"matches {other[0]} layers, which cannot be adapted" if other else "matches no layer"
-        problems.append(f"target {text!r} {why}.{near(text, ends)}")
-    raise AdapterError(problems, f"layers that can be adapted: {', '.join(ends)}; or all-linear")
-
-
-def _pattern_value(patterns: dict[str, int] | dict[str, float], path: str, default: float) -> float:
-    """The value of the first pattern that matches the end of `path` (PEFT's rule for rank_pattern and alpha_pattern)."""
-    return next((value for key, value in patterns.items() if _ends_with(key, path)), default)
-
-
-def _ends_with(pattern: str, path: str) -> bool:
-    return bool(re.match(rf"(.*\.)?({pattern})$", path))
-
-
-def _replace(model: nn.Module, path: str, layer: nn.Module) -> None:
+def replace(model: nn.Module, path: str, module: nn.Module) -> None:
     parent, _, name = path.rpartition(".")
-    setattr(model.get_submodule(parent), name, layer)
+    setattr(model.get_submodule(parent), name, module)
+
+
+def _wrap(
+    path: str, base: Any, config: LoraConfig, generator: torch.Generator, shared: Projections | None
+) -> LoraLayer:
+    rank = int(pattern_value(config.rank_pattern, path, config.rank))
+    alpha = pattern_value(config.alpha_pattern, path, config.alpha)
+    shape = base.weight.shape
+    most = min(shape) if config.init in ("pissa", "olora", "loftq", "eva", "lora_ga") else max(shape)
+    if rank > most and config.method != "vera":
+        raise AdapterError(f"rank {rank} is more than the layer {path} is wide ({most})", "lower --lora.rank")
+    size = Size(rank, config.scaling(rank, alpha), config.dropout)
+    if isinstance(base, nn.Embedding):
+        if config.method in ("dora", "vera"):
+            raise AdapterError(
+                f"{config.method} is for linear layers; {path} is an embedding", "use method lora for it"
+            )
+        return LoraEmbedding(base, size, generator)
+    if shared is not None:
+        return VeraLinear(base, size, shared)
+    return (DoraLinear if config.method == "dora" else LoraLinear)(base, size, generator)
+
+
+def _projections(bases: dict[str, Any], config: LoraConfig, generator: torch.Generator) -> Projections:
+    if config.rank_pattern or config.alpha_pattern:
+        raise AdapterError("vera's layers share A and B, so that all have one rank", "leave the patterns out")
+    shapes = [(base.weight.shape[::-1] if hasattr(base, "nf") else base.weight.shape) for base in bases.values()]
+    return Projections(config.rank, max(i for _, i in shapes), max(o for o, _ in shapes), generator)
+
+
+def _start(
+    model: nn.Module, layers: dict[str, LoraLayer], config: LoraConfig, generator: torch.Generator,
+    calibrate: Callable[[], None] | None, originals: Callable[[str], Tensor] | None,
+) -> None:  # fmt: skip
+    linear = {path: layer for path, layer in layers.items() if isinstance(layer, LoraLinear)}
+    if config.init in ("eva", "lora_ga"):
+        if calibrate is None:
+            raise AdapterError(
+                f"init {config.init!r} looks at data", "give `calibrate`, which runs the model over a few batches"
+            )
+        if config.init == "eva":
+            eva.start(model, linear, config.eva_rho, calibrate)
+        else:
+            lora_ga.start(list(linear.values()), calibrate)
+    elif config.init == "loftq":
+        if originals is None:
+            raise AdapterError("init 'loftq' makes up for what quantisation lost", "load the base with --quantize")
+        for path, layer in linear.items():
+            w = layer.frozen_weight().float()
+            layer.start(*starts.residual(originals(path).to(w) - w, layer.rank, layer.scaling))
+    elif config.init != "kaiming":
+        for layer in linear.values():
+            w = layer.frozen_weight().float()
+            factors = starts.STARTS[config.init](w, layer.rank, layer.scaling, generator)
+            layer.start(*factors, from_base=config.init in FROM_BASE)
+
+
+def _biases(model: nn.Module, config: LoraConfig, targets: list[str]) -> list[str]:
+    own = [name for name, _ in model.named_parameters() if name.rsplit(".", 1)[-1] == "bias"]
+    if config.bias == "lora_only":
+        wrapped = {f"{path}.base.bias" for path in targets}
+        own = [name for name in own if name in wrapped]
+    return own if config.bias != "none" else []
+
+
+def _free_tokens(model: nn.Module, tokens: tuple[int, ...]) -> None:
+    known: Any = model
+    embedding = known.get_input_embeddings()
+    words = len(embedding.weight)
+    if isinstance(embedding, LoraLayer):
+        raise AdapterError("trainable_tokens and an adapted embedding exclude each other", "leave one of them out")
+    if max(tokens) >= words or min(tokens) < 0 or len(set(tokens)) < len(tokens):
+        raise AdapterError(
+            f"trainable_tokens must be different numbers from 0 to {words - 1}", "look the tokens up in the tokenizer"
+        )
+    head = known.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    paths = {id(module): path for path, module in model.named_modules()}
+    rows = TokenRows(embedding, tokens)
+    replace(model, paths[id(embedding)], rows)
+    if head is not None and head.weight is embedding.weight:
+        replace(model, paths[id(head)], TokenLogits(head, rows))

@@ -6,28 +6,48 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from afina.lora.injection import lora_layers
+from afina.lora.extras import TokenLogits, TokenRows, swaps
+from afina.lora.injection import lora_layers, replace
 
 M = TypeVar("M", bound=nn.Module)
 
 
 @torch.no_grad()
 def merge(model: M) -> M:
-    """A new model with W + s·BA in place of each adapted layer, without adapter; `model` stays as it is.
+    """A new model with the merged weight in place of each adapted layer, without adapter; `model` stays as it is.
 
-    The sum is formed in fp32 and rounded once to the weight's dtype. A weight that other layers share (tied embeddings) is
+    Sums are formed in fp32 and rounded once to the weight's dtype. A weight that other layers share (tied embeddings) is
     untied first: only the adapted layer changes, as in the adapted model.
     """
     merged: Any = copy.deepcopy(model)
     shared = _shared_weights(merged)
+
+    def untie(weight: Any) -> None:
+        if id(weight) in shared and hasattr(merged, "config"):
+            merged.config.tie_word_embeddings = False
+
     for path, layer in list(lora_layers(merged)):
         base: Any = layer.base
         weight = base.weight
-        base.weight = nn.Parameter((weight.float() + layer.delta()).to(weight.dtype), requires_grad=False)
-        if id(weight) in shared and hasattr(merged, "config"):
-            merged.config.tie_word_embeddings = False
-        parent, _, name = path.rpartition(".")
-        setattr(merged.get_submodule(parent), name, base)
+        base.weight = nn.Parameter(layer.merged_weight().to(weight.dtype), requires_grad=False)
+        untie(weight)
+        replace(merged, path, base)
+    for path, module in list(merged.named_modules()):
+        if isinstance(module, TokenRows):
+            weight = module.base.weight
+            rows = module.rows.to(weight.dtype)
+            both = nn.Parameter(weight.index_copy(0, torch.tensor(module.tokens), rows), requires_grad=False)
+            for other in merged.modules():  # a tied head has the same rows
+                if getattr(other, "_parameters", {}).get("weight") is weight:
+                    other.weight = both
+            replace(merged, path, module.base)
+    for path, module in list(merged.named_modules()):
+        if isinstance(module, TokenLogits):
+            replace(merged, path, module.base)
+    for each in swaps(merged):
+        untie(getattr(each.own, "weight", None))
+        each.trained.requires_grad_(False)
+    swaps(merged).clear()
     return merged  # type: ignore[no-any-return]
 
 

@@ -1,0 +1,109 @@
+"""Which layers an adapter is for, by the dotted paths of a model's modules."""
+
+import re
+
+from torch import nn
+
+from afina.core.errors import AdapterError, near
+from afina.lora.config import ALL_LINEAR, PRESETS, LoraConfig
+from afina.lora.layer import is_conv1d
+
+
+def find_targets(model: nn.Module, config: LoraConfig) -> list[str]:
+    """The paths of the layers that `config` targets, in the model's order. Raises `AdapterError` as `inject` does."""
+    adaptable = [path for path, module in model.named_modules() if _adaptable(module)]
+    if config.target_modules in PRESETS:
+        wanted = [path for path in adaptable if _in_preset(model, path, str(config.target_modules))]
+    else:
+        wanted = [path for path in adaptable if matches(config.target_modules, path)]
+        _complain_of_unmatched(model, config, adaptable)
+    whole = saved_modules(model, config)
+    targets = [
+        path
+        for path in wanted
+        if not matches(config.exclude_modules, path)
+        and not any(path == module or path.startswith(f"{module}.") for module in whole)
+        and (not config.layers or _layer_number(path) in config.layers)
+    ]
+    patterns = [*config.rank_pattern, *config.alpha_pattern]
+    unread = [key for key in patterns if not any(ends_with(key, path) for path in targets)]
+    if unread:
+        raise AdapterError(f"pattern {unread[0]!r} of rank_pattern or alpha_pattern matches no adapted layer")
+    if not targets:
+        raise AdapterError(
+            f"target {config.target_modules!r} without {config.exclude_modules!r} leaves no layer to adapt",
+            "change --lora.target_modules, --lora.exclude_modules or --lora.layers",
+        )
+    return targets
+
+
+def _adaptable(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear | nn.Embedding) or is_conv1d(module)
+
+
+def _output_head(model: nn.Module) -> nn.Module | None:
+    getter = getattr(model, "get_output_embeddings", None)
+    return getter() if getter else None
+
+
+def _in_preset(model: nn.Module, path: str, preset: str) -> bool:
+    """all-linear: every linear layer but the output head; attention: those of a part called attention; mlp: the layers' others."""
+    module = model.get_submodule(path)
+    if isinstance(module, nn.Embedding) or module is _output_head(model):
+        return False
+    attention = bool(re.search("attn|attention", path.lower()))
+    numbered = _layer_number(path) is not None
+    return preset == ALL_LINEAR or (attention if preset == "attention" else numbered and not attention)
+
+
+def _layer_number(path: str) -> int | None:
+    """The first number in the path: that of the repeated layer."""
+    found = re.search(r"(?:^|\.)(\d+)(?:\.|$)", path)
+    return int(found[1]) if found else None
+
+
+def saved_modules(model: nn.Module, config: LoraConfig) -> list[str]:
+    """The paths of the modules to be trained whole. Raises `AdapterError` where a name matches none."""
+    if not config.modules_to_save:
+        return []
+    paths = [path for path, _ in model.named_modules() if path and matches(config.modules_to_save, path)]
+    names = (config.modules_to_save,) if isinstance(config.modules_to_save, str) else config.modules_to_save
+    ends = sorted({path.rsplit(".", 1)[-1] for path, _ in model.named_modules() if path})
+    for name in names:
+        if not any(matches(name if name.startswith("re:") else (name,), path) for path in paths):
+            raise AdapterError(
+                f"modules_to_save {name!r} matches no module.{near(name, ends)}", f"modules: {', '.join(ends)}"
+            )
+    return paths
+
+
+def matches(names: str | tuple[str, ...], path: str) -> bool:
+    """PEFT's rule: a name is a whole path or the end of one; a pattern (re:…) matches the whole path."""
+    if isinstance(names, str):
+        return bool(re.fullmatch(names.removeprefix("re:"), path))
+    return any(path == name or path.endswith(f".{name}") for name in names)
+
+
+def _complain_of_unmatched(model: nn.Module, config: LoraConfig, adaptable: list[str]) -> None:
+    names = config.target_modules
+    single = (names,) if isinstance(names, str) else tuple((name,) for name in names)
+    unmatched = [name for name in single if not any(matches(name, path) for path in adaptable)]
+    if not unmatched:
+        return
+    ends = sorted({path.rsplit(".", 1)[-1] for path in adaptable})
+    problems = []
+    for name in unmatched:
+        text = name if isinstance(name, str) else name[0]
+        other = [type(m).__name__ for path, m in model.named_modules() if path and matches(name, path)]
+        why = f"matches {other[0]} layers, which cannot be adapted" if other else "matches no layer"
+        problems.append(f"target {text!r} {why}.{near(text, ends)}")
+    raise AdapterError(problems, f"layers that can be adapted: {', '.join(ends)}; or all-linear")
+
+
+def pattern_value(patterns: dict[str, int] | dict[str, float], path: str, default: float) -> float:
+    """The value of the first pattern that matches the end of `path` (PEFT's rule for rank_pattern and alpha_pattern)."""
+    return next((value for key, value in patterns.items() if ends_with(key, path)), default)
+
+
+def ends_with(pattern: str, path: str) -> bool:
+    return bool(re.match(rf"(.*\.)?({pattern})$", path))
