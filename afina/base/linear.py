@@ -146,7 +146,7 @@ def _joinable(layer: Any) -> bool:
     frozen = getattr(layer, "base", layer)
     if not isinstance(frozen, nn.Linear | Conv1D):
         return False
-    if frozen is layer or not layer.enabled:
+    if frozen is layer or not getattr(layer, "enabled", True):
         return True
     return (
         getattr(layer, "additive", False) and hasattr(layer, "lora_a") and not (layer.training and layer.dropout.p > 0)

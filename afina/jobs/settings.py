@@ -6,6 +6,7 @@ from typing import Literal
 from afina.core.config import Settings, setting
 from afina.data.settings import DataSettings
 from afina.lora.config import LoraConfig
+from afina.training.baselines import Method
 from afina.training.settings import TrainingSettings
 
 
@@ -20,6 +21,10 @@ class RunSettings(Settings):
     """Replace the run that is in the folder already."""
     adapter: Path | None = None
     """Run folder whose adapter is trained further, instead of a new one."""
+    method: Method = "lora"
+    """What is trained: lora, or an alternative to compare with: full, head (transfer learning), last (layers), bias."""
+    last_layers: int = setting(2, ge=1)
+    """With method last: how many layers."""
     seed: int = setting(0, ge=0, lt=2**32)
     """Decides the sample, the split, the order of rows and the adapter's start."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"

@@ -31,17 +31,20 @@ from afina.jobs.runs import (
 from afina.jobs.settings import RunSettings
 from afina.lora.adapter import load_adapter, read_config, save_adapter
 from afina.lora.config import LoraConfig
-from afina.lora.injection import inject
+from afina.lora.injection import inject, trainable_parameters
 from afina.measure.evaluation import Evaluation, evaluate_adapted
 from afina.measure.metrics import infer_kind
 from afina.measure.report import write_report
 from afina.measure.verification import Verification, probe, verify
+from afina.training.baselines import RATE_AS_FULL, baseline
 from afina.training.checkpoint import State, fingerprint, read_latest
-from afina.training.loop import Trainer
+from afina.training.loop import Trainer, gradients
+from afina.training.loss import mean_loss
 from afina.training.settings import Model, Plan, plan
 from afina.version import __version__
 
 CHECKPOINTS = "checkpoints"
+CALIBRATION = 32  # training rows that the starts eva and lora_ga look at
 
 
 @dataclass(frozen=True)
@@ -94,10 +97,11 @@ def _train(settings: RunSettings, listener: Listener, place: RunFolder, resuming
         torch.set_num_threads(settings.threads)
     base = _load(settings)
     data = render_parts(parts, settings.data, base)
-    lora = _adapt(base, settings)
+    lora = _adapt(base, settings, data)
     lengths = [len(row.input_ids) for row in data.train]
     device = next(base.model.module.parameters()).device
-    model = Model(base.facts.hidden_size, activation_bytes(base), free_bytes(device))
+    whole = settings.method in RATE_AS_FULL
+    model = Model(base.facts.hidden_size, activation_bytes(base), free_bytes(device), whole)
     steps, reasons = plan(settings.train, lengths, model, settings.seed)
     reasons = [f"{base.dtype} for the base: {base.dtype_reason}".replace("torch.", ""), *reasons]
     run = _Run(settings, base, data, lora, steps, reasons, place)
@@ -158,10 +162,27 @@ def _load(settings: RunSettings) -> Base:
     )
 
 
-def _adapt(base: Base, settings: RunSettings) -> LoraConfig:
+def _adapt(base: Base, settings: RunSettings, data: Dataset) -> LoraConfig:
     """Puts a new adapter, or the one of `settings.adapter`, into the base; its configuration."""
+    module = base.model.module
+    if settings.method != "lora":
+        if settings.lora != LoraConfig() or settings.adapter:
+            raise SettingsError(
+                f"--method {settings.method} trains no LoRA adapter", "leave --lora.* and --adapter out"
+            )
+        config = baseline(module, settings.method, settings.last_layers)
+        inject(module, config, settings.seed)
+        return config
     if settings.adapter is None:
-        inject(base.model.module, settings.lora, settings.seed)
+        rows = data.train[:CALIBRATION]
+
+        def calibrate() -> None:
+            if settings.lora.init == "lora_ga":
+                gradients(base, rows, settings.train.tokens_per_pass)
+            else:
+                mean_loss(base, rows)
+
+        inject(module, settings.lora, settings.seed, calibrate)
         return settings.lora
     folder = adapter_folder(settings.adapter)
     given, stored = settings.lora, read_config(folder)
@@ -226,8 +247,9 @@ class _Run:
         )
         for line in [*data.notices, *(f"not used: {line}" for line in summary(data.rejected))]:
             listener(Notice(line, warning=True))
-        trainable = sum(p.numel() for p in base.model.module.parameters() if p.requires_grad)
-        listener(Notice(f"adapter: rank {self.lora.rank}, {trainable / 1e6:.2f} M trainable parameters"))
+        trainable = trainable_parameters(base.model.module)
+        what = f"adapter: rank {self.lora.rank}" if self.settings.method == "lora" else f"method {self.settings.method}"
+        listener(Notice(f"{what}, {trainable / 1e6:.2f} M trainable parameters"))
         for reason in self.reasons:
             listener(Notice(reason))
 

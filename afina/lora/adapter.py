@@ -51,7 +51,8 @@ def adapter_state(model: nn.Module) -> dict[str, Tensor]:
             state[f"{_PREFIX}{path}.token_adapter.trainable_tokens_delta"] = module.rows
     for each in swaps(model):
         name = f"{_PREFIX}{each.path}".replace(".base.", ".base_layer.")
-        state |= {f"{name}.{end}".rstrip("."): value for end, value in each.tensors().items()}
+        known = {id(value) for value in state.values()}  # what two modules share is saved once
+        state |= {f"{name}.{end}".rstrip("."): v for end, v in each.tensors().items() if id(v) not in known}
     return {name: value.detach() for name, value in state.items()}  # not .data: changes must be seen as such
 
 
@@ -127,19 +128,19 @@ def read_config(folder: Path) -> LoraConfig:
     try:
         values = {
             "rank": raw["r"],
-            "target_modules": _from_peft(raw["target_modules"]),
+            "target_modules": _from_peft(raw["target_modules"] or ()),
             "exclude_modules": _from_peft(raw.get("exclude_modules") or ()),
             "layers": _listed(raw.get("layers_to_transform")),
             "bias": raw.get("bias") or "none",
             "modules_to_save": _ends(raw.get("modules_to_save") or []),
         }
         if kind == "VERA":
-            values |= {"method": "vera", "dropout": raw.get("vera_dropout", 0.0)}
+            values |= {"variant": "vera", "dropout": raw.get("vera_dropout", 0.0)}
         else:
             values |= {
                 "alpha": raw["lora_alpha"],
                 "rslora": raw.get("use_rslora") or False,
-                "method": "dora" if raw.get("use_dora") else "lora",
+                "variant": "dora" if raw.get("use_dora") else "lora",
                 "dropout": raw.get("lora_dropout", 0.0),
                 "rank_pattern": raw.get("rank_pattern") or {},
                 "alpha_pattern": raw.get("alpha_pattern") or {},
@@ -218,7 +219,7 @@ def _peft_config(model: nn.Module, config: LoraConfig, base_name: str | None, ta
         "modules_to_save": [each.path for each in swaps(model) if isinstance(each.own, nn.Module)] or None,
         "layers_to_transform": None,
     }
-    if config.method == "vera":
+    if config.variant == "vera":
         return common | {"peft_type": "VERA", "vera_dropout": config.dropout, "save_projection": True}
     ranks, alphas = _patterns(model, config)
     return common | {
@@ -229,7 +230,7 @@ def _peft_config(model: nn.Module, config: LoraConfig, base_name: str | None, ta
         "alpha_pattern": alphas,
         "init_lora_weights": True,
         "use_rslora": config.rslora,
-        "use_dora": config.method == "dora",
+        "use_dora": config.variant == "dora",
         "trainable_token_indices": list(config.trainable_tokens) or None,
     }
 

@@ -4,7 +4,7 @@ import re
 from math import sqrt
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, ValidationInfo, field_validator, model_validator
+from pydantic import BeforeValidator, field_validator, model_validator
 
 from afina.core.config import Settings, setting
 
@@ -56,7 +56,7 @@ class LoraConfig(Settings):
     """Scale by alpha / √rank instead, which keeps large ranks learning (rsLoRA, Kalajdzievski 2023)."""
     dropout: float = setting(0.0, ge=0, lt=1)
     """Part of the adapter's inputs that is zeroed in training."""
-    method: Literal["lora", "dora", "vera", "lora_fa"] = "lora"
+    variant: Literal["lora", "dora", "vera", "lora_fa"] = "lora"
     """lora; dora (magnitude and direction); vera (two vectors, shared random A and B); lora_fa (A stays frozen)."""
     init: Start = "kaiming"
     """How A and B start: kaiming, gaussian, orthogonal, pissa, olora, loftq, eva or lora_ga (see docs/methods.md)."""
@@ -99,11 +99,13 @@ class LoraConfig(Settings):
 
     @model_validator(mode="after")
     def _fits_together(self) -> "LoraConfig":
-        if self.init != "kaiming" and self.method == "vera":
+        if not (self.target_modules or self.modules_to_save or self.trainable_tokens or self.bias == "all"):
+            raise ValueError("target_modules is empty: name at least one layer, all-linear, attention or mlp")
+        if self.init != "kaiming" and self.variant == "vera":
             raise ValueError(f"init {self.init!r} is of no use to vera, whose A and B are random")
-        if self.init in FROM_BASE and self.method == "dora":
+        if self.init in FROM_BASE and self.variant == "dora":
             raise ValueError(f"init {self.init!r} changes what dora takes the magnitude of; use kaiming")
-        if self.rslora and self.method == "vera":
+        if self.rslora and self.variant == "vera":
             raise ValueError("vera has no scaling, so rslora would change nothing")
         if self.init == "orthogonal" and any(rank % 2 for rank in (self.rank, *self.rank_pattern.values())):
             raise ValueError("init 'orthogonal' needs even ranks")
@@ -113,9 +115,7 @@ class LoraConfig(Settings):
 
     @field_validator("target_modules", "exclude_modules", "modules_to_save")
     @classmethod
-    def _readable(cls, value: str | tuple[str, ...], info: ValidationInfo) -> str | tuple[str, ...]:
-        if not value and info.field_name == "target_modules":
-            raise ValueError("name at least one layer, all-linear, attention or mlp")
+    def _readable(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
         if isinstance(value, str):
             _check_pattern(value.removeprefix("re:"))
         return value

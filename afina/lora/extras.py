@@ -37,16 +37,16 @@ class Swap:
         return {"": self.trained}
 
 
-def swap(model: nn.Module, path: str) -> Swap:
-    """Puts a trainable copy of the bias or module at `path` in its place."""
-    parent, _, name = path.rpartition(".")
-    owner = model.get_submodule(parent)
-    own = getattr(owner, name)
-    trained = copy.deepcopy(own).requires_grad_(True)
-    found = Swap(path, owner, name, own, trained)
-    found.enabled = True
-    swaps(model).append(found)
-    return found
+def swap(model: nn.Module, paths: list[str]) -> None:
+    """Puts trainable copies of the biases or modules at `paths` in their places. What they share they go on sharing."""
+    memo: dict[int, Any] = {}
+    for path in paths:
+        parent, _, name = path.rpartition(".")
+        owner = model.get_submodule(parent)
+        own = getattr(owner, name)
+        swaps(model).append(Swap(path, owner, name, own, copy.deepcopy(own, memo).requires_grad_(True)))
+    for each in swaps(model):
+        each.enabled = True
 
 
 def swaps(model: nn.Module) -> list[Swap]:

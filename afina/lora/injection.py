@@ -38,19 +38,18 @@ def inject(
     model.requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
     bases = {path: model.get_submodule(path) for path in targets}
-    shared = _projections(bases, config, generator) if config.method == "vera" else None
+    shared = _projections(bases, config, generator) if config.variant == "vera" else None
     layers = {path: _wrap(path, base, config, generator, shared) for path, base in bases.items()}
     for path, layer in layers.items():
         layer.train(bases[path].training)
         replace(model, path, layer)
     _start(model, layers, config, generator, calibrate, originals)
     for layer in layers.values():
-        if config.method == "lora_fa" and isinstance(layer, LoraLinear):  # Zhang et al. 2023, arXiv 2308.03303
+        if config.variant == "lora_fa" and isinstance(layer, LoraLinear):  # Zhang et al. 2023, arXiv 2308.03303
             layer.lora_a.requires_grad_(False)
     if config.trainable_tokens:
         _free_tokens(model, config.trainable_tokens)
-    for path in [*_biases(model, config, targets), *whole]:
-        swap(model, path)
+    swap(model, [*_biases(model, config, targets), *whole])
     return targets
 
 
@@ -105,18 +104,18 @@ def _wrap(
     alpha = pattern_value(config.alpha_pattern, path, config.alpha)
     shape = base.weight.shape
     most = min(shape) if config.init in ("pissa", "olora", "loftq", "eva", "lora_ga") else max(shape)
-    if rank > most and config.method != "vera":
+    if rank > most and config.variant != "vera":
         raise AdapterError(f"rank {rank} is more than the layer {path} is wide ({most})", "lower --lora.rank")
     size = Size(rank, config.scaling(rank, alpha), config.dropout)
     if isinstance(base, nn.Embedding):
-        if config.method in ("dora", "vera"):
+        if config.variant in ("dora", "vera"):
             raise AdapterError(
-                f"{config.method} is for linear layers; {path} is an embedding", "use method lora for it"
+                f"{config.variant} is for linear layers; {path} is an embedding", "use variant lora for it"
             )
         return LoraEmbedding(base, size, generator)
     if shared is not None:
         return VeraLinear(base, size, shared)
-    return (DoraLinear if config.method == "dora" else LoraLinear)(base, size, generator)
+    return (DoraLinear if config.variant == "dora" else LoraLinear)(base, size, generator)
 
 
 def _projections(bases: dict[str, Any], config: LoraConfig, generator: torch.Generator) -> Projections:

@@ -23,9 +23,11 @@ def find_targets(model: nn.Module, config: LoraConfig) -> list[str]:
         for path in wanted
         if not matches(config.exclude_modules, path)
         and not any(path == module or path.startswith(f"{module}.") for module in whole)
-        and (not config.layers or _layer_number(path) in config.layers)
+        and (not config.layers or layer_number(path) in config.layers)
     ]
     patterns = [*config.rank_pattern, *config.alpha_pattern]
+    if not config.target_modules:
+        return []
     unread = [key for key in patterns if not any(ends_with(key, path) for path in targets)]
     if unread:
         raise AdapterError(f"pattern {unread[0]!r} of rank_pattern or alpha_pattern matches no adapted layer")
@@ -52,11 +54,11 @@ def _in_preset(model: nn.Module, path: str, preset: str) -> bool:
     if isinstance(module, nn.Embedding) or module is _output_head(model):
         return False
     attention = bool(re.search("attn|attention", path.lower()))
-    numbered = _layer_number(path) is not None
+    numbered = layer_number(path) is not None
     return preset == ALL_LINEAR or (attention if preset == "attention" else numbered and not attention)
 
 
-def _layer_number(path: str) -> int | None:
+def layer_number(path: str) -> int | None:
     """The first number in the path: that of the repeated layer."""
     found = re.search(r"(?:^|\.)(\d+)(?:\.|$)", path)
     return int(found[1]) if found else None
@@ -74,7 +76,7 @@ def saved_modules(model: nn.Module, config: LoraConfig) -> list[str]:
             raise AdapterError(
                 f"modules_to_save {name!r} matches no module.{near(name, ends)}", f"modules: {', '.join(ends)}"
             )
-    return paths
+    return [path for path in paths if not any(path.startswith(f"{other}.") for other in paths)]
 
 
 def matches(names: str | tuple[str, ...], path: str) -> bool:

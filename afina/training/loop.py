@@ -66,7 +66,7 @@ class Trainer:
         module = self.base.model.module
         if self.plan.checkpoint_activations:
             self.base.model.checkpoint_activations()
-        self._optimizer = Optimizer(module, self.settings.weight_decay)
+        self._optimizer = Optimizer(module, self.settings.weight_decay, self.settings.lora_plus_ratio)
         self._started = time.monotonic()
         stop = StopRequest()
         with stop.listening():

@@ -5,15 +5,28 @@ from torch import Tensor, nn
 
 
 class Optimizer:
-    """Keeps fp32 moments, and fp32 masters of parameters that are stored in less, whose small updates would be rounded away."""
+    """Keeps fp32 moments, and fp32 masters of parameters that are stored in less, whose small updates would be rounded away.
 
-    def __init__(self, module: nn.Module, weight_decay: float) -> None:
+    Weight decay is for what is trained whole, not for adapters. `lora_plus` is the rate of every B over that of the rest
+    (LoRA+, Hayou et al. 2024, https://arxiv.org/abs/2402.12354, section 4).
+    """
+
+    def __init__(self, module: nn.Module, weight_decay: float, lora_plus: float = 1.0) -> None:
         self._own = {name: p for name, p in module.named_parameters() if p.requires_grad}
         self._masters = {
             name: p if p.dtype == torch.float32 else p.detach().float().requires_grad_()
             for name, p in self._own.items()
         }
-        self._adam = torch.optim.AdamW(self._masters.values(), weight_decay=weight_decay, fused=True)
+        groups: dict[tuple[float, float], list[Tensor]] = {}  # (decay, share of the rate) → parameters
+        for name, master in self._masters.items():
+            kind = name.rsplit(".", 1)[-1]
+            adapter = kind.startswith(("lora_", "vera_"))
+            group = (0.0 if adapter else weight_decay, lora_plus if kind == "lora_b" else 1.0)
+            groups.setdefault(group, []).append(master)
+        self._shares = [share for _, share in groups]
+        self._adam = torch.optim.AdamW(
+            [{"params": masters, "weight_decay": decay} for (decay, _), masters in groups.items()], fused=True
+        )
 
     def step(self, rate: float, max_norm: float) -> float:
         """Takes a step along the gradients, scaled down to `max_norm`, and drops them; their norm before scaling.
@@ -26,8 +39,8 @@ class Optimizer:
                 master.grad, parameter.grad = parameter.grad.float(), None
         norm = float(torch.nn.utils.clip_grad_norm_(self._masters.values(), max_norm, foreach=True))
         if norm - norm == 0:
-            for group in self._adam.param_groups:
-                group["lr"] = rate
+            for group, share in zip(self._adam.param_groups, self._shares, strict=True):
+                group["lr"] = rate * share
             self._adam.step()
         self._adam.zero_grad(set_to_none=True)
         with torch.no_grad():

@@ -21,12 +21,14 @@ class TrainingSettings(Settings):
     """Most tokens a forward pass (a longer row goes alone); fewer save memory and give the same gradients."""
     learning_rate: float | None = setting(None, gt=0)
     """Highest learning rate; by default chosen from the model's width and the number of steps."""
+    lora_plus_ratio: float = setting(1.0, gt=0)
+    """LoRA+: B learns this many times as fast as A; 16 in the paper (Hayou et al. 2024, https://arxiv.org/abs/2402.12354)."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     """How the learning rate falls after the warm-up: to zero along a line or a cosine, or not at all."""
     warmup: float = setting(0.05, ge=0, lt=1)
     """Part of the steps in which the learning rate rises from zero."""
     weight_decay: float = setting(0.0, ge=0)
-    """AdamW's weight decay."""
+    """AdamW's weight decay, of weights trained whole; A and B have none."""
     max_grad_norm: float = setting(1.0, gt=0)
     """Gradients are scaled down to this norm."""
     checkpoint_activations: bool | None = None
@@ -81,6 +83,7 @@ class Model:
     hidden_size: int
     activation_bytes: int = 0
     free_bytes: int = 0
+    whole: bool = False  # weights are trained whole, which calls for smaller steps than an adapter
 
 
 def plan(settings: TrainingSettings, lengths: Sequence[int], model: Model, seed: int) -> tuple[Plan, list[str]]:
@@ -95,7 +98,7 @@ def plan(settings: TrainingSettings, lengths: Sequence[int], model: Model, seed:
     steps = max(1, round(epochs * per_epoch))
     rate = settings.learning_rate
     if rate is None:
-        factor = _SHORT_RUN_FACTOR if steps < _SHORT_RUN else _LORA_FACTOR
+        factor = 1 if model.whole else _SHORT_RUN_FACTOR if steps < _SHORT_RUN else _LORA_FACTOR
         rate = float(f"{factor * _FULL_RATE_AT_2048 * (2048 / model.hidden_size):.2g}")
         reasons.append(
             f"learning rate {rate:g}: {factor} times what suits full fine-tuning at width {model.hidden_size}"

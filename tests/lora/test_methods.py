@@ -31,9 +31,9 @@ IDS = torch.randint(3, 259, (2, 11), generator=torch.Generator().manual_seed(1))
 EXTRAS = {
     "lora": {},
     "rslora": {"rslora": True},
-    "dora": {"method": "dora"},
-    "vera": {"method": "vera"},
-    "lora_fa": {"method": "lora_fa"},
+    "dora": {"variant": "dora"},
+    "vera": {"variant": "vera"},
+    "lora_fa": {"variant": "lora_fa"},
     "gaussian": {"init": "gaussian"},
     "orthogonal": {"init": "orthogonal"},
     "pissa": {"init": "pissa"},
@@ -243,9 +243,9 @@ def test_what_is_trained() -> None:
     def names(**settings) -> set[str]:
         return {name.rsplit(".", 1)[-1] for name in trained(injected("gpt2", **settings)[0])}
 
-    assert names(method="lora_fa") == {"lora_b"}
-    assert names(method="vera") == {"vera_lambda_b", "vera_lambda_d"}
-    assert names(method="dora") == {"lora_a", "lora_b", "lora_magnitude"}
+    assert names(variant="lora_fa") == {"lora_b"}
+    assert names(variant="vera") == {"vera_lambda_b", "vera_lambda_d"}
+    assert names(variant="dora") == {"lora_a", "lora_b", "lora_magnitude"}
     assert names(bias="all") == {"lora_a", "lora_b", "bias"}
     assert names(trainable_tokens=(3,)) == {"lora_a", "lora_b", "rows"}
     plain, start = (trainable_parameters(injected("llama", init=name)[0]) for name in ("kaiming", "pissa"))
@@ -271,12 +271,12 @@ def test_the_frozen_half_of_a_start_stays(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"init": "pissa", "method": "dora"}, "dora"),
-        ({"init": "eva", "method": "vera"}, "vera"),
+        ({"init": "pissa", "variant": "dora"}, "dora"),
+        ({"init": "eva", "variant": "vera"}, "vera"),
         ({"init": "orthogonal", "rank": 5}, "even ranks"),
         ({"eva_rho": 2}, "eva_rho"),
         ({"layers": "0-x"}, "0-x"),
-        ({"method": "lorra"}, "method"),
+        ({"variant": "lorra"}, "variant"),
     ],
 )
 def test_settings_that_do_not_fit_together(settings: dict, message: str) -> None:

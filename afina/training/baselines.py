@@ -1,0 +1,55 @@
+"""The alternatives to LoRA, as configurations of what is trained: full fine-tuning, transfer learning, last layers, biases.
+
+Each trains copies of the base's own modules or biases, in the same loop, and is saved and loaded like an adapter.
+"""
+
+from typing import Any, Literal
+
+from torch import nn
+
+from afina.core.errors import SettingsError
+from afina.lora.config import LoraConfig
+from afina.lora.targets import layer_number
+
+Method = Literal["lora", "full", "head", "last", "bias"]
+# Of the rate that suits full fine-tuning: weights trained whole take it as it is, few and fresh ones learn as fast as LoRA's.
+RATE_AS_FULL = ("full", "last")
+
+
+def baseline(module: nn.Module, method: Method, last_layers: int) -> LoraConfig:
+    """What `method` trains. full: everything. head: the final norm and the output head, over frozen features (transfer
+    learning), untied from the embedding. last: the last `last_layers` layers and the final norm. bias: every bias
+    (BitFit, Ben Zaken et al. 2022, https://arxiv.org/abs/2106.10199).
+    """
+    saved: list[str] = []
+    if method == "full":
+        saved = [path for path, child in module.named_children() if next(child.parameters(), None) is not None]
+    if method in ("head", "last"):
+        saved = [*_after_layers(module)]
+    if method == "head":
+        saved += _heads(module)
+    if method == "last":
+        saved += _layers(module)[-last_layers:]
+    if method == "bias" and not any(name.endswith("bias") for name, _ in module.named_parameters()):
+        raise SettingsError("--method bias: this base has no biases", "choose another method")
+    return LoraConfig(target_modules=(), modules_to_save=tuple(saved), bias="all" if method == "bias" else "none")
+
+
+def _layers(module: nn.Module) -> list[str]:
+    """The paths of the repeated layers, in order."""
+    return [path for path, _ in module.named_modules() if path.rsplit(".", 1)[-1].isdigit() and path.count(".") < 4]
+
+
+def _heads(module: Any) -> list[str]:
+    head = module.get_output_embeddings()
+    return [path for path, each in module.named_modules() if each is head]
+
+
+def _after_layers(module: Any) -> list[str]:
+    """What stands between the repeated layers and the head: the final norm, where there is one."""
+    last = max(i for i, (path, _) in enumerate(module.named_modules()) if layer_number(path) is not None)
+    heads = _heads(module)
+    after = [
+        path for path, each in list(module.named_modules())[last + 1 :] if next(each.parameters(), None) is not None
+    ]
+    return [path for path in after if path not in heads]

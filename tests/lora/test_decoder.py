@@ -1,0 +1,75 @@
+"""Each method in Afina's own decoder, whose products are joined, against the same adapter in transformers' model."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import tiny_module
+from torch.nn import functional as F
+
+from afina.base.model import Packed
+from afina.base.ops import Segments
+from afina.lora import LoraConfig, inject, load_adapter, save_adapter
+from afina.training.baselines import baseline
+
+IDS = torch.randint(3, 259, (11,), generator=torch.Generator().manual_seed(1))
+LABELS = torch.cat([IDS[1:], torch.tensor([-100])])
+PACKED = Packed(IDS, LABELS, Segments((0, 11)))
+CONFIGS = {
+    "dora": LoraConfig(rank=4, variant="dora"),
+    "vera": LoraConfig(rank=4, variant="vera"),
+    "lora_fa": LoraConfig(rank=4, variant="lora_fa"),
+    "pissa": LoraConfig(rank=4, init="pissa"),
+    "eva": LoraConfig(rank=4, init="eva"),
+    "lora_ga": LoraConfig(rank=4, init="lora_ga"),
+    "modules": LoraConfig(rank=4, modules_to_save=("model.norm", "lm_head")),
+    "tokens": LoraConfig(rank=4, trainable_tokens=(int(IDS[0]), int(IDS[3]))),
+}
+
+
+def train(model, config, step) -> dict[str, torch.Tensor]:
+    """Injects, takes three steps, and gives the gradients of the third."""
+    inject(model, config, 0, lambda: step().backward() if config.init == "lora_ga" else step())
+    own = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    optimizer = torch.optim.SGD(own.values(), lr=0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        step().backward()
+        optimizer.step()
+    return {name: p.grad for name, p in own.items()}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_decoder_trains_as_transformers_does(name: str, tiny, tmp_path: Path) -> None:
+    config, module, other = CONFIGS[name], tiny.model.module, tiny_module()
+    ours = train(module, config, lambda: tiny.model.summed_loss(PACKED))
+    theirs = train(other, config, lambda: F.cross_entropy(other(IDS[None]).logits[0, :-1], IDS[1:], reduction="sum"))
+    assert ours.keys() == theirs.keys()
+    for path, gradient in theirs.items():
+        assert torch.allclose(ours[path], gradient, atol=2e-3 * gradient.abs().max().item() + 1e-5), path
+    save_adapter(module, config, tmp_path)
+    again = tiny_module()
+    load_adapter(again, tmp_path)
+    labels = Packed(IDS, IDS, Segments((0, 11)))
+    with torch.no_grad():
+        assert torch.allclose(again(IDS[None]).logits[0], tiny.model.label_logits(labels), atol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["full", "head", "last"])
+def test_baselines_train_what_they_say(method: str, tiny, tmp_path: Path) -> None:
+    module, other = tiny.model.module, tiny_module()
+    config = baseline(module, method, 1)
+    ours = train(module, config, lambda: tiny.model.summed_loss(PACKED))
+    expected = {
+        "full": {name for name, _ in other.named_parameters()},
+        "head": {"model.norm.weight", "lm_head.weight"},
+        "last": {n for n, _ in other.named_parameters() if "layers.1." in n} | {"model.norm.weight"},
+    }[method]
+    assert ours.keys() == expected
+    save_adapter(module, config, tmp_path)
+    again = tiny_module()
+    load_adapter(again, tmp_path)
+    labels = Packed(IDS, IDS, Segments((0, 11)))
+    with torch.no_grad():
+        assert torch.allclose(again(IDS[None]).logits[0], tiny.model.label_logits(labels), atol=1e-4)
+    assert (again.lm_head.weight is again.get_input_embeddings().weight) == (method != "head")
