@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from afina.lora.layer import LoraLinear
+from afina.lora.starts import largest
 
 
 class _Recorder(nn.Module):
@@ -29,8 +30,8 @@ class _Recorder(nn.Module):
             flat = x.detach().reshape(-1, x.shape[-1]).float()
             self.total += float(flat.square().sum())
             stacked = torch.cat([self.rows.to(flat).reshape(-1, flat.shape[1]), flat])
-            _, sizes, vt = torch.linalg.svd(stacked, full_matrices=False)
-            self.rows = sizes[: self._count, None] * vt[: self._count]
+            _, sizes, vt = largest(stacked, self._count)
+            self.rows = sizes[:, None] * vt
         y: Tensor = self.base(x)
         return y
 

@@ -7,9 +7,8 @@ The update that A and B begin with is taken away from the product, so that train
 
 from collections.abc import Callable
 
-import torch
-
 from afina.lora.layer import LoraLinear
+from afina.lora.starts import largest
 
 GAMMA = 16.0
 
@@ -24,8 +23,8 @@ def start(layers: list[LoraLinear], calibrate: Callable[[], None]) -> None:
         calibrate()
         for layer, weight in zip(layers, weights, strict=True):
             gradient = weight.grad.float()
-            u, _, vt = torch.linalg.svd(gradient.T if layer.transposed else gradient, full_matrices=False)
-            r = min(layer.rank, len(vt) // 2)
+            u, _, vt = largest(gradient.T if layer.transposed else gradient, 2 * layer.rank)
+            r = len(vt) // 2
             c = len(u) ** 0.25 / GAMMA**0.5
             layer.start(c * vt[:r], c * u[:, r : 2 * r], from_base=True)
     finally:
