@@ -111,7 +111,7 @@ class DecoderModel:
     def _hidden(self, packed: Packed) -> Tensor:
         ids_T, segments = packed.ids_T, packed.segments
         missing = -len(ids_T) % ROUND
-        if missing:
+        if missing and self.module.training:  # what looks at activations (eva) outside training sees only the rows' own
             ids_T = F.pad(ids_T, (0, missing))
             segments = Segments((*segments.bounds, len(ids_T)))
         x_TC, added_TC = self.module(ids_T, segments)
