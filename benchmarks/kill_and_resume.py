@@ -30,6 +30,8 @@ SETTINGS = (
     "50",
     "--train.early_stopping",
     "0",
+    "--precision",
+    "bf16",
 )
 
 
