@@ -3,7 +3,7 @@
 Comes in: a model and a `LoraConfig`, or an adapter's folder. Goes out: the model with trainable low-rank layers, adapter
 files in PEFT's format, a merged copy. Needs torch, safetensors and `afina.core` only: no data, no tokenizer, no loop.
 Public: `LoraConfig`, `inject`, `find_targets`, `lora_layers`, `disabled`, `save_adapter`, `load_adapter`, `merge`,
-`trainable_parameters`.
+`trainable_parameters`, `Adapters`, `combine`, `rerank`.
 """
 
 from typing import TYPE_CHECKING
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from afina.lora.adapter import load_adapter as load_adapter
     from afina.lora.adapter import read_config as read_config
     from afina.lora.adapter import save_adapter as save_adapter
+    from afina.lora.arithmetic import combine as combine
+    from afina.lora.arithmetic import rerank as rerank
+    from afina.lora.attached import Adapters as Adapters
     from afina.lora.config import LoraConfig as LoraConfig
     from afina.lora.injection import disabled as disabled
     from afina.lora.injection import inject as inject
@@ -26,8 +29,10 @@ if TYPE_CHECKING:
 __getattr__, __all__ = exports(
     __name__,
     {
+        "Adapters": "afina.lora.attached",
         "LoraConfig": "afina.lora.config",
         "adapter_state": "afina.lora.adapter",
+        "combine": "afina.lora.arithmetic",
         "disabled": "afina.lora.injection",
         "find_targets": "afina.lora.targets",
         "inject": "afina.lora.injection",
@@ -35,6 +40,7 @@ __getattr__, __all__ = exports(
         "lora_layers": "afina.lora.injection",
         "merge": "afina.lora.merging",
         "read_config": "afina.lora.adapter",
+        "rerank": "afina.lora.arithmetic",
         "save_adapter": "afina.lora.adapter",
         "trainable_parameters": "afina.lora.injection",
     },

@@ -19,7 +19,7 @@ from afina.lora.layer import is_conv1d
 from afina.lora.vera import VeraLinear
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
-_PREFIX = "base_model.model."
+PREFIX = "base_model.model."
 # What PEFT may store that changes the computation, with the values that mean "not used".
 _UNUSED: dict[str, tuple[Any, ...]] = {
     "use_qalora": (False, None),
@@ -43,14 +43,14 @@ def adapter_state(model: nn.Module) -> dict[str, Tensor]:
     """The adapter's weights (the model's own tensors) by PEFT's names."""
     state: dict[str, Tensor] = {}
     for path, layer in lora_layers(model):
-        state |= {f"{_PREFIX}{path}.{end}": value for end, value in layer.tensors().items()}
+        state |= {f"{PREFIX}{path}.{end}": value for end, value in layer.tensors().items()}
         if isinstance(layer, VeraLinear):
             state |= {"base_model.vera_A": layer.shared.a, "base_model.vera_B": layer.shared.b}
     for path, module in model.named_modules():
         if isinstance(module, TokenRows):
-            state[f"{_PREFIX}{path}.token_adapter.trainable_tokens_delta"] = module.rows
+            state[f"{PREFIX}{path}.token_adapter.trainable_tokens_delta"] = module.rows
     for each in swaps(model):
-        name = f"{_PREFIX}{each.path}".replace(".base.", ".base_layer.")
+        name = f"{PREFIX}{each.path}".replace(".base.", ".base_layer.")
         known = {id(value) for value in state.values()}  # what two modules share is saved once
         state |= {f"{name}.{end}".rstrip("."): v for end, v in each.tensors().items() if id(v) not in known}
     return {name: value.detach() for name, value in state.items()}  # not .data: changes must be seen as such
@@ -63,12 +63,25 @@ def save_adapter(
 
     Raises `OutputError` where the folder cannot be written and `AdapterError` where a weight is not finite.
     """
-    state = {name: value.to(torch.float32).cpu().contiguous() for name, value in adapter_state(model).items()}
+    _write_weights(adapter_state(model), folder)
+    write_json(folder / CONFIG, _peft_config(model, config, base_name, task_type))
+
+
+def write_adapter(state: dict[str, Tensor], config: LoraConfig, like: Path, folder: Path) -> None:
+    """Writes plain LoRA weights by PEFT's names to `folder`, with what the adapter in `like` says of its base and layers."""
+    kept = ("task_type", "base_model_name_or_path", "fan_in_fan_out")
+    raw = read_json(like / CONFIG)
+    _write_weights(state, folder)
+    common = _common_config(config, {key: raw.get(key) for key in kept}, _to_peft(config.target_modules))
+    write_json(folder / CONFIG, common | _lora_config(config, config.rank_pattern, config.alpha_pattern))
+
+
+def _write_weights(state: dict[str, Tensor], folder: Path) -> None:
+    state = {name: value.to(torch.float32).cpu().contiguous() for name, value in state.items()}
     broken = [name for name, value in state.items() if not value.isfinite().all()]
     if broken:
         raise AdapterError(f"the adapter has weights that are not finite: {broken[0]}; it was not saved")
     write_atomic(folder / WEIGHTS, save(state, metadata={"format": "pt"}))
-    write_json(folder / CONFIG, _peft_config(model, config, base_name, task_type))
 
 
 def load_adapter(model: nn.Module, folder: Path) -> LoraConfig:
@@ -78,7 +91,7 @@ def load_adapter(model: nn.Module, folder: Path) -> LoraConfig:
     not have: ignoring it would give other logits.
     """
     config = read_config(folder)
-    state = _read_weights(folder / WEIGHTS)
+    state = read_weights(folder)
     raw = read_json(folder / CONFIG)
     inject(model, config, seed=raw.get("projection_prng_key") or 0)
     own = adapter_state(model)
@@ -171,7 +184,9 @@ def _tokens(value: Any) -> tuple[int, ...]:
     return _listed(value)
 
 
-def _read_weights(path: Path) -> dict[str, Tensor]:
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """The tensors of the adapter in `folder`, by PEFT's names. Raises `AdapterError`."""
+    path = folder / WEIGHTS
     try:
         return load(path.read_bytes())
     except OSError as error:
@@ -185,7 +200,7 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
 def _drop_base_copies(model: nn.Module, state: dict[str, Tensor]) -> None:
     """PEFT saves a whole embedding beside its adapter; one that equals the base's own says nothing new."""
     for path, layer in lora_layers(model):
-        name = f"{_PREFIX}{path}.base_layer.weight"
+        name = f"{PREFIX}{path}.base_layer.weight"
         if name in state and torch.equal(state[name], layer.weight.to(state[name].dtype)):
             del state[name]
 
@@ -207,22 +222,31 @@ def _peft_config(model: nn.Module, config: LoraConfig, base_name: str | None, ta
     if config.target_modules in PRESETS or config.layers:
         targets = _explicit_targets(model)
     config = config.saved()
-    common = {
+    about = {
         "task_type": task_type,
         "base_model_name_or_path": base_name,
+        "fan_in_fan_out": any(getattr(layer, "transposed", False) for _, layer in lora_layers(model)),
+        "modules_to_save": [each.path for each in swaps(model) if isinstance(each.own, nn.Module)] or None,
+    }
+    common = _common_config(config, about, targets)
+    if config.variant == "vera":
+        return common | {"peft_type": "VERA", "vera_dropout": config.dropout, "save_projection": True}
+    return common | _lora_config(config, *_patterns(model, config))
+
+
+def _common_config(config: LoraConfig, about: dict[str, Any], targets: str | list[str] | None) -> dict[str, Any]:
+    return about | {
         "inference_mode": True,
         "r": config.rank,
         "target_modules": targets,
         "exclude_modules": _to_peft(config.exclude_modules),
         "bias": config.bias,
-        "fan_in_fan_out": any(getattr(layer, "transposed", False) for _, layer in lora_layers(model)),
-        "modules_to_save": [each.path for each in swaps(model) if isinstance(each.own, nn.Module)] or None,
         "layers_to_transform": None,
     }
-    if config.variant == "vera":
-        return common | {"peft_type": "VERA", "vera_dropout": config.dropout, "save_projection": True}
-    ranks, alphas = _patterns(model, config)
-    return common | {
+
+
+def _lora_config(config: LoraConfig, ranks: dict[str, int], alphas: dict[str, float]) -> dict[str, Any]:
+    return {
         "peft_type": "LORA",
         "lora_alpha": int(config.alpha) if config.alpha.is_integer() else config.alpha,
         "lora_dropout": config.dropout,

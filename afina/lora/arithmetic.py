@@ -1,0 +1,214 @@
+"""Sums of adapters, and adapters of lower rank, on files: no base is needed.
+
+A layer's update is ΔW = s·BA. New adapters have scaling 1 (alpha = rank), as PEFT's `add_weighted_adapter` makes them.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor
+
+from afina.core.errors import AdapterError
+from afina.lora.adapter import PREFIX, read_config, read_weights, write_adapter
+from afina.lora.config import LoraConfig
+from afina.lora.targets import pattern_value
+
+Kind = Literal[
+    "linear", "cat", "svd", "ties", "ties_svd", "dare_linear", "dare_linear_svd", "dare_ties", "dare_ties_svd"
+]
+_ENDS = {
+    "linear": (".lora_A.weight", ".lora_B.weight"),
+    "embedding": (".lora_embedding_A", ".lora_embedding_B"),
+}
+
+
+class Factors(NamedTuple):
+    """A (rank, in), B (out, rank) and the scaling s of one layer's update."""
+
+    a: Tensor
+    b: Tensor
+    scaling: float
+
+    def delta(self) -> Tensor:
+        return self.scaling * (self.b @ self.a)
+
+
+@dataclass(frozen=True)
+class Pruning:
+    """Of each tensor only the share `density` is kept: the largest values (TIES), or random ones, scaled up (DARE)."""
+
+    density: float
+    seed: int
+
+
+def read_factors(folder: Path) -> dict[str, Factors]:
+    """(layer and kind → factors) of the adapter in `folder`. Raises `AdapterError` where it is more than plain LoRA."""
+    config = read_config(folder)
+    state = read_weights(folder)
+    found: dict[str, Factors] = {}
+    for name in sorted(state):
+        for a_end, b_end in _ENDS.values():
+            if name.endswith(a_end):
+                path = name.removeprefix(PREFIX).removesuffix(a_end)
+                rank = pattern_value(config.rank_pattern, path, config.rank)
+                alpha = pattern_value(config.alpha_pattern, path, config.alpha)
+                b = state[name.removesuffix(a_end) + b_end].float()
+                found[path + a_end] = Factors(state[name].float(), b, config.scaling(int(rank), alpha))
+    if len(state) != 2 * len(found) or config.variant not in ("lora", "lora_fa"):
+        raise AdapterError(
+            f"adapter {folder} is more than A and B, and cannot be summed", "merge it into its base instead"
+        )
+    return found
+
+
+def combine(
+    folders: Sequence[Path], weights: Sequence[float], out: Path, *, kind: Kind = "svd",
+    rank: int | None = None, density: float = 0.5, seed: int = 0,
+) -> LoraConfig:  # fmt: skip
+    """Writes the weighted sum of the adapters in `folders` to `out`; its configuration.
+
+    linear: A = Σ √(w s) A, B = Σ √(w s) B, all of one rank (close to the sum of updates where adapters are alike).
+    cat: exact, with the ranks added up. svd: the sum of updates cut to `rank` (the largest by default).
+    ties (Yadav et al. 2023, https://arxiv.org/abs/2306.01708): the largest values of each, those of the majority's sign averaged.
+    dare (Yu et al. 2023, https://arxiv.org/abs/2311.03099): random values of each, scaled up. On A and B apart, or with _svd on the
+    updates. Raises `AdapterError` where adapters do not fit together.
+    """
+    if kind not in get_args(Kind):
+        raise AdapterError(f"there is no way {kind!r} to combine adapters", f"choose from {', '.join(get_args(Kind))}")
+    if len(folders) != len(weights) or len(folders) < 2:
+        raise AdapterError(
+            f"{len(folders)} adapters and {len(weights)} weights were given", "give two or more, and a weight each"
+        )
+    if not 0 < density <= 1:
+        raise AdapterError(f"density is {density:g}", "give a share above 0 and up to 1")
+    adapters = [read_factors(folder) for folder in folders]
+    ranks = [max(len(factors.a) for factors in adapter.values()) for adapter in adapters]
+    whole = kind == "linear" or kind in ("ties", "dare_linear", "dare_ties")
+    if whole and len({f.a.shape[0] for adapter in adapters for f in adapter.values()}) > 1:
+        raise AdapterError(
+            f"{kind} needs adapters of one rank, these have {', '.join(map(str, ranks))}",
+            "use cat, svd or another kind with _svd",
+        )
+    new_rank = sum(ranks) if kind == "cat" else rank or max(ranks)
+    pruning = Pruning(density, seed)
+    paths = list(dict.fromkeys(path for adapter in adapters for path in adapter))
+    result: dict[str, Factors] = {}
+    for path in paths:
+        here = [(adapter[path], w) for adapter, w in zip(adapters, weights, strict=True) if path in adapter]
+        shapes = {(f.a.shape[1], f.b.shape[0]) for f, _ in here}
+        if len(shapes) > 1:
+            raise AdapterError(
+                f"the adapters are for different bases: {path} has shapes {sorted(shapes)}",
+                "combine adapters of one base",
+            )
+        result[path] = _fill(_combined(here, kind, new_rank, pruning), new_rank)
+    return _write(result, new_rank, folders[0], out)
+
+
+def rerank(folder: Path, rank: int, out: Path) -> float:
+    """Writes the adapter cut to `rank`, by the largest singular values; what is lost, ‖ΔW − ΔW′‖ / ‖ΔW‖ over all layers."""
+    lost = total = 0.0
+    result = {}
+    for path, factors in read_factors(folder).items():
+        u, sizes, vt = _decomposed([(factors, 1.0)])
+        lost += float(sizes[rank:].square().sum())
+        total += float(sizes.square().sum())
+        result[path] = _fill((vt[:rank], u[:, :rank] * sizes[:rank]), rank)
+    _write(result, rank, folder, out)
+    return float((lost / total) ** 0.5) if total else 0.0
+
+
+def _combined(here: list[tuple[Factors, float]], kind: Kind, rank: int, pruning: Pruning) -> tuple[Tensor, Tensor]:
+    if kind == "cat":
+        return torch.cat([f.a * (w * f.scaling) for f, w in here]), torch.cat([f.b for f, _ in here], 1)
+    if kind == "svd":
+        u, sizes, vt = _decomposed(here)
+        return vt[:rank], u[:, :rank] * sizes[:rank]
+    merge = _MERGES[kind.removesuffix("_svd")]
+    if kind.endswith("_svd"):
+        delta = merge([f.delta() for f, _ in here], torch.tensor([w for _, w in here]), pruning)
+        u, sizes, vt = torch.linalg.svd(delta, full_matrices=False)
+        return vt[:rank], u[:, :rank] * sizes[:rank]
+    shares = torch.tensor([w * f.scaling for f, w in here])
+    roots = shares.abs().sqrt()  # a negative weight's sign goes to one side
+    return merge([f.a for f, _ in here], roots * shares.sign(), pruning), merge([f.b for f, _ in here], roots, pruning)
+
+
+def _decomposed(here: list[tuple[Factors, float]]) -> tuple[Tensor, Tensor, Tensor]:
+    """The singular parts of Σ w·ΔW, from the factors: QR of each side, and a small SVD between; no (out, in) matrix exists."""
+    b, tall = torch.linalg.qr(torch.cat([f.b * (w * f.scaling) for f, w in here], 1))
+    a, wide = torch.linalg.qr(torch.cat([f.a for f, _ in here]).T)
+    u, sizes, vt = torch.linalg.svd(tall @ wide.T)
+    return b @ u[:, : len(sizes)], sizes, vt[: len(sizes)] @ a.T
+
+
+def _linear(tensors: list[Tensor], weights: Tensor, pruning: Pruning) -> Tensor:
+    return torch.stack([w * t for t, w in zip(tensors, weights, strict=True)]).sum(0)
+
+
+def _ties(tensors: list[Tensor], weights: Tensor, pruning: Pruning) -> Tensor:
+    return _agreed([_largest(t, pruning.density) for t in tensors], weights)
+
+
+def _dare_linear(tensors: list[Tensor], weights: Tensor, pruning: Pruning) -> Tensor:
+    return _linear(_dropped(tensors, pruning), weights, pruning)
+
+
+def _dare_ties(tensors: list[Tensor], weights: Tensor, pruning: Pruning) -> Tensor:
+    return _agreed(_dropped(tensors, pruning), weights)
+
+
+_MERGES: dict[str, Callable[[list[Tensor], Tensor, Pruning], Tensor]] = {
+    "linear": _linear,
+    "ties": _ties,
+    "dare_linear": _dare_linear,
+    "dare_ties": _dare_ties,
+}
+
+
+def _largest(x: Tensor, density: float) -> Tensor:
+    if density == 1:
+        return x
+    kept = torch.zeros_like(x).flatten()
+    kept[x.abs().flatten().topk(int(density * x.numel())).indices] = 1
+    return x * kept.view_as(x)
+
+
+def _dropped(tensors: list[Tensor], pruning: Pruning) -> list[Tensor]:
+    if pruning.density == 1:
+        return tensors
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(pruning.seed)
+        return [t * torch.bernoulli(torch.full_like(t, pruning.density)) / pruning.density for t in tensors]
+
+
+def _agreed(tensors: list[Tensor], weights: Tensor) -> Tensor:
+    """The weighted mean, value by value, of those that have the sign of their sum."""
+    stacked = torch.stack(tensors)
+    agree = stacked.sign() == torch.where(stacked.sum(0) >= 0, 1, -1)
+    weighted = stacked * weights.view(-1, *[1] * (stacked.dim() - 1))
+    return (weighted * agree).sum(0) / agree.sum(0).clamp(min=1)
+
+
+def _fill(factors: tuple[Tensor, Tensor], rank: int) -> Factors:
+    """With zeros up to `rank`, so that all layers have one."""
+    a, b = factors
+    more = rank - len(a)
+    return Factors(torch.nn.functional.pad(a, (0, 0, 0, more)), torch.nn.functional.pad(b, (0, more)), 1.0)
+
+
+def _write(result: dict[str, Factors], rank: int, like: Path, out: Path) -> LoraConfig:
+    """An adapter of plain LoRA with the base and the kinds of layers of the one in `like`."""
+    state: dict[str, Tensor] = {}
+    paths = []
+    for key, factors in result.items():
+        a_end, b_end = next(ends for ends in _ENDS.values() if key.endswith(ends[0]))
+        paths.append(key.removesuffix(a_end))
+        state[f"{PREFIX}{key}"] = factors.a
+        state[f"{PREFIX}{paths[-1]}{b_end}"] = factors.b
+    config = LoraConfig(rank=rank, alpha=float(rank), target_modules=tuple(paths))
+    write_adapter(state, config, like, out)
+    return config
