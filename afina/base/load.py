@@ -173,7 +173,7 @@ def _from_gguf(source: Source, dtype: torch.dtype, fused: Kernels | None) -> _Re
         return _fill(source, module, gguf_models.weights(file, config, module.state_dict(), dtype)), tok, None
     family = file.metadata.get("general.architecture")
     try:
-        with _quiet():
+        with quiet():
             other, info = AutoModelForCausalLM.from_pretrained(
                 source.path.parent, gguf_file=source.path.name, dtype=dtype, output_loading_info=True
             )
@@ -239,7 +239,7 @@ def _through_transformers(source: Source, config: Any, dtype: torch.dtype) -> An
     with torch.device("meta"):
         _empty(config)  # says what is wrong with an architecture before its weights are read
     try:
-        with _quiet():
+        with quiet():
             module, info = AutoModelForCausalLM.from_pretrained(
                 source.path,
                 dtype=dtype,
@@ -259,7 +259,7 @@ def _through_transformers(source: Source, config: Any, dtype: torch.dtype) -> An
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without transformers' progress bars, which would run into our own lines."""
     from transformers.utils import logging
 

@@ -298,6 +298,93 @@ def _models(options: argparse.Namespace) -> int:
     return 0
 
 
+def _adapters_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "action",
+        choices=["list", "show", "diff", "combine", "rerank", "merge"],
+        help="what lies in a folder; one adapter; two compared; a weighted sum; a lower rank; folded into the base",
+    )
+    parser.add_argument(
+        "runs", nargs="*", type=Path, metavar="RUN", help="run or adapter folders (list: where to look)"
+    )
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder to write to (combine, rerank, merge)")
+    parser.add_argument("--weights", metavar="W,W", help="combine: a weight for each adapter [1 each]")
+    parser.add_argument(
+        "--kind",
+        default="svd",
+        metavar="KIND",
+        help="combine: linear, cat, svd, ties, dare_linear, dare_ties, the last three also with _svd [svd]",
+    )
+    parser.add_argument("--rank", type=_positive, metavar="N", help="rank of the new adapter (combine, rerank)")
+    parser.add_argument("--density", type=float, default=0.5, metavar="SHARE", help="ties, dare: what is kept [0.5]")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="dare: which values are kept [0]")
+    parser.add_argument("--device", metavar="DEVICE", help="merge: cpu, cuda, mps")
+    parser.add_argument("--cache-dir", type=Path, metavar="DIR", help="merge: where downloaded models are kept")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+_RUNS_NEEDED = {"list": (0, 1), "show": (1, 1), "diff": (2, 2), "combine": (2, None), "rerank": (1, 1), "merge": (1, 1)}
+
+
+def _adapters(options: argparse.Namespace) -> int:
+    from afina.jobs import adapters
+
+    action, runs = options.action, options.runs
+    least, most = _RUNS_NEEDED[action]
+    if len(runs) < least or (most is not None and len(runs) > most):
+        wanted = f"{least}" if most == least else f"{least} or more" if most is None else f"up to {most}"
+        raise SettingsError(f"afina adapters {action} takes {wanted} RUN, {len(runs)} were given", "see --help")
+    if action in ("combine", "rerank", "merge") and not options.out:
+        raise SettingsError(f"afina adapters {action} needs --out DIR", "give a new folder")
+    found: Any
+    if action == "list":
+        found = adapters.list_adapters(runs[0] if runs else Path("runs"))
+    elif action == "show":
+        found = adapters.show_adapter(runs[0])
+    elif action == "diff":
+        found = adapters.diff_adapters(*runs)
+    elif action == "combine":
+        weights = _numbers(options.weights) if options.weights else [1.0] * len(runs)
+        path = adapters.combine_adapters(
+            runs, weights, options.out, kind=options.kind, rank=options.rank, density=options.density, seed=options.seed
+        )
+        found = {"adapter": str(path)}
+    elif action == "rerank":
+        if not options.rank:
+            raise SettingsError("afina adapters rerank needs --rank N", "give the new rank")
+        found = {"adapter": str(options.out), "lost": adapters.rerank_adapter(runs[0], options.rank, options.out)}
+    else:
+        difference = adapters.merge_adapter(runs[0], options.out, device=options.device, cache_dir=options.cache_dir)
+        found = {"model": str(options.out), "largest_difference_of_logits": difference}
+    if options.json:
+        _print(json.dumps(found))
+        return 0
+    if action == "list":
+        for entry in found:
+            _print(
+                f"{entry['path']}: {entry['base']}, rank {entry['rank']}, {entry['parameters'] / 1e6:.2f} M parameters"
+            )
+        return 0
+    for key, value in found.items():
+        if key == "layers" and action == "diff":
+            for layer in value:
+                _print(f"  {layer['layer']:50} cosine {_shown(layer['cosine'])}  distance {_shown(layer['distance'])}")
+        elif value not in (None, [], {}):
+            _print(f"{key.replace('_', ' '):28} {_shown(value)}")
+    return 0
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise SettingsError(f"--weights {text!r} are not numbers", "give one an adapter, such as 0.7,0.3") from None
+
+
 def _print(text: str) -> None:
     with writing("standard output"):
         print(text)
@@ -321,6 +408,11 @@ _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Calla
         _eval,
     ),
     "generate": ("let an adapted model answer", _generate_flags, _generate),
+    "adapters": (
+        "adapters: listed, shown, compared, combined, cut, merged into their base",
+        _adapters_flags,
+        _adapters,
+    ),
     "models": ("base models: the catalogue, facts, downloads", _models_flags, _models),
 }
 

@@ -1,0 +1,143 @@
+"""Adapters as things: listed, shown, compared, combined, cut to a lower rank, merged into their base."""
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from afina.base.load import as_transformers, quiet
+from afina.base.model import DecoderModel, Packed
+from afina.base.ops import Segments
+from afina.core.errors import OutputError
+from afina.core.files import check_writable, read_json, read_jsonl, write_atomic
+from afina.data.template import prompt_ids
+from afina.jobs.runs import adapter_folder, open_run, read_facts, save_tokenizer
+from afina.lora.adapter import CONFIG, WEIGHTS, read_config, read_weights
+from afina.lora.arithmetic import Factors, Kind, combine, read_factors, rerank
+from afina.lora.merging import merge
+
+_PROBES = 8  # prompts on which a merged model is compared with the adapted one
+
+
+def list_adapters(folder: Path) -> list[dict[str, Any]]:
+    """What lies in `folder` and below it, an entry an adapter, as `show_adapter` describes it."""
+    return [show_adapter(path.parent) for path in sorted(folder.rglob(CONFIG))]
+
+
+def show_adapter(run: Path) -> dict[str, Any]:
+    """Path, base, size and settings of an adapter. Raises `AdapterError`."""
+    folder = adapter_folder(run)
+    config, facts = read_config(folder), read_facts(folder)
+    base = facts.get("base", {})
+    name = base.get("name") or read_json(folder / CONFIG).get("base_model_name_or_path")
+    return {
+        "path": str(folder),
+        "base": name,
+        "base_sha256": base.get("sha256"),
+        "kind": facts.get("kind"),
+        "parameters": sum(value.numel() for value in read_weights(folder).values()),
+        "size_mb": round((folder / WEIGHTS).stat().st_size / 1e6, 2),
+        **config.model_dump(mode="json"),
+    }
+
+
+def diff_adapters(first: Path, second: Path) -> dict[str, Any]:
+    """Settings that differ, and how far the updates ΔW = s·BA are apart, by layer and in all.
+
+    `cosine` of the updates (1: the same direction), and `distance` ‖ΔW₁ − ΔW₂‖ / ‖ΔW₁‖. Raises `AdapterError`.
+    """
+    shown = [show_adapter(run) for run in (first, second)]
+    settings = {key: [shown[0][key], shown[1][key]] for key in shown[0] if shown[0][key] != shown[1][key]}
+    one, other = (read_factors(adapter_folder(run)) for run in (first, second))
+    both = [path for path in one if path in other]
+    products = {path: _products(one[path], other[path]) for path in both}
+    layers = [{"layer": path.split(".lora_")[0], **_apart(*products[path])} for path in both]
+    sums = [sum(values) for values in zip(*products.values(), strict=True)] or [0.0, 0.0, 0.0]
+    return {
+        "settings": settings,
+        **_apart(*sums),
+        "only_in_one": sorted(p.split(".lora_")[0] for p in one.keys() ^ other.keys()),
+        "layers": layers,
+    }
+
+
+def combine_adapters(
+    runs: Sequence[Path], weights: Sequence[float], out: Path, *, kind: Kind = "svd", rank: int | None = None,
+    density: float = 0.5, seed: int = 0,
+) -> Path:  # fmt: skip
+    """Writes the weighted sum of adapters (see `afina.lora.combine`) to `out`, ready for `generate`, asked as the first one is."""
+    folders = [adapter_folder(run) for run in runs]
+    _check_new(out)
+    combine(folders, weights, out, kind=kind, rank=rank, density=density, seed=seed)
+    _bring_along(folders[0], out)
+    return out
+
+
+def rerank_adapter(run: Path, rank: int, out: Path) -> float:
+    """Writes the adapter cut to `rank` to `out`; the share of the update that is lost."""
+    folder = adapter_folder(run)
+    _check_new(out)
+    lost = rerank(folder, rank, out)
+    _bring_along(folder, out)
+    return lost
+
+
+def merge_adapter(run: Path, out: Path, *, device: str | None = None, cache_dir: Path | None = None) -> float:
+    """Writes the base with the adapter folded in to `out`, in transformers' format; the largest difference of logits from the
+    adapted model over the largest logit, on prompts of the run."""
+    _check_new(out)
+    adapted = open_run(run, device=device, cache_dir=cache_dir)
+    base = adapted.base
+    module: Any = base.model.module
+    model: Any = type(base.model)
+    merged = merge(module)
+    predictions = run / "predictions.jsonl"
+    texts = [row["prompt"] for row in read_jsonl(predictions)[:_PROBES]] if predictions.exists() else ["Hello."]
+    rows = [prompt_ids(base.tokenizer, [{"role": "user", "content": text}]) for text in texts]
+    difference = 0.0
+    with torch.no_grad():
+        for row in rows:
+            ids = torch.tensor(row, device=next(module.parameters()).device)
+            packed = Packed(ids, ids, Segments((0, len(row))))
+            before, after = (model(each).label_logits(packed).float() for each in (module, merged))
+            difference = max(difference, float((before - after).abs().max() / before.abs().max()))
+    plain = as_transformers(merged) if isinstance(base.model, DecoderModel) else merged
+    with tempfile.TemporaryDirectory() as temporary, quiet():
+        plain.save_pretrained(temporary)
+        for file in Path(temporary).iterdir():
+            write_atomic(out / file.name, file.read_bytes())
+    save_tokenizer(base, out)
+    return difference
+
+
+def _products(a: Factors, b: Factors) -> tuple[float, float, float]:
+    """⟨ΔW₁, ΔW₂⟩, ‖ΔW₁‖² and ‖ΔW₂‖² from the factors: ⟨B₁A₁, B₂A₂⟩ = Σ (B₁ᵀB₂) ∘ (A₁A₂ᵀ)."""
+
+    def product(x: Factors, y: Factors) -> float:
+        return x.scaling * y.scaling * float(((x.b.T @ y.b) * (x.a @ y.a.T)).sum())
+
+    return product(a, b), product(a, a), product(b, b)
+
+
+def _apart(product: float, first: float, second: float) -> dict[str, float | None]:
+    if not first or not second:
+        return {"cosine": None, "distance": None}
+    return {
+        "cosine": product / (first * second) ** 0.5,
+        "distance": (max(0.0, first + second - 2 * product) / first) ** 0.5,
+    }
+
+
+def _check_new(out: Path) -> None:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise OutputError(f"--out {out} holds something already", "choose another --out")
+    check_writable(out / CONFIG)
+
+
+def _bring_along(folder: Path, out: Path) -> None:
+    """What makes an adapter ready to be asked: its tokenizer, its template and Afina's facts."""
+    for file in folder.iterdir():
+        if file.name not in (CONFIG, WEIGHTS, "README.md") and file.is_file():
+            write_atomic(out / file.name, file.read_bytes())
