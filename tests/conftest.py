@@ -80,10 +80,11 @@ def tiny(tiny_folder: Path) -> Base:
 def starter() -> Base:
     """The real starter model, where it was downloaded before (`afina models pull starter`)."""
     from afina.base.catalogue import CATALOGUE
+    from afina.base.sources import place
     from afina.core.device import default_cache
 
     entry = CATALOGUE["starter"]
-    if not (default_cache() / "models" / entry.sha256[:16] / Path(entry.member).name).exists():
+    if not place(entry, default_cache()).exists():
         pytest.skip("the starter model is not in the cache; `afina models pull starter` fetches it")
     return load_base("starter", precision="fp32", device="cpu")
 

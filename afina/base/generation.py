@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 
 from afina.base.load import Base
+from afina.base.model import Answer
+from afina.base.whole import ClassifierModel, Seq2SeqModel
 
 
 @dataclass(frozen=True)
@@ -28,15 +30,6 @@ class Sampling:
 
 GREEDY = Sampling()
 WORTH_SHARING = 64  # tokens
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What the model wrote: `text` without special tokens, `tokens` new ones, `stopped` by itself or cut at the limit."""
-
-    text: str
-    tokens: int
-    stopped: bool
 
 
 class _Text:
@@ -80,10 +73,12 @@ def generate(
 ) -> list[Answer]:
     """A continuation of each of the `prompts` (token ids), in their order; `sampling` for all of them or one each.
 
-    An answer ends at one of the base's stop tokens or stop strings, or after `max_new_tokens`.
+    A classifier names a class, and encoder-decoders write greedily, whatever `sampling` says. An answer ends at one of the base's stop tokens or stop strings, or after `max_new_tokens`.
     """
     if not prompts:
         return []
+    if isinstance(base.model, ClassifierModel | Seq2SeqModel):
+        return base.model.answers(base.tokenizer, prompts, max_new_tokens, on_progress)
     module = base.model.module
     was_training = module.training
     module.eval()

@@ -1,10 +1,10 @@
 """One call from a name to a frozen model that is ready to adapt."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -16,6 +16,7 @@ from afina.base.kernels import Kernels
 from afina.base.model import CausalModel, DecoderModel, TransformersModel
 from afina.base.sources import Source
 from afina.base.tokenizer import Tokenizer
+from afina.base.whole import ClassifierModel, Seq2SeqModel
 from afina.core.device import default_cache, pick_device, pick_dtype
 from afina.core.errors import BaseModelError
 
@@ -57,6 +58,9 @@ class Base:
     engine: str
 
 
+Task = Literal["causal", "classify", "seq2seq"]
+
+
 def load_base(
     name: str = "starter",
     *,
@@ -64,16 +68,22 @@ def load_base(
     precision: str = "auto",
     device: str | None = None,
     cache_dir: Path | None = None,
+    task: Task | None = None,
+    classes: Sequence[str] = (),
 ) -> Base:
     """Loads the base model called `name`: a catalogue name, hub id, folder or `.gguf` file (see `locate`).
 
-    `precision` is bf16, fp32 or auto (what the device computes faster, measured once). All parameters are frozen and
-    the module is in evaluation mode. Raises `BaseModelError`.
+    `precision` is bf16, fp32 or auto (what the device computes faster, measured once). `task` is the model's head, by default
+    the base's own; a classifier needs its `classes`. All parameters are frozen and the module is in evaluation mode.
+    Raises `BaseModelError`.
     """
     cache = cache_dir or default_cache()
     source = sources.locate(name, revision, cache)
     place = pick_device(device)
     dtype, reason = pick_dtype(precision, place, cache)
+    task = task or task_of(source)
+    if task != "causal":
+        return _whole(source, task, tuple(classes), place, (dtype, reason))
     read = _from_gguf if source.is_gguf else _from_folder
     fused = kernels.load(cache) if place.type == "cpu" else None
     module, tok, why_not = read(source, dtype, fused)
@@ -84,6 +94,53 @@ def load_base(
     module.requires_grad_(False).eval().to(place)
     model: Any = DecoderModel(module) if isinstance(module, Decoder) else TransformersModel(module)
     return Base(model, tok, _facts(source, module), dtype, reason, _engine(place, fused, why_not))
+
+
+def task_of(source: Source) -> Task:
+    """What a base was made for, by the classes that its config.json names."""
+    if source.is_gguf:
+        return "causal"
+    config = _config(source)
+    named = " ".join(config.architectures or ())
+    if config.is_encoder_decoder:
+        return "seq2seq"
+    causal = not named or "CausalLM" in named or "LMHead" in named
+    return "causal" if causal else "classify"
+
+
+def _whole(
+    source: Source, task: Task, classes: tuple[str, ...], place: torch.device, chosen: tuple[torch.dtype, str]
+) -> Base:
+    """An encoder with a new classification head, or an encoder-decoder, through transformers."""
+    from transformers import AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
+
+    if source.is_gguf:
+        raise BaseModelError(f"{source.path}: GGUF files are read for --task causal only", "give a model folder")
+    dtype, reason = chosen
+    extra: dict[str, Any] = {}
+    maker: Any = AutoModelForSeq2SeqLM
+    if task == "classify":
+        if len(classes) < 2:
+            raise BaseModelError(f"a classifier needs two classes or more, {len(classes)} were given")
+        maker = AutoModelForSequenceClassification
+        extra = {"num_labels": len(classes), "id2label": dict(enumerate(classes)), "ignore_mismatched_sizes": True}
+    tok = tokenizer.plain_from_folder(source.path, classes if task == "classify" else ())
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # a new head starts the same wherever it is made
+        module, missing = _pretrained(maker, source, dtype, **extra)
+    head_paths = [
+        path
+        for path, child in module.named_children()
+        if path != module.base_model_prefix and next(child.parameters(), None) is not None
+    ]
+    fresh = {key.rpartition(".")[0] for key in missing if not key.startswith(tuple(f"{path}." for path in head_paths))}
+    if place.type == "cpu" and not module.config.is_encoder_decoder:
+        module.set_attn_implementation("eager")  # fused attention's backward pass is slow on short rows
+    module.requires_grad_(False).eval().to(place)
+    heads = (*head_paths, *sorted(fresh)) if task == "classify" else ()
+    kind = ClassifierModel if task == "classify" else Seq2SeqModel
+    engine = "through transformers: Afina's own decoder is for decoder-only models"
+    return Base(kind(module, tok.pad_id, heads), tok, _facts(source, module), dtype, reason, engine)
 
 
 def _engine(place: torch.device, fused: Kernels | None, why_not: str | None) -> str:
@@ -101,6 +158,11 @@ def describe(name: str, *, revision: str | None = None, cache_dir: Path | None =
     """The facts of a base without loading its weights (fetched first if it is not on this disk)."""
     source = sources.locate(name, revision, cache_dir or default_cache())
     config = _config(source)
+    if task_of(source) != "causal":
+        from transformers import AutoModel
+
+        with torch.device("meta"):
+            return _facts(source, AutoModel.from_config(config))
     try:
         return _facts(source, _skeleton(config, architecture(config), None))
     except Unsupported:
@@ -238,36 +300,45 @@ def _through_transformers(source: Source, config: Any, dtype: torch.dtype) -> An
 
     with torch.device("meta"):
         _empty(config)  # says what is wrong with an architecture before its weights are read
+    module, missing = _pretrained(AutoModelForCausalLM, source, dtype)
+    if missing:
+        raise BaseModelError(f"{source.path}: weights are missing: {', '.join(missing[:3])} …")
+    return module
+
+
+def _pretrained(maker: Any, source: Source, dtype: torch.dtype, **extra: Any) -> tuple[Any, list[str]]:
+    """The model of a folder in transformers' class, and the names of the weights that the folder does not have."""
     try:
         with quiet():
-            module, info = AutoModelForCausalLM.from_pretrained(
+            module, info = maker.from_pretrained(
                 source.path,
                 dtype=dtype,
                 use_safetensors=True,
                 trust_remote_code=False,
                 local_files_only=True,
                 output_loading_info=True,
+                **extra,
             )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise BaseModelError(
             f"{source.path}: the weights cannot be loaded ({str(error).splitlines()[0][:200]})",
             "the folder needs whole *.safetensors files that fit its config.json",
         ) from error
-    if info["missing_keys"]:
-        raise BaseModelError(f"{source.path}: weights are missing: {', '.join(sorted(info['missing_keys'])[:3])} …")
-    return module
+    return module, sorted(info["missing_keys"])
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without transformers' progress bars, which would run into our own lines."""
+    """Without transformers' progress bars and reports, which would run into our own lines."""
     from transformers.utils import logging
 
-    before = logging.is_progress_bar_enabled()
+    before, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
         yield
     finally:
+        logging.set_verbosity(level)
         if before:
             logging.enable_progress_bar()
 

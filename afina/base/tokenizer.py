@@ -35,10 +35,16 @@ class Tokenizer:
     stop_ids: frozenset[int]
     turn_end: str
     turn_rest: str
+    plain: bool = False  # the texts are read as they are, without a chat around them (encoders)
+    classes: tuple[str, ...] = ()  # the only answers of a classifier, in the order of its outputs
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text` as it stands: special tokens in it are read, none is added."""
         return list(self.inner.encode(text, add_special_tokens=False))
+
+    def encode_input(self, text: str) -> list[int]:
+        """Token ids of what an encoder reads, with the special tokens around it that it was trained with."""
+        return list(self.inner(text).input_ids)
 
     def decode(self, ids: list[int]) -> str:
         """The text of `ids` without special tokens."""
@@ -61,7 +67,8 @@ class Tokenizer:
         return tuple(token.content for token in self.inner.added_tokens_decoder.values() if token.special)
 
     def template_hash(self) -> str:
-        return hashlib.sha256(self.inner.chat_template.encode()).hexdigest()
+        told = "\n".join(["plain", *self.classes]) if self.plain else self.inner.chat_template
+        return hashlib.sha256(told.encode()).hexdigest()
 
     def hash(self) -> str:
         """SHA-256 of the tokenizer's own serialisation."""
@@ -169,7 +176,20 @@ def _byte_level_bpe(meta: dict[str, Any]) -> Any:
 
 
 def from_folder(path: Path, extra_stops: list[int]) -> Tokenizer:
-    """The tokenizer of a folder in transformers' format. Raises `BaseModelError`."""
+    """The tokenizer of a folder in transformers' format, for a model that chats. Raises `BaseModelError`."""
+    return wrap(_read(path), extra_stops)
+
+
+def plain_from_folder(path: Path, classes: tuple[str, ...]) -> Tokenizer:
+    """The tokenizer of an encoder's folder; `classes` are empty where the model writes text. Raises `BaseModelError`."""
+    inner = _read(path)
+    end = inner.eos_token_id if inner.eos_token_id is not None else inner.sep_token_id
+    if inner.pad_token_id is None or end is None:
+        raise BaseModelError(f"{path}: the tokenizer has no pad or no end token", "choose another base")
+    return Tokenizer(inner, int(inner.pad_token_id), frozenset([int(end)]), "", "", True, classes)
+
+
+def _read(path: Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
@@ -178,4 +198,4 @@ def from_folder(path: Path, extra_stops: list[int]) -> Tokenizer:
         raise BaseModelError(f"{path}: no tokenizer could be read ({error})") from error
     if not inner.is_fast:
         raise BaseModelError(f"{path}: the tokenizer has no tokenizer.json", "convert it with transformers first")
-    return wrap(inner, extra_stops)
+    return inner

@@ -177,7 +177,7 @@ def _check_labels(rows: list[Row], base: Base) -> None:
             raise DataError(
                 f"{row.where}: no token of it would be learned", "check the completion and the chat template"
             )
-        if row.labels[-1] not in base.tokenizer.stop_ids:
+        if not base.tokenizer.classes and row.labels[-1] not in base.tokenizer.stop_ids:
             raise DataError(
                 f"{row.where}: the end of the answer is not learned, so the model would never stop",
                 "choose a base whose chat template ends turns with a special token",

@@ -26,6 +26,8 @@ class Row:
 def prompt_ids(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
     """What the model is given to answer. Raises `Unusable` where the template refuses."""
     _check_texts(tokenizer, messages)
+    if tokenizer.plain:
+        return tokenizer.encode_input("\n".join(message["content"] for message in messages))
     return _with_bos(tokenizer, tokenizer.encode(_chat(tokenizer, messages, answer=True)))
 
 
@@ -37,6 +39,8 @@ def render(tokenizer: Tokenizer, example: Example) -> Row:
     """
     if example.completion is None:
         raise Unusable("there is no completion to learn")
+    if tokenizer.plain:
+        return _render_plain(tokenizer, example, example.completion)
     turns = [*example.messages, {"role": "assistant", "content": example.completion}]
     _check_texts(tokenizer, turns)
     ids: list[int] = []
@@ -63,6 +67,20 @@ def render(tokenizer: Tokenizer, example: Example) -> Row:
             labels += [IGNORED] * len(tail)
     whole = _with_bos(tokenizer, ids)
     return Row(whole, [IGNORED] * (len(whole) - len(ids)) + labels, example.where)
+
+
+def _render_plain(tokenizer: Tokenizer, example: Example, completion: str) -> Row:
+    """For a classifier the number of the class, as the second label: it then stands at the first token, as every label does at
+    the token before its own. For an encoder-decoder the answer follows the text, and all of it is labelled."""
+    ids = prompt_ids(tokenizer, example.messages)
+    if not tokenizer.classes:
+        _check_texts(tokenizer, [{"role": "assistant", "content": completion}])
+        answer = [*tokenizer.encode(completion), *tokenizer.stop_ids]
+        return Row(ids + answer, [IGNORED] * len(ids) + answer, example.where)
+    if completion not in tokenizer.classes:
+        raise Unusable(f"its class {completion!r} is not one of those that the model knows")
+    labels = [IGNORED, tokenizer.classes.index(completion), *[IGNORED] * (len(ids) - 2)]
+    return Row(ids, labels, example.where)
 
 
 def shorten(tokenizer: Tokenizer, example: Example, excess: int) -> Example:

@@ -184,7 +184,13 @@ def open_run(run: Path, *, device: str | None = None, cache_dir: Path | None = N
         )
     precision = facts.get("precision", "auto")
     base = load_base(
-        load["name"], revision=load.get("revision"), precision=precision, device=device, cache_dir=cache_dir
+        load["name"],
+        revision=load.get("revision"),
+        precision=precision,
+        device=device,
+        cache_dir=cache_dir,
+        task=facts.get("task", "causal"),
+        classes=facts.get("classes", ()),
     )
     check_base(facts, base, folder)
     load_adapter(base.model.module, folder)

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
+from afina.base.load import Task
 from afina.core.config import Settings, setting
 from afina.data.settings import DataSettings
 from afina.lora.config import LoraConfig
@@ -21,6 +22,8 @@ class RunSettings(Settings):
     """Replace the run that is in the folder already."""
     adapter: Path | None = None
     """Run folder whose adapter is trained further, instead of a new one."""
+    task: Task | None = None
+    """The model's head: causal (writes text), classify (names one of the completions' classes) or seq2seq; by default the base's."""
     method: Method = "lora"
     """What is trained: lora, or an alternative to compare with: full, head (transfer learning), last (layers), bias."""
     last_layers: int = setting(2, ge=1)

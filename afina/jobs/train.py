@@ -3,6 +3,7 @@
 import gc
 import math
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ from torch import Tensor
 
 from afina.base.forecast import activation_bytes, free_bytes
 from afina.base.load import Base, load_base
-from afina.base.model import DecoderModel
+from afina.base.model import DecoderModel, TransformersModel
+from afina.base.whole import ClassifierModel, Seq2SeqModel
 from afina.core.config import build, merge, read_yaml
 from afina.core.device import keep_freed_memory
 from afina.core.errors import AdapterError, InputError, Interrupted, SettingsError
@@ -40,10 +42,16 @@ from afina.training.baselines import RATE_AS_FULL, baseline
 from afina.training.checkpoint import State, fingerprint, read_latest
 from afina.training.loop import Trainer, gradients
 from afina.training.loss import mean_loss
-from afina.training.settings import Model, Plan, plan
+from afina.training.settings import CLASSIFIER_BATCH_SIZE, Model, Plan, plan
 from afina.version import __version__
 
 CHECKPOINTS = "checkpoints"
+_TASKS: dict[type, tuple[str, str]] = {  # ours, and PEFT's task_type
+    DecoderModel: ("causal", "CAUSAL_LM"),
+    TransformersModel: ("causal", "CAUSAL_LM"),
+    ClassifierModel: ("classify", "SEQ_CLS"),
+    Seq2SeqModel: ("seq2seq", "SEQ_2_SEQ_LM"),
+}
 CALIBRATION = 32  # training rows that the starts eva and lora_ga look at
 
 
@@ -95,13 +103,18 @@ def _train(settings: RunSettings, listener: Listener, place: RunFolder, resuming
     keep_freed_memory()
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    base = _load(settings)
+    classes = sorted({example.completion or "" for example in [*parts.train, *parts.held_out]})
+    base = _load(settings, classes)
     data = render_parts(parts, settings.data, base)
+    classifier = isinstance(base.model, ClassifierModel)
+    if classifier and settings.train.batch_size is None:
+        train = settings.train.model_copy(update={"batch_size": CLASSIFIER_BATCH_SIZE})
+        settings = settings.model_copy(update={"train": train})
     lora = _adapt(base, settings, data)
     lengths = [len(row.input_ids) for row in data.train]
     device = next(base.model.module.parameters()).device
     whole = settings.method in RATE_AS_FULL
-    model = Model(base.facts.hidden_size, activation_bytes(base), free_bytes(device), whole)
+    model = Model(base.facts.hidden_size, activation_bytes(base), free_bytes(device), classifier, whole)
     steps, reasons = plan(settings.train, lengths, model, settings.seed)
     reasons = [f"{base.dtype} for the base: {base.dtype_reason}".replace("torch.", ""), *reasons]
     run = _Run(settings, base, data, lora, steps, reasons, place)
@@ -134,7 +147,7 @@ def _finish(
 ) -> TrainResult:
     folder = settings.folder
     listener(Notice("reading the adapter back into a fresh base, and comparing"))
-    fresh = _load(settings)
+    fresh = _load(settings, facts["classes"])
     load_adapter(fresh.model.module, folder / "adapter")
     verification = verify(fresh, data.held_out, trained)
     listener(
@@ -152,25 +165,28 @@ def _finish(
     return TrainResult(folder, folder / "adapter", write_report(folder), settings.data.prompt, evaluation, verification)
 
 
-def _load(settings: RunSettings) -> Base:
+def _load(settings: RunSettings, classes: Sequence[str]) -> Base:
     return load_base(
         settings.base,
         revision=settings.revision,
         precision=settings.precision,
         device=settings.device,
         cache_dir=settings.cache_dir,
+        task=settings.task,
+        classes=classes,
     )
 
 
 def _adapt(base: Base, settings: RunSettings, data: Dataset) -> LoraConfig:
     """Puts a new adapter, or the one of `settings.adapter`, into the base; its configuration."""
     module = base.model.module
+    heads = base.model.heads if isinstance(base.model, ClassifierModel) else ()
     if settings.method != "lora":
         if settings.lora != LoraConfig() or settings.adapter:
             raise SettingsError(
                 f"--method {settings.method} trains no LoRA adapter", "leave --lora.* and --adapter out"
             )
-        config = baseline(module, settings.method, settings.last_layers)
+        config = baseline(module, settings.method, settings.last_layers, heads)
         inject(module, config, settings.seed)
         return config
     if settings.adapter is None:
@@ -182,8 +198,12 @@ def _adapt(base: Base, settings: RunSettings, data: Dataset) -> LoraConfig:
             else:
                 mean_loss(base, rows)
 
-        inject(module, settings.lora, settings.seed, calibrate)
-        return settings.lora
+        lora = settings.lora
+        if heads:  # what is new in the model is trained with the adapter, and saved with it
+            named = (lora.modules_to_save,) if isinstance(lora.modules_to_save, str) else lora.modules_to_save
+            lora = lora.model_copy(update={"modules_to_save": tuple(dict.fromkeys([*named, *heads]))})
+        inject(module, lora, settings.seed, calibrate)
+        return lora
     folder = adapter_folder(settings.adapter)
     given, stored = settings.lora, read_config(folder)
     if given not in (LoraConfig(), stored):
@@ -222,7 +242,9 @@ class _Run:
             "tokenizer_sha256": self.base.tokenizer.hash(),
             "template_sha256": self.base.tokenizer.template_hash(),
             "data": {"prompt": data.prompt, "completion": data.completion, "system": data.system},
-            "kind": infer_kind(self.data.completions),
+            "task": _TASKS[type(self.base.model)][0],
+            "classes": list(self.base.tokenizer.classes),
+            "kind": "classification" if self.base.tokenizer.classes else infer_kind(self.data.completions),
             "max_new_tokens": math.ceil(1.25 * longest) + 8,
             "reasons": self.reasons,
         }
@@ -233,7 +255,7 @@ class _Run:
 
     def announce(self, listener: Listener) -> None:
         data, base = self.data, self.base
-        listener(Notice(base.engine, warning=not isinstance(base.model, DecoderModel)))
+        listener(Notice(base.engine, warning=isinstance(base.model, TransformersModel)))
         listener(
             Notice(
                 f"base {base.facts.name}: {base.facts.parameters / 1e6:.0f} M parameters, {base.facts.layers} layers"
@@ -322,7 +344,7 @@ class _Run:
         """Saves the adapter as it is now, and what its logits are, for the check after training."""
         facts = self.base.facts
         name = facts.hub_id or (facts.path if facts.kind in ("folder", "gguf") else facts.name)
-        save_adapter(self.base.model.module, self.lora, self.adapter, name, "CAUSAL_LM")
+        save_adapter(self.base.model.module, self.lora, self.adapter, name, _TASKS[type(self.base.model)][1])
         self.trained = probe(self.base, self.data.held_out)
         self.place.keep()
 

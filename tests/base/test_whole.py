@@ -1,0 +1,163 @@
+"""Classifiers and encoder-decoders: packed rows against transformers' own losses, and the whole way from a file to answers."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import SPECIALS, byte_tokenizer
+from torch.nn import functional as F
+from transformers import (
+    AutoModelForSeq2SeqLM,
+    BartConfig,
+    BertConfig,
+    DistilBertConfig,
+    ModernBertConfig,
+    RobertaConfig,
+    T5Config,
+)
+
+import afina
+from afina.base import load_base
+from afina.base.generation import generate
+from afina.base.whole import ClassifierModel, Seq2SeqModel
+from afina.core.errors import BaseModelError
+from afina.data.batch import pack
+from afina.data.load import read_parts, render_parts
+from afina.data.settings import DataSettings
+
+SIZES = {
+    "vocab_size": 259,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+}
+ENDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2}
+ENCODERS = {
+    "bert": BertConfig(**SIZES, max_position_embeddings=130, architectures=["BertModel"]),
+    "roberta": RobertaConfig(**SIZES, max_position_embeddings=130, architectures=["RobertaForMaskedLM"], **ENDS),
+    "distilbert": DistilBertConfig(
+        vocab_size=259,
+        dim=32,
+        n_layers=2,
+        n_heads=4,
+        hidden_dim=64,
+        max_position_embeddings=130,
+        architectures=["DistilBertModel"],
+    ),
+    "modernbert": ModernBertConfig(**SIZES, max_position_embeddings=130, architectures=["ModernBertModel"], **ENDS),
+}
+DECODERS = {
+    "t5": T5Config(
+        vocab_size=259, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, pad_token_id=0, eos_token_id=2, decoder_start_token_id=0,
+        architectures=["T5ForConditionalGeneration"],
+    ),
+    "bart": BartConfig(
+        vocab_size=259, d_model=32, encoder_layers=2, decoder_layers=2, encoder_attention_heads=4, decoder_attention_heads=4,
+        encoder_ffn_dim=64, decoder_ffn_dim=64, max_position_embeddings=130, architectures=["BartForConditionalGeneration"],
+        forced_eos_token_id=None, decoder_start_token_id=2, **{k: v for k, v in ENDS.items() if "cls" not in k and "sep" not in k},
+    ),
+}  # fmt: skip
+
+
+def save(folder: Path, config) -> Path:
+    from transformers import AutoModel
+
+    torch.manual_seed(0)
+    maker = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModel
+    maker.from_config(config).save_pretrained(folder)
+    tokenizer = byte_tokenizer(chat_template=None, eos="<|im_end|>")
+    tokenizer.pad_token, tokenizer.cls_token, tokenizer.sep_token = SPECIALS
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{SPECIALS[1]} $A {SPECIALS[2]}", special_tokens=[(SPECIALS[1], 1), (SPECIALS[2], 2)]
+    )
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def write(path: Path, count: int = 60) -> Path:
+    rows = [
+        {"q": f"{'a' if i % 2 else 'b'}{i:02d}" * (1 + i % 3), "a": "red" if i % 2 else "blue"} for i in range(count)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def rows_for(base, path: Path):
+    settings = DataSettings(path=path, prompt="{q}", completion="{a}")
+    return render_parts(read_parts(settings, 0), settings, base).train[:7]
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_a_classifier_learns_what_transformers_would(name: str, tmp_path: Path) -> None:
+    base = load_base(
+        str(save(tmp_path / name, ENCODERS[name])), precision="fp32", device="cpu", classes=("blue", "red")
+    )
+    assert isinstance(base.model, ClassifierModel)
+    assert "classifier" in base.model.heads
+    rows = rows_for(base, write(tmp_path / "rows.jsonl"))
+    packed = pack(rows, torch.device("cpu"))
+    expected = 0.0
+    for row in rows:
+        label = torch.tensor([next(x for x in row.labels if x != -100)])
+        logits = base.model.module(input_ids=torch.tensor([row.input_ids])).logits
+        expected += F.cross_entropy(logits, label).item()
+    assert base.model.summed_loss(packed).item() == pytest.approx(expected, rel=1e-4)
+    answers = generate(base, [row.input_ids for row in rows], 5)
+    assert {answer.text for answer in answers} <= {"blue", "red"}
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_an_encoder_decoder_learns_what_transformers_would(name: str, tmp_path: Path) -> None:
+    base = load_base(str(save(tmp_path / name, DECODERS[name])), precision="fp32", device="cpu")
+    assert isinstance(base.model, Seq2SeqModel)
+    rows = rows_for(base, write(tmp_path / "rows.jsonl"))
+    expected = 0.0
+    for row in rows:
+        source = [t for t, x in zip(row.input_ids, row.labels, strict=True) if x == -100]
+        target = [x for x in row.labels if x != -100]
+        found = base.model.module(input_ids=torch.tensor([source]), labels=torch.tensor([target]))
+        expected += found.loss.item() * len(target)
+    assert base.model.summed_loss(pack(rows, torch.device("cpu"))).item() == pytest.approx(expected, rel=1e-4)
+    prompts = [[t for t, x in zip(row.input_ids, row.labels, strict=True) if x == -100] for row in rows]
+    together = generate(base, prompts, 6)
+    assert together == [generate(base, [prompt], 6)[0] for prompt in prompts]
+
+
+@pytest.mark.parametrize("method", ["lora", "head", "full", "last", "bias"])
+def test_from_a_file_to_a_classifier(method: str, tmp_path: Path) -> None:
+    folder = save(tmp_path / "bert", ENCODERS["bert"])
+    settings = {
+        "base": str(folder), "out": tmp_path / "run", "method": method, "precision": "fp32", "device": "cpu",
+        "data": {"path": write(tmp_path / "rows.jsonl"), "prompt": "{q}", "completion": "{a}"},
+        "train": {"epochs": 8, "learning_rate": 0.005 if method in ("lora", "full", "last") else 0.02},
+    }  # fmt: skip
+    result = afina.train(afina.RunSettings(**settings))
+    assert result.evaluation.scores["adapted"]["accuracy"] == 1.0 or method in ("head", "bias")
+    found = afina.generate(result.folder, ["a07", "b06"])
+    assert {row["answer"] for row in found} <= {"red", "blue"}
+    if method == "lora":
+        assert [row["answer"] for row in found] == ["red", "blue"]
+        again = afina.evaluate(result.folder, tmp_path / "rows.jsonl")
+        assert again.scores["adapted"]["accuracy"] == 1.0
+
+
+def test_from_a_file_to_an_encoder_decoder(tmp_path: Path) -> None:
+    folder = save(tmp_path / "t5", DECODERS["t5"])
+    settings = {
+        "base": str(folder), "out": tmp_path / "run", "task": "seq2seq", "precision": "fp32", "device": "cpu",
+        "data": {"path": write(tmp_path / "rows.jsonl"), "prompt": "{q}", "completion": "{a}"},
+        "train": {"epochs": 12, "learning_rate": 0.02},
+    }  # fmt: skip
+    result = afina.train(afina.RunSettings(**settings))
+    assert result.evaluation.scores["adapted"]["loss"] < 0.7 * result.evaluation.scores["base"]["loss"]
+    assert afina.generate(result.folder, ["a07"])[0]["answer"]
+
+
+def test_what_a_classifier_needs(tmp_path: Path) -> None:
+    folder = save(tmp_path / "bert", ENCODERS["bert"])
+    with pytest.raises(BaseModelError, match="two classes or more"):
+        load_base(str(folder), precision="fp32")
