@@ -33,7 +33,7 @@ def byte_tokenizer(chat_template: str | None = CHATML, eos: str = "<|im_end|>"):
 
 
 def tiny_config(kind: str = "llama"):
-    from transformers import BertConfig, GPT2Config, LlamaConfig, Qwen3Config
+    from transformers import BertConfig, Gemma3TextConfig, GPT2Config, LlamaConfig, Qwen3Config, T5Config
 
     small = {"vocab_size": 259, "max_position_embeddings": 512}
     wide = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
@@ -45,15 +45,36 @@ def tiny_config(kind: str = "llama"):
         return GPT2Config(
             vocab_size=259, n_positions=512, n_embd=32, n_layer=2, n_head=4, eos_token_id=2, bos_token_id=2
         )
+    if kind == "gemma3":
+        return Gemma3TextConfig(
+            **small,
+            **wide,
+            num_key_value_heads=2,
+            head_dim=8,
+            query_pre_attn_scalar=8,
+            sliding_window=8,
+            eos_token_id=2,
+        )
+    if kind == "t5":
+        return T5Config(
+            vocab_size=259,
+            d_model=32,
+            d_kv=8,
+            d_ff=64,
+            num_layers=2,
+            num_heads=4,
+            decoder_start_token_id=0,
+            eos_token_id=2,
+        )
     return BertConfig(**small, **wide)
 
 
 def tiny_module(kind: str = "llama", seed: int = 0):
-    """A random model in evaluation mode; BERT as an encoder, the others with their language-model head."""
-    from transformers import AutoModel, AutoModelForCausalLM
+    """A random model in evaluation mode; BERT as an encoder, T5 whole, the others with their language-model head."""
+    from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
     torch.manual_seed(seed)
-    maker = AutoModel if kind == "bert" else AutoModelForCausalLM
+    maker = {"bert": AutoModel, "t5": AutoModelForSeq2SeqLM}.get(kind, AutoModelForCausalLM)
     model = maker.from_config(tiny_config(kind)).eval()
     if kind == "llama":
         model.get_input_embeddings().weight.data *= 20  # tied to the head: a frozen head this small could say nothing

@@ -47,7 +47,7 @@ def adapter_state(model: nn.Module) -> dict[str, Tensor]:
         if isinstance(layer, VeraLinear):
             state |= {"base_model.vera_A": layer.shared.a, "base_model.vera_B": layer.shared.b}
     for path, module in model.named_modules():
-        if isinstance(module, TokenRows):
+        if isinstance(module, TokenRows) and not any(module.rows is value for value in state.values()):
             state[f"{PREFIX}{path}.token_adapter.trainable_tokens_delta"] = module.rows
     for each in swaps(model):
         name = f"{PREFIX}{each.path}".replace(".base.", ".base_layer.")

@@ -56,12 +56,12 @@ def swaps(model: nn.Module) -> list[Swap]:
 
 
 class TokenRows(nn.Module):
-    """An embedding with rows of its own for the `tokens`. ids are (…), the output is (…, width)."""
+    """An embedding with `rows` of its own for the `tokens`, by default the base's. ids are (…), the output is (…, width)."""
 
-    def __init__(self, base: Any, tokens: tuple[int, ...]) -> None:
+    def __init__(self, base: Any, tokens: tuple[int, ...], rows: nn.Parameter | None = None) -> None:
         super().__init__()
         self.base, self.tokens, self.enabled = base, tokens, True
-        self.rows = nn.Parameter(base.weight[list(tokens)].detach().float().clone())
+        self.rows = nn.Parameter(base.weight[list(tokens)].detach().float().clone()) if rows is None else rows
         place = torch.full((len(base.weight),), -1, device=base.weight.device)
         place[list(tokens)] = torch.arange(len(tokens), device=base.weight.device)
         self.register_buffer("_place", place, persistent=False)

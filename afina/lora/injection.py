@@ -171,8 +171,11 @@ def _free_tokens(model: nn.Module, tokens: tuple[int, ...]) -> None:
             f"trainable_tokens must be different numbers from 0 to {words - 1}", "look the tokens up in the tokenizer"
         )
     head = known.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    paths = {id(module): path for path, module in model.named_modules()}
-    rows = TokenRows(embedding, tokens)
-    replace(model, paths[id(embedding)], rows)
-    if head is not None and head.weight is embedding.weight:
-        replace(model, paths[id(head)], TokenLogits(head, rows))
+    weight, rows = embedding.weight, TokenRows(embedding, tokens)
+    for path, module in list(model.named_modules()):
+        if module is embedding:
+            replace(model, path, rows)
+        elif isinstance(module, nn.Embedding) and module.weight is weight:  # an encoder's and a decoder's may be one
+            replace(model, path, TokenRows(module, tokens, rows.rows))
+        elif module is head and head.weight is weight:
+            replace(model, path, TokenLogits(head, rows))

@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import SPECIALS, byte_tokenizer
+from peft import PeftModel
 from torch.nn import functional as F
 from transformers import (
     AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
     BartConfig,
     BertConfig,
     DistilBertConfig,
@@ -25,6 +27,7 @@ from afina.core.errors import BaseModelError
 from afina.data.batch import pack
 from afina.data.load import read_parts, render_parts
 from afina.data.settings import DataSettings
+from afina.jobs.runs import open_run
 
 SIZES = {
     "vocab_size": 259,
@@ -141,6 +144,13 @@ def test_from_a_file_to_a_classifier(method: str, tmp_path: Path) -> None:
     assert {row["answer"] for row in found} <= {"red", "blue"}
     if method == "lora":
         assert [row["answer"] for row in found] == ["red", "blue"]
+        theirs = PeftModel.from_pretrained(
+            AutoModelForSequenceClassification.from_pretrained(folder, num_labels=2), result.adapter
+        ).eval()
+        ours = open_run(result.folder).base
+        ids = torch.tensor([ours.tokenizer.encode_input("a07")])
+        with torch.no_grad():
+            assert torch.allclose(ours.model.module(ids).logits, theirs(ids).logits, atol=1e-5)
         again = afina.evaluate(result.folder, tmp_path / "rows.jsonl")
         assert again.scores["adapted"]["accuracy"] == 1.0
 

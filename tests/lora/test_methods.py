@@ -52,20 +52,39 @@ EXTRAS = {
 }
 
 
+KINDS = ["llama", "qwen3", "gemma3", "gpt2", "bert", "t5"]
+NORMS = {"gpt2": "ln_f", "bert": "pooler", "t5": "final_layer_norm"}
+ATTENTION = {"gpt2": "c_attn", "bert": "query", "t5": "q"}
+WITH_BIASES = ("gpt2", "bert")
+
+
 def output(model) -> torch.Tensor:
-    return model(IDS).logits
+    if getattr(model.config, "is_encoder_decoder", False):
+        return model(input_ids=IDS, decoder_input_ids=IDS).logits
+    found = model(IDS)
+    return (
+        found.logits
+        if hasattr(found, "logits")
+        else torch.cat([found.last_hidden_state, found.pooler_output[:, None]], 1)
+    )
+
+
+def loss(model, labels: torch.Tensor = IDS) -> torch.Tensor:
+    logits = output(model)
+    labels = labels if logits.shape[1] == labels.shape[1] else F.pad(labels, (0, 1), value=3)
+    return F.cross_entropy(logits.flatten(0, 1), labels.flatten() % logits.shape[-1])
 
 
 def injected(kind: str, seed: int = 0, **settings) -> tuple[nn.Module, LoraConfig]:
     model = tiny_module(kind)
     if settings.get("modules_to_save"):
-        settings["modules_to_save"] = ("norm",) if kind != "gpt2" else ("ln_f",)
+        settings["modules_to_save"] = (NORMS.get(kind, "norm"),)
     config = LoraConfig(rank=4, alpha=12, **settings)
 
     def calibrate() -> None:
-        loss = F.cross_entropy(output(model).flatten(0, 1), IDS.flatten())
+        found = loss(model)
         if config.init == "lora_ga":
-            loss.backward()
+            found.backward()
 
     inject(model, config, seed, calibrate)
     return model, config
@@ -78,25 +97,26 @@ def trained(model: nn.Module) -> dict[str, nn.Parameter]:
 def train(model: nn.Module, steps: int = 3) -> None:
     optimizer = torch.optim.AdamW(trained(model).values(), lr=0.02, weight_decay=0.0)
     for _ in range(steps):
-        F.cross_entropy(output(model).flatten(0, 1), IDS.roll(1).flatten()).backward()
+        loss(model, IDS.roll(1)).backward()
         optimizer.step()
         optimizer.zero_grad()
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen3"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", EXTRAS)
 def test_starts_as_the_base_trains_saves_and_merges(kind: str, name: str, tmp_path: Path) -> None:
     base = tiny_module(kind)
     before = {key: value.clone() for key, value in base.state_dict().items()}
-    if kind != "gpt2" and "biases" in name:
-        with_bias = copy.deepcopy(base)  # Llama has none
+    if kind not in WITH_BIASES and "biases" in name:
+        with_bias = copy.deepcopy(base)
         inject(with_bias, LoraConfig(bias="all" if name == "biases" else "lora_only"))
         assert trained(with_bias).keys() == {n for n in trained(with_bias) if "lora_" in n}
         return
     model, config = injected(kind, **EXTRAS[name])
     with torch.no_grad():
         plain = output(base)
-        assert torch.allclose(output(model), plain, atol=2e-5)
+        near = 2e-5 * max(1.0, plain.abs().max().item())
+        assert torch.allclose(output(model), plain, atol=near)
         train_frozen = {n: p.clone() for n, p in model.named_parameters() if not p.requires_grad}
     train(model, 30 if name == "vera" else 3)
     with torch.no_grad():
@@ -105,30 +125,29 @@ def test_starts_as_the_base_trains_saves_and_merges(kind: str, name: str, tmp_pa
         assert all(torch.equal(p, train_frozen[n]) for n, p in model.named_parameters() if n in train_frozen)
         with disabled(model):
             assert torch.equal(output(model), plain)
-        assert torch.allclose(output(merge(model)), adapted, atol=1e-4)
+        assert torch.allclose(output(merge(model)), adapted, atol=5 * near)
         assert torch.equal(output(model), adapted)
         save_adapter(model, config, tmp_path)
         again = tiny_module(kind)
         load_adapter(again, tmp_path)
-        assert torch.allclose(output(again), adapted, atol=1e-5)
+        assert torch.allclose(output(again), adapted, atol=near)
         with disabled(again):
             own = {key.replace(".base.", "."): value for key, value in again.state_dict().items()}
             assert all(torch.equal(own[key], value) for key, value in before.items())
         theirs = PeftModel.from_pretrained(tiny_module(kind), tmp_path)
-        assert torch.allclose(output(theirs), adapted, atol=2e-5)
+        assert torch.allclose(output(theirs), adapted, atol=near)
 
 
 PEFT = {
     "lora": PeftConfig(),
     "rslora": PeftConfig(use_rslora=True),
     "dora": PeftConfig(use_dora=True),
-    "vera": VeraConfig(target_modules=["q_proj", "v_proj"]),
+    "vera": VeraConfig(target_modules=["q_proj"]),
     "biases": PeftConfig(bias="all"),
     "whole modules": PeftConfig(modules_to_save=["norm"]),
     "tokens": PeftConfig(trainable_token_indices=[5, 9]),
     "layers": PeftConfig(target_modules=["q_proj"], layers_to_transform=[1]),
 }
-GPT2_NAMES = {"q_proj": "c_attn", "v_proj": "c_proj"}
 
 
 def peft_config(name: str, kind: str):
@@ -137,15 +156,12 @@ def peft_config(name: str, kind: str):
     if name != "vera":
         config.lora_alpha = 12
     names = config.target_modules or "all-linear"
-    if kind == "gpt2" and not isinstance(names, str):
-        names = [GPT2_NAMES[n] for n in names]
-    config.target_modules = names
-    if kind == "gpt2" and config.modules_to_save:
-        config.modules_to_save = ["ln_f"]
+    config.target_modules = names if isinstance(names, str) else [ATTENTION.get(kind, "q_proj")]
+    config.modules_to_save = config.modules_to_save and [NORMS.get(kind, "norm")]
     return config
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen3"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", PEFT)
 def test_theirs_in_ours_with_the_same_gradients(kind: str, name: str, tmp_path: Path) -> None:
     theirs = get_peft_model(tiny_module(kind), peft_config(name, kind))
@@ -153,10 +169,11 @@ def test_theirs_in_ours_with_the_same_gradients(kind: str, name: str, tmp_path: 
     theirs.save_pretrained(tmp_path)
     model = tiny_module(kind)
     load_adapter(model, tmp_path)
-    assert torch.allclose(output(model), output(theirs), atol=1e-5)
+    near = 2e-5 * max(1.0, output(model).abs().max().item())
+    assert torch.allclose(output(model), output(theirs), atol=near)
     gradients = []
     for each in (model, theirs):
-        F.cross_entropy(output(each).flatten(0, 1), IDS.flatten()).backward()
+        loss(each).backward()
         gradients.append(sorted(p.grad.norm().item() for p in trained(each).values() if p.grad is not None))
     assert len(gradients[0]) == len(gradients[1])
     assert torch.allclose(torch.tensor(gradients[0]), torch.tensor(gradients[1]), rtol=1e-3, atol=1e-6)
