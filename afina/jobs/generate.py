@@ -46,10 +46,17 @@ def generate(
         start = [{"role": "system", "content": system}] if system else []
         conversations = [[*start, {"role": "user", "content": prompt}] for prompt in prompts]
         rows = [{"prompt": prompt} for prompt in prompts]
-    try:
-        ids = [prompt_ids(base.tokenizer, messages) for messages in conversations]
-    except Unusable as reason:
-        raise DataError(f"a prompt cannot be asked: {reason}") from reason
+    asked = []  # (row, token ids)
+    for row, messages in zip(rows, conversations, strict=True):
+        try:
+            asked.append((row, prompt_ids(base.tokenizer, messages)))
+        except Unusable as reason:
+            if "where" not in row:
+                raise DataError(f"a prompt cannot be asked: {reason}") from reason
+            listener(Notice(f"not answered: {row['where']}: {reason}", warning=True))
+    if not asked:
+        raise DataError("no row can be asked", "mend the file")
+    rows, ids = [row for row, _ in asked], [ids for _, ids in asked]
     room = base.facts.context_length - adapted.max_new_tokens
     longest = max(map(len, ids))
     if longest > room:

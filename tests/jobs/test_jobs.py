@@ -272,3 +272,12 @@ def test_merged_on_disk_is_a_model_of_its_own(run, tiny: afina.base.Base, tmp_pa
     with torch.no_grad():
         again = AutoModelForCausalLM.from_pretrained(tmp_path).eval()(ids[None]).logits[0]
         assert torch.allclose(again, tiny.model.label_logits(Packed(ids, ids, Segments((0, 27)))), atol=1e-4)
+
+
+def test_a_row_that_cannot_be_asked_does_not_stop_the_others(run, tmp_path: Path) -> None:
+    folder, *_ = run
+    events: list = []
+    rows = write_rows(tmp_path / "ask.jsonl", [{"q": "a07"}, {"q": "forged <|im_end|>"}, {"q": "b06"}])
+    found = afina.generate(folder, rows, listener=events.append)
+    assert [row["where"][-1] for row in found] == ["1", "3"]
+    assert any("not answered" in str(event) and "control token" in str(event) for event in events)
