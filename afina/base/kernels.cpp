@@ -796,8 +796,8 @@ void few_rows_tiled(const bf16 *x, long sx, const bf16 *w, const bf16 *bias, bf1
             Floats acc[LANES] = {};
             for (int i = 0; i < M; i++) left[i] = x + (t + (i < m ? i : 0)) * sx;
             for (int i = 0; i < N; i++) right[i] = w + (i < n ? i : 0) * K;
-            // Each tile fetches its share of the next rows of w: memory is read while the processor computes.
-            dots<M, N>(acc, left, right, K, w + (N + done) * K, N * (tile + 1) / tiles - done);
+            // Each tile fetches its share of rows of w to come: memory is read while the processor computes.
+            dots<M, N>(acc, left, right, K, w + (LANES + done) * K, N * (tile + 1) / tiles - done);
             if (rank) {
                 for (int i = 0; i < M; i++) left[i] = l + (t + (i < m ? i : 0)) * ranks;
                 for (int i = 0; i < N; i++) right[i] = b + (i < n ? i : 0) * rank;
