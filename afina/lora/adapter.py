@@ -230,6 +230,7 @@ def _peft_config(model: nn.Module, config: LoraConfig, base_name: str | None, ta
     }
     common = _common_config(config, about, targets)
     if config.variant == "vera":
+        del common["exclude_modules"]  # PEFT's VeraConfig has none
         return common | {"peft_type": "VERA", "vera_dropout": config.dropout, "save_projection": True}
     return common | _lora_config(config, *_patterns(model, config))
 
