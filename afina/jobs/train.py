@@ -17,7 +17,7 @@ from afina.base.model import DecoderModel, TransformersModel
 from afina.base.whole import ClassifierModel, Seq2SeqModel
 from afina.core.config import build, merge, read_yaml
 from afina.core.device import keep_freed_memory
-from afina.core.errors import AdapterError, InputError, Interrupted, SettingsError
+from afina.core.errors import AdapterError, DataError, InputError, Interrupted, SettingsError
 from afina.core.events import Done, Event, Listener, MetricsFile, Notice, forget_after, ignore
 from afina.core.files import write_atomic, write_json, write_jsonl, write_yaml
 from afina.data.load import Dataset, read_parts, render_parts, summary
@@ -107,6 +107,12 @@ def _train(settings: RunSettings, listener: Listener, place: RunFolder, resuming
     base = _load(settings, classes)
     data = render_parts(parts, settings.data, base)
     classifier = isinstance(base.model, ClassifierModel)
+    examples = len(parts.train) + len(parts.held_out)
+    if classifier and len(classes) > max(2, examples // 2):
+        raise DataError(
+            f"{settings.data.path}: {len(classes)} different completions in {examples} rows are too many to be classes",
+            "a base that writes text, such as starter, learns free answers",
+        )
     if classifier and settings.train.batch_size is None:
         train = settings.train.model_copy(update={"batch_size": CLASSIFIER_BATCH_SIZE})
         settings = settings.model_copy(update={"train": train})

@@ -261,10 +261,10 @@ def _lora_config(config: LoraConfig, ranks: dict[str, int], alphas: dict[str, fl
 
 
 def _patterns(model: nn.Module, config: LoraConfig) -> tuple[dict[str, int], dict[str, float]]:
-    """Ranks and alphas by pattern; by path where eva gave each layer a rank of its own."""
-    if config.init != "eva" or config.eva_rho == 1:
-        return config.rank_pattern, config.alpha_pattern
+    """Ranks and alphas by pattern; by path where eva gave layers ranks of their own."""
     layers = {re.escape(path): layer for path, layer in lora_layers(model)}
+    if config.init != "eva" or {layer.rank for layer in layers.values()} == {config.rank}:
+        return config.rank_pattern, config.alpha_pattern
     alphas = {key: layer.scaling * (layer.rank**0.5 if config.rslora else layer.rank) for key, layer in layers.items()}
     return {key: layer.rank for key, layer in layers.items()}, alphas
 

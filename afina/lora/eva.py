@@ -25,6 +25,11 @@ class _Recorder(nn.Module):
         self.rows = torch.empty(0)
         self.total = 0.0
 
+    @property
+    def weight(self) -> Any:
+        """The base layer's weight, for code that looks at it."""
+        return self.base.weight
+
     def forward(self, x: Tensor) -> Tensor:
         with torch.no_grad():
             flat = x.detach().reshape(-1, x.shape[-1]).float()

@@ -23,7 +23,7 @@ import afina
 from afina.base import load_base
 from afina.base.generation import generate
 from afina.base.whole import ClassifierModel, Seq2SeqModel
-from afina.core.errors import BaseModelError
+from afina.core.errors import BaseModelError, DataError
 from afina.data.batch import pack
 from afina.data.load import read_parts, render_parts
 from afina.data.settings import DataSettings
@@ -169,5 +169,13 @@ def test_from_a_file_to_an_encoder_decoder(tmp_path: Path) -> None:
 
 def test_what_a_classifier_needs(tmp_path: Path) -> None:
     folder = save(tmp_path / "bert", ENCODERS["bert"])
+    rows = [{"prompt": f"question {i}", "completion": f"a free answer, number {i}"} for i in range(30)]
+    (tmp_path / "free.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = afina.RunSettings(
+        base=str(folder), out=tmp_path / "run", data={"path": tmp_path / "free.jsonl"}, device="cpu"
+    )
+    with pytest.raises(DataError, match="too many to be classes"):
+        afina.train(settings)
+    assert not (tmp_path / "run").exists()
     with pytest.raises(BaseModelError, match="two classes or more"):
         load_base(str(folder), precision="fp32")
