@@ -251,7 +251,10 @@ class _Ready:
         self.outer_fused = fused if fast else None  # for dA
         self._wrapped = [layer for layer, own in zip(layers, frozen, strict=True) if layer is not own]
         self._weights = [layer.weight for layer in frozen]
-        self._adapters = [p for layer in self._wrapped for p in (layer.lora_a, layer.lora_b)]
+        # Layers that are switched off may be of any kind.
+        self._adapters = [
+            p for layer in self._wrapped if hasattr(layer, "lora_a") for p in (layer.lora_a, layer.lora_b)
+        ]
         self._state = self._look()
         self._parts: tuple[Any, list[Tensor]] | None = None
 

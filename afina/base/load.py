@@ -119,15 +119,22 @@ def _whole(
     dtype, reason = chosen
     extra: dict[str, Any] = {}
     maker: Any = AutoModelForSeq2SeqLM
+    if task == "seq2seq" and not _config(source).is_encoder_decoder:
+        raise BaseModelError(f"base {source.name!r} is no encoder-decoder", "leave --task out, or choose another base")
     if task == "classify":
         if len(classes) < 2:
-            raise BaseModelError(f"a classifier needs two classes or more, {len(classes)} were given")
+            raise BaseModelError(
+                f"a classifier needs two classes or more, {len(classes)} were given",
+                "check --completion and the data: each different completion is a class",
+            )
         maker = AutoModelForSequenceClassification
         extra = {"num_labels": len(classes), "id2label": dict(enumerate(classes)), "ignore_mismatched_sizes": True}
     tok = tokenizer.plain_from_folder(source.path, classes if task == "classify" else ())
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # a new head starts the same wherever it is made
         module, missing = _pretrained(maker, source, dtype, **extra)
+    if module.config.pad_token_id is None:  # a decoder's classifier looks for the last token before the padding
+        module.config.pad_token_id = tok.pad_id
     head_paths = [
         path
         for path, child in module.named_children()

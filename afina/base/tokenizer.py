@@ -44,7 +44,7 @@ class Tokenizer:
 
     def encode_input(self, text: str) -> list[int]:
         """Token ids of what an encoder reads, with the special tokens around it that it was trained with."""
-        return list(self.inner(text).input_ids)
+        return list(self.inner(text, verbose=False).input_ids)
 
     def decode(self, ids: list[int]) -> str:
         """The text of `ids` without special tokens."""

@@ -22,8 +22,11 @@ class _Whole:
     def __init__(self, module: Any, pad_id: int, heads: tuple[str, ...]) -> None:
         self.module: nn.Module = module
         self.heads = heads  # paths of what is new in the model, and has to be trained whole
-        self._any: Any = module
         self._pad = pad_id
+
+    @property
+    def _any(self) -> Any:
+        return self.module
 
     def summed_loss(self, packed: Packed) -> Tensor:
         labels_N = packed.labels_T[packed.labelled_N]

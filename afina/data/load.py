@@ -160,10 +160,11 @@ class Fitter:
 
     def judge(self, settings: DataSettings, total: int) -> None:
         if self.long and self.too_long == "error":
+            raised = "raise --data.max_length, or " if self.max_length < self.base.facts.context_length else ""
             raise DataError(
                 f"{settings.path}: {len(self.long)} of {total} rows are longer than {self.max_length} tokens "
                 f"(the longest has {max(self.long)})",
-                "raise --data.max_length, or choose --data.too_long cut (shortens prompts, keeps answers) or drop",
+                f"{raised}choose --data.too_long cut (shortens prompts, keeps answers) or drop",
             )
 
     def notices(self) -> list[str]:

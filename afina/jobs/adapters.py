@@ -1,5 +1,6 @@
 """Adapters as things: listed, shown, compared, combined, cut to a lower rank, merged into their base."""
 
+import copy
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,9 +9,9 @@ from typing import Any
 import torch
 
 from afina.base.load import as_transformers, quiet
-from afina.base.model import DecoderModel, Packed
+from afina.base.model import IGNORED, CausalModel, DecoderModel, Packed
 from afina.base.ops import Segments
-from afina.core.errors import OutputError
+from afina.core.errors import AdapterError, OutputError
 from afina.core.files import check_writable, read_json, read_jsonl, write_atomic
 from afina.data.template import prompt_ids
 from afina.jobs.runs import adapter_folder, open_run, read_facts, save_tokenizer
@@ -23,6 +24,8 @@ _PROBES = 8  # prompts on which a merged model is compared with the adapted one
 
 def list_adapters(folder: Path) -> list[dict[str, Any]]:
     """What lies in `folder` and below it, an entry an adapter, as `show_adapter` describes it."""
+    if not folder.is_dir():
+        raise AdapterError(f"{folder}: no such folder", "give the folder to look in")
     return [show_adapter(path.parent) for path in sorted(folder.rglob(CONFIG))]
 
 
@@ -52,6 +55,10 @@ def diff_adapters(first: Path, second: Path) -> dict[str, Any]:
     settings = {key: [shown[0][key], shown[1][key]] for key in shown[0] if shown[0][key] != shown[1][key]}
     one, other = (read_factors(adapter_folder(run)) for run in (first, second))
     both = [path for path in one if path in other]
+    for path in both:
+        shapes = [(f.b.shape[0], f.a.shape[1]) for f in (one[path], other[path])]
+        if shapes[0] != shapes[1]:
+            raise AdapterError(f"the adapters are for different bases: {path} has shapes {shapes[0]} and {shapes[1]}")
     products = {path: _products(one[path], other[path]) for path in both}
     layers = [{"layer": path.split(".lora_")[0], **_apart(*products[path])} for path in both]
     sums = [sum(values) for values in zip(*products.values(), strict=True)] or [0.0, 0.0, 0.0]
@@ -91,7 +98,6 @@ def merge_adapter(run: Path, out: Path, *, device: str | None = None, cache_dir:
     adapted = open_run(run, device=device, cache_dir=cache_dir)
     base = adapted.base
     module: Any = base.model.module
-    model: Any = type(base.model)
     merged = merge(module)
     predictions = run / "predictions.jsonl"
     texts = [row["prompt"] for row in read_jsonl(predictions)[:_PROBES]] if predictions.exists() else ["Hello."]
@@ -100,8 +106,11 @@ def merge_adapter(run: Path, out: Path, *, device: str | None = None, cache_dir:
     with torch.no_grad():
         for row in rows:
             ids = torch.tensor(row, device=next(module.parameters()).device)
-            packed = Packed(ids, ids, Segments((0, len(row))))
-            before, after = (model(each).label_logits(packed).float() for each in (module, merged))
+            labels = ids.clone()
+            if base.tokenizer.plain:  # the last token stands for what is to be written
+                labels[:-1] = IGNORED
+            packed = Packed(ids, labels, Segments((0, len(row))))
+            before, after = (_with(base.model, each).label_logits(packed).float() for each in (module, merged))
             difference = max(difference, float((before - after).abs().max() / before.abs().max()))
     plain = as_transformers(merged) if isinstance(base.model, DecoderModel) else merged
     with tempfile.TemporaryDirectory() as temporary, quiet():
@@ -110,6 +119,12 @@ def merge_adapter(run: Path, out: Path, *, device: str | None = None, cache_dir:
             write_atomic(out / file.name, file.read_bytes())
     save_tokenizer(base, out)
     return difference
+
+
+def _with(model: CausalModel, module: Any) -> CausalModel:
+    other = copy.copy(model)
+    other.module = module
+    return other
 
 
 def _products(a: Factors, b: Factors) -> tuple[float, float, float]:

@@ -46,21 +46,23 @@ def generate(
         start = [{"role": "system", "content": system}] if system else []
         conversations = [[*start, {"role": "user", "content": prompt}] for prompt in prompts]
         rows = [{"prompt": prompt} for prompt in prompts]
+    # A classifier writes nothing, so that all of the context is the prompt's.
+    room = base.facts.context_length - (0 if base.tokenizer.classes else adapted.max_new_tokens)
     asked = []  # (row, token ids)
     for row, messages in zip(rows, conversations, strict=True):
         try:
-            asked.append((row, prompt_ids(base.tokenizer, messages)))
+            tokens = prompt_ids(base.tokenizer, messages)
+            if len(tokens) > room:
+                raise Unusable(f"it has {len(tokens)} tokens, the base takes {room} beside an answer")
         except Unusable as reason:
             if "where" not in row:
-                raise DataError(f"a prompt cannot be asked: {reason}") from reason
+                raise DataError(f"a prompt cannot be asked: {reason}", "change or shorten it") from reason
             listener(Notice(f"not answered: {row['where']}: {reason}", warning=True))
+            continue
+        asked.append((row, tokens))
     if not asked:
         raise DataError("no row can be asked", "mend the file")
     rows, ids = [row for row, _ in asked], [ids for _, ids in asked]
-    room = base.facts.context_length - adapted.max_new_tokens
-    longest = max(map(len, ids))
-    if longest > room:
-        raise DataError(f"a prompt has {longest} tokens, the base takes {room} and an answer", "shorten it")
 
     def progress(done: int, total: int) -> None:
         listener(Progress("answers", done, total))

@@ -2,7 +2,8 @@
 
 import shutil
 import tempfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,34 @@ class RunFolder:
         self.folder = folder
         self._former = folder / ".former"
         self.kept = False
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keeps other processes from training into the folder. Raises `OutputError` where one does already.
+
+        The system lets go of the lock when a process dies, however it dies. Without such locks (Windows) nothing is held.
+        """
+        try:
+            import fcntl
+        except ImportError:
+            yield
+            return
+        with writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock = (self.folder / ".lock").open("w")
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise OutputError(
+                    f"{self.folder} is being trained in by another process", "wait for it, or stop it"
+                ) from error
+            try:
+                yield
+            finally:
+                (self.folder / ".lock").unlink(missing_ok=True)
+                with suppress(OSError):  # not empty: a run is in it
+                    self.folder.rmdir()
 
     def begin(self) -> None:
         """Makes the folder; a former run in it is put aside."""

@@ -107,15 +107,8 @@ def _train(settings: RunSettings, listener: Listener, place: RunFolder, resuming
     base = _load(settings, classes)
     data = render_parts(parts, settings.data, base)
     classifier = isinstance(base.model, ClassifierModel)
-    examples = len(parts.train) + len(parts.held_out)
-    if classifier and len(classes) > max(2, examples // 2):
-        raise DataError(
-            f"{settings.data.path}: {len(classes)} different completions in {examples} rows are too many to be classes",
-            "a base that writes text, such as starter, learns free answers",
-        )
-    if classifier and settings.train.batch_size is None:
-        train = settings.train.model_copy(update={"batch_size": CLASSIFIER_BATCH_SIZE})
-        settings = settings.model_copy(update={"train": train})
+    if classifier:
+        settings = _for_classifier(settings, len(classes), len(parts.train) + len(parts.held_out))
     lora = _adapt(base, settings, data)
     lengths = [len(row.input_ids) for row in data.train]
     device = next(base.model.module.parameters()).device
@@ -125,27 +118,41 @@ def _train(settings: RunSettings, listener: Listener, place: RunFolder, resuming
     reasons = [f"{base.dtype} for the base: {base.dtype_reason}".replace("torch.", ""), *reasons]
     run = _Run(settings, base, data, lora, steps, reasons, place)
     run.announce(listener)
-    try:
-        done = run.train(listener, resuming)
-    except BaseException:
-        run.place.take_back()
-        raise
-    if done.reason == "interrupted":
-        write_report(folder)
-        raise Interrupted(
-            f"stopped after step {done.steps} of {steps.steps}; the adapter of that step is in {run.adapter}\n"
-            f"  → `afina train --resume {folder}` goes on"
+    with place.held():
+        try:
+            done = run.train(listener, resuming)
+        except BaseException:
+            run.place.take_back()
+            raise
+        if done.reason == "interrupted":
+            write_report(folder)
+            raise Interrupted(
+                f"stopped after step {done.steps} of {steps.steps}; the adapter of that step is in {run.adapter}\n"
+                f"  → `afina train --resume {folder}` goes on"
+            )
+        trained, facts = run.trained, run.facts
+        del base, run  # the trained model goes before a fresh one comes
+        gc.collect()
+        try:
+            return _finish(settings, data, facts, trained, listener)
+        except KeyboardInterrupt:
+            raise Interrupted(
+                f"interrupted after training; the adapter in {folder / 'adapter'} is complete, but not evaluated\n"
+                f"  → `afina train --resume {folder}` evaluates it"
+            ) from None
+
+
+def _for_classifier(settings: RunSettings, classes: int, examples: int) -> RunSettings:
+    """The settings with a classifier's batch size. Raises `DataError` where completions are answers rather than classes."""
+    if classes > max(2, examples // 2):
+        raise DataError(
+            f"{settings.data.path}: {classes} different completions in {examples} rows are too many to be classes",
+            "a base that writes text, such as starter, learns free answers",
         )
-    trained, facts = run.trained, run.facts
-    del base, run  # the trained model goes before a fresh one comes
-    gc.collect()
-    try:
-        return _finish(settings, data, facts, trained, listener)
-    except KeyboardInterrupt:
-        raise Interrupted(
-            f"interrupted after training; the adapter in {folder / 'adapter'} is complete, but not evaluated\n"
-            f"  → `afina train --resume {folder}` evaluates it"
-        ) from None
+    if settings.train.batch_size is not None:
+        return settings
+    train = settings.train.model_copy(update={"batch_size": CLASSIFIER_BATCH_SIZE})
+    return settings.model_copy(update={"train": train})
 
 
 def _finish(

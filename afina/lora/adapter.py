@@ -57,12 +57,13 @@ def adapter_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def save_adapter(
-    model: nn.Module, config: LoraConfig, folder: Path, base_name: str | None = None, task_type: str | None = None
+    model: nn.Module, config: LoraConfig, folder: Path | str, base_name: str | None = None, task_type: str | None = None
 ) -> None:
     """Writes the adapter in `model` to `folder`, each file whole. `base_name` is the hub id or path of the base.
 
     Raises `OutputError` where the folder cannot be written and `AdapterError` where a weight is not finite.
     """
+    folder = Path(folder)
     _write_weights(adapter_state(model), folder)
     write_json(folder / CONFIG, _peft_config(model, config, base_name, task_type))
 
@@ -84,12 +85,13 @@ def _write_weights(state: dict[str, Tensor], folder: Path) -> None:
     write_atomic(folder / WEIGHTS, save(state, metadata={"format": "pt"}))
 
 
-def load_adapter(model: nn.Module, folder: Path) -> LoraConfig:
+def load_adapter(model: nn.Module, folder: Path | str) -> LoraConfig:
     """Injects the adapter in `folder` into `model`; its configuration.
 
     Every weight must be there, fit, and be used. Raises `AdapterError` otherwise, also for an option of PEFT's that Afina does
     not have: ignoring it would give other logits.
     """
+    folder = Path(folder)
     config = read_config(folder)
     state = read_weights(folder)
     raw = read_json(folder / CONFIG)

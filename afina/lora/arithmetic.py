@@ -65,7 +65,7 @@ def read_factors(folder: Path) -> dict[str, Factors]:
 
 
 def combine(
-    folders: Sequence[Path], weights: Sequence[float], out: Path, *, kind: Kind = "svd",
+    folders: Sequence[Path | str], weights: Sequence[float], out: Path | str, *, kind: Kind = "svd",
     rank: int | None = None, density: float = 0.5, seed: int = 0,
 ) -> LoraConfig:  # fmt: skip
     """Writes the weighted sum of the adapters in `folders` to `out`; its configuration.
@@ -84,7 +84,7 @@ def combine(
         )
     if not 0 < density <= 1:
         raise AdapterError(f"density is {density:g}", "give a share above 0 and up to 1")
-    adapters = [read_factors(folder) for folder in folders]
+    adapters = [read_factors(Path(folder)) for folder in folders]
     ranks = [max(len(factors.a) for factors in adapter.values()) for adapter in adapters]
     whole = kind == "linear" or kind in ("ties", "dare_linear", "dare_ties")
     if whole and len({f.a.shape[0] for adapter in adapters for f in adapter.values()}) > 1:
@@ -105,19 +105,24 @@ def combine(
                 "combine adapters of one base",
             )
         result[path] = _fill(_combined(here, kind, new_rank, pruning), new_rank)
-    return _write(result, new_rank, folders[0], out)
+    return _write(result, new_rank, Path(folders[0]), Path(out))
 
 
-def rerank(folder: Path, rank: int, out: Path) -> float:
+def rerank(folder: Path | str, rank: int, out: Path | str) -> float:
     """Writes the adapter cut to `rank`, by the largest singular values; what is lost, ‖ΔW − ΔW′‖ / ‖ΔW‖ over all layers."""
+    folder = Path(folder)
     lost = total = 0.0
     result = {}
-    for path, factors in read_factors(folder).items():
+    known = read_factors(folder)
+    highest = max(len(factors.a) for factors in known.values())
+    if rank > highest:
+        raise AdapterError(f"the adapter in {folder} has rank {highest}, {rank} is more", "give a lower rank")
+    for path, factors in known.items():
         u, sizes, vt = _decomposed([(factors, 1.0)])
         lost += float(sizes[rank:].square().sum())
         total += float(sizes.square().sum())
         result[path] = _fill((vt[:rank], u[:, :rank] * sizes[:rank]), rank)
-    _write(result, rank, folder, out)
+    _write(result, rank, folder, Path(out))
     return float((lost / total) ** 0.5) if total else 0.0
 
 

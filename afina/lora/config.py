@@ -29,6 +29,8 @@ def _numbers(value: Any) -> Any:
         first, dash, last = part.strip().partition("-")
         if not first.isdigit() or (dash and not last.isdigit()):
             raise ValueError(f"{part.strip()!r} is no number or range such as 0-3")
+        if dash and int(last) < int(first):
+            raise ValueError(f"{part.strip()!r} runs backwards")
         found += range(int(first), int(last if dash else first) + 1)
     return tuple(found)
 
@@ -77,7 +79,7 @@ class LoraConfig(Settings):
     modules_to_save: Names = ()
     """Modules to train whole, as copies beside the base's (heads, norms), by names or ends of paths."""
     trainable_tokens: Numbers = ()
-    """Tokens whose rows of the embedding are trained (and of the output head where the two are tied)."""
+    """Numbers (ids) of tokens whose rows of the embedding are trained (and of the output head where the two are tied)."""
 
     def scaling(self, rank: int, alpha: float) -> float:
         return alpha / (sqrt(rank) if self.rslora else rank)

@@ -48,7 +48,7 @@ def inject(
         if config.variant == "lora_fa" and isinstance(layer, LoraLinear):  # Zhang et al. 2023, arXiv 2308.03303
             layer.lora_a.requires_grad_(False)
     if config.trainable_tokens:
-        _free_tokens(model, config.trainable_tokens)
+        _free_tokens(model, config.trainable_tokens, whole)
     swap(model, [*_biases(model, config, targets), *whole])
     return targets
 
@@ -84,11 +84,13 @@ def disabled(model: nn.Module) -> Iterator[None]:
 def trainable_parameters(model: nn.Module) -> int:
     """How many numbers are trained; the frozen ranks of starts from the base (see `LoraLinear.start`) do not count."""
     total = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    frozen = sum(
-        layer.frozen_ranks * (layer.lora_a.shape[1] + layer.lora_b.shape[0])
-        for _, layer in lora_layers(model)
-        if isinstance(layer, LoraLinear)
-    )
+    frozen = 0
+    for _, layer in lora_layers(model):
+        if isinstance(layer, LoraLinear):
+            widths = (
+                layer.lora_a.shape[1] * layer.lora_a.requires_grad + layer.lora_b.shape[0] * layer.lora_b.requires_grad
+            )
+            frozen += layer.frozen_ranks * widths
     return total - frozen
 
 
@@ -141,7 +143,10 @@ def _start(
             lora_ga.start(list(linear.values()), calibrate)
     elif config.init == "loftq":
         if originals is None:
-            raise AdapterError("init 'loftq' makes up for what quantisation lost", "load the base with --quantize")
+            raise AdapterError(
+                "init 'loftq' makes up for what quantisation lost",
+                "use `afina.lora.inject(…, originals=…)` with a quantised base",
+            )
         for path, layer in linear.items():
             w = layer.frozen_weight().float()
             layer.start(*starts.residual(originals(path).to(w) - w, layer.rank, layer.scaling))
@@ -160,12 +165,15 @@ def _biases(model: nn.Module, config: LoraConfig, targets: list[str]) -> list[st
     return own if config.bias != "none" else []
 
 
-def _free_tokens(model: nn.Module, tokens: tuple[int, ...]) -> None:
+def _free_tokens(model: nn.Module, tokens: tuple[int, ...], whole: list[str]) -> None:
     known: Any = model
     embedding = known.get_input_embeddings()
     words = len(embedding.weight)
-    if isinstance(embedding, LoraLayer):
-        raise AdapterError("trainable_tokens and an adapted embedding exclude each other", "leave one of them out")
+    path = next(path for path, module in model.named_modules() if module is embedding)
+    if isinstance(embedding, LoraLayer) or any(path == each or path.startswith(f"{each}.") for each in whole):
+        raise AdapterError(
+            "trainable_tokens and an embedding that is trained otherwise exclude each other", "leave one of them out"
+        )
     if max(tokens) >= words or min(tokens) < 0 or len(set(tokens)) < len(tokens):
         raise AdapterError(
             f"trainable_tokens must be different numbers from 0 to {words - 1}", "look the tokens up in the tokenizer"

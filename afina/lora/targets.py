@@ -18,6 +18,13 @@ def find_targets(model: nn.Module, config: LoraConfig) -> list[str]:
         wanted = [path for path in adaptable if matches(config.target_modules, path)]
         _complain_of_unmatched(model, config, adaptable)
     whole = saved_modules(model, config)
+    numbers = {number for path in wanted if (number := layer_number(path)) is not None}
+    unknown = [number for number in config.layers if number not in numbers]
+    if unknown:
+        raise AdapterError(
+            f"there is no layer {unknown[0]} to adapt",
+            f"--lora.layers takes {min(numbers)} to {max(numbers)}" if numbers else "",
+        )
     targets = [
         path
         for path in wanted

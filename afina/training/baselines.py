@@ -28,6 +28,8 @@ def baseline(module: nn.Module, method: Method, last_layers: int, heads: Sequenc
         saved = [path for path, child in module.named_children() if next(child.parameters(), None) is not None]
     if method == "head":
         saved = list(heads) or [*_after_layers(module), *_heads(module)]
+    if method == "last" and last_layers > len(_layers(module)):
+        raise SettingsError(f"--last-layers {last_layers}: this base has {len(_layers(module))}", "give fewer")
     if method == "last":
         saved = [*_layers(module)[-last_layers:], *_after_layers(module), *heads]
     if method == "bias":

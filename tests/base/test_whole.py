@@ -27,6 +27,7 @@ from afina.core.errors import BaseModelError, DataError
 from afina.data.batch import pack
 from afina.data.load import read_parts, render_parts
 from afina.data.settings import DataSettings
+from afina.jobs.adapters import merge_adapter
 from afina.jobs.runs import open_run
 
 SIZES = {
@@ -151,6 +152,7 @@ def test_from_a_file_to_a_classifier(method: str, tmp_path: Path) -> None:
         ids = torch.tensor([ours.tokenizer.encode_input("a07")])
         with torch.no_grad():
             assert torch.allclose(ours.model.module(ids).logits, theirs(ids).logits, atol=1e-5)
+        assert merge_adapter(result.folder, tmp_path / "merged") < 1e-5
         again = afina.evaluate(result.folder, tmp_path / "rows.jsonl")
         assert again.scores["adapted"]["accuracy"] == 1.0
 
@@ -177,5 +179,7 @@ def test_what_a_classifier_needs(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="too many to be classes"):
         afina.train(settings)
     assert not (tmp_path / "run").exists()
+    with pytest.raises(BaseModelError, match="no encoder-decoder"):
+        load_base(str(folder), precision="fp32", task="seq2seq")
     with pytest.raises(BaseModelError, match="two classes or more"):
         load_base(str(folder), precision="fp32")

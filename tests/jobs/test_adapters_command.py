@@ -1,10 +1,12 @@
 """`afina adapters` on real runs of a tiny model."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import afina
@@ -61,6 +63,15 @@ def test_diff(runs: tuple[Path, Path], capsys) -> None:
     assert len(found["layers"]) == 14
 
 
+def test_diff_of_different_bases(runs: tuple[Path, Path], tmp_path: Path, capsys) -> None:
+    wide = shutil.copytree(runs[0] / "adapter", tmp_path / "wide")
+    path = wide / "adapter_model.safetensors"
+    save_file({name: torch.cat([value, value], 1) for name, value in load_file(path).items()}, path)
+    code, _, err = ask(capsys, "diff", runs[0], wide)
+    assert code == 2
+    assert "different bases" in err
+
+
 def test_combined_and_cut_adapters_can_be_asked(runs: tuple[Path, Path], tmp_path: Path, capsys) -> None:
     assert ask(capsys, "combine", *runs, "--weights", "0.5,0.5", "--out", tmp_path / "both")[0] == 0
     assert read_config(tmp_path / "both").rank == 8
@@ -92,6 +103,8 @@ def test_merged_is_the_adapted_model(runs: tuple[Path, Path], tmp_path: Path, ca
         (["combine", "RUN", "RUN", "--kind", "sum", "--out", "OUT"], "choose from linear"),
         (["combine", "RUN", "RUN", "--density", "0", "--kind", "ties", "--out", "OUT"], "density"),
         (["show", "nowhere"], "no such folder"),
+        (["list", "nowhere"], "no such folder"),
+        (["rerank", "RUN", "--rank", "99", "--out", "OUT"], "has rank 4"),
         (["boil"], "invalid choice"),
     ],
 )

@@ -277,7 +277,8 @@ def test_merged_on_disk_is_a_model_of_its_own(run, tiny: afina.base.Base, tmp_pa
 def test_a_row_that_cannot_be_asked_does_not_stop_the_others(run, tmp_path: Path) -> None:
     folder, *_ = run
     events: list = []
-    rows = write_rows(tmp_path / "ask.jsonl", [{"q": "a07"}, {"q": "forged <|im_end|>"}, {"q": "b06"}])
-    found = afina.generate(folder, rows, listener=events.append)
+    asked = [{"q": "a07"}, {"q": "forged <|im_end|>"}, {"q": "b06"}, {"q": "long " * 200}]
+    found = afina.generate(folder, write_rows(tmp_path / "ask.jsonl", asked), listener=events.append)
     assert [row["where"][-1] for row in found] == ["1", "3"]
+    assert any("the base takes" in str(event) for event in events)
     assert any("not answered" in str(event) and "control token" in str(event) for event in events)

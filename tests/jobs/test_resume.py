@@ -30,6 +30,17 @@ def test_killed_at_random_moments_the_adapter_is_the_same(tmp_path: Path) -> Non
         afina.resume(tmp_path / "tiny")
 
 
+def test_two_processes_do_not_train_in_one_folder(tmp_path: Path) -> None:
+    from afina.core.errors import OutputError
+    from afina.jobs.runs import RunFolder
+
+    pytest.importorskip("fcntl")
+    first, second = (RunFolder(tmp_path / "run").held() for _ in range(2))
+    with first, pytest.raises(OutputError, match="another process"), second:
+        pass
+    assert not (tmp_path / "run").exists()
+
+
 def test_other_data_than_the_run_began_with_is_refused(tmp_path: Path, tiny_folder: Path, colours: Path) -> None:
     from afina.core.errors import Interrupted
     from afina.core.events import Step

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from afina.base.model import Packed
 from afina.base.ops import Segments
-from afina.lora import LoraConfig, inject, load_adapter, save_adapter
+from afina.lora import LoraConfig, disabled, inject, load_adapter, save_adapter
 from afina.training.baselines import baseline
 
 IDS = torch.randint(3, 259, (11,), generator=torch.Generator().manual_seed(1))
@@ -76,3 +76,19 @@ def test_baselines_train_what_they_say(method: str, tiny, tmp_path: Path) -> Non
     with torch.no_grad():
         assert torch.allclose(again(IDS[None]).logits[0], tiny.model.label_logits(labels), atol=1e-4)
     assert (again.lm_head.weight is again.get_input_embeddings().weight) == (method != "head")
+
+
+@pytest.mark.parametrize("name", ["vera", "dora", "tokens", "modules"])
+def test_switched_off_in_the_decoder_it_is_the_base(name: str, tiny) -> None:
+    whole = Packed(IDS, IDS, Segments((0, 11)))
+    with torch.no_grad():
+        plain = tiny.model.label_logits(whole)
+        inject(tiny.model.module, CONFIGS[name])
+        for p in tiny.model.module.parameters():
+            if p.requires_grad:
+                p.add_(0.1)
+        adapted = tiny.model.label_logits(whole)
+        with disabled(tiny.model.module):
+            assert torch.allclose(tiny.model.label_logits(whole), plain, atol=1e-5)
+        assert torch.equal(tiny.model.label_logits(whole), adapted)
+    assert not torch.allclose(adapted, plain, atol=1e-3)

@@ -293,6 +293,7 @@ def test_the_frozen_half_of_a_start_stays(tmp_path: Path) -> None:
         ({"init": "orthogonal", "rank": 5}, "even ranks"),
         ({"eva_rho": 2}, "eva_rho"),
         ({"layers": "0-x"}, "0-x"),
+        ({"layers": "3-1"}, "backwards"),
         ({"variant": "lorra"}, "variant"),
     ],
 )
@@ -305,5 +306,9 @@ def test_ranges_of_layers() -> None:
     assert LoraConfig(layers="0-2,5").layers == (0, 1, 2, 5)
     with pytest.raises(AdapterError, match="modules_to_save 'nrm' matches no module"):
         inject(tiny_module(), LoraConfig(modules_to_save=("nrm",)))
+    with pytest.raises(AdapterError, match="there is no layer 2"):
+        inject(tiny_module(), LoraConfig(layers="1-2"))
+    with pytest.raises(AdapterError, match="exclude each other"):
+        inject(tiny_module(), LoraConfig(trainable_tokens=(3,), modules_to_save=("embed_tokens",)))
     with pytest.raises(AdapterError, match="numbers from 0 to 258"):
         inject(tiny_module(), LoraConfig(trainable_tokens=(259,)))
