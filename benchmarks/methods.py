@@ -25,6 +25,7 @@ from torch.nn import functional as F
 from afina.base import load_base
 from afina.core.errors import AfinaError
 from afina.lora import LoraConfig, inject, save_adapter, trainable_parameters
+from afina.lora.config import FROM_BASE
 
 PAGE = Path(__file__).parents[1] / "docs" / "methods.md"
 BEGIN, END = "<!-- table: benchmarks/methods.py -->", "<!-- end of table -->"
@@ -129,30 +130,19 @@ def compare(settings: dict[str, Any], folder: Path) -> tuple[float, float, str]:
         mine = own.get(name.removeprefix("base_model.model.").removesuffix(end or " ") + _THEIRS.get(end or "", ""))
         if mine is None or mine.grad is None or p.grad is None:
             continue
-        trained = mine.grad.abs().amax(1 if mine.dim() == 2 and name.endswith("lora_A.default.weight") else 0) > 0
-        same = (
-            p.grad
-            if mine.dim() == 1
-            else p.grad[trained]
-            if "lora_A" in name
-            else p.grad[:, trained]
-            if "lora_B" in name
-            else p.grad
-        )
-        kept = (
-            mine.grad
-            if mine.dim() == 1
-            else mine.grad[trained]
-            if "lora_A" in name
-            else mine.grad[:, trained]
-            if "lora_B" in name
-            else mine.grad
-        )
-        gradients = max(gradients, ((kept - same).abs().max() / p.grad.abs().max().clamp(min=1e-12)).item())
+        ours, others = (_trained(grad, name, config) for grad in (mine.grad, p.grad))
+        gradients = max(gradients, ((ours - others).abs().max() / p.grad.abs().max().clamp(min=1e-12)).item())
         found += 1
     assert found == len(own), (found, len(own))
     converted = config.saved() is not config
     return forward, gradients, f"yes, as LoRA of rank {2 * config.rank} for {config.rank}" if converted else "yes"
+
+
+def _trained(grad: Tensor, name: str, config: LoraConfig) -> Tensor:
+    """Without the ranks that a start from the base keeps frozen, and that PEFT would train."""
+    if config.init not in FROM_BASE or "lora_" not in name:
+        return grad
+    return grad[: config.rank] if "lora_A" in name else grad[:, : config.rank]
 
 
 if __name__ == "__main__":

@@ -81,6 +81,25 @@ def tiny_module(kind: str = "llama", seed: int = 0):
     return model
 
 
+def gguf_tokenizer(writer, words: int = 0) -> None:
+    """The byte tokenizer as a GGUF file's metadata, filled up to `words` words."""
+    tokens = [text for text, _ in sorted(byte_tokenizer().get_vocab().items(), key=lambda item: item[1])]
+    tokens += [f"<unused{i}>" for i in range(words - len(tokens))]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(tokens)
+    writer.add_token_types([3] * len(SPECIALS) + [1] * (len(tokens) - len(SPECIALS)))
+    writer.add_token_merges([])
+    writer.add_eos_token_id(2)
+
+
+def gguf_close(writer) -> None:
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
 def save_tiny(folder: Path, kind: str = "llama", seed: int = 0, **tokenizer) -> Path:
     tiny_module(kind, seed).save_pretrained(folder)
     byte_tokenizer(**tokenizer).save_pretrained(folder)

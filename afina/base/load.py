@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -13,7 +13,7 @@ from afina.base import gguf, gguf_models, kernels, sources, tokenizer, weights
 from afina.base.decoder import Decoder
 from afina.base.families import Architecture, Unsupported, architecture
 from afina.base.kernels import Kernels
-from afina.base.model import CausalModel, DecoderModel, TransformersModel
+from afina.base.model import CausalModel, DecoderModel, Task, TransformersModel
 from afina.base.sources import Source
 from afina.base.tokenizer import Tokenizer
 from afina.base.whole import ClassifierModel, Seq2SeqModel
@@ -56,9 +56,6 @@ class Base:
     dtype: torch.dtype
     dtype_reason: str
     engine: str
-
-
-Task = Literal["causal", "classify", "seq2seq"]
 
 
 def load_base(
@@ -135,19 +132,24 @@ def _whole(
         module, missing = _pretrained(maker, source, dtype, **extra)
     if module.config.pad_token_id is None:  # a decoder's classifier looks for the last token before the padding
         module.config.pad_token_id = tok.pad_id
-    head_paths = [
+    if place.type == "cpu" and not module.config.is_encoder_decoder:
+        module.set_attn_implementation("eager")  # fused attention's backward pass is slow on short rows
+    module.requires_grad_(False).eval().to(place)
+    heads = _heads(module, missing) if task == "classify" else ()
+    kind = ClassifierModel if task == "classify" else Seq2SeqModel
+    engine = "through transformers: Afina's own decoder is for decoder-only models"
+    return Base(kind(module, tok.pad_id, heads), tok, _facts(source, module), dtype, reason, engine)
+
+
+def _heads(module: Any, missing: list[str]) -> tuple[str, ...]:
+    """The paths of a classifier's modules that the base did not bring: those beside it, and any whose weights were `missing`."""
+    beside = [
         path
         for path, child in module.named_children()
         if path != module.base_model_prefix and next(child.parameters(), None) is not None
     ]
-    fresh = {key.rpartition(".")[0] for key in missing if not key.startswith(tuple(f"{path}." for path in head_paths))}
-    if place.type == "cpu" and not module.config.is_encoder_decoder:
-        module.set_attn_implementation("eager")  # fused attention's backward pass is slow on short rows
-    module.requires_grad_(False).eval().to(place)
-    heads = (*head_paths, *sorted(fresh)) if task == "classify" else ()
-    kind = ClassifierModel if task == "classify" else Seq2SeqModel
-    engine = "through transformers: Afina's own decoder is for decoder-only models"
-    return Base(kind(module, tok.pad_id, heads), tok, _facts(source, module), dtype, reason, engine)
+    fresh = {key.rpartition(".")[0] for key in missing if not key.startswith(tuple(f"{path}." for path in beside))}
+    return (*beside, *sorted(fresh))
 
 
 def _engine(place: torch.device, fused: Kernels | None, why_not: str | None) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -55,6 +55,9 @@ class Answer:
     text: str
     tokens: int
     stopped: bool
+
+
+Task = Literal["causal", "classify", "seq2seq"]  # a model's head
 
 
 class Writing(Protocol):
@@ -138,6 +141,10 @@ class _DecoderWriting:
     can_enter = True
 
     def __init__(self, module: Decoder, texts: int, room: int, prefix: list[int]) -> None:
+        if any(
+            rope.original for rope in module.arch.ropes
+        ):  # these turn by the length of the whole text: no part is read alone
+            prefix = []
         self._module = module
         weight = module.get_input_embeddings().weight
         self._device = weight.device
@@ -145,12 +152,10 @@ class _DecoderWriting:
         self._slots: list[int] = []
         self._free = list(range(texts))
         self._each = Segments((0,))
-        # Where rotations depend on the length of the whole text, no part of it can be read by itself.
-        self._prefix, self._source = len(prefix), None
-        if prefix and not any(rope.original for rope in module.arch.ropes):
-            self._cache.empty([texts])
+        self._prefix = len(prefix)
+        self._source = texts if prefix else None  # the slot that holds the prefix
+        if prefix:
             self._pass(prefix, Segments((0, len(prefix))), [texts])
-            self._source = texts
 
     def enter(self, prompts: list[list[int]]) -> Tensor:
         logits, at = [], 0
@@ -167,10 +172,9 @@ class _DecoderWriting:
         slots = [self._free.pop(0) for _ in prompts]
         self._slots += slots
         self._cache.empty(slots, self._source)
-        if self._source is not None:
-            prompts = [prompt[self._prefix :] for prompt in prompts]
-        bounds = tuple(accumulate(map(len, prompts), initial=0))
-        return self._pass([token for prompt in prompts for token in prompt], Segments(bounds), slots)
+        own = [prompt[self._prefix :] for prompt in prompts]
+        bounds = tuple(accumulate(map(len, own), initial=0))
+        return self._pass([token for prompt in own for token in prompt], Segments(bounds), slots)
 
     def step(self, ids_B: Tensor) -> Tensor:
         if len(self._each.lengths) != len(ids_B):

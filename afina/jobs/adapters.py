@@ -16,7 +16,7 @@ from afina.core.files import check_writable, read_json, read_jsonl, write_atomic
 from afina.data.template import prompt_ids
 from afina.jobs.runs import adapter_folder, open_run, read_facts, save_tokenizer
 from afina.lora.adapter import CONFIG, WEIGHTS, read_config, read_weights
-from afina.lora.arithmetic import Factors, Kind, combine, read_factors, rerank
+from afina.lora.arithmetic import Factors, Kind, check_one_base, combine, read_factors, rerank
 from afina.lora.merging import merge
 
 _PROBES = 8  # prompts on which a merged model is compared with the adapted one
@@ -56,9 +56,7 @@ def diff_adapters(first: Path, second: Path) -> dict[str, Any]:
     one, other = (read_factors(adapter_folder(run)) for run in (first, second))
     both = [path for path in one if path in other]
     for path in both:
-        shapes = [(f.b.shape[0], f.a.shape[1]) for f in (one[path], other[path])]
-        if shapes[0] != shapes[1]:
-            raise AdapterError(f"the adapters are for different bases: {path} has shapes {shapes[0]} and {shapes[1]}")
+        check_one_base(path, [one[path], other[path]])
     products = {path: _products(one[path], other[path]) for path in both}
     layers = [{"layer": path.split(".lora_")[0], **_apart(*products[path])} for path in both]
     sums = [sum(values) for values in zip(*products.values(), strict=True)] or [0.0, 0.0, 0.0]

@@ -26,6 +26,7 @@ CONTENTS = (
     "report.html",
     "checkpoints",
 )
+LOCK = ".lock"
 _DEFAULT_NEW_TOKENS = 256  # for adapters that say nothing of the length of their answers
 
 
@@ -38,7 +39,8 @@ def check_folder(folder: Path, overwrite: bool) -> None:
         raise OutputError(f"--out {folder}: {above} is a file, not a folder", "choose another --out")
     if not folder.exists():
         check_writable(folder / "config.yaml")
-    if not folder.exists() or not any(folder.iterdir()):
+    # A killed process leaves its lock behind, held by nobody.
+    if not folder.exists() or all(path.name == LOCK for path in folder.iterdir()):
         return
     if not (folder / "config.yaml").exists():
         raise OutputError(f"--out {folder} holds files that are not a run's", "choose another --out")
@@ -75,7 +77,7 @@ class RunFolder:
             return
         with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-            lock = (self.folder / ".lock").open("w")
+            lock = (self.folder / LOCK).open("w")
         with lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -86,7 +88,7 @@ class RunFolder:
             try:
                 yield
             finally:
-                (self.folder / ".lock").unlink(missing_ok=True)
+                (self.folder / LOCK).unlink(missing_ok=True)
                 with suppress(OSError):  # not empty: a run is in it
                     self.folder.rmdir()
 

@@ -3,12 +3,11 @@
 from pathlib import Path
 from typing import Literal
 
-from afina.base.load import Task
+from afina.base.model import Task
 from afina.core.config import Settings, setting
 from afina.data.settings import DataSettings
 from afina.lora.config import LoraConfig
-from afina.training.baselines import Method
-from afina.training.settings import TrainingSettings
+from afina.training.settings import Method, TrainingSettings
 
 
 class RunSettings(Settings):

@@ -64,6 +64,15 @@ def read_factors(folder: Path) -> dict[str, Factors]:
     return found
 
 
+def check_one_base(path: str, found: Sequence[Factors]) -> None:
+    """Raises `AdapterError` where the updates of one layer are not of one shape."""
+    shapes = {(factors.b.shape[0], factors.a.shape[1]) for factors in found}
+    if len(shapes) > 1:
+        raise AdapterError(
+            f"the adapters are for different bases: {path} has shapes {sorted(shapes)}", "give adapters of one base"
+        )
+
+
 def combine(
     folders: Sequence[Path | str], weights: Sequence[float], out: Path | str, *, kind: Kind = "svd",
     rank: int | None = None, density: float = 0.5, seed: int = 0,
@@ -86,8 +95,7 @@ def combine(
         raise AdapterError(f"density is {density:g}", "give a share above 0 and up to 1")
     adapters = [read_factors(Path(folder)) for folder in folders]
     ranks = [max(len(factors.a) for factors in adapter.values()) for adapter in adapters]
-    whole = kind == "linear" or kind in ("ties", "dare_linear", "dare_ties")
-    if whole and len({f.a.shape[0] for adapter in adapters for f in adapter.values()}) > 1:
+    if kind in _MERGES and len({f.a.shape[0] for adapter in adapters for f in adapter.values()}) > 1:
         raise AdapterError(
             f"{kind} needs adapters of one rank, these have {', '.join(map(str, ranks))}",
             "use cat, svd or another kind with _svd",
@@ -98,12 +106,7 @@ def combine(
     result: dict[str, Factors] = {}
     for path in paths:
         here = [(adapter[path], w) for adapter, w in zip(adapters, weights, strict=True) if path in adapter]
-        shapes = {(f.a.shape[1], f.b.shape[0]) for f, _ in here}
-        if len(shapes) > 1:
-            raise AdapterError(
-                f"the adapters are for different bases: {path} has shapes {sorted(shapes)}",
-                "combine adapters of one base",
-            )
+        check_one_base(path, [factors for factors, _ in here])
         result[path] = _fill(_combined(here, kind, new_rank, pruning), new_rank)
     return _write(result, new_rank, Path(folders[0]), Path(out))
 
@@ -118,10 +121,10 @@ def rerank(folder: Path | str, rank: int, out: Path | str) -> float:
     if rank > highest:
         raise AdapterError(f"the adapter in {folder} has rank {highest}, {rank} is more", "give a lower rank")
     for path, factors in known.items():
-        u, sizes, vt = _decomposed([(factors, 1.0)])
-        lost += float(sizes[rank:].square().sum())
-        total += float(sizes.square().sum())
-        result[path] = _fill((vt[:rank], u[:, :rank] * sizes[:rank]), rank)
+        parts = _decomposed([(factors, 1.0)])
+        lost += float(parts[1][rank:].square().sum())
+        total += float(parts[1].square().sum())
+        result[path] = _fill(_cut(parts, rank), rank)
     _write(result, rank, folder, Path(out))
     return float((lost / total) ** 0.5) if total else 0.0
 
@@ -130,13 +133,11 @@ def _combined(here: list[tuple[Factors, float]], kind: Kind, rank: int, pruning:
     if kind == "cat":
         return torch.cat([f.a * (w * f.scaling) for f, w in here]), torch.cat([f.b for f, _ in here], 1)
     if kind == "svd":
-        u, sizes, vt = _decomposed(here)
-        return vt[:rank], u[:, :rank] * sizes[:rank]
+        return _cut(_decomposed(here), rank)
     merge = _MERGES[kind.removesuffix("_svd")]
     if kind.endswith("_svd"):
         delta = merge([f.delta() for f, _ in here], torch.tensor([w for _, w in here]), pruning)
-        u, sizes, vt = torch.linalg.svd(delta, full_matrices=False)
-        return vt[:rank], u[:, :rank] * sizes[:rank]
+        return _cut(torch.linalg.svd(delta, full_matrices=False), rank)
     shares = torch.tensor([w * f.scaling for f, w in here])
     roots = shares.abs().sqrt()  # a negative weight's sign goes to one side
     return merge([f.a for f, _ in here], roots * shares.sign(), pruning), merge([f.b for f, _ in here], roots, pruning)
@@ -148,6 +149,12 @@ def _decomposed(here: list[tuple[Factors, float]]) -> tuple[Tensor, Tensor, Tens
     a, wide = torch.linalg.qr(torch.cat([f.a for f, _ in here]).T)
     u, sizes, vt = torch.linalg.svd(tall @ wide.T)
     return b @ u[:, : len(sizes)], sizes, vt[: len(sizes)] @ a.T
+
+
+def _cut(parts: tuple[Tensor, Tensor, Tensor], rank: int) -> tuple[Tensor, Tensor]:
+    """A and B of the `rank` largest of the singular parts (U, S, Vᵀ)."""
+    u, sizes, vt = parts
+    return vt[:rank], u[:, :rank] * sizes[:rank]
 
 
 def _linear(tensors: list[Tensor], weights: Tensor, pruning: Pruning) -> Tensor:

@@ -9,9 +9,10 @@ from torch import nn
 from afina.core.errors import AdapterError, near
 from afina.lora.adapter import load_adapter
 from afina.lora.config import LoraConfig
-from afina.lora.extras import Swap, TokenLogits, TokenRows, swaps
-from afina.lora.injection import replace
-from afina.lora.layer import LoraLayer
+from afina.lora.extras import Swap, swaps
+from afina.lora.injection import wrappers
+from afina.lora.layer import Wrapper
+from afina.lora.targets import replace
 
 
 class Adapters:
@@ -25,7 +26,7 @@ class Adapters:
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        self._known: dict[str, tuple[dict[str, nn.Module], list[Swap]]] = {}
+        self._known: dict[str, tuple[dict[str, Wrapper], list[Swap]]] = {}
         self.active: str | None = None
 
     @property
@@ -44,12 +45,7 @@ class Adapters:
             self._take_off()
             self.use(before)
             raise
-        layers: dict[str, nn.Module] = {
-            path: module
-            for path, module in self._model.named_modules()
-            if isinstance(module, LoraLayer | TokenRows | TokenLogits)
-        }
-        self._known[name] = (layers, list(swaps(self._model)))
+        self._known[name] = (dict(wrappers(self._model)), list(swaps(self._model)))
         self.active = name
         return config
 
@@ -89,7 +85,6 @@ class Adapters:
         for each in swaps(self._model):
             each.enabled = False
         swaps(self._model).clear()
-        for path, module in list(self._model.named_modules()):
-            if isinstance(module, LoraLayer | TokenRows | TokenLogits):
-                replace(self._model, path, module.base)
+        for path, wrapper in list(wrappers(self._model)):
+            replace(self._model, path, wrapper.base)
         self.active = None

@@ -12,23 +12,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from afina.lora.layer import LoraLinear
+from afina.lora.layer import LoraLinear, Wrapper
 from afina.lora.starts import largest
+from afina.lora.targets import replace
 
 
-class _Recorder(nn.Module):
+class _Recorder(Wrapper):
     """Stands in a layer's place and keeps the largest components of its inputs: s·vᵀ as rows."""
 
     def __init__(self, base: Any, count: int) -> None:
-        super().__init__()
-        self.base, self._count = base, count
+        super().__init__(base)
+        self._count = count
         self.rows = torch.empty(0)
         self.total = 0.0
-
-    @property
-    def weight(self) -> Any:
-        """The base layer's weight, for code that looks at it."""
-        return self.base.weight
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.no_grad():
@@ -45,12 +41,12 @@ def start(model: nn.Module, layers: dict[str, LoraLinear], rho: float, calibrate
     """Runs the model by `calibrate` (forward passes over a few batches) and sets A, B and the rank of `layers` (path → layer)."""
     recorders = {path: _Recorder(layer.base, int(rho * layer.rank)) for path, layer in layers.items()}
     for path, recorder in recorders.items():
-        _put(model, path, recorder)
+        replace(model, path, recorder)
     try:
         calibrate()
     finally:
         for path, layer in layers.items():
-            _put(model, path, layer)
+            replace(model, path, layer)
     sizes = {path: recorder.rows.norm(dim=1) for path, recorder in recorders.items()}
     shares = {path: size.square() / recorders[path].total for path, size in sizes.items()}
     for path, rank in share_out(shares, sum(layer.rank for layer in layers.values())).items():
@@ -68,8 +64,3 @@ def share_out(shares: dict[str, Tensor], budget: int) -> dict[str, int]:
             ranks[path] += 1
             left -= 1
     return ranks
-
-
-def _put(model: nn.Module, path: str, module: nn.Module) -> None:
-    parent, _, name = path.rpartition(".")
-    setattr(model.get_submodule(parent), name, module)

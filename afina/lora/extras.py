@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from afina.lora.layer import Wrapper
+
 
 @dataclass
 class Swap:
@@ -55,20 +57,16 @@ def swaps(model: nn.Module) -> list[Swap]:
     return found
 
 
-class TokenRows(nn.Module):
+class TokenRows(Wrapper):
     """An embedding with `rows` of its own for the `tokens`, by default the base's. ids are (…), the output is (…, width)."""
 
     def __init__(self, base: Any, tokens: tuple[int, ...], rows: nn.Parameter | None = None) -> None:
-        super().__init__()
-        self.base, self.tokens, self.enabled = base, tokens, True
+        super().__init__(base)
+        self.tokens = tokens
         self.rows = nn.Parameter(base.weight[list(tokens)].detach().float().clone()) if rows is None else rows
         place = torch.full((len(base.weight),), -1, device=base.weight.device)
         place[list(tokens)] = torch.arange(len(tokens), device=base.weight.device)
         self.register_buffer("_place", place, persistent=False)
-
-    @property
-    def weight(self) -> nn.Parameter:
-        return self.base.weight  # type: ignore[no-any-return]
 
     def forward(self, ids: Tensor) -> Tensor:
         y: Tensor = self.base(ids)
@@ -79,17 +77,12 @@ class TokenRows(nn.Module):
         return torch.where((place >= 0)[..., None], rows, y)
 
 
-class TokenLogits(nn.Module):
+class TokenLogits(Wrapper):
     """An output head that is tied to an embedding with rows of its own. x is (…, width), the logits are (…, words)."""
 
     def __init__(self, base: Any, rows: TokenRows) -> None:
-        super().__init__()
-        self.base, self.enabled = base, True
+        super().__init__(base)
         self._of = (rows,)  # not a submodule: its rows belong to the embedding
-
-    @property
-    def weight(self) -> nn.Parameter:
-        return self.base.weight  # type: ignore[no-any-return]
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.base(x)

@@ -12,8 +12,8 @@ from afina.lora import eva, lora_ga, starts
 from afina.lora.config import FROM_BASE, LoraConfig
 from afina.lora.dora import DoraLinear
 from afina.lora.extras import Swap, TokenLogits, TokenRows, swap, swaps
-from afina.lora.layer import LoraEmbedding, LoraLayer, LoraLinear, Size
-from afina.lora.targets import find_targets, pattern_value, saved_modules
+from afina.lora.layer import LoraEmbedding, LoraLayer, LoraLinear, Size, Wrapper
+from afina.lora.targets import find_targets, pattern_value, replace, saved_modules
 from afina.lora.vera import Projections, VeraLinear
 
 
@@ -60,11 +60,17 @@ def lora_layers(model: nn.Module) -> Iterator[tuple[str, LoraLayer]]:
             yield path, module
 
 
-def parts(model: nn.Module) -> Iterator[LoraLayer | TokenRows | TokenLogits | Swap]:
+def wrappers(model: nn.Module) -> Iterator[tuple[str, Wrapper]]:
+    """(path, module) of every module in `model` that stands in the place of another."""
+    for path, module in model.named_modules():
+        if isinstance(module, Wrapper):
+            yield path, module
+
+
+def parts(model: nn.Module) -> Iterator[Wrapper | Swap]:
     """Everything in `model` that is an adapter's."""
-    for module in model.modules():
-        if isinstance(module, LoraLayer | TokenRows | TokenLogits):
-            yield module
+    for _, module in wrappers(model):
+        yield module
     yield from swaps(model)
 
 
@@ -92,11 +98,6 @@ def trainable_parameters(model: nn.Module) -> int:
             )
             frozen += layer.frozen_ranks * widths
     return total - frozen
-
-
-def replace(model: nn.Module, path: str, module: nn.Module) -> None:
-    parent, _, name = path.rpartition(".")
-    setattr(model.get_submodule(parent), name, module)
 
 
 def _wrap(

@@ -22,8 +22,22 @@ class Size(NamedTuple):
     dropout: float
 
 
-class LoraLayer(nn.Module):
-    """What all adapted layers share. `base` is the frozen layer; `enabled` off makes the layer be its base.
+class Wrapper(nn.Module):
+    """A module of an adapter in the place of one of the model's, its `base`; `enabled` off makes it be its base."""
+
+    def __init__(self, base: Any) -> None:
+        super().__init__()
+        self.base = base
+        self.enabled = True
+
+    @property
+    def weight(self) -> nn.Parameter:
+        """The base's weight, for code that looks at it."""
+        return self.base.weight  # type: ignore[no-any-return]
+
+
+class LoraLayer(Wrapper):
+    """What all adapted layers share.
 
     `additive`: the output is base(x) + scaling · B(A x) and no more, so that others may join the products.
     """
@@ -31,16 +45,9 @@ class LoraLayer(nn.Module):
     additive = True
 
     def __init__(self, base: Any, size: Size) -> None:
-        super().__init__()
-        self.base = base
+        super().__init__(base)
         self.rank, self.scaling = size.rank, size.scaling
-        self.enabled = True
         self.dropout = nn.Dropout(size.dropout)
-
-    @property
-    def weight(self) -> nn.Parameter:
-        """The base layer's weight, for code that looks at it."""
-        return self.base.weight  # type: ignore[no-any-return]
 
     def tensors(self) -> dict[str, Tensor]:
         """What is saved of the layer, by the end of PEFT's name for it."""

@@ -6,8 +6,10 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from afina.lora.extras import TokenLogits, TokenRows, swaps
-from afina.lora.injection import lora_layers, replace
+from afina.lora.extras import TokenRows, swaps
+from afina.lora.injection import wrappers
+from afina.lora.layer import LoraLayer
+from afina.lora.targets import replace
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -26,24 +28,19 @@ def merge(model: M) -> M:
         if id(weight) in shared and hasattr(merged, "config"):
             merged.config.tie_word_embeddings = False
 
-    for path, layer in list(lora_layers(merged)):
-        base: Any = layer.base
+    for path, wrapper in list(wrappers(merged)):
+        base = wrapper.base
         weight = base.weight
-        base.weight = nn.Parameter(layer.merged_weight().to(weight.dtype), requires_grad=False)
-        untie(weight)
-        replace(merged, path, base)
-    for path, module in list(merged.named_modules()):
-        if isinstance(module, TokenRows):
-            weight = module.base.weight
-            rows = module.rows.to(weight.dtype)
-            both = nn.Parameter(weight.index_copy(0, torch.tensor(module.tokens), rows), requires_grad=False)
+        if isinstance(wrapper, LoraLayer):
+            base.weight = nn.Parameter(wrapper.merged_weight().to(weight.dtype), requires_grad=False)
+            untie(weight)
+        elif isinstance(wrapper, TokenRows):
+            rows = wrapper.rows.to(weight.dtype)
+            both = nn.Parameter(weight.index_copy(0, torch.tensor(wrapper.tokens), rows), requires_grad=False)
             for other in merged.modules():  # a tied head has the same rows
                 if getattr(other, "_parameters", {}).get("weight") is weight:
                     other.weight = both
-            replace(merged, path, module.base)
-    for path, module in list(merged.named_modules()):
-        if isinstance(module, TokenLogits):
-            replace(merged, path, module.base)
+        replace(merged, path, base)
     for each in swaps(merged):
         untie(getattr(each.own, "weight", None))
         each.trained.requires_grad_(False)

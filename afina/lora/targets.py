@@ -116,3 +116,9 @@ def pattern_value(patterns: dict[str, int] | dict[str, float], path: str, defaul
 
 def ends_with(pattern: str, path: str) -> bool:
     return bool(re.match(rf"(.*\.)?({pattern})$", path))
+
+
+def replace(model: nn.Module, path: str, module: nn.Module) -> None:
+    """Puts `module` in the place of the one at `path`."""
+    parent, _, name = path.rpartition(".")
+    setattr(model.get_submodule(parent), name, module)

@@ -4,15 +4,15 @@ Each trains copies of the base's own modules or biases, in the same loop, and is
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 from torch import nn
 
 from afina.core.errors import SettingsError
 from afina.lora.config import LoraConfig
 from afina.lora.targets import layer_number
+from afina.training.settings import Method
 
-Method = Literal["lora", "full", "head", "last", "bias"]
 # Of the rate that suits full fine-tuning: weights trained whole take it as it is, few and fresh ones learn as fast as LoRA's.
 RATE_AS_FULL = ("full", "last")
 

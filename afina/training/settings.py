@@ -7,6 +7,7 @@ from typing import Literal
 from afina.core.config import Settings, setting
 from afina.data.batch import epoch_order
 
+Method = Literal["lora", "full", "head", "last", "bias"]  # what is trained (baselines.py)
 BATCH_SIZE, CLASSIFIER_BATCH_SIZE = 8, 32
 
 

@@ -6,7 +6,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from conftest import SPECIALS, byte_tokenizer
+from conftest import gguf_close, gguf_tokenizer
 from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
@@ -90,14 +90,7 @@ def write(path: Path, family: str, kind: str = "F32") -> PreTrainedModel:
         if family == "gemma2":
             writer.add_attn_logit_softcapping(50.0)
             writer.add_final_logit_softcapping(30.0)
-    tokens = [text for text, _ in sorted(byte_tokenizer().get_vocab().items(), key=lambda item: item[1])]
-    tokens += [f"<unused{i}>" for i in range(320 - len(tokens))]
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list(tokens)
-    writer.add_token_types([3] * len(SPECIALS) + [1] * (len(tokens) - len(SPECIALS)))
-    writer.add_token_merges([])
-    writer.add_eos_token_id(2)
+    gguf_tokenizer(writer, 320)
     table = gguf.get_tensor_name_map(next(a for a, n in gguf.MODEL_ARCH_NAMES.items() if n == family), 2)
     dtype = gguf.GGMLQuantizationType[kind]
     for key, value in model.state_dict().items():
@@ -117,10 +110,7 @@ def write(path: Path, family: str, kind: str = "F32") -> PreTrainedModel:
             writer.add_tensor(name, blocks(array, dtype), raw_dtype=dtype)
         else:
             writer.add_tensor(name, np.ascontiguousarray(array))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    gguf_close(writer)
     return model.eval()
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import CHATML, SPECIALS, byte_tokenizer, save_tiny, tiny_module
+from conftest import CHATML, byte_tokenizer, gguf_close, gguf_tokenizer, save_tiny, tiny_module
 
 from afina.base import describe, generate, load_base
 from afina.base.model import Packed
@@ -76,13 +76,7 @@ def write_gguf(path: Path, kind: str = "F32") -> None:
     writer.add_head_count_kv(2)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
-    tokens = sorted(byte_tokenizer().get_vocab().items(), key=lambda item: item[1])
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list([text for text, _ in tokens])
-    writer.add_token_types([3] * len(SPECIALS) + [1] * (len(tokens) - len(SPECIALS)))
-    writer.add_token_merges([])
-    writer.add_eos_token_id(2)
+    gguf_tokenizer(writer)
     writer.add_pad_token_id(2)
     writer.add_chat_template(CHATML)
     table = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 2)
@@ -98,10 +92,7 @@ def write_gguf(path: Path, kind: str = "F32") -> None:
                 writer.add_tensor(name, gguf.quants.quantize(np.ascontiguousarray(value), dtype), raw_dtype=dtype)
             else:
                 writer.add_tensor(name, np.ascontiguousarray(value))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    gguf_close(writer)
 
 
 @pytest.mark.parametrize(

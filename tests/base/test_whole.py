@@ -5,18 +5,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import SPECIALS, byte_tokenizer
+from conftest import SPECIALS, byte_tokenizer, tiny_config
 from peft import PeftModel
 from torch.nn import functional as F
 from transformers import (
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     BartConfig,
-    BertConfig,
     DistilBertConfig,
     ModernBertConfig,
     RobertaConfig,
-    T5Config,
 )
 
 import afina
@@ -39,8 +37,8 @@ SIZES = {
 }
 ENDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2}
 ENCODERS = {
-    "bert": BertConfig(**SIZES, max_position_embeddings=130, architectures=["BertModel"]),
-    "roberta": RobertaConfig(**SIZES, max_position_embeddings=130, architectures=["RobertaForMaskedLM"], **ENDS),
+    "bert": tiny_config("bert"),
+    "roberta": RobertaConfig(**SIZES, max_position_embeddings=130, **ENDS),
     "distilbert": DistilBertConfig(
         vocab_size=259,
         dim=32,
@@ -48,18 +46,14 @@ ENCODERS = {
         n_heads=4,
         hidden_dim=64,
         max_position_embeddings=130,
-        architectures=["DistilBertModel"],
     ),
-    "modernbert": ModernBertConfig(**SIZES, max_position_embeddings=130, architectures=["ModernBertModel"], **ENDS),
+    "modernbert": ModernBertConfig(**SIZES, max_position_embeddings=130, **ENDS),
 }
 DECODERS = {
-    "t5": T5Config(
-        vocab_size=259, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, pad_token_id=0, eos_token_id=2, decoder_start_token_id=0,
-        architectures=["T5ForConditionalGeneration"],
-    ),
+    "t5": tiny_config("t5"),
     "bart": BartConfig(
         vocab_size=259, d_model=32, encoder_layers=2, decoder_layers=2, encoder_attention_heads=4, decoder_attention_heads=4,
-        encoder_ffn_dim=64, decoder_ffn_dim=64, max_position_embeddings=130, architectures=["BartForConditionalGeneration"],
+        encoder_ffn_dim=64, decoder_ffn_dim=64, max_position_embeddings=130,
         forced_eos_token_id=None, decoder_start_token_id=2, **{k: v for k, v in ENDS.items() if "cls" not in k and "sep" not in k},
     ),
 }  # fmt: skip

@@ -39,6 +39,17 @@ def train(model, config, step) -> dict[str, torch.Tensor]:
     return {name: p.grad for name, p in own.items()}
 
 
+def reloaded(base, config, folder: Path):
+    """transformers' model with the adapter in `base` read from a file; it gives the same logits."""
+    save_adapter(base.model.module, config, folder)
+    again = tiny_module()
+    load_adapter(again, folder)
+    with torch.no_grad():
+        found = base.model.label_logits(Packed(IDS, IDS, Segments((0, 11))))
+        assert torch.allclose(again(IDS[None]).logits[0], found, atol=1e-4)
+    return again
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_decoder_trains_as_transformers_does(name: str, tiny, tmp_path: Path) -> None:
     config, module, other = CONFIGS[name], tiny.model.module, tiny_module()
@@ -50,12 +61,7 @@ def test_the_decoder_trains_as_transformers_does(name: str, tiny, tmp_path: Path
             assert ours[path].norm().item() == pytest.approx(gradient.norm().item(), rel=0.05), path
             continue
         assert torch.allclose(ours[path], gradient, atol=2e-3 * gradient.abs().max().item() + 1e-5), path
-    save_adapter(module, config, tmp_path)
-    again = tiny_module()
-    load_adapter(again, tmp_path)
-    labels = Packed(IDS, IDS, Segments((0, 11)))
-    with torch.no_grad():
-        assert torch.allclose(again(IDS[None]).logits[0], tiny.model.label_logits(labels), atol=1e-4)
+    reloaded(tiny, config, tmp_path)
 
 
 @pytest.mark.parametrize("method", ["full", "head", "last"])
@@ -69,12 +75,7 @@ def test_baselines_train_what_they_say(method: str, tiny, tmp_path: Path) -> Non
         "last": {n for n, _ in other.named_parameters() if "layers.1." in n} | {"model.norm.weight"},
     }[method]
     assert ours.keys() == expected
-    save_adapter(module, config, tmp_path)
-    again = tiny_module()
-    load_adapter(again, tmp_path)
-    labels = Packed(IDS, IDS, Segments((0, 11)))
-    with torch.no_grad():
-        assert torch.allclose(again(IDS[None]).logits[0], tiny.model.label_logits(labels), atol=1e-4)
+    again = reloaded(tiny, config, tmp_path)
     assert (again.lm_head.weight is again.get_input_embeddings().weight) == (method != "head")
 
 
