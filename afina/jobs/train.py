@@ -42,7 +42,7 @@ from afina.training.baselines import RATE_AS_FULL, baseline
 from afina.training.checkpoint import State, fingerprint, read_latest
 from afina.training.loop import Trainer, gradients
 from afina.training.loss import mean_loss
-from afina.training.settings import CLASSIFIER_BATCH_SIZE, Model, Plan, plan
+from afina.training.settings import CLASSIFIER_BATCH_SIZE, METHOD_NAMES, Model, Plan, plan
 from afina.version import __version__
 
 CHECKPOINTS = "checkpoints"
@@ -369,8 +369,12 @@ class _Run:
             "".join(f"- {name}: `{value}`\n" for name, value in self.facts["data"].items() if value is not None)
             or "- as the rows' own messages, or prompt and completion\n"
         )
+        method = self.settings.method
+        library, what = "library_name: peft\n", f"Rank {self.lora.rank}, alpha {self.lora.alpha:g}"
+        if method != "lora":  # weights trained whole, which PEFT does not load without an adapter beside them
+            library, what = "", "Its trained weights, for `afina generate` and `afina eval`"
         return (
-            f"---\nlibrary_name: peft\n{hub}{licence}---\n\n# LoRA adapter of {facts.name}\n\n"
-            f"Rank {self.lora.rank}, alpha {self.lora.alpha:g}, trained on {len(self.data.train)} rows of {data.path.name} "
+            f"---\n{library}{hub}{licence}---\n\n# {facts.name} with {METHOD_NAMES[method]}\n\n"
+            f"{what}, trained on {len(self.data.train)} rows of {data.path.name} "
             f"with Afina {__version__}.\n\nIt expects the base's own chat template (kept here) and these texts:\n\n{templates}"
         )

@@ -11,6 +11,7 @@ from afina.core.events import Done, HeldOut, Step, parse
 from afina.core.files import read_json, read_jsonl, write_atomic
 from afina.measure.intervals import FEWEST_ROWS
 from afina.measure.plots import loss_curve
+from afina.training.settings import METHOD_NAMES
 
 LABELS = {
     "accuracy": "accuracy",
@@ -98,6 +99,7 @@ def write_report(run: Path) -> Path:
     page = environment.get_template("report.html").render(
         title=run.name,
         data=config["data"]["path"],
+        method=METHOD_NAMES[config.get("method", "lora")],
         facts=facts["base"],
         evaluation=evaluation,
         verdict=verdict(evaluation) if evaluation else "",

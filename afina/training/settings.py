@@ -8,6 +8,13 @@ from afina.core.config import Settings, setting
 from afina.data.batch import epoch_order
 
 Method = Literal["lora", "full", "head", "last", "bias"]  # what is trained (baselines.py)
+METHOD_NAMES: dict[str, str] = {
+    "lora": "LoRA",
+    "full": "full fine-tuning",
+    "head": "a trained head over frozen features",
+    "last": "its last layers trained",
+    "bias": "its biases trained",
+}
 BATCH_SIZE, CLASSIFIER_BATCH_SIZE = 8, 32
 
 

@@ -27,6 +27,7 @@ from afina.data.load import read_parts, render_parts
 from afina.data.settings import DataSettings
 from afina.jobs.adapters import merge_adapter
 from afina.jobs.runs import open_run
+from afina.training.settings import METHOD_NAMES
 
 SIZES = {
     "vocab_size": 259,
@@ -137,6 +138,11 @@ def test_from_a_file_to_a_classifier(method: str, tmp_path: Path) -> None:
     assert result.evaluation.scores["adapted"]["accuracy"] == 1.0 or method in ("head", "bias")
     found = afina.generate(result.folder, ["a07", "b06"])
     assert {row["answer"] for row in found} <= {"red", "blue"}
+    named = METHOD_NAMES[method]
+    assert f"adapted with {named} on" in result.report.read_text()
+    card = (result.adapter / "README.md").read_text()
+    assert f"with {named}" in card
+    assert ("library_name: peft" in card) == (method == "lora")
     if method == "lora":
         assert [row["answer"] for row in found] == ["red", "blue"]
         theirs = PeftModel.from_pretrained(
