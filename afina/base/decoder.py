@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from afina.base import ops
+from afina.base.blocks import BlockLinear, Blocks
 from afina.base.cache import Cache
 from afina.base.families import PLAIN_ACTIVATIONS, Architecture, Rope
 from afina.base.kernels import Kernels, serves
@@ -42,6 +43,30 @@ class Embedding(nn.Embedding):
     def forward(self, ids: Tensor) -> Tensor:
         x = super().forward(ids)
         return x if self.embed_scale == 1.0 else x * torch.tensor(self.embed_scale, dtype=x.dtype, device=x.device)
+
+
+class BlockEmbedding(Embedding):
+    """Word vectors in blocks, of which those of the words asked for are written out."""
+
+    def __init__(self, blocks: Blocks, scale: float) -> None:
+        nn.Module.__init__(self)
+        self.num_embeddings, self.embedding_dim = blocks.rows, blocks.columns
+        self.blocks, self.embed_scale = blocks, scale
+
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
+        return self.blocks.numbers()
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.blocks.take(ids.flatten()).numbers().view(*ids.shape, -1)
+        return x if self.embed_scale == 1.0 else x * torch.tensor(self.embed_scale, dtype=x.dtype, device=x.device)
+
+    def thawed(self) -> Embedding:
+        """The layer with its numbers as an ordinary weight."""
+        with torch.device("meta"):
+            plain = Embedding(self.num_embeddings, self.embedding_dim, self.embed_scale)
+        plain.weight = nn.Parameter(self.weight, requires_grad=False)
+        return plain
 
 
 @dataclass(frozen=True)
@@ -160,8 +185,29 @@ class Decoder(nn.Module):
 
     def tie(self) -> None:
         """Makes the output head share the word vectors, where the family does."""
-        if self.arch.tied:
-            self.get_output_embeddings().weight = self.get_input_embeddings().weight
+        if not self.arch.tied:
+            return
+        words = self.get_input_embeddings()
+        if isinstance(words, BlockEmbedding):
+            self._put(self.arch.names.head, BlockLinear(words.blocks))
+        else:
+            self.get_output_embeddings().weight = words.weight
+
+    def take_blocks(self, path: str, blocks: Blocks) -> None:
+        """Puts a layer over `blocks` in the place of the linear layer or embedding at `path`."""
+        layer: Any = self.get_submodule(path)
+        if isinstance(layer, Embedding):
+            self._put(path, BlockEmbedding(blocks, layer.embed_scale))
+        else:
+            self._put(path, BlockLinear(blocks, layer.bias))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the word vectors are given in."""
+        words = self.get_input_embeddings()
+        words = getattr(words, "base", words)
+        dtype: torch.dtype = words.blocks.dtype if isinstance(words, BlockEmbedding) else words.weight.dtype
+        return dtype
 
     def _put(self, path: str, module: nn.Module) -> None:
         at: nn.Module = self

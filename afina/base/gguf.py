@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from afina.base.blocks import GGML_FORMATS, Blocks
 from afina.core.errors import BaseModelError
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
@@ -89,17 +90,30 @@ class GGUF:
 
     def tensor(self, name: str) -> torch.Tensor:
         """The tensor as fp32, in its shape. Raises `BaseModelError` where the file ends too early."""
-        from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, dequantize
+        from gguf import GGMLQuantizationType, dequantize
+
+        info, raw = self.tensors[name], self._raw(name)
+        if info.kind == GGMLQuantizationType.F32:
+            return torch.from_numpy(raw.reshape(-1).view(np.float32).reshape(info.shape).copy())
+        values = dequantize(raw, GGMLQuantizationType(info.kind))
+        return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
+
+    def blocks(self, name: str, dtype: torch.dtype) -> Blocks | None:
+        """The matrix in the blocks of the file; None where it is none, or kept in numbers. Raises as `tensor` does."""
+        info = self.tensors[name]
+        if info.kind not in GGML_FORMATS or len(info.shape) != 2:
+            return None
+        return Blocks(torch.from_numpy(self._raw(name).copy()), info.kind, info.shape[1], dtype)
+
+    def _raw(self, name: str) -> Any:
+        """The bytes of a tensor, row by row."""
+        from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
         info = self.tensors[name]
-        kind = GGMLQuantizationType(info.kind)
-        block, block_bytes = GGML_QUANT_SIZES[kind]
+        block, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType(info.kind)]
         row_bytes = info.shape[-1] // block * block_bytes
         size = row_bytes * prod(info.shape[:-1])
         raw = np.frombuffer(self._map, np.uint8, count=-1)[info.offset : info.offset + size]
         if raw.size != size:
             raise BaseModelError(f"{self.path} ends inside the tensor {name}", "download it again")
-        if kind == GGMLQuantizationType.F32:
-            return torch.from_numpy(raw.view(np.float32).reshape(info.shape).copy())
-        values = dequantize(raw.reshape(*info.shape[:-1], row_bytes), kind)
-        return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
+        return raw.reshape(*info.shape[:-1], row_bytes)

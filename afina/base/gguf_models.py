@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from afina.base.blocks import Blocks
 from afina.base.gguf import GGUF
 
 # transformers' names of settings, and the file's, which come after the architecture's name and a dot.
@@ -99,30 +100,41 @@ def config(file: GGUF) -> Any:
     )
 
 
-def weights(file: GGUF, config: Any, names: Iterable[str], dtype: torch.dtype) -> dict[str, Tensor]:
-    """The weights among `names` that the file has, in `dtype`. What it has beyond them comes under its own name."""
+def weights(
+    file: GGUF, config: Any, names: Iterable[str], dtype: torch.dtype, keep: bool
+) -> dict[str, Tensor | Blocks]:
+    """The weights among `names` that the file has, in `dtype`; with `keep` its matrices stay in their blocks, (outputs, inputs).
+
+    What it has beyond them comes under its own name.
+    """
     import gguf
 
     family = file.metadata["general.architecture"]
     architecture = next(a for a, name in gguf.MODEL_ARCH_NAMES.items() if name == family)
     table = gguf.get_tensor_name_map(architecture, config.num_hidden_layers)
     sources = {table.get_name(name, try_suffixes=(".weight", ".bias")): name for name in names}
-    return {
-        sources.get(name, name): _restored(file.tensor(name), name, family, config).to(dtype).contiguous()
-        for name in file.tensors
-        if name != _ROPE_FACTORS
-    }
+    found: dict[str, Tensor | Blocks] = {}
+    for name in file.tensors:
+        if name == _ROPE_FACTORS:
+            continue
+        blocks = file.blocks(name, dtype) if keep else None
+        if blocks is None:
+            value: Tensor | Blocks = _restored(file.tensor(name), name, family, config).to(dtype).contiguous()
+        else:
+            value = blocks.take(_restored(torch.arange(blocks.rows), name, family, config))
+        found[sources.get(name, name)] = value
+    return found
 
 
 def _restored(value: Tensor, name: str, family: str, config: Any) -> Tensor:
-    """The tensor as transformers has it."""
+    """The tensor as transformers has it; or the numbers of a matrix's rows in that order."""
     if family == "llama" and (".attn_q." in name or ".attn_k." in name):  # rows in interleaved rotary order
         heads = config.num_attention_heads if ".attn_q." in name else config.num_key_value_heads
         return value.view(heads, -1, 2, *value.shape[1:]).transpose(1, 2).reshape(value.shape)
     if family.startswith("gemma") and name.endswith("norm.weight"):
         return value - 1
     if family == "gpt2" and name.endswith(_MATRICES_TURNED):
-        return value.T
+        return value.T if value.dim() == 2 else value
     if family == "gptneox" and ".attn_qkv." in name:  # q, k and v of each head together
         return value.view(3, config.num_attention_heads, -1, *value.shape[1:]).transpose(0, 1).reshape(value.shape)
     return value

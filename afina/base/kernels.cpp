@@ -5,78 +5,16 @@
 // strided; the elements of a row are adjacent. Written with the compiler's vectors, so that any processor can run it.
 
 #include <cmath>
-#include <cstdint>
-#include <cstring>
 #include <vector>
+
+#include "blocks.h"
+#include "vectors.h"
 
 #ifdef __AVX512BF16__
 #include <immintrin.h>
 #endif
 
 namespace {
-
-#ifdef __AVX512F__
-constexpr long LANES = 16;
-#else
-constexpr long LANES = 8;
-#endif
-
-typedef float Floats __attribute__((vector_size(LANES * 4)));
-typedef int32_t Ints __attribute__((vector_size(LANES * 4)));
-typedef uint32_t Words __attribute__((vector_size(LANES * 4)));
-typedef uint16_t Halves __attribute__((vector_size(LANES * 2)));
-typedef float FloatsAnywhere __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
-typedef uint16_t HalvesAnywhere __attribute__((vector_size(LANES * 2), aligned(2), may_alias));
-
-struct bf16 {
-    uint16_t bits;
-};
-
-inline Floats splat(float x) { return Floats{} + x; }
-inline Floats load(const float *p) { return *(const FloatsAnywhere *)p; }
-inline Floats load(const bf16 *p) {
-    return (Floats)(__builtin_convertvector((Halves) * (const HalvesAnywhere *)p, Words) << 16);
-}
-inline void store(float *p, Floats x) { *(FloatsAnywhere *)p = x; }
-inline void store(bf16 *p, Floats x) {
-    Words u = (Words)x;
-    u += 0x7fff + ((u >> 16) & 1);  // to the nearest, ties to even
-    *(HalvesAnywhere *)p = __builtin_convertvector(u >> 16, Halves);
-}
-inline float get(float x) { return x; }
-inline float get(bf16 x) {
-    uint32_t u = (uint32_t)x.bits << 16;
-    float f;
-    memcpy(&f, &u, 4);
-    return f;
-}
-
-// The same at the end of a row, where `left` elements are left; what is missing reads as zero.
-template <class T>
-inline Floats load(const T *p, long left) {
-    if (left >= LANES) return load(p);
-    T buffer[LANES] = {};
-    memcpy(buffer, p, left * sizeof(T));
-    return load(buffer);
-}
-template <class T>
-inline void store(T *p, Floats x, long left) {
-    if (left >= LANES) return store(p, x);
-    T buffer[LANES];
-    store(buffer, x);
-    memcpy(p, buffer, left * sizeof(T));
-}
-
-inline float sum(Floats x) {
-    float s = 0;
-    for (long i = 0; i < LANES; i++) s += x[i];
-    return s;
-}
-inline float largest(Floats x) {
-    float m = x[0];
-    for (long i = 1; i < LANES; i++) m = x[i] > m ? x[i] : m;
-    return m;
-}
 
 // e^x to about 1e-7: 2^k · p(r) with |r| ≤ ln 2 / 2, k taken from the low bits of x·log2(e) + 1.5·2^23.
 inline Floats exp(Floats x) {
@@ -773,22 +711,26 @@ void low_rank_outer(const bf16 *x, long sx, const bf16 *low, long sl, float *out
 
 // ---------------------------------------------------------------- products with few rows, in bf16 dot products
 
-// Outputs `begin` to `end` of a joined product y = x · wᵀ + bias, w (outputs, K), and their low-rank update: a (rank, K), and
-// s·B in b (end − begin, wide(rank)), filled up with zeros; rank 0 where there is none. K is a multiple of 2·LANES.
+// Outputs `begin` to `end` of a joined product y = x · wᵀ + bias; their weights w (end − begin, K) as numbers or as rows of
+// `row_bytes` of blocks; and their low-rank update: a (rank, K), and s·B in b (end − begin, wide(rank)), filled up with zeros;
+// rank 0 where there is none. K is a multiple of 2·LANES.
 struct Part {
     long begin, end, rank;
     const bf16 *a, *b;
+    const void *w;
+    long row_bytes;
+    int format;  // of blocks; NUMBERS where w are numbers
 };
 
 inline long wide(long rank) { return (rank + 2 * LANES - 1) / (2 * LANES) * (2 * LANES); }
 
 template <int M, int N>
-void few_rows_tiled(const bf16 *x, long sx, const bf16 *w, const bf16 *bias, bf16 *y, long sy, const Part *parts, long count,
-                    bf16 *low, long ranks, long rows, long K, int threads) {
+void few_rows_tiled(const bf16 *x, long sx, const bf16 *bias, bf16 *y, long sy, const Part *parts, long count, bf16 *low, long ranks,
+                    long rows, long K, int threads) {
     static_assert(M * N == LANES, "the sums of a tile fill a vector");
     long tiles = (rows + M - 1) / M;
     // y (rows, n ≤ N) = x · wᵀ + l · bᵀ + shift
-    auto group = [=](const bf16 *w, long n, const bf16 *l, const bf16 *b, long rank, Floats shift, bf16 *y, long sy) {
+    auto group = [=](const bf16 *w, long n, const bf16 *l, const bf16 *b, long rank, Floats shift, bf16 *y, long sy, bool fetch) {
         const bf16 *left[M], *right[N];
         bf16 out[LANES];
         for (long tile = 0; tile < tiles; tile++) {
@@ -797,7 +739,7 @@ void few_rows_tiled(const bf16 *x, long sx, const bf16 *w, const bf16 *bias, bf1
             for (int i = 0; i < M; i++) left[i] = x + (t + (i < m ? i : 0)) * sx;
             for (int i = 0; i < N; i++) right[i] = w + (i < n ? i : 0) * K;
             // Each tile fetches its share of rows of w to come: memory is read while the processor computes.
-            dots<M, N>(acc, left, right, K, w + (LANES + done) * K, N * (tile + 1) / tiles - done);
+            dots<M, N>(acc, left, right, K, w + (LANES + done) * K, fetch ? N * (tile + 1) / tiles - done : 0);
             if (rank) {
                 for (int i = 0; i < M; i++) left[i] = l + (t + (i < m ? i : 0)) * ranks;
                 for (int i = 0; i < N; i++) right[i] = b + (i < n ? i : 0) * rank;
@@ -809,11 +751,12 @@ void few_rows_tiled(const bf16 *x, long sx, const bf16 *w, const bf16 *bias, bf1
     };
 #pragma omp parallel num_threads(threads)
     {
+        std::vector<bf16> unpacked;
         bf16 *mine = low;
         for (long p = 0; p < count; mine += wide(parts[p++].rank)) {
 #pragma omp for nowait schedule(static)
             for (long n = 0; n < parts[p].rank; n += N)
-                group(parts[p].a + n * K, parts[p].rank - n < N ? parts[p].rank - n : N, nullptr, nullptr, 0, Floats{}, mine + n, ranks);
+                group(parts[p].a + n * K, parts[p].rank - n < N ? parts[p].rank - n : N, nullptr, nullptr, 0, Floats{}, mine + n, ranks, true);
         }
         if (ranks) {
 #pragma omp barrier
@@ -827,20 +770,26 @@ void few_rows_tiled(const bf16 *x, long sx, const bf16 *w, const bf16 *bias, bf1
                 long width = part.end - n < N ? part.end - n : N;
                 Floats shift{};
                 for (long i = 0; bias && i < LANES; i++) shift[i] = i % N < width ? get(bias[n + i % N]) : 0.0f;
-                group(w + n * K, width, mine, part.b + (n - part.begin) * rank, rank, shift, y + n, sy);
+                const bf16 *w = (const bf16 *)part.w + (n - part.begin) * K;
+                if (part.format != NUMBERS) {
+                    unpacked.resize(N * K);
+                    unpack((const uint8_t *)part.w + (n - part.begin) * part.row_bytes, part.row_bytes, part.format, unpacked.data(), K, width, K);
+                    w = unpacked.data();
+                }
+                group(w, width, mine, part.b + (n - part.begin) * rank, rank, shift, y + n, sy, part.format == NUMBERS);
             }
         }
     }
 }
 
-void few_rows(const bf16 *x, long sx, const bf16 *w, const bf16 *bias, bf16 *y, long sy, const Part *parts, long count, long rows,
-              long K, int threads) {
+void few_rows(const bf16 *x, long sx, const bf16 *bias, bf16 *y, long sy, const Part *parts, long count, long rows, long K,
+              int threads) {
     static thread_local std::vector<bf16> low;
     long ranks = 0;
     for (long p = 0; p < count; p++) ranks += wide(parts[p].rank);
     low.assign(rows * ranks, bf16{});
     auto run = rows == 1 ? few_rows_tiled<1, 16> : rows == 2 ? few_rows_tiled<2, 8> : few_rows_tiled<4, 4>;
-    run(x, sx, w, bias, y, sy, parts, count, low.data(), ranks, rows, K, threads);
+    run(x, sx, bias, y, sy, parts, count, low.data(), ranks, rows, K, threads);
 }
 
 #endif
@@ -849,9 +798,9 @@ void few_rows(const bf16 *x, long sx, const bf16 *w, const bf16 *bias, bf16 *y, 
 
 #ifdef __AVX512BF16__
 extern "C" {
-void few_rows_bf16(const bf16 *x, long sx, const bf16 *w, const bf16 *bias, bf16 *y, long sy, const Part *parts, long count,
-                   long rows, long K, int threads) {
-    few_rows(x, sx, w, bias, y, sy, parts, count, rows, K, threads);
+void few_rows_bf16(const bf16 *x, long sx, const bf16 *bias, bf16 *y, long sy, const Part *parts, long count, long rows, long K,
+                   int threads) {
+    few_rows(x, sx, bias, y, sy, parts, count, rows, K, threads);
 }
 void low_rank_pack_bf16(const float *b, float scale, bf16 *by_rank, bf16 *by_output, long n, long r) {
     low_rank_pack(b, scale, by_rank, by_output, n, r);

@@ -1,4 +1,4 @@
-"""Compiles `kernels.cpp` for this processor, once, and calls it. Without a compiler `load` gives None and torch does the work."""
+"""Compiles the C++ beside it for this processor, once, and calls it. Without a compiler `load` gives None and torch does the work."""
 
 import ctypes
 import hashlib
@@ -18,7 +18,8 @@ from afina.core.device import processor
 from afina.core.errors import OutputError
 from afina.core.files import write_atomic
 
-SOURCE = Path(__file__).with_name("kernels.cpp")
+_FOLDER = Path(__file__).parent
+SOURCES = [_FOLDER / "kernels.cpp", _FOLDER / "blocks.cpp"]
 _FLAGS = ("-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-std=c++17", "-fPIC", "-shared")
 _SUFFIX = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 _LIMIT = 30  # seconds that a compiler may take
@@ -36,6 +37,7 @@ _SIGNATURES: dict[str, list[Any]] = {
     "attention_read": [Pointer, Long, Pointer, Long, Pointer, Pointer, Long, *[Pointer] * 4],
     "attention_step": [Pointer, Long, Pointer, Long, Pointer, Pointer, Long, *[Pointer] * 4],
     "cross_entropy": [Pointer, Pointer, Pointer, Long, Long, Int, Int],
+    "unpack": [Pointer, Long, Int, Pointer, Long, Long, Long, Int],
 }
 # In bf16 alone, and only where the processor multiplies pairs of bf16 numbers (AVX-512 BF16).
 _PAIRS: dict[str, list[Any]] = {
@@ -43,7 +45,7 @@ _PAIRS: dict[str, list[Any]] = {
     "low_rank_add": [Pointer, Long, Pointer, Long, Pointer, Long, Long, Long, Int],
     "low_rank_project": [Pointer, Long, Pointer, Pointer, Long, Long, Long, Long, Int],
     "low_rank_outer": [Pointer, Long, Pointer, Long, Pointer, Float, Long, Long, Long, Int],
-    "few_rows": [Pointer, Long, *[Pointer] * 3, Long, Pointer, Long, Long, Long, Int],
+    "few_rows": [Pointer, Long, *[Pointer] * 2, Long, Pointer, Long, Long, Long, Int],
 }
 LANES = 16  # numbers in the widest vector
 
@@ -76,9 +78,18 @@ class Attention(ctypes.Structure):
 
 
 class Part(ctypes.Structure):
-    """Outputs of a joined product, and their low-rank update: A (rank, K), and s·B with its ranks filled up with zeros."""
+    """Outputs of a joined product: their low-rank update, A (rank, K) and s·B with its ranks filled up with zeros, and their
+    weights, as bf16 numbers or as rows of blocks."""
 
-    _fields_ = (("begin", Long), ("end", Long), ("rank", Long), ("a", Pointer), ("b", Pointer))
+    _fields_ = (
+        *((name, Long) for name in ("begin", "end", "rank")),
+        *((name, Pointer) for name in ("a", "b", "weights")),
+        ("row_bytes", Long),
+        ("format", Int),
+    )
+
+
+NUMBERS = -1  # the format of a part whose weights are in no blocks
 
 
 class Kernels:
@@ -121,12 +132,18 @@ def load(cache: Path) -> Kernels | None:
     return _loaded[cache]
 
 
+def loaded() -> Kernels | None:
+    """The kernels that were loaded last, for code that is given none."""
+    return next(reversed(_loaded.values()), None)
+
+
 def _load(cache: Path) -> Kernels | None:
     compiler = which("c++") or which("g++") or which("clang++")
     if compiler is None:
         return None
     identity = f"{processor()} {platform.machine()} {torch.__version__} {compiler} {_FLAGS}".encode()
-    path = cache / "kernels" / f"{hashlib.sha256(SOURCE.read_bytes() + identity).hexdigest()[:24]}.so"
+    text = b"".join(path.read_bytes() for path in sorted([*_FOLDER.glob("*.cpp"), *_FOLDER.glob("*.h")]))
+    path = cache / "kernels" / f"{hashlib.sha256(text + identity).hexdigest()[:24]}.so"
     started = time.monotonic()
     compiled = not path.exists()
     try:
@@ -136,7 +153,7 @@ def _load(cache: Path) -> Kernels | None:
         with tempfile.TemporaryDirectory() as folder:
             made = Path(folder) / path.name
             subprocess.run(
-                [compiler, *_FLAGS, *_openmp(), str(SOURCE), "-o", str(made)],
+                [compiler, *_FLAGS, *_openmp(), *map(str, SOURCES), "-o", str(made)],
                 check=True,
                 capture_output=True,
                 timeout=_LIMIT,

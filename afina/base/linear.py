@@ -4,7 +4,8 @@ T tokens, I inputs, O outputs (of all parts together), R ranks (of all parts tog
 
 With Ŵ = [W; A], the frozen weights and below them the adapters' A, one product gives ŷ = x Ŵᵀ = [y₀ | x Aᵀ], to which the
 small s·(x Aᵀ)Bᵀ are added part by part. Backward, with dlow = s·dy B, one product gives dx = [dy | dlow] Ŵ as well; then
-dA = dlowᵀ x and dB = s·dyᵀ (x Aᵀ). The frozen weights live in Ŵ alone: the layers' own `weight` are views of its rows.
+dA = dlowᵀ x and dB = s·dyᵀ (x Aᵀ). The frozen weights live in Ŵ alone: the layers' own `weight` are views of its rows. Where a
+layer keeps its weights in blocks (blocks.py), Ŵ is written out just before a product needs it.
 """
 
 import copy
@@ -15,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from afina.base import kernels
+from afina.base import blocks, kernels
+from afina.base.blocks import BlockLinear
 from afina.base.kernels import Kernels
 
 # Rows up to which a product is bound by reading the weights from memory, and our own kernel is faster than the matrix library.
@@ -84,12 +86,20 @@ class Joined:
         frozen = [getattr(layer, "base", layer) for layer in layers]
         adapters: list[LowRank | None] = [layer if getattr(layer, "enabled", False) else None for layer in layers]
         here = [a for a in adapters if a is not None]
-        store = self._joined(frozen, sum(a.lora_a.shape[0] for a in here))
-        at = sum(_outputs(frozen))
+        ranks = sum(a.lora_a.shape[0] for a in here)
+        weights: _Held | _Unpacked
+        if any(isinstance(layer, BlockLinear) for layer in frozen):
+            low = torch.empty(ranks, _inputs(frozen[0]), dtype=_dtype(frozen[0]), device=_held(frozen[0]).device)
+            weights = _Unpacked(frozen, low, fused)
+        else:
+            store = self._joined(frozen, ranks)
+            weights, low = _Held(frozen, store), store[sum(_outputs(frozen)) :]
+        at = 0
         for adapter in here:
-            store[at : at + len(adapter.lora_a)].copy_(adapter.lora_a)
+            low[at : at + len(adapter.lora_a)].copy_(adapter.lora_a)
             at += len(adapter.lora_a)
-        return _Ready(tuple(layers), frozen, adapters, store, self._bias(frozen, len(store)), fused)
+        bias = self._bias(frozen, sum(_outputs(frozen)) + ranks, low.dtype)
+        return _Ready(tuple(layers), frozen, adapters, weights, low, bias, fused)
 
     def _joined(self, frozen: list[Any], ranks: int) -> Tensor:
         """Ŵ, made anew where the layers' weights are no longer its rows or where there is no room for the adapters' A."""
@@ -125,11 +135,11 @@ class Joined:
             at += len(weight)
         return store
 
-    def _bias(self, frozen: list[Any], rows: int) -> Tensor | None:
+    def _bias(self, frozen: list[Any], rows: int, dtype: torch.dtype) -> Tensor | None:
         """The layers' biases, and zeros for the adapters' A."""
         if all(layer.bias is None for layer in frozen):
             return None
-        bias: Tensor = frozen[0].weight.new_zeros(rows)
+        bias = torch.zeros(rows, dtype=dtype, device=_held(frozen[0]).device)
         at = 0
         for layer, n in zip(frozen, _outputs(frozen), strict=True):
             if layer.bias is not None:
@@ -163,7 +173,88 @@ def _rows(layer: Any) -> Tensor:
 
 
 def _outputs(frozen: list[Any]) -> list[int]:
-    return [_rows(layer).shape[0] for layer in frozen]
+    return [layer.nf if _transposed(layer) else layer.out_features for layer in frozen]
+
+
+def _inputs(layer: Any) -> int:
+    return int(_rows(layer).shape[1] if _transposed(layer) else layer.in_features)
+
+
+def _held(layer: Any) -> Tensor:
+    """What is kept in memory of a layer's weights: numbers or blocks."""
+    weight = layer._parameters.get("weight")
+    kept: Tensor = layer.blocks.data if weight is None else weight
+    return kept
+
+
+def _dtype(layer: Any) -> torch.dtype:
+    dtype: torch.dtype = layer.blocks.dtype if isinstance(layer, BlockLinear) else layer.weight.dtype
+    return dtype
+
+
+class _Held:
+    """Ŵ in memory."""
+
+    def __init__(self, frozen: list[Any], store: Tensor) -> None:
+        self.store = store
+        self.plain = store.stride(1) == 1
+        self._outputs = _outputs(frozen)
+
+    def product(self, x_TI: Tensor, bias: Tensor | None) -> Tensor:
+        """x Ŵᵀ, (T, outputs and ranks)."""
+        return F.linear(x_TI, self.store, bias)
+
+    def back(self, dy_TO: Tensor) -> Tensor:
+        """dy Ŵ, (T, I)."""
+        return dy_TO @ self.store
+
+    def places(self) -> list[tuple[int, int, int]]:
+        """Address, bytes a row and format of each layer's weights."""
+        row = self.store.stride(0) * self.store.element_size()
+        at = self.store.data_ptr()
+        return [(at + row * sum(self._outputs[:i]), row, kernels.NUMBERS) for i in range(len(self._outputs))]
+
+
+class _Unpacked:
+    """Ŵ written out from the layers' blocks into the scratch that all layers share, whenever it is needed."""
+
+    def __init__(self, frozen: list[Any], low_RI: Tensor, fused: Kernels | None) -> None:
+        self._frozen, self._low, self._fused = frozen, low_RI, fused
+        self.plain = all(isinstance(layer, BlockLinear) or not _transposed(layer) for layer in frozen)
+        alone = len(frozen) == 1 and not len(low_RI)
+        # Too large to be written out at one time: the output head.
+        self._large = frozen[0].blocks if alone and frozen[0].blocks.numel() > blocks.TILE else None
+
+    def _numbers(self) -> Tensor:
+        outputs = _outputs(self._frozen)
+        like = next(layer.blocks for layer in self._frozen if isinstance(layer, BlockLinear))
+        out = blocks.scratch(sum(outputs) + len(self._low), self._low.shape[1], like)
+        at = 0
+        for layer, n in zip(self._frozen, outputs, strict=True):
+            if isinstance(layer, BlockLinear):
+                layer.blocks.write(out[at : at + n], self._fused)
+            else:
+                out[at : at + n] = _rows(layer)
+            at += n
+        out[at:] = self._low
+        return out
+
+    def product(self, x_TI: Tensor, bias: Tensor | None) -> Tensor:
+        if self._large is None:
+            return F.linear(x_TI, self._numbers(), bias)
+        y = blocks.product(x_TI, self._large)
+        return y if bias is None else y + bias
+
+    def back(self, dy_TO: Tensor) -> Tensor:
+        return dy_TO @ self._numbers() if self._large is None else blocks.product_back(dy_TO, self._large)
+
+    def places(self) -> list[tuple[int, int, int]]:
+        found = []
+        for layer in self._frozen:
+            kept = _held(layer)
+            kind = layer.blocks.kind if isinstance(layer, BlockLinear) else kernels.NUMBERS
+            found.append((kept.data_ptr(), kept.stride(0) * kept.element_size(), kind))
+        return found
 
 
 class _Update:
@@ -228,14 +319,14 @@ def outer(x_TN: Tensor, low_TR: Tensor, scale: float, fused: Kernels | None) -> 
 
 
 class _Ready:
-    """A joined product in the state that its layers had when it was made: Ŵ, the adapters' updates, the bias."""
+    """A joined product in the state that its layers had when it was made: Ŵ, its rows A (R, I), the updates, the bias."""
 
     def __init__(
-        self, layers: tuple[Any, ...], frozen: list[Any], adapters: list[LowRank | None], store: Tensor,
-        bias: Tensor | None, fused: Kernels | None,
+        self, layers: tuple[Any, ...], frozen: list[Any], adapters: list[LowRank | None], weights: _Held | _Unpacked,
+        low_RI: Tensor, bias: Tensor | None, fused: Kernels | None,
     ) -> None:  # fmt: skip
         self.layers, self.frozen, self.adapters = layers, frozen, adapters
-        self.store, self.bias, self.fused = store, bias, fused
+        self.weights, self.low, self.bias, self.fused = weights, low_RI, bias, fused
         self.outputs = _outputs(frozen)
         self.total = sum(self.outputs)
         # (update, its columns of y, its columns of x Aᵀ)
@@ -243,14 +334,14 @@ class _Ready:
         at = rank_at = 0
         for adapter, n in zip(adapters, self.outputs, strict=True):
             if adapter is not None:
-                update = _Update(adapter, n, store.dtype, fused)
+                update = _Update(adapter, n, low_RI.dtype, fused)
                 self.places.append((update, slice(at, at + n), slice(rank_at, rank_at + update.rank)))
                 rank_at += update.rank
             at += n
-        fast = store.shape[1] % kernels.LANES == 0 and all(update.fast for update, _, _ in self.places)
+        fast = low_RI.shape[1] % kernels.LANES == 0 and all(update.fast for update, _, _ in self.places)
         self.outer_fused = fused if fast else None  # for dA
         self._wrapped = [layer for layer, own in zip(layers, frozen, strict=True) if layer is not own]
-        self._weights = [layer.weight for layer in frozen]
+        self._kept = [_held(layer) for layer in frozen]
         # Layers that are switched off may be of any kind.
         self._adapters = [
             p for layer in self._wrapped if hasattr(layer, "lora_a") for p in (layer.lora_a, layer.lora_b)
@@ -260,7 +351,7 @@ class _Ready:
 
     def _look(self) -> list[Any]:
         return [
-            *[weight.data_ptr() for weight in self._weights],
+            *[kept.data_ptr() for kept in self._kept],
             *[id(layer.bias) for layer in self.frozen],
             *[parameter._version for parameter in self._adapters],
             *[layer.enabled for layer in self._wrapped],
@@ -270,20 +361,19 @@ class _Ready:
         """Whether these are the layers, with weights that have not changed."""
         if layers != self.layers or (fused is None) != (self.fused is None) or self._look() != self._state:
             return False
-        replaced = [layer._parameters["weight"] is not w for layer, w in zip(self.frozen, self._weights, strict=True)]
-        return not any(replaced)
+        return all(_held(layer) is kept for layer, kept in zip(self.frozen, self._kept, strict=True))
 
     def parameters(self) -> list[Tensor]:
         """What may get a gradient, in the order in which `_Product` returns them."""
         tensors = [p for a in self.adapters if a is not None for p in (a.lora_a, a.lora_b)]
-        return tensors + [p for f in self.frozen for p in (f.weight, f.bias) if p is not None and p.requires_grad]
+        return tensors + [p for f in self.frozen for p in f._parameters.values() if p is not None and p.requires_grad]
 
     def trained(self) -> bool:
         return any(parameter.requires_grad for parameter in self.parameters())
 
     def product(self, x_TI: Tensor) -> tuple[Tensor, Tensor | None]:
         """y (T, O), and x Aᵀ (T, R), beside which it lies in memory."""
-        joined = F.linear(x_TI, self.store, self.bias)
+        joined = self.weights.product(x_TI, self.bias)
         if not self.places:
             return joined, None
         y, low = joined[:, : self.total], joined[:, self.total :]
@@ -297,9 +387,9 @@ class _Ready:
             self.fused is not None
             and self.fused.multiplies_pairs
             and x_TI.shape[0] <= FEW
-            and x_TI.dtype == self.store.dtype == torch.bfloat16
+            and x_TI.dtype == self.low.dtype == torch.bfloat16
             and x_TI.shape[1] % (2 * kernels.LANES) == 0
-            and self.store.stride(1) == 1
+            and self.weights.plain
         )
 
     def few(self, x_TI: Tensor) -> Tensor:
@@ -308,7 +398,7 @@ class _Ready:
         parts, _ = self._parts or self._few_parts()
         y = x_TI.new_empty(x_TI.shape[0], self.total)
         self.fused.call(
-            "few_rows", x_TI, x_TI.stride(0), self.store, self.bias, y, self.total, ctypes.addressof(parts), len(parts),
+            "few_rows", x_TI, x_TI.stride(0), self.bias, y, self.total, ctypes.addressof(parts), len(parts),
             *x_TI.shape, torch.get_num_threads(),
         )  # fmt: skip
         return y
@@ -316,16 +406,16 @@ class _Ready:
     def _few_parts(self) -> tuple[Any, list[Tensor]]:
         """What the kernel is told of the updates, and the tensors that this points to."""
         parts, kept = [], []
-        at, a = 0, self.total
-        for adapter, n in zip(self.adapters, self.outputs, strict=True):
+        at = a = 0
+        for adapter, n, place in zip(self.adapters, self.outputs, self.weights.places(), strict=True):
             if adapter is None:
-                parts.append(kernels.Part(at, at + n, 0, None, None))
+                parts.append(kernels.Part(at, at + n, 0, None, None, *place))
             else:
                 rank = adapter.lora_b.shape[1]
                 b = F.pad(
-                    (adapter.lora_b.detach() * adapter.scaling).to(self.store.dtype), (0, -rank % (2 * kernels.LANES))
+                    (adapter.lora_b.detach() * adapter.scaling).to(self.low.dtype), (0, -rank % (2 * kernels.LANES))
                 )
-                parts.append(kernels.Part(at, at + n, rank, self.store[a].data_ptr(), b.data_ptr()))
+                parts.append(kernels.Part(at, at + n, rank, self.low[a].data_ptr(), b.data_ptr(), *place))
                 kept.append(b)
                 a += rank
             at += n
@@ -347,19 +437,19 @@ class _Product(torch.autograd.Function):
         ready: _Ready = ctx.ready
         grads: list[Tensor] = []
         if low is None:
-            dx = dy @ ready.store if ctx.needs_input_grad[0] else None
+            dx = ready.weights.back(dy) if ctx.needs_input_grad[0] else None
         else:
-            whole = _with_room(dy, len(ready.store))
+            whole = _with_room(dy, ready.total + len(ready.low))
             dy, dlow = whole[:, : ready.total], whole[:, ready.total :]
             for update, outputs, ranks in ready.places:
                 update.project(dy[:, outputs], dlow[:, ranks])
-            dx = whole @ ready.store if ctx.needs_input_grad[0] else None
+            dx = ready.weights.back(whole) if ctx.needs_input_grad[0] else None
             da = outer(x, dlow, 1.0, ready.outer_fused)
             for update, outputs, ranks in ready.places:
                 grads += (da[:, ranks].T, update.gradient(dy[:, outputs], low[:, ranks]))
         own = []
         for layer, d in zip(ready.frozen, dy.split(ready.outputs, 1), strict=True):
-            if layer.weight.requires_grad:
+            if _held(layer).requires_grad:
                 dw = d.T @ x
                 own.append(dw.T if _transposed(layer) else dw)
             if layer.bias is not None and layer.bias.requires_grad:

@@ -1,6 +1,6 @@
 """One call from a name to a frozen model that is ready to adapt."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,10 +10,11 @@ import torch
 from safetensors import SafetensorError
 
 from afina.base import gguf, gguf_models, kernels, sources, tokenizer, weights
+from afina.base.blocks import Blocks, parameter_count, quantise_linears
 from afina.base.decoder import Decoder
 from afina.base.families import Architecture, Unsupported, architecture
 from afina.base.kernels import Kernels
-from afina.base.model import CausalModel, DecoderModel, Task, TransformersModel
+from afina.base.model import CausalModel, DecoderModel, Quantize, Task, TransformersModel
 from afina.base.sources import Source
 from afina.base.tokenizer import Tokenizer
 from afina.base.whole import ClassifierModel, Seq2SeqModel
@@ -58,7 +59,7 @@ class Base:
     engine: str
 
 
-def load_base(
+def load_base(  # noqa: PLR0913 - each by its name
     name: str = "starter",
     *,
     revision: str | None = None,
@@ -67,11 +68,13 @@ def load_base(
     cache_dir: Path | None = None,
     task: Task | None = None,
     classes: Sequence[str] = (),
+    quantize: Quantize | None = None,
 ) -> Base:
     """Loads the base model called `name`: a catalogue name, hub id, folder or `.gguf` file (see `locate`).
 
     `precision` is bf16, fp32 or auto (what the device computes faster, measured once). `task` is the model's head, by default
-    the base's own; a classifier needs its `classes`. All parameters are frozen and the module is in evaluation mode.
+    the base's own; a classifier needs its `classes`. With `quantize` weights are kept in few bits: those of the linear layers
+    in nf4 or int8, or a GGUF file's matrices as they are (keep). All parameters are frozen, the module is in evaluation mode.
     Raises `BaseModelError`.
     """
     cache = cache_dir or default_cache()
@@ -79,18 +82,35 @@ def load_base(
     place = pick_device(device)
     dtype, reason = pick_dtype(precision, place, cache)
     task = task or task_of(source)
-    if task != "causal":
-        return _whole(source, task, tuple(classes), place, (dtype, reason))
-    read = _from_gguf if source.is_gguf else _from_folder
+    keep = quantize == "keep"
+    if keep and (not source.is_gguf or place.type != "cpu"):
+        raise BaseModelError(
+            f"--quantize keep is for GGUF files on the processor; base {name!r} is a {source.kind}, on {place.type}",
+            "use --quantize nf4 or int8",
+        )
     fused = kernels.load(cache) if place.type == "cpu" else None
-    module, tok, why_not = read(source, dtype, fused)
+    if task != "causal":
+        return _whole(source, task, tuple(classes), place, (dtype, reason), quantize)
+    module, tok, why_not = (_from_gguf if source.is_gguf else _from_folder)(source, dtype, fused, keep)
     if tok.pad_id >= module.get_input_embeddings().num_embeddings:
         raise BaseModelError(
             f"base {name!r}: the tokenizer has more words than the model", "choose a base whose files agree"
         )
     module.requires_grad_(False).eval().to(place)
+    words = _quantised(module, quantize, dtype)
     model: Any = DecoderModel(module) if isinstance(module, Decoder) else TransformersModel(module)
-    return Base(model, tok, _facts(source, module), dtype, reason, _engine(place, fused, why_not))
+    return Base(model, tok, _facts(source, module), dtype, reason, _engine(place, fused, why_not) + words)
+
+
+def _quantised(module: Any, quantize: Quantize | None, dtype: torch.dtype, leave: Sequence[str] = ()) -> str:
+    """Quantises the module in place where that is wanted; what to say of it."""
+    if quantize is None:
+        return ""
+    if quantize == "keep":
+        return "; its matrices stay in the file's blocks"
+    left = quantise_linears(module, quantize, dtype, leave)
+    few = f", but for {len(left)} whose rows do not fill whole blocks" if left else ""
+    return f"; linear layers in {quantize}{few}"
 
 
 def task_of(source: Source) -> Task:
@@ -106,8 +126,9 @@ def task_of(source: Source) -> Task:
 
 
 def _whole(
-    source: Source, task: Task, classes: tuple[str, ...], place: torch.device, chosen: tuple[torch.dtype, str]
-) -> Base:
+    source: Source, task: Task, classes: tuple[str, ...], place: torch.device, chosen: tuple[torch.dtype, str],
+    quantize: Quantize | None,
+) -> Base:  # fmt: skip
     """An encoder with a new classification head, or an encoder-decoder, through transformers."""
     from transformers import AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
 
@@ -138,6 +159,7 @@ def _whole(
     heads = _heads(module, missing) if task == "classify" else ()
     kind = ClassifierModel if task == "classify" else Seq2SeqModel
     engine = "through transformers: Afina's own decoder is for decoder-only models"
+    engine += _quantised(module, quantize, dtype, heads)
     return Base(kind(module, tok.pad_id, heads), tok, _facts(source, module), dtype, reason, engine)
 
 
@@ -233,7 +255,7 @@ def _skeleton(config: Any, arch: Architecture, fused: Kernels | None) -> Decoder
 _Read = tuple[Any, Tokenizer, str | None]  # the module, its tokenizer, and why it is not our decoder where it is not
 
 
-def _from_gguf(source: Source, dtype: torch.dtype, fused: Kernels | None) -> _Read:
+def _from_gguf(source: Source, dtype: torch.dtype, fused: Kernels | None, keep: bool) -> _Read:
     from transformers import AutoModelForCausalLM
 
     file = gguf.GGUF(source.path)
@@ -241,8 +263,13 @@ def _from_gguf(source: Source, dtype: torch.dtype, fused: Kernels | None) -> _Re
     config = gguf_models.config(file)
     if config:
         module = _skeleton(config, architecture(config), fused)
-        return _fill(source, module, gguf_models.weights(file, config, module.state_dict(), dtype)), tok, None
+        found = gguf_models.weights(file, config, module.state_dict(), dtype, keep)
+        if keep and not any(isinstance(value, Blocks) for value in found.values()):
+            raise BaseModelError(f"--quantize keep: {source.path} holds no blocks", "use --quantize nf4 or int8")
+        return _fill(source, module, found), tok, None
     family = file.metadata.get("general.architecture")
+    if keep:
+        raise BaseModelError(f"--quantize keep: architecture {family!r} is read through transformers", "leave it out")
     try:
         with quiet():
             other, info = AutoModelForCausalLM.from_pretrained(
@@ -263,13 +290,19 @@ def _from_gguf(source: Source, dtype: torch.dtype, fused: Kernels | None) -> _Re
     return _fill(source, _skeleton(other.config, arch, fused), other.state_dict()), tok, None
 
 
-def _fill(source: Source, module: Decoder, found: dict[str, torch.Tensor]) -> Decoder:
+def _fill(source: Source, module: Decoder, found: Mapping[str, torch.Tensor | Blocks]) -> Decoder:
     """Our decoder, empty before, with the weights `found`, by transformers' names."""
     needed = {name: tuple(value.shape) for name, value in module.state_dict().items()}
     if module.arch.tied:
         head = f"{module.arch.names.head}.weight"
-        found.pop(head, None)
+        found = {name: value for name, value in found.items() if name != head}
         del needed[head]
+    in_blocks = {name: value for name, value in found.items() if isinstance(value, Blocks)}
+    for name, blocks in in_blocks.items():
+        if sorted(needed.get(name, ())) == sorted((blocks.rows, blocks.columns)):  # GPT-2's matrices are turned
+            module.take_blocks(name.removesuffix(".weight"), blocks)
+            del needed[name]
+    found = {name: value for name, value in found.items() if name not in in_blocks or name in needed}
     problems = [f"{name} is missing" for name in needed if name not in found]
     problems += [f"{name} is not used" for name in found if name not in needed]
     problems += [
@@ -283,12 +316,12 @@ def _fill(source: Source, module: Decoder, found: dict[str, torch.Tensor]) -> De
             f"{source.path}: the weights do not fit: {'; '.join(problems[:3])}{more}",
             "the folder needs whole *.safetensors files that fit its config.json",
         )
-    module.load_state_dict(found, strict=False, assign=True)
+    module.load_state_dict(dict(found), strict=False, assign=True)
     module.tie()
     return module
 
 
-def _from_folder(source: Source, dtype: torch.dtype, fused: Kernels | None) -> _Read:
+def _from_folder(source: Source, dtype: torch.dtype, fused: Kernels | None, keep: bool) -> _Read:
     from transformers import GenerationConfig
 
     config = _config(source)
@@ -361,7 +394,7 @@ def _facts(source: Source, module: Any) -> Facts:
         layers=config.num_hidden_layers,
         hidden_size=config.hidden_size,
         vocabulary=module.get_input_embeddings().num_embeddings,
-        parameters=sum(p.numel() for p in module.parameters()),
+        parameters=parameter_count(module),
         context_length=int(getattr(config, "max_position_embeddings", 0) or 2048),
         licence=source.licence,
         revision=source.revision,

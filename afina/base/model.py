@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from afina.base import ops
+from afina.base.blocks import BlockLinear
 from afina.base.cache import Cache
 from afina.base.decoder import Decoder
 from afina.base.ops import Segments
@@ -58,6 +59,7 @@ class Answer:
 
 
 Task = Literal["causal", "classify", "seq2seq"]  # a model's head
+Quantize = Literal["nf4", "int8", "keep"]  # how frozen weights are kept in few bits; keep: as the GGUF file has them
 
 
 class Writing(Protocol):
@@ -106,8 +108,9 @@ class DecoderModel:
         hidden_NC = self._hidden(packed)
         labels_N = packed.labels_T[packed.labelled_N]
         head = self.module.get_output_embeddings()
-        if type(head) is nn.Linear and head.bias is None and not self.module.arch.logit_cap:
-            return ops.cross_entropy(self.module.kernels(hidden_NC), hidden_NC, head.weight, labels_N)
+        if type(head) in (nn.Linear, BlockLinear) and head.bias is None and not self.module.arch.logit_cap:
+            weights = head.blocks if isinstance(head, BlockLinear) else head.weight
+            return ops.cross_entropy(self.module.kernels(hidden_NC), hidden_NC, weights, labels_N)
         total = hidden_NC.new_zeros((), dtype=torch.float32)
         for at in range(0, len(labels_N), ops.CHUNK):  # the logits of a chunk are computed again in the backward pass
             part = slice(at, at + ops.CHUNK)
@@ -146,9 +149,8 @@ class _DecoderWriting:
         ):  # these turn by the length of the whole text: no part is read alone
             prefix = []
         self._module = module
-        weight = module.get_input_embeddings().weight
-        self._device = weight.device
-        self._cache = Cache(module.arch.specs, texts + bool(prefix), room, weight.dtype, weight.device)
+        self._device = next(module.parameters()).device
+        self._cache = Cache(module.arch.specs, texts + bool(prefix), room, module.dtype, self._device)
         self._slots: list[int] = []
         self._free = list(range(texts))
         self._each = Segments((0,))

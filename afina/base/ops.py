@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from afina.base import kernels
+from afina.base import blocks, kernels
+from afina.base.blocks import Blocks
 from afina.base.kernels import Kernels
 
 
@@ -396,10 +397,10 @@ def dense_attention(
 CHUNK = 256  # labelled positions whose logits exist at one time
 
 
-def cross_entropy(fused: Kernels | None, hidden_NC: Tensor, head_VC: Tensor, labels_N: Tensor) -> Tensor:
+def cross_entropy(fused: Kernels | None, hidden_NC: Tensor, head_VC: Tensor | Blocks, labels_N: Tensor) -> Tensor:
     """Σ −log p(label) with logits = hidden · headᵀ, in chunks: no (tokens × vocabulary) array ever exists.
 
-    The gradient of a frozen head's input, (softmax − onehot) · head, is formed in the forward pass, while the logits are there.
+    A head in blocks is written out tile by tile. The gradient of a frozen head's input, (softmax − onehot) · head, is formed in the forward pass, while the logits are there.
     """
     loss: Tensor = _CrossEntropy.apply(fused, hidden_NC, head_VC, labels_N)  # type: ignore[no-untyped-call]
     return loss
@@ -407,14 +408,15 @@ def cross_entropy(fused: Kernels | None, hidden_NC: Tensor, head_VC: Tensor, lab
 
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, fused: Kernels | None, hidden: Tensor, head: Tensor, labels: Tensor) -> Tensor:
+    def forward(ctx: Any, fused: Kernels | None, hidden: Tensor, head: Tensor | Blocks, labels: Tensor) -> Tensor:
         wanted, weighted = ctx.needs_input_grad[1], ctx.needs_input_grad[2]
         dhidden = torch.empty_like(hidden) if wanted else None
-        dhead = torch.zeros_like(head, dtype=torch.float32) if weighted else None
+        dhead = torch.zeros(head.shape, device=hidden.device) if weighted and isinstance(head, Tensor) else None
         losses = torch.empty(len(labels), device=hidden.device)
         for at in range(0, len(labels), CHUNK):
             part = slice(at, at + CHUNK)
-            logits = F.linear(hidden[part], head)
+            x = hidden[part]
+            logits = blocks.product(x, head) if isinstance(head, Blocks) else F.linear(x, head)
             if fused is not None:
                 fused.call(
                     "cross_entropy", logits, labels[part], losses[part], len(logits), logits.shape[1],
@@ -425,7 +427,9 @@ class _CrossEntropy(torch.autograd.Function):
                 losses[part] = F.nll_loss(log_p, labels[part], reduction="none")
                 log_p.exp_()[torch.arange(len(logits), device=logits.device), labels[part]] -= 1
                 logits = log_p.to(hidden.dtype)
-            if dhidden is not None:
+            if dhidden is not None and isinstance(head, Blocks):
+                dhidden[part] = blocks.product_back(logits, head)
+            elif dhidden is not None and isinstance(head, Tensor):
                 torch.mm(logits, head, out=dhidden[part])
             if dhead is not None:
                 dhead += logits.T @ hidden[part]

@@ -91,12 +91,14 @@ def rerank_adapter(run: Path, rank: int, out: Path) -> float:
 
 def merge_adapter(run: Path, out: Path, *, device: str | None = None, cache_dir: Path | None = None) -> float:
     """Writes the base with the adapter folded in to `out`, in transformers' format; the largest difference of logits from the
-    adapted model over the largest logit, on prompts of the run."""
+    adapted model over the largest logit, on prompts of the run. A base that was quantised in training is taken whole."""
     _check_new(out)
     adapted = open_run(run, device=device, cache_dir=cache_dir)
     base = adapted.base
     module: Any = base.model.module
-    merged = merge(module)
+    quantised = bool(adapted.facts.get("quantize"))
+    into = open_run(run, device=device, cache_dir=cache_dir, whole=True).base if quantised else base
+    merged: Any = merge(into.model.module)
     predictions = run / "predictions.jsonl"
     texts = [row["prompt"] for row in read_jsonl(predictions)[:_PROBES]] if predictions.exists() else ["Hello."]
     rows = [prompt_ids(base.tokenizer, [{"role": "user", "content": text}]) for text in texts]

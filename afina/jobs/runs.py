@@ -203,8 +203,9 @@ class Adapted:
         return build(DataSettings, {"path": path, "references": references, **self.facts.get("data", {})})
 
 
-def open_run(run: Path, *, device: str | None = None, cache_dir: Path | None = None) -> Adapted:
-    """Loads the base that the adapter in `run` was made for, and the adapter. Raises `AdapterError`, `BaseModelError`."""
+def open_run(run: Path, *, device: str | None = None, cache_dir: Path | None = None, whole: bool = False) -> Adapted:
+    """Loads the base that the adapter in `run` was made for, and the adapter; `whole`: in all its bits even where it was
+    quantised in training. Raises `AdapterError`, `BaseModelError`."""
     folder = adapter_folder(run)
     facts = read_facts(folder)
     read_config(folder)  # what is wrong with the adapter is said before the base is loaded
@@ -222,6 +223,7 @@ def open_run(run: Path, *, device: str | None = None, cache_dir: Path | None = N
         cache_dir=cache_dir,
         task=facts.get("task", "causal"),
         classes=facts.get("classes", ()),
+        quantize=None if whole else facts.get("quantize"),
     )
     check_base(facts, base, folder)
     load_adapter(base.model.module, folder)

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from afina.base.model import Task
+from afina.base.model import Quantize, Task
 from afina.core.config import Settings, setting
 from afina.data.settings import DataSettings
 from afina.lora.config import LoraConfig
@@ -31,6 +31,8 @@ class RunSettings(Settings):
     """Decides the sample, the split, the order of rows and the adapter's start."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Number format of the computation; auto measures once which is faster here."""
+    quantize: Quantize | None = None
+    """Keep the frozen base in few bits, for less memory: nf4 (4 bits), int8, or keep: a GGUF file's matrices as they are."""
     device: str | None = None
     """cpu, cuda, mps; by default the best that is there."""
     threads: int | None = setting(None, ge=1)

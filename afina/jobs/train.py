@@ -3,7 +3,7 @@
 import gc
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -187,6 +187,7 @@ def _load(settings: RunSettings, classes: Sequence[str]) -> Base:
         cache_dir=settings.cache_dir,
         task=settings.task,
         classes=classes,
+        quantize=settings.quantize,
     )
 
 
@@ -215,7 +216,8 @@ def _adapt(base: Base, settings: RunSettings, data: Dataset) -> LoraConfig:
         if heads:  # what is new in the model is trained with the adapter, and saved with it
             named = (lora.modules_to_save,) if isinstance(lora.modules_to_save, str) else lora.modules_to_save
             lora = lora.model_copy(update={"modules_to_save": tuple(dict.fromkeys([*named, *heads]))})
-        inject(module, lora, settings.seed, calibrate)
+        originals = _originals(settings, base) if lora.init == "loftq" and settings.quantize else None
+        inject(module, lora, settings.seed, calibrate, originals)
         return lora
     folder = adapter_folder(settings.adapter)
     given, stored = settings.lora, read_config(folder)
@@ -229,6 +231,24 @@ def _adapt(base: Base, settings: RunSettings, data: Dataset) -> LoraConfig:
         return load_adapter(base.model.module, folder)
     except AdapterError as error:
         raise AdapterError(f"--adapter {settings.adapter}: {error}") from error
+
+
+def _originals(settings: RunSettings, base: Base) -> Callable[[str], Tensor]:
+    """The weights that the quantised layers were made from: those of the base, read again."""
+    if settings.quantize == "keep":
+        raise SettingsError(
+            "init 'loftq' makes up for what quantisation lost, and a GGUF file does not hold that",
+            "use --quantize nf4 or int8, or another --lora.init",
+        )
+    plain = settings.model_copy(update={"quantize": None})
+    module = _load(plain, base.tokenizer.classes).model.module
+
+    def original(path: str) -> Tensor:
+        layer: Any = module.get_submodule(path)
+        weight: Tensor = layer.weight
+        return weight.T if hasattr(layer, "nf") else weight
+
+    return original
 
 
 @dataclass
@@ -252,6 +272,7 @@ class _Run:
             "base": self.base.facts.card(),
             "load": {"name": self._base_name(), "revision": self.settings.revision},
             "precision": "bf16" if "bfloat16" in str(self.base.dtype) else "fp32",
+            "quantize": self.settings.quantize,
             "tokenizer_sha256": self.base.tokenizer.hash(),
             "template_sha256": self.base.tokenizer.template_hash(),
             "data": {"prompt": data.prompt, "completion": data.completion, "system": data.system},

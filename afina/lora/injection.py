@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from afina.core.errors import AdapterError
+from afina.core.layers import Quantised
 from afina.lora import eva, lora_ga, starts
 from afina.lora.config import FROM_BASE, LoraConfig
 from afina.lora.dora import DoraLinear
@@ -35,6 +36,7 @@ def inject(
         raise AdapterError("this model already has an adapter", "load a fresh base")
     targets = find_targets(model, config)
     whole = saved_modules(model, config)
+    _check_trainable(model, whole)
     model.requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
     bases = {path: model.get_submodule(path) for path in targets}
@@ -121,6 +123,15 @@ def _wrap(
     return (DoraLinear if config.variant == "dora" else LoraLinear)(base, size, generator)
 
 
+def _check_trainable(model: nn.Module, whole: list[str]) -> None:
+    for path in whole:
+        if any(isinstance(module, Quantised) for module in model.get_submodule(path).modules()):
+            raise AdapterError(
+                f"{path} is quantised, and weights of few bits cannot be trained themselves",
+                "leave --quantize out, or train an adapter",
+            )
+
+
 def _projections(bases: dict[str, Any], config: LoraConfig, generator: torch.Generator) -> Projections:
     if config.rank_pattern or config.alpha_pattern:
         raise AdapterError("vera's layers share A and B, so that all have one rank", "leave the patterns out")
@@ -146,7 +157,7 @@ def _start(
         if originals is None:
             raise AdapterError(
                 "init 'loftq' makes up for what quantisation lost",
-                "use `afina.lora.inject(…, originals=…)` with a quantised base",
+                "give a base of few bits: --quantize nf4 or int8 (in the library: `inject(…, originals=…)`)",
             )
         for path, layer in linear.items():
             w = layer.frozen_weight().float()

@@ -7,6 +7,7 @@ The update that A and B begin with is taken away from the product, so that train
 
 from collections.abc import Callable
 
+from afina.core.layers import Quantised
 from afina.lora.layer import LoraLinear
 from afina.lora.starts import largest
 
@@ -14,7 +15,13 @@ GAMMA = 16.0
 
 
 def start(layers: list[LoraLinear], calibrate: Callable[[], None]) -> None:
-    """Takes the gradients of the frozen weights by `calibrate` (forward and backward over a few batches), and sets A and B."""
+    """Takes the gradients of the frozen weights by `calibrate` (forward and backward over a few batches), and sets A and B.
+
+    Weights of few bits have no gradients: for that time their numbers are in memory.
+    """
+    quantised = {layer: layer.base for layer in layers if isinstance(layer.base, Quantised)}
+    for layer, base in quantised.items():
+        layer.base = base.thawed()
     weights = [layer.base.weight for layer in layers]
     for layer, weight in zip(layers, weights, strict=True):
         layer.enabled = False
@@ -32,3 +39,5 @@ def start(layers: list[LoraLinear], calibrate: Callable[[], None]) -> None:
             layer.enabled = True
             weight.requires_grad_(False)
             weight.grad = None
+        for layer, base in quantised.items():
+            layer.base = base

@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from afina.core.layers import Quantised
 from afina.lora.extras import TokenRows, swaps
 from afina.lora.injection import wrappers
 from afina.lora.layer import LoraLayer
@@ -28,6 +29,9 @@ def merge(model: M) -> M:
         if id(weight) in shared and hasattr(merged, "config"):
             merged.config.tie_word_embeddings = False
 
+    for path, module in list(merged.named_modules()):  # sums have no place in blocks of few bits
+        if isinstance(module, Quantised):
+            replace(merged, path, module.thawed())
     for path, wrapper in list(wrappers(merged)):
         base = wrapper.base
         weight = base.weight

@@ -1,0 +1,15 @@
+// Rows of frozen weights that are kept in blocks of few bits.
+
+#pragma once
+
+#include "vectors.h"
+
+// ggml's numbers of its formats (https://github.com/ggml-org/ggml), and ours beyond them.
+enum Format {
+    NUMBERS = -1,
+    Q4_0 = 2, Q4_1 = 3, Q5_0 = 6, Q5_1 = 7, Q8_0 = 8, Q2_K = 10, Q3_K = 11, Q4_K = 12, Q5_K = 13, Q6_K = 14,
+    NF4 = 1000,
+};
+
+// Writes `rows` rows of K numbers, `stride` apart, from rows of `row_bytes`.
+void unpack(const uint8_t *blocks, long row_bytes, int format, bf16 *out, long stride, long rows, long K);
