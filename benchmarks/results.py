@@ -25,6 +25,7 @@ SCRIPTS: dict[str, list[str]] = {
     "growth": ["growth.py"],
     "full_tuning": ["full_tuning.py", ROWS],
     "precision": ["precision.py", ROWS, "--plot", str(HERE / "precision.svg")],
+    "quantised": ["quantised.py", ROWS],
     "kill_and_resume": ["kill_and_resume.py"],
 }
 HEAD = "# Results of the benchmarks\n\nWritten by `make bench` (`benchmarks/results.py`); each script says what it measures.\n"

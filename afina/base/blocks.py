@@ -84,7 +84,7 @@ class Blocks(nn.Module):
         if self.kind == Q8_0:
             blocks = self.data.unflatten(1, (-1, 34))
             steps, counts = blocks[..., :2].contiguous().view(torch.float16), blocks[..., 2:].view(torch.int8)
-            numbers = steps.float() * counts
+            numbers: Tensor = steps.float() * counts
             return numbers.flatten(1)
         import gguf
 
@@ -138,7 +138,7 @@ def _nf4_numbers(data: Tensor, columns: int) -> Tensor:
     scales = least + step * data[:, 8 : 8 + blocks]
     q = data[:, 8 + blocks :].unflatten(1, (blocks, -1))
     indices = torch.cat([q & 15, q >> 4], 2).long()
-    numbers = nf4_levels().to(data.device)[indices] * scales[..., None]
+    numbers: Tensor = nf4_levels().to(data.device)[indices] * scales[..., None]
     return numbers.flatten(1)
 
 
@@ -153,7 +153,8 @@ def scratch(rows: int, columns: int, like: Blocks) -> Tensor:
     key = f"{like.dtype} {like.data.device}"
     if key not in held or held[key].numel() < rows * columns:
         held.pop(key, None)
-        held[key] = torch.empty(rows * columns, dtype=like.dtype, device=like.data.device)
+        with torch.inference_mode(False):  # it serves training too
+            held[key] = torch.empty(rows * columns, dtype=like.dtype, device=like.data.device)
     return held[key][: rows * columns].view(rows, columns)
 
 
@@ -231,9 +232,11 @@ def product_back(dy_TR: Tensor, blocks: Blocks) -> Tensor:
     return dx.to(dy_TR.dtype)
 
 
-def block_bytes(module: nn.Module) -> int:
-    """Bytes of all blocks in `module`."""
-    return sum(each.data.numel() for each in module.modules() if isinstance(each, Blocks))
+def weight_bytes(module: nn.Module) -> int:
+    """Bytes that the frozen weights of `module` take: numbers, blocks, and the scratch that blocks are written out into."""
+    frozen = [p for p in module.parameters() if not p.requires_grad]
+    held = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in [*frozen, *module.buffers()]}
+    return sum(held.values()) + sum(each.untyped_storage().nbytes() for each in _local.__dict__.values())
 
 
 def parameter_count(module: nn.Module) -> int:

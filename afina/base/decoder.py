@@ -278,6 +278,7 @@ class Decoder(nn.Module):
             rotations[index] = Rotation(*tables[id(rope)], *norms)
         return rotations
 
+    @torch.inference_mode(False)  # what is kept serves training too
     def _table(self, rope: Rope, needed: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """Cosines and sines for `needed` positions, kept and grown by doubling; with other frequencies for long texts, those
         for them below, as many again. Layers of one kind share theirs."""

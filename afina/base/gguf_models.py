@@ -101,7 +101,7 @@ def config(file: GGUF) -> Any:
 
 
 def weights(
-    file: GGUF, config: Any, names: Iterable[str], dtype: torch.dtype, keep: bool
+    file: GGUF, config: Any, names: Iterable[str], dtype: torch.dtype, keep: bool = False
 ) -> dict[str, Tensor | Blocks]:
     """The weights among `names` that the file has, in `dtype`; with `keep` its matrices stay in their blocks, (outputs, inputs).
 

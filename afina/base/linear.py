@@ -78,6 +78,7 @@ class Joined:
         y: Tensor = _Product.apply(x_TI, ready, *ready.parameters())  # type: ignore[no-untyped-call]
         return y
 
+    @torch.inference_mode(False)  # what is kept serves training too
     @torch.no_grad()
     def _prepare(self, layers: list[Any], fused: Kernels | None) -> "_Ready | None":
         """What the product needs, from the layers as they are now; None where they cannot be joined."""

@@ -29,9 +29,7 @@ def merge(model: M) -> M:
         if id(weight) in shared and hasattr(merged, "config"):
             merged.config.tie_word_embeddings = False
 
-    for path, module in list(merged.named_modules()):  # sums have no place in blocks of few bits
-        if isinstance(module, Quantised):
-            replace(merged, path, module.thawed())
+    thaw(merged)
     for path, wrapper in list(wrappers(merged)):
         base = wrapper.base
         weight = base.weight
@@ -50,6 +48,13 @@ def merge(model: M) -> M:
         each.trained.requires_grad_(False)
     swaps(merged).clear()
     return merged  # type: ignore[no-any-return]
+
+
+def thaw(model: nn.Module) -> None:
+    """Gives the quantised layers of `model` ordinary weights, in place: sums have no room in few bits."""
+    for path, module in list(model.named_modules()):
+        if isinstance(module, Quantised):
+            replace(model, path, module.thawed())
 
 
 def _shared_weights(model: nn.Module) -> set[int]:
