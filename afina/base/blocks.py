@@ -236,13 +236,14 @@ def weight_bytes(module: nn.Module) -> int:
     """Bytes that the frozen weights of `module` take: numbers, blocks, and the scratch that blocks are written out into."""
     frozen = [p for p in module.parameters() if not p.requires_grad]
     held = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in [*frozen, *module.buffers()]}
-    return sum(held.values()) + sum(each.untyped_storage().nbytes() for each in _local.__dict__.values())
+    scratches: list[Tensor] = list(_local.__dict__.values())
+    return sum(held.values()) + sum(each.untyped_storage().nbytes() for each in scratches)
 
 
 def parameter_count(module: nn.Module) -> int:
     """All numbers of a model, those in blocks included."""
     blocks = sum(each.numel() for each in module.modules() if isinstance(each, Blocks))
-    return blocks + sum(p.numel() for p in module.parameters())
+    return blocks + sum(int(p.numel()) for p in module.parameters())
 
 
 def quantise_linears(model: nn.Module, kind: str, dtype: torch.dtype, leave: Sequence[str] = ()) -> list[str]:
