@@ -13,6 +13,7 @@ from afina.core.config import build
 from afina.core.errors import AdapterError, InputError, SettingsError
 from afina.core.files import read_json, write_atomic, write_json
 from afina.lora.config import PRESETS, LoraConfig
+from afina.lora.experts import LoraExperts
 from afina.lora.extras import TokenRows, swaps
 from afina.lora.injection import inject, lora_layers
 from afina.lora.layer import is_conv1d
@@ -26,7 +27,6 @@ _UNUSED: dict[str, tuple[Any, ...]] = {
     "lora_bias": (False, None),
     "layers_pattern": (None, []),
     "layer_replication": (None, []),
-    "target_parameters": (None, []),
     "alora_invocation_tokens": (None, []),
     "use_bdlora": (None, False),
     "arrow_config": (None,),
@@ -143,7 +143,7 @@ def read_config(folder: Path) -> LoraConfig:
     try:
         values = {
             "rank": raw["r"],
-            "target_modules": _from_peft(raw["target_modules"] or ()),
+            "target_modules": _targets(raw),
             "exclude_modules": _from_peft(raw.get("exclude_modules") or ()),
             "layers": _listed(raw.get("layers_to_transform")),
             "bias": raw.get("bias") or "none",
@@ -203,8 +203,16 @@ def _drop_base_copies(model: nn.Module, state: dict[str, Tensor]) -> None:
     """PEFT saves a whole embedding beside its adapter; one that equals the base's own says nothing new."""
     for path, layer in lora_layers(model):
         name = f"{PREFIX}{path}.base_layer.weight"
-        if name in state and torch.equal(state[name], layer.weight.to(state[name].dtype)):
+        if name in state and torch.equal(state[name], layer.base.weight.to(state[name].dtype)):
             del state[name]
+
+
+def _targets(raw: dict[str, Any]) -> str | tuple[str, ...]:
+    """PEFT keeps layers and tensors (of experts) apart."""
+    layers, tensors = raw["target_modules"] or (), raw.get("target_parameters") or ()
+    if isinstance(layers, str) and tensors:
+        raise TypeError(f"target_parameters beside a pattern for target_modules, {layers!r}")
+    return _from_peft((*layers, *tensors) if tensors else layers)
 
 
 def _from_peft(names: str | list[str] | tuple[str, ...]) -> str | tuple[str, ...]:
@@ -221,7 +229,8 @@ def _to_peft(names: str | tuple[str, ...]) -> str | list[str] | None:
 
 def _peft_config(model: nn.Module, config: LoraConfig, base_name: str | None, task_type: str | None) -> dict[str, Any]:
     targets = _to_peft(config.target_modules)
-    if config.target_modules in PRESETS or config.layers:
+    experts = _expert_targets(model)
+    if config.target_modules in PRESETS or config.layers or experts:
         targets = _explicit_targets(model)
     config = config.saved()
     about = {
@@ -234,6 +243,8 @@ def _peft_config(model: nn.Module, config: LoraConfig, base_name: str | None, ta
     if config.variant == "vera":
         del common["exclude_modules"]  # PEFT's VeraConfig has none
         return common | {"peft_type": "VERA", "vera_dropout": config.dropout, "save_projection": True}
+    if experts:
+        common["target_parameters"] = experts
     return common | _lora_config(config, *_patterns(model, config))
 
 
@@ -271,9 +282,15 @@ def _patterns(model: nn.Module, config: LoraConfig) -> tuple[dict[str, int], dic
     return {key: layer.rank for key, layer in layers.items()}, alphas
 
 
+def _expert_targets(model: nn.Module) -> list[str]:
+    """The paths of the adapted tensors of experts."""
+    experts = [(path, layer) for path, layer in lora_layers(model) if isinstance(layer, LoraExperts)]
+    return [f"{path}.{name}" for path, layer in experts for name in layer.sizes]
+
+
 def _explicit_targets(model: nn.Module) -> list[str]:
     """`all-linear` as names, for readers whose idea of all differs: the last part of each path where these select the same."""
-    paths = [path for path, _ in lora_layers(model)]
+    paths = [path for path, layer in lora_layers(model) if not isinstance(layer, LoraExperts)]
     ends = sorted({path.rsplit(".", 1)[-1] for path in paths})
     plain = {p for p, m in model.named_modules() if isinstance(m, nn.Linear | nn.Embedding) or is_conv1d(m)}
     others = {p for p in plain if p.removesuffix(".base") not in paths}

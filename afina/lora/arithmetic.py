@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from afina.core.errors import AdapterError
-from afina.lora.adapter import PREFIX, read_config, read_weights, write_adapter
+from afina.core.files import read_json
+from afina.lora.adapter import CONFIG, PREFIX, read_config, read_weights, write_adapter
 from afina.lora.config import LoraConfig
 from afina.lora.targets import pattern_value
 
@@ -47,6 +48,8 @@ class Pruning:
 def read_factors(folder: Path) -> dict[str, Factors]:
     """(layer and kind → factors) of the adapter in `folder`. Raises `AdapterError` where it is more than plain LoRA."""
     config = read_config(folder)
+    if read_json(folder / CONFIG).get("target_parameters"):
+        raise AdapterError(f"{folder} adapts experts, whose adapters are not added up or cut here")
     state = read_weights(folder)
     found: dict[str, Factors] = {}
     for name in sorted(state):

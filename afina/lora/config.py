@@ -65,7 +65,8 @@ class LoraConfig(Settings):
     eva_rho: float = setting(1.0, ge=1)
     """With eva: ranks up to this factor larger where the inputs need them, smaller elsewhere, as many in all."""
     target_modules: Names = ALL_LINEAR
-    """Layers to adapt: all-linear (all but the output head), attention, mlp, names or ends of paths, or re:PATTERN."""
+    """Layers to adapt: all-linear (all but the output head, experts' tensors too), attention, mlp, names or ends of paths, or
+    re:PATTERN."""
     exclude_modules: Names = ()
     """Names or ends of paths (or re:PATTERN) that are left alone."""
     layers: Numbers = ()

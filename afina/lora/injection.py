@@ -12,6 +12,7 @@ from afina.core.layers import Quantised
 from afina.lora import eva, lora_ga, starts
 from afina.lora.config import FROM_BASE, LoraConfig
 from afina.lora.dora import DoraLinear
+from afina.lora.experts import LoraExperts, expert_tensors
 from afina.lora.extras import Swap, TokenLogits, TokenRows, swap, swaps
 from afina.lora.layer import LoraEmbedding, LoraLayer, LoraLinear, Size, Wrapper
 from afina.lora.targets import find_targets, pattern_value, replace, saved_modules
@@ -39,11 +40,15 @@ def inject(
     _check_trainable(model, whole)
     model.requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
-    bases = {path: model.get_submodule(path) for path in targets}
+    bases, experts = _by_module(model, targets)
+    _check_experts(config, experts)
     shared = _projections(bases, config, generator) if config.variant == "vera" else None
     layers = {path: _wrap(path, base, config, generator, shared) for path, base in bases.items()}
+    for path, names in experts.items():
+        sizes = {name: _size(f"{path}.{name}", config) for name in names}
+        layers[path] = LoraExperts(model.get_submodule(path), sizes, generator)
     for path, layer in layers.items():
-        layer.train(bases[path].training)
+        layer.train(layer.base.training)
         replace(model, path, layer)
     _start(model, layers, config, generator, calibrate, originals)
     for layer in layers.values():
@@ -102,16 +107,44 @@ def trainable_parameters(model: nn.Module) -> int:
     return total - frozen
 
 
+def _by_module(model: nn.Module, targets: list[str]) -> tuple[dict[str, Any], dict[str, list[str]]]:
+    """The layers among `targets` by path; and the names of the experts' tensors by the path of their module."""
+    tensors = {path for path, _, _ in expert_tensors(model)}
+    experts: dict[str, list[str]] = {}
+    for path in targets:
+        if path in tensors:
+            module, _, name = path.rpartition(".")
+            experts.setdefault(module, []).append(name)
+    return {path: model.get_submodule(path) for path in targets if path not in tensors}, experts
+
+
+def _check_experts(config: LoraConfig, experts: dict[str, list[str]]) -> None:
+    if not experts:
+        return
+    path = next(iter(experts))
+    hint = "leave it out, or exclude the experts (--lora.exclude_modules)"
+    if config.variant != "lora":
+        raise AdapterError(f"variant {config.variant!r} is for layers; {path} holds tensors of experts", hint)
+    if config.init != "kaiming":
+        raise AdapterError(f"init {config.init!r} is for layers; {path} holds tensors of experts", hint)
+    if config.dropout:
+        raise AdapterError(f"dropout is for layers; the inputs of the experts in {path} cannot be told apart", hint)
+
+
+def _size(path: str, config: LoraConfig) -> Size:
+    rank = int(pattern_value(config.rank_pattern, path, config.rank))
+    alpha = pattern_value(config.alpha_pattern, path, config.alpha)
+    return Size(rank, config.scaling(rank, alpha), config.dropout)
+
+
 def _wrap(
     path: str, base: Any, config: LoraConfig, generator: torch.Generator, shared: Projections | None
 ) -> LoraLayer:
-    rank = int(pattern_value(config.rank_pattern, path, config.rank))
-    alpha = pattern_value(config.alpha_pattern, path, config.alpha)
+    size = _size(path, config)
     shape = base.weight.shape
     most = min(shape) if config.init in ("pissa", "olora", "loftq", "eva", "lora_ga") else max(shape)
-    if rank > most and config.variant != "vera":
-        raise AdapterError(f"rank {rank} is more than the layer {path} is wide ({most})", "lower --lora.rank")
-    size = Size(rank, config.scaling(rank, alpha), config.dropout)
+    if size.rank > most and config.variant != "vera":
+        raise AdapterError(f"rank {size.rank} is more than the layer {path} is wide ({most})", "lower --lora.rank")
     if isinstance(base, nn.Embedding):
         if config.variant in ("dora", "vera"):
             raise AdapterError(

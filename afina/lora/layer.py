@@ -57,6 +57,10 @@ class LoraLayer(Wrapper):
         """The weight, in fp32 and the base's shape, with which the base layer alone would do what this layer does."""
         raise NotImplementedError
 
+    def merged(self) -> dict[str, Tensor]:
+        """The base's tensors that change when the update is folded in, by their names."""
+        return {"weight": self.merged_weight()}
+
 
 class LoraLinear(LoraLayer):
     """LoRA around `nn.Linear`, or around transformers' `Conv1D`, whose weight is (in, out). x is (…, in), y (…, out)."""

@@ -32,11 +32,13 @@ def merge(model: M) -> M:
     thaw(merged)
     for path, wrapper in list(wrappers(merged)):
         base = wrapper.base
-        weight = base.weight
         if isinstance(wrapper, LoraLayer):
-            base.weight = nn.Parameter(wrapper.merged_weight().to(weight.dtype), requires_grad=False)
-            untie(weight)
+            for name, value in wrapper.merged().items():
+                own = getattr(base, name)
+                setattr(base, name, nn.Parameter(value.to(own.dtype), requires_grad=False))
+                untie(own)
         elif isinstance(wrapper, TokenRows):
+            weight = base.weight
             rows = wrapper.rows.to(weight.dtype)
             both = nn.Parameter(weight.index_copy(0, torch.tensor(wrapper.tokens), rows), requires_grad=False)
             for other in merged.modules():  # a tied head has the same rows

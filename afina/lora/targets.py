@@ -6,12 +6,17 @@ from torch import nn
 
 from afina.core.errors import AdapterError, near
 from afina.lora.config import ALL_LINEAR, PRESETS, LoraConfig
+from afina.lora.experts import expert_tensors
 from afina.lora.layer import is_conv1d
 
 
 def find_targets(model: nn.Module, config: LoraConfig) -> list[str]:
-    """The paths of the layers that `config` targets, in the model's order. Raises `AdapterError` as `inject` does."""
+    """The paths of the layers that `config` targets, in the model's order, then those of experts' tensors.
+
+    Raises `AdapterError` as `inject` does.
+    """
     adaptable = [path for path, module in model.named_modules() if _adaptable(module)]
+    adaptable += [path for path, _, _ in expert_tensors(model)]
     if config.target_modules in PRESETS:
         wanted = [path for path in adaptable if _in_preset(model, path, str(config.target_modules))]
     else:
@@ -57,8 +62,8 @@ def _output_head(model: nn.Module) -> nn.Module | None:
 
 def _in_preset(model: nn.Module, path: str, preset: str) -> bool:
     """all-linear: every linear layer but the output head; attention: those of a part called attention; mlp: the layers' others."""
-    module = model.get_submodule(path)
-    if isinstance(module, nn.Embedding) or module is _output_head(model):
+    module = dict(model.named_modules()).get(path)  # none at the path of an expert's tensor
+    if isinstance(module, nn.Embedding) or (module is not None and module is _output_head(model)):
         return False
     attention = bool(re.search("attn|attention", path.lower()))
     numbered = layer_number(path) is not None
