@@ -11,10 +11,10 @@ import torch
 from afina.base.load import as_transformers, quiet
 from afina.base.model import IGNORED, CausalModel, DecoderModel, Packed
 from afina.base.ops import Segments
-from afina.core.errors import AdapterError, OutputError
-from afina.core.files import check_writable, read_json, read_jsonl, write_atomic
+from afina.core.errors import AdapterError
+from afina.core.files import read_json, read_jsonl, write_atomic
 from afina.data.template import prompt_ids
-from afina.jobs.runs import adapter_folder, open_run, read_facts, save_tokenizer
+from afina.jobs.runs import adapter_folder, check_new, open_run, read_facts, save_tokenizer
 from afina.lora.adapter import CONFIG, WEIGHTS, read_config, read_weights
 from afina.lora.arithmetic import Factors, Kind, check_one_base, combine, read_factors, rerank
 from afina.lora.merging import merge
@@ -74,7 +74,7 @@ def combine_adapters(
 ) -> Path:  # fmt: skip
     """Writes the weighted sum of adapters (see `afina.lora.combine`) to `out`, ready for `generate`, asked as the first one is."""
     folders = [adapter_folder(run) for run in runs]
-    _check_new(out)
+    check_new(out)
     combine(folders, weights, out, kind=kind, rank=rank, density=density, seed=seed)
     _bring_along(folders[0], out)
     return out
@@ -83,7 +83,7 @@ def combine_adapters(
 def rerank_adapter(run: Path, rank: int, out: Path) -> float:
     """Writes the adapter cut to `rank` to `out`; the share of the update that is lost."""
     folder = adapter_folder(run)
-    _check_new(out)
+    check_new(out)
     lost = rerank(folder, rank, out)
     _bring_along(folder, out)
     return lost
@@ -92,7 +92,7 @@ def rerank_adapter(run: Path, rank: int, out: Path) -> float:
 def merge_adapter(run: Path, out: Path, *, device: str | None = None, cache_dir: Path | None = None) -> float:
     """Writes the base with the adapter folded in to `out`, in transformers' format; the largest difference of logits from the
     adapted model over the largest logit, on prompts of the run. A base that was quantised in training is taken whole."""
-    _check_new(out)
+    check_new(out)
     adapted = open_run(run, device=device, cache_dir=cache_dir)
     base = adapted.base
     module: Any = base.model.module
@@ -143,12 +143,6 @@ def _apart(product: float, first: float, second: float) -> dict[str, float | Non
         "cosine": product / (first * second) ** 0.5,
         "distance": (max(0.0, first + second - 2 * product) / first) ** 0.5,
     }
-
-
-def _check_new(out: Path) -> None:
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise OutputError(f"--out {out} holds something already", "choose another --out")
-    check_writable(out / CONFIG)
 
 
 def _bring_along(folder: Path, out: Path) -> None:

@@ -143,6 +143,13 @@ def record(folder: Path, evaluation: Evaluation) -> None:
     write_json(folder / "evaluation.json", evaluation.json())
 
 
+def check_new(out: Path) -> None:
+    """Raises `OutputError` where the folder of a new adapter or model holds something, or cannot be written."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise OutputError(f"--out {out} holds something already", "choose another --out")
+    check_writable(out / "adapter_config.json")
+
+
 def adapter_folder(run: Path) -> Path:
     """The adapter of a run folder, or `run` itself where it is an adapter's folder. Raises `AdapterError`."""
     for folder in (run / "adapter", run):

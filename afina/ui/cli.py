@@ -301,13 +301,14 @@ def _models(options: argparse.Namespace) -> int:
 def _adapters_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "action",
-        choices=["list", "show", "diff", "combine", "rerank", "merge"],
-        help="what lies in a folder; one adapter; two compared; a weighted sum; a lower rank; folded into the base",
+        choices=["list", "show", "diff", "combine", "rerank", "merge", "convert"],
+        help="what lies in a folder; one adapter; two compared; a weighted sum; a lower rank; folded into the base; "
+        "from a file of mlx-lm, LitGPT or loralib",
     )
     parser.add_argument(
         "runs", nargs="*", type=Path, metavar="RUN", help="run or adapter folders (list: where to look)"
     )
-    parser.add_argument("--out", type=Path, metavar="DIR", help="folder to write to (combine, rerank, merge)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder to write to (combine, rerank, merge, convert)")
     parser.add_argument("--weights", metavar="W,W", help="combine: a weight for each adapter [1 each]")
     parser.add_argument(
         "--kind",
@@ -318,12 +319,20 @@ def _adapters_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rank", type=_positive, metavar="N", help="rank of the new adapter (combine, rerank)")
     parser.add_argument("--density", type=float, default=0.5, metavar="SHARE", help="ties, dare: what is kept [0.5]")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="dare: which values are kept [0]")
+    parser.add_argument("--base", metavar="BASE", help="convert: the base that the file was trained on")
+    parser.add_argument("--revision", metavar="REV", help="convert: branch, tag or commit of a hub base")
+    parser.add_argument("--alpha", type=float, metavar="A", help="convert: loralib's lora_alpha")
+    parser.add_argument("--parts", metavar="1,0,1", help="convert: loralib's enable_lora, for fused layers")
     parser.add_argument("--device", metavar="DEVICE", help="merge: cpu, cuda, mps")
-    parser.add_argument("--cache-dir", type=Path, metavar="DIR", help="merge: where downloaded models are kept")
+    parser.add_argument(
+        "--cache-dir", type=Path, metavar="DIR", help="merge, convert: where downloaded models are kept"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
-_RUNS_NEEDED = {"list": (0, 1), "show": (1, 1), "diff": (2, 2), "combine": (2, None), "rerank": (1, 1), "merge": (1, 1)}
+_RUNS_NEEDED = {
+    "list": (0, 1), "show": (1, 1), "diff": (2, 2), "combine": (2, None), "rerank": (1, 1), "merge": (1, 1), "convert": (1, 1),
+}  # fmt: skip
 
 
 def _adapters(options: argparse.Namespace) -> int:
@@ -334,7 +343,7 @@ def _adapters(options: argparse.Namespace) -> int:
     if len(runs) < least or (most is not None and len(runs) > most):
         wanted = f"{least}" if most == least else f"{least} or more" if most is None else f"up to {most}"
         raise SettingsError(f"afina adapters {action} takes {wanted} RUN, {len(runs)} were given", "see --help")
-    if action in ("combine", "rerank", "merge") and not options.out:
+    if action in ("combine", "rerank", "merge", "convert") and not options.out:
         raise SettingsError(f"afina adapters {action} needs --out DIR", "give a new folder")
     found: Any
     if action == "list":
@@ -344,7 +353,7 @@ def _adapters(options: argparse.Namespace) -> int:
     elif action == "diff":
         found = adapters.diff_adapters(*runs)
     elif action == "combine":
-        weights = _numbers(options.weights) if options.weights else [1.0] * len(runs)
+        weights = _numbers("--weights", options.weights) if options.weights else [1.0] * len(runs)
         path = adapters.combine_adapters(
             runs, weights, options.out, kind=options.kind, rank=options.rank, density=options.density, seed=options.seed
         )
@@ -353,6 +362,16 @@ def _adapters(options: argparse.Namespace) -> int:
         if not options.rank:
             raise SettingsError("afina adapters rerank needs --rank N", "give the new rank")
         found = {"adapter": str(options.out), "lost": adapters.rerank_adapter(runs[0], options.rank, options.out)}
+    elif action == "convert":
+        from afina.jobs.convert import convert_adapter
+
+        if not options.base:
+            raise SettingsError("afina adapters convert needs --base BASE", "give the base that it was trained on")
+        path = convert_adapter(
+            runs[0], options.out, base=options.base, alpha=options.alpha, revision=options.revision,
+            parts=[bool(each) for each in _numbers("--parts", options.parts or "")], cache_dir=options.cache_dir,
+        )  # fmt: skip
+        found = {"adapter": str(path)}
     else:
         difference = adapters.merge_adapter(runs[0], options.out, device=options.device, cache_dir=options.cache_dir)
         found = {"model": str(options.out), "largest_difference_of_logits": difference}
@@ -378,11 +397,11 @@ def _shown(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def _numbers(text: str) -> list[float]:
+def _numbers(flag: str, text: str) -> list[float]:
     try:
-        return [float(part) for part in text.split(",")]
+        return [float(part) for part in text.split(",") if part]
     except ValueError:
-        raise SettingsError(f"--weights {text!r} are not numbers", "give one an adapter, such as 0.7,0.3") from None
+        raise SettingsError(f"{flag} {text!r} are not numbers", "give them with commas, such as 0.7,0.3") from None
 
 
 def _print(text: str) -> None:
@@ -409,7 +428,7 @@ _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Calla
     ),
     "generate": ("let an adapted model answer", _generate_flags, _generate),
     "adapters": (
-        "adapters: listed, shown, compared, combined, cut, merged into their base",
+        "adapters: listed, shown, compared, combined, cut, merged into their base, converted",
         _adapters_flags,
         _adapters,
     ),

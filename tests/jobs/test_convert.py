@@ -1,0 +1,179 @@
+"""Files of mlx-lm, LitGPT and loralib against their formulas, as those libraries hold and compute them."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import save_tiny, tiny_module
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from afina.core.errors import AdapterError, OutputError
+from afina.jobs.convert import convert_adapter
+from afina.lora import load_adapter
+from afina.ui.cli import main
+
+IDS = torch.randint(3, 259, (1, 12), generator=torch.Generator().manual_seed(0))
+
+
+def random(*shape: int) -> Tensor:
+    return 0.3 * torch.randn(shape)
+
+
+def with_deltas(kind: str, deltas: dict[str, Tensor]) -> Tensor:
+    """The logits of the tiny model with ΔW (out, in) added to its weights."""
+    model = tiny_module(kind)
+    for path, delta in deltas.items():
+        layer = model.get_submodule(path)
+        layer.weight = nn.Parameter(layer.weight + (delta.T if hasattr(layer, "nf") else delta))
+    with torch.no_grad():
+        return model(IDS).logits
+
+
+def converted(kind: str, folder: Path) -> Tensor:
+    model = tiny_module(kind)
+    load_adapter(model, folder)
+    with torch.no_grad():
+        return model(IDS).logits
+
+
+def mlx_file(folder: Path, kind: str = "lora") -> dict[str, Tensor]:
+    """Writes what mlx-lm writes; ΔW by path."""
+    torch.manual_seed(0)
+    folder.mkdir()
+    state, deltas = {}, {}
+    for path, inputs, outputs in (
+        ("model.layers.1.self_attn.q_proj", 32, 32), ("model.layers.0.mlp.up_proj", 32, 64), ("model.embed_tokens", 259, 32),
+    ):  # fmt: skip
+        a, b = random(inputs, 3), random(3, outputs)
+        state |= {f"{path}.lora_a": a, f"{path}.lora_b": b}
+        deltas[path] = (5.0 * a @ b) if "embed" in path else 5.0 * (a @ b).T
+    if kind == "dora":
+        state = {name: value for name, value in state.items() if "embed" not in name}
+        del deltas["model.embed_tokens"]
+        for path in deltas:
+            weight = tiny_module().get_submodule(path).weight.detach()
+            magnitude = weight.norm(dim=1) * 1.5
+            merged = weight + deltas[path]
+            deltas[path] = merged * (magnitude / merged.norm(dim=1))[:, None] - weight
+            state[f"{path}.m"] = magnitude
+    save_file({name: value.contiguous() for name, value in state.items()}, folder / "adapters.safetensors")
+    settings = {"fine_tune_type": kind, "lora_parameters": {"rank": 3, "scale": 5.0, "dropout": 0.0}}
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    return deltas
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora"])
+def test_mlx(kind: str, tiny_folder: Path, tmp_path: Path) -> None:
+    deltas = mlx_file(tmp_path / "mlx", kind)
+    if kind == "lora":  # the embedding's adapter does not reach the tied head
+        embedding = deltas.pop("model.embed_tokens")
+        model = tiny_module()
+        for path, delta in deltas.items():
+            model.get_submodule(path).weight.data += delta
+        words = model.get_input_embeddings()
+        with torch.no_grad():
+            expected = model(inputs_embeds=words(IDS) + embedding[IDS]).logits
+    else:
+        expected = with_deltas("llama", deltas)
+    convert_adapter(tmp_path / "mlx", tmp_path / "ours", base=str(tiny_folder))
+    assert torch.allclose(converted("llama", tmp_path / "ours"), expected, atol=1e-4)
+    assert (expected - with_deltas("llama", {})).abs().max() > 0.01
+
+
+def test_litgpt(tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.manual_seed(0)
+    (tmp_path / "lit").mkdir()
+    at = "transformer.h.1."
+    state = {
+        f"{at}attn.qkv.lora_A": random(6, 32), f"{at}attn.qkv.lora_B": random(48, 3),  # of query (32) and value (16)
+        f"{at}attn.proj.lora_A": random(3, 32), f"{at}attn.proj.lora_B": random(32, 3),
+        f"{at}mlp.fc_2.lora_A": random(3, 32), f"{at}mlp.fc_2.lora_B": random(64, 3),
+        "lm_head.lora_A": random(3, 32), "lm_head.lora_B": random(259, 3),
+    }  # fmt: skip
+    torch.save({"model": state}, tmp_path / "lit" / "lit_model.lora.pth")
+    settings = {"lora_r": 3, "lora_alpha": 6, "lora_query": True, "lora_key": False, "lora_value": True}
+    (tmp_path / "lit" / "hyperparameters.yaml").write_text(yaml.safe_dump(settings))
+
+    def delta(name: str, ranks: slice = slice(None), rows: slice = slice(None)) -> Tensor:
+        return 2.0 * state[f"{name}.lora_B"][rows] @ state[f"{name}.lora_A"][ranks]
+
+    layer = "model.layers.1."
+    expected = with_deltas("llama", {
+        f"{layer}self_attn.q_proj": delta(f"{at}attn.qkv", slice(0, 3), slice(0, 32)),
+        f"{layer}self_attn.v_proj": delta(f"{at}attn.qkv", slice(3, 6), slice(32, 48)),
+        f"{layer}self_attn.o_proj": delta(f"{at}attn.proj"),
+        f"{layer}mlp.up_proj": delta(f"{at}mlp.fc_2"),
+        "lm_head": delta("lm_head"),
+    })  # fmt: skip
+    out = tmp_path / "ours"
+    assert main(["adapters", "convert", str(tmp_path / "lit"), "--base", str(tiny_folder), "--out", str(out)]) == 0
+    assert str(out) in capsys.readouterr().out
+    assert torch.allclose(converted("llama", out), expected, atol=1e-4)
+    assert main(["adapters", "convert", str(tmp_path / "lit"), "--out", str(out)]) == 2
+    with pytest.raises(OutputError, match="holds something already"):
+        convert_adapter(tmp_path / "lit", out, base=str(tiny_folder))
+
+
+def test_loralib_with_fused_layers(tmp_path: Path) -> None:
+    base = save_tiny(tmp_path / "gpt2", "gpt2")
+    torch.manual_seed(0)
+    a, b = random(4, 32), random(64, 2)  # queries and values of c_attn
+    up_a, up_b = random(2, 32), random(128, 2)
+    state = {
+        "transformer.h.0.attn.c_attn.lora_A": a, "transformer.h.0.attn.c_attn.lora_B": b,
+        "transformer.h.1.mlp.c_fc.lora_A": up_a, "transformer.h.1.mlp.c_fc.lora_B": up_b,
+    }  # fmt: skip
+    torch.save(state, tmp_path / "lora.pt")
+    # loralib's own formula: a grouped convolution, then zeros for the parts left alone.
+    grouped = F.conv1d(a[None], b[..., None], groups=2)[0]
+    fused = torch.zeros(96, 32)
+    fused[:32], fused[64:] = grouped[:32], grouped[32:]
+    deltas = {"transformer.h.0.attn.c_attn": 4.0 * fused, "transformer.h.1.mlp.c_fc": 4.0 * up_b @ up_a}
+    convert_adapter(tmp_path / "lora.pt", tmp_path / "ours", base=str(base), alpha=8.0, parts=(True, False, True))
+    expected = with_deltas("gpt2", deltas)
+    assert torch.allclose(converted("gpt2", tmp_path / "ours"), expected, atol=1e-4)
+    for wrong, message in (
+        ({}, "does not say alpha"),
+        ({"alpha": 8.0}, "is fused of 2 adapted parts"),
+        ({"alpha": 8.0, "parts": (True, True, True)}, "is fused of 2 adapted parts"),
+    ):
+        with pytest.raises(AdapterError, match=message):
+            convert_adapter(tmp_path / "lora.pt", tmp_path / "other", base=str(base), **wrong)
+
+
+class Evil:
+    def __reduce__(self):
+        return (print, ("run!",))
+
+
+def test_what_is_not_understood_is_refused(
+    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(source: Path, message: str, **settings) -> None:
+        with pytest.raises(AdapterError, match=message):
+            convert_adapter(source, tmp_path / "out", base=str(tiny_folder), **settings)
+        assert not (tmp_path / "out").exists()
+
+    fails(tmp_path, "holds neither adapters.safetensors")
+    torch.save({"x": Evil()}, tmp_path / "evil.pt")
+    fails(tmp_path / "evil.pt", "cannot be read as plain tensors", alpha=1.0)
+    assert "run!" not in capsys.readouterr().out
+    torch.save([1, 2], tmp_path / "list.pt")
+    fails(tmp_path / "list.pt", "holds no tensors by name", alpha=1.0)
+    torch.save({"q.lora_A": random(2, 3)}, tmp_path / "half.pt")
+    fails(tmp_path / "half.pt", "q.lora_B is missing", alpha=1.0)
+    torch.save({"q.lora_A": random(2, 3), "q.lora_B": random(3, 2), "q.bias": random(3)}, tmp_path / "more.pt")
+    fails(tmp_path / "more.pt", "q.bias is no adapter's", alpha=1.0)
+    torch.save({"q_prj.lora_A": random(2, 3), "q_prj.lora_B": random(3, 2)}, tmp_path / "name.pt")
+    fails(tmp_path / "name.pt", "q_proj", alpha=1.0)
+    torch.save({"lm_head.lora_A": random(2, 3), "lm_head.lora_B": random(3, 2)}, tmp_path / "shape.pt")
+    fails(tmp_path / "shape.pt", "has shape", alpha=1.0)
+    mlx_file(tmp_path / "mlx")
+    (tmp_path / "mlx" / "adapter_config.json").write_text('{"fine_tune_type": "full", "lora_parameters": {"scale": 1}}')
+    fails(tmp_path / "mlx", "fine_tune_type is 'full'")
+    (tmp_path / "mlx" / "adapter_config.json").write_text("{}")
+    fails(tmp_path / "mlx", "is not mlx-lm's")
