@@ -12,7 +12,7 @@ from afina.base.load import as_transformers, quiet
 from afina.base.model import IGNORED, CausalModel, DecoderModel, Packed
 from afina.base.ops import Segments
 from afina.core.errors import AdapterError
-from afina.core.files import read_json, read_jsonl, write_atomic
+from afina.core.files import read_json, read_jsonl, write_atomic, write_json
 from afina.data.template import prompt_ids
 from afina.jobs.runs import adapter_folder, check_new, open_run, read_facts, save_tokenizer
 from afina.lora.adapter import CONFIG, WEIGHTS, read_config, read_weights
@@ -89,35 +89,41 @@ def rerank_adapter(run: Path, rank: int, out: Path) -> float:
     return lost
 
 
-def merge_adapter(run: Path, out: Path, *, device: str | None = None, cache_dir: Path | None = None) -> float:
+def merge_adapter(
+    run: Path, out: Path, *, device: str | None = None, cache_dir: Path | None = None, base: str | None = None,
+    force: bool = False,
+) -> float:  # fmt: skip
     """Writes the base with the adapter folded in to `out`, in transformers' format; the largest difference of logits from the
     adapted model over the largest logit, on prompts of the run. A base that was quantised in training is taken whole."""
     check_new(out)
-    adapted = open_run(run, device=device, cache_dir=cache_dir)
-    base = adapted.base
-    module: Any = base.model.module
+    opening: dict[str, Any] = {"device": device, "cache_dir": cache_dir, "base": base, "force": force}
+    adapted = open_run(run, **opening)
+    model = adapted.base
+    module: Any = model.model.module
     quantised = bool(adapted.facts.get("quantize"))
-    into = open_run(run, device=device, cache_dir=cache_dir, whole=True).base if quantised else base
+    into = open_run(run, **opening, whole=True).base if quantised else model
     merged: Any = merge(into.model.module)
     predictions = run / "predictions.jsonl"
     texts = [row["prompt"] for row in read_jsonl(predictions)[:_PROBES]] if predictions.exists() else ["Hello."]
-    rows = [prompt_ids(base.tokenizer, [{"role": "user", "content": text}]) for text in texts]
+    rows = [prompt_ids(model.tokenizer, [{"role": "user", "content": text}]) for text in texts]
     difference = 0.0
     with torch.no_grad():
         for row in rows:
             ids = torch.tensor(row, device=next(module.parameters()).device)
             labels = ids.clone()
-            if base.tokenizer.plain:  # the last token stands for what is to be written
+            if model.tokenizer.plain:  # the last token stands for what is to be written
                 labels[:-1] = IGNORED
             packed = Packed(ids, labels, Segments((0, len(row))))
-            before, after = (_with(base.model, each).label_logits(packed).float() for each in (module, merged))
+            before, after = (_with(model.model, each).label_logits(packed).float() for each in (module, merged))
             difference = max(difference, float((before - after).abs().max() / before.abs().max()))
-    plain = as_transformers(merged) if isinstance(base.model, DecoderModel) else merged
+    plain = as_transformers(merged) if isinstance(model.model, DecoderModel) else merged
     with tempfile.TemporaryDirectory() as temporary, quiet():
         plain.save_pretrained(temporary)
         for file in Path(temporary).iterdir():
             write_atomic(out / file.name, file.read_bytes())
-    save_tokenizer(base, out)
+    save_tokenizer(model, out)
+    if adapted.facts:  # how it is asked
+        write_json(out / "afina.json", adapted.facts | {"merged_from": str(run)})
     return difference
 
 

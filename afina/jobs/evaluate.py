@@ -5,16 +5,16 @@ from pathlib import Path
 
 from afina.core.config import read_yaml
 from afina.core.device import keep_freed_memory
-from afina.core.errors import DataError
+from afina.core.errors import AdapterError, DataError
 from afina.core.events import Listener, Notice, ignore
 from afina.data.load import Fitter, read_examples, summary
-from afina.jobs.runs import open_run, record
+from afina.jobs.runs import is_merged, open_run, record
 from afina.measure.evaluation import Evaluation, evaluate_adapted
 from afina.measure.metrics import infer_kind
 from afina.measure.report import write_report
 
 
-def evaluate(
+def evaluate(  # noqa: PLR0913 - each by its name
     run: Path | str,
     data: Path | str,
     *,
@@ -23,22 +23,37 @@ def evaluate(
     listener: Listener = ignore,
     device: str | None = None,
     cache_dir: Path | None = None,
+    base: str | None = None,
+    force: bool = False,
 ) -> Evaluation:
     """Scores the adapter in `run` and its base on the first `limit` rows of `data`, with the run's own templates.
 
-    `references` names a column with the right answer or a list of them; the completion's column may then be absent. The
-    result replaces `evaluation.json`, `predictions.jsonl` and the page in `run`. Raises `InputError`.
+    `references` names a column with the right answer or a list of them; the completion's column may then be absent. `base` and
+    `force` are `open_run`'s. The result replaces `evaluation.json`, `predictions.jsonl` and the page in `run`. Raises `InputError`.
     """
     run, data = Path(run), Path(data)
+    if is_merged(run):
+        raise AdapterError(f"{run} is a merged model, without a base to compare it with", "give the run it came from")
     if (run / "config.yaml").exists():
         read_yaml(run / "config.yaml")  # the page needs it at the end; better to know now
     if (run / "evaluation.json").exists():
         listener(Notice(f"the evaluation in {run} will be replaced by this one"))
     keep_freed_memory()
-    adapted = open_run(run, device=device, cache_dir=cache_dir)
+    adapted = open_run(run, device=device, cache_dir=cache_dir, base=base, force=force)
     settings = adapted.data_settings(data, references)
     examples, rejected = read_examples(settings, needs_completion=references is None)
     answered = [replace(e, completion=e.completion or e.references[0]) for e in examples[:limit]]
+    classes = adapted.base.tokenizer.classes
+    strangers = [e for e in answered if classes and e.completion not in classes]
+    if strangers:  # they have no loss, and no right answer
+        listener(
+            Notice(
+                f"{len(strangers)} rows have a class that the model does not know, such as {strangers[0].completion!r}: "
+                "whatever it answers counts as wrong",
+                warning=True,
+            )
+        )
+        answered = [e for e in answered if e.completion in classes]
     fitter = Fitter(adapted.base, adapted.base.facts.context_length - adapted.max_new_tokens, "cut")
     fitted = fitter.fit(answered)
     for line in [*fitter.notices(), *summary(rejected + fitter.rejected)]:
@@ -46,7 +61,7 @@ def evaluate(
     if not fitted:
         raise DataError([f"{data}: no row can be used", *summary(fitter.rejected)], "mend the file")
     rows = [row for row, _ in fitted]
-    kept = [example for _, example in fitted]
+    kept = [example for _, example in fitted] + strangers
     kind = adapted.facts.get("kind") or infer_kind([example.references[0] for example in kept])
     result = evaluate_adapted(adapted.base, kept, rows, kind, adapted.max_new_tokens, listener, str(data))
     record(run, result)

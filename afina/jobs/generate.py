@@ -6,16 +6,16 @@ from typing import Any
 
 from afina.base.generation import generate as generate_tokens
 from afina.core.device import keep_freed_memory
-from afina.core.errors import DataError
+from afina.core.errors import AdapterError, DataError
 from afina.core.events import Listener, Notice, Progress, ignore
 from afina.data.load import read_examples, summary
 from afina.data.mapping import Unusable
 from afina.data.template import prompt_ids
-from afina.jobs.runs import open_run
+from afina.jobs.runs import is_merged, open_run
 from afina.lora.injection import disabled
 
 
-def generate(
+def generate(  # noqa: PLR0913 - each by its name
     run: Path | str,
     prompts: Sequence[str] | Path,
     *,
@@ -23,8 +23,12 @@ def generate(
     listener: Listener = ignore,
     device: str | None = None,
     cache_dir: Path | None = None,
+    base: str | None = None,
+    force: bool = False,
 ) -> list[dict[str, Any]]:
     """Greedy answers to `prompts`: literal user turns, or a file whose rows go through the run's prompt template.
+
+    `base` and `force` are `open_run`'s.
 
     Returns a dict a row with `prompt`, `answer`, `stopped` (false where the answer was cut at the run's limit of tokens) and,
     with `base_too`, `base`, the answer without adapter; rows of a file have `where` too. Raises `InputError`.
@@ -32,8 +36,8 @@ def generate(
     keep_freed_memory()
     if isinstance(prompts, str):
         prompts = [prompts]
-    adapted = open_run(Path(run), device=device, cache_dir=cache_dir)
-    base = adapted.base
+    adapted = open_run(Path(run), device=device, cache_dir=cache_dir, base=base, force=force)
+    model = adapted.base
     rows: list[dict[str, Any]]
     if isinstance(prompts, Path):
         examples, rejected = read_examples(adapted.data_settings(prompts), needs_completion=False)
@@ -47,11 +51,11 @@ def generate(
         conversations = [[*start, {"role": "user", "content": prompt}] for prompt in prompts]
         rows = [{"prompt": prompt} for prompt in prompts]
     # A classifier writes nothing, so that all of the context is the prompt's.
-    room = base.facts.context_length - (0 if base.tokenizer.classes else adapted.max_new_tokens)
+    room = model.facts.context_length - (0 if model.tokenizer.classes else adapted.max_new_tokens)
     asked = []  # (row, token ids)
     for row, messages in zip(rows, conversations, strict=True):
         try:
-            tokens = prompt_ids(base.tokenizer, messages)
+            tokens = prompt_ids(model.tokenizer, messages)
             if len(tokens) > room:
                 raise Unusable(f"it has {len(tokens)} tokens, the base takes {room} beside an answer")
         except Unusable as reason:
@@ -67,11 +71,15 @@ def generate(
     def progress(done: int, total: int) -> None:
         listener(Progress("answers", done, total))
 
-    for row, answer in zip(rows, generate_tokens(base, ids, adapted.max_new_tokens, on_progress=progress), strict=True):
+    for row, answer in zip(
+        rows, generate_tokens(model, ids, adapted.max_new_tokens, on_progress=progress), strict=True
+    ):
         row |= {"answer": answer.text, "stopped": answer.stopped}
+    if base_too and is_merged(Path(run)):
+        raise AdapterError(f"{run} is a merged model, without its base", "leave --base-too out")
     if base_too:
-        with disabled(base.model.module):
-            plain = generate_tokens(base, ids, adapted.max_new_tokens, on_progress=progress)
+        with disabled(model.model.module):
+            plain = generate_tokens(model, ids, adapted.max_new_tokens, on_progress=progress)
         for row, answer in zip(rows, plain, strict=True):
             row["base"] = answer.text
     return rows

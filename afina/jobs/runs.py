@@ -177,20 +177,25 @@ def read_facts(folder: Path) -> dict[str, Any]:
 
 
 def check_base(facts: dict[str, Any], base: Base, folder: Path) -> None:
-    """Raises `AdapterError` where the adapter was made for other weights or another chat template than `base` has."""
+    """Raises `AdapterError` where the adapter was made for other weights, words or another chat template than `base` has."""
     if not facts:
         return
     made_for = facts["base"]
+    hint = "use the base it was made for, as it was; --force takes this one all the same"
     if made_for["sha256"] != base.facts.sha256:
         raise AdapterError(
             f"adapter {folder} was made for the base {made_for['name']!r} (weights {made_for['sha256'][:12]}…), "
             f"this is {base.facts.name!r} (weights {base.facts.sha256[:12]}…)",
-            "use the base it was made for, or train a new adapter",
+            hint,
+        )
+    if facts.get("tokenizer_sha256", base.tokenizer.hash()) != base.tokenizer.hash():
+        raise AdapterError(
+            f"adapter {folder} was trained with another tokenizer than {base.facts.name!r} has now", hint
         )
     if facts["template_sha256"] != base.tokenizer.template_hash():
         raise AdapterError(
             f"adapter {folder} was trained with another chat template than {base.facts.name!r} has now",
-            "use the base's files as they were",
+            hint,
         )
 
 
@@ -210,28 +215,55 @@ class Adapted:
         return build(DataSettings, {"path": path, "references": references, **self.facts.get("data", {})})
 
 
-def open_run(run: Path, *, device: str | None = None, cache_dir: Path | None = None, whole: bool = False) -> Adapted:
-    """Loads the base that the adapter in `run` was made for, and the adapter; `whole`: in all its bits even where it was
-    quantised in training. Raises `AdapterError`, `BaseModelError`."""
+def open_run(
+    run: Path, *, device: str | None = None, cache_dir: Path | None = None, base: str | None = None, force: bool = False,
+    whole: bool = False,
+) -> Adapted:  # fmt: skip
+    """Loads the base that the adapter in `run` was made for, and the adapter.
+
+    `base` names a copy of it elsewhere, or another one, which is taken with `force` only. `whole` loads it in all its bits even
+    where it was quantised in training. Raises `AdapterError`, `BaseModelError`.
+    """
+    if is_merged(run):
+        facts = read_facts(run)
+        return Adapted(_load(str(run), facts, device, cache_dir, None), facts)
     folder = adapter_folder(run)
     facts = read_facts(folder)
     read_config(folder)  # what is wrong with the adapter is said before the base is loaded
     load = facts.get("load") or {"name": read_json(folder / "adapter_config.json").get("base_model_name_or_path")}
+    if base:
+        load = {"name": base}
     if not load["name"]:
-        raise AdapterError(
-            f"adapter {folder} does not name its base", "set base_model_name_or_path in adapter_config.json"
-        )
-    precision = facts.get("precision", "auto")
-    base = load_base(
-        load["name"],
-        revision=load.get("revision"),
-        precision=precision,
+        raise AdapterError(f"adapter {folder} does not name its base", "give it with --base BASE")
+    quantize = None if whole else facts.get("quantize")
+    loaded = _load(load["name"], facts, device, cache_dir, quantize, load.get("revision"))
+    if not force:
+        check_base(facts, loaded, folder)
+    load_adapter(loaded.model.module, folder)
+    return Adapted(loaded, facts)
+
+
+def is_merged(run: Path) -> bool:
+    """Whether `run` is a model into which an adapter was folded (`afina adapters merge`)."""
+    return (run / "afina.json").is_file() and (run / "config.json").is_file()
+
+
+def _load(
+    name: str,
+    facts: dict[str, Any],
+    device: str | None,
+    cache_dir: Path | None,
+    quantize: Any,
+    revision: str | None = None,
+) -> Base:
+    """The base called `name`, as it was in training."""
+    return load_base(
+        name,
+        revision=revision,
+        precision=facts.get("precision", "auto"),
         device=device,
         cache_dir=cache_dir,
         task=facts.get("task", "causal"),
         classes=facts.get("classes", ()),
-        quantize=None if whole else facts.get("quantize"),
+        quantize=quantize,
     )
-    check_base(facts, base, folder)
-    load_adapter(base.model.module, folder)
-    return Adapted(base, facts)

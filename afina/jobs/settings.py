@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Literal
 
+from pydantic import model_validator
+
 from afina.base.model import Quantize, Task
 from afina.core.config import Settings, setting
 from afina.data.settings import DataSettings
@@ -21,6 +23,8 @@ class RunSettings(Settings):
     """Replace the run that is in the folder already."""
     adapter: Path | None = None
     """Run folder whose adapter is trained further, instead of a new one."""
+    force: bool = False
+    """Take the adapter of --adapter even where it was made for another base."""
     task: Task | None = None
     """The model's head: causal (writes text), classify (names one of the completions' classes) or seq2seq; by default the base's."""
     method: Method = "lora"
@@ -42,6 +46,14 @@ class RunSettings(Settings):
     data: DataSettings
     train: TrainingSettings = TrainingSettings()
     lora: LoraConfig = LoraConfig()
+
+    @model_validator(mode="after")
+    def _read(self) -> "RunSettings":
+        if self.last_layers != 2 and self.method != "last":
+            raise ValueError("last_layers is read with method 'last' only")
+        if self.force and not self.adapter:
+            raise ValueError("force is read with adapter only")
+        return self
 
     @property
     def folder(self) -> Path:

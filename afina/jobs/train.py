@@ -227,7 +227,8 @@ def _adapt(base: Base, settings: RunSettings, data: Dataset) -> LoraConfig:
             "leave the --lora.* settings out",
         )
     try:
-        check_base(read_facts(folder), base, folder)
+        if not settings.force:
+            check_base(read_facts(folder), base, folder)
         return load_adapter(base.model.module, folder)
     except AdapterError as error:
         raise AdapterError(f"--adapter {settings.adapter}: {error}") from error

@@ -80,6 +80,7 @@ def evaluate_adapted(
     }
     scores = {
         name: _scores(kind, found[name], answers, references, loss)
+        | ({} if base.tokenizer.classes else _written(answers, loss))
         for name, answers, loss in zip(NAMES, (plain, adapted), (base_loss, adapted_loss), strict=True)
     }
     trivial = {
@@ -117,15 +118,19 @@ def _main(kind: Kind, found: list[Metric]) -> Metric:
 def _scores(
     kind: Kind, found: list[Metric], answers: list[Answer], references: Sequence[Sequence[str]], loss: float
 ) -> dict[str, Any]:
-    n = len(answers)
     texts = [answer.text for answer in answers]
     scores: dict[str, Any] = {metric.name: metric.score() for metric in found}
     if kind == "classification":
         scores["per_class"] = per_class(texts, references)
     if kind == "structured":
         scores["per_field"] = per_field(texts, references)
-    scores["loss"] = loss
-    scores["perplexity"] = math.exp(min(loss, 700.0))
-    scores["stop_rate"] = sum(answer.stopped for answer in answers) / n
-    scores["empty_rate"] = sum(not text for text in texts) / n
-    return scores
+    return scores | {"loss": loss}
+
+
+def _written(answers: list[Answer], loss: float) -> dict[str, float]:
+    """What is said of models that write text, and not of classifiers."""
+    return {
+        "perplexity": math.exp(min(loss, 700.0)),
+        "stop_rate": sum(answer.stopped for answer in answers) / len(answers),
+        "empty_rate": sum(not answer.text for answer in answers) / len(answers),
+    }

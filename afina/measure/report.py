@@ -101,6 +101,7 @@ def write_report(run: Path) -> Path:
         data=config["data"]["path"],
         method=METHOD_NAMES[config.get("method", "lora")],
         facts=facts["base"],
+        classes=facts.get("classes"),
         evaluation=evaluation,
         verdict=verdict(evaluation) if evaluation else "",
         table=list(table(evaluation)) if evaluation else [],

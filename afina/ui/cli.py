@@ -167,6 +167,8 @@ def _run_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", type=Path, metavar="RUN", help="folder that `afina train` wrote, or an adapter's folder")
     parser.add_argument("--device", metavar="DEVICE", help="cpu, cuda, mps; by default the best that is there")
     parser.add_argument("--cache-dir", type=Path, metavar="DIR", help="where downloaded models are kept")
+    parser.add_argument("--base", metavar="BASE", help="the base, where it is not where it was in training")
+    parser.add_argument("--force", action="store_true", help="take a base that the adapter was not made for")
 
 
 def _eval_flags(parser: argparse.ArgumentParser) -> None:
@@ -191,6 +193,8 @@ def _eval(options: argparse.Namespace) -> int:
             listener=display,
             device=options.device,
             cache_dir=options.cache_dir,
+            base=options.base,
+            force=options.force,
         )
     if options.json:
         _print(json.dumps(result.json(), ensure_ascii=False))
@@ -238,6 +242,8 @@ def _generate(options: argparse.Namespace) -> int:
             listener=display,
             device=options.device,
             cache_dir=options.cache_dir,
+            base=options.base,
+            force=options.force,
         )
     if options.out:
         write_jsonl(options.out, rows)
@@ -319,7 +325,10 @@ def _adapters_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rank", type=_positive, metavar="N", help="rank of the new adapter (combine, rerank)")
     parser.add_argument("--density", type=float, default=0.5, metavar="SHARE", help="ties, dare: what is kept [0.5]")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="dare: which values are kept [0]")
-    parser.add_argument("--base", metavar="BASE", help="convert: the base that the file was trained on")
+    parser.add_argument(
+        "--base", metavar="BASE", help="convert: what the file was trained on; merge: the base, where it has moved"
+    )
+    parser.add_argument("--force", action="store_true", help="merge: into a base that the adapter was not made for")
     parser.add_argument("--revision", metavar="REV", help="convert: branch, tag or commit of a hub base")
     parser.add_argument("--alpha", type=float, metavar="A", help="convert: loralib's lora_alpha")
     parser.add_argument("--parts", metavar="1,0,1", help="convert: loralib's enable_lora, for fused layers")
@@ -373,7 +382,14 @@ def _adapters(options: argparse.Namespace) -> int:
         )  # fmt: skip
         found = {"adapter": str(path)}
     else:
-        difference = adapters.merge_adapter(runs[0], options.out, device=options.device, cache_dir=options.cache_dir)
+        difference = adapters.merge_adapter(
+            runs[0],
+            options.out,
+            device=options.device,
+            cache_dir=options.cache_dir,
+            base=options.base,
+            force=options.force,
+        )
         found = {"model": str(options.out), "largest_difference_of_logits": difference}
     if options.json:
         _print(json.dumps(found))

@@ -153,8 +153,13 @@ def test_from_a_file_to_a_classifier(method: str, tmp_path: Path) -> None:
         with torch.no_grad():
             assert torch.allclose(ours.model.module(ids).logits, theirs(ids).logits, atol=1e-5)
         assert merge_adapter(result.folder, tmp_path / "merged") < 1e-5
+        assert [row["answer"] for row in afina.generate(tmp_path / "merged", ["a07", "b06"])] == ["red", "blue"]
+        with (tmp_path / "rows.jsonl").open("a") as file:  # a class of which the model has never heard
+            file.write(json.dumps({"q": "a01", "a": "green"}) + "\n")
         again = afina.evaluate(result.folder, tmp_path / "rows.jsonl")
-        assert again.scores["adapted"]["accuracy"] == 1.0
+        assert again.scores["adapted"]["accuracy"] == (again.rows - 1) / again.rows
+        assert "perplexity" not in again.scores["adapted"]
+        assert again.predictions[-1]["references"] == ["green"]
 
 
 def test_from_a_file_to_an_encoder_decoder(tmp_path: Path) -> None:

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import byte_tokenizer, save_tiny, tiny_config
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import afina
+from afina.core.errors import AdapterError, AfinaError
 from afina.jobs.adapters import diff_adapters
 from afina.lora import read_config
 from afina.ui.cli import main
@@ -91,6 +93,65 @@ def test_merged_is_the_adapted_model(runs: tuple[Path, Path], tmp_path: Path, ca
     base = afina.load_base(str(tmp_path / "merged"), precision="fp32", device="cpu")
     ids = base.tokenizer.encode("a07")
     assert torch.isfinite(model(torch.tensor([ids])).logits).all()
+    asked = [afina.generate(folder, ["a07"])[0]["answer"] for folder in (runs[0], tmp_path / "merged")]
+    assert asked[0] == asked[1]
+    with pytest.raises(AdapterError, match="leave --base-too out"):
+        afina.generate(tmp_path / "merged", ["a07"], base_too=True)
+    with pytest.raises(AdapterError, match="without a base to compare"):
+        afina.evaluate(tmp_path / "merged", tmp_path / "none.jsonl")
+
+
+def test_another_base_is_taken_by_force_only(runs: tuple[Path, Path], tmp_path: Path, tiny_folder: Path) -> None:
+    copy = save_tiny(tmp_path / "copy")  # the same weights
+    other = save_tiny(tmp_path / "other", seed=1)
+    own = afina.generate(runs[0], ["a07"])
+    assert afina.generate(runs[0], ["a07"], base=str(copy)) == own
+    with pytest.raises(AdapterError, match="--force takes this one"):
+        afina.generate(runs[0], ["a07"], base=str(other))
+    assert afina.generate(runs[0], ["a07"], base=str(other), force=True)[0]["prompt"] == "a07"
+    tokenizer = json.loads((copy / "tokenizer.json").read_text())
+    tokenizer["normalizer"] = {"type": "Lowercase"}
+    (copy / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(AdapterError, match="another tokenizer"):
+        afina.generate(runs[0], ["a07"], base=str(copy))
+
+
+@pytest.mark.parametrize("quantize", ["nf4", "int8"])
+def test_a_quantised_base_from_training_to_merging(quantize: str, colours: Path, tmp_path: Path, capsys) -> None:
+    config = tiny_config()
+    config.hidden_size = config.intermediate_size = 64
+    torch.manual_seed(0)
+    folder = tmp_path / "wide"
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    settings = {
+        "base": str(folder), "out": tmp_path / "run", "precision": "fp32", "device": "cpu", "quantize": quantize,
+        "data": {"path": colours, "prompt": "{q}", "completion": "{a}"}, "train": {"epochs": 3, "learning_rate": 0.01},
+        "lora": {"init": "loftq", "rank": 4},
+    }  # fmt: skip
+    result = afina.train(afina.RunSettings(**settings))
+    assert result.verification.from_training < 1e-5
+    facts = json.loads((result.adapter / "afina.json").read_text())
+    assert facts["quantize"] == quantize
+    code, out, _ = ask(capsys, "merge", result.folder, "--out", tmp_path / "merged", "--json")
+    assert code == 0
+    difference = json.loads(out)["largest_difference_of_logits"]
+    assert 1e-5 < difference < 0.5  # the quantised base against the whole one
+    merged = afina.load_base(str(tmp_path / "merged"), precision="fp32", device="cpu")
+    whole = afina.load_base(str(folder), precision="fp32", device="cpu")
+    plain = whole.model.module.get_submodule("model.layers.0.mlp.up_proj").weight
+    path = "base_model.model.model.layers.0.mlp.up_proj"
+    state = load_file(result.adapter / "adapter_model.safetensors")
+    delta = 8.0 * state[f"{path}.lora_B.weight"] @ state[f"{path}.lora_A.weight"]
+    assert torch.allclose(
+        merged.model.module.get_submodule("model.layers.0.mlp.up_proj").weight, plain + delta, atol=1e-5
+    )
+    for wrong, message in (
+        ({"method": "full", "lora": {}}, "is quantised"),
+        ({"quantize": "keep"}, "is for GGUF files"),
+    ):
+        with pytest.raises(AfinaError, match=message):
+            afina.train(afina.RunSettings(**settings | {"out": tmp_path / "other"} | wrong))
 
 
 @pytest.mark.parametrize(
