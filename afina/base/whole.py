@@ -23,6 +23,7 @@ class _Whole:
         self.module: nn.Module = module
         self.heads = heads  # paths of what is new in the model, and has to be trained whole
         self._pad = pad_id
+        self._longest = int(getattr(module.config, "max_position_embeddings", 0) or 1 << 30)
 
     @property
     def _any(self) -> Any:
@@ -42,11 +43,10 @@ class _Whole:
         self._any.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
     def _padded(self, rows: Sequence[Tensor]) -> dict[str, Tensor]:
+        ids = pad_sequence(list(rows), batch_first=True, padding_value=self._pad)
         mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
-        return {
-            "input_ids": pad_sequence(list(rows), batch_first=True, padding_value=self._pad),
-            "attention_mask": mask,
-        }
+        room = min(-ids.shape[1] % ROUND, max(0, self._longest - ids.shape[1]))
+        return {"input_ids": F.pad(ids, (0, room), value=self._pad), "attention_mask": F.pad(mask, (0, room))}
 
     @torch.inference_mode()
     def answers(
