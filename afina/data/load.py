@@ -5,8 +5,10 @@ from dataclasses import dataclass
 
 from afina.base.load import Base
 from afina.core.errors import DataError
-from afina.data.mapping import Example, Unusable, map_records
-from afina.data.read import Rejected, read
+from afina.data.mapping import Example, Unusable
+from afina.data.mapping import examples as map_examples
+from afina.data.read import read
+from afina.data.rows import Notes, Rejected
 from afina.data.settings import DataSettings
 from afina.data.split import sample, split
 from afina.data.template import Row, render, shorten
@@ -16,13 +18,15 @@ DEFAULT_MAX_LENGTH = 1024
 
 @dataclass(frozen=True)
 class Dataset:
-    """Training rows; held-out rows with their examples (for generation); all completions; rejected rows with reasons; what to say."""
+    """Training rows; held-out rows with their examples (for generation); all completions; rejected rows with reasons; what was
+    found out about the files; what to warn of."""
 
     train: list[Row]
     held_out: list[Row]
     held_out_examples: list[Example]
     completions: list[str]
     rejected: list[Rejected]
+    found: list[str]
     notices: list[str]
 
     @property
@@ -34,17 +38,21 @@ class Dataset:
         return sum(row.labelled for row in self.train)
 
 
-def read_examples(settings: DataSettings, *, needs_completion: bool) -> tuple[list[Example], list[Rejected]]:
-    """Every usable example of the file, and every other row with its reason. Raises `DataError` where none is usable."""
-    records, broken = read(settings.path)
-    if records:
-        examples, unusable = map_records(records, settings, needs_completion=needs_completion)
-    else:
-        examples, unusable = [], []
-    rejected = broken + unusable
+def read_examples(settings: DataSettings, *, needs_completion: bool) -> tuple[list[Example], list[Rejected], Notes]:
+    """Every usable example of the file, every other row with its reason, and what was found out about the file.
+
+    Raises `DataError` where none is usable.
+    """
+    notes = Notes()
+    examples: list[Example] = []
+    rejected: list[Rejected] = []
+    for row in map_examples(read(settings, notes), settings, notes, needs_completion=needs_completion):
+        (rejected if isinstance(row, Rejected) else examples).append(row)  # type: ignore[arg-type]
+    if not examples and not rejected:
+        raise DataError(f"data {settings.path} is empty: it holds no example", "give a file with at least one")
     if not examples:
         raise DataError([f"{settings.path}: no row can be used", *summary(rejected)], "mend the file or the templates")
-    return examples, rejected
+    return examples, rejected, notes
 
 
 def summary(rejected: list[Rejected]) -> list[str]:
@@ -66,19 +74,29 @@ class Parts:
     train: list[Example]
     held_out: list[Example]
     rejected: list[Rejected]
+    notes: Notes
     shared_prompts: int
+
+    def resolved(self, settings: DataSettings) -> DataSettings:
+        """The settings with the templates of the layout that was recognised, so that they say all of it."""
+        layout = self.notes.layout
+        if layout is None or layout.prompt is None:
+            return settings
+        return settings.model_copy(update={"prompt": layout.prompt, "completion": layout.completion})
 
 
 def read_parts(settings: DataSettings, seed: int) -> Parts:
     """Reads, samples and splits. Raises `DataError` where a file is unreadable or no row is usable."""
-    examples, rejected = read_examples(settings, needs_completion=True)
+    examples, rejected, notes = read_examples(settings, needs_completion=True)
     train = sample(examples, settings.limit, seed)
     if settings.eval_path is None:
-        return Parts(*split(train, settings.held_out, settings.held_out_rows, seed), rejected, 0)
-    held, more = read_examples(settings.model_copy(update={"path": settings.eval_path}), needs_completion=True)
+        return Parts(*split(train, settings.held_out, settings.held_out_rows, seed), rejected, notes, 0)
+    held, more, other = read_examples(settings.model_copy(update={"path": settings.eval_path}), needs_completion=True)
+    for line in other.lines:
+        notes.say(line)
     held = sample(held, settings.held_out_rows, seed)
     shared = len({e.prompt_key for e in held} & {e.prompt_key for e in train})
-    return Parts(train, held, rejected + more, shared)
+    return Parts(train, held, rejected + more, notes, shared)
 
 
 def load_data(settings: DataSettings, base: Base, seed: int = 0) -> Dataset:
@@ -113,6 +131,7 @@ def render_parts(parts: Parts, settings: DataSettings, base: Base) -> Dataset:
         held_out_examples=[example for _, example in held_out],
         completions=[example.completion or "" for _, example in train + held_out],
         rejected=rejected,
+        found=parts.notes.lines,
         notices=notices,
     )
 

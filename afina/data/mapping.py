@@ -1,17 +1,25 @@
 """From a record to an example: a conversation whose last answer is to be learned, and what it is scored against."""
 
+import itertools
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from afina.base.tokenizer import Message
 from afina.core.errors import DataError, near
-from afina.data.read import Record, Rejected
+from afina.data.layouts import Layout, recognise
+from afina.data.rows import Notes, Record, Rejected
 from afina.data.settings import DataSettings
 
 ROLES = {"system", "user", "assistant", "tool"}
+# ShareGPT's names of the speakers, and others that people write.
+_SPEAKERS = {
+    "human": "user", "gpt": "assistant", "bot": "assistant", "chatgpt": "assistant", "model": "assistant", "developer": "system",
+    "function_call": "assistant", "observation": "tool", "function_response": "tool", "function": "tool", "ipython": "tool",
+}  # fmt: skip
+_SAMPLE = 1000  # rows from whose columns and values the layout is told
 _FIELD = re.compile(r"\{\{|\}\}|\{([^{}\[\]]+)((?:\[[^\[\]{}]*\])*)\}|[{}]")
 
 
@@ -48,7 +56,10 @@ def text_of(value: Any) -> str:
 
 
 class Template:
-    """Text with `{column}`, `{column[0]}` or `{column[key]}` in it. Raises `DataError` where it is malformed."""
+    """Text with `{column}`, `{column[0]}`, `{column[key]}` or `{column?}`, which may be empty, in it.
+
+    Raises `DataError` where it is malformed.
+    """
 
     def __init__(self, text: str, flag: str) -> None:
         self.flag = flag
@@ -72,14 +83,16 @@ class Template:
             raise DataError(f"{flag} {text!r} names no column", "write a column's name in braces, such as {text}")
 
     def fill(self, values: dict[str, Any]) -> str:
-        return "".join(p if isinstance(p, str) else text_of(self._value(p, values)) for p in self.parts)
+        filled = "".join(p if isinstance(p, str) else text_of(self._value(p, values)) for p in self.parts)
+        return filled.strip() if any(name.endswith("?") for name in self.columns) else filled
 
     def source(self, values: dict[str, Any]) -> str:
         return " ".join(text_of(self._value(p, values)) for p in self.parts if isinstance(p, tuple))
 
-    @staticmethod
-    def _value(part: tuple[str, list[str]], values: dict[str, Any]) -> Any:
+    def _value(self, part: tuple[str, list[str]], values: dict[str, Any]) -> Any:
         name, keys = part
+        if name.endswith("?") and name not in values:
+            return "" if values.get(name[:-1]) is None else values[name[:-1]]
         if values.get(name) is None:
             raise Unusable(f"column {name!r} is missing or null")
         value = values[name]
@@ -91,39 +104,44 @@ class Template:
         return value
 
 
-def map_records(
-    records: list[Record], settings: DataSettings, *, needs_completion: bool
-) -> tuple[list[Example], list[Rejected]]:
-    """Examples of the records that can be used, and the others with reasons.
+def examples(
+    rows: Iterator[Record | Rejected], settings: DataSettings, notes: Notes, *, needs_completion: bool
+) -> Iterator[Example | Rejected]:
+    """An example of each record that can be used; the other rows with their reasons, in their order.
 
-    With templates: the columns that they name. Without: columns `messages`, or `prompt` and `completion`. Columns that no
-    row has raise `DataError`, since then the template is wrong, not the row.
+    With templates: the columns that they name. Without: a layout that is known (layouts.py), which `notes` are told. Columns
+    that no row has, or of which no layout is known, raise `DataError`: then the mapping is wrong, not the row.
     """
-    columns = list(dict.fromkeys(name for record in records for name in record.values))
-    convert = _converter(settings, columns, needs_completion)
-    examples, rejected = [], []
-    for record in records:
+    start = list(itertools.islice(rows, _SAMPLE))
+    records = [row for row in start if isinstance(row, Record)]
+    convert = _converter(settings, [record.values for record in records], notes, needs_completion) if records else None
+    for row in itertools.chain(start, rows):
+        if isinstance(row, Rejected):
+            yield row
+            continue
+        if convert is None:
+            convert = _converter(settings, [row.values], notes, needs_completion)
         try:
-            examples.append(convert(record))
+            yield convert(row)
         except Unusable as reason:
-            rejected.append(Rejected(record.where, str(reason)))
-    return examples, rejected
+            yield Rejected(row.where, str(reason))
 
 
-def _converter(settings: DataSettings, columns: list[str], needs_completion: bool) -> Callable[[Record], Example]:
+def _converter(
+    settings: DataSettings, sample: Sequence[dict[str, Any]], notes: Notes, needs_completion: bool
+) -> Callable[[Record], Example]:
+    columns = list(dict.fromkeys(name for values in sample for name in values))
     if settings.references:
         _require([settings.references], columns, "--references", settings)
-    if settings.prompt is None and settings.completion is None and "messages" in columns:
-        return lambda record: _from_messages(record, settings, needs_completion)
-    if (settings.prompt is None and "prompt" not in columns) or (
-        needs_completion and settings.completion is None and "completion" not in columns
-    ):
-        raise DataError(
-            f"{settings.path}: columns {', '.join(map(repr, columns))} do not say what is asked and what is answered",
-            "name them with templates: --prompt '…{column}…' --completion '{column}'",
-        )
-    prompt = Template(settings.prompt or "{prompt}", "--prompt")
-    completion = Template(settings.completion or "{completion}", "--completion")
+    layout = layout_of(settings, columns, sample, needs_completion)
+    notes.layout = layout
+    if settings.prompt is None and settings.completion is None:
+        notes.say(f"{settings.path}: {layout.words()}")
+    if layout.conversation is not None:
+        column = layout.conversation
+        return lambda record: _from_messages(record, column, settings, needs_completion)
+    prompt = Template(layout.prompt or "", "--prompt")
+    completion = Template(layout.completion or "{completion}", "--completion")
     _require(prompt.columns, columns, "--prompt", settings)
     if needs_completion or (settings.references is None and set(completion.columns) <= set(columns)):
         _require(completion.columns, columns, "--completion", settings)
@@ -142,8 +160,37 @@ def _converter(settings: DataSettings, columns: list[str], needs_completion: boo
     return convert
 
 
+def layout_of(
+    settings: DataSettings, columns: Sequence[str], sample: Sequence[dict[str, Any]], needs_completion: bool = True
+) -> Layout:
+    """The mapping by the templates given, and by the layout where they are not. Raises `DataError` where that leaves it open."""
+    known = recognise(columns, sample)
+    if settings.prompt is not None or settings.completion is not None:
+        half = known if known and known.prompt is not None else Layout("", "{prompt}", "{completion}")
+        return Layout("as given", settings.prompt or half.prompt, settings.completion or half.completion)
+    if known is None and not needs_completion and "prompt" in columns:
+        known = Layout("prompts", "{prompt}", "{completion}")
+    if known is None:
+        shown = ", ".join(map(repr, columns))
+        example = (
+            f"--prompt '{{{columns[0]}}}' --completion '{{{columns[1]}}}'"
+            if len(columns) > 1
+            else "--prompt '…' --completion '…'"
+        )
+        raise DataError(
+            f"{settings.path}: columns {shown} do not say what is asked and what is answered",
+            f"name them with templates, such as {example}",
+        )
+    if known.prompt is None and known.conversation is None:
+        raise DataError(
+            f"{settings.path} is plain text: nothing in it is a question and its answer",
+            "give rows of prompts and completions; training on text as it stands is not offered yet",
+        )
+    return known
+
+
 def _require(wanted: list[str], columns: list[str], flag: str, settings: DataSettings) -> None:
-    absent = [name for name in wanted if name not in columns]
+    absent = [name for name in wanted if name not in columns and not name.endswith("?")]
     if absent:
         raise DataError(
             [f"{settings.path}: no column {name!r}, which {flag} names.{near(name, columns)}" for name in absent],
@@ -151,15 +198,15 @@ def _require(wanted: list[str], columns: list[str], flag: str, settings: DataSet
         )
 
 
-def _from_messages(record: Record, settings: DataSettings, needs_completion: bool) -> Example:
-    messages = record.values.get("messages")
-    if not isinstance(messages, list) or not messages:
-        raise Unusable("'messages' is not a list of messages")
-    for number, message in enumerate(messages, 1):
-        if not isinstance(message, dict) or message.get("role") not in ROLES:
-            raise Unusable(f"message {number} has no role of {', '.join(sorted(ROLES))}")
-        if not isinstance(message.get("content"), str):
-            raise Unusable(f"message {number} has no text as content")
+def _from_messages(record: Record, column: str, settings: DataSettings, needs_completion: bool) -> Example:
+    turns = record.values.get(column)
+    if not isinstance(turns, list) or not turns:
+        raise Unusable(f"{column!r} is not a list of messages")
+    messages = [_message(turn, number) for number, turn in enumerate(turns, 1)]
+    told = [record.values.get("system"), _tools(record.values.get("tools"))]
+    system = "\n\n".join(text for text in told if isinstance(text, str) and text.strip())
+    if system and messages[0]["role"] != "system":
+        messages = [{"role": "system", "content": system}, *messages]
     answer = None
     if messages[-1]["role"] == "assistant":
         *messages, last = messages
@@ -169,7 +216,36 @@ def _from_messages(record: Record, settings: DataSettings, needs_completion: boo
     asked = [m["content"] for m in messages if m["role"] == "user"]
     if not asked:
         raise Unusable("no message of the user comes before the answer")
-    return _example(list(messages), answer, asked[-1], record, settings)
+    return _example(messages, answer, asked[-1], record, settings)
+
+
+def _message(turn: Any, number: int) -> Message:
+    """A turn in OpenAI's form (role, content, tool_calls) or ShareGPT's (from, value), as role and text."""
+    if not isinstance(turn, dict):
+        raise Unusable(f"message {number} is no object")
+    said = turn.get("role", turn.get("from"))
+    role = _SPEAKERS.get(said, said) if isinstance(said, str) else None
+    if role not in ROLES:
+        raise Unusable(f"message {number} has no role of {', '.join(sorted(ROLES))}")
+    content = turn.get("content", turn.get("value"))
+    if isinstance(content, list) and all(
+        isinstance(part, dict) and isinstance(part.get("text"), str) for part in content
+    ):
+        content = "\n".join(part["text"] for part in content)  # OpenAI's parts of a message
+    calls = turn.get("tool_calls")
+    if calls:  # as text, which every template can write
+        content = "\n".join(
+            [content or "", *(text_of(call.get("function", call)) for call in calls if isinstance(call, dict))]
+        ).strip()
+    if not isinstance(content, str):
+        raise Unusable(f"message {number} has no text as content")
+    return {"role": str(role), "content": content}
+
+
+def _tools(value: Any) -> str | None:
+    if not value or value == "[]":
+        return None
+    return f"Tools:\n{text_of(value)}"
 
 
 def _example(

@@ -8,7 +8,12 @@ from afina.core.config import Settings, setting
 
 class DataSettings(Settings):
     path: Path = setting(...)
-    """File of examples (.jsonl, .json or .csv)."""
+    """File of examples (JSONL, JSON, CSV, TSV, Parquet, Arrow, Excel, text; also compressed), a folder of them, - for standard
+    input, or owner/name:config:split of the hub."""
+    target: Path | None = setting(None)
+    """Text file whose lines answer those of DATA (translation)."""
+    text: Literal["paragraph", "line", "document"] = "paragraph"
+    """What is a row of a plain text file."""
     prompt: str | None = setting(None, "--prompt", min_length=1)
     """Template of the user's turn over columns, such as 'Describe: {mr}'; {name[0]} takes an item, {{ and }} are braces."""
     completion: str | None = setting(None, "--completion", min_length=1)

@@ -41,7 +41,9 @@ def evaluate(  # noqa: PLR0913 - each by its name
     keep_freed_memory()
     adapted = open_run(run, device=device, cache_dir=cache_dir, base=base, force=force)
     settings = adapted.data_settings(data, references)
-    examples, rejected = read_examples(settings, needs_completion=references is None)
+    examples, rejected, notes = read_examples(settings, needs_completion=references is None)
+    for line in notes.lines:
+        listener(Notice(line))
     answered = [replace(e, completion=e.completion or e.references[0]) for e in examples[:limit]]
     classes = adapted.base.tokenizer.classes
     strangers = [e for e in answered if classes and e.completion not in classes]

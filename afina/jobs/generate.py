@@ -40,7 +40,9 @@ def generate(  # noqa: PLR0913 - each by its name
     model = adapted.base
     rows: list[dict[str, Any]]
     if isinstance(prompts, Path):
-        examples, rejected = read_examples(adapted.data_settings(prompts), needs_completion=False)
+        examples, rejected, notes = read_examples(adapted.data_settings(prompts), needs_completion=False)
+        for line in notes.lines:
+            listener(Notice(line))
         for line in summary(rejected):
             listener(Notice(f"not answered: {line}", warning=True))
         conversations = [list(example.messages) for example in examples]

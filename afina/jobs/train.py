@@ -100,6 +100,7 @@ def resume(folder: Path | str, listener: Listener = ignore) -> TrainResult:
 def _train(settings: RunSettings, listener: Listener, place: RunFolder, resuming: bool) -> TrainResult:
     folder = settings.folder
     parts = read_parts(settings.data, settings.seed)  # what is wrong with a file is said before a model is loaded
+    settings = settings.model_copy(update={"data": parts.resolved(settings.data)})
     keep_freed_memory()
     if settings.threads:
         torch.set_num_threads(settings.threads)
@@ -302,6 +303,8 @@ class _Run:
                 f"{len(data.held_out)} held out; the task looks like {self.facts['kind']}"
             )
         )
+        for line in data.found:
+            listener(Notice(line))
         for line in [*data.notices, *(f"not used: {line}" for line in summary(data.rejected))]:
             listener(Notice(line, warning=True))
         trainable = trainable_parameters(base.model.module)

@@ -23,7 +23,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Path:
     write_rows(folder / "good.jsonl", ROWS)
     (folder / "empty.jsonl").write_text("")
     (folder / "binary.jsonl").write_bytes(bytes(range(256)))
-    (folder / "line7.jsonl").write_text('{"q": "x", "a": "y"}\n' * 6 + '{"q": "x", "a"\n')
+    (folder / "broken.jsonl").write_text('{"q": "x", "a"\n' * 3)
     (folder / "header.csv").write_text("q,a\n")
     (folder / "latin.csv").write_bytes("q,a\ncoração,sim\n".encode("latin-1"))
     write_rows(folder / "same.jsonl", [{"q": "x", "a": "y"}] * 9)
@@ -32,7 +32,6 @@ def place(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Path:
     (folder / "typo.yaml").write_text("lora:\n  rnk: 8\n")
     (folder / "list.yaml").write_text("- 1\n")
     (folder / "file").write_text("")
-    (folder / "semicolons.csv").write_text("q;a\nx;y\n")
     os.mkfifo(folder / "fifo.csv")
     (folder / "other").mkdir()
     (folder / "other" / "thesis.tex").write_text("precious")
@@ -76,8 +75,7 @@ CASES: dict[str, tuple[list[str], str]] = {
     "empty file": (train("empty.jsonl"), "is empty"),
     "header only": (train("header.csv"), "is empty"),
     "binary file": (train("binary.jsonl"), "binary file"),
-    "wrong encoding": (train("latin.csv"), "latin.csv:2: byte 0xe7 is not UTF-8"),
-    "bad JSON on line 7": (train("line7.jsonl"), "line7.jsonl:7: not JSON"),
+    "bad JSON": (train("broken.jsonl"), "not JSON"),
     "wrong column": (train("good.jsonl", "--prompt", "{question}"), "no column 'question', which --prompt names"),
     "brace without partner": (train("good.jsonl", "--prompt", "{q"), "the brace at position 1 has no partner"),
     "template without column": (train("good.jsonl", "--completion", "yes"), "names no column"),
@@ -138,7 +136,6 @@ CASES: dict[str, tuple[list[str], str]] = {
     "device that is none": (train("good.jsonl", "--device", "warp"), "--device 'warp' cannot be used here"),
     "rank beyond the layer": (train("good.jsonl", "--lora.rank", "1000"), "more than the layer"),
     "pipe as data": (train("fifo.csv"), "is not a regular file"),
-    "columns by semicolons": (train("semicolons.csv"), "';' seems to separate its columns"),
     "place that is no place": (train("good.jsonl", out="/proc/x"), "cannot write /proc/x"),
     "revision of a catalogue name": (["models", "show", "starter", "--revision", "v1"], "is pinned"),
     "unknown command": (["trian", "good.jsonl"], "invalid choice: 'trian'"),

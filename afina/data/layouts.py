@@ -1,0 +1,179 @@
+"""What a file's columns mean, told from their names and first rows: which text is asked, and which is the answer."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+ASKED = ("prompt", "question", "instruction", "query", "input", "user", "utterance")
+ANSWERED = ("completion", "response", "answer", "output", "assistant", "reply")
+TEXTS = ("text", "sentence", "review", "comment", "content", "tweet", "message", "utterance", "title")
+LABELS = ("label", "category", "class", "sentiment", "intent", "emotion", "topic", "stars", "rating")
+DOCUMENTS = ("document", "article", "dialogue", "source", "text", "body", "content", "abstract")
+SUMMARIES = ("summary", "highlights", "target", "tldr", "headline", "abstract")
+CONVERSATIONS = ("messages", "conversations", "conversation", "dialog", "dialogue", "chat", "turns")
+LANGUAGES = {
+    "en": "English", "pt": "Portuguese", "es": "Spanish", "fr": "French", "de": "German", "it": "Italian", "nl": "Dutch", "pl": "Polish",
+    "ru": "Russian", "uk": "Ukrainian", "zh": "Chinese", "ja": "Japanese", "ko": "Korean", "ar": "Arabic", "tr": "Turkish", "hi": "Hindi",
+    "sv": "Swedish", "da": "Danish", "fi": "Finnish", "cs": "Czech", "ro": "Romanian", "el": "Greek", "he": "Hebrew", "ca": "Catalan",
+    "gl": "Galician", "eu": "Basque", "vi": "Vietnamese", "id": "Indonesian", "hu": "Hungarian",
+}  # fmt: skip
+_OWN_NAMES = {
+    "português": "pt",
+    "portugues": "pt",
+    "español": "es",
+    "français": "fr",
+    "deutsch": "de",
+    "inglês": "en",
+    "ingles": "en",
+}
+_FEW_LABELS = 0.5  # labels are repeated: different ones are at most this part of the rows
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A known kind of file. `conversation` is the column of messages; otherwise `prompt` and `completion` are templates.
+
+    `kind` is the kind of task where the layout tells it.
+    """
+
+    name: str
+    prompt: str | None = None
+    completion: str | None = None
+    conversation: str | None = None
+    kind: str | None = None
+
+    def words(self) -> str:
+        if self.conversation:
+            return f"{self.name}: the conversation is in {self.conversation!r}"
+        if self.prompt is None:
+            return f"{self.name}: all of {self.completion!r} is learned"
+        return f"{self.name}: --prompt {self.prompt!r} --completion {self.completion!r}"
+
+
+def recognise(columns: Sequence[str], sample: Sequence[dict[str, Any]]) -> Layout | None:
+    """The layout of rows with these columns; None where the names say nothing. The most telling layouts come first."""
+    named = {name.strip().lower(): name for name in columns}
+    return (
+        _conversation(named, sample)
+        or _preference(named, sample)
+        or _alpaca(named)
+        or _question(named, sample)
+        or _translation(columns, sample)
+        or _pair("prompt and completion", named, ASKED, ANSWERED)
+        or _classification(named, sample)
+        or _summary(named)
+        or _source_target(named)
+        or _plain(named)
+    )
+
+
+def first(names: Sequence[str], named: dict[str, str]) -> str | None:
+    return next((named[name] for name in names if name in named), None)
+
+
+def _conversation(named: dict[str, str], sample: Sequence[dict[str, Any]]) -> Layout | None:
+    for name in CONVERSATIONS:
+        column = named.get(name)
+        turns = next((row[column] for row in sample if row.get(column)), None) if column else None
+        if isinstance(turns, list) and isinstance(turns[0], dict):
+            known = "ShareGPT conversations" if "from" in turns[0] else "messages"
+            return Layout(known, conversation=column, kind="chat")
+    return None
+
+
+def _preference(named: dict[str, str], sample: Sequence[dict[str, Any]]) -> Layout | None:
+    """Of a preferred and a rejected answer the preferred one is learned."""
+    if not {"chosen", "rejected"} <= named.keys():
+        return None
+    chosen = named["chosen"]
+    if any(isinstance(row.get(chosen), list) for row in sample):
+        return Layout("preference pairs, the chosen one learned", conversation=chosen, kind="chat")
+    asked = first(ASKED, named)
+    found = f"{{{asked}}}" if asked else None
+    return Layout("preference pairs, the chosen one learned", found, f"{{{chosen}}}") if found else None
+
+
+def _alpaca(named: dict[str, str]) -> Layout | None:
+    if not {"instruction", "output"} <= named.keys():
+        return None
+    extra = named.get("input")
+    prompt = f"{{{named['instruction']}}}" + (f"\n\n{{{extra}?}}" if extra else "")
+    return Layout("instruction, input and output", prompt, f"{{{named['output']}}}")
+
+
+def _question(named: dict[str, str], sample: Sequence[dict[str, Any]]) -> Layout | None:
+    if "question" not in named:
+        return None
+    answer = first(("answer", "answers", "response", "output"), named)
+    if answer is None:
+        return None
+    value = next((row[answer] for row in sample if row.get(answer)), None)
+    shape = ""
+    if isinstance(value, dict) and isinstance(value.get("text"), list):  # SQuAD
+        shape = "[text][0]"
+    elif isinstance(value, list):
+        shape = "[0]"
+    context = first(("context", "passage", "document"), named)
+    asked = f"{{{named['question']}}}"
+    prompt = f"{{{context}}}\n\n{asked}" if context else asked
+    name = "question, context and answer" if context else "question and answer"
+    return Layout(name, prompt, f"{{{answer}{shape}}}")
+
+
+def language(name: str) -> str | None:
+    """The language that a column is called after: 'en', 'eng_Latn', 'English', 'text_pt', 'português'."""
+    low = name.strip().lower()
+    by_name = {own.lower(): code for code, own in LANGUAGES.items()} | _OWN_NAMES
+    for part in (low, *re.split(r"[_\W]+", low)):
+        if part in by_name:
+            return LANGUAGES[by_name[part]]
+    parts = re.split(r"[_\W]+", low)
+    return LANGUAGES.get(low) or (LANGUAGES.get(parts[-1]) if len(parts) == 2 else None)
+
+
+def _translation(columns: Sequence[str], sample: Sequence[dict[str, Any]]) -> Layout | None:
+    for column in columns:
+        value = next((row[column] for row in sample if row.get(column)), None)
+        if isinstance(value, dict) and len(value) == 2 and all(language(key) for key in value):
+            return _translated([(f"{column}[{key}]", str(language(key))) for key in value])
+    found = [(column, tongue) for column in columns if (tongue := language(column))]
+    return _translated(found) if len(found) == 2 and found[0][1] != found[1][1] else None
+
+
+def _translated(pair: list[tuple[str, str]]) -> Layout:
+    (source, one), (target, other) = pair
+    prompt = f"Translate from {one} to {other}:\n{{{source}}}"
+    return Layout("translation pairs", prompt, f"{{{target}}}", kind="translation")
+
+
+def _pair(
+    name: str, named: dict[str, str], asked: Sequence[str], answered: Sequence[str], kind: str | None = None
+) -> Layout | None:
+    one, other = first(asked, named), first(answered, named)
+    return Layout(name, f"{{{one}}}", f"{{{other}}}", kind=kind) if one and other and one != other else None
+
+
+def _classification(named: dict[str, str], sample: Sequence[dict[str, Any]]) -> Layout | None:
+    """A text and a label; labels are repeated."""
+    found = _pair("text and label", named, TEXTS, LABELS, "classification")
+    if found is None or found.completion is None:
+        return None
+    labels = [str(row.get(found.completion[1:-1])) for row in sample]
+    return found if len(set(labels)) <= max(2, _FEW_LABELS * len(labels)) else None
+
+
+def _summary(named: dict[str, str]) -> Layout | None:
+    document = first(DOCUMENTS, named)
+    summary = next((named[name] for name in SUMMARIES if name in named and named[name] != document), None)
+    if document is None or summary is None or summary == named.get("target"):
+        return None
+    return Layout("document and summary", f"Summarise:\n{{{document}}}", f"{{{summary}}}", kind="summarisation")
+
+
+def _source_target(named: dict[str, str]) -> Layout | None:
+    return _pair("source and target", named, ("source", "src"), ("target", "tgt", "references", "reference"))
+
+
+def _plain(named: dict[str, str]) -> Layout | None:
+    return Layout("plain text", None, f"{{{named['text']}}}", kind="generation") if list(named) == ["text"] else None
