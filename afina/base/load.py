@@ -321,15 +321,35 @@ def _fill(source: Source, module: Decoder, found: Mapping[str, torch.Tensor | Bl
     return module
 
 
-def _from_folder(source: Source, dtype: torch.dtype, fused: Kernels | None, keep: bool) -> _Read:
+def load_tokenizer(name: str, *, revision: str | None = None, cache_dir: Path | None = None) -> tuple[Tokenizer, int]:
+    """The tokenizer of the base called `name`, and its context in tokens, without its weights. Raises `BaseModelError`."""
+    source = sources.locate(name, revision, cache_dir or default_cache())
+    if source.is_gguf:
+        tok = tokenizer.from_gguf(gguf.GGUF(source.path), source.path)
+    elif task_of(source) == "causal":
+        tok = _folder_tokenizer(source)
+    else:
+        tok = tokenizer.plain_from_folder(source.path, ())
+    return tok, _context(_config(source))
+
+
+def _folder_tokenizer(source: Source) -> Tokenizer:
     from transformers import GenerationConfig
 
-    config = _config(source)
     stops: list[int] = []
     if (source.path / "generation_config.json").is_file():
         end = GenerationConfig.from_pretrained(source.path).eos_token_id
         stops = [end] if isinstance(end, int) else list(end or [])
-    tok = tokenizer.from_folder(source.path, stops)
+    return tokenizer.from_folder(source.path, stops)
+
+
+def _context(config: Any) -> int:
+    return int(getattr(config, "max_position_embeddings", 0) or 2048)
+
+
+def _from_folder(source: Source, dtype: torch.dtype, fused: Kernels | None, keep: bool) -> _Read:
+    config = _config(source)
+    tok = _folder_tokenizer(source)
     try:
         arch = architecture(config)
     except Unsupported as reason:
@@ -395,7 +415,7 @@ def _facts(source: Source, module: Any) -> Facts:
         hidden_size=config.hidden_size,
         vocabulary=module.get_input_embeddings().num_embeddings,
         parameters=parameter_count(module),
-        context_length=int(getattr(config, "max_position_embeddings", 0) or 2048),
+        context_length=_context(config),
         licence=source.licence,
         revision=source.revision,
         hub_id=source.hub_id,

@@ -46,6 +46,11 @@ class Source:
         return total.hexdigest()
 
 
+def is_here(name: str, cache: Path) -> bool:
+    """Whether the base can be read without fetching anything."""
+    return name not in CATALOGUE or place(CATALOGUE[name], cache).exists()
+
+
 def locate(name: str, revision: str | None, cache: Path) -> Source:
     """The source that `name` means, downloaded if it is a catalogue entry or a hub id and not here yet.
 

@@ -2,20 +2,36 @@
 
 import io
 from collections.abc import Sequence
+from typing import Any
 
 from afina.core.events import HeldOut, Step
 
 _INK, _TRAIN, _HELD = "#7a7f87", "#8fb3d9", "#d1495b"
 
 
+def histogram(values: Sequence[int], what: str, limit: int | None = None) -> str:
+    """How many rows have which length; a line at `limit` where some come near it."""
+    figure, axes = _figure()
+    axes.hist(values, bins=min(60, max(5, len(set(values)))), color=_TRAIN)
+    if limit is not None and max(values) > 0.5 * limit:
+        axes.axvline(limit, color=_HELD, label=f"limit, {limit}")
+        axes.legend(frameon=False, labelcolor=_INK)
+    axes.set_xlabel(what)
+    axes.set_ylabel("rows")
+    return _svg(figure, axes)
+
+
+def bars(counts: Sequence[tuple[str, int]], what: str) -> str:
+    """A bar a name, the largest on top."""
+    figure, axes = _figure(height=0.7 + 0.28 * len(counts))
+    axes.barh([name[:40] for name, _ in counts][::-1], [count for _, count in counts][::-1], color=_TRAIN)
+    axes.set_xlabel(what)
+    return _svg(figure, axes)
+
+
 def loss_curve(steps: Sequence[Step], held_out: Sequence[HeldOut]) -> str:
     """Training loss of each step (thin), its running mean, and the held-out loss, over steps."""
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7.2, 3.4), layout="constrained")
-    FigureCanvasSVG(figure)
-    axes = figure.add_subplot()
+    figure, axes = _figure()
     x = [step.step for step in steps]
     axes.plot(x, [step.loss for step in steps], color=_TRAIN, linewidth=0.8, alpha=0.6, label="training, each step")
     axes.plot(
@@ -30,6 +46,20 @@ def loss_curve(steps: Sequence[Step], held_out: Sequence[HeldOut]) -> str:
     axes.set_xlabel("step")
     axes.set_ylabel("loss, nats a token")
     axes.set_ylim(bottom=0)
+    axes.legend(frameon=False, labelcolor=_INK)
+    return _svg(figure, axes)
+
+
+def _figure(height: float = 3.4) -> tuple[Any, Any]:
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.2, height), layout="constrained")
+    FigureCanvasSVG(figure)
+    return figure, figure.add_subplot()
+
+
+def _svg(figure: Any, axes: Any) -> str:
     figure.patch.set_alpha(0)
     axes.patch.set_alpha(0)
     axes.spines[["top", "right"]].set_visible(False)
@@ -39,7 +69,6 @@ def loss_curve(steps: Sequence[Step], held_out: Sequence[HeldOut]) -> str:
     axes.tick_params(colors=_INK)
     for spine in axes.spines.values():
         spine.set_color(_INK)
-    axes.legend(frameon=False, labelcolor=_INK)
     out = io.StringIO()
     figure.savefig(out, format="svg", metadata={"Date": None})
     text = out.getvalue()

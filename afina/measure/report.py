@@ -10,6 +10,7 @@ from afina.core.config import read_yaml
 from afina.core.events import Done, HeldOut, Step, parse
 from afina.core.files import read_json, read_jsonl, write_atomic
 from afina.measure.intervals import FEWEST_ROWS
+from afina.measure.pages import page
 from afina.measure.plots import loss_curve
 from afina.training.settings import METHOD_NAMES
 
@@ -85,8 +86,6 @@ def trivial_lines(evaluation: dict[str, Any]) -> list[str]:
 
 def write_report(run: Path) -> Path:
     """Writes `report.html` of the run folder `run`: one file, readable without network."""
-    from jinja2 import Environment, FileSystemLoader
-
     config = read_yaml(run / "config.yaml")
     facts = read_json(run / "adapter" / "afina.json")
     events = [parse(row) for row in read_jsonl(run / "metrics.jsonl")]
@@ -95,8 +94,8 @@ def write_report(run: Path) -> Path:
     done = next((e for e in reversed(events) if isinstance(e, Done)), None)
     evaluation = read_json(run / "evaluation.json") if (run / "evaluation.json").exists() else None
     predictions = read_jsonl(run / "predictions.jsonl") if (run / "predictions.jsonl").exists() else []
-    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
-    page = environment.get_template("report.html").render(
+    text = page(
+        "report.html",
         title=run.name,
         data=config["data"]["path"],
         method=METHOD_NAMES[config.get("method", "lora")],
@@ -114,7 +113,7 @@ def write_report(run: Path) -> Path:
         reasons=facts["reasons"],
         commands=_commands(run, config["data"]["prompt"]),
     )
-    write_atomic(run / "report.html", page)
+    write_atomic(run / "report.html", text)
     return run / "report.html"
 
 

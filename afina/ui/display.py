@@ -11,8 +11,11 @@ from rich.console import Console
 from rich.progress import Progress as RichProgress
 from rich.progress import TextColumn
 from rich.table import Table
+from rich.text import Text
 
 from afina.core.events import Done, Event, HeldOut, Notice, Progress, Step
+from afina.data.check import Check, percentiles
+from afina.measure.pages import Rendered
 from afina.measure.report import table, trivial_lines, verdict
 
 _SECONDS_BETWEEN_LINES = 15.0
@@ -97,3 +100,45 @@ def show_result(evaluation: dict[str, Any], paths: dict[str, Path]) -> None:
     console.print(f"Trivial answers: {'; '.join(trivial_lines(evaluation))}.", markup=False)
     for name, path in paths.items():
         console.print(f"{name}: {path}", markup=False)
+
+
+def show_check(found: Check, following: str) -> None:
+    """Prints what a check of data found, errors first, and what comes next."""
+    console = Console(highlight=False, soft_wrap=True, file=sys.stdout)
+    console.print(
+        f"{found.path}: {found.rows_in} rows, {found.rows_kept} can be used, {found.rows_reported} cannot", markup=False
+    )
+    if found.layout:
+        console.print(f"layout: {found.layout}", markup=False)
+    for line in found.notes[:10]:
+        console.print(f"  {line}", markup=False)
+    for line in found.reasons[:10]:
+        console.print(f"  not used: {line}", markup=False)
+    lengths = percentiles(found.lengths)
+    if lengths:
+        shown = ", ".join(f"{name} {value}" for name, value in lengths.items())
+        console.print(f"tokens a row: {shown}", markup=False)
+    colours = {"error": "red", "warning": "yellow", "note": "dim"}
+    for finding in sorted(found.findings, key=lambda f: list(colours).index(f.severity)):
+        console.print(f"\n[{colours[finding.severity]}]{finding.severity}[/] ", end="")
+        console.print(finding.text, markup=False)
+        for where in finding.rows:
+            console.print(f"    {where}", markup=False)
+    console.print(f"\n{found.verdict}", markup=False)
+    console.print(f"next:\n  {following.replace(chr(10), chr(10) + '  ')}", markup=False)
+
+
+def show_tokens(row: Rendered) -> None:
+    """Prints a row, each token set apart, those that are learned in green (without colours: in brackets)."""
+    console = Console(highlight=False, soft_wrap=True, file=sys.stdout)
+    text = Text()
+    for i, (token, learned) in enumerate(row.tokens):
+        if console.is_terminal:
+            text.append(
+                token, ("black on bright_green" if i % 2 else "black on green") if learned else ("dim" if i % 2 else "")
+            )
+        else:
+            text.append(f"[{token}]" if learned else token)
+    learned_tokens = sum(learned for _, learned in row.tokens)
+    console.print(f"{row.where}: {len(row.tokens)} tokens, {learned_tokens} of them learned", markup=False)
+    console.print(text)

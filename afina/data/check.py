@@ -1,0 +1,361 @@
+"""What a careful person would find in a file of examples, in one pass over it and a fixed number of bytes a row."""
+
+import math
+import re
+from array import array
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from afina.base.tokenizer import Tokenizer
+from afina.core.errors import DataError
+from afina.data.duplicates import Seen, Sketches
+from afina.data.mapping import Example, Unusable
+from afina.data.mapping import examples as map_examples
+from afina.data.read import read
+from afina.data.rows import Notes, Record, Rejected
+from afina.data.settings import DataSettings
+from afina.data.signals import damaged, language, personal, repaired
+from afina.data.template import render
+
+Severity = Literal["error", "warning", "note"]
+_SHOWN = 5
+_MOST_LABELS = 200  # different answers that are counted one by one
+_FEW_ROWS = 50
+_PERSONAL = {"e-mail": "an e-mail address", "CPF": "a CPF", "card": "a card number", "telephone": "a telephone number"}
+_WORDS = re.compile(r"\w+")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something to know: `error` stands in the way of training, `warning` wants a look. `count` rows, the first of them by place."""
+
+    code: str
+    severity: Severity
+    text: str
+    count: int = 0
+    rows: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Check:
+    """`rows_in` = `rows_kept` + `rows_reported`; `lengths` are tokens of kept rows, `answers` those learned."""
+
+    path: str
+    rows_in: int
+    rows_kept: int
+    rows_reported: int
+    layout: str | None
+    notes: list[str]
+    reasons: list[str]
+    findings: list[Finding]
+    verdict: str
+    ready: bool
+    lengths: list[int]
+    answers: list[int]
+    labels: dict[str, int]
+    languages: dict[str, int]
+
+    def json(self) -> dict[str, Any]:
+        """The object of `--json`; lengths as percentiles."""
+        found = asdict(self)
+        for name in ("lengths", "answers"):
+            found[name] = percentiles(found[name])
+        return found
+
+
+def percentiles(values: list[int]) -> dict[str, int]:
+    ordered = sorted(values)
+    return (
+        {f"p{p}": ordered[min(len(ordered) - 1, p * len(ordered) // 100)] for p in (0, 10, 50, 90, 99, 100)}
+        if ordered
+        else {}
+    )
+
+
+class _Places:
+    """Where rows stand, six bytes each: what their places begin with, and a number."""
+
+    def __init__(self) -> None:
+        self._prefixes: dict[str, int] = {}
+        self._which, self._numbers = array("H"), array("I")
+
+    def add(self, where: str) -> None:
+        match = re.fullmatch(r"(.*?)(\d{1,9})", where)
+        prefix, number = (match[1], int(match[2])) if match else (where, 0)
+        self._which.append(self._prefixes.setdefault(prefix, len(self._prefixes)))
+        self._numbers.append(number)
+
+    def __getitem__(self, row: int) -> str:
+        return f"{list(self._prefixes)[self._which[row]]}{self._numbers[row]}"
+
+    def __len__(self) -> int:
+        return len(self._which)
+
+
+class _Few:
+    """A count, and the first places."""
+
+    def __init__(self) -> None:
+        self.count, self.rows = 0, list[str]()
+
+    def add(self, where: str) -> None:
+        self.count += 1
+        if len(self.rows) < _SHOWN:
+            self.rows.append(where)
+
+
+class _Pass:
+    """What one pass over the examples of a file gathers."""
+
+    def __init__(self, tokenizer: Tokenizer | None, max_length: int) -> None:
+        self.tokenizer, self.max_length = tokenizer, max_length
+        self.places = _Places()
+        self.prompts, self.wholes, self.sketches = Seen(), Seen(), Sketches()
+        self.completions = array("Q")
+        self.lengths, self.answers = array("I"), array("I")
+        self.labels: Counter[str] = Counter()
+        self.languages: Counter[str] = Counter()
+        self.few: dict[str, _Few] = {}
+        self.words = self.tokens = 0
+        self.layout_known = True
+        self.repair: str | None = None
+
+    def note(self, what: str, where: str) -> None:
+        self.few.setdefault(what, _Few()).add(where)
+
+    def add(self, example: Example) -> None:
+        """Raises `Unusable` where the base's template or tokenizer cannot take the row."""
+        answer = example.completion or ""
+        if self.tokenizer is not None:
+            row = render(self.tokenizer, example)
+            if len(row.input_ids) > self.max_length:
+                self.note("long", example.where)
+            if row.labelled >= self.max_length:
+                self.note("lost", example.where)
+            self.lengths.append(len(row.input_ids))
+            self.answers.append(row.labelled)
+            self.tokens += len(self.tokenizer.encode(example.source[:2000]))
+            self.words += len(_WORDS.findall(example.source[:2000]))
+        self.places.add(example.where)
+        self.prompts.add(example.prompt_key)
+        self.wholes.add(f"{example.prompt_key}\n{answer}")
+        self.sketches.add(example.source)
+        texts = [str(message["content"]) for message in example.messages] + [answer]
+        if len(self.labels) <= _MOST_LABELS:
+            self.labels[answer] += 1
+        if len(_WORDS.findall(answer)) <= 1 and len(example.messages) > 1:
+            self.note("one word", example.where)
+        self.languages[language(example.source) or "?"] += 1
+        if any(damaged(text) for text in texts):
+            self.note("damaged", example.where)
+            self.repair = self.repair or next((t for text in texts if damaged(text) and (t := repaired(text))), None)
+        for kind in {kind for text in texts for kind, _, _ in personal(text)}:
+            self.note(f"personal: {kind}", example.where)
+
+
+def check(
+    settings: DataSettings, tokenizer: Tokenizer | None = None, max_length: int = 1024, base: str = "the base"
+) -> Check:
+    """Reads the whole file and says what it found, also where no layout is recognised (then every row is reported).
+
+    `tokenizer` is the base's: without it nothing is said of lengths. With `settings.eval_path` rows that both files hold are
+    found too. Raises `DataError` where a file cannot be decoded.
+    """
+    notes = Notes()
+    rejected: Counter[str] = Counter()
+    places: dict[str, list[str]] = {}
+    gathered = _Pass(tokenizer, max_length)
+    rows_in = 0
+    findings: list[Finding] = []
+    for row in _tolerant(settings, notes, findings):
+        rows_in += 1
+        if isinstance(row, Example):
+            try:
+                gathered.add(row)
+                continue
+            except Unusable as error:
+                row = Rejected(row.where, str(error))
+        rejected[row.reason] += 1
+        if len(places.setdefault(row.reason, [])) < 3:
+            places[row.reason].append(row.where)
+    kept = len(gathered.places)
+    gathered.layout_known = notes.layout is not None
+    findings += _judge(gathered, rows_in, kept, base)
+    if settings.eval_path is not None:
+        findings += _leaks(settings, gathered)
+    reasons = [
+        f"{n} row{'s' * (n > 1)}: {reason} ({', '.join(places[reason])}{', …' * (n > 3)})"
+        for reason, n in rejected.most_common()
+    ]
+    errors = [finding for finding in findings if finding.severity == "error"]
+    few = len(gathered.labels) <= _MOST_LABELS and len(gathered.labels) <= max(2, kept // 5)
+    return Check(
+        path=str(settings.path),
+        rows_in=rows_in,
+        rows_kept=kept,
+        rows_reported=rows_in - kept,
+        layout=notes.layout.words() if notes.layout else None,
+        notes=[line for line in notes.lines if notes.layout is None or not line.endswith(notes.layout.words())],
+        reasons=reasons,
+        findings=findings,
+        verdict=_verdict(errors, findings, kept),
+        ready=not errors,
+        lengths=gathered.lengths.tolist(),
+        answers=gathered.answers.tolist(),
+        labels=dict(gathered.labels.most_common()) if few else {},
+        languages=dict(gathered.languages.most_common()),
+    )
+
+
+def _tolerant(settings: DataSettings, notes: Notes, findings: list[Finding]) -> Iterator[Example | Rejected]:
+    """Examples; where the columns do not say what is asked, every row is reported for that."""
+    try:
+        yield from map_examples(read(settings, notes), settings, notes, needs_completion=settings.references is None)
+    except DataError as error:
+        if notes.layout is not None:
+            raise
+        notes.lines.clear()
+        rows = list[Record | Rejected]()
+        for row in read(settings, notes):  # raises again where the file itself is unreadable
+            rows.append(row)
+        findings.append(Finding("mapping", "error", re.sub(r"\s+", " ", str(error)), len(rows)))
+        for row in rows:
+            yield row if isinstance(row, Rejected) else Rejected(row.where, "no layout is known for its columns")
+
+
+def _judge(found: _Pass, rows_in: int, kept: int, base: str) -> Iterator[Finding]:
+    if rows_in == 0:
+        yield Finding("empty", "error", "the file holds no row")
+    elif kept == 0 and found.layout_known:
+        yield Finding("nothing", "error", "no row can be used", rows_in)
+    elif rows_in - kept > 0.1 * rows_in:
+        yield Finding("many rejected", "warning", f"{rows_in - kept} of {rows_in} rows cannot be used", rows_in - kept)
+    if kept == 0:
+        return
+    yield from _copies(found, kept)
+    if kept < _FEW_ROWS:
+        yield Finding(
+            "few rows", "warning", f"{kept} rows are few: some hundreds teach a style, a thousand a task", kept
+        )
+    yield from _lengths(found, kept, base)
+    words = {
+        "one word": ("note", "answers have one word or none; a classification, or answers cut off"),
+        "damaged": ("warning", "rows hold characters damaged by a wrong encoding (mojibake)"),
+    }
+    for code, (severity, text) in words.items():
+        if few := found.few.get(code):
+            more = f"; one of them should read {found.repair[:60]!r}" if code == "damaged" and found.repair else ""
+            if code != "one word" or few.count < kept:
+                yield Finding(code, severity, f"{few.count} {text}{more}", few.count, few.rows)  # type: ignore[arg-type]
+    for what, few in found.few.items():
+        if what.startswith("personal: "):
+            kind = what.removeprefix("personal: ")
+            yield Finding(
+                what,
+                "warning",
+                f"{few.count} rows seem to hold {_PERSONAL[kind]}: `afina data prepare --mask` hides them",
+                few.count,
+                few.rows,
+            )
+    known = {code: n for code, n in found.languages.items() if code != "?"}
+    if len(known) > 1 and sorted(known.values())[-2] > 0.05 * sum(known.values()):
+        shares = ", ".join(
+            f"{code} {n / sum(known.values()):.0%}" for code, n in found.languages.most_common() if code != "?"
+        )
+        yield Finding("languages", "note", f"the questions are in several languages: {shares}", sum(known.values()))
+    if 2 <= len(found.labels) <= min(_MOST_LABELS, kept // 5):
+        (most, n), (least, m) = found.labels.most_common()[0], found.labels.most_common()[-1]
+        if n > 3 * m:
+            text = f"answers are unbalanced: {most[:40]!r} has {n} rows, {least[:40]!r} {m} (of {len(found.labels)} different ones)"
+            yield Finding("balance", "note", text, kept)
+
+
+def _copies(found: _Pass, kept: int) -> Iterator[Finding]:
+    same = list(found.wholes.groups())
+    if same:
+        extra = sum(len(group) - 1 for group in same)
+        rows = [found.places[row] for group in same for row in group[1:]][:_SHOWN]
+        yield Finding("duplicates", "warning", f"{extra} rows are exact copies of others", extra, rows)
+    wholes, groups = found.wholes.values(), list(found.prompts.groups())
+    shared = [group for group in groups if len({int(wholes[row]) for row in group}) > 1]
+    if len(groups) == 1 and len(groups[0]) == kept:
+        yield Finding(
+            "one prompt", "error", "all rows ask the same: nothing can be held out, and nothing is told apart", kept
+        )
+    if shared:
+        count = sum(map(len, shared))
+        rows = [found.places[group[1]] for group in shared][:_SHOWN]
+        few = 2 <= len(found.labels) <= min(_MOST_LABELS, kept // 5)
+        if few:
+            yield Finding(
+                "conflicts", "warning", f"{len(shared)} questions have different answers in {count} rows", count, rows
+            )
+        else:
+            text = f"{count} rows share their question with others that answer it otherwise ({len(shared)} groups); they are split as groups"
+            yield Finding("groups", "note", text, count, rows)
+    equal = {row for group in groups for row in group[1:]}
+    near = [(a, b) for a, b in found.sketches.pairs() if b not in equal]
+    if near:
+        rows = [f"{found.places[b]} like {found.places[a]}" for a, b in near[:_SHOWN]]
+        severity: Severity = "warning" if len(near) > 0.05 * kept else "note"
+        text = f"{len(near)} rows ask nearly what another row asks: a random split would leak between its parts"
+        yield Finding("near copies", severity, text, len(near), rows)
+
+
+def _lengths(found: _Pass, kept: int, base: str) -> Iterator[Finding]:
+    if found.tokenizer is None:
+        return
+    if long := found.few.get("long"):
+        text = (
+            f"{long.count} rows are longer than {found.max_length} tokens (the longest has {max(found.lengths)}): "
+            "--data.too_long cut or drop, or a larger --data.max_length"
+        )
+        yield Finding("too long", "error", text, long.count, long.rows)
+    if lost := found.few.get("lost"):
+        yield Finding(
+            "lost answers",
+            "error",
+            f"{lost.count} answers alone are longer than that and would lose their end",
+            lost.count,
+            lost.rows,
+        )
+    if found.words and found.tokens / found.words > 2.5:
+        text = f"{base} splits this language into {found.tokens / found.words:.1f} tokens a word: a base that knows it would learn faster"
+        yield Finding("crumbs", "warning", text, kept)
+
+
+def _leaks(settings: DataSettings, found: _Pass) -> Iterator[Finding]:
+    """Rows of the held-out file that are trained on."""
+    other = _Pass(None, math.inf)  # type: ignore[arg-type]
+    held = settings.model_copy(update={"path": settings.eval_path, "eval_path": None})
+    for row in map_examples(read(held, Notes()), held, Notes(), needs_completion=settings.references is None):
+        if isinstance(row, Example):
+            other.add(row)
+    trained = set(found.prompts.values().tolist())
+    same = [row for row, value in enumerate(other.prompts.values().tolist()) if value in trained]
+    if same:
+        rows = [other.places[row] for row in same[:_SHOWN]]
+        yield Finding(
+            "leaks",
+            "warning",
+            f"{len(same)} held-out rows ask what is trained on: scores would flatter",
+            len(same),
+            rows,
+        )
+    near = [(a, b) for a, b in found.sketches.pairs(other.sketches) if b not in set(same)]
+    if near:
+        rows = [f"{other.places[b]} like {found.places[a]}" for a, b in near[:_SHOWN]]
+        yield Finding(
+            "near leaks", "warning", f"{len(near)} held-out rows are near copies of trained ones", len(near), rows
+        )
+
+
+def _verdict(errors: list[Finding], findings: list[Finding], kept: int) -> str:
+    if errors:
+        return "not ready: " + "; ".join(finding.text for finding in errors[:3])
+    warnings = [finding for finding in findings if finding.severity == "warning"]
+    if warnings:
+        return f"ready, {kept} rows; worth a look first: " + "; ".join(finding.code for finding in warnings)
+    return f"ready: {kept} rows"

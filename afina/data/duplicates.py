@@ -1,0 +1,105 @@
+"""Rows that say the same, exactly or nearly, in under 200 bytes a row: nothing of their text is kept.
+
+Near copies are found by MinHash over runs of five bytes (Broder 1997, https://doi.org/10.1109/SEQUEN.1997.666900), in bands.
+"""
+
+import hashlib
+import re
+from array import array
+from collections.abc import Iterator
+
+import numpy as np
+
+HASHES, BANDS = 32, 8  # bands of four: rows that share 80 % of their runs meet in one of them with 98 %
+ALIKE = 0.75  # estimated share of common runs from which rows are near copies
+_RUN = 5
+_MOST_IN_A_BAND = 50  # rows that meet in one band; more are compared with the first only
+_random = np.random.default_rng(0)
+_FACTORS = _random.integers(1, 2**63, HASHES, dtype=np.uint64) | np.uint64(1)
+_SHIFTS = _random.integers(0, 2**63, HASHES, dtype=np.uint64)
+_POWERS = np.array([31**i for i in range(_RUN)], dtype=np.uint64)
+
+
+def digest(text: str) -> int:
+    """64 bits of a text."""
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
+
+
+def signature(text: str) -> np.ndarray:
+    """HASHES smallest values over the text's runs, without regard to case and spaces."""
+    data = np.frombuffer(re.sub(r"\s+", " ", text.lower()).strip().encode("utf-8", "surrogatepass"), np.uint8).astype(
+        np.uint64
+    )
+    if len(data) < _RUN:
+        data = np.concatenate([data, np.zeros(_RUN - len(data), np.uint64)])
+    with np.errstate(over="ignore"):
+        runs = sum((data[i : len(data) - _RUN + 1 + i] * _POWERS[i] for i in range(_RUN)), np.zeros(1, np.uint64))
+        runs = np.unique(runs)
+        runs = (runs ^ (runs >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9)
+        values = (runs[None] * _FACTORS[:, None] + _SHIFTS[:, None]) >> np.uint64(32)
+    smallest: np.ndarray = values.min(1).astype(np.uint32)
+    return smallest
+
+
+class Seen:
+    """Digests of rows in their order, eight bytes each."""
+
+    def __init__(self) -> None:
+        self._digests = array("Q")
+
+    def add(self, text: str) -> None:
+        self._digests.append(digest(text))
+
+    def values(self) -> np.ndarray:
+        return np.frombuffer(self._digests, np.uint64)
+
+    def groups(self) -> Iterator[list[int]]:
+        """The numbers of rows that are equal, two or more at a time, in the order of their first."""
+        values = self.values()
+        order = np.argsort(values, kind="stable")
+        cuts = np.flatnonzero(np.diff(values[order])) + 1
+        groups = [group for group in np.split(order, cuts) if len(group) > 1]
+        for group in sorted(groups, key=lambda group: int(group[0])):
+            yield group.tolist()
+
+
+class Sketches:
+    """Signatures of rows in their order, 128 bytes each."""
+
+    def __init__(self) -> None:
+        self._data = bytearray()
+
+    def add(self, text: str) -> None:
+        self._data += signature(text).tobytes()
+
+    def values(self) -> np.ndarray:
+        return np.frombuffer(self._data, np.uint32).reshape(-1, HASHES)
+
+    def pairs(self, other: "Sketches | None" = None) -> Iterator[tuple[int, int]]:
+        """(a, b), a < b, of rows that are near copies; with `other`, a here and b there. Each b at most once."""
+        own = self.values()
+        whole = own if other is None else np.concatenate([own, other.values()])
+        width = HASHES // BANDS
+        found: dict[int, int] = {}
+        for band in range(BANDS):
+            keys = np.ascontiguousarray(whole[:, band * width : (band + 1) * width]).view(f"V{4 * width}").ravel()
+            order = np.argsort(keys, kind="stable")
+            for group in _runs(keys, order):
+                firsts = group[:_MOST_IN_A_BAND]
+                for at, b in enumerate(group):
+                    if b in found or (other is not None and b < len(own)):
+                        continue
+                    before = [a for a in firsts[:at] if other is None or a < len(own)]
+                    alike = next((a for a in before if (whole[a] == whole[b]).mean() >= ALIKE), None)
+                    if alike is not None:
+                        found[b] = alike
+        for b in sorted(found):
+            yield found[b], b - (len(own) if other is not None else 0)
+
+
+def _runs(keys: np.ndarray, order: np.ndarray) -> Iterator[list[int]]:
+    ordered = keys[order]
+    cuts = np.flatnonzero(ordered[1:] != ordered[:-1]) + 1
+    for group in np.split(order, cuts):
+        if len(group) > 1:
+            yield group.tolist()

@@ -1,0 +1,151 @@
+"""Data before training: checked, shown as the model sees it, cleaned and split."""
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from afina.base.load import load_tokenizer
+from afina.base.sources import is_here
+from afina.base.tokenizer import Tokenizer
+from afina.core.device import default_cache
+from afina.core.errors import DataError, OutputError
+from afina.core.files import check_writable, write_atomic, write_json, write_jsonl
+from afina.data.check import Check, check
+from afina.data.load import DEFAULT_MAX_LENGTH, read_examples, summary
+from afina.data.mapping import Example, Unusable
+from afina.data.mapping import examples as map_examples
+from afina.data.prepare import Prepared, PrepareSettings, prepare, row_of
+from afina.data.read import read
+from afina.data.rows import Notes, Record, Rejected
+from afina.data.settings import DataSettings
+from afina.data.template import render
+from afina.measure.pages import Rendered, check_page, rendered, row_page
+
+_SHOWN = 3
+
+
+def check_data(
+    settings: DataSettings, *, base: str = "starter", page: Path | None = None, cache_dir: Path | None = None
+) -> Check:
+    """What a careful person would find in the data (see `afina.data.check`); with `page`, also as a page with plots.
+
+    Lengths are those of `base`'s tokenizer; where a base of the catalogue is not on this disk, nothing is said of them. Raises
+    `DataError` where a file cannot be decoded.
+    """
+    if page:
+        check_writable(page)
+    tokenizer, limit = _tokenizer(base, settings, cache_dir)
+    found = check(settings, tokenizer, limit, base)
+    if page:
+        rows = _first_rows(settings, tokenizer) if tokenizer and found.rows_kept else []
+        write_atomic(page, check_page(found, rows, limit, following(found, settings)).encode())
+    return found
+
+
+def following(found: Check, settings: DataSettings) -> str:
+    """The command that comes next, in words that can be typed."""
+    if not found.ready:
+        return "mend what is named above, then check again"
+    given = {"--prompt": settings.prompt, "--completion": settings.completion}
+    flags = " ".join(f"{flag} {shlex.quote(text)}" for flag, text in given.items() if text is not None)
+    data = f"{settings.path} {flags}".strip()
+    if any(finding.code in ("duplicates", "near copies") for finding in found.findings):
+        return f"afina data prepare {data} --out clean\nafina train clean/train.jsonl --eval-data clean/test.jsonl"
+    return f"afina train {data}"
+
+
+def show_row(
+    settings: DataSettings, row: int, *, base: str = "starter", page: Path | None = None, cache_dir: Path | None = None
+) -> Rendered:
+    """Row number `row` (from 1) as tokens, each with whether it is learned. Raises `DataError` where it cannot be used."""
+    found = _row(settings, row, base, cache_dir)
+    if page:
+        check_writable(page)
+        write_atomic(page, row_page(found).encode())
+    return found
+
+
+def _row(settings: DataSettings, row: int, base: str, cache_dir: Path | None) -> Rendered:
+    tokenizer, _ = _tokenizer(base, settings, cache_dir, needed=True)
+    assert tokenizer is not None
+    notes = Notes()
+    for number, found in enumerate(map_examples(read(settings, notes), settings, notes, needs_completion=True), 1):
+        if number < row:
+            continue
+        if isinstance(found, Rejected):
+            raise DataError(f"row {row} ({found.where}) cannot be used: {found.reason}", "mend it")
+        try:
+            return rendered(tokenizer, render(tokenizer, found))
+        except Unusable as reason:
+            raise DataError(f"row {row} ({found.where}) cannot be used: {reason}", "mend it") from reason
+    raise DataError(f"{settings.path} has fewer than {row} rows", "give a smaller --row")
+
+
+def prepare_data(settings: DataSettings, how: PrepareSettings, out: Path) -> Prepared:
+    """Cleans and splits the data into `out`: train.jsonl, test.jsonl, a card, and rejected.jsonl. Raises `DataError`, `OutputError`."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise OutputError(f"--out {out} holds something already", "choose another --out")
+    check_writable(out / "train.jsonl")
+    examples, rejected, _ = read_examples(settings, needs_completion=True)
+    result = prepare(examples, how, _times(settings, how, examples))
+    write_jsonl(out / "train.jsonl", [row_of(e) for e in result.train])
+    if result.test:
+        write_jsonl(out / "test.jsonl", [row_of(e) for e in result.test])
+    if rejected:
+        write_jsonl(out / "rejected.jsonl", [{"where": r.where, "reason": r.reason} for r in rejected])
+    write_atomic(out / "README.md", _card(settings, how, result, rejected).encode())
+    write_json(
+        out / "prepared.json", {"source": str(settings.path), **how.model_dump(mode="json"), "done": result.done}
+    )
+    return result
+
+
+def _times(settings: DataSettings, how: PrepareSettings, examples: Sequence[Example]) -> list[str]:
+    if how.split != "time":
+        return []
+    if how.by is None:
+        raise DataError("a split by time needs the column that orders the rows", "give --by COLUMN")
+    values = {r.where: r.values.get(how.by) for r in read(settings, Notes()) if isinstance(r, Record)}
+    absent = [e.where for e in examples if values.get(e.where) is None]
+    if absent:
+        raise DataError(
+            f"{absent[0]} has no {how.by!r}, by which rows are ordered in time", "name another column with --by"
+        )
+    return [str(values[e.where]) for e in examples]
+
+
+def _card(settings: DataSettings, how: PrepareSettings, result: Prepared, rejected: list[Rejected]) -> str:
+    done = [f"- {n} rows {what}" for what, n in result.done.items()] or ["- nothing had to be changed"]
+    left_out = [f"- {line}" for line in summary(rejected)] or ["- none"]
+    grouped = (
+        ", rows that ask the same or nearly the same on one side" if how.group_near and how.split != "time" else ""
+    )
+    lines = [
+        f"# {settings.path.name}, prepared", "",
+        f"{len(result.train)} rows in train.jsonl, {len(result.test)} in test.jsonl, from `{settings.path.name}`.",
+        f"Split: {how.split}{grouped}; seed {how.seed}.", "", "Done:", *done, "", "Rows left out:", *left_out, "",
+    ]  # fmt: skip
+    return "\n".join(lines)
+
+
+def _tokenizer(
+    base: str, settings: DataSettings, cache_dir: Path | None, needed: bool = False
+) -> tuple[Tokenizer | None, int]:
+    """The base's tokenizer and the longest row; none where the default base would have to be fetched first."""
+    if not needed and not is_here(base, cache_dir or default_cache()):
+        return None, settings.max_length or DEFAULT_MAX_LENGTH
+    tokenizer, context = load_tokenizer(base, cache_dir=cache_dir)
+    return tokenizer, min(settings.max_length or DEFAULT_MAX_LENGTH, context)
+
+
+def _first_rows(settings: DataSettings, tokenizer: Tokenizer) -> list[Rendered]:
+    rows: list[Rendered] = []
+    for found in map_examples(read(settings, Notes()), settings, Notes(), needs_completion=True):
+        if isinstance(found, Example):
+            try:
+                rows.append(rendered(tokenizer, render(tokenizer, found)))
+            except Unusable:
+                continue
+        if len(rows) == _SHOWN:
+            break
+    return rows

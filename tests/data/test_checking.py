@@ -1,0 +1,224 @@
+"""What a check finds in files made for it and in real ones; cleaned and split data; a row as the model sees it."""
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+from conftest import write_rows
+
+from afina.core.errors import DataError, OutputError
+from afina.data.check import check
+from afina.data.duplicates import Seen, Sketches, signature
+from afina.data.load import read_examples
+from afina.data.prepare import PrepareSettings
+from afina.data.settings import DataSettings
+from afina.data.signals import damaged, language, masked, personal, repaired
+from afina.jobs.data import check_data, prepare_data, show_row
+from afina.ui.cli import main
+
+WORDS = [
+    "river",
+    "stone",
+    "cloud",
+    "paper",
+    "lamp",
+    "window",
+    "garden",
+    "music",
+    "train",
+    "coffee",
+    "winter",
+    "letter",
+    "island",
+    "mirror",
+    "bridge",
+]
+
+
+def sentence(seed: int) -> str:
+    return " ".join(random.Random(seed).choices(WORDS, k=14))
+
+
+def found(path: Path, **settings) -> dict[str, int]:
+    result = check(DataSettings(path=path, **settings))
+    assert result.rows_in == result.rows_kept + result.rows_reported
+    return {finding.code: finding.count for finding in result.findings}
+
+
+def test_what_a_careful_person_would_find(tmp_path: Path) -> None:
+    rows = [{"prompt": sentence(i), "completion": f"an answer {i}"} for i in range(100)]
+    assert found(write_rows(tmp_path / "clean.jsonl", rows)) == {}
+    bad = [
+        *rows, rows[3], rows[3],
+        {"prompt": rows[5]["prompt"], "completion": "another answer"},
+        {"prompt": rows[7]["prompt"] + " end", "completion": "near"},
+        {"prompt": "call ana@example.com about it", "completion": "the CPF is 529.982.247-25"},
+        {"prompt": "o pedido nÃ£o chegou atÃ© hoje", "completion": "ok, sorry"},
+        {"prompt": "no answer here", "completion": ""},
+    ]  # fmt: skip
+    path = write_rows(tmp_path / "bad.jsonl", bad)
+    assert found(path) == {
+        "duplicates": 2,
+        "groups": 2,
+        "near copies": 1,
+        "damaged": 1,
+        "personal: e-mail": 1,
+        "personal: CPF": 1,
+    }
+    result = check(DataSettings(path=path))
+    assert result.ready
+    assert "the completion is empty" in result.reasons[0]
+    assert "'o pedido não chegou até hoje'" in next(f.text for f in result.findings if f.code == "damaged")
+    held = write_rows(
+        tmp_path / "held.jsonl",
+        [rows[1], {"prompt": rows[2]["prompt"] + " so", "completion": "x"}, {"prompt": "new", "completion": "y"}],
+    )
+    assert {k: n for k, n in found(path, eval_path=held).items() if "leak" in k} == {"leaks": 1, "near leaks": 1}
+
+
+def test_classes_that_conflict_or_are_unbalanced(tmp_path: Path) -> None:
+    rows = [{"text": sentence(i), "label": "good" if i % 10 else "bad"} for i in range(200)]
+    rows.append({"text": rows[1]["text"], "label": "bad"})
+    assert found(write_rows(tmp_path / "c.jsonl", rows)).keys() == {"conflicts", "balance"}
+
+
+def test_what_stands_in_the_way_of_training(tmp_path: Path, tiny_folder: Path) -> None:
+    cases = {
+        "same": ([{"prompt": "x", "completion": str(i)} for i in range(60)], "one prompt"),
+        "none": ([{"prompt": "", "completion": "y"}] * 60, "nothing"),
+        "columns": ([{"a": "x", "b": "y"}] * 60, "mapping"),
+        "long": ([{"prompt": sentence(i) * (40 if i == 3 else 1), "completion": "y"} for i in range(60)], "too long"),
+    }
+    for name, (rows, code) in cases.items():
+        path = write_rows(tmp_path / f"{name}.jsonl", rows)
+        result = check_data(DataSettings(path=path), base=str(tiny_folder))
+        assert code in {f.code for f in result.findings if f.severity == "error"}, name
+        assert not result.ready
+        assert result.rows_in == 60
+        assert main(["data", "check", str(path), "--base", str(tiny_folder)]) == 1
+    (tmp_path / "empty.jsonl").write_text("")
+    assert not check(DataSettings(path=tmp_path / "empty.jsonl")).ready
+    assert main(["data", "check", str(tmp_path / "nowhere.csv")]) == 2
+
+
+def test_near_copies_by_the_share_of_common_runs() -> None:
+    def runs(text: str) -> set[str]:
+        return {text[i : i + 5] for i in range(len(text) - 4)}
+
+    for seed in range(20):
+        text = sentence(seed)
+        words = text.split()
+        words[seed % 14] = "changed"
+        other = " ".join(words)
+        exact = len(runs(text) & runs(other)) / len(runs(text) | runs(other))
+        assert abs(float((signature(text) == signature(other)).mean()) - exact) < 0.3
+    sketches, seen = Sketches(), Seen()
+    for text in (sentence(1), sentence(2), sentence(1).upper() + " x", sentence(3), sentence(2)):
+        sketches.add(text)
+        seen.add(text)
+    assert list(sketches.pairs()) == [(0, 2), (1, 4)]
+    assert list(seen.groups()) == [[1, 4]]
+
+
+def test_signals() -> None:
+    assert [language(t) for t in ("this is not what you want", "isso não é o que você quer", "123")] == [
+        "en",
+        "pt",
+        None,
+    ]
+    assert repaired("coraÃ§Ã£o â€œsimâ€\u009d") == "coração “sim”"
+    assert not damaged("Ação, São, Ângela, à vista, “ok” – ½ €5 Â")
+    text = "a.b@c.org 111.111.111-11 529.982.247-25 4111 1111 1111 1111 4111 1111 1111 1112 (11) 98765-4321 +351 912 345 678"
+    assert sorted(kind for kind, _, _ in personal(text)) == ["CPF", "card", "e-mail", "telephone", "telephone"]
+    assert masked("me: a.b@c.org.") == "me: [E-MAIL]."
+
+
+def test_prepared_data_are_clean_split_and_the_same_in_any_order(tmp_path: Path) -> None:
+    rows = [{"prompt": sentence(i), "completion": f"an answer {i % 3}"} for i in range(120)]
+    rows += [{"prompt": row["prompt"] + " more", "completion": "near"} for row in rows[:20]]
+    rows += [rows[0], {"prompt": "to ana@example.com", "completion": "nÃ£o"}]
+    how = PrepareSettings(mask=True, repair=True, test=0.2, seed=3)
+    parts = []
+    for i in range(2):
+        path = write_rows(tmp_path / f"{i}.jsonl", random.Random(i).sample(rows, len(rows)))
+        result = prepare_data(DataSettings(path=path), how, tmp_path / f"out{i}")
+        test = [json.loads(line) for line in (tmp_path / f"out{i}" / "test.jsonl").read_text().splitlines()]
+        train = [json.loads(line) for line in (tmp_path / f"out{i}" / "train.jsonl").read_text().splitlines()]
+        parts.append({row["prompt"] for row in test})
+        assert len(train) + len(test) == 141
+        assert 20 <= len(test) <= 29
+        assert result.done == {"repaired": 1, "masked": 1, "copies taken out": 1}
+        assert {"prompt": "to [E-MAIL]", "completion": "não"} in [*train, *test]
+        held = {row["prompt"].removesuffix(" more") for row in test}
+        assert not held & {row["prompt"].removesuffix(" more") for row in train}  # near copies stay together
+        assert "20 %" not in (tmp_path / f"out{i}" / "README.md").read_text()
+    assert parts[0] == parts[1]
+    other = prepare_data(DataSettings(path=path), how.model_copy(update={"seed": 4}), tmp_path / "other")
+    assert {e.messages[-1]["content"] for e in other.test} != parts[0]
+    with pytest.raises(OutputError, match="holds something already"):
+        prepare_data(DataSettings(path=path), how, tmp_path / "other")
+
+
+def test_splits_by_answer_and_by_time(tmp_path: Path) -> None:
+    rows = [
+        {"text": sentence(i), "label": "rare" if i % 10 == 0 else "usual", "day": f"2024-01-{i % 28 + 1:02d}"}
+        for i in range(200)
+    ]
+    path = write_rows(tmp_path / "c.jsonl", rows)
+    stratified = prepare_data(DataSettings(path=path), PrepareSettings(split="stratified", test=0.2), tmp_path / "s")
+    assert sum(e.completion == "rare" for e in stratified.test) == 4
+    late = prepare_data(DataSettings(path=path), PrepareSettings(split="time", by="day", test=0.1), tmp_path / "t")
+    kept, _, _ = read_examples(DataSettings(path=path), needs_completion=True)
+    days = {e.where: row["day"] for e, row in zip(kept, rows, strict=True)}
+    assert min(days[e.where] for e in late.test) > max(days[e.where] for e in late.train)
+    for by, words in ((None, "--by COLUMN"), ("hour", "has no 'hour'")):
+        with pytest.raises(DataError, match=words):
+            prepare_data(DataSettings(path=path), PrepareSettings(split="time", by=by), tmp_path / "x")
+
+
+def test_a_row_as_the_model_sees_it(tmp_path: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_rows(
+        tmp_path / "r.jsonl", [{"prompt": "olá", "completion": "é isso"}, {"prompt": "", "completion": "x"}]
+    )
+    row = show_row(DataSettings(path=path), 1, base=str(tiny_folder))
+    assert (
+        "".join(text for text, _ in row.tokens)
+        == "<|im_start|>user\nolá<|im_end|>\n<|im_start|>assistant\né isso<|im_end|>"
+    )
+    assert "".join(text for text, learned in row.tokens if learned) == "é isso<|im_end|>"
+    assert main(["data", "show", str(path), "--base", str(tiny_folder), "--html", str(tmp_path / "r.html")]) == 0
+    assert "tokens, " in capsys.readouterr().out
+    assert 'class="learned">é</span>' in (tmp_path / "r.html").read_text()
+    assert main(["data", "show", str(path), "--row", "2", "--base", str(tiny_folder)]) == 2
+    assert "the prompt is empty" in capsys.readouterr().err
+    assert main(["data", "show", str(path), "--row", "9", "--base", str(tiny_folder)]) == 2
+
+
+def test_the_command_prints_json_and_a_page(
+    tmp_path: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_rows(tmp_path / "r.jsonl", [{"text": sentence(i), "label": "ab"[i % 2]} for i in range(60)])
+    arguments = ["data", "check", str(path), "--base", str(tiny_folder), "--html", str(tmp_path / "p.html")]
+    assert main([*arguments, "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["rows_in"] == answer["rows_kept"] == 60
+    assert answer["rows_reported"] == 0
+    assert answer["verdict"].startswith("ready")
+    assert answer["lengths"]["p50"] > 50
+    page = (tmp_path / "p.html").read_text()
+    assert page.count("<svg") == 3
+    assert main(["data", "check", str(path), "--mask"]) == 2
+    assert main(["data", "prepare", str(path)]) == 2
+    assert main(["data", "prepare", str(path), "--out", str(tmp_path / "out"), "--test", "2"]) == 2
+
+
+@pytest.mark.parametrize(("name", "codes"), [
+    ("toolcall_chat/train.json", {"duplicates": 35}),
+    ("mt_geneval_en_pt/train.csv", {"near copies": 952, "groups": 4}),
+    ("scitldr/train.jsonl", {"leaks": 2}),
+])  # fmt: skip
+def test_real_files(shared: Path, name: str, codes: dict[str, int]) -> None:
+    path = shared / name
+    held = path.with_name("test.jsonl")
+    assert codes.items() <= found(path, **({"eval_path": held} if held.exists() else {})).items()
