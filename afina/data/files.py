@@ -110,8 +110,13 @@ def _sniffed(piece: Piece) -> str | None:
     )
 
 
+_kept: dict[int, Piece] = {}  # standard input comes once
+
+
 def _standard_input() -> Piece:
     """What comes in, kept in a file for as long as the program runs: it is read more than once."""
+    if id(sys.stdin) in _kept:
+        return _kept[id(sys.stdin)]
     folder = Path(tempfile.mkdtemp(prefix="afina-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     path = folder / "standard-input"
@@ -122,7 +127,8 @@ def _standard_input() -> Piece:
     suffix = _sniffed(Piece(path, "standard input", "")) or (
         ".json" if start[:1] == b"[" else ".jsonl" if start[:1] == b"{" else ".csv"
     )
-    return Piece(path, "standard input", suffix)
+    _kept[id(sys.stdin)] = Piece(path, "standard input", suffix)
+    return _kept[id(sys.stdin)]
 
 
 @dataclass(frozen=True)

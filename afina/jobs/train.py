@@ -20,6 +20,8 @@ from afina.core.device import keep_freed_memory
 from afina.core.errors import AdapterError, DataError, InputError, Interrupted, SettingsError
 from afina.core.events import Done, Event, Listener, MetricsFile, Notice, forget_after, ignore
 from afina.core.files import write_atomic, write_json, write_jsonl, write_yaml
+from afina.data.check import check
+from afina.data.files import STANDARD_INPUT
 from afina.data.load import Dataset, read_parts, render_parts, summary
 from afina.jobs.runs import (
     RunFolder,
@@ -99,7 +101,14 @@ def resume(folder: Path | str, listener: Listener = ignore) -> TrainResult:
 
 def _train(settings: RunSettings, listener: Listener, place: RunFolder, resuming: bool) -> TrainResult:
     folder = settings.folder
+    if str(settings.data.path) == STANDARD_INPUT:
+        raise DataError(
+            "training reads its data again on --resume, and standard input comes once", "write it to a file first"
+        )
     parts = read_parts(settings.data, settings.seed)  # what is wrong with a file is said before a model is loaded
+    for finding in check(settings.data).findings:
+        if finding.severity == "warning":
+            listener(Notice(f"data: {finding.text}", warning=True))
     settings = settings.model_copy(update={"data": parts.resolved(settings.data)})
     keep_freed_memory()
     if settings.threads:
@@ -362,7 +371,8 @@ class _Run:
         folder = self.settings.folder
         resolved = self.settings.model_dump(mode="json", exclude={"out", "overwrite"})
         resolved["base"] = self._base_name()
-        resolved["data"]["path"] = str(self.settings.data.path.resolve())
+        if self.settings.data.path.exists():  # no data set of the hub
+            resolved["data"]["path"] = str(self.settings.data.path.resolve())
         if self.settings.data.eval_path:
             resolved["data"]["eval_path"] = str(self.settings.data.eval_path.resolve())
         resolved["lora"] = self.lora.model_dump(mode="json")
