@@ -40,7 +40,7 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text` as it stands: special tokens in it are read, none is added."""
-        return list(self.inner.encode(text, add_special_tokens=False))
+        return list(self._backend.encode(text, add_special_tokens=False).ids)
 
     def encode_input(self, text: str) -> list[int]:
         """Token ids of what an encoder reads, with the special tokens around it that it was trained with."""
@@ -54,7 +54,19 @@ class Tokenizer:
         """The chat template over `messages`; with `answer`, up to where the assistant begins. Raises `TemplateError`."""
         return str(self.inner.apply_chat_template(messages, tokenize=False, add_generation_prompt=answer))
 
-    @property
+    @cached_property
+    def _backend(self) -> Any:
+        """The library's own encoder, several times as fast as through its wrapper; it cuts and pads nothing."""
+        backend = self.inner.backend_tokenizer
+        backend.no_truncation()
+        backend.no_padding()
+        return backend
+
+    @cached_property
+    def turn_end_ids(self) -> tuple[int, ...]:
+        return tuple(self.encode(self.turn_end))
+
+    @cached_property
     def bos_id(self) -> int | None:
         """The token that the tokenizer itself puts before a text, if it does."""
         ids = self.inner("a").input_ids

@@ -57,7 +57,7 @@ def render(tokenizer: Tokenizer, example: Example) -> Row:
         ids += piece
         labels += [IGNORED] * len(piece)
         body, rest = _answer(tokenizer, before, turns[: i + 1], last)
-        piece = tokenizer.encode(body) + tokenizer.encode(tokenizer.turn_end)
+        piece = [*tokenizer.encode(body), *tokenizer.turn_end_ids]
         ids += piece
         labels += piece
         text = before + body + tokenizer.turn_end + rest
