@@ -15,8 +15,9 @@ from afina.base.blocks import BlockLinear, Blocks
 from afina.base.cache import Cache
 from afina.base.families import PLAIN_ACTIVATIONS, Architecture, Rope
 from afina.base.kernels import Kernels, serves
-from afina.base.linear import Conv1D, Joined
+from afina.base.linear import Joined
 from afina.base.ops import Rotation, Segments
+from afina.base.stored import Conv1D
 
 
 class RmsNorm(nn.Module):

@@ -10,43 +10,30 @@ layer keeps its weights in blocks (blocks.py), Ŵ is written out just before a p
 
 import copy
 import ctypes
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from afina.base import blocks, kernels
+from afina.base import kernels
 from afina.base.blocks import BlockLinear
 from afina.base.kernels import Kernels
+from afina.base.low_rank import LowRank, Update, outer
+from afina.base.stored import (
+    Conv1D,
+    Held,
+    Unpacked,
+    input_size,
+    kept_of,
+    number_type,
+    output_sizes,
+    row_view,
+    transposed,
+)
 
 # Rows up to which a product is bound by reading the weights from memory, and our own kernel is faster than the matrix library.
 FEW = 8 if torch.cpu._is_amx_tile_supported() else 32
-
-
-class LowRank(Protocol):
-    """What a layer that adapts another (`lora.LoraLinear`) shows of itself, so that its products can be joined with others."""
-
-    base: Any
-    additive: bool  # the output is base(x) + scaling · B(A x) and no more
-    lora_a: nn.Parameter
-    lora_b: nn.Parameter
-    scaling: float
-    enabled: bool
-    dropout: nn.Dropout
-
-
-class Conv1D(nn.Module):
-    """A linear layer whose weight is (inputs, outputs), as GPT-2 stores it."""
-
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__()
-        self.nf = outputs
-        self.weight = nn.Parameter(torch.empty(inputs, outputs))
-        self.bias = nn.Parameter(torch.empty(outputs))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight.T, self.bias)
 
 
 class Joined:
@@ -88,25 +75,27 @@ class Joined:
         adapters: list[LowRank | None] = [layer if getattr(layer, "enabled", False) else None for layer in layers]
         here = [a for a in adapters if a is not None]
         ranks = sum(a.lora_a.shape[0] for a in here)
-        weights: _Held | _Unpacked
+        weights: Held | Unpacked
         if any(isinstance(layer, BlockLinear) for layer in frozen):
-            low = torch.empty(ranks, _inputs(frozen[0]), dtype=_dtype(frozen[0]), device=_held(frozen[0]).device)
-            weights = _Unpacked(frozen, low, fused)
+            low = torch.empty(
+                ranks, input_size(frozen[0]), dtype=number_type(frozen[0]), device=kept_of(frozen[0]).device
+            )
+            weights = Unpacked(frozen, low, fused)
         else:
             store = self._joined(frozen, ranks)
-            weights, low = _Held(frozen, store), store[sum(_outputs(frozen)) :]
+            weights, low = Held(frozen, store), store[sum(output_sizes(frozen)) :]
         at = 0
         for adapter in here:
             low[at : at + len(adapter.lora_a)].copy_(adapter.lora_a)
             at += len(adapter.lora_a)
-        bias = self._bias(frozen, sum(_outputs(frozen)) + ranks, low.dtype)
+        bias = self._bias(frozen, sum(output_sizes(frozen)) + ranks, low.dtype)
         return _Ready(tuple(layers), frozen, adapters, weights, low, bias, fused)
 
     def _joined(self, frozen: list[Any], ranks: int) -> Tensor:
         """Ŵ, made anew where the layers' weights are no longer its rows or where there is no room for the adapters' A."""
         if len(frozen) == 1 and not ranks:
-            return _rows(frozen[0])
-        rows = sum(_outputs(frozen)) + ranks
+            return row_view(frozen[0])
+        rows = sum(output_sizes(frozen)) + ranks
         store = self._store
         if (
             store is None
@@ -126,13 +115,13 @@ class Joined:
         return True
 
     def _join(self, frozen: list[Any], rows: int) -> Tensor:
-        weights = [_rows(layer) for layer in frozen]
+        weights = [row_view(layer) for layer in frozen]
         store = weights[0].new_empty(rows, weights[0].shape[1])
         at = 0
         for layer, weight in zip(frozen, weights, strict=True):
             mine = store[at : at + len(weight)]
             mine.copy_(weight)
-            layer.weight.data = mine.T if _transposed(layer) else mine
+            layer.weight.data = mine.T if transposed(layer) else mine
             at += len(weight)
         return store
 
@@ -140,9 +129,9 @@ class Joined:
         """The layers' biases, and zeros for the adapters' A."""
         if all(layer.bias is None for layer in frozen):
             return None
-        bias = torch.zeros(rows, dtype=dtype, device=_held(frozen[0]).device)
+        bias = torch.zeros(rows, dtype=dtype, device=kept_of(frozen[0]).device)
         at = 0
-        for layer, n in zip(frozen, _outputs(frozen), strict=True):
+        for layer, n in zip(frozen, output_sizes(frozen), strict=True):
             if layer.bias is not None:
                 bias[at : at + n] = layer.bias
             at += n
@@ -164,185 +153,30 @@ def _joinable(layer: Any) -> bool:
     )
 
 
-def _transposed(layer: Any) -> bool:
-    return isinstance(layer, Conv1D)
-
-
-def _rows(layer: Any) -> Tensor:
-    weight: Tensor = layer.weight
-    return weight.T if _transposed(layer) else weight
-
-
-def _outputs(frozen: list[Any]) -> list[int]:
-    return [layer.nf if _transposed(layer) else layer.out_features for layer in frozen]
-
-
-def _inputs(layer: Any) -> int:
-    return int(_rows(layer).shape[1] if _transposed(layer) else layer.in_features)
-
-
-def _held(layer: Any) -> Tensor:
-    """What is kept in memory of a layer's weights: numbers or blocks."""
-    weight = layer._parameters.get("weight")
-    kept: Tensor = layer.blocks.data if weight is None else weight
-    return kept
-
-
-def _dtype(layer: Any) -> torch.dtype:
-    dtype: torch.dtype = layer.blocks.dtype if isinstance(layer, BlockLinear) else layer.weight.dtype
-    return dtype
-
-
-class _Held:
-    """Ŵ in memory."""
-
-    def __init__(self, frozen: list[Any], store: Tensor) -> None:
-        self.store = store
-        self.plain = store.stride(1) == 1
-        self._outputs = _outputs(frozen)
-
-    def product(self, x_TI: Tensor, bias: Tensor | None) -> Tensor:
-        """x Ŵᵀ, (T, outputs and ranks)."""
-        return F.linear(x_TI, self.store, bias)
-
-    def back(self, dy_TO: Tensor) -> Tensor:
-        """dy Ŵ, (T, I)."""
-        return dy_TO @ self.store
-
-    def places(self) -> list[tuple[int, int, int]]:
-        """Address, bytes a row and format of each layer's weights."""
-        row = self.store.stride(0) * self.store.element_size()
-        at = self.store.data_ptr()
-        return [(at + row * sum(self._outputs[:i]), row, kernels.NUMBERS) for i in range(len(self._outputs))]
-
-
-class _Unpacked:
-    """Ŵ written out from the layers' blocks into the scratch that all layers share, whenever it is needed."""
-
-    def __init__(self, frozen: list[Any], low_RI: Tensor, fused: Kernels | None) -> None:
-        self._frozen, self._low, self._fused = frozen, low_RI, fused
-        self.plain = all(isinstance(layer, BlockLinear) or not _transposed(layer) for layer in frozen)
-        alone = len(frozen) == 1 and not len(low_RI)
-        # Too large to be written out at one time: the output head.
-        self._large = frozen[0].blocks if alone and frozen[0].blocks.numel() > blocks.TILE else None
-
-    def _numbers(self) -> Tensor:
-        outputs = _outputs(self._frozen)
-        like = next(layer.blocks for layer in self._frozen if isinstance(layer, BlockLinear))
-        out = blocks.scratch(sum(outputs) + len(self._low), self._low.shape[1], like)
-        at = 0
-        for layer, n in zip(self._frozen, outputs, strict=True):
-            if isinstance(layer, BlockLinear):
-                layer.blocks.write(out[at : at + n], self._fused)
-            else:
-                out[at : at + n] = _rows(layer)
-            at += n
-        out[at:] = self._low
-        return out
-
-    def product(self, x_TI: Tensor, bias: Tensor | None) -> Tensor:
-        if self._large is None:
-            return F.linear(x_TI, self._numbers(), bias)
-        y = blocks.product(x_TI, self._large)
-        return y if bias is None else y + bias
-
-    def back(self, dy_TO: Tensor) -> Tensor:
-        return dy_TO @ self._numbers() if self._large is None else blocks.product_back(dy_TO, self._large)
-
-    def places(self) -> list[tuple[int, int, int]]:
-        found = []
-        for layer in self._frozen:
-            kept = _held(layer)
-            kind = layer.blocks.kind if isinstance(layer, BlockLinear) else kernels.NUMBERS
-            found.append((kept.data_ptr(), kept.stride(0) * kept.element_size(), kind))
-        return found
-
-
-class _Update:
-    """s·B of one adapter, ready for its three products: (T, r) with Bᵀ, (T, O) with B, and (T, O)ᵀ with (T, r)."""
-
-    def __init__(self, adapter: LowRank, outputs: int, dtype: torch.dtype, fused: Kernels | None) -> None:
-        self.rank, self._scaling = adapter.lora_b.shape[1], adapter.scaling
-        self._fused: Kernels | None = None
-        if (
-            fused is not None
-            and fused.multiplies_pairs
-            and dtype == torch.bfloat16
-            and self.rank % kernels.LANES == 0
-            and outputs % (2 * kernels.LANES) == 0
-        ):
-            self._fused = fused
-            b = adapter.lora_b.detach().contiguous()
-            self._by_rank, self._by_output = (b.new_empty(b.numel(), dtype=dtype) for _ in range(2))
-            fused.call("low_rank_pack", b, self._scaling, self._by_rank, self._by_output, *b.shape, dtype=dtype)
-        else:
-            self._b = (adapter.lora_b.detach() * self._scaling).to(dtype)
-
-    @property
-    def fast(self) -> bool:
-        return self._fused is not None
-
-    def add(self, y_TO: Tensor, low_TR: Tensor) -> None:
-        """y += low (s·B)ᵀ, in place."""
-        if self._fused is None:
-            y_TO.addmm_(low_TR, self._b.T)
-            return
-        self._fused.call(
-            "low_rank_add", y_TO, y_TO.stride(0), low_TR, low_TR.stride(0), self._by_rank, *y_TO.shape, self.rank,
-            torch.get_num_threads(),
-        )  # fmt: skip
-
-    def project(self, dy_TO: Tensor, dlow_TR: Tensor) -> None:
-        """dlow = dy (s·B), in place."""
-        if self._fused is None:
-            dlow_TR.copy_(dy_TO @ self._b)
-            return
-        self._fused.call(
-            "low_rank_project", dy_TO, dy_TO.stride(0), self._by_output, dlow_TR, dlow_TR.stride(0), *dy_TO.shape, self.rank,
-            torch.get_num_threads(),
-        )  # fmt: skip
-
-    def gradient(self, dy_TO: Tensor, low_TR: Tensor) -> Tensor:
-        """dB = s·dyᵀ low, (O, r) in fp32."""
-        return outer(dy_TO, low_TR, self._scaling, self._fused)
-
-
-def outer(x_TN: Tensor, low_TR: Tensor, scale: float, fused: Kernels | None) -> Tensor:
-    """scale · xᵀ low, (N, R) in fp32."""
-    if fused is None:
-        return (x_TN.T @ low_TR).float().mul_(scale)
-    out = torch.empty(x_TN.shape[1], low_TR.shape[1])
-    fused.call(
-        "low_rank_outer", x_TN, x_TN.stride(0), low_TR, low_TR.stride(0), out, scale, *x_TN.shape, out.shape[1],
-        torch.get_num_threads(),
-    )  # fmt: skip
-    return out
-
-
 class _Ready:
     """A joined product in the state that its layers had when it was made: Ŵ, its rows A (R, I), the updates, the bias."""
 
     def __init__(
-        self, layers: tuple[Any, ...], frozen: list[Any], adapters: list[LowRank | None], weights: _Held | _Unpacked,
+        self, layers: tuple[Any, ...], frozen: list[Any], adapters: list[LowRank | None], weights: Held | Unpacked,
         low_RI: Tensor, bias: Tensor | None, fused: Kernels | None,
     ) -> None:  # fmt: skip
         self.layers, self.frozen, self.adapters = layers, frozen, adapters
         self.weights, self.low, self.bias, self.fused = weights, low_RI, bias, fused
-        self.outputs = _outputs(frozen)
+        self.outputs = output_sizes(frozen)
         self.total = sum(self.outputs)
         # (update, its columns of y, its columns of x Aᵀ)
-        self.places: list[tuple[_Update, slice, slice]] = []
+        self.places: list[tuple[Update, slice, slice]] = []
         at = rank_at = 0
         for adapter, n in zip(adapters, self.outputs, strict=True):
             if adapter is not None:
-                update = _Update(adapter, n, low_RI.dtype, fused)
+                update = Update(adapter, n, low_RI.dtype, fused)
                 self.places.append((update, slice(at, at + n), slice(rank_at, rank_at + update.rank)))
                 rank_at += update.rank
             at += n
         fast = low_RI.shape[1] % kernels.LANES == 0 and all(update.fast for update, _, _ in self.places)
         self.outer_fused = fused if fast else None  # for dA
         self._wrapped = [layer for layer, own in zip(layers, frozen, strict=True) if layer is not own]
-        self._kept = [_held(layer) for layer in frozen]
+        self._kept = [kept_of(layer) for layer in frozen]
         # Layers that are switched off may be of any kind.
         self._adapters = [
             p for layer in self._wrapped if hasattr(layer, "lora_a") for p in (layer.lora_a, layer.lora_b)
@@ -362,7 +196,7 @@ class _Ready:
         """Whether these are the layers, with weights that have not changed."""
         if layers != self.layers or (fused is None) != (self.fused is None) or self._look() != self._state:
             return False
-        return all(_held(layer) is kept for layer, kept in zip(self.frozen, self._kept, strict=True))
+        return all(kept_of(layer) is kept for layer, kept in zip(self.frozen, self._kept, strict=True))
 
     def parameters(self) -> list[Tensor]:
         """What may get a gradient, in the order in which `_Product` returns them."""
@@ -450,9 +284,9 @@ class _Product(torch.autograd.Function):
                 grads += (da[:, ranks].T, update.gradient(dy[:, outputs], low[:, ranks]))
         own = []
         for layer, d in zip(ready.frozen, dy.split(ready.outputs, 1), strict=True):
-            if _held(layer).requires_grad:
+            if kept_of(layer).requires_grad:
                 dw = d.T @ x
-                own.append(dw.T if _transposed(layer) else dw)
+                own.append(dw.T if transposed(layer) else dw)
             if layer.bias is not None and layer.bias.requires_grad:
                 own.append(d.sum(0))
         return dx, None, *grads, *own

@@ -1,0 +1,29 @@
+"""What several commands share."""
+
+import argparse
+from pathlib import Path
+
+from afina.core.errors import writing
+
+
+def run_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, metavar="RUN", help="folder that `afina train` wrote, or an adapter's folder")
+    parser.add_argument("--device", metavar="DEVICE", help="cpu, cuda, mps; by default the best that is there")
+    parser.add_argument("--cache-dir", type=Path, metavar="DIR", help="where downloaded models are kept")
+    parser.add_argument("--base", metavar="BASE", help="the base, where it is not where it was in training")
+    parser.add_argument("--force", action="store_true", help="take a base that the adapter was not made for")
+
+
+def say(text: str) -> None:
+    with writing("standard output"):
+        print(text)
+
+
+def positive(text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return value
