@@ -110,7 +110,16 @@ class GGUF:
         from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
         info = self.tensors[name]
-        block, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType(info.kind)]
+        try:
+            block, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType(info.kind)]
+        except ValueError:
+            raise BaseModelError(
+                f"{self.path}: {name} is of an unknown type, {info.kind}", "download it again"
+            ) from None
+        if not info.shape or info.shape[-1] % block:
+            raise BaseModelError(
+                f"{self.path}: {name} has shape {info.shape}, which blocks of {block} cannot fill", "download it again"
+            )
         row_bytes = info.shape[-1] // block * block_bytes
         size = row_bytes * prod(info.shape[:-1])
         raw = np.frombuffer(self._map, np.uint8, count=-1)[info.offset : info.offset + size]

@@ -7,10 +7,12 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 
 from afina.base.blocks import Blocks
 from afina.base.gguf import GGUF
+from afina.core.errors import BaseModelError
 
 # transformers' names of settings, and the file's, which come after the architecture's name and a dot.
 _USUAL = {
@@ -66,7 +68,20 @@ _LLAMA_3 = {
 
 
 def config(file: GGUF) -> Any:
-    """transformers' configuration of the model; None where it is of no family that is read here (or has scaled rotations)."""
+    """transformers' configuration of the model; None where it is of no family that is read here (or has scaled rotations).
+
+    Raises `BaseModelError` where the file lacks what its family needs.
+    """
+    try:
+        return _config(file)
+    except (KeyError, ValueError, TypeError, ZeroDivisionError, StrictDataclassError) as error:
+        reason = f"{error} is missing" if isinstance(error, KeyError) else str(error).splitlines()[0]
+        raise BaseModelError(
+            f"{file.path}: its metadata are not those of a model ({reason})", "download it again"
+        ) from error
+
+
+def _config(file: GGUF) -> Any:
     from transformers import AutoConfig
 
     family = file.metadata.get("general.architecture")

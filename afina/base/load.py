@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from safetensors import SafetensorError
@@ -18,8 +18,8 @@ from afina.base.model import CausalModel, DecoderModel, Quantize, Task, Transfor
 from afina.base.sources import Source
 from afina.base.tokenizer import Tokenizer
 from afina.base.whole import ClassifierModel, Seq2SeqModel
-from afina.core.device import default_cache, pick_device, pick_dtype
-from afina.core.errors import BaseModelError
+from afina.core.device import PRECISIONS, default_cache, pick_device, pick_dtype
+from afina.core.errors import BaseModelError, SettingsError
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,12 @@ def load_base(  # noqa: PLR0913 - each by its name
     in nf4 or int8, or a GGUF file's matrices as they are (keep). All parameters are frozen, the module is in evaluation mode.
     Raises `BaseModelError`.
     """
+    for flag, value, known in (
+        ("precision", precision, ("auto", *PRECISIONS)), ("task", task, (None, *get_args(Task))),
+        ("quantize", quantize, (None, *get_args(Quantize))),
+    ):  # fmt: skip
+        if value not in known:
+            raise SettingsError(f"{flag} is {value!r}", f"it takes {', '.join(map(str, known))}")
     cache = cache_dir or default_cache()
     source = sources.locate(name, revision, cache)
     place = pick_device(device)
@@ -85,7 +91,7 @@ def load_base(  # noqa: PLR0913 - each by its name
     keep = quantize == "keep"
     if keep and (not source.is_gguf or place.type != "cpu"):
         raise BaseModelError(
-            f"--quantize keep is for GGUF files on the processor; base {name!r} is a {source.kind}, on {place.type}",
+            f"--quantize keep is for GGUF files, on the processor; base {name!r} is {'one' if source.is_gguf else 'none'}, on {place.type}",
             "use --quantize nf4 or int8",
         )
     fused = kernels.load(cache) if place.type == "cpu" else None
@@ -110,7 +116,8 @@ def _quantised(module: Any, quantize: Quantize | None, dtype: torch.dtype, leave
         return "; its matrices stay in the file's blocks"
     left = quantise_linears(module, quantize, dtype, leave)
     few = f", but for {len(left)} whose rows do not fill whole blocks" if left else ""
-    return f"; linear layers in {quantize}{few}"
+    experts = any(p.dim() == 3 for p in module.parameters())
+    return f"; linear layers in {quantize}{few}" + (" (experts' tensors stay in full)" if experts else "")
 
 
 def task_of(source: Source) -> Task:
@@ -314,7 +321,9 @@ def _fill(source: Source, module: Decoder, found: Mapping[str, torch.Tensor | Bl
         more = f" … and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise BaseModelError(
             f"{source.path}: the weights do not fit: {'; '.join(problems[:3])}{more}",
-            "the folder needs whole *.safetensors files that fit its config.json",
+            "download it again"
+            if source.is_gguf
+            else "the folder needs whole *.safetensors files that fit its config.json",
         )
     module.load_state_dict(dict(found), strict=False, assign=True)
     module.tie()

@@ -273,6 +273,6 @@ class _TransformersWriting:
         return self._read(ids_B[:, None])
 
     def keep(self, texts: list[int]) -> None:
-        rows = torch.tensor(texts, device=self._device)
+        rows = torch.tensor(texts, dtype=torch.long, device=self._device)
         self._cache.batch_select_indices(rows)
         self._mask_BT = self._mask_BT[rows]

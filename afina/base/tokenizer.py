@@ -5,6 +5,7 @@ is the end of turn, it is learned in training, and generation stops at it.
 """
 
 import hashlib
+import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -83,8 +84,9 @@ class Tokenizer:
         return hashlib.sha256(told.encode()).hexdigest()
 
     def hash(self) -> str:
-        """SHA-256 of the tokenizer's own serialisation."""
-        return hashlib.sha256(self.inner.backend_tokenizer.to_str().encode()).hexdigest()
+        """SHA-256 of the tokenizer's own serialisation, without what its wrapper sets and clears as it is used."""
+        told = json.loads(self.inner.backend_tokenizer.to_str()) | {"truncation": None, "padding": None}
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
 def wrap(inner: Any, extra_stops: list[int]) -> Tokenizer:

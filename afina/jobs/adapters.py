@@ -14,7 +14,7 @@ from afina.base.ops import Segments
 from afina.core.errors import AdapterError
 from afina.core.files import read_json, read_jsonl, write_atomic, write_json
 from afina.data.template import prompt_ids
-from afina.jobs.runs import adapter_folder, check_new, open_run, read_facts, save_tokenizer
+from afina.jobs.runs import adapter_folder, check_new, facts_of, is_merged, open_run, read_facts, save_tokenizer
 from afina.lora.adapter import CONFIG, WEIGHTS, read_config, read_weights
 from afina.lora.arithmetic import Factors, Kind, check_one_base, combine, read_factors, rerank
 from afina.lora.merging import merge
@@ -96,6 +96,8 @@ def merge_adapter(
     """Writes the base with the adapter folded in to `out`, in transformers' format; the largest difference of logits from the
     adapted model over the largest logit, on prompts of the run. A base that was quantised in training is taken whole."""
     check_new(out)
+    if is_merged(run):
+        raise AdapterError(f"{run} is merged already: there is no adapter in it", "give the run it came from")
     opening: dict[str, Any] = {"device": device, "cache_dir": cache_dir, "base": base, "force": force}
     adapted = open_run(run, **opening)
     model = adapted.base
@@ -122,8 +124,8 @@ def merge_adapter(
         for file in Path(temporary).iterdir():
             write_atomic(out / file.name, file.read_bytes())
     save_tokenizer(model, out)
-    if adapted.facts:  # how it is asked
-        write_json(out / "afina.json", adapted.facts | {"merged_from": str(run)})
+    facts = adapted.facts or facts_of(into, str(run), None)  # how it is asked
+    write_json(out / "afina.json", facts | {"base": into.facts.card(), "quantize": None, "merged_from": str(run)})
     return difference
 
 

@@ -3,6 +3,7 @@
 All are y = W x + s · B(A x); they differ in names, in what is turned, and in how fused layers are held.
 """
 
+import math
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -20,8 +21,8 @@ from afina.base.decoder import Decoder
 from afina.base.families import Architecture
 from afina.base.load import load_base
 from afina.core.errors import AdapterError, InputError
-from afina.core.files import read_json
-from afina.jobs.runs import check_new, save_tokenizer
+from afina.core.files import read_json, write_json
+from afina.jobs.runs import check_new, facts_of, save_tokenizer
 from afina.lora.adapter import PREFIX, adapter_state, save_adapter
 from afina.lora.config import LoraConfig
 from afina.lora.injection import inject
@@ -58,20 +59,30 @@ def convert_adapter(
     check_new(out)
     path = _file(source)
     if path.suffix == ".safetensors":
+        if alpha is not None or parts:
+            raise AdapterError(
+                f"{path} says its scale itself", "leave --alpha and --parts out: they are for loralib's files"
+            )
         updates: Any = _mlx(path)
     else:
         state = _pickled(path)
         settings = path.parent / "hyperparameters.yaml"
         litgpt = settings.is_file() or any(".attn.qkv.lora_" in name for name in state)
         updates = _litgpt(state, settings) if litgpt else _loralib(state, path, alpha, parts)
-    loaded = load_base(base, revision=revision, precision="fp32", cache_dir=cache_dir)
+    loaded = load_base(base, revision=revision, precision="fp32", cache_dir=cache_dir, task="causal")
     module = loaded.model.module
     if callable(updates):
         if not isinstance(module, Decoder):
             raise AdapterError(
                 f"base {base!r} is of no family that LitGPT's names can be told for", "give the base it was trained on"
             )
-        updates = updates(module.arch)
+        try:
+            updates = updates(module.arch)
+        except (KeyError, IndexError, RuntimeError, StopIteration) as error:
+            raise AdapterError(
+                f"{path} does not fit base {base!r}, or the hyperparameters.yaml beside it ({type(error).__name__}: {error})",
+                "give the base it was trained on (--base), and the files as LitGPT wrote them",
+            ) from error
     config = _config(updates)
     inject(module, config)
     own = adapter_state(module)
@@ -83,12 +94,16 @@ def convert_adapter(
             )
         own[name].copy_(value)
     local = loaded.facts.kind in ("folder", "gguf")
-    save_adapter(module, config, out, loaded.facts.path if local else base)
+    name = loaded.facts.path if local else base
+    save_adapter(module, config, out, name)
     save_tokenizer(loaded, out)
+    write_json(out / "afina.json", facts_of(loaded, name, revision))
     return out
 
 
 def _file(source: Path) -> Path:
+    if not source.exists():
+        raise AdapterError(f"{source}: no such file or folder", "check the path")
     found = [source] if source.is_file() else [source / name for name in (MLX, LITGPT) if (source / name).is_file()]
     if not found:
         raise AdapterError(
@@ -103,13 +118,18 @@ def _pickled(path: Path) -> dict[str, Tensor]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise AdapterError(
-            f"{path} cannot be read as plain tensors ({str(error).splitlines()[0][:150]})",
+            f"{path} cannot be read as plain tensors ({type(error).__name__})",
             "only files of tensors are read: a pickle can run any code",
         ) from error
     state = state.get("model", state) if isinstance(state, dict) else state
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise AdapterError(f"{path} holds no tensors by name", "give the file of the adapter's state")
+    if not isinstance(state, dict) or not all(isinstance(name, str) and _plain(value) for name, value in state.items()):
+        raise AdapterError(f"{path} holds no plain tensors by name", "give the file of the adapter's state")
     return {name: value.float() for name, value in state.items()}
+
+
+def _plain(value: Any) -> bool:
+    """A matrix or vector of real numbers, in memory."""
+    return isinstance(value, Tensor) and value.layout == torch.strided and not value.is_meta and not value.is_complex()
 
 
 def _pairs(state: dict[str, Tensor], path: Path | str, ends: tuple[str, str]) -> dict[str, tuple[Tensor, Tensor]]:
@@ -121,6 +141,11 @@ def _pairs(state: dict[str, Tensor], path: Path | str, ends: tuple[str, str]) ->
             if layer + ends[1] not in state:
                 raise AdapterError(f"{path}: {layer}{ends[1]} is missing", "copy the file again from where it was made")
             found[layer] = (state[name], state[layer + ends[1]])
+            if any(each.dim() != 2 or not each.numel() for each in found[layer]):
+                raise AdapterError(
+                    f"{path}: the factors of {layer} have shapes {[tuple(each.shape) for each in found[layer]]}, not two each",
+                    "matrices are read; adapters of experts are not",
+                )
     unread = sorted(set(state) - {layer + end for layer in found for end in ends})
     if unread or not found:
         what = f"{unread[0]} is no adapter's" if unread else "there is no adapter in it"
@@ -140,6 +165,8 @@ def _mlx(path: Path) -> Updates:
         raise AdapterError(
             f"{path.with_name('adapter_config.json')} is not mlx-lm's ({error})", "it must lie beside the weights"
         ) from error
+    if not 0 < scale < math.inf:
+        raise AdapterError(f"{path}: scale is {scale}", "it is greater than 0")
     if kind not in ("lora", "dora"):
         raise AdapterError(f"{path}: fine_tune_type is {kind!r}, which is no adapter", "lora and dora are read")
     try:
@@ -148,9 +175,11 @@ def _mlx(path: Path) -> Updates:
         raise AdapterError(f"{path} cannot be read: {error}", "copy it again from where it was made") from error
     magnitudes = {name.removesuffix(".m"): state.pop(name) for name in list(state) if name.endswith(".m")}
     pairs = _pairs(state, path, (".lora_a", ".lora_b"))
-    deep = [layer for layer, (a, _) in pairs.items() if a.dim() != 2]
-    if deep:
-        raise AdapterError(f"{path}: {deep[0]} is an adapter of experts, whose layout differs", "leave the experts out")
+    if magnitudes and kind == "lora":
+        raise AdapterError(f"{path} holds magnitudes (m), yet its fine_tune_type is lora", "copy both files again")
+    alone = sorted(magnitudes.keys() ^ pairs.keys()) if kind == "dora" else []
+    if alone:
+        raise AdapterError(f"{path}: of {alone[0]} the factors or the magnitude is missing", "copy the file again")
     return {layer: Update(a.T, b.T, scale, magnitudes.get(layer)) for layer, (a, b) in pairs.items()}
 
 
@@ -161,6 +190,8 @@ def _loralib(state: dict[str, Tensor], path: Path, alpha: float | None, parts: S
     """ΔW = alpha/rank · B A; a fused layer (MergedLinear) has an A and a B for each of its adapted parts, one after another."""
     if alpha is None:
         raise AdapterError(f"{path} does not say alpha", "give --alpha, the lora_alpha that it was trained with")
+    if not 0 < alpha < math.inf:
+        raise AdapterError(f"--alpha is {alpha}", "it is greater than 0")
     found = {}
     for layer, (a, b) in _pairs(state, path, (".lora_A", ".lora_B")).items():
         rank = b.shape[1]
@@ -199,11 +230,19 @@ def _litgpt(state: dict[str, Tensor], settings: Path) -> Any:
         given = yaml.safe_load(settings.read_text())
         alpha, rank = float(given["lora_alpha"]), int(given["lora_r"])
         enabled = [bool(given[f"lora_{part}"]) for part in ("query", "key", "value")]
+        if rank < 1 or not 0 < alpha < math.inf:
+            raise ValueError(f"lora_r is {rank}, lora_alpha {alpha}")
     except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
         raise AdapterError(
             f"{settings} does not say how the adapter was trained ({error})", "LitGPT writes it beside the weights"
         ) from error
     pairs = _pairs(state, settings.parent, (".lora_A", ".lora_B"))
+    fit = sum(enabled) or 1
+    for layer, (a, b) in pairs.items():
+        if b.shape[1] != rank or a.shape[0] not in (rank, fit * rank):
+            raise AdapterError(
+                f"{settings} says rank {rank}, {layer} has {b.shape[1]}", "LitGPT writes it beside the weights"
+            )
 
     def by_family(arch: Architecture) -> Updates:
         names, found = arch.names, {}

@@ -36,10 +36,13 @@ def evaluate(  # noqa: PLR0913 - each by its name
         raise AdapterError(f"{run} is a merged model, without a base to compare it with", "give the run it came from")
     if (run / "config.yaml").exists():
         read_yaml(run / "config.yaml")  # the page needs it at the end; better to know now
-    if (run / "evaluation.json").exists():
-        listener(Notice(f"the evaluation in {run} will be replaced by this one"))
     keep_freed_memory()
     adapted = open_run(run, device=device, cache_dir=cache_dir, base=base, force=force)
+    other = adapted.facts.get("base", {}).get("sha256") not in (None, adapted.base.facts.sha256)
+    if other:
+        listener(Notice(f"on another base than the adapter's own: what is in {run} stays as it is", warning=True))
+    elif (run / "evaluation.json").exists():
+        listener(Notice(f"the evaluation in {run} will be replaced by this one"))
     settings = adapted.data_settings(data, references)
     examples, rejected, notes = read_examples(settings, needs_completion=references is None)
     for line in notes.lines:
@@ -66,6 +69,8 @@ def evaluate(  # noqa: PLR0913 - each by its name
     kept = [example for _, example in fitted] + strangers
     kind = adapted.facts.get("kind") or infer_kind([example.references[0] for example in kept])
     result = evaluate_adapted(adapted.base, kept, rows, kind, adapted.max_new_tokens, listener, str(data))
+    if other:
+        return result
     record(run, result)
     if (run / "config.yaml").exists():
         write_report(run)

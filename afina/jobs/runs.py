@@ -176,6 +176,21 @@ def read_facts(folder: Path) -> dict[str, Any]:
     return dict(facts)
 
 
+def facts_of(base: Base, name: str, revision: str | None) -> dict[str, Any]:
+    """`afina.json` of an adapter that another program made: its base, and how it is asked, which nobody said."""
+    return {
+        "base": base.facts.card(),
+        "load": {"name": name, "revision": revision},
+        "precision": "bf16" if "bfloat16" in str(base.dtype) else "fp32",
+        "tokenizer_sha256": base.tokenizer.hash(),
+        "template_sha256": base.tokenizer.template_hash(),
+        "data": {},
+        "classes": list(base.tokenizer.classes),
+        "kind": "generation",
+        "max_new_tokens": _DEFAULT_NEW_TOKENS,
+    }
+
+
 def check_base(facts: dict[str, Any], base: Base, folder: Path) -> None:
     """Raises `AdapterError` where the adapter was made for other weights, words or another chat template than `base` has."""
     if not facts:
@@ -225,6 +240,8 @@ def open_run(
     where it was quantised in training. Raises `AdapterError`, `BaseModelError`.
     """
     if is_merged(run):
+        if base or force:
+            raise AdapterError(f"{run} is a merged model, which has its base in it", "leave --base and --force out")
         facts = read_facts(run)
         return Adapted(_load(str(run), facts, device, cache_dir, None), facts)
     folder = adapter_folder(run)
@@ -236,6 +253,8 @@ def open_run(
     if not load["name"]:
         raise AdapterError(f"adapter {folder} does not name its base", "give it with --base BASE")
     quantize = None if whole else facts.get("quantize")
+    if quantize == "keep" and base and not base.endswith(".gguf"):
+        quantize = None  # there are no blocks to keep
     loaded = _load(load["name"], facts, device, cache_dir, quantize, load.get("revision"))
     if not force:
         check_base(facts, loaded, folder)

@@ -105,6 +105,11 @@ def _train(settings: RunSettings, listener: Listener, place: RunFolder, resuming
         raise DataError(
             "training reads its data again on --resume, and standard input comes once", "write it to a file first"
         )
+    if settings.adapter and settings.quantize is None:
+        stored = read_facts(adapter_folder(settings.adapter)).get("quantize")
+        if stored:
+            listener(Notice(f"the base in {stored}, as the adapter was trained"))
+            settings = settings.model_copy(update={"quantize": stored})
     parts = read_parts(settings.data, settings.seed)  # what is wrong with a file is said before a model is loaded
     for finding in check(settings.data).findings:
         if finding.severity == "warning":

@@ -38,6 +38,7 @@ def inject(
     targets = find_targets(model, config)
     whole = saved_modules(model, config)
     _check_trainable(model, whole)
+    _check_called(model, targets)
     model.requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
     bases, experts = _by_module(model, targets)
@@ -107,6 +108,17 @@ def trainable_parameters(model: nn.Module) -> int:
     return total - frozen
 
 
+def _check_called(model: nn.Module, targets: list[str]) -> None:
+    """torch's own encoder layer reads its layers' weights in a fast path, past any adapter."""
+    for path in targets:
+        parent = path.rpartition(".")[0]
+        if isinstance(model.get_submodule(parent), nn.TransformerEncoderLayer):
+            raise AdapterError(
+                f"{path}: torch's TransformerEncoderLayer reads its weights past an adapter",
+                "leave it out (exclude_modules), or use a layer whose parts are called",
+            )
+
+
 def _by_module(model: nn.Module, targets: list[str]) -> tuple[dict[str, Any], dict[str, list[str]]]:
     """The layers among `targets` by path; and the names of the experts' tensors by the path of their module."""
     tensors = {path for path, _, _ in expert_tensors(model)}
@@ -143,6 +155,8 @@ def _wrap(
     size = _size(path, config)
     shape = base.weight.shape
     most = min(shape) if config.init in ("pissa", "olora", "loftq", "eva", "lora_ga") else max(shape)
+    if config.init == "lora_ga":  # singular directions for A, and as many others for B
+        most //= 2
     if size.rank > most and config.variant != "vera":
         raise AdapterError(f"rank {size.rank} is more than the layer {path} is wide ({most})", "lower --lora.rank")
     if isinstance(base, nn.Embedding):
@@ -160,8 +174,8 @@ def _check_trainable(model: nn.Module, whole: list[str]) -> None:
     for path in whole:
         if any(isinstance(module, Quantised) for module in model.get_submodule(path).modules()):
             raise AdapterError(
-                f"{path} is quantised, and weights of few bits cannot be trained themselves",
-                "leave --quantize out, or train an adapter",
+                f"{path or 'the model'} is quantised, and weights of few bits cannot be trained whole (--method, modules_to_save)",
+                "leave --quantize out, or adapt these layers instead",
             )
 
 
@@ -192,9 +206,17 @@ def _start(
                 "init 'loftq' makes up for what quantisation lost",
                 "give a base of few bits: --quantize nf4 or int8 (in the library: `inject(…, originals=…)`)",
             )
+        lost = False
         for path, layer in linear.items():
             w = layer.frozen_weight().float()
-            layer.start(*starts.residual(originals(path).to(w) - w, layer.rank, layer.scaling))
+            rest = originals(path).to(w) - w
+            if rest.any():  # a layer that lost nothing keeps the usual start: from zeros it could not learn
+                layer.start(*starts.residual(rest, layer.rank, layer.scaling))
+                lost = True
+        if not lost:
+            raise AdapterError(
+                "init 'loftq' makes up for what quantisation lost, and no layer lost anything", "leave it out"
+            )
     elif config.init != "kaiming":
         for layer in linear.values():
             w = layer.frozen_weight().float()
@@ -212,6 +234,10 @@ def _biases(model: nn.Module, config: LoraConfig, targets: list[str]) -> list[st
 
 def _free_tokens(model: nn.Module, tokens: tuple[int, ...], whole: list[str]) -> None:
     known: Any = model
+    if not hasattr(model, "get_input_embeddings"):
+        raise AdapterError(
+            "trainable_tokens need a model that names its embedding (get_input_embeddings)", "leave them out"
+        )
     embedding = known.get_input_embeddings()
     words = len(embedding.weight)
     path = next(path for path, module in model.named_modules() if module is embedding)

@@ -52,7 +52,9 @@ def find_targets(model: nn.Module, config: LoraConfig) -> list[str]:
 
 
 def _adaptable(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear | nn.Embedding) or is_conv1d(module)
+    # The output layer of torch's own attention is never called: its weight is read.
+    called = type(module).__name__ != "NonDynamicallyQuantizableLinear"
+    return (called and isinstance(module, nn.Linear | nn.Embedding)) or is_conv1d(module)
 
 
 def _output_head(model: nn.Module) -> nn.Module | None:

@@ -18,7 +18,7 @@ from afina.base.linear import Joined
 from afina.base.model import Packed
 from afina.base.ops import Segments
 from afina.core.device import default_cache
-from afina.core.errors import AdapterError, BaseModelError
+from afina.core.errors import AdapterError, BaseModelError, SettingsError
 from afina.lora import LoraConfig, inject, merge
 from afina.lora.merging import thaw
 
@@ -255,3 +255,23 @@ def test_generating_before_training_leaves_nothing_that_training_cannot_use(tmp_
     generate(base, [[5, 6, 7]], 3)
     base.model.module.train()
     base.model.summed_loss(PACKED).backward()
+
+
+def test_loftq_leaves_layers_that_lost_nothing_their_usual_start() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 40))
+    weights = {"0": model[0].weight.detach().clone(), "1": model[1].weight.detach().clone()}
+    model[0] = BlockLinear(quantise(weights["0"], "nf4", torch.float32), model[0].bias)
+    inject(model, LoraConfig(rank=4, init="loftq"), 0, originals=weights.__getitem__)
+    assert model[0].lora_b.any()
+    assert model[1].lora_a.any()
+    assert not model[1].lora_b.any()
+    plain = nn.Sequential(nn.Linear(64, 64))
+    with pytest.raises(AdapterError, match="no layer lost anything"):
+        inject(plain, LoraConfig(rank=4, init="loftq"), 0, originals=lambda _: plain[0].base.weight)
+
+
+@pytest.mark.parametrize("setting", [{"quantize": "int4"}, {"quantize": True}, {"precision": "fp64"}, {"task": "foo"}])
+def test_settings_that_are_none_are_refused(setting: dict, tiny_folder: Path) -> None:
+    with pytest.raises(SettingsError, match="it takes"):
+        load_base(str(tiny_folder), **setting)

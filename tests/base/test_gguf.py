@@ -164,3 +164,37 @@ def test_blocks_are_read_as_transformers_reads_them(kind: str, tmp_path: Path) -
     write(tmp_path / "model.gguf", "llama", kind)
     other = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="model.gguf", dtype=torch.float32)
     compare(tmp_path / "model.gguf", other)
+
+
+@pytest.mark.parametrize(("key", "value", "words"), [
+    ("llama.embedding_length", None, "are not those of a model"),
+    ("llama.attention.head_count", 0, "are not those of a model"),
+    ("llama.attention.head_count", 7, "are not those of a model|do not fit"),
+    ("token_embd.weight", None, "are not those of a model"),
+    ("blk.0.ffn_up.weight", 99, "unknown type"),
+    ("blk.0.ffn_up.weight", 14, "cannot fill|ends inside|do not fit"),
+])  # fmt: skip
+@pytest.mark.parametrize("quantize", [None, "keep"])
+def test_damaged_files_are_refused(
+    key: str, value: int | None, words: str, quantize: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a hostile file would say it: read, then changed behind the reader's back."""
+    from dataclasses import replace
+
+    from afina.base import gguf as own
+    from afina.core.errors import BaseModelError
+
+    write(tmp_path / "model.gguf", "llama", "Q8_0")
+    parse = own.GGUF._parse
+
+    def damaged(self) -> None:
+        parse(self)
+        table = self.tensors if key in self.tensors else self.metadata
+        if value is None:
+            del table[key]
+        else:
+            table[key] = replace(table[key], kind=value, shape=(128, 120)) if table is self.tensors else value
+
+    monkeypatch.setattr(own.GGUF, "_parse", damaged)
+    with pytest.raises(BaseModelError, match=words):
+        load_base(str(tmp_path / "model.gguf"), precision="fp32", quantize=quantize)

@@ -20,6 +20,7 @@ from transformers import (
 import afina
 from afina.base import load_base
 from afina.base.generation import generate
+from afina.base.model import TransformersModel
 from afina.base.whole import ClassifierModel, Seq2SeqModel
 from afina.core.errors import BaseModelError, DataError
 from afina.data.batch import pack
@@ -188,3 +189,63 @@ def test_what_a_classifier_needs(tmp_path: Path) -> None:
         load_base(str(folder), precision="fp32", task="seq2seq")
     with pytest.raises(BaseModelError, match="two classes or more"):
         load_base(str(folder), precision="fp32")
+
+
+@pytest.mark.parametrize("kind", ["opt", "mixtral"])
+def test_a_family_without_a_decoder_of_ours_from_a_file_to_answers(kind: str, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, MixtralConfig, OPTConfig
+
+    sizes = {"vocab_size": 259, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "eos_token_id": 2}
+    config = (
+        OPTConfig(
+            **sizes, ffn_dim=64, word_embed_proj_dim=32, max_position_embeddings=256, bos_token_id=2, pad_token_id=1
+        )
+        if kind == "opt"
+        else MixtralConfig(
+            **sizes, intermediate_size=32, num_key_value_heads=2, num_local_experts=4, max_position_embeddings=256
+        )
+    )
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    model.save_pretrained(tmp_path / "base")
+    byte_tokenizer().save_pretrained(tmp_path / "base")
+    base = load_base(str(tmp_path / "base"), precision="fp32", device="cpu")
+    assert isinstance(base.model, TransformersModel)
+    prompts = [base.tokenizer.encode(text) for text in ("hello", "a longer prompt", "x")]
+    answers = generate(base, prompts, 8, batch_size=2)
+    for prompt, answer in zip(prompts, answers, strict=True):
+        ids = torch.tensor([prompt])
+        out = model.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, do_sample=False, pad_token_id=0
+        )
+        own = out[0, len(prompt) :].tolist()
+        own = own[: own.index(2)] if 2 in own else own
+        assert answer.text == base.tokenizer.decode(own).strip()
+    settings = {
+        "base": str(tmp_path / "base"), "out": tmp_path / "run", "precision": "fp32", "device": "cpu", "train": {"epochs": 1},
+        "data": {"path": write(tmp_path / "rows.jsonl"), "prompt": "{q}", "completion": "{a}"}, "quantize": "int8",
+    }  # fmt: skip
+    result = afina.train(afina.RunSettings(**settings))
+    assert result.verification.from_training < 1e-5
+    assert merge_adapter(result.folder, tmp_path / "merged") < 0.2
+    assert afina.generate(tmp_path / "merged", ["a07"])[0]["prompt"] == "a07"
+
+
+def test_a_tokenizers_hash_is_not_changed_by_its_use(tmp_path: Path) -> None:
+    folder = save(tmp_path / "bert", ENCODERS["bert"])
+    told = json.loads((folder / "tokenizer.json").read_text())
+    told["truncation"] = {"direction": "Right", "max_length": 128, "strategy": "LongestFirst", "stride": 0}
+    told["padding"] = {
+        "strategy": {"Fixed": 128},
+        "direction": "Right",
+        "pad_to_multiple_of": None,
+        "pad_id": 0,
+        "pad_type_id": 0,
+        "pad_token": "x",
+    }
+    (folder / "tokenizer.json").write_text(json.dumps(told))
+    base = load_base(str(folder), precision="fp32", classes=("a", "b"))
+    before = base.tokenizer.hash()
+    assert len(base.tokenizer.encode("x" * 300)) == 300
+    base.tokenizer.encode_input("hello")
+    assert base.tokenizer.hash() == before

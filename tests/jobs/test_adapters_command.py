@@ -97,6 +97,9 @@ def test_merged_is_the_adapted_model(runs: tuple[Path, Path], tmp_path: Path, ca
     assert asked[0] == asked[1]
     with pytest.raises(AdapterError, match="leave --base-too out"):
         afina.generate(tmp_path / "merged", ["a07"], base_too=True)
+    with pytest.raises(AdapterError, match="leave --base and --force out"):
+        afina.generate(tmp_path / "merged", ["a07"], base="starter")
+    assert ask(capsys, "merge", tmp_path / "merged", "--out", tmp_path / "again")[0] == 2
     with pytest.raises(AdapterError, match="without a base to compare"):
         afina.evaluate(tmp_path / "merged", tmp_path / "none.jsonl")
 
@@ -160,6 +163,8 @@ def test_a_quantised_base_from_training_to_merging(quantize: str, colours: Path,
         (["show"], "takes 1 RUN"),
         (["merge", "RUN"], "needs --out"),
         (["rerank", "RUN", "--out", "OUT"], "needs --rank"),
+        (["merge", "RUN", "--out", "OUT", "--alpha", "3"], "does not read --alpha"),
+        (["combine", "RUN", "RUN", "--out", "OUT", "--force"], "does not read --force"),
         (["combine", "RUN", "RUN", "--weights", "1,x", "--out", "OUT"], "not numbers"),
         (["combine", "RUN", "RUN", "--kind", "sum", "--out", "OUT"], "choose from linear"),
         (["combine", "RUN", "RUN", "--density", "0", "--kind", "ties", "--out", "OUT"], "density"),

@@ -7,7 +7,7 @@ import pytest
 import torch
 import yaml
 from conftest import save_tiny, tiny_module
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -113,6 +113,9 @@ def test_litgpt(tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert main(["adapters", "convert", str(tmp_path / "lit"), "--base", str(tiny_folder), "--out", str(out)]) == 0
     assert str(out) in capsys.readouterr().out
     assert torch.allclose(converted("llama", out), expected, atol=1e-4)
+    assert main(["generate", str(out), "a07"]) == 0  # it knows its base, and only that
+    other = save_tiny(tmp_path / "other", seed=1)
+    assert main(["generate", str(out), "a07", "--base", str(other)]) == 2
     assert main(["adapters", "convert", str(tmp_path / "lit"), "--out", str(out)]) == 2
     with pytest.raises(OutputError, match="holds something already"):
         convert_adapter(tmp_path / "lit", out, base=str(tiny_folder))
@@ -163,7 +166,7 @@ def test_what_is_not_understood_is_refused(
     fails(tmp_path / "evil.pt", "cannot be read as plain tensors", alpha=1.0)
     assert "run!" not in capsys.readouterr().out
     torch.save([1, 2], tmp_path / "list.pt")
-    fails(tmp_path / "list.pt", "holds no tensors by name", alpha=1.0)
+    fails(tmp_path / "list.pt", "holds no plain tensors by name", alpha=1.0)
     torch.save({"q.lora_A": random(2, 3)}, tmp_path / "half.pt")
     fails(tmp_path / "half.pt", "q.lora_B is missing", alpha=1.0)
     torch.save({"q.lora_A": random(2, 3), "q.lora_B": random(3, 2), "q.bias": random(3)}, tmp_path / "more.pt")
@@ -172,7 +175,50 @@ def test_what_is_not_understood_is_refused(
     fails(tmp_path / "name.pt", "q_proj", alpha=1.0)
     torch.save({"lm_head.lora_A": random(2, 3), "lm_head.lora_B": random(3, 2)}, tmp_path / "shape.pt")
     fails(tmp_path / "shape.pt", "has shape", alpha=1.0)
-    mlx_file(tmp_path / "mlx")
+    one = {"lm_head.lora_A": random(2, 32), "lm_head.lora_B": random(259, 2)}
+    torch.save(one, tmp_path / "one.pt")
+    for alpha in (0.0, -3.0, float("nan"), float("inf")):
+        fails(tmp_path / "one.pt", "--alpha is", alpha=alpha)
+    for name, wrong in (
+        ("flat", random(259)),
+        ("empty", random(259, 0)),
+        ("complex", random(259, 2) + 1j),
+        ("sparse", random(259, 2).to_sparse()),
+    ):
+        torch.save(one | {"lm_head.lora_B": wrong}, tmp_path / f"{name}.pt")
+        fails(tmp_path / f"{name}.pt", "have shapes|no plain tensors", alpha=1.0)
+    torch.save({1: random(2, 2)}, tmp_path / "names.pt")
+    fails(tmp_path / "names.pt", "no plain tensors by name", alpha=1.0)
+    fails(tmp_path / "nowhere", "no such file")
+    lit = tmp_path / "lit"
+    lit.mkdir()
+    good = {"lora_r": 2, "lora_alpha": 4, "lora_query": True, "lora_key": False, "lora_value": True}
+    layer = "transformer.h.1.attn.qkv"
+    state = {f"{layer}.lora_A": random(4, 32), f"{layer}.lora_B": random(48, 2)}
+    for settings, names, words in (
+        (good | {"lora_r": 8}, {}, "says rank 8"), (good | {"lora_r": 0}, {}, "lora_r is 0"),
+        (good | {"lora_key": True}, {}, "says rank 2|does not fit"), (good, {"h.1": "h.7"}, "does not fit"),
+        (good, {"attn.qkv": "mlp.fc_9"}, "does not fit"), (good, {"transformer.h.1.attn.qkv": "odd"}, "is not known"),
+    ):  # fmt: skip
+        (lit / "hyperparameters.yaml").write_text(yaml.safe_dump(settings))
+        renamed = state
+        for old, new in names.items():
+            renamed = {name.replace(old, new): value for name, value in renamed.items()}
+        if "mlp" in str(names):
+            renamed = {name: value[:2] if "lora_A" in name else value for name, value in renamed.items()}
+        torch.save({"model": renamed}, lit / "lit_model.lora.pth")
+        fails(lit, words)
+    mlx_file(tmp_path / "mlx", "dora")
+    kept = (tmp_path / "mlx" / "adapters.safetensors").read_bytes()
+    state = load_file(tmp_path / "mlx" / "adapters.safetensors")
+    del state["model.layers.1.self_attn.q_proj.m"]
+    save_file(state, tmp_path / "mlx" / "adapters.safetensors")
+    fails(tmp_path / "mlx", "the factors or the magnitude is missing")
+    (tmp_path / "mlx" / "adapters.safetensors").write_bytes(kept)
+    for scale in (0, -1, float("nan")):
+        (tmp_path / "mlx" / "adapter_config.json").write_text(json.dumps({"lora_parameters": {"scale": scale}}))
+        fails(tmp_path / "mlx", "scale is|is not mlx-lm's")
+    fails(tmp_path / "mlx", "leave --alpha and --parts out", alpha=3.0)
     (tmp_path / "mlx" / "adapter_config.json").write_text('{"fine_tune_type": "full", "lora_parameters": {"scale": 1}}')
     fails(tmp_path / "mlx", "fine_tune_type is 'full'")
     (tmp_path / "mlx" / "adapter_config.json").write_text("{}")

@@ -312,3 +312,19 @@ def test_ranges_of_layers() -> None:
         inject(tiny_module(), LoraConfig(trainable_tokens=(3,), modules_to_save=("embed_tokens",)))
     with pytest.raises(AdapterError, match="numbers from 0 to 258"):
         inject(tiny_module(), LoraConfig(trainable_tokens=(259,)))
+
+
+def test_lora_ga_needs_twice_the_rank() -> None:
+    model = tiny_module("llama")  # keys and values have 16 outputs
+    with pytest.raises(AdapterError, match="rank 9 is more than the layer"):
+        inject(model, LoraConfig(rank=9, init="lora_ga"), 0, lambda: loss(model).backward())
+
+
+def test_torch_own_attention_is_left_alone() -> None:
+    model = nn.ModuleDict({"attention": nn.MultiheadAttention(16, 2), "after": nn.Linear(16, 16)})
+    assert inject(model, LoraConfig(rank=2)) == ["after"]
+    model["attention"](*[torch.randn(3, 1, 16)] * 3)
+    with pytest.raises(AdapterError, match="past an adapter"):
+        inject(nn.TransformerEncoderLayer(16, 2, 32), LoraConfig(rank=2))
+    with pytest.raises(AdapterError, match="names its embedding"):
+        inject(nn.Sequential(nn.Linear(4, 4)), LoraConfig(rank=2, trainable_tokens=(1,)))

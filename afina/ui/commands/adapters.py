@@ -59,6 +59,9 @@ def run(options: argparse.Namespace) -> int:
         raise SettingsError(f"afina adapters {action} takes {wanted} RUN, {len(runs)} were given", "see --help")
     if action in ("combine", "rerank", "merge", "convert") and not options.out:
         raise SettingsError(f"afina adapters {action} needs --out DIR", "give a new folder")
+    for flag, (value, readers) in _reads(options).items():
+        if value and action not in readers:
+            raise SettingsError(f"afina adapters {action} does not read --{flag}", f"it is for {', '.join(readers)}")
     found: Any
     if action == "list":
         found = adapters.list_adapters(runs[0] if runs else Path("runs"))
@@ -96,6 +99,8 @@ def run(options: argparse.Namespace) -> int:
             force=options.force,
         )
         found = {"model": str(options.out), "largest_difference_of_logits": difference}
+        if not options.json:
+            found["largest_difference_of_logits"] = f"{difference:.2g} of the largest logit"
     if options.json:
         say(json.dumps(found))
         return 0
@@ -110,6 +115,25 @@ def run(options: argparse.Namespace) -> int:
         elif value not in (None, [], {}):
             say(f"{key.replace('_', ' '):28} {_shown(value)}")
     return 0
+
+
+def _reads(options: argparse.Namespace) -> dict[str, tuple[Any, tuple[str, ...]]]:
+    """Each flag's value, nothing where it was not given, and the actions that read it."""
+    return {
+        "out": (options.out, ("combine", "rerank", "merge", "convert")),
+        "weights": (options.weights, ("combine",)),
+        "kind": (options.kind != "svd", ("combine",)),
+        "rank": (options.rank, ("combine", "rerank")),
+        "density": (options.density != 0.5, ("combine",)),
+        "seed": (options.seed, ("combine",)),
+        "base": (options.base, ("convert", "merge")),
+        "force": (options.force, ("merge",)),
+        "revision": (options.revision, ("convert",)),
+        "alpha": (options.alpha is not None, ("convert",)),
+        "parts": (options.parts, ("convert",)),
+        "device": (options.device, ("merge",)),
+        "cache-dir": (options.cache_dir, ("merge", "convert")),
+    }
 
 
 def _shown(value: Any) -> str:
