@@ -44,6 +44,12 @@ class Blocks(nn.Module):
         self.kind, self.columns, self.dtype = kind, columns, dtype
         self.register_buffer("data", data, persistent=False)
 
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """`.to(…)` and its like: the bytes may move, and the numbers are given in the new type."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.dtype = fn(torch.empty(0, dtype=self.dtype)).dtype
+        return self
+
     @property
     def rows(self) -> int:
         return self.data.shape[0]

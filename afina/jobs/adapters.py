@@ -40,6 +40,7 @@ def show_adapter(run: Path) -> dict[str, Any]:
         "base": name,
         "base_sha256": base.get("sha256"),
         "kind": facts.get("kind"),
+        "quantize": facts.get("quantize"),
         "parameters": sum(value.numel() for value in read_weights(folder).values()),
         "size_mb": round((folder / WEIGHTS).stat().st_size / 1e6, 2),
         **config.model_dump(mode="json"),

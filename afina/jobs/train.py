@@ -409,12 +409,13 @@ class _Run:
             "".join(f"- {name}: `{value}`\n" for name, value in self.facts["data"].items() if value is not None)
             or "- as the rows' own messages, or prompt and completion\n"
         )
-        method = self.settings.method
+        method, quantize = self.settings.method, self.settings.quantize
+        quantised = f", on the base in few bits ({quantize})" if quantize else ""
         library, what = "library_name: peft\n", f"Rank {self.lora.rank}, alpha {self.lora.alpha:g}"
         if method != "lora":  # weights trained whole, which PEFT does not load without an adapter beside them
             library, what = "", "Its trained weights, for `afina generate` and `afina eval`"
         return (
             f"---\n{library}{hub}{licence}---\n\n# {facts.name} with {METHOD_NAMES[method]}\n\n"
             f"{what}, trained on {len(self.data.train)} rows of {data.path.name} "
-            f"with Afina {__version__}.\n\nIt expects the base's own chat template (kept here) and these texts:\n\n{templates}"
+            f"with Afina {__version__}{quantised}.\n\nIt expects the base's own chat template (kept here) and these texts:\n\n{templates}"
         )

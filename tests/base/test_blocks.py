@@ -94,6 +94,8 @@ def test_a_layer_is_the_product_with_its_numbers(tile: int, monkeypatch, how) ->
     assert torch.allclose(y, F.linear(x, layer.weight, layer.bias), atol=1e-4)
     assert torch.allclose(dx, dy @ layer.weight, atol=1e-4)
     assert torch.equal(layer.thawed()(x), F.linear(x, layer.weight, layer.bias))
+    layer.to(torch.bfloat16)
+    assert layer(x.detach().to(torch.bfloat16)).dtype == layer.weight.dtype == torch.bfloat16
 
 
 def owner(kind: str) -> nn.Module:
