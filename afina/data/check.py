@@ -1,5 +1,6 @@
 """What a careful person would find in a file of examples, in one pass over it and a fixed number of bytes a row."""
 
+import itertools
 import math
 import re
 from array import array
@@ -156,9 +157,11 @@ class _Pass:
 
 
 def check(
-    settings: DataSettings, tokenizer: Tokenizer | None = None, max_length: int = 1024, base: str = "the base"
-) -> Check:
-    """Reads the whole file and says what it found, also where no layout is recognised (then every row is reported).
+    settings: DataSettings, tokenizer: Tokenizer | None = None, max_length: int = 1024, base: str = "the base",
+    most: int | None = None,
+) -> Check:  # fmt: skip
+    """Reads the file (with `most` only so many rows) and says what it found, also where no layout is recognised (then every row
+    is reported).
 
     `tokenizer` is the base's: without it nothing is said of lengths. With `settings.eval_path` rows that both files hold are
     found too. Raises `DataError` where a file cannot be decoded.
@@ -169,7 +172,7 @@ def check(
     gathered = _Pass(tokenizer, max_length)
     rows_in = 0
     findings: list[Finding] = []
-    for row in _tolerant(settings, notes, findings):
+    for row in itertools.islice(_tolerant(settings, notes, findings), most):
         rows_in += 1
         if isinstance(row, Example):
             try:

@@ -54,6 +54,7 @@ _TASKS: dict[type, tuple[str, str]] = {  # ours, and PEFT's task_type
     ClassifierModel: ("classify", "SEQ_CLS"),
     Seq2SeqModel: ("seq2seq", "SEQ_2_SEQ_LM"),
 }
+CHECKED = 100_000  # rows that are looked at before training; `afina data check` looks at all
 CALIBRATION = 32  # training rows that the starts eva and lora_ga look at
 
 
@@ -111,7 +112,7 @@ def _train(settings: RunSettings, listener: Listener, place: RunFolder, resuming
             listener(Notice(f"the base in {stored}, as the adapter was trained"))
             settings = settings.model_copy(update={"quantize": stored})
     parts = read_parts(settings.data, settings.seed)  # what is wrong with a file is said before a model is loaded
-    for finding in check(settings.data).findings:
+    for finding in check(settings.data, most=CHECKED).findings:
         if finding.severity == "warning":
             listener(Notice(f"data: {finding.text}", warning=True))
     settings = settings.model_copy(update={"data": parts.resolved(settings.data)})
