@@ -23,9 +23,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from afina.base import load_base
+from afina.base.blocks import quantise_linears
 from afina.core.errors import AfinaError
 from afina.lora import LoraConfig, inject, save_adapter, trainable_parameters
 from afina.lora.config import FROM_BASE
+from afina.lora.merging import thaw
 
 PAGE = Path(__file__).parents[1] / "docs" / "methods.md"
 BEGIN, END = "<!-- table: benchmarks/methods.py -->", "<!-- end of table -->"
@@ -46,6 +48,7 @@ METHODS = [
     Method("orthogonal start", "datta0.github.io", {"init": "orthogonal"}, "closed form"),
     Method("PiSSA", "2404.02948", {"init": "pissa"}, "PEFT"),
     Method("OLoRA", "2406.01775", {"init": "olora"}, "PEFT"),
+    Method("LoftQ, on int8", "2310.08659", {"init": "loftq"}, "closed form"),
     Method("EVA", "2410.07170", {"init": "eva"}, "closed form"),
     Method("EVA, ranks shared out", "2410.07170", {"init": "eva", "eva_rho": 2.0}, "closed form"),
     Method("LoRA-GA", "2407.05000", {"init": "lora_ga"}, "closed form"),
@@ -104,9 +107,15 @@ def loss(model: nn.Module) -> Tensor:
 
 def compare(settings: dict[str, Any], folder: Path) -> tuple[float, float, str]:
     """Largest relative differences of logits and of gradients, and whether PEFT takes the file."""
-    model = tiny_module()
+    model, twin = tiny_module(), tiny_module()
     config = LoraConfig(rank=4, alpha=12.0, **settings)
-    inject(model, config, 0, lambda: loss(model).backward() if config.init == "lora_ga" else loss(model))
+    weights = {path: module.weight for path, module in tiny_module().named_modules() if isinstance(module, nn.Linear)}
+    if config.init == "loftq":
+        for each in (model, twin):
+            quantise_linears(each, "int8", torch.float32)
+        thaw(twin)
+    calibrate = lambda: loss(model).backward() if config.init == "lora_ga" else loss(model)  # noqa: E731
+    inject(model, config, 0, calibrate, weights.__getitem__)
     own = {name: p for name, p in model.named_parameters() if p.requires_grad}
     optimizer = torch.optim.AdamW(own.values(), lr=0.02, weight_decay=0.0)
     for _ in range(3):
@@ -117,7 +126,7 @@ def compare(settings: dict[str, Any], folder: Path) -> tuple[float, float, str]:
     loss(model).backward()
     save_adapter(model, config, folder)
     try:
-        theirs = PeftModel.from_pretrained(tiny_module(), folder, is_trainable=True)
+        theirs = PeftModel.from_pretrained(twin, folder, is_trainable=True)
     except (AfinaError, ValueError, KeyError, RuntimeError) as error:
         return float("nan"), float("nan"), f"no: {error}"
     loss(theirs).backward()

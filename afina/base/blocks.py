@@ -109,7 +109,7 @@ def quantise(weight_RK: Tensor, kind: str, dtype: torch.dtype) -> Blocks | None:
         return Blocks(_nf4(weight_RK.float()), NF4, columns, dtype)
     import gguf
 
-    data = gguf.quantize(weight_RK.float().cpu().numpy(), gguf.GGMLQuantizationType.Q8_0)
+    data = gguf.quantize(weight_RK.detach().float().cpu().numpy(), gguf.GGMLQuantizationType.Q8_0)
     return Blocks(torch.from_numpy(data).to(weight_RK.device), Q8_0, columns, dtype)
 
 
@@ -252,6 +252,7 @@ def parameter_count(module: nn.Module) -> int:
     return blocks + sum(int(p.numel()) for p in module.parameters())
 
 
+@torch.no_grad()
 def quantise_linears(model: nn.Module, kind: str, dtype: torch.dtype, leave: Sequence[str] = ()) -> list[str]:
     """Puts the linear layers of a model, all but its output head and those in `leave`, into blocks, in place; the paths that
     stay as they are, for their rows do not fill whole blocks. Raises `BaseModelError` where no layer can be quantised."""
