@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from afina.base import kernels
 from afina.base.kernels import Kernels
 from afina.core.errors import BaseModelError
+from afina.core.layers import is_conv1d, replace
 
 Q8_0, NF4 = 8, 1000
 # ggml's numbers (https://github.com/ggml-org/ggml) of the formats that blocks.cpp can read.
@@ -261,15 +262,14 @@ def quantise_linears(model: nn.Module, kind: str, dtype: torch.dtype, leave: Seq
     left, done = [], 0
     for path, module in list(model.named_modules()):
         inside = any(path == each or path.startswith(f"{each}.") for each in leave)
-        if module is head or inside or not (type(module) is nn.Linear or hasattr(module, "nf")):
+        if module is head or inside or not (type(module) is nn.Linear or is_conv1d(module)):
             continue
         layer: Any = module
-        blocks = quantise(layer.weight.T if hasattr(module, "nf") else layer.weight, kind, dtype)
+        blocks = quantise(layer.weight.T if is_conv1d(module) else layer.weight, kind, dtype)
         if blocks is None:
             left.append(path)
             continue
-        parent, _, name = path.rpartition(".")
-        setattr(model.get_submodule(parent), name, BlockLinear(blocks, layer.bias))
+        replace(model, path, BlockLinear(blocks, layer.bias))
         done += 1
     if not done:
         raise BaseModelError(

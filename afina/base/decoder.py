@@ -42,8 +42,11 @@ class Embedding(nn.Embedding):
         self.embed_scale = 1.0 if scale is None else scale
 
     def forward(self, ids: Tensor) -> Tensor:
-        x = super().forward(ids)
+        x = self._vectors(ids)
         return x if self.embed_scale == 1.0 else x * torch.tensor(self.embed_scale, dtype=x.dtype, device=x.device)
+
+    def _vectors(self, ids: Tensor) -> Tensor:
+        return super().forward(ids)
 
 
 class BlockEmbedding(Embedding):
@@ -58,9 +61,8 @@ class BlockEmbedding(Embedding):
     def weight(self) -> Tensor:  # type: ignore[override]
         return self.blocks.numbers()
 
-    def forward(self, ids: Tensor) -> Tensor:
-        x = self.blocks.take(ids.flatten()).numbers().view(*ids.shape, -1)
-        return x if self.embed_scale == 1.0 else x * torch.tensor(self.embed_scale, dtype=x.dtype, device=x.device)
+    def _vectors(self, ids: Tensor) -> Tensor:
+        return self.blocks.take(ids.flatten()).numbers().view(*ids.shape, -1)
 
     def thawed(self) -> Embedding:
         """The layer with its numbers as an ordinary weight."""

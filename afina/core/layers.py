@@ -1,4 +1,4 @@
-"""Where rooms meet that do not know each other: what a layer shows of itself."""
+"""Where rooms meet that do not know each other: what layers show of themselves, and how one takes another's place."""
 
 from typing import Protocol, runtime_checkable
 
@@ -11,3 +11,14 @@ class Quantised(Protocol):
 
     def thawed(self) -> nn.Module:
         """The layer with ordinary numbers for weights."""
+
+
+def is_conv1d(module: nn.Module) -> bool:
+    """Whether `module` is GPT-2's linear layer, known by its name so that transformers need not be imported."""
+    return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
+
+
+def replace(model: nn.Module, path: str, module: nn.Module) -> None:
+    """Puts `module` in the place of the one at `path`."""
+    parent, _, name = path.rpartition(".")
+    setattr(model.get_submodule(parent), name, module)

@@ -1,7 +1,6 @@
 """What a careful person would find in a file of examples, in one pass over it and a fixed number of bytes a row."""
 
 import itertools
-import math
 import re
 from array import array
 from collections import Counter
@@ -15,7 +14,7 @@ from afina.data.duplicates import Seen, Sketches
 from afina.data.mapping import Example, Unusable
 from afina.data.mapping import examples as map_examples
 from afina.data.read import read
-from afina.data.rows import Notes, Record, Rejected
+from afina.data.rows import Notes, Reasons, Rejected
 from afina.data.settings import DataSettings
 from afina.data.signals import damaged, language, personal, repaired
 from afina.data.template import render
@@ -114,14 +113,17 @@ class _Pass:
         self.tokenizer, self.max_length = tokenizer, max_length
         self.places = _Places()
         self.prompts, self.wholes, self.sketches = Seen(), Seen(), Sketches()
-        self.completions = array("Q")
         self.lengths, self.answers = array("I"), array("I")
         self.labels: Counter[str] = Counter()
         self.languages: Counter[str] = Counter()
         self.few: dict[str, _Few] = {}
         self.words = self.tokens = 0
-        self.layout_known = True
         self.repair: str | None = None
+
+    @property
+    def classes(self) -> bool:
+        """Whether the answers are few and repeated."""
+        return 2 <= len(self.labels) <= min(_MOST_LABELS, len(self.places) // 5)
 
     def note(self, what: str, where: str) -> None:
         self.few.setdefault(what, _Few()).add(where)
@@ -167,12 +169,11 @@ def check(
     found too. Raises `DataError` where a file cannot be decoded.
     """
     notes = Notes()
-    rejected: Counter[str] = Counter()
-    places: dict[str, list[str]] = {}
+    reasons = Reasons()
     gathered = _Pass(tokenizer, max_length)
     rows_in = 0
-    findings: list[Finding] = []
-    for row in itertools.islice(_tolerant(settings, notes, findings), most):
+    unmapped: list[str] = []
+    for row in itertools.islice(_tolerant(settings, notes, unmapped), most):
         rows_in += 1
         if isinstance(row, Example):
             try:
@@ -180,18 +181,12 @@ def check(
                 continue
             except Unusable as error:
                 row = Rejected(row.where, str(error))
-        rejected[row.reason] += 1
-        if len(places.setdefault(row.reason, [])) < 3:
-            places[row.reason].append(row.where)
+        reasons.add(row)
     kept = len(gathered.places)
-    gathered.layout_known = notes.layout is not None
-    findings += _judge(gathered, rows_in, kept, base)
+    findings = [Finding("mapping", "error", text, rows_in) for text in unmapped]
+    findings += _judge(gathered, rows_in, kept, base, not unmapped)
     if settings.eval_path is not None:
         findings += _leaks(settings, gathered)
-    reasons = [
-        f"{n} row{'s' * (n > 1)}: {reason} ({', '.join(places[reason])}{', …' * (n > 3)})"
-        for reason, n in rejected.most_common()
-    ]
     errors = [finding for finding in findings if finding.severity == "error"]
     few = len(gathered.labels) <= _MOST_LABELS and len(gathered.labels) <= max(2, kept // 5)
     return Check(
@@ -201,7 +196,7 @@ def check(
         rows_reported=rows_in - kept,
         layout=notes.layout.words() if notes.layout else None,
         notes=[line for line in notes.lines if notes.layout is None or not line.endswith(notes.layout.words())],
-        reasons=reasons,
+        reasons=reasons.lines(),
         findings=findings,
         verdict=_verdict(errors, findings, kept),
         ready=not errors,
@@ -212,26 +207,23 @@ def check(
     )
 
 
-def _tolerant(settings: DataSettings, notes: Notes, findings: list[Finding]) -> Iterator[Example | Rejected]:
-    """Examples; where the columns do not say what is asked, every row is reported for that."""
+def _tolerant(settings: DataSettings, notes: Notes, unmapped: list[str]) -> Iterator[Example | Rejected]:
+    """Examples; where the columns do not say what is asked, that goes into `unmapped`, and every row is reported for it."""
     try:
-        yield from map_examples(read(settings, notes), settings, notes, needs_completion=settings.references is None)
+        yield from map_examples(settings, notes, needs_completion=settings.references is None)
     except DataError as error:
         if notes.layout is not None:
             raise
         notes.lines.clear()
-        rows = list[Record | Rejected]()
+        unmapped.append(re.sub(r"\s+", " ", str(error)))
         for row in read(settings, notes):  # raises again where the file itself is unreadable
-            rows.append(row)
-        findings.append(Finding("mapping", "error", re.sub(r"\s+", " ", str(error)), len(rows)))
-        for row in rows:
             yield row if isinstance(row, Rejected) else Rejected(row.where, "no layout is known for its columns")
 
 
-def _judge(found: _Pass, rows_in: int, kept: int, base: str) -> Iterator[Finding]:
+def _judge(found: _Pass, rows_in: int, kept: int, base: str, mapped: bool) -> Iterator[Finding]:
     if rows_in == 0:
         yield Finding("empty", "error", "the file holds no row")
-    elif kept == 0 and found.layout_known:
+    elif kept == 0 and mapped:
         yield Finding("nothing", "error", "no row can be used", rows_in)
     elif rows_in - kept > 0.1 * rows_in:
         yield Finding("many rejected", "warning", f"{rows_in - kept} of {rows_in} rows cannot be used", rows_in - kept)
@@ -268,7 +260,7 @@ def _judge(found: _Pass, rows_in: int, kept: int, base: str) -> Iterator[Finding
             f"{code} {n / sum(known.values()):.0%}" for code, n in found.languages.most_common() if code != "?"
         )
         yield Finding("languages", "note", f"the questions are in several languages: {shares}", sum(known.values()))
-    if 2 <= len(found.labels) <= min(_MOST_LABELS, kept // 5):
+    if found.classes:
         (most, n), (least, m) = found.labels.most_common()[0], found.labels.most_common()[-1]
         if n > 3 * m:
             text = f"answers are unbalanced: {most[:40]!r} has {n} rows, {least[:40]!r} {m} (of {len(found.labels)} different ones)"
@@ -290,8 +282,7 @@ def _copies(found: _Pass, kept: int) -> Iterator[Finding]:
     if shared:
         count = sum(map(len, shared))
         rows = [found.places[group[1]] for group in shared][:_SHOWN]
-        few = 2 <= len(found.labels) <= min(_MOST_LABELS, kept // 5)
-        if few:
+        if found.classes:
             yield Finding(
                 "conflicts", "warning", f"{len(shared)} questions have different answers in {count} rows", count, rows
             )
@@ -331,9 +322,9 @@ def _lengths(found: _Pass, kept: int, base: str) -> Iterator[Finding]:
 
 def _leaks(settings: DataSettings, found: _Pass) -> Iterator[Finding]:
     """Rows of the held-out file that are trained on."""
-    other = _Pass(None, math.inf)  # type: ignore[arg-type]
+    other = _Pass(None, 0)
     held = settings.model_copy(update={"path": settings.eval_path, "eval_path": None})
-    for row in map_examples(read(held, Notes()), held, Notes(), needs_completion=settings.references is None):
+    for row in map_examples(held, Notes(), needs_completion=settings.references is None):
         if isinstance(row, Example):
             other.add(row)
     trained = set(found.prompts.values().tolist())

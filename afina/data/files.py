@@ -152,11 +152,8 @@ def detect(piece: Piece) -> Encoding:
     for chunk in piece.chunks():
         if not first:
             first = chunk
-            for mark, name in (
-                (codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"),
-            ):  # fmt: skip
-                if chunk.startswith(mark) and name == "utf-16":
-                    return Encoding(name)
+            if chunk.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+                return Encoding("utf-16")
             for name, at in (("utf-16-le", 1), ("utf-16-be", 0)):
                 if chunk[at:4096:2].count(0) > 0.4 * len(chunk[at:4096:2]) and not chunk[1 - at : 4096 : 2].count(0):
                     return Encoding(name)

@@ -1,14 +1,12 @@
 """From a file of examples to what is trained and evaluated on, with an account of every row."""
 
-from collections import Counter
 from dataclasses import dataclass
 
 from afina.base.load import Base
 from afina.core.errors import DataError
 from afina.data.mapping import Example, Unusable
 from afina.data.mapping import examples as map_examples
-from afina.data.read import read
-from afina.data.rows import Notes, Rejected
+from afina.data.rows import Notes, Reasons, Rejected
 from afina.data.settings import DataSettings
 from afina.data.split import sample, split
 from afina.data.template import Row, render, shorten
@@ -46,7 +44,7 @@ def read_examples(settings: DataSettings, *, needs_completion: bool) -> tuple[li
     notes = Notes()
     examples: list[Example] = []
     rejected: list[Rejected] = []
-    for row in map_examples(read(settings, notes), settings, notes, needs_completion=needs_completion):
+    for row in map_examples(settings, notes, needs_completion=needs_completion):
         (rejected if isinstance(row, Rejected) else examples).append(row)  # type: ignore[arg-type]
     if not examples and not rejected:
         raise DataError(f"data {settings.path} is empty: it holds no example", "give a file with at least one")
@@ -57,14 +55,10 @@ def read_examples(settings: DataSettings, *, needs_completion: bool) -> tuple[li
 
 def summary(rejected: list[Rejected]) -> list[str]:
     """The reasons of rejection, most frequent first, each with its count and its first places."""
-    places: dict[str, list[str]] = {}
+    reasons = Reasons()
     for row in rejected:
-        places.setdefault(row.reason, []).append(row.where)
-    counts = Counter({reason: len(where) for reason, where in places.items()})
-    return [
-        f"{n} row{'s' * (n > 1)}: {reason} ({', '.join(places[reason][:3])}{', …' * (n > 3)})"
-        for reason, n in counts.most_common()
-    ]
+        reasons.add(row)
+    return reasons.lines()
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Any
 from afina.base.tokenizer import Message
 from afina.core.errors import DataError, near
 from afina.data.layouts import Layout, recognise
+from afina.data.read import read
 from afina.data.rows import Notes, Record, Rejected
 from afina.data.settings import DataSettings
 
@@ -104,14 +105,13 @@ class Template:
         return value
 
 
-def examples(
-    rows: Iterator[Record | Rejected], settings: DataSettings, notes: Notes, *, needs_completion: bool
-) -> Iterator[Example | Rejected]:
-    """An example of each record that can be used; the other rows with their reasons, in their order.
+def examples(settings: DataSettings, notes: Notes, *, needs_completion: bool) -> Iterator[Example | Rejected]:
+    """Reads the data: an example of each record that can be used; the other rows with their reasons, in their order.
 
     With templates: the columns that they name. Without: a layout that is known (layouts.py), which `notes` are told. Columns
     that no row has, or of which no layout is known, raise `DataError`: then the mapping is wrong, not the row.
     """
+    rows = read(settings, notes)
     start = list(itertools.islice(rows, _SAMPLE))
     records = [row for row in start if isinstance(row, Record)]
     convert = _converter(settings, [record.values for record in records], notes, needs_completion) if records else None

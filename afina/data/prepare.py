@@ -1,7 +1,5 @@
 """Cleaned and split data: copies taken out, personal data hidden, groups of near copies kept on one side."""
 
-import hashlib
-import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -9,7 +7,7 @@ from typing import Any, Literal
 
 from afina.core.config import Settings, setting
 from afina.core.errors import DataError
-from afina.data.duplicates import Seen, Sketches
+from afina.data.duplicates import Seen, Sketches, digest
 from afina.data.mapping import Example
 from afina.data.signals import damaged, masked, repaired
 
@@ -31,8 +29,8 @@ class PrepareSettings(Settings):
     """How the test part is chosen: random, stratified (each answer with its share), time (the last ones, by --by)."""
     by: str | None = None
     """Column that orders the rows in time (numbers, or dates such as 2024-03-01)."""
-    group_near: bool = setting(True)
-    """Rows that ask nearly the same stay on one side of the split."""
+    split_near: bool = False
+    """Let rows that ask nearly the same fall on both sides of the split; by default they stay together."""
     seed: int = setting(0, ge=0)
     """Decides the split, whatever the order of the rows."""
 
@@ -73,7 +71,7 @@ def prepare(examples: Sequence[Example], settings: PrepareSettings, times: Seque
     if len(held) == len(kept) or not held:
         raise DataError(
             "all rows ask nearly the same, so none can be set apart for testing",
-            "give more varied rows, or --group_near false",
+            "give more varied rows, or --split_near",
         )
     return Prepared(
         [e for i, e in enumerate(kept) if i not in held],
@@ -108,7 +106,7 @@ def _by_time(times: Sequence[str], wanted: int) -> set[int]:
 
 def _drawn(examples: Sequence[Example], wanted: int, settings: PrepareSettings) -> set[int]:
     """Whole groups, drawn by seed and content alone."""
-    groups = _groups(examples, settings.group_near)
+    groups = _groups(examples, not settings.split_near)
     drawn = sorted(groups, key=lambda group: _rank(examples, group, settings.seed))
     if settings.split == "random":
         return _fill(drawn, wanted)
@@ -132,10 +130,9 @@ def _fill(groups: Sequence[list[int]], wanted: int) -> set[int]:
     return held
 
 
-def _rank(examples: Sequence[Example], group: list[int], seed: int) -> float:
-    """A number between 0 and 1 that the seed and the group's texts decide."""
-    text = min(examples[i].prompt_key for i in group)
-    return random.Random(hashlib.blake2b(f"{seed} {text}".encode("utf-8", "surrogatepass")).digest()).random()
+def _rank(examples: Sequence[Example], group: list[int], seed: int) -> int:
+    """A number that the seed and the group's texts decide."""
+    return digest(f"{seed} {min(examples[i].prompt_key for i in group)}")
 
 
 def _groups(examples: Sequence[Example], near: bool) -> list[list[int]]:

@@ -1,5 +1,6 @@
 """What reading gives: rows that know where they stand, those that cannot be used, and what is to be said of the files."""
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +21,27 @@ class Rejected:
 
     where: str
     reason: str
+
+
+class Reasons:
+    """Why rows cannot be used: how many for each reason, and the first places."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+        self._places: dict[str, list[str]] = {}
+
+    def add(self, row: Rejected) -> None:
+        self._counts[row.reason] += 1
+        places = self._places.setdefault(row.reason, [])
+        if len(places) < 3:
+            places.append(row.where)
+
+    def lines(self) -> list[str]:
+        """A line a reason, the most frequent first."""
+        return [
+            f"{n} row{'s' * (n > 1)}: {reason} ({', '.join(self._places[reason])}{', …' * (n > 3)})"
+            for reason, n in self._counts.most_common()
+        ]
 
 
 @dataclass

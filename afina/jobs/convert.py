@@ -93,11 +93,10 @@ def convert_adapter(
                 "give the base it was trained on (--base)",
             )
         own[name].copy_(value)
-    local = loaded.facts.kind in ("folder", "gguf")
-    name = loaded.facts.path if local else base
-    save_adapter(module, config, out, name)
+    facts = facts_of(loaded, base, revision)
+    save_adapter(module, config, out, facts["load"]["name"])
     save_tokenizer(loaded, out)
-    write_json(out / "afina.json", facts_of(loaded, name, revision))
+    write_json(out / "afina.json", facts)
     return out
 
 

@@ -8,7 +8,7 @@ from afina.base.load import load_tokenizer
 from afina.base.sources import is_here
 from afina.base.tokenizer import Tokenizer
 from afina.core.device import default_cache
-from afina.core.errors import DataError, OutputError
+from afina.core.errors import DataError
 from afina.core.files import check_writable, write_atomic, write_json, write_jsonl
 from afina.data.check import Check, check
 from afina.data.load import DEFAULT_MAX_LENGTH, read_examples, summary
@@ -19,6 +19,7 @@ from afina.data.read import read
 from afina.data.rows import Notes, Record, Rejected
 from afina.data.settings import DataSettings
 from afina.data.template import render
+from afina.jobs.runs import check_new
 from afina.measure.pages import Rendered, check_page, rendered, row_page
 
 _SHOWN = 3
@@ -68,8 +69,7 @@ def show_row(
 def _row(settings: DataSettings, row: int, base: str, cache_dir: Path | None) -> Rendered:
     tokenizer, _ = _tokenizer(base, settings, cache_dir, needed=True)
     assert tokenizer is not None
-    notes = Notes()
-    for number, found in enumerate(map_examples(read(settings, notes), settings, notes, needs_completion=True), 1):
+    for number, found in enumerate(map_examples(settings, Notes(), needs_completion=True), 1):
         if number < row:
             continue
         if isinstance(found, Rejected):
@@ -83,9 +83,7 @@ def _row(settings: DataSettings, row: int, base: str, cache_dir: Path | None) ->
 
 def prepare_data(settings: DataSettings, how: PrepareSettings, out: Path) -> Prepared:
     """Cleans and splits the data into `out`: train.jsonl, test.jsonl, a card, and rejected.jsonl. Raises `DataError`, `OutputError`."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise OutputError(f"--out {out} holds something already", "choose another --out")
-    check_writable(out / "train.jsonl")
+    check_new(out)
     examples, rejected, _ = read_examples(settings, needs_completion=True)
     result = prepare(examples, how, _times(settings, how, examples))
     write_jsonl(out / "train.jsonl", [row_of(e) for e in result.train])
@@ -118,7 +116,7 @@ def _card(settings: DataSettings, how: PrepareSettings, result: Prepared, reject
     done = [f"- {n} rows {what}" for what, n in result.done.items()] or ["- nothing had to be changed"]
     left_out = [f"- {line}" for line in summary(rejected)] or ["- none"]
     grouped = (
-        ", rows that ask the same or nearly the same on one side" if how.group_near and how.split != "time" else ""
+        ", rows that ask the same or nearly the same on one side" if not how.split_near and how.split != "time" else ""
     )
     lines = [
         f"# {settings.path.name}, prepared", "",
@@ -140,7 +138,7 @@ def _tokenizer(
 
 def _first_rows(settings: DataSettings, tokenizer: Tokenizer) -> list[Rendered]:
     rows: list[Rendered] = []
-    for found in map_examples(read(settings, Notes()), settings, Notes(), needs_completion=True):
+    for found in map_examples(settings, Notes(), needs_completion=True):
         if isinstance(found, Example):
             try:
                 rows.append(rendered(tokenizer, render(tokenizer, found)))

@@ -144,7 +144,7 @@ def record(folder: Path, evaluation: Evaluation) -> None:
 
 
 def check_new(out: Path) -> None:
-    """Raises `OutputError` where the folder of a new adapter or model holds something, or cannot be written."""
+    """Raises `OutputError` where the folder of a new adapter, model or data set holds something, or cannot be written."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise OutputError(f"--out {out} holds something already", "choose another --out")
     check_writable(out / "adapter_config.json")
@@ -177,10 +177,11 @@ def read_facts(folder: Path) -> dict[str, Any]:
 
 
 def facts_of(base: Base, name: str, revision: str | None) -> dict[str, Any]:
-    """`afina.json` of an adapter that another program made: its base, and how it is asked, which nobody said."""
+    """`afina.json` of an adapter of `base`, which was asked for by `name`; how it is asked, as for one of which nobody said it."""
+    local = base.facts.kind in ("folder", "gguf")
     return {
         "base": base.facts.card(),
-        "load": {"name": name, "revision": revision},
+        "load": {"name": base.facts.path if local else name, "revision": revision},
         "precision": "bf16" if "bfloat16" in str(base.dtype) else "fp32",
         "tokenizer_sha256": base.tokenizer.hash(),
         "template_sha256": base.tokenizer.template_hash(),

@@ -20,6 +20,7 @@ from afina.core.device import keep_freed_memory
 from afina.core.errors import AdapterError, DataError, InputError, Interrupted, SettingsError
 from afina.core.events import Done, Event, Listener, MetricsFile, Notice, forget_after, ignore
 from afina.core.files import write_atomic, write_json, write_jsonl, write_yaml
+from afina.core.layers import is_conv1d
 from afina.data.check import check
 from afina.data.files import STANDARD_INPUT
 from afina.data.load import Dataset, read_parts, render_parts, summary
@@ -28,6 +29,7 @@ from afina.jobs.runs import (
     adapter_folder,
     check_base,
     check_folder,
+    facts_of,
     read_facts,
     record,
     save_tokenizer,
@@ -263,7 +265,7 @@ def _originals(settings: RunSettings, base: Base) -> Callable[[str], Tensor]:
     def original(path: str) -> Tensor:
         layer: Any = module.get_submodule(path)
         weight: Tensor = layer.weight
-        return weight.T if hasattr(layer, "nf") else weight
+        return weight.T if is_conv1d(layer) else weight
 
     return original
 
@@ -285,24 +287,15 @@ class _Run:
         longest = max(row.labelled for row in [*self.data.train, *self.data.held_out])
         data = self.settings.data
         self.facts: dict[str, Any] = {
+            **facts_of(self.base, self.settings.base, self.settings.revision),
             "afina": __version__,
-            "base": self.base.facts.card(),
-            "load": {"name": self._base_name(), "revision": self.settings.revision},
-            "precision": "bf16" if "bfloat16" in str(self.base.dtype) else "fp32",
             "quantize": self.settings.quantize,
-            "tokenizer_sha256": self.base.tokenizer.hash(),
-            "template_sha256": self.base.tokenizer.template_hash(),
             "data": {"prompt": data.prompt, "completion": data.completion, "system": data.system},
             "task": _TASKS[type(self.base.model)][0],
-            "classes": list(self.base.tokenizer.classes),
             "kind": "classification" if self.base.tokenizer.classes else infer_kind(self.data.completions),
             "max_new_tokens": math.ceil(1.25 * longest) + 8,
             "reasons": self.reasons,
         }
-
-    def _base_name(self) -> str:
-        local = self.base.facts.kind in ("folder", "gguf")
-        return self.base.facts.path if local else self.settings.base
 
     def announce(self, listener: Listener) -> None:
         data, base = self.data, self.base
@@ -376,7 +369,7 @@ class _Run:
     def _write_facts(self) -> None:
         folder = self.settings.folder
         resolved = self.settings.model_dump(mode="json", exclude={"out", "overwrite"})
-        resolved["base"] = self._base_name()
+        resolved["base"] = self.facts["load"]["name"]
         if self.settings.data.path.exists():  # no data set of the hub
             resolved["data"]["path"] = str(self.settings.data.path.resolve())
         if self.settings.data.eval_path:

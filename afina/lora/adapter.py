@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from afina.core.config import build
 from afina.core.errors import AdapterError, InputError, SettingsError
 from afina.core.files import read_json, write_atomic, write_json
+from afina.core.layers import is_conv1d
 from afina.lora.config import PRESETS, LoraConfig
 from afina.lora.experts import LoraExperts
 from afina.lora.extras import TokenRows, swaps
 from afina.lora.injection import inject, lora_layers
-from afina.lora.layer import is_conv1d
 from afina.lora.vera import VeraLinear
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"

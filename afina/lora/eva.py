@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from afina.core.layers import replace
 from afina.lora.layer import LoraLinear, Wrapper
 from afina.lora.starts import largest
-from afina.lora.targets import replace
 
 
 class _Recorder(Wrapper):

@@ -16,13 +16,13 @@ from torch.func import functional_call
 from afina.lora.layer import LoraLayer, Size
 
 
-def expert_tensors(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
-    """(path, module, name) of every tensor of experts' weights in `model`, in its order."""
+def expert_tensors(model: nn.Module) -> Iterator[str]:
+    """The path of every tensor of experts' weights in `model`, in its order."""
     for path, module in model.named_modules():
         if hasattr(module, "num_experts"):
             for name, parameter in module.named_parameters(recurse=False):
                 if parameter.dim() == 3:
-                    yield f"{path}.{name}".lstrip("."), module, name
+                    yield f"{path}.{name}".lstrip(".")
 
 
 class LoraExperts(LoraLayer):

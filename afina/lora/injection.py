@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from afina.core.errors import AdapterError
-from afina.core.layers import Quantised
+from afina.core.layers import Quantised, is_conv1d, replace
 from afina.lora import eva, lora_ga, starts
 from afina.lora.config import FROM_BASE, LoraConfig
 from afina.lora.dora import DoraLinear
 from afina.lora.experts import LoraExperts, expert_tensors
 from afina.lora.extras import Swap, TokenLogits, TokenRows, swap, swaps
 from afina.lora.layer import LoraEmbedding, LoraLayer, LoraLinear, Size, Wrapper
-from afina.lora.targets import find_targets, pattern_value, replace, saved_modules
+from afina.lora.targets import find_targets, pattern_value, saved_modules
 from afina.lora.vera import Projections, VeraLinear
 
 
@@ -121,7 +121,7 @@ def _check_called(model: nn.Module, targets: list[str]) -> None:
 
 def _by_module(model: nn.Module, targets: list[str]) -> tuple[dict[str, Any], dict[str, list[str]]]:
     """The layers among `targets` by path; and the names of the experts' tensors by the path of their module."""
-    tensors = {path for path, _, _ in expert_tensors(model)}
+    tensors = set(expert_tensors(model))
     experts: dict[str, list[str]] = {}
     for path in targets:
         if path in tensors:
@@ -182,7 +182,7 @@ def _check_trainable(model: nn.Module, whole: list[str]) -> None:
 def _projections(bases: dict[str, Any], config: LoraConfig, generator: torch.Generator) -> Projections:
     if config.rank_pattern or config.alpha_pattern:
         raise AdapterError("vera's layers share A and B, so that all have one rank", "leave the patterns out")
-    shapes = [(base.weight.shape[::-1] if hasattr(base, "nf") else base.weight.shape) for base in bases.values()]
+    shapes = [(base.weight.shape[::-1] if is_conv1d(base) else base.weight.shape) for base in bases.values()]
     return Projections(config.rank, max(i for _, i in shapes), max(o for o, _ in shapes), generator)
 
 

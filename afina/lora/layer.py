@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from afina.core.layers import is_conv1d
+
 
 class Size(NamedTuple):
     """What a configuration says of one layer."""
@@ -144,8 +146,3 @@ class LoraEmbedding(LoraLayer):
     @torch.no_grad()
     def merged_weight(self) -> Tensor:
         return self.base.weight.float() + self.scaling * (self.lora_b @ self.lora_a).T  # type: ignore[no-any-return]
-
-
-def is_conv1d(module: nn.Module) -> bool:
-    """Whether `module` is GPT-2's linear layer, known by its name so that transformers need not be imported."""
-    return type(module).__name__ == "Conv1D" and hasattr(module, "nf")

@@ -6,11 +6,10 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from afina.core.layers import Quantised
+from afina.core.layers import Quantised, replace
 from afina.lora.extras import TokenRows, swaps
 from afina.lora.injection import wrappers
 from afina.lora.layer import LoraLayer
-from afina.lora.targets import replace
 
 M = TypeVar("M", bound=nn.Module)
 

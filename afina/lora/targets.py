@@ -5,9 +5,9 @@ import re
 from torch import nn
 
 from afina.core.errors import AdapterError, near
+from afina.core.layers import is_conv1d
 from afina.lora.config import ALL_LINEAR, PRESETS, LoraConfig
 from afina.lora.experts import expert_tensors
-from afina.lora.layer import is_conv1d
 
 
 def find_targets(model: nn.Module, config: LoraConfig) -> list[str]:
@@ -15,10 +15,12 @@ def find_targets(model: nn.Module, config: LoraConfig) -> list[str]:
 
     Raises `AdapterError` as `inject` does.
     """
-    adaptable = [path for path, module in model.named_modules() if _adaptable(module)]
-    adaptable += [path for path, _, _ in expert_tensors(model)]
+    layers = {path: module for path, module in model.named_modules() if _adaptable(module)}
+    adaptable = [*layers, *expert_tensors(model)]
     if config.target_modules in PRESETS:
-        wanted = [path for path in adaptable if _in_preset(model, path, str(config.target_modules))]
+        head = _output_head(model)
+        whole_words = {path for path, module in layers.items() if module is head or isinstance(module, nn.Embedding)}
+        wanted = [p for p in adaptable if p not in whole_words and _in_preset(p, str(config.target_modules))]
     else:
         wanted = [path for path in adaptable if matches(config.target_modules, path)]
         _complain_of_unmatched(model, config, adaptable)
@@ -62,11 +64,9 @@ def _output_head(model: nn.Module) -> nn.Module | None:
     return getter() if getter else None
 
 
-def _in_preset(model: nn.Module, path: str, preset: str) -> bool:
-    """all-linear: every linear layer but the output head; attention: those of a part called attention; mlp: the layers' others."""
-    module = dict(model.named_modules()).get(path)  # none at the path of an expert's tensor
-    if isinstance(module, nn.Embedding) or (module is not None and module is _output_head(model)):
-        return False
+def _in_preset(path: str, preset: str) -> bool:
+    """Of what is neither the output head nor an embedding: all-linear every layer; attention those of a part called attention;
+    mlp the layers' others."""
     attention = bool(re.search("attn|attention", path.lower()))
     numbered = layer_number(path) is not None
     return preset == ALL_LINEAR or (attention if preset == "attention" else numbered and not attention)
@@ -123,9 +123,3 @@ def pattern_value(patterns: dict[str, int] | dict[str, float], path: str, defaul
 
 def ends_with(pattern: str, path: str) -> bool:
     return bool(re.match(rf"(.*\.)?({pattern})$", path))
-
-
-def replace(model: nn.Module, path: str, module: nn.Module) -> None:
-    """Puts `module` in the place of the one at `path`."""
-    parent, _, name = path.rpartition(".")
-    setattr(model.get_submodule(parent), name, module)

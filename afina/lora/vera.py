@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from afina.lora.layer import LoraLayer, Size, is_conv1d
+from afina.core.layers import is_conv1d
+from afina.lora.layer import LoraLayer, Size
 
 
 class Projections:

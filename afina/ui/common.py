@@ -2,6 +2,7 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from afina.core.errors import writing
 
@@ -12,6 +13,11 @@ def run_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cache-dir", type=Path, metavar="DIR", help="where downloaded models are kept")
     parser.add_argument("--base", metavar="BASE", help="the base, where it is not where it was in training")
     parser.add_argument("--force", action="store_true", help="take a base that the adapter was not made for")
+
+
+def opening(options: argparse.Namespace) -> dict[str, Any]:
+    """What `run_flags` say of how a run is opened, as the functions of jobs take it."""
+    return {name: getattr(options, name) for name in ("device", "cache_dir", "base", "force")}
 
 
 def say(text: str) -> None:

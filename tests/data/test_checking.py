@@ -154,6 +154,9 @@ def test_prepared_data_are_clean_split_and_the_same_in_any_order(tmp_path: Path)
         assert not held & {row["prompt"].removesuffix(" more") for row in train}  # near copies stay together
         assert "20 %" not in (tmp_path / f"out{i}" / "README.md").read_text()
     assert parts[0] == parts[1]
+    apart = prepare_data(DataSettings(path=path), how.model_copy(update={"split_near": True}), tmp_path / "apart")
+    sides = [{e.messages[-1]["content"].removesuffix(" more") for e in part} for part in (apart.train, apart.test)]
+    assert sides[0] & sides[1]
     other = prepare_data(DataSettings(path=path), how.model_copy(update={"seed": 4}), tmp_path / "other")
     assert {e.messages[-1]["content"] for e in other.test} != parts[0]
     with pytest.raises(OutputError, match="holds something already"):

@@ -3,6 +3,8 @@
 The templates are written here after what the families' models are trained with.
 """
 
+import re
+
 import pytest
 from conftest import byte_tokenizer
 
@@ -54,7 +56,7 @@ def tokenizer(family: str) -> Tokenizer:
     from tokenizers import AddedToken
 
     inner = byte_tokenizer(template(family))
-    texts = {part for text in TURNS[family] for part in __import__("re").findall(r"<[^<>]+>", text)} | {"<s>", "</s>"}
+    texts = {part for text in TURNS[family] for part in re.findall(r"<[^<>]+>", text)} | {"<s>", "</s>"}
     inner.add_special_tokens({"additional_special_tokens": [AddedToken(text, special=True) for text in sorted(texts)]})
     inner.bos_token = "<s>"
     inner.eos_token = ENDS.get(family, "</s>" if "</s>" in TURNS[family][3] else "<|im_end|>")

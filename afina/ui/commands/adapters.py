@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from afina.core.errors import SettingsError
-from afina.ui.common import positive, say
+from afina.ui.common import opening, positive, say
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
@@ -90,14 +90,7 @@ def run(options: argparse.Namespace) -> int:
         )  # fmt: skip
         found = {"adapter": str(path)}
     else:
-        difference = adapters.merge_adapter(
-            runs[0],
-            options.out,
-            device=options.device,
-            cache_dir=options.cache_dir,
-            base=options.base,
-            force=options.force,
-        )
+        difference = adapters.merge_adapter(runs[0], options.out, **opening(options))
         found = {"model": str(options.out), "largest_difference_of_logits": difference}
         if not options.json:
             found["largest_difference_of_logits"] = f"{difference:.2g} of the largest logit"

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from afina.core.errors import writing
-from afina.ui.common import positive, run_flags, say
+from afina.ui.common import opening, positive, run_flags, say
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
@@ -28,10 +28,7 @@ def run(options: argparse.Namespace) -> int:
             references=options.references,
             limit=options.limit,
             listener=display,
-            device=options.device,
-            cache_dir=options.cache_dir,
-            base=options.base,
-            force=options.force,
+            **opening(options),
         )
     if options.json:
         say(json.dumps(result.json(), ensure_ascii=False))

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from afina.core.errors import OutputError, SettingsError
-from afina.ui.common import run_flags, say
+from afina.ui.common import opening, run_flags, say
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
@@ -44,10 +44,7 @@ def run(options: argparse.Namespace) -> int:
             options.data or [options.prompt],
             base_too=options.base_too,
             listener=display,
-            device=options.device,
-            cache_dir=options.cache_dir,
-            base=options.base,
-            force=options.force,
+            **opening(options),
         )
     if options.out:
         write_jsonl(options.out, rows)
