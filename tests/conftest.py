@@ -111,6 +111,13 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny(tmp_path_factory.mktemp("base") / "tiny-llama")
 
 
+@pytest.fixture(autouse=True)
+def _own_shelf(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prepared rows do not go into the user's cache."""
+    folder = tmp_path_factory.getbasetemp() / "cache"
+    monkeypatch.setattr("afina.data.load.default_cache", lambda: folder)
+
+
 @pytest.fixture
 def tiny(tiny_folder: Path) -> Base:
     return load_base(str(tiny_folder), precision="fp32", device="cpu")

@@ -43,6 +43,13 @@ class Tokenizer:
         """Token ids of `text` as it stands: special tokens in it are read, none is added."""
         return list(self._backend.encode(text, add_special_tokens=False).ids)
 
+    def encode_all(self, texts: list[str]) -> list[list[int]]:
+        """What `encode` gives for each text, on all processors; texts that recur are read once."""
+        distinct = list(dict.fromkeys(texts))
+        found = self._backend.encode_batch_fast(distinct, add_special_tokens=False)
+        ids = dict(zip(distinct, (encoding.ids for encoding in found), strict=True))
+        return [ids[text] for text in texts]
+
     def encode_input(self, text: str) -> list[int]:
         """Token ids of what an encoder reads, with the special tokens around it that it was trained with."""
         return list(self.inner(text, verbose=False).input_ids)

@@ -63,8 +63,14 @@ def fields(model: type[Settings], prefix: str = "") -> Iterator[FieldInfo]:
             default=field.default,
             switch=field.annotation is bool,
             text=_takes_text(field.annotation),
-            choices=get_args(field.annotation) if get_origin(field.annotation) is Literal else (),
+            choices=_choices(field.annotation),
         )
+
+
+def _choices(annotation: Any) -> tuple[str, ...]:
+    """The words that a setting takes, where it takes only these (or nothing)."""
+    members = get_args(annotation) if isinstance(annotation, UnionType) else (annotation,)
+    return next((get_args(member) for member in members if get_origin(member) is Literal), ())
 
 
 def _takes_text(annotation: Any) -> bool:

@@ -14,7 +14,7 @@ from afina.data.duplicates import Seen, Sketches
 from afina.data.mapping import Example, Unusable
 from afina.data.mapping import examples as map_examples
 from afina.data.read import read
-from afina.data.rows import Notes, Reasons, Rejected
+from afina.data.rows import Notes, Places, Rejected, Rejections
 from afina.data.settings import DataSettings
 from afina.data.signals import damaged, language, personal, repaired
 from afina.data.template import render
@@ -74,26 +74,6 @@ def percentiles(values: list[int]) -> dict[str, int]:
     )
 
 
-class _Places:
-    """Where rows stand, six bytes each: what their places begin with, and a number."""
-
-    def __init__(self) -> None:
-        self._prefixes: dict[str, int] = {}
-        self._which, self._numbers = array("H"), array("I")
-
-    def add(self, where: str) -> None:
-        match = re.fullmatch(r"(.*?)(\d{1,9})", where)
-        prefix, number = (match[1], int(match[2])) if match else (where, 0)
-        self._which.append(self._prefixes.setdefault(prefix, len(self._prefixes)))
-        self._numbers.append(number)
-
-    def __getitem__(self, row: int) -> str:
-        return f"{list(self._prefixes)[self._which[row]]}{self._numbers[row]}"
-
-    def __len__(self) -> int:
-        return len(self._which)
-
-
 class _Few:
     """A count, and the first places."""
 
@@ -111,7 +91,7 @@ class _Pass:
 
     def __init__(self, tokenizer: Tokenizer | None, max_length: int) -> None:
         self.tokenizer, self.max_length = tokenizer, max_length
-        self.places = _Places()
+        self.places = Places()
         self.prompts, self.wholes, self.sketches = Seen(), Seen(), Sketches()
         self.lengths, self.answers = array("I"), array("I")
         self.labels: Counter[str] = Counter()
@@ -169,7 +149,7 @@ def check(
     found too. Raises `DataError` where a file cannot be decoded.
     """
     notes = Notes()
-    reasons = Reasons()
+    rejected = Rejections()
     gathered = _Pass(tokenizer, max_length)
     rows_in = 0
     unmapped: list[str] = []
@@ -181,7 +161,7 @@ def check(
                 continue
             except Unusable as error:
                 row = Rejected(row.where, str(error))
-        reasons.add(row)
+        rejected.add(row)
     kept = len(gathered.places)
     findings = [Finding("mapping", "error", text, rows_in) for text in unmapped]
     findings += _judge(gathered, rows_in, kept, base, not unmapped)
@@ -196,7 +176,7 @@ def check(
         rows_reported=rows_in - kept,
         layout=notes.layout.words() if notes.layout else None,
         notes=[line for line in notes.lines if notes.layout is None or not line.endswith(notes.layout.words())],
-        reasons=reasons.lines(),
+        reasons=rejected.lines(),
         findings=findings,
         verdict=_verdict(errors, findings, kept),
         ready=not errors,

@@ -25,6 +25,15 @@ def digest(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
 
 
+def mixed(digests: np.ndarray, seed: int) -> np.ndarray:
+    """Numbers that `seed` and each digest decide, as if drawn at random (the finaliser of SplitMix64, Steele et al. 2014)."""
+    with np.errstate(over="ignore"):
+        found = digests + np.uint64(digest(str(seed)))
+        found = (found ^ (found >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        found = (found ^ (found >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return found ^ (found >> np.uint64(31))
+
+
 def signature(text: str) -> np.ndarray:
     """HASHES smallest values over the text's runs, without regard to case and spaces."""
     data = np.frombuffer(re.sub(r"\s+", " ", text.lower()).strip().encode("utf-8", "surrogatepass"), np.uint8).astype(

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from afina.core.errors import DataError
+from afina.core.files import sha256
 
 _OPENERS: dict[str, Callable[[Path], Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 COMPRESSED = (*_OPENERS, ".zst")
@@ -88,6 +89,11 @@ def pieces(path: Path) -> list[Piece]:
             f"data {path}: {kind}", f"give one of {', '.join(SUFFIXES)}, as it is or with {', '.join(COMPRESSED)}"
         )
     return [Piece(path, str(path), known)]
+
+
+def fingerprint(path: Path) -> list[list[str]]:
+    """The name and SHA-256 of every file that `path` means."""
+    return [[piece.name, sha256(piece.path)] for piece in pieces(path)]
 
 
 def _contents(path: Path) -> str:

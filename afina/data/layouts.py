@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 ASKED = ("prompt", "question", "instruction", "query", "input", "user", "utterance")
 ANSWERED = ("completion", "response", "answer", "output", "assistant", "reply")
@@ -27,6 +27,7 @@ _OWN_NAMES = {
     "inglês": "en",
     "ingles": "en",
 }
+Kind = Literal["classification", "structured", "translation", "summarisation", "chat", "generation", "text"]
 _FEW_LABELS = 0.5  # labels are repeated: different ones are at most this part of the rows
 
 
@@ -41,7 +42,7 @@ class Layout:
     prompt: str | None = None
     completion: str | None = None
     conversation: str | None = None
-    kind: str | None = None
+    kind: Kind | None = None
 
     def words(self) -> str:
         if self.conversation:
@@ -148,7 +149,7 @@ def _translated(pair: list[tuple[str, str]]) -> Layout:
 
 
 def _pair(
-    name: str, named: dict[str, str], asked: Sequence[str], answered: Sequence[str], kind: str | None = None
+    name: str, named: dict[str, str], asked: Sequence[str], answered: Sequence[str], kind: Kind | None = None
 ) -> Layout | None:
     one, other = first(asked, named), first(answered, named)
     return Layout(name, f"{{{one}}}", f"{{{other}}}", kind=kind) if one and other and one != other else None

@@ -1,133 +1,250 @@
-"""From a file of examples to what is trained and evaluated on, with an account of every row."""
+"""From a file of examples to what is trained and evaluated on, with an account of every row.
 
-from dataclasses import dataclass
+The file is read twice, row by row: a first pass decides which rows are trained on (nine bytes a row are kept), a second renders
+them for a base, onto the disk. No step holds all of them.
+"""
+
+import hashlib
+import itertools
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
 
 from afina.base.load import Base
+from afina.base.tokenizer import Tokenizer
+from afina.core.device import default_cache
 from afina.core.errors import DataError
+from afina.core.events import Listener, Progress, ignore
+from afina.core.files import read_json, write_json
+from afina.data.duplicates import Seen
+from afina.data.files import fingerprint
+from afina.data.kinds import Answers
+from afina.data.layouts import Kind
 from afina.data.mapping import Example, Unusable
 from afina.data.mapping import examples as map_examples
-from afina.data.rows import Notes, Reasons, Rejected
+from afina.data.read import is_hub_id
+from afina.data.rows import Notes, Rejected, Rejections
 from afina.data.settings import DataSettings
-from afina.data.split import sample, split
-from afina.data.template import Row, render, shorten
+from afina.data.split import Mask, sample, split
+from afina.data.store import Rows, RowsWriter, Shelf
+from afina.data.template import Row, render, render_all, shorten
+from afina.version import __version__
 
 DEFAULT_MAX_LENGTH = 1024
+_BATCH = 256  # rows that are rendered at once
+_NEWS = 20_000  # rows between two words of progress
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Training rows; held-out rows with their examples (for generation); all completions; rejected rows with reasons; what was
+    """Training rows, which lie on disk; held-out rows with their examples (for generation); rejected rows with reasons; what was
     found out about the files; what to warn of."""
 
-    train: list[Row]
+    train: Rows
     held_out: list[Row]
     held_out_examples: list[Example]
-    completions: list[str]
-    rejected: list[Rejected]
+    rejected: Rejections
     found: list[str]
     notices: list[str]
 
     @property
-    def tokens(self) -> int:
-        return sum(len(row.input_ids) for row in self.train)
-
-    @property
-    def labelled(self) -> int:
-        return sum(row.labelled for row in self.train)
+    def most_labelled(self) -> int:
+        """The most tokens that are learned of any row, held-out ones included."""
+        return max(self.train.most_labelled, *(row.labelled for row in self.held_out))
 
 
-def read_examples(settings: DataSettings, *, needs_completion: bool) -> tuple[list[Example], list[Rejected], Notes]:
+def read_examples(settings: DataSettings, *, needs_completion: bool) -> tuple[list[Example], Rejections, Notes]:
     """Every usable example of the file, every other row with its reason, and what was found out about the file.
 
     Raises `DataError` where none is usable.
     """
-    notes = Notes()
-    examples: list[Example] = []
-    rejected: list[Rejected] = []
-    for row in map_examples(settings, notes, needs_completion=needs_completion):
-        (rejected if isinstance(row, Rejected) else examples).append(row)  # type: ignore[arg-type]
-    if not examples and not rejected:
-        raise DataError(f"data {settings.path} is empty: it holds no example", "give a file with at least one")
-    if not examples:
-        raise DataError([f"{settings.path}: no row can be used", *summary(rejected)], "mend the file or the templates")
+    notes, rejected = Notes(), Rejections()
+    examples = list(_usable(settings, notes, rejected, needs_completion=needs_completion))
+    _check_any(settings, len(examples), rejected)
     return examples, rejected, notes
 
 
-def summary(rejected: list[Rejected]) -> list[str]:
-    """The reasons of rejection, most frequent first, each with its count and its first places."""
-    reasons = Reasons()
-    for row in rejected:
-        reasons.add(row)
-    return reasons.lines()
+def _usable(
+    settings: DataSettings, notes: Notes, rejected: Rejections, *, needs_completion: bool = True
+) -> Iterator[Example]:
+    for row in map_examples(settings, notes, needs_completion=needs_completion):
+        if isinstance(row, Rejected):
+            rejected.add(row)
+        else:
+            yield row
+
+
+def _check_any(settings: DataSettings, count: int, rejected: Rejections) -> None:
+    if not count and not rejected:
+        raise DataError(f"data {settings.path} is empty: it holds no example", "give a file with at least one")
+    if not count:
+        raise DataError([f"{settings.path}: no row can be used", *rejected.lines()], "mend the file or the templates")
 
 
 @dataclass(frozen=True)
 class Parts:
-    """Examples to train on and held-out ones, before any model is known."""
+    """Which usable rows are trained on and which are held out, by their number in the file, before any model is known.
 
-    train: list[Example]
-    held_out: list[Example]
-    rejected: list[Rejected]
+    `answers` are those of all usable rows. The held-out rows are of `settings.eval_path` where that is given.
+    """
+
+    settings: DataSettings
+    seed: int
+    train: Mask
+    held_out: Mask
+    answers: Answers
+    rejected: Rejections
     notes: Notes
     shared_prompts: int
 
-    def resolved(self, settings: DataSettings) -> DataSettings:
-        """The settings with the templates of the layout that was recognised, so that they say all of it."""
-        layout = self.notes.layout
-        if layout is None or layout.prompt is None:
-            return settings
-        return settings.model_copy(update={"prompt": layout.prompt, "completion": layout.completion})
+    @property
+    def kind(self) -> Kind:
+        return self.settings.kind or self.answers.kind(self.notes.layout)
+
+    def resolved(self) -> DataSettings:
+        """The settings with the templates of the layout that was recognised and the kind, so that they say all of it."""
+        layout, update = self.notes.layout, {"kind": self.kind}
+        if layout is not None and layout.prompt is not None:
+            update |= {"prompt": layout.prompt, "completion": layout.completion}  # type: ignore[dict-item]
+        return self.settings.model_copy(update=update)
 
 
 def read_parts(settings: DataSettings, seed: int) -> Parts:
     """Reads, samples and splits. Raises `DataError` where a file is unreadable or no row is usable."""
-    examples, rejected, notes = read_examples(settings, needs_completion=True)
-    train = sample(examples, settings.limit, seed)
+    answers, rejected, notes = Answers(), Rejections(), Notes()
+
+    def prompts(of: DataSettings, into: Notes) -> np.ndarray:
+        seen, before = Seen(), len(rejected)
+        for example in _usable(of, into, rejected):
+            seen.add(example.prompt_key)
+            answers.add(example.completion or "")
+        values = seen.values()
+        _check_any(of, len(values), Rejections(itertools.islice(rejected, before, None)))
+        return values
+
+    asked = prompts(settings, notes)
+    train = sample(len(asked), settings.limit, seed)
     if settings.eval_path is None:
-        return Parts(*split(train, settings.held_out, settings.held_out_rows, seed), rejected, notes, 0)
-    held, more, other = read_examples(settings.model_copy(update={"path": settings.eval_path}), needs_completion=True)
+        held = np.zeros(len(asked), bool)
+        held[train] = split(asked[train], settings.held_out, settings.held_out_rows, seed)
+        return Parts(settings, seed, train & ~held, held, answers, rejected, notes, 0)
+    other = Notes()
+    tested = prompts(_of_eval(settings), other)
     for line in other.lines:
         notes.say(line)
-    held = sample(held, settings.held_out_rows, seed)
-    shared = len({e.prompt_key for e in held} & {e.prompt_key for e in train})
-    return Parts(train, held, rejected + more, notes, shared)
+    held = sample(len(tested), settings.held_out_rows, seed)
+    shared = len(np.intersect1d(tested[held], asked[train]))
+    return Parts(settings, seed, train, held, answers, rejected, notes, shared)
 
 
-def load_data(settings: DataSettings, base: Base, seed: int = 0) -> Dataset:
+def _of_eval(settings: DataSettings) -> DataSettings:
+    return settings.model_copy(update={"path": settings.eval_path})
+
+
+def load_data(settings: DataSettings, base: Base, seed: int = 0, cache_dir: Path | None = None) -> Dataset:
     """Reads, samples, splits and renders the data for `base`. Raises `DataError` as `read_parts` and `render_parts` do."""
-    return render_parts(read_parts(settings, seed), settings, base)
+    return render_parts(read_parts(settings, seed), base, cache_dir)
 
 
-def render_parts(parts: Parts, settings: DataSettings, base: Base) -> Dataset:
-    """Renders the data for `base`.
+def render_parts(parts: Parts, base: Base, cache_dir: Path | None = None, listener: Listener = ignore) -> Dataset:
+    """Renders the data for `base` into the cache, where the next run with the same files, settings and tokenizer finds them.
 
     Raises `DataError` where rows are too long and `too_long` is 'error', none is left, or the end of turn carries no label.
     """
+    settings = parts.settings
     max_length = min(settings.max_length or DEFAULT_MAX_LENGTH, base.facts.context_length)
-    fitter = Fitter(base, max_length, settings.too_long)
-    train, held_out = fitter.fit(parts.train), fitter.fit(parts.held_out)
-    fitter.judge(settings, len(parts.train) + len(parts.held_out))
-    rejected = parts.rejected + fitter.rejected
-    if not train or not held_out:
-        what = "training" if not train else "held-out"
-        raise DataError([f"{settings.path}: no {what} row is left", *summary(rejected)], "give more or shorter rows")
-    _check_labels([row for row, _ in train], base)
-    notices = fitter.notices()
+    shelf = Shelf(cache_dir or default_cache(), _key(parts, base.tokenizer, max_length))
+    with shelf as folder:
+        if folder is not None:
+            _render_into(folder, parts, base, max_length, listener)
+    facts = read_json(shelf.folder / "facts.json")
+    held_out = Rows(shelf.folder / "held_out")
+    examples = [
+        Example(**{**e, "messages": tuple(e["messages"]), "references": tuple(e["references"])})
+        for e in facts["held_out_examples"]
+    ]
+    rejected = Rejections(itertools.chain(parts.rejected, (Rejected(*row) for row in facts["rejected"])))
+    notices = list(facts["notices"])
     if settings.max_length and settings.max_length > max_length:
         notices.append(f"rows may have {max_length} tokens, the context of this base, not {settings.max_length}")
     if parts.shared_prompts:
         notices.append(
             f"{parts.shared_prompts} prompts of {settings.eval_path} are also trained on: its scores will flatter the adapter"
         )
-    return Dataset(
-        train=[row for row, _ in train],
-        held_out=[row for row, _ in held_out],
-        held_out_examples=[example for _, example in held_out],
-        completions=[example.completion or "" for _, example in train + held_out],
-        rejected=rejected,
-        found=parts.notes.lines,
-        notices=notices,
-    )
+    train = Rows(shelf.folder / "train", shelf.temporary)
+    return Dataset(train, list(held_out), examples, rejected, parts.notes.lines, notices)
+
+
+def _render_into(folder: Path, parts: Parts, base: Base, max_length: int, listener: Listener) -> None:
+    settings = parts.settings
+    fitter = Fitter(base, max_length, settings.too_long)
+    train, held_out = RowsWriter(folder / "train"), RowsWriter(folder / "held_out")
+    held_examples: list[Example] = []
+    counts = {"training": 0, "held-out": 0}
+    total = int(parts.train.sum() + parts.held_out.sum())
+
+    def write(of: DataSettings, masks: list[tuple[Mask, RowsWriter]]) -> None:
+        chosen = np.logical_or.reduce([mask for mask, _ in masks])
+        numbered = zip(_again(of, len(chosen)), chosen, masks[-1][0], strict=True)
+        examples = ((example, bool(last)) for example, wanted, last in numbered if wanted)
+        for row, example, last in fitter.fit_marked(examples):
+            if not base.tokenizer.classes:
+                _check_labels(row, base)
+            writer = masks[-1][1] if last else masks[0][1]
+            writer.add(row)
+            counts["held-out" if writer is held_out else "training"] += 1
+            if writer is held_out:
+                held_examples.append(example)
+            done = sum(counts.values())
+            if done % _NEWS == 0:
+                listener(Progress("rows prepared", done, total))
+
+    if settings.eval_path is None:
+        write(settings, [(parts.train, train), (parts.held_out, held_out)])
+    else:
+        write(settings, [(parts.train, train)])
+        write(_of_eval(settings), [(parts.held_out, held_out)])
+    train.close()
+    held_out.close()
+    fitter.judge(settings, total)
+    for what, count in counts.items():
+        if not count:
+            every = Rejections(itertools.chain(parts.rejected, fitter.rejected))
+            raise DataError([f"{settings.path}: no {what} row is left", *every.lines()], "give more or shorter rows")
+    facts = {
+        "notices": fitter.notices(),
+        "rejected": [[row.where, row.reason] for row in fitter.rejected],
+        "held_out_examples": [asdict(example) for example in held_examples],
+    }
+    write_json(folder / "facts.json", facts)
+
+
+def _again(settings: DataSettings, count: int) -> Iterator[Example]:
+    """The usable rows, a second time. Raises `DataError` where there are not as many as the first time."""
+    number = 0
+    for example in _usable(settings, Notes(), Rejections()):
+        number += 1
+        if number > count:
+            break
+        yield example
+    if number != count:
+        raise DataError(f"{settings.path} was changed while it was read", "begin again")
+
+
+def _key(parts: Parts, tokenizer: Tokenizer, max_length: int) -> str | None:
+    """Equal for data that are rendered alike; None where that cannot be known without rendering them."""
+    settings = parts.settings
+    paths = [path for path in (settings.path, settings.target, settings.eval_path) if path is not None]
+    if any(is_hub_id(path) for path in paths):
+        return None
+    decides = [
+        __version__, [fingerprint(path) for path in paths], settings.model_dump(mode="json"), parts.seed, max_length,
+        tokenizer.hash(), tokenizer.template_hash(), sorted(tokenizer.stop_ids), tokenizer.turn_end, tokenizer.classes,
+    ]  # fmt: skip
+    return hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:32]
 
 
 class Fitter:
@@ -135,28 +252,35 @@ class Fitter:
 
     def __init__(self, base: Base, max_length: int, too_long: str) -> None:
         self.base, self.max_length, self.too_long = base, max_length, too_long
-        self.rejected: list[Rejected] = []
-        self.long: list[int] = []
+        self.rejected = Rejections()
+        self.long = self.longest = 0
         self.cut = 0
 
-    def fit(self, examples: list[Example]) -> list[tuple[Row, Example]]:
-        fitted = []
-        for example in examples:
-            try:
-                pair = self._one(example)
-            except Unusable as reason:
-                self.rejected.append(Rejected(example.where, str(reason)))
-                continue
-            if pair:
-                fitted.append(pair)
-        return fitted
+    def fit(self, examples: Iterable[Example]) -> list[tuple[Row, Example]]:
+        """The rows of those that can be used, with the examples as they were cut."""
+        return [(row, example) for row, example, _ in self.fit_marked((example, False) for example in examples)]
 
-    def _one(self, example: Example) -> tuple[Row, Example] | None:
-        row = render(self.base.tokenizer, example)
+    def fit_marked(self, examples: Iterable[tuple[Example, bool]]) -> Iterator[tuple[Row, Example, bool]]:
+        """`fit` of examples that carry a mark, as a stream."""
+        examples = iter(examples)
+        while batch := list(itertools.islice(examples, _BATCH)):
+            rendered = render_all(self.base.tokenizer, [example for example, _ in batch])
+            for (example, mark), row in zip(batch, rendered, strict=True):
+                try:
+                    pair = self._one(example, row)
+                except Unusable as reason:
+                    self.rejected.add(Rejected(example.where, str(reason)))
+                    continue
+                if pair:
+                    yield *pair, mark
+
+    def _one(self, example: Example, row: Row | Unusable) -> tuple[Row, Example] | None:
+        if isinstance(row, Unusable):
+            raise row
         length = len(row.input_ids)
         if length <= self.max_length:
             return row, example
-        self.long.append(length)
+        self.long, self.longest = self.long + 1, max(self.longest, length)
         if self.too_long == "error":
             return None
         if self.too_long == "drop":
@@ -175,8 +299,8 @@ class Fitter:
         if self.long and self.too_long == "error":
             raised = "raise --data.max_length, or " if self.max_length < self.base.facts.context_length else ""
             raise DataError(
-                f"{settings.path}: {len(self.long)} of {total} rows are longer than {self.max_length} tokens "
-                f"(the longest has {max(self.long)})",
+                f"{settings.path}: {self.long} of {total} rows are longer than {self.max_length} tokens "
+                f"(the longest has {self.longest})",
                 f"{raised}choose --data.too_long cut (shortens prompts, keeps answers) or drop",
             )
 
@@ -184,15 +308,12 @@ class Fitter:
         return [f"{self.cut} prompts were cut to fit {self.max_length} tokens"] if self.cut else []
 
 
-def _check_labels(rows: list[Row], base: Base) -> None:
-    """Every row must teach something, and teach the model to stop."""
-    for row in rows:
-        if not row.labelled:
-            raise DataError(
-                f"{row.where}: no token of it would be learned", "check the completion and the chat template"
-            )
-        if not base.tokenizer.classes and row.labels[-1] not in base.tokenizer.stop_ids:
-            raise DataError(
-                f"{row.where}: the end of the answer is not learned, so the model would never stop",
-                "choose a base whose chat template ends turns with a special token",
-            )
+def _check_labels(row: Row, base: Base) -> None:
+    """A row must teach something, and teach the model to stop."""
+    if not row.labelled:
+        raise DataError(f"{row.where}: no token of it would be learned", "check the completion and the chat template")
+    if row.labels[-1] not in base.tokenizer.stop_ids:
+        raise DataError(
+            f"{row.where}: the end of the answer is not learned, so the model would never stop",
+            "choose a base whose chat template ends turns with a special token",
+        )

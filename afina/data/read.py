@@ -22,7 +22,7 @@ def read(settings: DataSettings, notes: Notes) -> Iterator[Row]:
 
     Raises `DataError` where a file cannot be read at all: it is absent, damaged, binary, or of no known kind.
     """
-    if _is_hub_id(settings.path):
+    if is_hub_id(settings.path):
         yield from _hub(settings, notes)
         return
     if settings.target is not None:
@@ -262,7 +262,7 @@ def _batches(piece: Piece, batches: Any) -> Iterator[Row]:
 # ------------------------------------------------------------------------------------------------ the hub
 
 
-def _is_hub_id(path: Path) -> bool:
+def is_hub_id(path: Path) -> bool:
     """owner/name, or owner/name:config:split, where there is no such file."""
     return bool(re.fullmatch(r"[\w.-]+/[\w.-]+(:[\w.-]*){0,2}", str(path))) and not (
         path.exists()

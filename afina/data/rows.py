@@ -1,10 +1,16 @@
 """What reading gives: rows that know where they stand, those that cannot be used, and what is to be said of the files."""
 
+import re
+from array import array
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from afina.data.layouts import Layout
+
+_PLACE = re.compile(r"(.*?)(0|[1-9]\d{0,8})", re.DOTALL)
+_NO_NUMBER = 2**32 - 1
 
 
 @dataclass(frozen=True)
@@ -23,24 +29,74 @@ class Rejected:
     reason: str
 
 
-class Reasons:
-    """Why rows cannot be used: how many for each reason, and the first places."""
+class Places:
+    """Where rows stand, eight bytes each: what their places begin with, and a number."""
 
     def __init__(self) -> None:
-        self._counts: Counter[str] = Counter()
-        self._places: dict[str, list[str]] = {}
+        self._prefixes: dict[str, int] = {}
+        self._which, self._numbers = array("I"), array("I")
+
+    def add(self, where: str) -> None:
+        prefix, number = self.parts(where)
+        self._which.append(prefix)
+        self._numbers.append(number)
+
+    def parts(self, where: str) -> tuple[int, int]:
+        """The place as the number of what it begins with, and its own."""
+        match = _PLACE.fullmatch(where)
+        prefix, number = (match[1], int(match[2])) if match else (where, _NO_NUMBER)
+        return self._prefixes.setdefault(prefix, len(self._prefixes)), number
+
+    def prefixes(self) -> list[str]:
+        return list(self._prefixes)
+
+    def __getitem__(self, row: int) -> str:
+        if not -len(self) <= row < len(self):
+            raise IndexError(row)
+        return place(self.prefixes()[self._which[row]], self._numbers[row])
+
+    def __len__(self) -> int:
+        return len(self._which)
+
+
+def place(prefix: str, number: int) -> str:
+    """The place that `Places.parts` took apart."""
+    return prefix if number == _NO_NUMBER else f"{prefix}{number}"
+
+
+class Rejections:
+    """Rows that cannot be used, in their order: twelve bytes each, and every reason once."""
+
+    def __init__(self, rows: Iterable[Rejected] = ()) -> None:
+        self._places = Places()
+        self._reasons: dict[str, int] = {}
+        self._which = array("I")
+        for row in rows:
+            self.add(row)
 
     def add(self, row: Rejected) -> None:
-        self._counts[row.reason] += 1
-        places = self._places.setdefault(row.reason, [])
-        if len(places) < 3:
-            places.append(row.where)
+        self._places.add(row.where)
+        self._which.append(self._reasons.setdefault(row.reason, len(self._reasons)))
+
+    def __len__(self) -> int:
+        return len(self._which)
+
+    def __iter__(self) -> Iterator[Rejected]:
+        reasons, prefixes = list(self._reasons), self._places.prefixes()
+        for which, prefix, number in zip(self._which, self._places._which, self._places._numbers, strict=True):
+            yield Rejected(place(prefixes[prefix], number), reasons[which])
 
     def lines(self) -> list[str]:
-        """A line a reason, the most frequent first."""
+        """A line a reason, the most frequent first, each with its count and its first places."""
+        counts: Counter[str] = Counter()
+        places: dict[str, list[str]] = {}
+        for row in self:
+            counts[row.reason] += 1
+            if counts[row.reason] <= 3:
+                places.setdefault(row.reason, []).append(row.where)
         return [
-            f"{n} row{'s' * (n > 1)}: {reason} ({', '.join(self._places[reason])}{', …' * (n > 3)})"
-            for reason, n in self._counts.most_common()
+            f"{n} row{'s' * (n > 1)}: {reason} ({', '.join(places[reason])}{', …' * (n > 3)})"
+            for reason, n in counts.most_common()
         ]
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Literal
 
 from afina.core.config import Settings, setting
+from afina.data.layouts import Kind
 
 
 class DataSettings(Settings):
@@ -20,6 +21,8 @@ class DataSettings(Settings):
     """Template of the answer to learn, such as '{text}'."""
     system: str | None = setting(None, "--system")
     """System message put before every conversation that has none."""
+    kind: Kind | None = setting(None, "--kind")
+    """Kind of task, which decides how answers are scored; by default told from the layout and the answers."""
     references: str | None = setting(None, "--references", min_length=1)
     """Column with the right answer, or a list of them, to score against instead of the completion."""
     limit: int | None = setting(None, "--limit", ge=1)

@@ -1,46 +1,43 @@
 """Sampling and the held-out part."""
 
 import random
-from collections.abc import Sequence
-from typing import TypeVar
+
+import numpy as np
 
 from afina.core.errors import DataError
-from afina.data.mapping import Example
+from afina.data.duplicates import mixed
 
-T = TypeVar("T")
-
-
-def sample(rows: Sequence[T], limit: int | None, seed: int) -> list[T]:
-    """`limit` of the rows by `seed`, in their order; all of them where there are no more."""
-    if limit is None or limit >= len(rows):
-        return list(rows)
-    chosen = sorted(random.Random(seed).sample(range(len(rows)), limit))
-    return [rows[i] for i in chosen]
+Mask = np.ndarray[tuple[int], np.dtype[np.bool_]]
 
 
-def split(examples: list[Example], part: float, most: int, seed: int) -> tuple[list[Example], list[Example]]:
-    """(train, held out): whole groups of identical prompt, drawn by `seed` until `part` of the rows, at most `most`.
+def sample(count: int, limit: int | None, seed: int) -> Mask:
+    """Which of `count` rows are taken: `limit` of them, by `seed`; all where there are no more."""
+    chosen = np.ones(count, bool)
+    if limit is not None and limit < count:
+        chosen[:] = False
+        chosen[random.Random(seed).sample(range(count), limit)] = True
+    return chosen
+
+
+def split(prompts: np.ndarray, part: float, most: int, seed: int) -> Mask:
+    """Which rows are held out: whole groups of identical prompt (by digest), drawn by `seed` until `part` of the rows, at most
+    `most`, whatever the order of the rows.
 
     Raises `DataError` where fewer than two different prompts are there to divide.
     """
-    groups: dict[str, list[Example]] = {}
-    for example in examples:
-        groups.setdefault(example.prompt_key, []).append(example)
-    if len(groups) < 2:
+    distinct, counts = np.unique(prompts, return_counts=True)
+    if len(distinct) < 2:
         raise DataError(
-            f"only {len(groups)} different prompt in {len(examples)} rows: nothing can be held out to evaluate on",
+            f"only {len(distinct)} different prompt in {len(prompts)} rows: nothing can be held out to evaluate on",
             "give more examples, or a held-out file with --eval-data",
         )
-    wanted = min(most, max(1, round(len(examples) * part)))
-    keys = sorted(groups)
-    random.Random(seed).shuffle(keys)
-    held: set[str] = set()
+    wanted = min(most, max(1, round(len(prompts) * part)))
+    held: list[int] = []
     count = 0
-    for key in keys[:-1]:
+    for group in np.argsort(mixed(distinct, seed), kind="stable")[:-1]:
         if count >= wanted:
             break
-        if not held or count + len(groups[key]) <= wanted:
-            held.add(key)
-            count += len(groups[key])
-    train = [e for e in examples if e.prompt_key not in held]
-    return train, [e for e in examples if e.prompt_key in held]
+        if not held or count + counts[group] <= wanted:
+            held.append(group)
+            count += int(counts[group])
+    return np.isin(prompts, distinct[held])

@@ -37,14 +37,43 @@ def render(tokenizer: Tokenizer, example: Example) -> Row:
     The text is cut where generation would begin and tokenised in pieces, so that the ids of a prompt are the same here and
     at inference. An earlier assistant turn that the template changes or drops later raises `Unusable`.
     """
-    if example.completion is None:
-        raise Unusable("there is no completion to learn")
-    if tokenizer.plain:
-        return _render_plain(tokenizer, example, example.completion)
-    turns = [*example.messages, {"role": "assistant", "content": example.completion}]
+    (row,) = render_all(tokenizer, [example])
+    if isinstance(row, Unusable):
+        raise row
+    return row
+
+
+def render_all(tokenizer: Tokenizer, examples: Sequence[Example]) -> list[Row | Unusable]:
+    """What `render` gives or raises for each, several times as fast: all texts are tokenised at once."""
+    found: list[Row | Unusable | list[_Piece]] = []
+    for example in examples:
+        try:
+            found.append(_row_plain(tokenizer, example) if tokenizer.plain else _pieces(tokenizer, example))
+        except Unusable as reason:
+            found.append(reason)
+    texts = [piece.text for pieces in found if isinstance(pieces, list) for piece in pieces]
+    ids = iter(tokenizer.encode_all(texts))
+    return [
+        _joined(tokenizer, [(piece, next(ids)) for piece in pieces], example.where)
+        if isinstance(pieces, list)
+        else pieces
+        for pieces, example in zip(found, examples, strict=True)
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """Text that is tokenised by itself, and whether it is learned."""
+
+    text: str
+    learned: bool
+
+
+def _pieces(tokenizer: Tokenizer, example: Example) -> list[_Piece]:
+    """The example's text from its beginning to the end of its last answer. Raises `Unusable`."""
+    turns = [*example.messages, {"role": "assistant", "content": _completion(example)}]
     _check_texts(tokenizer, turns)
-    ids: list[int] = []
-    labels: list[int] = []
+    pieces: list[_Piece] = []
     text = ""
     for i, turn in enumerate(turns):
         if turn["role"] != "assistant":
@@ -53,25 +82,34 @@ def render(tokenizer: Tokenizer, example: Example) -> Row:
         before = _chat(tokenizer, turns[:i], answer=True)
         if not before.startswith(text):
             raise Unusable("the chat template changes earlier turns, so they cannot be learned one by one")
-        piece = tokenizer.encode(before[len(text) :])
-        ids += piece
-        labels += [IGNORED] * len(piece)
         body, rest = _answer(tokenizer, before, turns[: i + 1], last)
-        piece = [*tokenizer.encode(body), *tokenizer.turn_end_ids]
-        ids += piece
-        labels += piece
-        text = before + body + tokenizer.turn_end + rest
+        pieces += [_Piece(before[len(text) :], False), _Piece(body, True), _Piece(tokenizer.turn_end, True)]
         if not last:
-            tail = tokenizer.encode(rest)
-            ids += tail
-            labels += [IGNORED] * len(tail)
+            pieces.append(_Piece(rest, False))
+        text = before + body + tokenizer.turn_end + rest
+    return pieces
+
+
+def _completion(example: Example) -> str:
+    if example.completion is None:
+        raise Unusable("there is no completion to learn")
+    return example.completion
+
+
+def _joined(tokenizer: Tokenizer, pieces: Sequence[tuple[_Piece, list[int]]], where: str) -> Row:
+    ids: list[int] = []
+    labels: list[int] = []
+    for piece, found in pieces:
+        ids += found
+        labels += found if piece.learned else [IGNORED] * len(found)
     whole = _with_bos(tokenizer, ids)
-    return Row(whole, [IGNORED] * (len(whole) - len(ids)) + labels, example.where)
+    return Row(whole, [IGNORED] * (len(whole) - len(ids)) + labels, where)
 
 
-def _render_plain(tokenizer: Tokenizer, example: Example, completion: str) -> Row:
+def _row_plain(tokenizer: Tokenizer, example: Example) -> Row:
     """For a classifier the number of the class, as the second label: it then stands at the first token, as every label does at
     the token before its own. For an encoder-decoder the answer follows the text, and all of it is labelled."""
+    completion = _completion(example)
     ids = prompt_ids(tokenizer, example.messages)
     if not tokenizer.classes:
         _check_texts(tokenizer, [{"role": "assistant", "content": completion}])

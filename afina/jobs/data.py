@@ -11,12 +11,12 @@ from afina.core.device import default_cache
 from afina.core.errors import DataError
 from afina.core.files import check_writable, write_atomic, write_json, write_jsonl
 from afina.data.check import Check, check
-from afina.data.load import DEFAULT_MAX_LENGTH, read_examples, summary
+from afina.data.load import DEFAULT_MAX_LENGTH, read_examples
 from afina.data.mapping import Example, Unusable
 from afina.data.mapping import examples as map_examples
 from afina.data.prepare import Prepared, PrepareSettings, prepare, row_of
 from afina.data.read import read
-from afina.data.rows import Notes, Record, Rejected
+from afina.data.rows import Notes, Record, Rejected, Rejections
 from afina.data.settings import DataSettings
 from afina.data.template import render
 from afina.jobs.runs import check_new
@@ -112,9 +112,9 @@ def _times(settings: DataSettings, how: PrepareSettings, examples: Sequence[Exam
     return [str(values[e.where]) for e in examples]
 
 
-def _card(settings: DataSettings, how: PrepareSettings, result: Prepared, rejected: list[Rejected]) -> str:
+def _card(settings: DataSettings, how: PrepareSettings, result: Prepared, rejected: Rejections) -> str:
     done = [f"- {n} rows {what}" for what, n in result.done.items()] or ["- nothing had to be changed"]
-    left_out = [f"- {line}" for line in summary(rejected)] or ["- none"]
+    left_out = [f"- {line}" for line in rejected.lines()] or ["- none"]
     grouped = (
         ", rows that ask the same or nearly the same on one side" if not how.split_near and how.split != "time" else ""
     )

@@ -1,5 +1,6 @@
 """Base and adapted model on a file of examples."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,10 +8,13 @@ from afina.core.config import read_yaml
 from afina.core.device import keep_freed_memory
 from afina.core.errors import AdapterError, DataError
 from afina.core.events import Listener, Notice, ignore
-from afina.data.load import Fitter, read_examples, summary
+from afina.data.kinds import Answers
+from afina.data.layouts import Kind
+from afina.data.load import Fitter, read_examples
+from afina.data.mapping import Example
+from afina.data.rows import Notes
 from afina.jobs.runs import is_merged, open_run, record
 from afina.measure.evaluation import Evaluation, evaluate_adapted
-from afina.measure.metrics import infer_kind
 from afina.measure.report import write_report
 
 
@@ -61,13 +65,13 @@ def evaluate(  # noqa: PLR0913 - each by its name
         answered = [e for e in answered if e.completion in classes]
     fitter = Fitter(adapted.base, adapted.base.facts.context_length - adapted.max_new_tokens, "cut")
     fitted = fitter.fit(answered)
-    for line in [*fitter.notices(), *summary(rejected + fitter.rejected)]:
+    for line in [*fitter.notices(), *rejected.lines(), *fitter.rejected.lines()]:
         listener(Notice(line, warning=True))
     if not fitted:
-        raise DataError([f"{data}: no row can be used", *summary(fitter.rejected)], "mend the file")
+        raise DataError([f"{data}: no row can be used", *fitter.rejected.lines()], "mend the file")
     rows = [row for row, _ in fitted]
     kept = [example for _, example in fitted] + strangers
-    kind = adapted.facts.get("kind") or infer_kind([example.references[0] for example in kept])
+    kind = adapted.facts.get("kind") or _kind(kept, notes)
     result = evaluate_adapted(adapted.base, kept, rows, kind, adapted.max_new_tokens, listener, str(data))
     if other:
         return result
@@ -75,3 +79,10 @@ def evaluate(  # noqa: PLR0913 - each by its name
     if (run / "config.yaml").exists():
         write_report(run)
     return result
+
+
+def _kind(examples: Sequence[Example], notes: Notes) -> Kind:
+    answers = Answers()
+    for example in examples:
+        answers.add(example.references[0])
+    return answers.kind(notes.layout)

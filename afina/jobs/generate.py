@@ -8,7 +8,7 @@ from afina.base.generation import generate as generate_tokens
 from afina.core.device import keep_freed_memory
 from afina.core.errors import AdapterError, DataError
 from afina.core.events import Listener, Notice, Progress, ignore
-from afina.data.load import read_examples, summary
+from afina.data.load import read_examples
 from afina.data.mapping import Unusable
 from afina.data.template import prompt_ids
 from afina.jobs.runs import is_merged, open_run
@@ -43,7 +43,7 @@ def generate(  # noqa: PLR0913 - each by its name
         examples, rejected, notes = read_examples(adapted.data_settings(prompts), needs_completion=False)
         for line in notes.lines:
             listener(Notice(line))
-        for line in summary(rejected):
+        for line in rejected.lines():
             listener(Notice(f"not answered: {line}", warning=True))
         conversations = [list(example.messages) for example in examples]
         rows = [{"where": example.where, "prompt": example.messages[-1]["content"]} for example in examples]

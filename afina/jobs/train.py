@@ -4,7 +4,7 @@ import gc
 import math
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,8 @@ from afina.core.files import write_atomic, write_json, write_jsonl, write_yaml
 from afina.core.layers import is_conv1d
 from afina.data.check import check
 from afina.data.files import STANDARD_INPUT
-from afina.data.load import Dataset, read_parts, render_parts, summary
+from afina.data.load import Dataset, read_parts, render_parts
+from afina.data.store import lengths
 from afina.jobs.runs import (
     RunFolder,
     adapter_folder,
@@ -39,7 +40,6 @@ from afina.lora.adapter import load_adapter, read_config, save_adapter
 from afina.lora.config import LoraConfig
 from afina.lora.injection import inject, trainable_parameters
 from afina.measure.evaluation import Evaluation, evaluate_adapted
-from afina.measure.metrics import infer_kind
 from afina.measure.report import write_report
 from afina.measure.verification import Verification, probe, verify
 from afina.training.baselines import RATE_AS_FULL, baseline
@@ -117,22 +117,20 @@ def _train(settings: RunSettings, listener: Listener, place: RunFolder, resuming
     for finding in check(settings.data, most=CHECKED).findings:
         if finding.severity == "warning":
             listener(Notice(f"data: {finding.text}", warning=True))
-    settings = settings.model_copy(update={"data": parts.resolved(settings.data)})
+    settings = settings.model_copy(update={"data": parts.resolved()})
     keep_freed_memory()
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    classes = sorted({example.completion or "" for example in [*parts.train, *parts.held_out]})
-    base = _load(settings, classes)
-    data = render_parts(parts, settings.data, base)
+    base = _load(settings, parts.answers.classes)
+    data = render_parts(replace(parts, settings=settings.data), base, settings.cache_dir, listener)
     classifier = isinstance(base.model, ClassifierModel)
     if classifier:
-        settings = _for_classifier(settings, len(classes), len(parts.train) + len(parts.held_out))
+        settings = _for_classifier(settings)
     lora = _adapt(base, settings, data)
-    lengths = [len(row.input_ids) for row in data.train]
     device = next(base.model.module.parameters()).device
     whole = settings.method in RATE_AS_FULL
     model = Model(base.facts.hidden_size, activation_bytes(base), free_bytes(device), classifier, whole)
-    steps, reasons = plan(settings.train, lengths, model, settings.seed)
+    steps, reasons = plan(settings.train, lengths(data.train), model, settings.seed)
     reasons = [f"{base.dtype} for the base: {base.dtype_reason}".replace("torch.", ""), *reasons]
     run = _Run(settings, base, data, lora, steps, reasons, place)
     run.announce(listener)
@@ -160,13 +158,8 @@ def _train(settings: RunSettings, listener: Listener, place: RunFolder, resuming
             ) from None
 
 
-def _for_classifier(settings: RunSettings, classes: int, examples: int) -> RunSettings:
-    """The settings with a classifier's batch size. Raises `DataError` where completions are answers rather than classes."""
-    if classes > max(2, examples // 2):
-        raise DataError(
-            f"{settings.data.path}: {classes} different completions in {examples} rows are too many to be classes",
-            "a base that writes text, such as starter, learns free answers",
-        )
+def _for_classifier(settings: RunSettings) -> RunSettings:
+    """The settings with a classifier's batch size."""
     if settings.train.batch_size is not None:
         return settings
     train = settings.train.model_copy(update={"batch_size": CLASSIFIER_BATCH_SIZE})
@@ -284,7 +277,6 @@ class _Run:
 
     def __post_init__(self) -> None:
         self.adapter = self.settings.folder / "adapter"
-        longest = max(row.labelled for row in [*self.data.train, *self.data.held_out])
         data = self.settings.data
         self.facts: dict[str, Any] = {
             **facts_of(self.base, self.settings.base, self.settings.revision),
@@ -292,8 +284,8 @@ class _Run:
             "quantize": self.settings.quantize,
             "data": {"prompt": data.prompt, "completion": data.completion, "system": data.system},
             "task": _TASKS[type(self.base.model)][0],
-            "kind": "classification" if self.base.tokenizer.classes else infer_kind(self.data.completions),
-            "max_new_tokens": math.ceil(1.25 * longest) + 8,
+            "kind": "classification" if self.base.tokenizer.classes else data.kind,
+            "max_new_tokens": math.ceil(1.25 * self.data.most_labelled) + 8,
             "reasons": self.reasons,
         }
 
@@ -307,13 +299,13 @@ class _Run:
         )
         listener(
             Notice(
-                f"data: {len(data.train)} rows to train on ({data.tokens:,} tokens, {data.labelled:,} of them learned), "
+                f"data: {len(data.train)} rows to train on ({data.train.tokens:,} tokens, {data.train.labelled:,} of them learned), "
                 f"{len(data.held_out)} held out; the task looks like {self.facts['kind']}"
             )
         )
         for line in data.found:
             listener(Notice(line))
-        for line in [*data.notices, *(f"not used: {line}" for line in summary(data.rejected))]:
+        for line in [*data.notices, *(f"not used: {line}" for line in data.rejected.lines())]:
             listener(Notice(line, warning=True))
         trainable = trainable_parameters(base.model.module)
         what = f"adapter: rank {self.lora.rank}" if self.settings.method == "lora" else f"method {self.settings.method}"
@@ -325,7 +317,7 @@ class _Run:
         """Makes the folder and trains into it, or goes on from its last checkpoint."""
         checkpoints = self.settings.folder / CHECKPOINTS
         mark = fingerprint(
-            [*self.data.train, *self.data.held_out], self.base.facts.sha256, self.base.tokenizer.template_hash()
+            self.data.held_out, self.data.train.digest(), self.base.facts.sha256, self.base.tokenizer.template_hash()
         )
         state = self._state(checkpoints, mark) if resuming else None
         if not resuming:

@@ -1,7 +1,7 @@
 """Step 4: whether it got better, by how much, and whether that is luck.
 
 Comes in: models, examples, files of a run. Goes out: scores with intervals, a verdict, a page. Never writes weights.
-Public: `infer_kind`, `paired_difference`, `evaluate_adapted`, `Evaluation`, `probe`, `verify`, `write_report`.
+Public: `paired_difference`, `evaluate_adapted`, `Evaluation`, `probe`, `verify`, `write_report`.
 """
 
 from typing import TYPE_CHECKING
@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from afina.measure.evaluation import Evaluation as Evaluation
     from afina.measure.evaluation import evaluate_adapted as evaluate_adapted
     from afina.measure.intervals import paired_difference as paired_difference
-    from afina.measure.metrics import infer_kind as infer_kind
     from afina.measure.report import write_report as write_report
     from afina.measure.verification import probe as probe
     from afina.measure.verification import verify as verify
@@ -22,7 +21,6 @@ __getattr__, __all__ = exports(
     {
         "Evaluation": "afina.measure.evaluation",
         "evaluate_adapted": "afina.measure.evaluation",
-        "infer_kind": "afina.measure.metrics",
         "paired_difference": "afina.measure.intervals",
         "probe": "afina.measure.verification",
         "verify": "afina.measure.verification",

@@ -9,11 +9,12 @@ from afina.base.generation import generate
 from afina.base.load import Base
 from afina.base.model import Answer
 from afina.core.events import Listener, Progress
+from afina.data.layouts import Kind
 from afina.data.mapping import Example
 from afina.data.template import Row, prompt_ids
 from afina.lora.injection import disabled
 from afina.measure.intervals import Difference, paired_difference
-from afina.measure.metrics import MAIN, Kind, Metric, metrics, per_class, per_field, trivial_answers
+from afina.measure.metrics import MAIN, Metric, metrics, per_class, per_field, trivial_answers
 from afina.training.loss import mean_loss
 
 NAMES = ("base", "adapted")

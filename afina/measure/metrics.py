@@ -4,18 +4,27 @@ Means come from the definition, BLEU and chrF from sacrebleu (https://github.com
 """
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-Kind = Literal["classification", "structured", "text"]
+from afina.data.layouts import Kind
+
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 
 # The metric that decides which of two models is better.
-MAIN = {"classification": "accuracy", "structured": "field_accuracy", "text": "bleu"}
+MAIN: dict[Kind, str] = {
+    "classification": "accuracy",
+    "structured": "field_accuracy",
+    "translation": "bleu",
+    "summarisation": "rouge_l",
+    "chat": "chrf",
+    "generation": "bleu",
+}
 
 
 @dataclass(frozen=True)
@@ -30,16 +39,6 @@ class Metric:
         return self.value(self.stats.sum(0), len(self.stats))
 
 
-def infer_kind(completions: Sequence[str]) -> Kind:
-    """`structured` where the answers are JSON objects or lists, `classification` where few short ones recur, else `text`."""
-    if all(isinstance(_json(text), dict | list) for text in completions):
-        return "structured"
-    distinct = set(completions)
-    if len(distinct) <= min(200, len(completions) // 3) and max(map(len, distinct)) <= 60:
-        return "classification"
-    return "text"
-
-
 def metrics(kind: Kind, answers: Sequence[str], references: Sequence[Sequence[str]]) -> list[Metric]:
     """The metrics that fit `kind`. An answer is scored against the best of its references."""
     if kind == "classification":
@@ -50,7 +49,8 @@ def metrics(kind: Kind, answers: Sequence[str], references: Sequence[Sequence[st
         valid = [float(_json(answer) is not None) for answer in answers]
         same = [float(any(_same_json(a, ref) for ref in refs)) for a, refs in zip(answers, references, strict=True)]
         return [_mean("field_accuracy", fields), _mean("exact_match", same), _mean("valid_json", valid)]
-    return [*_translation_metrics(answers, references), _mean("exact_match", _exact(answers, references))]
+    found = [*_translation_metrics(answers, references), _mean("exact_match", _exact(answers, references))]
+    return [*_rouge(answers, references), *found] if kind == "summarisation" else found
 
 
 def per_class(answers: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, dict[str, float]]:
@@ -186,3 +186,23 @@ def _translation_metrics(answers: Sequence[str], references: Sequence[Sequence[s
 
         found.append(Metric(name, stats, value))
     return found
+
+
+class _Words:
+    """Words of any language in small letters; rouge-score's own tokenizer knows English letters only."""
+
+    def tokenize(self, text: str) -> list[str]:
+        return re.findall(r"\w+", text.lower())
+
+
+def _rouge(answers: Sequence[str], references: Sequence[Sequence[str]]) -> list[Metric]:
+    """ROUGE-1, -2 and -L (F measure, of the best reference, 0 to 100), by rouge-score (https://pypi.org/project/rouge-score)."""
+    from rouge_score.rouge_scorer import RougeScorer
+
+    kinds = ("rouge1", "rouge2", "rougeL")
+    scorer = RougeScorer(kinds, tokenizer=_Words())
+    found = [scorer.score_multi(refs, answer) for answer, refs in zip(answers, references, strict=True)]
+    return [
+        _mean(name, [100 * scores[kind].fmeasure for scores in found])
+        for name, kind in zip(("rouge_1", "rouge_2", "rouge_l"), kinds, strict=True)
+    ]

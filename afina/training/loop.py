@@ -15,6 +15,7 @@ from afina.core.errors import NonFiniteLoss, NothingTrains
 from afina.core.events import Done, HeldOut, Listener, Notice, Step
 from afina.core.interrupt import StopRequest
 from afina.data.batch import pack, packs
+from afina.data.store import lengths
 from afina.data.template import Row
 from afina.training import checkpoint
 from afina.training.checkpoint import State
@@ -107,8 +108,7 @@ class Trainer:
 
     def _batches(self, done: int) -> Iterator[list[Row]]:
         """The rows of each optimiser step after the first `done`; every epoch in an order of its own."""
-        lengths = [len(row.input_ids) for row in self.train]
-        epochs = (batches(self.settings, lengths, self.seed, epoch) for epoch in count())
+        epochs = (batches(self.settings, lengths(self.train), self.seed, epoch) for epoch in count())
         for numbers in islice(chain.from_iterable(epochs), done, self.plan.steps):
             yield [self.train[i] for i in numbers]
 

@@ -79,10 +79,10 @@ def batches(settings: TrainingSettings, lengths: Sequence[int], seed: int, epoch
     groups: list[list[int]] = []
     tokens = 0
     for row in order:
-        tokens += lengths[row]
+        tokens += int(lengths[row])
         if not groups or tokens > settings.tokens_per_batch:
             groups.append([])
-            tokens = lengths[row]
+            tokens = int(lengths[row])
         groups[-1].append(row)
     return groups
 
@@ -125,7 +125,7 @@ def plan(settings: TrainingSettings, lengths: Sequence[int], model: Model, seed:
         reasons.append(f"held-out evaluation every {every} of {steps} steps: about five times")
     recompute = settings.checkpoint_activations
     if recompute is None:
-        needed = max(*lengths, min(settings.tokens_per_pass, sum(lengths))) * model.activation_bytes
+        needed = max(int(max(lengths)), min(settings.tokens_per_pass, int(sum(lengths)))) * model.activation_bytes
         recompute = needed > _SHARE * model.free_bytes
         if recompute:
             reasons.append(

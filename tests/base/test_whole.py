@@ -88,7 +88,7 @@ def write(path: Path, count: int = 60) -> Path:
 
 def rows_for(base, path: Path):
     settings = DataSettings(path=path, prompt="{q}", completion="{a}")
-    return render_parts(read_parts(settings, 0), settings, base).train[:7]
+    return render_parts(read_parts(settings, 0), base).train[:7]
 
 
 @pytest.mark.parametrize("name", ENCODERS)

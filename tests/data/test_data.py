@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import byte_tokenizer, write_rows
@@ -10,6 +11,7 @@ from conftest import byte_tokenizer, write_rows
 from afina.base.tokenizer import wrap
 from afina.core.errors import DataError
 from afina.data.batch import epoch_order, pack, packs
+from afina.data.duplicates import digest
 from afina.data.load import load_data, read_examples
 from afina.data.mapping import Template, Unusable
 from afina.data.settings import DataSettings
@@ -156,24 +158,69 @@ def test_one_bos(tmp_path: Path) -> None:
         assert row.labels[0] == IGNORED
 
 
-def test_split_keeps_identical_prompts_together(tmp_path: Path) -> None:
-    rows = [{"prompt": f"p{i // 3}", "completion": str(i)} for i in range(90)]
-    found, _ = examples(write_rows(tmp_path / "g.jsonl", rows))
-    train, held = split(found, 0.1, 100, seed=4)
-    assert len(held) == 9
-    assert len(train) + len(held) == 90
-    assert not {e.prompt_key for e in train} & {e.prompt_key for e in held}
-    assert split(found, 0.1, 100, seed=4) == (train, held)
-    assert split(found, 0.1, 100, seed=5) != (train, held)
-    assert len(split(found, 0.5, 6, seed=4)[1]) == 6
+def test_split_keeps_identical_prompts_together() -> None:
+    prompts = np.array([digest(f"p{i // 3}") for i in range(90)], np.uint64)
+    held = split(prompts, 0.1, 100, seed=4)
+    assert held.sum() == 9
+    assert not set(prompts[held]) & set(prompts[~held])
+    assert (held == split(prompts, 0.1, 100, seed=4)).all()
+    assert (held != split(prompts, 0.1, 100, seed=5)).any()
+    assert split(prompts, 0.5, 6, seed=4).sum() == 6
+    order = np.random.default_rng(0).permutation(90)  # the order of the rows does not matter
+    assert (split(prompts[order], 0.1, 100, seed=4) == held[order]).all()
     with pytest.raises(DataError, match="only 1 different prompt"):
-        split(found[:3], 0.1, 100, seed=0)
+        split(prompts[:3], 0.1, 100, seed=0)
 
 
-def test_sample_is_by_seed_and_in_order() -> None:
-    assert sample(range(5), None, 0) == sample(range(5), 9, 0) == [0, 1, 2, 3, 4]
-    drawn = sample(range(1000), 50, 1)
-    assert drawn == sorted(drawn) == sample(range(1000), 50, 1) != sample(range(1000), 50, 2)
+def test_sample_is_by_seed() -> None:
+    assert sample(5, None, 0).tolist() == sample(5, 9, 0).tolist() == [True] * 5
+    drawn = sample(1000, 50, 1)
+    assert drawn.sum() == 50
+    assert (drawn == sample(1000, 50, 1)).all()
+    assert (drawn != sample(1000, 50, 2)).any()
+
+
+def test_rows_on_disk_are_the_rows_that_were_rendered(tmp_path: Path, tiny) -> None:
+    path = write_rows(tmp_path / "t.jsonl", [{"prompt": f"q {i}", "completion": f"a {i * i}"} for i in range(600)])
+    settings = DataSettings(path=path, held_out_rows=10)
+    data = load_data(settings, tiny, cache_dir=tmp_path / "cache")
+    found, _, _ = read_examples(settings, needs_completion=True)
+    one_by_one = [render(tiny.tokenizer, example) for example in found]
+    stored = sorted([*data.train, *data.held_out], key=lambda row: int(row.where.rsplit(":", 1)[1]))
+    assert stored == one_by_one
+    assert data.train[-1] == data.train[len(data.train) - 1] == list(data.train)[-1]
+    assert data.train.lengths.tolist() == [len(row.input_ids) for row in data.train]
+    assert data.train.tokens == sum(data.train.lengths)
+    assert data.train.labelled == sum(row.labelled for row in data.train)
+    assert data.most_labelled == max(row.labelled for row in one_by_one)
+    assert [e.where for e in data.held_out_examples] == [row.where for row in data.held_out]
+
+
+def test_prepared_rows_are_found_again_while_nothing_changed(tmp_path: Path, tiny, monkeypatch) -> None:
+    rows = [{"prompt": f"q {i}", "completion": f"a {i}"} for i in range(30)]
+    path, cache = write_rows(tmp_path / "t.jsonl", rows), tmp_path / "cache"
+    first = load_data(DataSettings(path=path), tiny, cache_dir=cache)
+    (folder,) = (cache / "rows").iterdir()
+    written = folder.stat().st_ino
+    again = load_data(DataSettings(path=path), tiny, cache_dir=cache)
+    assert [f.stat().st_ino for f in (cache / "rows").iterdir()] == [written]
+    assert list(again.train) == list(first.train)
+    assert again.held_out_examples == first.held_out_examples
+    assert load_data(DataSettings(path=path), tiny, seed=1, cache_dir=cache).held_out != first.held_out
+    write_rows(path, [*rows, {"prompt": "q", "completion": "new"}])
+    assert len(load_data(DataSettings(path=path), tiny, cache_dir=cache).train) > len(first.train)
+    assert len(list((cache / "rows").iterdir())) == 3
+    monkeypatch.setattr("afina.data.store._MOST_BYTES", 1)  # the oldest give way
+    load_data(DataSettings(path=path), tiny, seed=2, cache_dir=cache)
+    assert len(list((cache / "rows").iterdir())) == 1
+    assert list(first.train) == list(again.train)  # rows in use are not lost
+
+
+def test_nothing_half_written_stays(tmp_path: Path, tiny) -> None:
+    path = write_rows(tmp_path / "t.jsonl", [{"prompt": "x" * 600 * i, "completion": "x"} for i in range(1, 9)])
+    with pytest.raises(DataError, match="longer than"):
+        load_data(DataSettings(path=path), tiny, cache_dir=tmp_path / "cache")
+    assert list((tmp_path / "cache" / "rows").iterdir()) == []
 
 
 def test_too_long_rows(tmp_path: Path, tiny) -> None:
@@ -189,7 +236,7 @@ def test_too_long_rows(tmp_path: Path, tiny) -> None:
     assert len(dropped.train) + len(dropped.held_out) == 19
     assert [r.where for r in dropped.rejected] == [f"{path}:6"]
     cut = load(too_long="cut")
-    (row,) = [r for r in cut.train + cut.held_out if r.where == f"{path}:6"]
+    (row,) = [r for r in [*cut.train, *cut.held_out] if r.where == f"{path}:6"]
     assert 100 < len(row.input_ids) <= 120
     assert tiny.tokenizer.inner.decode([label for label in row.labels if label != IGNORED]) == "answer 5<|im_end|>"
     assert cut.notices == ["1 prompts were cut to fit 120 tokens"]
@@ -200,7 +247,8 @@ def test_eval_file_limit_and_seed(tmp_path: Path, tiny) -> None:
     other = write_rows(tmp_path / "e.jsonl", [{"prompt": f"e{i}", "completion": "x"} for i in range(7)])
     data = load_data(DataSettings(path=path, eval_path=other, limit=20), tiny, seed=1)
     assert (len(data.train), len(data.held_out)) == (20, 7)
-    assert data.train != load_data(DataSettings(path=path, eval_path=other, limit=20), tiny, seed=2).train
+    other_seed = load_data(DataSettings(path=path, eval_path=other, limit=20), tiny, seed=2)
+    assert list(data.train) != list(other_seed.train)
 
 
 def test_packs_shift_labels_and_keep_rows_apart(tmp_path: Path) -> None:

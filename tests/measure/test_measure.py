@@ -5,8 +5,10 @@ import json
 import numpy as np
 import pytest
 
+from afina.data.kinds import Answers
+from afina.data.layouts import Layout
 from afina.measure.intervals import paired_difference
-from afina.measure.metrics import Metric, infer_kind, metrics, per_class, per_field, trivial_answers
+from afina.measure.metrics import Metric, metrics, per_class, per_field, trivial_answers
 
 TEXT_ANSWERS = ["The cat sat on the mat.", "there is a dog", "Completely wrong", "a b c d e"]
 TEXT_REFERENCES = [
@@ -63,10 +65,27 @@ def test_structured() -> None:
 
 
 def test_kinds_are_inferred() -> None:
-    assert infer_kind(['{"a": 1}', "[]"] * 5) == "structured"
-    assert infer_kind(["1", "2", "3"] * 20) == "classification"
-    assert infer_kind(["pos", "neg"] * 20) == "classification"
-    assert infer_kind([f"sentence number {i}" for i in range(40)]) == "text"
+    def kind(answers: list[str], layout: str | None = None) -> str:
+        found = Answers()
+        for answer in answers:
+            found.add(answer)
+        return found.kind(Layout("", kind=layout) if layout else None)
+
+    assert kind(['{"a": 1}', "[]"] * 5) == kind(['{"a": 1}'], "chat") == "structured"
+    assert kind(["1", "2", "3"] * 20) == kind(["pos", "neg"] * 20) == "classification"
+    sentences = [f"sentence number {i}" for i in range(40)]
+    assert kind(sentences) == "generation"
+    assert kind(sentences, "translation") == "translation"
+
+
+def test_classes_are_few_and_repeated_answers() -> None:
+    found = Answers()
+    for i in range(5000):
+        found.add(f"{i % 1000}")
+    assert found.classes == sorted(map(str, range(1000)))
+    for i in range(3000):
+        found.add(f"other {i}")
+    assert found.classes == []
 
 
 def test_trivial_answers() -> None:

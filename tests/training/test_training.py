@@ -109,7 +109,7 @@ def test_it_learns_and_saves_the_best(fit, data, tiny: Base) -> None:
     best = [e.loss for e in held if e.best]
     assert [*best, best[-1]] == pytest.approx(saved, rel=1e-4)  # and once more at the end, with the best weights
     assert mean_loss(tiny, data.held_out) == pytest.approx(best[-1], rel=1e-4)
-    assert done.tokens == 8 * data.tokens
+    assert done.tokens == 8 * data.train.tokens
     assert done.reason == "completed"
 
 

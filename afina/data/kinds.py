@@ -1,0 +1,54 @@
+"""The kind of task, told from the layout and the answers: it decides how answers are scored."""
+
+import json
+from collections import Counter
+
+from afina.data.layouts import Kind, Layout
+
+_MOST_LABELS, _LONGEST_LABEL = 200, 60
+_MOST_CLASSES = 2000  # different answers that are remembered
+
+
+class Answers:
+    """What the answers of rows have in common, gathered one by one in bounded memory."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._distinct: Counter[str] = Counter()
+        self._many = False  # more different answers than are remembered
+        self._structured = True
+
+    def add(self, answer: str) -> None:
+        self.count += 1
+        self._structured = self._structured and is_structured(answer)
+        if not self._many:
+            self._distinct[answer] += 1
+            self._many = len(self._distinct) > _MOST_CLASSES
+
+    @property
+    def classes(self) -> list[str]:
+        """The different answers in order, where they may be classes: not many, and repeated; else none."""
+        repeated = len(self._distinct) <= max(2, self.count // 2)
+        return sorted(self._distinct) if repeated and not self._many else []
+
+    def kind(self, layout: Layout | None) -> Kind:
+        """`structured` where all answers are JSON objects or lists; else the layout's kind, where it has one; else
+        `classification` where few short answers recur, else `generation`."""
+        if self.count and self._structured:
+            return "structured"
+        if layout is not None and layout.kind is not None:
+            return layout.kind
+        few = len(self._distinct) <= min(_MOST_LABELS, self.count // 3) and not self._many
+        if few and self._distinct and max(map(len, self._distinct)) <= _LONGEST_LABEL:
+            return "classification"
+        return "generation"
+
+
+def is_structured(text: str) -> bool:
+    """Whether a text is a JSON object or list."""
+    if not text.lstrip().startswith(("{", "[")):
+        return False
+    try:
+        return isinstance(json.loads(text), dict | list)
+    except (ValueError, RecursionError):
+        return False

@@ -1,0 +1,163 @@
+"""Rows on disk: written one after another, read one at a time, so that memory does not grow with their number."""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import weakref
+from array import array
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+
+from afina.core.errors import writing
+from afina.core.files import write_json
+from afina.data.rows import Places, place
+from afina.data.template import Row
+
+_INDEX = np.dtype([("end", "<u8"), ("prefix", "<u4"), ("number", "<u4")])  # where the row's tokens end, and its place
+_MOST_BYTES = 4 << 30  # of prepared rows that are kept for the next run
+
+
+class RowsWriter:
+    """Writes rows into `folder`: token ids and labels (32 bits each), an index, and sums."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        with writing(folder):
+            folder.mkdir(parents=True)
+            self._ids, self._labels, self._index = (
+                (folder / name).open("wb", 1 << 20) for name in ("ids", "labels", "index")
+            )
+        self._places = Places()
+        self._end = self.labelled = self.most_labelled = 0
+
+    def add(self, row: Row) -> None:
+        """Raises `OutputError` where the disk is full."""
+        self._end += len(row.input_ids)
+        self.labelled += row.labelled
+        self.most_labelled = max(self.most_labelled, row.labelled)
+        with writing(self._folder):
+            self._ids.write(array("i", row.input_ids))
+            self._labels.write(array("i", row.labels))
+            self._index.write(np.array([(self._end, *self._places.parts(row.where))], _INDEX).tobytes())
+
+    def close(self) -> None:
+        with writing(self._folder):
+            for file in (self._ids, self._labels, self._index):
+                file.close()
+        sums = {"tokens": self._end, "labelled": self.labelled, "most_labelled": self.most_labelled}
+        write_json(self._folder / "rows.json", sums | {"prefixes": self._places.prefixes()})
+
+
+class Rows(Sequence[Row]):
+    """The rows that a `RowsWriter` wrote into `folder`. `lengths` are in tokens; `labelled` and `tokens` are sums.
+
+    `temporary` is a folder that goes when the rows do.
+    """
+
+    def __init__(self, folder: Path, temporary: Path | None = None) -> None:
+        facts = json.loads((folder / "rows.json").read_text(encoding="utf-8"))
+        self.tokens, self.labelled, self.most_labelled = (
+            int(facts[name]) for name in ("tokens", "labelled", "most_labelled")
+        )
+        self._prefixes: list[str] = facts["prefixes"]
+        size = (folder / "index").stat().st_size // _INDEX.itemsize
+        self._index = np.memmap(folder / "index", _INDEX, "r", shape=(size,)) if size else np.empty(0, _INDEX)
+        self._ids, self._labels = ((folder / name).open("rb", 0) for name in ("ids", "labels"))
+        for file in (self._ids, self._labels):
+            weakref.finalize(self, file.close)
+        if temporary is not None:
+            weakref.finalize(self, shutil.rmtree, temporary, ignore_errors=True)
+        self.lengths = np.diff(self._index["end"], prepend=np.uint64(0)).astype(np.int32)
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    @overload
+    def __getitem__(self, which: int) -> Row: ...
+    @overload
+    def __getitem__(self, which: slice) -> list[Row]: ...
+    def __getitem__(self, which: int | slice) -> Row | list[Row]:
+        if isinstance(which, slice):
+            return [self[i] for i in range(*which.indices(len(self)))]
+        end, prefix, number = self._index[which].tolist()
+        count = int(self.lengths[which])
+        ids, labels = (self._read(file, end - count, count) for file in (self._ids, self._labels))
+        return Row(ids, labels, place(self._prefixes[prefix], number))
+
+    @staticmethod
+    def _read(file: Any, at: int, count: int) -> list[int]:
+        found = np.empty(count, np.int32)
+        file.seek(4 * at)
+        file.readinto(found)
+        return found.tolist()
+
+    def digest(self) -> str:
+        """SHA-256 of all token ids and labels."""
+        digest = hashlib.sha256(self.lengths.tobytes())
+        for file in (self._ids, self._labels):
+            file.seek(0)
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+        return digest.hexdigest()
+
+
+def lengths(rows: Sequence[Row]) -> Sequence[int]:
+    """The number of tokens of each row."""
+    return rows.lengths if isinstance(rows, Rows) else [len(row.input_ids) for row in rows]  # type: ignore[return-value]
+
+
+class Shelf:
+    """Prepared data in a folder of the cache, by a key made of everything that decides them; the oldest give way.
+
+    Without a key (data whose content is not known beforehand) the folder is `temporary`, and the caller's to remove.
+    """
+
+    def __init__(self, cache: Path, key: str | None) -> None:
+        self.temporary = Path(tempfile.mkdtemp(prefix="afina-")) if key is None else None
+        self._above = cache / "rows"
+        self.folder = self.temporary / "rows" if self.temporary else self._above / str(key)
+
+    def __enter__(self) -> Path | None:
+        """A new folder to fill, or None where the data are there already."""
+        if self.folder.exists():
+            with suppress(OSError):  # so that it counts as the newest
+                os.utime(self.folder)
+            return None
+        with writing(self.folder):
+            self.folder.parent.mkdir(parents=True, exist_ok=True)
+            self._new = Path(tempfile.mkdtemp(dir=self.folder.parent, prefix="."))
+        return self._new
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if not hasattr(self, "_new"):
+            return
+        if kind is not None:
+            shutil.rmtree(self.temporary or self._new, ignore_errors=True)
+            return
+        with writing(self.folder):
+            try:
+                self._new.rename(self.folder)
+            except OSError:
+                if not self.folder.exists():  # otherwise another process was faster, with the same rows
+                    raise
+                shutil.rmtree(self._new, ignore_errors=True)
+        if self.temporary is None:
+            self._make_room()
+
+    def _make_room(self) -> None:
+        found = []
+        for folder in self._above.iterdir():
+            with suppress(OSError):  # another process takes it away
+                size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+                found.append((folder.stat().st_mtime, size, folder))
+        left = sum(size for _, size, _ in found)
+        for _, size, folder in sorted(found):
+            if left > _MOST_BYTES and folder != self.folder and not folder.name.startswith("."):
+                shutil.rmtree(folder, ignore_errors=True)
+                left -= size
