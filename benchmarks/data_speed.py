@@ -24,13 +24,10 @@ def rows(count: int) -> Iterator[tuple[str, str]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = common.parser(__doc__)
     parser.add_argument("--rows-count", type=int, default=1_000_000)
     parser.add_argument("--peer-rows", type=int, default=20_000)
     parser.add_argument("--plot", type=Path, help="SVG file of resident memory over the rows prepared")
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--worker", help=argparse.SUPPRESS)
-    parser.add_argument("--shared", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
         kind, _, value = options.worker.partition(":")
@@ -41,7 +38,7 @@ def main() -> None:
         result = {"machine": common.machine()}
         peer, count = options.peer_rows, options.rows_count
         for name, program, n in (
-            ("trl", "trl", peer), ("afina_same_rows", "afina", peer), ("afina", "afina", count), ("check", "check", count),
+            ("trl", "trl", peer), ("afina_same_rows", "afina", peer), ("afina", "afina", count), ("check", "check", min(count, 200_000)),
         ):  # fmt: skip
             result[name] = common.worker(__file__, f"{program}:{n}", options)
     result["times_as_fast"] = result["afina_same_rows"]["rows_a_second"] / result["trl"]["rows_a_second"]
@@ -53,12 +50,20 @@ def main() -> None:
         return
     print(result["machine"])
     print(f"TRL, {peer:,} rows: {result['trl']['rows_a_second']:,.0f} rows/s")
-    print(f"Afina, the same rows: {result['afina_same_rows']['rows_a_second']:,.0f} rows/s, {result['times_as_fast']:.1f} times")
+    print(
+        f"Afina, the same rows: {result['afina_same_rows']['rows_a_second']:,.0f} rows/s, {result['times_as_fast']:.1f} times"
+    )
     ours = result["afina"]
-    print(f"Afina, {count:,} rows: {ours['rows_a_second']:,.0f} rows/s, {result['times_as_fast_whole']:.1f} times as fast")
-    print(f"resident memory after a tenth of the rows {ours['gb_at_a_tenth']:.3f} GB, at most {ours['gb_at_most']:.3f} GB")
+    print(
+        f"Afina, {count:,} rows: {ours['rows_a_second']:,.0f} rows/s, {result['times_as_fast_whole']:.1f} times as fast"
+    )
+    print(
+        f"resident memory after a tenth of the rows {ours['gb_at_a_tenth']:.3f} GB, at most {ours['gb_at_most']:.3f} GB"
+    )
     print(f"a second time, from the cache: {ours['seconds_again']:.1f} s instead of {ours['seconds']:.1f}")
-    print(f"afina data check: {result['check']['rows_a_second']:,.0f} rows/s, {result['check']['bytes_a_row']:.0f} bytes a row")
+    print(
+        f"afina data check: {result['check']['rows_a_second']:,.0f} rows/s, {result['check']['bytes_a_row']:.0f} bytes a row"
+    )
 
 
 def write(path: Path, count: int, messages: bool) -> Path:
@@ -148,7 +153,9 @@ def trl(options: argparse.Namespace, count: int) -> dict[str, float]:
 
     tokenizer = load_tokenizer("starter")[0].inner
     path = write(options.shared / "messages.jsonl", count, messages=True)
-    config = LlamaConfig(len(tokenizer), 8, 8, 1, 1)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1
+    )
     settings = SFTConfig(
         str(options.shared / "out"), report_to=[], max_length=1024, bf16=False, use_cpu=True, disable_tqdm=True
     )

@@ -30,7 +30,7 @@ from afina.data.rows import Notes, Rejected, Rejections
 from afina.data.settings import DataSettings
 from afina.data.split import Mask, sample, split
 from afina.data.store import Rows, RowsWriter, Shelf
-from afina.data.template import Row, render, render_all, shorten
+from afina.data.template import Row, render, render_batches, shorten
 from afina.version import __version__
 
 DEFAULT_MAX_LENGTH = 1024
@@ -262,9 +262,9 @@ class Fitter:
 
     def fit_marked(self, examples: Iterable[tuple[Example, bool]]) -> Iterator[tuple[Row, Example, bool]]:
         """`fit` of examples that carry a mark, as a stream."""
-        examples = iter(examples)
-        while batch := list(itertools.islice(examples, _BATCH)):
-            rendered = render_all(self.base.tokenizer, [example for example, _ in batch])
+        marked = iter(examples)
+        batches = iter(lambda: list(itertools.islice(marked, _BATCH)), [])
+        for batch, rendered in render_batches(self.base.tokenizer, batches):
             for (example, mark), row in zip(batch, rendered, strict=True):
                 try:
                     pair = self._one(example, row)

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+import struct
 import tempfile
 import weakref
 from array import array
@@ -20,6 +21,7 @@ from afina.data.rows import Places, place
 from afina.data.template import Row
 
 _INDEX = np.dtype([("end", "<u8"), ("prefix", "<u4"), ("number", "<u4")])  # where the row's tokens end, and its place
+_ENTRY = struct.Struct("<QII")  # the same, to write one
 _MOST_BYTES = 4 << 30  # of prepared rows that are kept for the next run
 
 
@@ -39,12 +41,13 @@ class RowsWriter:
     def add(self, row: Row) -> None:
         """Raises `OutputError` where the disk is full."""
         self._end += len(row.input_ids)
-        self.labelled += row.labelled
-        self.most_labelled = max(self.most_labelled, row.labelled)
+        labelled = row.labelled
+        self.labelled += labelled
+        self.most_labelled = max(self.most_labelled, labelled)
         with writing(self._folder):
             self._ids.write(array("i", row.input_ids))
             self._labels.write(array("i", row.labels))
-            self._index.write(np.array([(self._end, *self._places.parts(row.where))], _INDEX).tobytes())
+            self._index.write(_ENTRY.pack(self._end, *self._places.parts(row.where)))
 
     def close(self) -> None:
         with writing(self._folder):

@@ -1,7 +1,9 @@
 """The one place where a conversation becomes token ids, and where it is decided which of them are learned."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import Any, TypeAlias, TypeVar
 
 from jinja2.exceptions import TemplateError
 
@@ -20,7 +22,7 @@ class Row:
 
     @property
     def labelled(self) -> int:
-        return sum(label != IGNORED for label in self.labels)
+        return len(self.labels) - self.labels.count(IGNORED)
 
 
 def prompt_ids(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
@@ -37,27 +39,47 @@ def render(tokenizer: Tokenizer, example: Example) -> Row:
     The text is cut where generation would begin and tokenised in pieces, so that the ids of a prompt are the same here and
     at inference. An earlier assistant turn that the template changes or drops later raises `Unusable`.
     """
-    (row,) = render_all(tokenizer, [example])
-    if isinstance(row, Unusable):
-        raise row
-    return row
+    if tokenizer.plain:
+        return _row_plain(tokenizer, example)
+    pieces = _pieces(tokenizer, example)
+    return _joined(tokenizer, [(piece, tokenizer.encode(piece.text)) for piece in pieces], example.where)
 
 
-def render_all(tokenizer: Tokenizer, examples: Sequence[Example]) -> list[Row | Unusable]:
-    """What `render` gives or raises for each, several times as fast: all texts are tokenised at once."""
-    found: list[Row | Unusable | list[_Piece]] = []
-    for example in examples:
-        try:
-            found.append(_row_plain(tokenizer, example) if tokenizer.plain else _pieces(tokenizer, example))
-        except Unusable as reason:
-            found.append(reason)
-    texts = [piece.text for pieces in found if isinstance(pieces, list) for piece in pieces]
-    ids = iter(tokenizer.encode_all(texts))
+M = TypeVar("M")
+
+
+def render_batches(
+    tokenizer: Tokenizer, batches: Iterable[list[tuple[Example, M]]]
+) -> Iterator[tuple[list[tuple[Example, M]], list[Row | Unusable]]]:
+    """Each batch with what `render` gives or raises for its examples, many times as fast: all texts of a batch are tokenised at
+    once, on all processors, while the next batch is read and written out."""
+    before: tuple[list[tuple[Example, M]], list[_Text], Future[list[list[int]]]] | None = None
+    with ThreadPoolExecutor(1) as thread:
+        for batch in batches:
+            texts = [_text(tokenizer, example) for example, _ in batch]
+            pieces = [piece.text for text in texts if isinstance(text, list) for piece in text]
+            job = thread.submit(tokenizer.encode_all, pieces)
+            if before:
+                yield before[0], _rows(tokenizer, *before)
+            before = batch, texts, job
+        if before:
+            yield before[0], _rows(tokenizer, *before)
+
+
+def _text(tokenizer: Tokenizer, example: Example) -> "_Text":
+    try:
+        return _row_plain(tokenizer, example) if tokenizer.plain else _pieces(tokenizer, example)
+    except Unusable as reason:
+        return reason
+
+
+def _rows(
+    tokenizer: Tokenizer, batch: Sequence[tuple[Example, Any]], texts: "Sequence[_Text]", job: Future[list[list[int]]]
+) -> list[Row | Unusable]:
+    ids = iter(job.result())
     return [
-        _joined(tokenizer, [(piece, next(ids)) for piece in pieces], example.where)
-        if isinstance(pieces, list)
-        else pieces
-        for pieces, example in zip(found, examples, strict=True)
+        _joined(tokenizer, [(piece, next(ids)) for piece in text], example.where) if isinstance(text, list) else text
+        for (example, _), text in zip(batch, texts, strict=True)
     ]
 
 
@@ -67,6 +89,9 @@ class _Piece:
 
     text: str
     learned: bool
+
+
+_Text: TypeAlias = list[_Piece] | Row | Unusable
 
 
 def _pieces(tokenizer: Tokenizer, example: Example) -> list[_Piece]:
