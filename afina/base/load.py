@@ -69,12 +69,13 @@ def load_base(  # noqa: PLR0913 - each by its name
     task: Task | None = None,
     classes: Sequence[str] = (),
     quantize: Quantize | None = None,
+    template: str | None = None,
 ) -> Base:
     """Loads the base model called `name`: a catalogue name, hub id, folder or `.gguf` file (see `locate`).
 
     `precision` is bf16, fp32 or auto (what the device computes faster, measured once). `task` is the model's head, by default
     the base's own; a classifier needs its `classes`. With `quantize` weights are kept in few bits: those of the linear layers
-    in nf4 or int8, or a GGUF file's matrices as they are (keep). All parameters are frozen, the module is in evaluation mode.
+    in nf4 or int8, or a GGUF file's matrices as they are (keep). `template` takes the place of the base's chat template. All parameters are frozen, the module is in evaluation mode.
     Raises `BaseModelError`.
     """
     for flag, value, known in (
@@ -96,8 +97,12 @@ def load_base(  # noqa: PLR0913 - each by its name
         )
     fused = kernels.load(cache) if place.type == "cpu" else None
     if task != "causal":
+        if template is not None:
+            raise BaseModelError(f"base {name!r} has no chat, so no chat template", "leave --template out")
         return _whole(source, task, tuple(classes), place, (dtype, reason), quantize)
     module, tok, why_not = (_from_gguf if source.is_gguf else _from_folder)(source, dtype, fused, keep)
+    if template is not None:
+        tok = tokenizer.with_template(tok, template)
     if tok.pad_id >= module.get_input_embeddings().num_embeddings:
         raise BaseModelError(
             f"base {name!r}: the tokenizer has more words than the model", "choose a base whose files agree"

@@ -14,12 +14,11 @@ from typing import Any
 from jinja2.exceptions import TemplateError
 
 from afina.base.gguf import GGUF
+from afina.base.templates import template_for
 from afina.core.errors import BaseModelError
 
 Message = dict[str, Any]  # {"role": "system" | "user" | "assistant" | …, "content": str}
 
-# For models without a chat template of their own: the texts on lines of their own, the answer ended by eos.
-PLAIN_TEMPLATE = "{% for m in messages %}{{ m['content'] }}{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\n' }}{% endfor %}"
 _PROBE = "Xq7probe"
 
 
@@ -42,6 +41,10 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """Token ids of `text` as it stands: special tokens in it are read, none is added."""
         return list(self._backend.encode(text, add_special_tokens=False).ids)
+
+    def ends(self, text: str) -> list[int]:
+        """The character at which each token of `text` ends."""
+        return [end for _, end in self._backend.encode(text, add_special_tokens=False).offsets]
 
     def encode_all(self, texts: list[str]) -> list[list[int]]:
         """What `encode` gives for each text, on all processors; texts that recur are read once."""
@@ -104,7 +107,8 @@ def wrap(inner: Any, extra_stops: list[int]) -> Tokenizer:
     if isinstance(inner.chat_template, dict):
         inner.chat_template = inner.chat_template.get("default") or next(iter(inner.chat_template.values()))
     if not inner.chat_template:
-        inner.chat_template = PLAIN_TEMPLATE
+        controls = (token.content for token in inner.added_tokens_decoder.values() if token.special)
+        inner.chat_template = template_for(controls, inner.bos_token is not None)
     if inner.eos_token is None:
         raise BaseModelError(
             "the tokenizer has no end-of-sequence token, so no answer could ever end", "choose another base"
@@ -126,6 +130,14 @@ def wrap(inner: Any, extra_stops: list[int]) -> Tokenizer:
     pad = _pick_pad(inner, stops)
     inner.pad_token = inner.convert_ids_to_tokens(pad)
     return Tokenizer(inner, pad, frozenset(int(s) for s in stops), turn_end, turn_rest)
+
+
+def with_template(tokenizer: Tokenizer, template: str) -> Tokenizer:
+    """The tokenizer with another chat template. Raises `BaseModelError` where it cannot render a question and an answer."""
+    if tokenizer.plain:
+        raise BaseModelError("this base has no chat, so no chat template", "leave --template out")
+    tokenizer.inner.chat_template = template
+    return wrap(tokenizer.inner, sorted(tokenizer.stop_ids))
 
 
 def _specials(inner: Any, text: str) -> list[int]:

@@ -113,9 +113,9 @@ class _Pass:
         answer = example.completion or ""
         if self.tokenizer is not None:
             row = render(self.tokenizer, example)
-            if len(row.input_ids) > self.max_length:
+            if len(row.input_ids) > self.max_length and example.messages:
                 self.note("long", example.where)
-            if row.labelled >= self.max_length:
+            if row.labelled >= self.max_length and example.messages:
                 self.note("lost", example.where)
             self.lengths.append(len(row.input_ids))
             self.answers.append(row.labelled)
@@ -126,7 +126,7 @@ class _Pass:
         self.wholes.add(f"{example.prompt_key}\n{answer}")
         self.sketches.add(example.source)
         texts = [str(message["content"]) for message in example.messages] + [answer]
-        if len(self.labels) <= _MOST_LABELS:
+        if example.messages and len(self.labels) <= _MOST_LABELS:
             self.labels[answer] += 1
         if len(_WORDS.findall(answer)) <= 1 and len(example.messages) > 1:
             self.note("one word", example.where)

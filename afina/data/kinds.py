@@ -32,8 +32,10 @@ class Answers:
         return sorted(self._distinct) if repeated and not self._many else []
 
     def kind(self, layout: Layout | None) -> Kind:
-        """`structured` where all answers are JSON objects or lists; else the layout's kind, where it has one; else
+        """`text` for plain text; `structured` where all answers are JSON objects or lists; else the layout's kind, where it has one; else
         `classification` where few short answers recur, else `generation`."""
+        if layout is not None and layout.kind == "text":
+            return "text"
         if self.count and self._structured:
             return "structured"
         if layout is not None and layout.kind is not None:

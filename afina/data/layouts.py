@@ -48,7 +48,7 @@ class Layout:
         if self.conversation:
             return f"{self.name}: the conversation is in {self.conversation!r}"
         if self.prompt is None:
-            return f"{self.name}: all of {self.completion!r} is learned"
+            return f"{self.name}: all of {self.completion!r} is learned, as it stands"
         return f"{self.name}: --prompt {self.prompt!r} --completion {self.completion!r}"
 
 
@@ -177,4 +177,4 @@ def _source_target(named: dict[str, str]) -> Layout | None:
 
 
 def _plain(named: dict[str, str]) -> Layout | None:
-    return Layout("plain text", None, f"{{{named['text']}}}", kind="generation") if list(named) == ["text"] else None
+    return Layout("plain text", None, f"{{{named['text']}}}", kind="text") if list(named) == ["text"] else None

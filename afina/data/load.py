@@ -30,7 +30,7 @@ from afina.data.rows import Notes, Rejected, Rejections
 from afina.data.settings import DataSettings
 from afina.data.split import Mask, sample, split
 from afina.data.store import Rows, RowsWriter, Shelf
-from afina.data.template import Row, render, render_batches, shorten
+from afina.data.template import Row, divide, render, render_batches, shorten
 from afina.version import __version__
 
 DEFAULT_MAX_LENGTH = 1024
@@ -116,26 +116,34 @@ def read_parts(settings: DataSettings, seed: int) -> Parts:
     """Reads, samples and splits. Raises `DataError` where a file is unreadable or no row is usable."""
     answers, rejected, notes = Answers(), Rejections(), Notes()
 
-    def prompts(of: DataSettings, into: Notes) -> np.ndarray:
-        seen, before = Seen(), len(rejected)
+    def prompts(of: DataSettings, into: Notes) -> tuple[np.ndarray, Mask]:
+        """A digest of each prompt, and which rows may be held out: all but plain text among questions."""
+        seen, before, asks = Seen(), len(rejected), bytearray()
         for example in _usable(of, into, rejected):
             seen.add(example.prompt_key)
-            answers.add(example.completion or "")
-        values = seen.values()
+            asks.append(bool(example.messages))
+            if example.messages:
+                answers.add(example.completion or "")
+        values, asking = seen.values(), np.frombuffer(asks, bool)
         _check_any(of, len(values), Rejections(itertools.islice(rejected, before, None)))
-        return values
+        return values, asking if asking.any() else np.ones(len(values), bool)
 
-    asked = prompts(settings, notes)
+    asked, asking = prompts(settings, notes)
     train = sample(len(asked), settings.limit, seed)
+    is_text = notes.layout is not None and notes.layout.kind == "text"
+    if settings.kind is not None and (settings.kind == "text") != is_text:
+        what = "is plain text, without questions" if is_text else "holds questions and answers, not plain text"
+        raise DataError(f"--kind {settings.kind}: {settings.path} {what}", "leave --kind out")
     if settings.eval_path is None:
         held = np.zeros(len(asked), bool)
-        held[train] = split(asked[train], settings.held_out, settings.held_out_rows, seed)
+        held[train & asking] = split(asked[train & asking], settings.held_out, settings.held_out_rows, seed)
         return Parts(settings, seed, train & ~held, held, answers, rejected, notes, 0)
     other = Notes()
-    tested = prompts(_of_eval(settings), other)
+    tested, asking = prompts(_of_eval(settings), other)
     for line in other.lines:
         notes.say(line)
-    held = sample(len(tested), settings.held_out_rows, seed)
+    held = np.zeros(len(tested), bool)
+    held[asking] = sample(int(asking.sum()), settings.held_out_rows, seed)
     shared = len(np.intersect1d(tested[held], asked[train]))
     return Parts(settings, seed, train, held, answers, rejected, notes, shared)
 
@@ -192,7 +200,7 @@ def _render_into(folder: Path, parts: Parts, base: Base, max_length: int, listen
         examples = ((example, bool(last)) for example, wanted, last in numbered if wanted)
         for row, example, last in fitter.fit_marked(examples):
             if not base.tokenizer.classes:
-                _check_labels(row, base)
+                _check_labels(row, example, base)
             writer = masks[-1][1] if last else masks[0][1]
             writer.add(row)
             counts["held-out" if writer is held_out else "training"] += 1
@@ -254,7 +262,7 @@ class Fitter:
         self.base, self.max_length, self.too_long = base, max_length, too_long
         self.rejected = Rejections()
         self.long = self.longest = 0
-        self.cut = 0
+        self.cut = self.divided = 0
 
     def fit(self, examples: Iterable[Example]) -> list[tuple[Row, Example]]:
         """The rows of those that can be used, with the examples as they were cut."""
@@ -267,22 +275,26 @@ class Fitter:
         for batch, rendered in render_batches(self.base.tokenizer, batches):
             for (example, mark), row in zip(batch, rendered, strict=True):
                 try:
-                    pair = self._one(example, row)
+                    pairs = self._fitted(example, row)
                 except Unusable as reason:
                     self.rejected.add(Rejected(example.where, str(reason)))
                     continue
-                if pair:
+                for pair in pairs:
                     yield *pair, mark
 
-    def _one(self, example: Example, row: Row | Unusable) -> tuple[Row, Example] | None:
+    def _fitted(self, example: Example, row: Row | Unusable) -> list[tuple[Row, Example]]:
         if isinstance(row, Unusable):
             raise row
         length = len(row.input_ids)
         if length <= self.max_length:
-            return row, example
+            return [(row, example)]
+        if not example.messages:
+            self.divided += 1
+            parts = divide(self.base.tokenizer, example, self.max_length)
+            return [(render(self.base.tokenizer, part), part) for part in parts]
         self.long, self.longest = self.long + 1, max(self.longest, length)
         if self.too_long == "error":
-            return None
+            return []
         if self.too_long == "drop":
             raise Unusable(f"longer than {self.max_length} tokens (dropped, as asked)")
         whole = example
@@ -293,7 +305,7 @@ class Fitter:
             row = render(self.base.tokenizer, example)
             excess += max(1, len(row.input_ids) - self.max_length)
         self.cut += 1
-        return row, example
+        return [(row, example)]
 
     def judge(self, settings: DataSettings, total: int) -> None:
         if self.long and self.too_long == "error":
@@ -305,14 +317,17 @@ class Fitter:
             )
 
     def notices(self) -> list[str]:
-        return [f"{self.cut} prompts were cut to fit {self.max_length} tokens"] if self.cut else []
+        said = [f"{self.cut} prompts were cut to fit {self.max_length} tokens"] if self.cut else []
+        if self.divided:
+            said.append(f"{self.divided} texts were divided into rows of at most {self.max_length} tokens")
+        return said
 
 
-def _check_labels(row: Row, base: Base) -> None:
+def _check_labels(row: Row, example: Example, base: Base) -> None:
     """A row must teach something, and teach the model to stop."""
     if not row.labelled:
         raise DataError(f"{row.where}: no token of it would be learned", "check the completion and the chat template")
-    if row.labels[-1] not in base.tokenizer.stop_ids:
+    if not example.unfinished and row.labels[-1] not in base.tokenizer.stop_ids:
         raise DataError(
             f"{row.where}: the end of the answer is not learned, so the model would never stop",
             "choose a base whose chat template ends turns with a special token",

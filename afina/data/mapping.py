@@ -4,7 +4,7 @@ import itertools
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from afina.base.tokenizer import Message
@@ -20,6 +20,7 @@ _SPEAKERS = {
     "human": "user", "gpt": "assistant", "bot": "assistant", "chatgpt": "assistant", "model": "assistant", "developer": "system",
     "function_call": "assistant", "observation": "tool", "function_response": "tool", "function": "tool", "ipython": "tool",
 }  # fmt: skip
+_TEXT = "text"
 _SAMPLE = 1000  # rows from whose columns and values the layout is told
 _FIELD = re.compile(r"\{\{|\}\}|\{([^{}\[\]]+)((?:\[[^\[\]{}]*\])*)\}|[{}]")
 
@@ -28,7 +29,8 @@ _FIELD = re.compile(r"\{\{|\}\}|\{([^{}\[\]]+)((?:\[[^\[\]{}]*\])*)\}|[{}]")
 class Example:
     """`messages` up to the question, and the `completion` (None where only references are known).
 
-    `source` is the text that the prompt was made of, without the template's own words: what copying would answer.
+    `source` is the text that the prompt was made of, without the template's own words: what copying would answer. Plain text
+    has no messages: all of its completion is learned, as it stands. `unfinished` text goes on in the next example.
     """
 
     messages: tuple[Message, ...]
@@ -36,11 +38,17 @@ class Example:
     references: tuple[str, ...]
     source: str
     where: str
+    unfinished: bool = False
+    last_only: bool = False  # of the assistant's turns only the last is learned
 
     @property
     def prompt_key(self) -> str:
-        """Equal for examples that ask the same."""
-        return json.dumps(self.messages, sort_keys=True, ensure_ascii=False)
+        """Equal for examples that ask the same (of plain text: that say the same)."""
+        return (
+            (self.completion or "")
+            if not self.messages
+            else json.dumps(self.messages, sort_keys=True, ensure_ascii=False)
+        )
 
 
 class Unusable(Exception):
@@ -111,7 +119,7 @@ def examples(settings: DataSettings, notes: Notes, *, needs_completion: bool) ->
     With templates: the columns that they name. Without: a layout that is known (layouts.py), which `notes` are told. Columns
     that no row has, or of which no layout is known, raise `DataError`: then the mapping is wrong, not the row.
     """
-    rows = read(settings, notes)
+    rows = _renamed(read(settings, notes), settings)
     start = list(itertools.islice(rows, _SAMPLE))
     records = [row for row in start if isinstance(row, Record)]
     convert = _converter(settings, [record.values for record in records], notes, needs_completion) if records else None
@@ -127,6 +135,26 @@ def examples(settings: DataSettings, notes: Notes, *, needs_completion: bool) ->
             yield Rejected(row.where, str(reason))
 
 
+def _renamed(rows: Iterator[Record | Rejected], settings: DataSettings) -> Iterator[Record | Rejected]:
+    """The rows with the columns of `settings.map` under the names that layouts know."""
+    if settings.map is None:
+        return rows
+    pairs = [[part.strip() for part in pair.split("=")] for pair in settings.map.split(",")]
+    if not all(len(pair) == 2 and all(pair) for pair in pairs):
+        raise DataError(f"--map {settings.map!r} does not name columns", "write name=column,name=column")
+    known = {column: name for name, column in pairs}
+
+    def renamed(row: Record | Rejected) -> Record | Rejected:
+        if isinstance(row, Rejected):
+            return row
+        return replace(row, values={known.get(name, name): value for name, value in row.values.items()})
+
+    first = next(rows, None)
+    if isinstance(first, Record):
+        _require(list(known), list(first.values), "--map", settings)
+    return map(renamed, rows if first is None else itertools.chain([first], rows))
+
+
 def _converter(
     settings: DataSettings, sample: Sequence[dict[str, Any]], notes: Notes, needs_completion: bool
 ) -> Callable[[Record], Example]:
@@ -137,6 +165,25 @@ def _converter(
     notes.layout = layout
     if settings.prompt is None and settings.completion is None:
         notes.say(f"{settings.path}: {layout.words()}")
+    if layout.prompt is None and layout.conversation is None:
+        return lambda record: _from_text(record, Template(layout.completion or "", "--completion"), settings)
+    convert = _asking(settings, layout, columns, needs_completion)
+    main = layout.conversation or "prompt"
+    if not {main, _TEXT} <= set(columns) or settings.prompt or settings.completion:
+        return convert
+    text = Template(f"{{{_TEXT}}}", "--completion")
+
+    def either(record: Record) -> Example:
+        """Rows of plain text among others, as `afina data prepare --replay` writes them."""
+        plain = record.values.get(main) is None and isinstance(record.values.get(_TEXT), str)
+        return _from_text(record, text, settings) if plain else convert(record)
+
+    return either
+
+
+def _asking(
+    settings: DataSettings, layout: Layout, columns: list[str], needs_completion: bool
+) -> Callable[[Record], Example]:
     if layout.conversation is not None:
         column = layout.conversation
         return lambda record: _from_messages(record, column, settings, needs_completion)
@@ -167,7 +214,13 @@ def layout_of(
     known = recognise(columns, sample)
     if settings.prompt is not None or settings.completion is not None:
         half = known if known and known.prompt is not None else Layout("", "{prompt}", "{completion}")
-        return Layout("as given", settings.prompt or half.prompt, settings.completion or half.completion)
+        same = known if known and settings.completion in (None, known.completion) else None
+        return Layout(
+            "as given",
+            settings.prompt or half.prompt,
+            settings.completion or half.completion,
+            kind=same.kind if same and same.kind != "text" else None,
+        )
     if known is None and not needs_completion and "prompt" in columns:
         known = Layout("prompts", "{prompt}", "{completion}")
     if known is None:
@@ -181,11 +234,6 @@ def layout_of(
             f"{settings.path}: columns {shown} do not say what is asked and what is answered",
             f"name them with templates, such as {example}",
         )
-    if known.prompt is None and known.conversation is None:
-        raise DataError(
-            f"{settings.path} is plain text: nothing in it is a question and its answer",
-            "give rows of prompts and completions; training on text as it stands is not offered yet",
-        )
     return known
 
 
@@ -196,6 +244,18 @@ def _require(wanted: list[str], columns: list[str], flag: str, settings: DataSet
             [f"{settings.path}: no column {name!r}, which {flag} names.{near(name, columns)}" for name in absent],
             f"the columns are {', '.join(map(repr, columns))}",
         )
+
+
+def _from_text(record: Record, template: Template, settings: DataSettings) -> Example:
+    if settings.system or settings.references:
+        raise DataError(
+            f"{settings.path} is plain text, which has no conversation", "leave --system and --references out"
+        )
+    text = template.fill(record.values)
+    if not text.strip():
+        raise Unusable("the text is empty")
+    check_unicode(text)
+    return Example((), text, (), text, record.where)
 
 
 def _from_messages(record: Record, column: str, settings: DataSettings, needs_completion: bool) -> Example:
@@ -264,7 +324,7 @@ def _example(
             raise Unusable(f"column {settings.references!r} has no reference")
     for text in (*(message["content"] for message in messages), answer or "", *references):
         check_unicode(text)
-    return Example(tuple(messages), answer, references, source, record.where)
+    return Example(tuple(messages), answer, references, source, record.where, last_only=settings.learn == "last")
 
 
 def check_unicode(text: str) -> None:

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from afina.core.config import Settings, setting
@@ -29,6 +30,12 @@ class PrepareSettings(Settings):
     """How the test part is chosen: random, stratified (each answer with its share), time (the last ones, by --by)."""
     by: str | None = None
     """Column that orders the rows in time (numbers, or dates such as 2024-03-01)."""
+    mix: str | None = None
+    """Further files, with their rows for each row of FILE: other.jsonl=0.5,more.csv=0.1."""
+    replay: str | None = None
+    """The same for training only, against forgetting: general text or conversations."""
+    format: Literal["jsonl", "parquet"] = "jsonl"
+    """What is written."""
     split_near: bool = False
     """Let rows that ask nearly the same fall on both sides of the split; by default they stay together."""
     seed: int = setting(0, ge=0)
@@ -161,9 +168,33 @@ def _groups(examples: Sequence[Example], near: bool) -> list[list[int]]:
     return list(groups.values())
 
 
-def row_of(example: Example) -> dict[str, Any]:
-    """The example as a row that is read again without a flag."""
-    if len(example.messages) == 1 and example.messages[0]["role"] == "user":
+def shares(text: str | None, flag: str) -> list[tuple[Path, float]]:
+    """'a.jsonl=0.5,b.csv=2' as files and numbers. Raises `DataError`."""
+    found = []
+    for part in text.split(",") if text else ():
+        name, _, number = part.rpartition("=")
+        try:
+            share = float(number)
+        except ValueError:
+            share = 0.0
+        if not name or not 0 < share < float("inf"):
+            raise DataError(
+                f"{flag} {part!r} is not a file and how much of it", f"write {flag} FILE=NUMBER, such as a.csv=0.5"
+            )
+        found.append((Path(name), share))
+    return found
+
+
+def rows_of(examples: Sequence[Example]) -> list[dict[str, Any]]:
+    """The examples as rows of one form that are read again without a flag: prompts, or messages where one needs them."""
+    plain = all(len(e.messages) == 1 and e.messages[0]["role"] == "user" for e in examples if e.messages)
+    return [_row_of(example, plain) for example in examples]
+
+
+def _row_of(example: Example, plain: bool) -> dict[str, Any]:
+    if not example.messages:
+        return {"text": example.completion}
+    if plain:
         row: dict[str, Any] = {"prompt": example.messages[0]["content"], "completion": example.completion}
     else:
         row = {"messages": [*example.messages, {"role": "assistant", "content": example.completion}]}

@@ -21,6 +21,10 @@ class DataSettings(Settings):
     """Template of the answer to learn, such as '{text}'."""
     system: str | None = setting(None, "--system")
     """System message put before every conversation that has none."""
+    map: str | None = setting(None, "--map", min_length=1)
+    """The file's own names of known columns, such as prompt=pergunta,completion=resposta."""
+    learn: Literal["all", "last"] = "all"
+    """Which turns of the assistant are learned: all of a conversation, or the last."""
     kind: Kind | None = setting(None, "--kind")
     """Kind of task, which decides how answers are scored; by default told from the layout and the answers."""
     references: str | None = setting(None, "--references", min_length=1)

@@ -11,6 +11,9 @@ from afina.base.model import IGNORED
 from afina.base.tokenizer import Message, Tokenizer
 from afina.data.mapping import Example, Unusable, check_unicode
 
+_MARGIN = 4  # tokens: a piece may be tokenised into a few more than it had in the whole
+_WIDEST_TOKEN = 16  # characters; of longer ones a piece just gets fewer
+
 
 @dataclass(frozen=True)
 class Row:
@@ -98,6 +101,9 @@ def _pieces(tokenizer: Tokenizer, example: Example) -> list[_Piece]:
     """The example's text from its beginning to the end of its last answer. Raises `Unusable`."""
     turns = [*example.messages, {"role": "assistant", "content": _completion(example)}]
     _check_texts(tokenizer, turns)
+    if not example.messages:
+        end = [] if example.unfinished else [_Piece(tokenizer.inner.eos_token, True)]
+        return [_Piece(_completion(example), True), *end]
     pieces: list[_Piece] = []
     text = ""
     for i, turn in enumerate(turns):
@@ -108,7 +114,8 @@ def _pieces(tokenizer: Tokenizer, example: Example) -> list[_Piece]:
         if not before.startswith(text):
             raise Unusable("the chat template changes earlier turns, so they cannot be learned one by one")
         body, rest = _answer(tokenizer, before, turns[: i + 1], last)
-        pieces += [_Piece(before[len(text) :], False), _Piece(body, True), _Piece(tokenizer.turn_end, True)]
+        learned = last or not example.last_only
+        pieces += [_Piece(before[len(text) :], False), _Piece(body, learned), _Piece(tokenizer.turn_end, learned)]
         if not last:
             pieces.append(_Piece(rest, False))
         text = before + body + tokenizer.turn_end + rest
@@ -127,6 +134,8 @@ def _joined(tokenizer: Tokenizer, pieces: Sequence[tuple[_Piece, list[int]]], wh
     for piece, found in pieces:
         ids += found
         labels += found if piece.learned else [IGNORED] * len(found)
+    if labels:
+        labels[0] = IGNORED  # nothing stands before it that it could be told from
     whole = _with_bos(tokenizer, ids)
     return Row(whole, [IGNORED] * (len(whole) - len(ids)) + labels, where)
 
@@ -135,6 +144,8 @@ def _row_plain(tokenizer: Tokenizer, example: Example) -> Row:
     """For a classifier the number of the class, as the second label: it then stands at the first token, as every label does at
     the token before its own. For an encoder-decoder the answer follows the text, and all of it is labelled."""
     completion = _completion(example)
+    if not example.messages:
+        raise Unusable("plain text is learned by bases that write text, such as starter")
     ids = prompt_ids(tokenizer, example.messages)
     if not tokenizer.classes:
         _check_texts(tokenizer, [{"role": "assistant", "content": completion}])
@@ -144,6 +155,27 @@ def _row_plain(tokenizer: Tokenizer, example: Example) -> Row:
         raise Unusable(f"its class {completion!r} is not one of those that the model knows")
     labels = [IGNORED, tokenizer.classes.index(completion), *[IGNORED] * (len(ids) - 2)]
     return Row(ids, labels, example.where)
+
+
+def text_ids(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Plain text that the model is to go on with. Raises `Unusable` where it spells a control token."""
+    _check_texts(tokenizer, [{"role": "user", "content": text}])
+    return _with_bos(tokenizer, tokenizer.encode(text))
+
+
+def divide(tokenizer: Tokenizer, example: Example, most: int) -> Iterator[Example]:
+    """Plain text in pieces of up to `most` tokens, cut at spaces where there are any; nothing of it is lost."""
+    text, at = _completion(example), 0
+    room = max(1, most - _MARGIN)
+    while at < len(text):
+        window = text[at : at + _WIDEST_TOKEN * room]
+        ends = tokenizer.ends(window)
+        end = len(window) if len(ends) <= room else max(1, ends[room - 1])
+        if at + end < len(text):
+            space = max(window.rfind(mark, end // 2, end) for mark in "\n ")
+            end = space if space > 0 else end
+        yield replace(example, completion=text[at : at + end], unfinished=at + end < len(text))
+        at += end
 
 
 def shorten(tokenizer: Tokenizer, example: Example, excess: int) -> Example:

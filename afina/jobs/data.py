@@ -14,10 +14,11 @@ from afina.data.check import Check, check
 from afina.data.load import DEFAULT_MAX_LENGTH, read_examples
 from afina.data.mapping import Example, Unusable
 from afina.data.mapping import examples as map_examples
-from afina.data.prepare import Prepared, PrepareSettings, prepare, row_of
+from afina.data.prepare import Prepared, PrepareSettings, prepare, rows_of, shares
 from afina.data.read import read
 from afina.data.rows import Notes, Record, Rejected, Rejections
 from afina.data.settings import DataSettings
+from afina.data.split import sample
 from afina.data.template import render
 from afina.jobs.runs import check_new
 from afina.measure.pages import Rendered, check_page, rendered, row_page
@@ -85,10 +86,18 @@ def prepare_data(settings: DataSettings, how: PrepareSettings, out: Path) -> Pre
     """Cleans and splits the data into `out`: train.jsonl, test.jsonl, a card, and rejected.jsonl. Raises `DataError`, `OutputError`."""
     check_new(out)
     examples, rejected, _ = read_examples(settings, needs_completion=True)
-    result = prepare(examples, how, _times(settings, how, examples))
-    write_jsonl(out / "train.jsonl", [row_of(e) for e in result.train])
+    times = _times(settings, how, examples)
+    wanted = len(examples)
+    for path, share in shares(how.mix, "--mix"):
+        if times:
+            raise DataError("--mix brings rows that have no time", "leave --mix or --split time out")
+        examples = examples + _some(path, share, wanted, how.seed)
+    result = prepare(examples, how, times)
+    for path, share in shares(how.replay, "--replay"):
+        result.train.extend(_some(path, share, len(result.train), how.seed))
+    _write(out / f"train.{how.format}", result.train)
     if result.test:
-        write_jsonl(out / "test.jsonl", [row_of(e) for e in result.test])
+        _write(out / f"test.{how.format}", result.test)
     if rejected:
         write_jsonl(out / "rejected.jsonl", [{"where": r.where, "reason": r.reason} for r in rejected])
     write_atomic(out / "README.md", _card(settings, how, result, rejected).encode())
@@ -96,6 +105,33 @@ def prepare_data(settings: DataSettings, how: PrepareSettings, out: Path) -> Pre
         out / "prepared.json", {"source": str(settings.path), **how.model_dump(mode="json"), "done": result.done}
     )
     return result
+
+
+def _some(path: Path, share: float, count: int, seed: int) -> list[Example]:
+    """`share` times `count` rows of another file, drawn by seed. Raises `DataError` where it has not as many."""
+    examples, _, _ = read_examples(DataSettings(path=path), needs_completion=True)
+    wanted = max(1, round(share * count))
+    if wanted > len(examples):
+        raise DataError(
+            f"{path}: {wanted} rows are wanted ({share:g} times {count}), {len(examples)} can be used",
+            f"give at most {path}={len(examples) / count:.3g}",
+        )
+    return [e for e, taken in zip(examples, sample(len(examples), wanted, seed), strict=True) if taken]
+
+
+def _write(path: Path, examples: Sequence[Example]) -> None:
+    rows = rows_of(examples)
+    if path.suffix == ".jsonl":
+        write_jsonl(path, rows)
+        return
+    import pyarrow
+    import pyarrow.parquet
+
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    buffer = pyarrow.BufferOutputStream()
+    table = pyarrow.table({name: [row.get(name) for row in rows] for name in columns})
+    pyarrow.parquet.write_table(table, buffer)
+    write_atomic(path, buffer.getvalue().to_pybytes())
 
 
 def _times(settings: DataSettings, how: PrepareSettings, examples: Sequence[Example]) -> list[str]:
@@ -118,10 +154,12 @@ def _card(settings: DataSettings, how: PrepareSettings, result: Prepared, reject
     grouped = (
         ", rows that ask the same or nearly the same on one side" if not how.split_near and how.split != "time" else ""
     )
+    mixed = [f"Mixed in: {how.mix}."] if how.mix else []
+    mixed += [f"Replayed in the training part: {how.replay}."] if how.replay else []
     lines = [
         f"# {settings.path.name}, prepared", "",
-        f"{len(result.train)} rows in train.jsonl, {len(result.test)} in test.jsonl, from `{settings.path.name}`.",
-        f"Split: {how.split}{grouped}; seed {how.seed}.", "", "Done:", *done, "", "Rows left out:", *left_out, "",
+        f"{len(result.train)} rows in train.{how.format}, {len(result.test)} in test.{how.format}, from `{settings.path.name}`.",
+        f"Split: {how.split}{grouped}; seed {how.seed}.", *mixed, "", "Done:", *done, "", "Rows left out:", *left_out, "",
     ]  # fmt: skip
     return "\n".join(lines)
 

@@ -10,7 +10,7 @@ from afina.core.errors import AdapterError, DataError
 from afina.core.events import Listener, Notice, ignore
 from afina.data.kinds import Answers
 from afina.data.layouts import Kind
-from afina.data.load import Fitter, read_examples
+from afina.data.load import DEFAULT_MAX_LENGTH, Fitter, read_examples
 from afina.data.mapping import Example
 from afina.data.rows import Notes
 from afina.jobs.runs import is_merged, open_run, record
@@ -51,7 +51,9 @@ def evaluate(  # noqa: PLR0913 - each by its name
     examples, rejected, notes = read_examples(settings, needs_completion=references is None)
     for line in notes.lines:
         listener(Notice(line))
-    answered = [replace(e, completion=e.completion or e.references[0]) for e in examples[:limit]]
+    answered = [
+        replace(e, completion=e.completion if e.completion is not None else e.references[0]) for e in examples[:limit]
+    ]
     classes = adapted.base.tokenizer.classes
     strangers = [e for e in answered if classes and e.completion not in classes]
     if strangers:  # they have no loss, and no right answer
@@ -63,7 +65,9 @@ def evaluate(  # noqa: PLR0913 - each by its name
             )
         )
         answered = [e for e in answered if e.completion in classes]
-    fitter = Fitter(adapted.base, adapted.base.facts.context_length - adapted.max_new_tokens, "cut")
+    is_text = not answered[0].messages
+    room = adapted.base.facts.context_length - (0 if is_text else adapted.max_new_tokens)
+    fitter = Fitter(adapted.base, min(room, DEFAULT_MAX_LENGTH) if is_text else room, "cut")
     fitted = fitter.fit(answered)
     for line in [*fitter.notices(), *rejected.lines(), *fitter.rejected.lines()]:
         listener(Notice(line, warning=True))
@@ -71,7 +75,7 @@ def evaluate(  # noqa: PLR0913 - each by its name
         raise DataError([f"{data}: no row can be used", *fitter.rejected.lines()], "mend the file")
     rows = [row for row, _ in fitted]
     kept = [example for _, example in fitted] + strangers
-    kind = adapted.facts.get("kind") or _kind(kept, notes)
+    kind = "text" if is_text else adapted.facts.get("kind") or _kind(kept, notes)
     result = evaluate_adapted(adapted.base, kept, rows, kind, adapted.max_new_tokens, listener, str(data))
     if other:
         return result

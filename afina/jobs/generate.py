@@ -10,7 +10,7 @@ from afina.core.errors import AdapterError, DataError
 from afina.core.events import Listener, Notice, Progress, ignore
 from afina.data.load import read_examples
 from afina.data.mapping import Unusable
-from afina.data.template import prompt_ids
+from afina.data.template import prompt_ids, text_ids
 from afina.jobs.runs import is_merged, open_run
 from afina.lora.injection import disabled
 
@@ -46,7 +46,7 @@ def generate(  # noqa: PLR0913 - each by its name
         for line in rejected.lines():
             listener(Notice(f"not answered: {line}", warning=True))
         conversations = [list(example.messages) for example in examples]
-        rows = [{"where": example.where, "prompt": example.messages[-1]["content"]} for example in examples]
+        rows = [{"where": e.where, "prompt": e.messages[-1]["content"] if e.messages else e.source} for e in examples]
     else:
         system = adapted.facts.get("data", {}).get("system")
         start = [{"role": "system", "content": system}] if system else []
@@ -54,10 +54,11 @@ def generate(  # noqa: PLR0913 - each by its name
         rows = [{"prompt": prompt} for prompt in prompts]
     # A classifier writes nothing, so that all of the context is the prompt's.
     room = model.facts.context_length - (0 if model.tokenizer.classes else adapted.max_new_tokens)
+    is_text = adapted.facts.get("kind") == "text"
     asked = []  # (row, token ids)
     for row, messages in zip(rows, conversations, strict=True):
         try:
-            tokens = prompt_ids(model.tokenizer, messages)
+            tokens = text_ids(model.tokenizer, row["prompt"]) if is_text else prompt_ids(model.tokenizer, messages)
             if len(tokens) > room:
                 raise Unusable(f"it has {len(tokens)} tokens, the base takes {room} beside an answer")
         except Unusable as reason:

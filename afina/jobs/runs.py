@@ -192,6 +192,19 @@ def facts_of(base: Base, name: str, revision: str | None) -> dict[str, Any]:
     }
 
 
+def read_template(path: Path | None) -> str | None:
+    """The chat template in a file. Raises `InputError`."""
+    if path is None:
+        return None
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8"
+        raise InputError(
+            f"cannot read the chat template {path}: {reason}", "give a file with a Jinja template"
+        ) from error
+
+
 def check_base(facts: dict[str, Any], base: Base, folder: Path) -> None:
     """Raises `AdapterError` where the adapter was made for other weights, words or another chat template than `base` has."""
     if not facts:
@@ -256,7 +269,8 @@ def open_run(
     quantize = None if whole else facts.get("quantize")
     if quantize == "keep" and base and not base.endswith(".gguf"):
         quantize = None  # there are no blocks to keep
-    loaded = _load(load["name"], facts, device, cache_dir, quantize, load.get("revision"))
+    template = read_template(folder / "chat_template.jinja") if facts.get("own_template") else None
+    loaded = _load(load["name"], facts, device, cache_dir, quantize, load.get("revision"), template)
     if not force:
         check_base(facts, loaded, folder)
     load_adapter(loaded.model.module, folder)
@@ -275,6 +289,7 @@ def _load(
     cache_dir: Path | None,
     quantize: Any,
     revision: str | None = None,
+    template: str | None = None,
 ) -> Base:
     """The base called `name`, as it was in training."""
     return load_base(
@@ -286,4 +301,5 @@ def _load(
         task=facts.get("task", "causal"),
         classes=facts.get("classes", ()),
         quantize=quantize,
+        template=template,
     )

@@ -35,6 +35,8 @@ class RunSettings(Settings):
     """Decides the sample, the split, the order of rows and the adapter's start."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Number format of the computation; auto measures once which is faster here."""
+    template: Path | None = None
+    """File with a chat template (Jinja) in the place of the base's own."""
     quantize: Quantize | None = None
     """Keep the frozen base in few bits, for less memory: nf4 (4 bits), int8, or keep: a GGUF file's matrices as they are."""
     device: str | None = None

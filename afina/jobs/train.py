@@ -32,6 +32,7 @@ from afina.jobs.runs import (
     check_folder,
     facts_of,
     read_facts,
+    read_template,
     record,
     save_tokenizer,
 )
@@ -57,6 +58,7 @@ _TASKS: dict[type, tuple[str, str]] = {  # ours, and PEFT's task_type
     Seq2SeqModel: ("seq2seq", "SEQ_2_SEQ_LM"),
 }
 CHECKED = 100_000  # rows that are looked at before training; `afina data check` looks at all
+TEXT_TOKENS = 256  # that a model of plain text goes on by
 CALIBRATION = 32  # training rows that the starts eva and lora_ga look at
 
 
@@ -199,6 +201,7 @@ def _load(settings: RunSettings, classes: Sequence[str]) -> Base:
         task=settings.task,
         classes=classes,
         quantize=settings.quantize,
+        template=read_template(settings.template),
     )
 
 
@@ -282,10 +285,11 @@ class _Run:
             **facts_of(self.base, self.settings.base, self.settings.revision),
             "afina": __version__,
             "quantize": self.settings.quantize,
+            "own_template": self.settings.template is not None,
             "data": {"prompt": data.prompt, "completion": data.completion, "system": data.system},
             "task": _TASKS[type(self.base.model)][0],
             "kind": "classification" if self.base.tokenizer.classes else data.kind,
-            "max_new_tokens": math.ceil(1.25 * self.data.most_labelled) + 8,
+            "max_new_tokens": TEXT_TOKENS if data.kind == "text" else math.ceil(1.25 * self.data.most_labelled) + 8,
             "reasons": self.reasons,
         }
 
@@ -366,6 +370,8 @@ class _Run:
             resolved["data"]["path"] = str(self.settings.data.path.resolve())
         if self.settings.data.eval_path:
             resolved["data"]["eval_path"] = str(self.settings.data.eval_path.resolve())
+        if self.settings.template:
+            resolved["template"] = str(self.settings.template.resolve())
         resolved["lora"] = self.lora.model_dump(mode="json")
         resolved["precision"] = self.facts["precision"]
         resolved["threads"] = torch.get_num_threads()

@@ -14,8 +14,17 @@ from afina.data.mapping import Example
 from afina.data.template import Row, prompt_ids
 from afina.lora.injection import disabled
 from afina.measure.intervals import Difference, paired_difference
-from afina.measure.metrics import MAIN, Metric, metrics, per_class, per_field, trivial_answers
-from afina.training.loss import mean_loss
+from afina.measure.metrics import (
+    MAIN,
+    Metric,
+    bits_per_byte,
+    byte_frequencies,
+    metrics,
+    per_class,
+    per_field,
+    trivial_answers,
+)
+from afina.training.loss import mean_loss, row_losses
 
 NAMES = ("base", "adapted")
 
@@ -64,6 +73,8 @@ def evaluate_adapted(
 
     `base` carries the adapter, which is switched off for the base's turn.
     """
+    if kind == "text":
+        return _evaluate_text(base, examples, rows, data)
     prompts = [prompt_ids(base.tokenizer, example.messages) for example in examples]
     references = [example.references for example in examples]
 
@@ -109,6 +120,34 @@ def evaluate_adapted(
             }
             for example, a, b in zip(examples, plain, adapted, strict=True)
         ],
+    )
+
+
+def _evaluate_text(base: Base, examples: Sequence[Example], rows: Sequence[Row], data: str) -> Evaluation:
+    """How well each model tells plain text, which has no answers to compare."""
+    texts = [example.completion or "" for example in examples]
+    adapted = row_losses(base, rows)
+    with disabled(base.model.module):
+        plain = row_losses(base, rows)
+    tokens = sum(row.labelled for row in rows)
+    before, after = bits_per_byte(plain, texts), bits_per_byte(adapted, texts)
+    trivial = byte_frequencies(texts)
+    return Evaluation(
+        kind="text",
+        data=data,
+        rows=len(rows),
+        scores={
+            name: {
+                found.name: found.score(),
+                "loss": sum(nats) / tokens,
+                "perplexity": math.exp(min(sum(nats) / tokens, 700.0)),
+            }
+            for name, found, nats in zip(NAMES, (before, after), (plain, adapted), strict=True)
+        },
+        differences={after.name: paired_difference(before, after)},
+        trivial={"byte frequencies": {trivial.name: trivial.score()}},
+        over_trivial=paired_difference(trivial, after),
+        predictions=[],
     )
 
 

@@ -18,13 +18,16 @@ class Difference:
     low: float
     high: float
     rows: int
+    lower_is_better: bool = False
 
     @property
     def verdict(self) -> str:
         """better, worse, not distinguishable (the interval holds zero), or too few rows for any of these."""
         if self.rows < FEWEST_ROWS:
             return "too few rows to tell"
-        return "better" if self.low > 0 else "worse" if self.high < 0 else "not distinguishable"
+        if self.low <= 0 <= self.high:
+            return "not distinguishable"
+        return "better" if (self.low > 0) != self.lower_is_better else "worse"
 
 
 def paired_difference(a: Metric, b: Metric, seed: int = 0) -> Difference:
@@ -40,4 +43,4 @@ def paired_difference(a: Metric, b: Metric, seed: int = 0) -> Difference:
         times = np.bincount(rng.integers(n, size=n), minlength=n)
         differences[i] = b.value(times @ b.stats, n) - a.value(times @ a.stats, n)
     low, high = np.percentile(differences, [2.5, 97.5])
-    return Difference(b.score() - a.score(), float(low), float(high), n)
+    return Difference(b.score() - a.score(), float(low), float(high), n, b.lower_is_better)

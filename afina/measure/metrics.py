@@ -24,6 +24,7 @@ MAIN: dict[Kind, str] = {
     "summarisation": "rouge_l",
     "chat": "chrf",
     "generation": "bleu",
+    "text": "bits_per_byte",
 }
 
 
@@ -34,6 +35,7 @@ class Metric:
     name: str
     stats: Floats
     value: Callable[[Floats, int], float]
+    lower_is_better: bool = False
 
     def score(self) -> float:
         return self.value(self.stats.sum(0), len(self.stats))
@@ -206,3 +208,17 @@ def _rouge(answers: Sequence[str], references: Sequence[Sequence[str]]) -> list[
         _mean(name, [100 * scores[kind].fmeasure for scores in found])
         for name, kind in zip(("rouge_1", "rouge_2", "rouge_l"), kinds, strict=True)
     ]
+
+
+def bits_per_byte(nats: Sequence[float], texts: Sequence[str]) -> Metric:
+    """The loss of all texts over their length in UTF-8, which compares models of different tokenizers (Gao et al. 2020,
+    https://arxiv.org/abs/2101.00027, section 3.1)."""
+    stats = np.array([[n / np.log(2), len(text.encode())] for n, text in zip(nats, texts, strict=True)])
+    return Metric("bits_per_byte", stats, lambda total, _: float(total[0] / total[1]), lower_is_better=True)
+
+
+def byte_frequencies(texts: Sequence[str]) -> Metric:
+    """What a model would need that knows only how frequent each byte is in these texts: their entropy of order 0."""
+    counts = Counter(byte for text in texts for byte in text.encode())
+    cost = {byte: -np.log(n / counts.total()) for byte, n in counts.items()}
+    return bits_per_byte([sum(cost[byte] for byte in text.encode()) for text in texts], texts)

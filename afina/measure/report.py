@@ -23,12 +23,17 @@ LABELS = {
     "bleu": "BLEU (lower-cased)",
     "bleu_cased": "BLEU (cased)",
     "chrf": "chrF",
+    "rouge_1": "ROUGE-1",
+    "rouge_2": "ROUGE-2",
+    "rouge_l": "ROUGE-L",
+    "bits_per_byte": "bits a byte",
     "loss": "loss, nats a token",
     "perplexity": "perplexity",
     "stop_rate": "stop rate",
     "empty_rate": "empty answers",
 }
 _PERCENT = {"accuracy", "field_accuracy", "exact_match", "valid_json", "stop_rate", "empty_rate", "macro_f1"}
+_HUNDREDS = {"bleu", "bleu_cased", "chrf", "rouge_1", "rouge_2", "rouge_l"}  # from 0 to 100
 _EXAMPLES = 12
 
 
@@ -39,7 +44,7 @@ def number(name: str, value: float, sign: bool = False) -> str:
         return f"{100 * value:{plus}.1f}{' points' if sign else ' %'}"
     if name == "perplexity" and abs(value) >= 1000:
         return f"{value:{plus}.3g}"
-    return f"{value:{plus}.1f}" if name in ("bleu", "bleu_cased", "chrf") else f"{value:{plus}.3f}"
+    return f"{value:{plus}.1f}" if name in _HUNDREDS else f"{value:{plus}.3f}"
 
 
 def table(evaluation: dict[str, Any]) -> Iterator[dict[str, str]]:

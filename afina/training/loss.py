@@ -11,6 +11,11 @@ from afina.data.template import Row
 TOKENS = 2048  # a forward pass without gradients
 
 
+def row_losses(base: Base, rows: Sequence[Row]) -> list[float]:
+    """The summed loss of each row, in nats."""
+    return [mean_loss(base, [row]) * row.labelled for row in rows]
+
+
 @torch.no_grad()
 def mean_loss(base: Base, rows: Sequence[Row]) -> float:
     """The loss a labelled token over all `rows`, in nats; its exponential is the perplexity."""

@@ -281,3 +281,52 @@ def test_starter_stops_and_tokenises_digit_by_digit(starter) -> None:
     (answer,) = generate(starter, [prompt], 40)
     assert answer.stopped
     assert "Paris" in answer.text
+
+
+@pytest.mark.parametrize(
+    ("controls", "bos", "begins", "ends"),
+    [
+        (["<|im_start|>", "<|im_end|>"], None, "<|im_start|>user\n", "<|im_end|>"),
+        (["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<s>"], "<s>", "<s><|start_header_id|>user", "<|eot_id|>"),
+        (["<start_of_turn>", "<end_of_turn>", "<s>"], "<s>", "<s><start_of_turn>user\n", "<end_of_turn>"),
+        (["<|user|>", "<|assistant|>", "<|end|>"], None, "<|user|>\n", "<|end|>"),
+        ([], None, "Hi\n", "</s>"),
+    ],
+)  # fmt: skip
+def test_a_base_without_a_template_takes_its_familys(
+    controls: list[str], bos: str | None, begins: str, ends: str
+) -> None:
+    from tokenizers import AddedToken
+
+    from afina.base.tokenizer import wrap
+    from afina.data.mapping import Example
+    from afina.data.template import render
+
+    inner = byte_tokenizer(None, eos="<|endoftext|>")
+    plain = inner.backend_tokenizer
+    known = {t.content for t in inner.added_tokens_decoder.values()} - {"<|endoftext|>"}
+    if "<|im_start|>" not in controls:  # the byte tokenizer has ChatML's tokens
+        from tokenizers import Tokenizer as Backend
+
+        told = json.loads(plain.to_str())
+        told["added_tokens"] = [t for t in told["added_tokens"] if t["content"] not in known]
+        inner = type(inner)(tokenizer_object=Backend.from_str(json.dumps(told)), eos_token="<|endoftext|>")
+    inner.add_special_tokens(
+        {"additional_special_tokens": [AddedToken(text, special=True) for text in [*controls, "</s>"]]}
+    )
+    inner.eos_token, inner.bos_token = "</s>", bos
+    tok = wrap(inner, [])
+    asked = [{"role": "user", "content": "Hi"}]
+    assert tok.chat(asked, answer=True).startswith(begins)
+    assert tok.turn_end == ends
+    row = render(tok, Example(tuple(asked), "Yo", ("Yo",), "Hi", "here"))
+    learned = [label for label in row.labels if label != -100]
+    assert tok.inner.decode(learned) == f"Yo{ends}"
+
+
+def test_a_template_of_ones_own(tiny_folder: Path, tmp_path: Path) -> None:
+    own = "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}<|im_end|>{% endfor %}{% if add_generation_prompt %}[assistant] {% endif %}"
+    base = load_base(str(tiny_folder), template=own)
+    assert base.tokenizer.chat([{"role": "user", "content": "x"}], answer=True) == "[user] x<|im_end|>[assistant] "
+    with pytest.raises(BaseModelError, match="cannot render"):
+        load_base(str(tiny_folder), template="{% if %}")

@@ -246,9 +246,6 @@ def test_what_is_not_said_is_asked_for(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "d.jsonl", [{"mr": "x", "ref": "y"}])
     with pytest.raises(DataError, match=r"--prompt '\{mr\}' --completion '\{ref\}'"):
         read_examples(DataSettings(path=path), needs_completion=True)
-    (tmp_path / "a.txt").write_text("text")
-    with pytest.raises(DataError, match="is plain text"):
-        read_examples(DataSettings(path=tmp_path / "a.txt"), needs_completion=True)
 
 
 def test_files_that_are_not_what_they_say(tmp_path: Path) -> None:

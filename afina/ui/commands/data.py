@@ -5,49 +5,65 @@ import json
 from pathlib import Path
 from typing import Any
 
-from afina.core.errors import SettingsError, writing
+from afina.core.errors import writing
 from afina.ui.common import positive, say
+
+_ACTIONS = {
+    "check": "what a careful person would find in FILE; exits with 0 ready, 1 not ready, 2 unreadable",
+    "show": "a row of FILE as the model sees it: its tokens, the learned ones in colour",
+    "prepare": "FILE cleaned, without copies, split so that near copies stay on one side",
+}
+_READING = ("prompt", "completion", "map", "system", "references", "target", "text", "learn")
+_FLAGS = {
+    "check": (*_READING, "kind", "eval_path", "max_length"),
+    "show": (*_READING, "max_length"),
+    "prepare": _READING,
+}
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
+    parser.usage = "afina data check|show|prepare FILE [flags]"
+    parser.epilog = "flags of each: afina data check --help"
+    actions = parser.add_subparsers(
+        prog="afina data", dest="action", metavar="ACTION", required=True, parser_class=type(parser)
+    )
+    for name, summary in _ACTIONS.items():
+        action = actions.add_parser(name, help=summary, description=summary, allow_abbrev=False)
+        action.usage = f"afina data {name} FILE [--prompt TEXT] [--completion TEXT] [flags]"
+        action.add_argument("file", metavar="FILE", help="file or folder of examples, - for standard input")
+        _own_flags(action, name)
+
+
+def _own_flags(parser: argparse.ArgumentParser, action: str) -> None:
     from afina.core.config import fields
     from afina.data.prepare import PrepareSettings
     from afina.data.settings import DataSettings
 
-    parser.usage = "afina data check|show|prepare FILE [--prompt TEXT] [--completion TEXT] [flags]"
-    parser.add_argument(
-        "action",
-        choices=["check", "show", "prepare"],
-        help="what is in it; a row as the model sees it; clean and split",
-    )
-    parser.add_argument("file", metavar="FILE", help="file or folder of examples, - for standard input")
-    parser.add_argument("--base", default="starter", metavar="BASE", help="whose tokenizer counts [starter]")
-    parser.add_argument("--cache-dir", type=Path, metavar="DIR", help="where downloaded models are kept")
-    parser.add_argument("--html", type=Path, metavar="FILE", help="check, show: a page with plots as well")
-    parser.add_argument("--json", action="store_true", help="check: print one JSON object")
-    parser.add_argument("--row", type=positive, default=1, metavar="N", help="show: number of the row [1]")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="prepare: folder to write to")
-    wanted = {"prompt", "completion", "system", "references", "eval_path", "max_length", "target", "text"}
+    if action == "prepare":
+        parser.add_argument("--out", type=Path, metavar="DIR", required=True, help="new folder to write to")
+    else:
+        parser.add_argument("--base", default="starter", metavar="BASE", help="whose tokenizer counts [starter]")
+        parser.add_argument("--cache-dir", type=Path, metavar="DIR", help="where downloaded models are kept")
+        parser.add_argument("--html", type=Path, metavar="FILE", help="a page with plots as well")
+    if action == "check":
+        parser.add_argument("--json", action="store_true", help="print one JSON object")
+    if action == "show":
+        parser.add_argument("--row", type=positive, default=1, metavar="N", help="number of the row [1]")
     for field in fields(DataSettings):
-        if field.path in wanted:
+        if field.path in _FLAGS[action]:
             own = [flag for flag in field.flags if not flag.startswith("--data.")] or [f"--{field.path}"]
-            parser.add_argument(
-                *own,
-                dest=f"data.{field.path}",
-                default=argparse.SUPPRESS,
-                metavar=field.path.upper(),
-                help=field.help.replace("%", "%%"),
-            )
-    group = parser.add_argument_group("prepare")
-    for field in fields(PrepareSettings):
-        options: dict[str, Any] = {"action": "store_true"} if field.switch else {"metavar": field.path.upper()}
-        group.add_argument(
-            f"--{field.path}",
-            dest=f"prepare.{field.path}",
-            default=argparse.SUPPRESS,
-            help=field.help.replace("%", "%%"),
-            **options,
-        )
+            _add(parser, own[-1:], f"data.{field.path}", field)
+    if action == "prepare":
+        for field in fields(PrepareSettings):
+            _add(parser, [f"--{field.path}"], f"prepare.{field.path}", field)
+
+
+def _add(parser: argparse.ArgumentParser, names: list[str], dest: str, field: Any) -> None:
+    options: dict[str, Any] = {"action": "store_true"} if field.switch else {"metavar": field.path.upper()}
+    default = f" [{field.default}]" if field.choices and field.default else ""
+    choices = f" One of {', '.join(field.choices)}.{default}" if field.choices else ""
+    text = f"{field.help}{choices}".replace("%", "%%")
+    parser.add_argument(*names, dest=dest, default=argparse.SUPPRESS, help=text, **options)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -59,9 +75,6 @@ def run(options: argparse.Namespace) -> int:
 
     given = vars(options)
     settings = build(DataSettings, {"path": options.file, **_section(given, "data.")})
-    how = _section(given, "prepare.")
-    if how and options.action != "prepare":
-        raise SettingsError(f"--{next(iter(how))} is read by `afina data prepare` only", "leave it out")
     if options.action == "check":
         found = check_data(settings, base=options.base, page=options.html, cache_dir=options.cache_dir)
         if options.json:
@@ -75,14 +88,13 @@ def run(options: argparse.Namespace) -> int:
         with writing("standard output"):
             show_tokens(row)
         return 0
-    if not options.out:
-        raise SettingsError("afina data prepare needs --out DIR", "give a new folder")
-    result = prepare_data(settings, build(PrepareSettings, how), options.out)
+    how = build(PrepareSettings, _section(given, "prepare."))
+    result = prepare_data(settings, how, options.out)
     for what, n in result.done.items():
         say(f"{n} rows {what}")
-    say(
-        f"{len(result.train)} rows in {options.out / 'train.jsonl'}, {len(result.test)} in {options.out / 'test.jsonl'}"
-    )
+    for part, rows in (("train", result.train), ("test", result.test)):
+        if rows:
+            say(f"{len(rows)} rows in {options.out / part}.{how.format}")
     return 0
 
 
