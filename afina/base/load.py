@@ -154,8 +154,8 @@ def _whole(
     if task == "classify":
         if len(classes) < 2:
             raise BaseModelError(
-                f"a classifier needs two classes or more, {len(classes)} were given",
-                "check --completion and the data: each different completion is a class",
+                f"a classifier needs two classes or more, each in several rows; {len(classes)} were found",
+                "check --completion: each different one is a class. Free answers are learned by a base that writes text, such as starter",
             )
         maker = AutoModelForSequenceClassification
         extra = {"num_labels": len(classes), "id2label": dict(enumerate(classes)), "ignore_mismatched_sizes": True}

@@ -44,12 +44,6 @@ def test_end_of_turn_from_the_template_when_eos_is_another() -> None:
     assert tok.turn_end == "<|im_end|>"
 
 
-def test_models_without_template_get_a_plain_one() -> None:
-    tok = wrap(byte_tokenizer(chat_template=None), [])
-    assert tok.chat([{"role": "user", "content": "Hi"}], True) == "Hi\n"
-    assert (tok.turn_end, tok.turn_rest) == ("<|im_end|>", "\n")
-
-
 def test_template_that_ends_no_turn_gets_eos() -> None:
     template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
     tok = wrap(byte_tokenizer(chat_template=template), [])
