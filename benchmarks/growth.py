@@ -80,7 +80,7 @@ def read_data(options: argparse.Namespace, count: int) -> dict[str, float]:
             row = {"prompt": f"Order {i}: where is parcel {i * 7919 % count}?", "completion": f"In depot {i % 97}."}
             file.write(json.dumps(row) + "\n")
     before, begun = memory_gb(), time.perf_counter()
-    data = load_data(DataSettings(path=path), base)
+    data = load_data(DataSettings(path=path), base, cache_dir=options.shared)
     assert len(data.train) > 0.8 * count
     return {"seconds": time.perf_counter() - begun, "gb": memory_gb() - before}
 

@@ -23,6 +23,7 @@ SCRIPTS: dict[str, list[str]] = {
     "time_to_loss": ["time_to_loss.py", ROWS],
     "generate_speed": ["generate_speed.py", ROWS],
     "growth": ["growth.py"],
+    "data_speed": ["data_speed.py", "--plot", str(HERE / "data_memory.svg")],
     "full_tuning": ["full_tuning.py", ROWS],
     "precision": ["precision.py", ROWS, "--plot", str(HERE / "precision.svg")],
     "quantised": ["quantised.py", ROWS],

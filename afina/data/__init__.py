@@ -1,7 +1,7 @@
 """Step 2, the data: from a file of examples to token ids and labels.
 
-Comes in: JSONL, JSON or CSV and templates over its columns. Goes out: rows (input_ids, labels) to train and to evaluate
-on, and every rejected row with its place and reason. No optimiser.
+Comes in: files of many formats, and templates over their columns. Goes out: rows (input_ids, labels) to train and to evaluate
+on, which lie on disk, and every rejected row with its place and reason. No optimiser.
 Public: `load_data`, `read_examples`, `DataSettings`, `Dataset`, `Example`, `Row`, `render`, `prompt_ids`, `pack`.
 """
 

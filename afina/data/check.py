@@ -21,6 +21,7 @@ from afina.data.template import render
 
 Severity = Literal["error", "warning", "note"]
 _SHOWN = 5
+_SAMPLES = 3
 _MOST_LABELS = 200  # different answers that are counted one by one
 _FEW_ROWS = 50
 _PERSONAL = {"e-mail": "an e-mail address", "CPF": "a CPF", "card": "a card number", "telephone": "a telephone number"}
@@ -40,7 +41,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Check:
-    """`rows_in` = `rows_kept` + `rows_reported`; `lengths` are tokens of kept rows, `answers` those learned."""
+    """`rows_in` = `rows_kept` + `rows_reported`; `samples` are the first rows as they are asked and answered; `lengths` are tokens of kept rows, `answers` those learned."""
 
     path: str
     rows_in: int
@@ -54,6 +55,7 @@ class Check:
     ready: bool
     lengths: list[int]
     answers: list[int]
+    samples: list[dict[str, str]]
     labels: dict[str, int]
     languages: dict[str, int]
 
@@ -99,6 +101,7 @@ class _Pass:
         self.few: dict[str, _Few] = {}
         self.words = self.tokens = 0
         self.repair: str | None = None
+        self.samples: list[dict[str, str]] = []
 
     @property
     def classes(self) -> bool:
@@ -121,6 +124,9 @@ class _Pass:
             self.answers.append(row.labelled)
             self.tokens += len(self.tokenizer.encode(example.source[:2000]))
             self.words += len(_WORDS.findall(example.source[:2000]))
+        if len(self.samples) < _SAMPLES:
+            asked = str(example.messages[-1]["content"]) if example.messages else ""
+            self.samples.append({"where": example.where, "prompt": asked, "completion": answer})
         self.places.add(example.where)
         self.prompts.add(example.prompt_key)
         self.wholes.add(f"{example.prompt_key}\n{answer}")
@@ -182,6 +188,7 @@ def check(
         ready=not errors,
         lengths=gathered.lengths.tolist(),
         answers=gathered.answers.tolist(),
+        samples=gathered.samples,
         labels=dict(gathered.labels.most_common()) if few else {},
         languages=dict(gathered.languages.most_common()),
     )

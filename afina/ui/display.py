@@ -19,6 +19,7 @@ from afina.measure.pages import Rendered
 from afina.measure.report import table, trivial_lines, verdict
 
 _SECONDS_BETWEEN_LINES = 15.0
+_WIDTH = 70  # characters of a text that is shown in one line
 
 
 class Display:
@@ -110,6 +111,9 @@ def show_check(found: Check, following: str) -> None:
     )
     if found.layout:
         console.print(f"layout: {found.layout}", markup=False)
+    for row in found.samples:
+        asked, answer = (_short(row[name]) for name in ("prompt", "completion"))
+        console.print(f"  {asked} → {answer}" if asked else f"  {answer}", markup=False)
     for line in found.notes[:10]:
         console.print(f"  {line}", markup=False)
     for line in found.reasons[:10]:
@@ -126,6 +130,11 @@ def show_check(found: Check, following: str) -> None:
             console.print(f"    {where}", markup=False)
     console.print(f"\n{found.verdict}", markup=False)
     console.print(f"next:\n  {following.replace(chr(10), chr(10) + '  ')}", markup=False)
+
+
+def _short(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= _WIDTH else f"{line[: _WIDTH - 1]}…"
 
 
 def show_tokens(row: Rendered) -> None:
