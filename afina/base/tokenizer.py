@@ -137,7 +137,14 @@ def with_template(tokenizer: Tokenizer, template: str) -> Tokenizer:
     if tokenizer.plain:
         raise BaseModelError("this base has no chat, so no chat template", "leave --template out")
     tokenizer.inner.chat_template = template
-    return wrap(tokenizer.inner, sorted(tokenizer.stop_ids))
+    try:
+        return wrap(tokenizer.inner, sorted(tokenizer.stop_ids))
+    except BaseModelError as error:
+        reason = str(error).split("\n")[0].removesuffix(".")
+        line = getattr(error.__cause__, "lineno", None)
+        raise BaseModelError(
+            f"--template: {reason}{f' (line {line})' if line else ''}", "mend the template, or leave --template out"
+        ) from error
 
 
 def _specials(inner: Any, text: str) -> list[int]:

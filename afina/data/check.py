@@ -116,8 +116,8 @@ class _Pass:
         answer = example.completion or ""
         if self.tokenizer is not None:
             row = render(self.tokenizer, example)
-            if len(row.input_ids) > self.max_length and example.messages:
-                self.note("long", example.where)
+            if len(row.input_ids) > self.max_length:
+                self.note("long" if example.messages else "divided", example.where)
             if row.labelled >= self.max_length and example.messages:
                 self.note("lost", example.where)
             self.lengths.append(len(row.input_ids))
@@ -213,7 +213,8 @@ def _judge(found: _Pass, rows_in: int, kept: int, base: str, mapped: bool) -> It
     elif kept == 0 and mapped:
         yield Finding("nothing", "error", "no row can be used", rows_in)
     elif rows_in - kept > 0.1 * rows_in:
-        yield Finding("many rejected", "warning", f"{rows_in - kept} of {rows_in} rows cannot be used", rows_in - kept)
+        grave: Severity = "error" if kept < 0.5 * rows_in else "warning"
+        yield Finding("many rejected", grave, f"{rows_in - kept} of {rows_in} rows cannot be used", rows_in - kept)
     if kept == 0:
         return
     yield from _copies(found, kept)
@@ -262,10 +263,9 @@ def _copies(found: _Pass, kept: int) -> Iterator[Finding]:
         yield Finding("duplicates", "warning", f"{extra} rows are exact copies of others", extra, rows)
     wholes, groups = found.wholes.values(), list(found.prompts.groups())
     shared = [group for group in groups if len({int(wholes[row]) for row in group}) > 1]
-    if len(groups) == 1 and len(groups[0]) == kept:
-        yield Finding(
-            "one prompt", "error", "all rows ask the same: nothing can be held out, and nothing is told apart", kept
-        )
+    if kept == 1 or (len(groups) == 1 and len(groups[0]) == kept):
+        said = "there is one row only" if kept == 1 else "all rows ask the same"
+        yield Finding("one prompt", "error", f"{said}: nothing can be held out, and nothing is told apart", kept)
     if shared:
         count = sum(map(len, shared))
         rows = [found.places[group[1]] for group in shared][:_SHOWN]
@@ -291,9 +291,12 @@ def _lengths(found: _Pass, kept: int, base: str) -> Iterator[Finding]:
     if long := found.few.get("long"):
         text = (
             f"{long.count} rows are longer than {found.max_length} tokens (the longest has {max(found.lengths)}): "
-            "--data.too_long cut or drop, or a larger --data.max_length"
+            "in training give --data.too_long cut or drop, or a larger --data.max_length if the base takes it"
         )
         yield Finding("too long", "error", text, long.count, long.rows)
+    if divided := found.few.get("divided"):
+        text = f"{divided.count} texts are longer than {found.max_length} tokens and will be divided into rows"
+        yield Finding("divided", "note", text, divided.count, divided.rows)
     if lost := found.few.get("lost"):
         yield Finding(
             "lost answers",

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from afina.base.tokenizer import Message
-from afina.core.errors import DataError, near
+from afina.core.errors import DataError, SettingsError, near
 from afina.data.layouts import Layout, recognise
 from afina.data.read import read
 from afina.data.rows import Notes, Record, Rejected
@@ -141,7 +141,7 @@ def _renamed(rows: Iterator[Record | Rejected], settings: DataSettings) -> Itera
         return rows
     pairs = [[part.strip() for part in pair.split("=")] for pair in settings.map.split(",")]
     if not all(len(pair) == 2 and all(pair) for pair in pairs):
-        raise DataError(f"--map {settings.map!r} does not name columns", "write name=column,name=column")
+        raise SettingsError(f"--map {settings.map!r} does not name columns", "write name=column,name=column")
     known = {column: name for name, column in pairs}
 
     def renamed(row: Record | Rejected) -> Record | Rejected:
@@ -151,7 +151,12 @@ def _renamed(rows: Iterator[Record | Rejected], settings: DataSettings) -> Itera
 
     first = next(rows, None)
     if isinstance(first, Record):
-        _require(list(known), list(first.values), "--map", settings)
+        absent = [column for column in known if column not in first.values]
+        if absent:
+            raise SettingsError(
+                f"--map names {absent[0]!r}, which is no column of {settings.path}.{near(absent[0], list(first.values))}",
+                f"the columns are {', '.join(map(repr, first.values))}",
+            )
     return map(renamed, rows if first is None else itertools.chain([first], rows))
 
 

@@ -33,7 +33,7 @@ class PrepareSettings(Settings):
     mix: str | None = None
     """Further files, with their rows for each row of FILE: other.jsonl=0.5,more.csv=0.1."""
     replay: str | None = None
-    """The same for training only, against forgetting: general text or conversations."""
+    """Further files for the training part only, with their rows for each row of it, against forgetting: general text or conversations."""
     format: Literal["jsonl", "parquet"] = "jsonl"
     """What is written."""
     split_near: bool = False
@@ -75,6 +75,8 @@ def prepare(examples: Sequence[Example], settings: PrepareSettings, times: Seque
     if not wanted:
         return Prepared(kept, [], dict(done))
     held = _by_time(kept_times, wanted) if settings.split == "time" else _drawn(kept, wanted, settings)
+    if not held and settings.split == "stratified":
+        raise DataError("no answer comes often enough for a share of it to be set apart", "use --split random")
     if len(held) == len(kept) or not held:
         raise DataError(
             "all rows ask nearly the same, so none can be set apart for testing",

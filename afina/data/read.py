@@ -3,11 +3,12 @@
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
 from afina.core.errors import DataError
-from afina.data.files import Encoding, Piece, detect, pieces, unreadable
+from afina.data.files import STANDARD_INPUT, Encoding, Piece, detect, pieces, unreadable
 from afina.data.rows import Notes, Record, Rejected
 from afina.data.settings import DataSettings
 from afina.data.tables import read_csv, read_excel
@@ -29,6 +30,8 @@ def read(settings: DataSettings, notes: Notes) -> Iterator[Row]:
         yield from _pairs(settings.path, settings.target, notes)
         return
     for piece in pieces(settings.path):
+        if str(settings.path) == STANDARD_INPUT and "text" in settings.model_fields_set:
+            piece = replace(piece, suffix=".txt")
         yield from _piece(piece, settings, notes)
 
 

@@ -2,21 +2,23 @@
 
 import shlex
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from afina.base.load import load_tokenizer
 from afina.base.sources import is_here
 from afina.base.tokenizer import Tokenizer
+from afina.core.config import fields
 from afina.core.device import default_cache
 from afina.core.errors import DataError
 from afina.core.files import check_writable, write_atomic, write_json, write_jsonl
-from afina.data.check import Check, check
+from afina.data.check import Check, Finding, check
 from afina.data.load import DEFAULT_MAX_LENGTH, read_examples
 from afina.data.mapping import Example, Unusable
 from afina.data.mapping import examples as map_examples
 from afina.data.prepare import Prepared, PrepareSettings, prepare, rows_of, shares
 from afina.data.read import read
-from afina.data.rows import Notes, Record, Rejected, Rejections
+from afina.data.rows import Notes, Record, Rejected
 from afina.data.settings import DataSettings
 from afina.data.split import sample
 from afina.data.template import render
@@ -38,6 +40,13 @@ def check_data(
         check_writable(page)
     tokenizer, limit = _tokenizer(base, settings, cache_dir)
     found = check(settings, tokenizer, limit, base)
+    if tokenizer is None:
+        text = f"lengths, masks and control tokens were not looked at, for {base} is not on this disk: `afina models pull {base}`"
+        found = replace(
+            found,
+            findings=[*found.findings, Finding("no tokenizer", "warning", text)],
+            verdict=f"{found.verdict} ({text})",
+        )
     if page:
         rows = _first_rows(settings, tokenizer) if tokenizer and found.rows_kept else []
         write_atomic(page, check_page(found, rows, limit, following(found, settings)).encode())
@@ -48,12 +57,24 @@ def following(found: Check, settings: DataSettings) -> str:
     """The command that comes next, in words that can be typed."""
     if not found.ready:
         return "mend what is named above, then check again"
-    given = {"--prompt": settings.prompt, "--completion": settings.completion}
-    flags = " ".join(f"{flag} {shlex.quote(text)}" for flag, text in given.items() if text is not None)
-    data = f"{settings.path} {flags}".strip()
-    if any(finding.code in ("duplicates", "near copies") for finding in found.findings):
-        return f"afina data prepare {data} --out clean\nafina train clean/train.jsonl --eval-data clean/test.jsonl"
-    return f"afina train {data}"
+    given = {field.path: field for field in fields(DataSettings, "data.") if field.path != "data.path"}
+    values = {path: getattr(settings, path.removeprefix("data.")) for path in given}
+    flags = {
+        path: f" {given[path].flags[-1]} {shlex.quote(str(value))}"
+        for path, value in values.items()
+        if value != given[path].default
+    }
+    data = shlex.quote(str(settings.path))
+    again = any(finding.code in ("duplicates", "near copies") for finding in found.findings)
+    if not again or settings.eval_path is not None:
+        return f"afina train {data}{''.join(flags.values())}"
+    later = {"data.learn", "data.kind", "data.max_length"}  # what does not change the rows that are written
+    reading = "".join(text.replace("--data.", "--") for path, text in flags.items() if path not in later)
+    kept = "".join(text for path, text in flags.items() if path in later)
+    return (
+        f"afina data prepare {data}{reading} --out clean\n"
+        f"afina train clean/train.jsonl --eval-data clean/test.jsonl{kept}"
+    )
 
 
 def show_row(
@@ -87,20 +108,27 @@ def prepare_data(settings: DataSettings, how: PrepareSettings, out: Path) -> Pre
     check_new(out)
     examples, rejected, _ = read_examples(settings, needs_completion=True)
     times = _times(settings, how, examples)
-    wanted = len(examples)
+    wanted, brought = len(examples), dict[str, int]()
     for path, share in shares(how.mix, "--mix"):
         if times:
             raise DataError("--mix brings rows that have no time", "leave --mix or --split time out")
-        examples = examples + _some(path, share, wanted, how.seed)
+        more = _some(path, share, wanted, how.seed)
+        brought[f"mixed in from {path}"] = len(more)
+        examples = examples + more
     result = prepare(examples, how, times)
+    trained = len(result.train)
     for path, share in shares(how.replay, "--replay"):
-        result.train.extend(_some(path, share, len(result.train), how.seed))
+        more = _some(path, share, trained, how.seed)
+        brought[f"replayed from {path}"] = len(more)
+        result.train.extend(more)
+    left_out = {f"left out: {line.partition(': ')[2]}": int(line.split()[0]) for line in rejected.lines()}
+    result.done.update(brought | left_out)
     _write(out / f"train.{how.format}", result.train)
     if result.test:
         _write(out / f"test.{how.format}", result.test)
     if rejected:
         write_jsonl(out / "rejected.jsonl", [{"where": r.where, "reason": r.reason} for r in rejected])
-    write_atomic(out / "README.md", _card(settings, how, result, rejected).encode())
+    write_atomic(out / "README.md", _card(settings, how, result).encode())
     write_json(
         out / "prepared.json", {"source": str(settings.path), **how.model_dump(mode="json"), "done": result.done}
     )
@@ -148,18 +176,15 @@ def _times(settings: DataSettings, how: PrepareSettings, examples: Sequence[Exam
     return [str(values[e.where]) for e in examples]
 
 
-def _card(settings: DataSettings, how: PrepareSettings, result: Prepared, rejected: Rejections) -> str:
+def _card(settings: DataSettings, how: PrepareSettings, result: Prepared) -> str:
     done = [f"- {n} rows {what}" for what, n in result.done.items()] or ["- nothing had to be changed"]
-    left_out = [f"- {line}" for line in rejected.lines()] or ["- none"]
     grouped = (
         ", rows that ask the same or nearly the same on one side" if not how.split_near and how.split != "time" else ""
     )
-    mixed = [f"Mixed in: {how.mix}."] if how.mix else []
-    mixed += [f"Replayed in the training part: {how.replay}."] if how.replay else []
     lines = [
         f"# {settings.path.name}, prepared", "",
         f"{len(result.train)} rows in train.{how.format}, {len(result.test)} in test.{how.format}, from `{settings.path.name}`.",
-        f"Split: {how.split}{grouped}; seed {how.seed}.", *mixed, "", "Done:", *done, "", "Rows left out:", *left_out, "",
+        f"Split: {how.split}{grouped}; seed {how.seed}.", "", "Done:", *done, "",
     ]  # fmt: skip
     return "\n".join(lines)
 

@@ -45,10 +45,10 @@ def evaluate(  # noqa: PLR0913 - each by its name
     other = adapted.facts.get("base", {}).get("sha256") not in (None, adapted.base.facts.sha256)
     if other:
         listener(Notice(f"on another base than the adapter's own: what is in {run} stays as it is", warning=True))
-    elif (run / "evaluation.json").exists():
-        listener(Notice(f"the evaluation in {run} will be replaced by this one"))
     settings = adapted.data_settings(data, references)
     examples, rejected, notes = read_examples(settings, needs_completion=references is None)
+    if not other and (run / "evaluation.json").exists():
+        listener(Notice(f"the evaluation in {run} will be replaced by this one"))
     for line in notes.lines:
         listener(Notice(line))
     answered = [

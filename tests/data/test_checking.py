@@ -14,7 +14,7 @@ from afina.data.load import read_examples
 from afina.data.prepare import PrepareSettings
 from afina.data.settings import DataSettings
 from afina.data.signals import damaged, language, masked, personal, repaired
-from afina.jobs.data import check_data, prepare_data, show_row
+from afina.jobs.data import check_data, following, prepare_data, show_row
 from afina.ui.cli import main
 
 WORDS = [
@@ -225,3 +225,29 @@ def test_real_files(shared: Path, name: str, codes: dict[str, int]) -> None:
     path = shared / name
     held = path.with_name("test.jsonl")
     assert codes.items() <= found(path, **({"eval_path": held} if held.exists() else {})).items()
+
+
+def test_the_next_command_repeats_what_was_given(tmp_path: Path) -> None:
+    rows = [{"pergunta": sentence(i), "resposta": f"r{i}"} for i in range(60)]
+    path = write_rows(tmp_path / "pt.jsonl", rows)
+    settings = DataSettings(path=path, map="prompt=pergunta,completion=resposta", learn="last", kind="chat")
+    flags = "--map prompt=pergunta,completion=resposta --data.learn last --kind chat"
+    assert following(check(settings), settings) == f"afina train {path} {flags}"
+    write_rows(path, [*rows, rows[0]])
+    first, second = following(check(settings), settings).splitlines()
+    assert first == f"afina data prepare {path} --map prompt=pergunta,completion=resposta --out clean"
+    assert second.endswith("--eval-data clean/test.jsonl --data.learn last --kind chat")
+
+
+def test_what_was_not_looked_at_is_said(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "a.jsonl", [{"prompt": sentence(i), "completion": "x"} for i in range(60)])
+    seen = check_data(DataSettings(path=path), cache_dir=tmp_path / "empty")
+    assert "no tokenizer" in {finding.code for finding in seen.findings}
+    assert "were not looked at" in seen.verdict
+
+
+def test_one_row_or_mostly_unusable_rows_are_not_ready(tmp_path: Path) -> None:
+    rows = [{"prompt": sentence(i), "completion": "x" if i < 20 else ""} for i in range(60)]
+    assert not check(DataSettings(path=write_rows(tmp_path / "a.jsonl", rows[:1]))).ready
+    assert not check(DataSettings(path=write_rows(tmp_path / "b.jsonl", rows))).ready
+    assert check(DataSettings(path=write_rows(tmp_path / "c.jsonl", rows[:30]))).ready

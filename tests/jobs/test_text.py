@@ -11,7 +11,7 @@ from conftest import write_rows
 
 from afina import RunSettings, evaluate, generate, train
 from afina.base.model import IGNORED
-from afina.core.errors import DataError
+from afina.core.errors import DataError, SettingsError
 from afina.data.load import load_data, read_examples, read_parts
 from afina.data.prepare import rows_of
 from afina.data.settings import DataSettings
@@ -136,9 +136,9 @@ def test_columns_are_mapped_to_known_names(tmp_path: Path) -> None:
     assert (example.messages[0]["content"], example.completion) == ("oi?", "oi!")
     assert notes.layout is not None
     assert notes.layout.name == "prompt and completion"
-    with pytest.raises(DataError, match=r"(?s)no column 'perguntas'.*'pergunta'"):
+    with pytest.raises(SettingsError, match=r"(?s)'perguntas', which is no column.*'pergunta'"):
         read_examples(DataSettings(path=path, map="prompt=perguntas"), needs_completion=True)
-    with pytest.raises(DataError, match="does not name columns"):
+    with pytest.raises(SettingsError, match="does not name columns"):
         read_examples(DataSettings(path=path, map="prompt"), needs_completion=True)
 
 
@@ -181,7 +181,7 @@ def test_mixing_and_replaying(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert len(train_rows) - len(asked) == round(0.5 * len(asked))
     assert all(e.messages for e in test_rows)
     assert sum(e.messages[0]["role"] == "system" for e in [*asked, *test_rows]) == 20
-    assert "Mixed in" in (tmp_path / "out/README.md").read_text()
+    assert "20 rows mixed in from" in (tmp_path / "out/README.md").read_text()
     for wrong, words_ in (("b.jsonl", "is not a file and how much"), (f"{other}=9", "can be used")):
         assert main(["data", "prepare", str(path), "--out", str(tmp_path / "no"), "--mix", wrong]) == 2
         assert words_ in capsys.readouterr().err

@@ -13,7 +13,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
     from afina.jobs.settings import RunSettings
 
     parser.usage = "afina train DATA [--prompt TEXT] [--completion TEXT] [--base BASE] [--out DIR] [flags]"
-    parser.add_argument("data", nargs="?", metavar="DATA", help="file of examples (.jsonl, .json, .csv)")
+    parser.add_argument("data", nargs="?", metavar="DATA", help="file of examples: JSONL, CSV, Parquet, text and more")
     parser.add_argument("--resume", type=Path, metavar="RUN", help="go on with a run that was killed or interrupted")
     parser.add_argument("--config", type=Path, metavar="FILE", help="YAML file of settings; flags override it")
     groups: dict[str, Any] = {"": parser.add_argument_group("run")}
