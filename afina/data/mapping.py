@@ -177,6 +177,7 @@ def _converter(
     if not {main, _TEXT} <= set(columns) or settings.prompt or settings.completion:
         return convert
     text = Template(f"{{{_TEXT}}}", "--completion")
+    notes.say(f"{settings.path}: rows with {_TEXT!r} and without {main!r} are learned as plain text")
 
     def either(record: Record) -> Example:
         """Rows of plain text among others, as `afina data prepare --replay` writes them."""
