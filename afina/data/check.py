@@ -314,7 +314,7 @@ def _leaks(settings: DataSettings, found: _Pass) -> Iterator[Finding]:
     """Rows of the held-out file that are trained on."""
     other = _Pass(None, 0)
     held = settings.model_copy(update={"path": settings.eval_path, "eval_path": None})
-    for row in map_examples(held, Notes(), needs_completion=settings.references is None):
+    for row in map_examples(held, Notes(), needs_completion=False):
         if isinstance(row, Example):
             other.add(row)
     trained = set(found.prompts.values().tolist())

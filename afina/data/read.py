@@ -45,6 +45,8 @@ def _piece(piece: Piece, settings: DataSettings, notes: Notes) -> Iterator[Row]:
     encoding = detect(piece)
     if encoding.name not in _PLAIN:
         notes.say(f"{piece.name} is read as {encoding.name.upper().replace('CP', 'Windows-')}, for it is not UTF-8")
+    if encoding.name == "utf-8-sig":
+        notes.say(f"{piece.name} begins with a byte-order mark, which is left out")
     if encoding.nuls:
         notes.say(f"{piece.name}: {encoding.nuls} NUL bytes are left out")
     if piece.suffix == ".jsonl":

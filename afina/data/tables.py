@@ -18,6 +18,7 @@ DELIMITERS = ",;\t|"
 _SAMPLE = 400  # lines
 _LONGEST_RECORD = 2000  # lines; beyond, a quote was not closed
 _NUMBER = re.compile(r"[-+]?[\d.,:/ %-]*\d[\d.,:/ %-]*")
+_TOTAL = re.compile(r"\s*(sub)?total(es|s)?\b", re.IGNORECASE)
 _NAMES = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 
 Line = tuple[int, list[str]]  # number of the first line, and the fields
@@ -151,15 +152,22 @@ def _rows(lines: Iterator[Line], name: str, notes: Notes, padded: bool) -> Itera
         names = [f"column_{i}" for i in range(1, width + 1)]
         notes.say(f"{name} has no header: its columns are called {', '.join(names)}")
         body = start[first:]
+    rejected = 0  # one after another
     for number, row in itertools.chain(body, lines):
         where = f"{name}:{number}"
         cells = row + [""] * (width - len(row)) if padded else row
         if len(cells) > width and not any(cells[width:]):
             cells = cells[:width]
         if len(cells) == width:
+            rejected = 0
+            if _TOTAL.match(next((cell for cell in cells if cell.strip()), "")):
+                notes.say(f"{where} looks like a total, not like a row: {' '.join(cells)[:60]!r}")
             yield Record(dict(zip(names, cells, strict=True)), where)
         else:
+            rejected += 1
             yield Rejected(where, f"{len(cells)} fields, the header has {width}")
+    if rejected > 1:
+        notes.say(f"{name}: the last {rejected} lines are no rows: a footer, which is left out")
 
 
 def _is_header(row: list[str], body: list[Line]) -> bool:

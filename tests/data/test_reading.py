@@ -301,3 +301,20 @@ def test_real_messy_tables(shared: Path) -> None:
     both = old.keys() & new.keys()
     assert sum(old[code] != new[code] for code in both) == 121
     assert any("NUL bytes" in line for line in found["null_bytes_latin1_tabs.csv"][2])
+
+
+def test_footers_totals_and_marks_are_said(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    lines = [
+        "place;people",
+        *(f"town {i};{i * 1000}" for i in range(30)),
+        "Total;435000",
+        "Source: the office",
+        "Notes",
+    ]
+    path.write_bytes(b"\xef\xbb\xbf" + "\n".join(lines).encode())
+    _, _, notes = rows(path)
+    said = " ".join(notes)
+    assert "begins with a byte-order mark" in said
+    assert "looks like a total" in said
+    assert "the last 2 lines are no rows: a footer" in said
