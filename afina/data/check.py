@@ -41,7 +41,8 @@ class Finding:
 
 @dataclass(frozen=True)
 class Check:
-    """`rows_in` = `rows_kept` + `rows_reported`; `samples` are the first rows as they are asked and answered; `lengths` are tokens of kept rows, `answers` those learned."""
+    """`rows_in` = `rows_kept` + `rows_reported`; `lengths` are tokens of kept rows, `answers` those learned; `samples` are
+    the first rows as they are asked and answered."""
 
     path: str
     rows_in: int

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from collections.abc import Iterable
 
 from afina.data.layouts import Kind, Layout
 
@@ -12,11 +13,13 @@ _MOST_CLASSES = 2000  # different answers that are remembered
 class Answers:
     """What the answers of rows have in common, gathered one by one in bounded memory."""
 
-    def __init__(self) -> None:
+    def __init__(self, answers: Iterable[str] = ()) -> None:
         self.count = 0
         self._distinct: Counter[str] = Counter()
         self._many = False  # more different answers than are remembered
         self._structured = True
+        for answer in answers:
+            self.add(answer)
 
     def add(self, answer: str) -> None:
         self.count += 1

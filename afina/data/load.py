@@ -8,7 +8,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -104,31 +104,31 @@ class Parts:
     def kind(self) -> Kind:
         return self.settings.kind or self.answers.kind(self.notes.layout)
 
-    def resolved(self) -> DataSettings:
-        """The settings with the templates of the layout that was recognised and the kind, so that they say all of it."""
+    def resolved(self) -> "Parts":
+        """With settings that hold the templates of the layout that was recognised and the kind, so that they say all of it."""
         layout, update = self.notes.layout, {"kind": self.kind}
         if layout is not None and layout.prompt is not None:
             update |= {"prompt": layout.prompt, "completion": layout.completion}  # type: ignore[dict-item]
-        return self.settings.model_copy(update=update)
+        return replace(self, settings=self.settings.model_copy(update=update))
 
 
 def read_parts(settings: DataSettings, seed: int) -> Parts:
     """Reads, samples and splits. Raises `DataError` where a file is unreadable or no row is usable."""
-    answers, rejected, notes = Answers(), Rejections(), Notes()
+    answers, notes = Answers(), Notes()
 
-    def prompts(of: DataSettings, into: Notes) -> tuple[np.ndarray, Mask]:
-        """A digest of each prompt, and which rows may be held out: all but plain text among questions."""
-        seen, before, asks = Seen(), len(rejected), bytearray()
+    def prompts(of: DataSettings, into: Notes) -> tuple[np.ndarray, Mask, Rejections]:
+        """A digest of each prompt, which rows may be held out (all but plain text among questions), and what cannot be used."""
+        seen, rejected, asks = Seen(), Rejections(), bytearray()
         for example in _usable(of, into, rejected):
             seen.add(example.prompt_key)
             asks.append(bool(example.messages))
             if example.messages:
                 answers.add(example.completion or "")
         values, asking = seen.values(), np.frombuffer(asks, bool)
-        _check_any(of, len(values), Rejections(itertools.islice(rejected, before, None)))
-        return values, asking if asking.any() else np.ones(len(values), bool)
+        _check_any(of, len(values), rejected)
+        return values, asking if asking.any() else np.ones(len(values), bool), rejected
 
-    asked, asking = prompts(settings, notes)
+    asked, asking, rejected = prompts(settings, notes)
     train = sample(len(asked), settings.limit, seed)
     is_text = notes.layout is not None and notes.layout.kind == "text"
     if settings.kind is not None and (settings.kind == "text") != is_text:
@@ -139,12 +139,13 @@ def read_parts(settings: DataSettings, seed: int) -> Parts:
         held[train & asking] = split(asked[train & asking], settings.held_out, settings.held_out_rows, seed)
         return Parts(settings, seed, train & ~held, held, answers, rejected, notes, 0)
     other = Notes()
-    tested, asking = prompts(_of_eval(settings), other)
+    tested, asking, more = prompts(_of_eval(settings), other)
     for line in other.lines:
         notes.say(line)
     held = np.zeros(len(tested), bool)
     held[asking] = sample(int(asking.sum()), settings.held_out_rows, seed)
     shared = len(np.intersect1d(tested[held], asked[train]))
+    rejected = Rejections(itertools.chain(rejected, more))
     return Parts(settings, seed, train, held, answers, rejected, notes, shared)
 
 
@@ -191,35 +192,32 @@ def _render_into(folder: Path, parts: Parts, base: Base, max_length: int, listen
     fitter = Fitter(base, max_length, settings.too_long)
     train, held_out = RowsWriter(folder / "train"), RowsWriter(folder / "held_out")
     held_examples: list[Example] = []
-    counts = {"training": 0, "held-out": 0}
     total = int(parts.train.sum() + parts.held_out.sum())
 
-    def write(of: DataSettings, masks: list[tuple[Mask, RowsWriter]]) -> None:
-        chosen = np.logical_or.reduce([mask for mask, _ in masks])
-        numbered = zip(_again(of, len(chosen)), chosen, masks[-1][0], strict=True)
-        examples = ((example, bool(last)) for example, wanted, last in numbered if wanted)
-        for row, example, last in fitter.fit_marked(examples):
+    def write(of: DataSettings, chosen: Mask, held: Mask) -> None:
+        """The `chosen` rows of a file; those that are `held` among the held-out ones."""
+        numbered = zip(_again(of, len(chosen)), chosen, held, strict=True)
+        examples = ((example, bool(apart)) for example, wanted, apart in numbered if wanted)
+        for row, example, apart in fitter.fit_marked(examples):
             if not base.tokenizer.classes:
                 _check_labels(row, example, base)
-            writer = masks[-1][1] if last else masks[0][1]
-            writer.add(row)
-            counts["held-out" if writer is held_out else "training"] += 1
-            if writer is held_out:
+            (held_out if apart else train).add(row)
+            if apart:
                 held_examples.append(example)
-            done = sum(counts.values())
+            done = train.count + held_out.count
             if done % _NEWS == 0:
                 listener(Progress("rows prepared", done, total))
 
     if settings.eval_path is None:
-        write(settings, [(parts.train, train), (parts.held_out, held_out)])
+        write(settings, parts.train | parts.held_out, parts.held_out)
     else:
-        write(settings, [(parts.train, train)])
-        write(_of_eval(settings), [(parts.held_out, held_out)])
+        write(settings, parts.train, np.zeros_like(parts.train))
+        write(_of_eval(settings), parts.held_out, parts.held_out)
     train.close()
     held_out.close()
     fitter.judge(settings, total)
-    for what, count in counts.items():
-        if not count:
+    for what, rows in (("training", train), ("held-out", held_out)):
+        if not rows.count:
             every = Rejections(itertools.chain(parts.rejected, fitter.rejected))
             raise DataError([f"{settings.path}: no {what} row is left", *every.lines()], "give more or shorter rows")
     facts = {
@@ -250,7 +248,8 @@ def _key(parts: Parts, tokenizer: Tokenizer, max_length: int) -> str | None:
         return None
     decides = [
         __version__, [fingerprint(path) for path in paths], settings.model_dump(mode="json"), parts.seed, max_length,
-        tokenizer.hash(), tokenizer.template_hash(), sorted(tokenizer.stop_ids), tokenizer.turn_end, tokenizer.classes,
+        tokenizer.hash(), tokenizer.template_hash(), sorted(tokenizer.stop_ids), tokenizer.inner.eos_token_id,
+        tokenizer.turn_end, tokenizer.classes,
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:32]
 

@@ -44,11 +44,9 @@ class Example:
     @property
     def prompt_key(self) -> str:
         """Equal for examples that ask the same (of plain text: that say the same)."""
-        return (
-            (self.completion or "")
-            if not self.messages
-            else json.dumps(self.messages, sort_keys=True, ensure_ascii=False)
-        )
+        if not self.messages:
+            return self.completion or ""
+        return json.dumps(self.messages, sort_keys=True, ensure_ascii=False)
 
 
 class Unusable(Exception):
@@ -171,18 +169,23 @@ def _converter(
     if settings.prompt is None and settings.completion is None:
         notes.say(f"{settings.path}: {layout.words()}")
     if layout.prompt is None and layout.conversation is None:
-        return lambda record: _from_text(record, Template(layout.completion or "", "--completion"), settings)
+        if settings.system or settings.references:
+            raise DataError(
+                f"{settings.path} is plain text, which has no conversation", "leave --system and --references out"
+            )
+        whole = Template(layout.completion or "", "--completion")
+        return lambda record: _from_text(record, whole)
     convert = _asking(settings, layout, columns, needs_completion)
-    main = layout.conversation or "prompt"
-    if not {main, _TEXT} <= set(columns) or settings.prompt or settings.completion:
-        return convert
     text = Template(f"{{{_TEXT}}}", "--completion")
-    notes.say(f"{settings.path}: rows with {_TEXT!r} and without {main!r} are learned as plain text")
+    if _TEXT in Template((layout.prompt or "{messages}") + (layout.completion or ""), "--prompt").columns:
+        return convert
 
     def either(record: Record) -> Example:
-        """Rows of plain text among others, as `afina data prepare --replay` writes them."""
-        plain = record.values.get(main) is None and isinstance(record.values.get(_TEXT), str)
-        return _from_text(record, text, settings) if plain else convert(record)
+        """Rows that hold nothing but a text, among others, as `afina data prepare --replay` writes them, are learned whole."""
+        if isinstance(record.values.get(_TEXT), str) and sum(v is not None for v in record.values.values()) == 1:
+            notes.say(f"{settings.path}: rows that hold nothing but {_TEXT!r} are learned as plain text")
+            return _from_text(record, text)
+        return convert(record)
 
     return either
 
@@ -252,11 +255,7 @@ def _require(wanted: list[str], columns: list[str], flag: str, settings: DataSet
         )
 
 
-def _from_text(record: Record, template: Template, settings: DataSettings) -> Example:
-    if settings.system or settings.references:
-        raise DataError(
-            f"{settings.path} is plain text, which has no conversation", "leave --system and --references out"
-        )
+def _from_text(record: Record, template: Template) -> Example:
     text = template.fill(record.values)
     if not text.strip():
         raise Unusable("the text is empty")

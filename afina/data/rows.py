@@ -88,16 +88,17 @@ class Rejections:
 
     def lines(self) -> list[str]:
         """A line a reason, the most frequent first, each with its count and its first places."""
+        return [f"{n} row{'s' * (n > 1)}: {reason}" for reason, n in self.counts().items()]
+
+    def counts(self) -> dict[str, int]:
+        """How many rows each reason has, the most frequent first; beside the reason its first places."""
         counts: Counter[str] = Counter()
         places: dict[str, list[str]] = {}
         for row in self:
             counts[row.reason] += 1
             if counts[row.reason] <= 3:
                 places.setdefault(row.reason, []).append(row.where)
-        return [
-            f"{n} row{'s' * (n > 1)}: {reason} ({', '.join(places[reason])}{', …' * (n > 3)})"
-            for reason, n in counts.most_common()
-        ]
+        return {f"{reason} ({', '.join(places[reason])}{', …' * (n > 3)})": n for reason, n in counts.most_common()}
 
 
 @dataclass

@@ -1,7 +1,7 @@
 """What a user can say about data."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from afina.core.config import Settings, setting
 from afina.data.layouts import Kind
@@ -41,3 +41,8 @@ class DataSettings(Settings):
     """Longest row in tokens; by default 1024, or the base's context length where that is shorter."""
     too_long: Literal["error", "cut", "drop"] = "error"
     """What to do with longer rows: stop with a count, cut the prompt (never the answer), or drop the row."""
+
+    def asking(self) -> dict[str, Any]:
+        """What another file must be read with to be asked as this one was."""
+        names = ["prompt", "completion", "system", "map", *(["text"] if self.kind == "text" else [])]
+        return {name: getattr(self, name) for name in names}

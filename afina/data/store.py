@@ -6,6 +6,7 @@ import os
 import shutil
 import struct
 import tempfile
+import time
 import weakref
 from array import array
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ from afina.data.template import Row
 _INDEX = np.dtype([("end", "<u8"), ("prefix", "<u4"), ("number", "<u4")])  # where the row's tokens end, and its place
 _ENTRY = struct.Struct("<QII")  # the same, to write one
 _MOST_BYTES = 4 << 30  # of prepared rows that are kept for the next run
+_ABANDONED = 7 * 86_400  # seconds after which nobody is still writing
 
 
 class RowsWriter:
@@ -36,14 +38,15 @@ class RowsWriter:
                 (folder / name).open("wb", 1 << 20) for name in ("ids", "labels", "index")
             )
         self._places = Places()
-        self._end = self.labelled = self.most_labelled = 0
+        self.count = self._end = self._labelled = self._most_labelled = 0
 
     def add(self, row: Row) -> None:
         """Raises `OutputError` where the disk is full."""
         self._end += len(row.input_ids)
         labelled = row.labelled
-        self.labelled += labelled
-        self.most_labelled = max(self.most_labelled, labelled)
+        self._labelled += labelled
+        self._most_labelled = max(self._most_labelled, labelled)
+        self.count += 1
         with writing(self._folder):
             self._ids.write(array("i", row.input_ids))
             self._labels.write(array("i", row.labels))
@@ -53,7 +56,7 @@ class RowsWriter:
         with writing(self._folder):
             for file in (self._ids, self._labels, self._index):
                 file.close()
-        sums = {"tokens": self._end, "labelled": self.labelled, "most_labelled": self.most_labelled}
+        sums = {"tokens": self._end, "labelled": self._labelled, "most_labelled": self._most_labelled}
         write_json(self._folder / "rows.json", sums | {"prefixes": self._places.prefixes()})
 
 
@@ -157,10 +160,14 @@ class Shelf:
         found = []
         for folder in self._above.iterdir():
             with suppress(OSError):  # another process takes it away
+                if folder.name.startswith("."):  # in the making, or left by a process that was killed
+                    if time.time() - folder.stat().st_mtime > _ABANDONED:
+                        shutil.rmtree(folder, ignore_errors=True)
+                    continue
                 size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
                 found.append((folder.stat().st_mtime, size, folder))
         left = sum(size for _, size, _ in found)
         for _, size, folder in sorted(found):
-            if left > _MOST_BYTES and folder != self.folder and not folder.name.startswith("."):
+            if left > _MOST_BYTES and folder != self.folder:
                 shutil.rmtree(folder, ignore_errors=True)
                 left -= size

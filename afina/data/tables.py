@@ -18,7 +18,7 @@ DELIMITERS = ",;\t|"
 _SAMPLE = 400  # lines
 _LONGEST_RECORD = 2000  # lines; beyond, a quote was not closed
 _NUMBER = re.compile(r"[-+]?[\d.,:/ %-]*\d[\d.,:/ %-]*")
-_TOTAL = re.compile(r"\s*(sub)?total(es|s)?\b", re.IGNORECASE)
+_TOTAL = re.compile(r"\W*(sub|grand )?tot(al|ais|als|ales)( geral| general)?\W*", re.IGNORECASE)
 _NAMES = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 
 Line = tuple[int, list[str]]  # number of the first line, and the fields
@@ -160,7 +160,7 @@ def _rows(lines: Iterator[Line], name: str, notes: Notes, padded: bool) -> Itera
             cells = cells[:width]
         if len(cells) == width:
             rejected = 0
-            if _TOTAL.match(next((cell for cell in cells if cell.strip()), "")):
+            if _TOTAL.fullmatch(next((cell for cell in cells if cell.strip()), "")):
                 notes.say(f"{where} looks like a total, not like a row: {' '.join(cells)[:60]!r}")
             yield Record(dict(zip(names, cells, strict=True)), where)
         else:

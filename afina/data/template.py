@@ -29,7 +29,9 @@ class Row:
 
 
 def prompt_ids(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
-    """What the model is given to answer. Raises `Unusable` where the template refuses."""
+    """What the model is given to answer. Raises `Unusable` where the template refuses, or nothing is asked."""
+    if not messages:
+        raise Unusable("it is plain text, which asks nothing")
     _check_texts(tokenizer, messages)
     if tokenizer.plain:
         return tokenizer.encode_input("\n".join(message["content"] for message in messages))

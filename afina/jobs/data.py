@@ -121,7 +121,7 @@ def prepare_data(settings: DataSettings, how: PrepareSettings, out: Path) -> Pre
         more = _some(path, share, trained, how.seed)
         brought[f"replayed from {path}"] = len(more)
         result.train.extend(more)
-    left_out = {f"left out: {line.partition(': ')[2]}": int(line.split()[0]) for line in rejected.lines()}
+    left_out = {f"left out: {reason}": n for reason, n in rejected.counts().items()}
     result.done.update(brought | left_out)
     _write(out / f"train.{how.format}", result.train)
     if result.test:

@@ -1,6 +1,5 @@
 """Base and adapted model on a file of examples."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,10 +8,7 @@ from afina.core.device import keep_freed_memory
 from afina.core.errors import AdapterError, DataError
 from afina.core.events import Listener, Notice, ignore
 from afina.data.kinds import Answers
-from afina.data.layouts import Kind
 from afina.data.load import DEFAULT_MAX_LENGTH, Fitter, read_examples
-from afina.data.mapping import Example
-from afina.data.rows import Notes
 from afina.jobs.runs import is_merged, open_run, record
 from afina.measure.evaluation import Evaluation, evaluate_adapted
 from afina.measure.report import write_report
@@ -54,6 +50,12 @@ def evaluate(  # noqa: PLR0913 - each by its name
     answered = [
         replace(e, completion=e.completion if e.completion is not None else e.references[0]) for e in examples[:limit]
     ]
+    asking = [e for e in answered if e.messages]
+    if 0 < len(asking) < len(answered):
+        listener(
+            Notice(f"{len(answered) - len(asking)} rows of plain text are not scored beside questions", warning=True)
+        )
+        answered = asking
     classes = adapted.base.tokenizer.classes
     strangers = [e for e in answered if classes and e.completion not in classes]
     if strangers:  # they have no loss, and no right answer
@@ -65,7 +67,7 @@ def evaluate(  # noqa: PLR0913 - each by its name
             )
         )
         answered = [e for e in answered if e.completion in classes]
-    is_text = not answered[0].messages
+    is_text = not asking
     room = adapted.base.facts.context_length - (0 if is_text else adapted.max_new_tokens)
     fitter = Fitter(adapted.base, min(room, DEFAULT_MAX_LENGTH) if is_text else room, "cut")
     fitted = fitter.fit(answered)
@@ -75,7 +77,7 @@ def evaluate(  # noqa: PLR0913 - each by its name
         raise DataError([f"{data}: no row can be used", *fitter.rejected.lines()], "mend the file")
     rows = [row for row, _ in fitted]
     kept = [example for _, example in fitted] + strangers
-    kind = "text" if is_text else adapted.facts.get("kind") or _kind(kept, notes)
+    kind = "text" if is_text else adapted.facts.get("kind") or Answers(e.references[0] for e in kept).kind(notes.layout)
     result = evaluate_adapted(adapted.base, kept, rows, kind, adapted.max_new_tokens, listener, str(data))
     if other:
         return result
@@ -83,10 +85,3 @@ def evaluate(  # noqa: PLR0913 - each by its name
     if (run / "config.yaml").exists():
         write_report(run)
     return result
-
-
-def _kind(examples: Sequence[Example], notes: Notes) -> Kind:
-    answers = Answers()
-    for example in examples:
-        answers.add(example.references[0])
-    return answers.kind(notes.layout)

@@ -4,7 +4,7 @@ import gc
 import math
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -119,12 +119,13 @@ def _train(settings: RunSettings, listener: Listener, place: RunFolder, resuming
     for finding in check(settings.data, most=CHECKED).findings:
         if finding.severity == "warning":
             listener(Notice(f"data: {finding.text}", warning=True))
-    settings = settings.model_copy(update={"data": parts.resolved()})
+    parts = parts.resolved()
+    settings = settings.model_copy(update={"data": parts.settings})
     keep_freed_memory()
     if settings.threads:
         torch.set_num_threads(settings.threads)
     base = _load(settings, parts.answers.classes)
-    data = render_parts(replace(parts, settings=settings.data), base, settings.cache_dir, listener)
+    data = render_parts(parts, base, settings.cache_dir, listener)
     classifier = isinstance(base.model, ClassifierModel)
     if classifier:
         settings = _for_classifier(settings)
@@ -286,7 +287,7 @@ class _Run:
             "afina": __version__,
             "quantize": self.settings.quantize,
             "own_template": self.settings.template is not None,
-            "data": {"prompt": data.prompt, "completion": data.completion, "system": data.system},
+            "data": data.asking(),
             "task": _TASKS[type(self.base.model)][0],
             "kind": "classification" if self.base.tokenizer.classes else data.kind,
             "max_new_tokens": TEXT_TOKENS if data.kind == "text" else math.ceil(1.25 * self.data.most_labelled) + 8,

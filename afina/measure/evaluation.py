@@ -1,6 +1,5 @@
 """Base against adapted on the same rows: answers, scores, intervals, and what a trivial answer would get."""
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -24,7 +23,7 @@ from afina.measure.metrics import (
     per_field,
     trivial_answers,
 )
-from afina.training.loss import mean_loss, row_losses
+from afina.training.loss import mean_loss, perplexity, row_losses
 
 NAMES = ("base", "adapted")
 
@@ -140,7 +139,7 @@ def _evaluate_text(base: Base, examples: Sequence[Example], rows: Sequence[Row],
             name: {
                 found.name: found.score(),
                 "loss": sum(nats) / tokens,
-                "perplexity": math.exp(min(sum(nats) / tokens, 700.0)),
+                "perplexity": perplexity(sum(nats) / tokens),
             }
             for name, found, nats in zip(NAMES, (before, after), (plain, adapted), strict=True)
         },
@@ -170,7 +169,7 @@ def _scores(
 def _written(answers: list[Answer], loss: float) -> dict[str, float]:
     """What is said of models that write text, and not of classifiers."""
     return {
-        "perplexity": math.exp(min(loss, 700.0)),
+        "perplexity": perplexity(loss),
         "stop_rate": sum(answer.stopped for answer in answers) / len(answers),
         "empty_rate": sum(not answer.text for answer in answers) / len(answers),
     }

@@ -19,7 +19,7 @@ from afina.data.store import lengths
 from afina.data.template import Row
 from afina.training import checkpoint
 from afina.training.checkpoint import State
-from afina.training.loss import mean_loss
+from afina.training.loss import mean_loss, perplexity
 from afina.training.optimizer import Optimizer
 from afina.training.schedule import learning_rate
 from afina.training.settings import Plan, TrainingSettings, batches
@@ -164,7 +164,7 @@ class Trainer:
             self.save()
         elif now.step > 0:
             now.since_best += 1
-        self.listener(HeldOut(now.step, loss, math.exp(min(loss, 700.0)), best))
+        self.listener(HeldOut(now.step, loss, perplexity(loss), best))
 
     def _seconds(self) -> float:
         return self._now.seconds + time.monotonic() - self._started

@@ -1,5 +1,6 @@
 """The mean loss of a model on rows."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -9,6 +10,11 @@ from afina.data.batch import pack, packs
 from afina.data.template import Row
 
 TOKENS = 2048  # a forward pass without gradients
+
+
+def perplexity(loss: float) -> float:
+    """exp(loss), of a loss in nats a token; kept finite."""
+    return math.exp(min(loss, 700.0))
 
 
 def row_losses(base: Base, rows: Sequence[Row]) -> list[float]:

@@ -1,6 +1,7 @@
 """What several commands share."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,18 @@ def run_flags(parser: argparse.ArgumentParser) -> None:
 def opening(options: argparse.Namespace) -> dict[str, Any]:
     """What `run_flags` say of how a run is opened, as the functions of jobs take it."""
     return {name: getattr(options, name) for name in ("device", "cache_dir", "base", "force")}
+
+
+def setting_flag(group: Any, field: Any, names: Sequence[str], dest: str) -> None:
+    """Adds a setting (`FieldInfo`) to a parser or a group of its flags; nothing is set where the flag is not given."""
+    default = "" if field.default in (None, (), {}) or field.switch else f" [{field.default}]"
+    if field.choices:
+        default = f" One of {', '.join(field.choices)}.{default}"
+    options: dict[str, Any] = (
+        {"action": "store_true"} if field.switch else {"metavar": field.path.rpartition(".")[2].upper()}
+    )
+    text = f"{field.help}{default}".replace("%", "%%")
+    group.add_argument(*names, dest=dest, default=argparse.SUPPRESS, help=text, **options)
 
 
 def say(text: str) -> None:

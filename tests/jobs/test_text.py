@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from conftest import write_rows
 from afina import RunSettings, evaluate, generate, train
 from afina.base.model import IGNORED
 from afina.core.errors import DataError, SettingsError
-from afina.data.load import load_data, read_examples, read_parts
+from afina.data.load import load_data, read_examples, read_parts, render_parts
 from afina.data.prepare import rows_of
 from afina.data.settings import DataSettings
 from afina.data.template import divide, render
@@ -185,3 +186,46 @@ def test_mixing_and_replaying(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     for wrong, words_ in (("b.jsonl", "is not a file and how much"), (f"{other}=9", "can be used")):
         assert main(["data", "prepare", str(path), "--out", str(tmp_path / "no"), "--mix", wrong]) == 2
         assert words_ in capsys.readouterr().err
+
+
+def test_a_run_remembers_its_columns_and_scores_questions_only(tiny_folder: Path, tmp_path: Path) -> None:
+    rows = [{"pergunta": f"{'ab'[i % 2]}{i}", "resposta": "xy"[i % 2]} for i in range(40)]
+    path = write_rows(tmp_path / "pt.jsonl", rows)
+    settings = RunSettings(
+        base=str(tiny_folder), out=tmp_path / "run", precision="fp32", train={"epochs": 1},
+        data={"path": path, "map": "prompt=pergunta,completion=resposta", "learn": "last"},
+    )  # fmt: skip
+    train(settings)
+    assert evaluate(tmp_path / "run", path).rows == 40
+    mixed = write_rows(tmp_path / "mixed.jsonl", [{"text": "general"}, *rows])
+    with pytest.raises(SettingsError, match="'pergunta'"):  # the first row has no such column
+        evaluate(tmp_path / "run", mixed)
+    plain = RunSettings(
+        base=str(tiny_folder), out=tmp_path / "other", precision="fp32", train={"epochs": 1},
+        data={"path": write_rows(tmp_path / "q.jsonl", [{"prompt": r["pergunta"], "completion": r["resposta"]} for r in rows] + [{"text": "general"}] * 5), "system": "Be brief."},
+    )  # fmt: skip
+    train(plain)
+    answers = generate(tmp_path / "other", tmp_path / "q.jsonl")
+    assert len(answers) == 40
+    assert evaluate(tmp_path / "other", tmp_path / "q.jsonl").rows == 40
+
+
+def test_what_a_killed_process_left_is_taken_away(story: Path, tiny, tmp_path: Path) -> None:
+    old, new = tmp_path / "rows" / ".old", tmp_path / "rows" / ".new"
+    for folder in (old, new):
+        folder.mkdir(parents=True)
+    os.utime(old, (0, 0))
+    load_data(DataSettings(path=story), tiny, cache_dir=tmp_path)
+    assert (old.exists(), new.exists()) == (False, True)
+
+
+def test_text_behind_many_questions_is_learned_too(tmp_path: Path, tiny) -> None:
+    rows = [{"prompt": f"q {i}", "completion": f"a {i}"} for i in range(1200)] + [
+        {"text": f"general {i}"} for i in range(9)
+    ]
+    parts = read_parts(DataSettings(path=write_rows(tmp_path / "m.jsonl", rows)), 0)
+    assert len(parts.rejected) == 0
+    assert "nothing but 'text'" in parts.notes.lines[-1]
+    assert len(render_parts(parts.resolved(), tiny).train) == parts.train.sum() == 1209 - 120
+    odd = write_rows(tmp_path / "o.jsonl", [*rows[:20], {"text": "x", "completion": "y"}])
+    assert len(read_parts(DataSettings(path=odd), 0).rejected) == 1

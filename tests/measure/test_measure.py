@@ -66,10 +66,7 @@ def test_structured() -> None:
 
 def test_kinds_are_inferred() -> None:
     def kind(answers: list[str], layout: str | None = None) -> str:
-        found = Answers()
-        for answer in answers:
-            found.add(answer)
-        return found.kind(Layout("", kind=layout) if layout else None)
+        return Answers(answers).kind(Layout("", kind=layout) if layout else None)
 
     assert kind(['{"a": 1}', "[]"] * 5) == kind(['{"a": 1}'], "chat") == "structured"
     assert kind(["1", "2", "3"] * 20) == kind(["pos", "neg"] * 20) == "classification"

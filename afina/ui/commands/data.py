@@ -6,17 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from afina.core.errors import writing
-from afina.ui.common import positive, say
+from afina.ui.common import positive, say, setting_flag
 
 _ACTIONS = {
     "check": "what a careful person would find in FILE; exits with 0 ready, 1 not ready, 2 unreadable",
     "show": "a row of FILE as the model sees it: its tokens, the learned ones in colour",
     "prepare": "FILE cleaned, without copies, split so that near copies stay on one side",
 }
-_READING = ("prompt", "completion", "map", "system", "references", "target", "text", "learn")
+_READING = ("prompt", "completion", "map", "system", "references", "target", "text")
 _FLAGS = {
-    "check": (*_READING, "kind", "eval_path", "max_length"),
-    "show": (*_READING, "max_length"),
+    "check": (*_READING, "learn", "kind", "eval_path", "max_length"),
+    "show": (*_READING, "learn"),
     "prepare": _READING,
 }
 
@@ -52,18 +52,10 @@ def _own_flags(parser: argparse.ArgumentParser, action: str) -> None:
     for field in fields(DataSettings):
         if field.path in _FLAGS[action]:
             own = [flag for flag in field.flags if not flag.startswith("--data.")] or [f"--{field.path}"]
-            _add(parser, own[-1:], f"data.{field.path}", field)
+            setting_flag(parser, field, own[-1:], f"data.{field.path}")
     if action == "prepare":
         for field in fields(PrepareSettings):
-            _add(parser, [f"--{field.path}"], f"prepare.{field.path}", field)
-
-
-def _add(parser: argparse.ArgumentParser, names: list[str], dest: str, field: Any) -> None:
-    options: dict[str, Any] = {"action": "store_true"} if field.switch else {"metavar": field.path.upper()}
-    default = f" [{field.default}]" if field.choices and field.default else ""
-    choices = f" One of {', '.join(field.choices)}.{default}" if field.choices else ""
-    text = f"{field.help}{choices}".replace("%", "%%")
-    parser.add_argument(*names, dest=dest, default=argparse.SUPPRESS, help=text, **options)
+            setting_flag(parser, field, [f"--{field.path}"], f"prepare.{field.path}")
 
 
 def run(options: argparse.Namespace) -> int:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from afina.core.errors import SettingsError, writing
+from afina.ui.common import setting_flag
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
@@ -23,19 +24,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
         section = field.path.rpartition(".")[0]
         if section not in groups:
             groups[section] = parser.add_argument_group(section)
-        default = "" if field.default in (None, (), {}) or field.switch else f" [{field.default}]"
-        if field.choices:
-            default = f" One of {', '.join(field.choices)}.{default}"
-        options: dict[str, Any] = {
-            "dest": field.path,
-            "default": argparse.SUPPRESS,
-            "help": f"{field.help}{default}".replace("%", "%%"),
-        }
-        if field.switch:
-            options["action"] = "store_true"
-        else:
-            options["metavar"] = field.path.rpartition(".")[2].upper()
-        groups[section].add_argument(*reversed(field.flags), **options)
+        setting_flag(groups[section], field, field.flags[::-1], field.path)
 
 
 def run(options: argparse.Namespace) -> int:
