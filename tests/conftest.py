@@ -113,9 +113,10 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _own_shelf(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Prepared rows do not go into the user's cache."""
+    """Prepared rows and a base's answers do not go into the user's cache."""
     folder = tmp_path_factory.getbasetemp() / "cache"
     monkeypatch.setattr("afina.data.load.default_cache", lambda: folder)
+    monkeypatch.setattr("afina.measure.evaluation.default_cache", lambda: folder)
 
 
 @pytest.fixture

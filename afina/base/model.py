@@ -85,6 +85,9 @@ class CausalModel(Protocol):
     def summed_loss(self, packed: Packed) -> Tensor:
         """The sum over labelled positions of −log p(label), in nats, in fp32."""
 
+    def label_losses(self, packed: Packed) -> Tensor:
+        """−log p(label) at each labelled position (N), in nats, in fp32."""
+
     def label_logits(self, packed: Packed) -> Tensor:
         """Logits (N, V) at the labelled positions, in order."""
 
@@ -96,6 +99,10 @@ class CausalModel(Protocol):
 
     def checkpoint_activations(self) -> None:
         """From now on training keeps only each layer's input, and computes the rest again in the backward pass."""
+
+
+def losses_of(logits_NV: Tensor, labels_N: Tensor) -> Tensor:
+    return F.cross_entropy(logits_NV.float(), labels_N, reduction="none")
 
 
 class DecoderModel:
@@ -119,6 +126,12 @@ class DecoderModel:
 
     def _chunk_loss(self, hidden_NC: Tensor, labels_N: Tensor) -> Tensor:
         return F.cross_entropy(self.module.logits(hidden_NC).float(), labels_N, reduction="sum")
+
+    def label_losses(self, packed: Packed) -> Tensor:
+        parts = zip(
+            self._hidden(packed).split(ops.CHUNK), packed.labels_T[packed.labelled_N].split(ops.CHUNK), strict=True
+        )
+        return torch.cat([losses_of(self.module.logits(hidden), labels) for hidden, labels in parts])
 
     def label_logits(self, packed: Packed) -> Tensor:
         return self.module.logits(self._hidden(packed))
@@ -212,6 +225,9 @@ class TransformersModel:
     def summed_loss(self, packed: Packed) -> Tensor:
         labels_N = packed.labels_T[packed.labelled_N]
         return F.cross_entropy(self.label_logits(packed).float(), labels_N, reduction="sum")
+
+    def label_losses(self, packed: Packed) -> Tensor:
+        return losses_of(self.label_logits(packed), packed.labels_T[packed.labelled_N])
 
     def label_logits(self, packed: Packed) -> Tensor:
         rows = packed.ids_T.split(packed.segments.lengths)

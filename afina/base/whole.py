@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from afina.base.model import IGNORED, Answer, Packed, Writing
+from afina.base.model import IGNORED, Answer, Packed, Writing, losses_of
 from afina.base.tokenizer import Tokenizer
 
 ROUND = 8  # lengths are padded to a multiple of this: the matrix library prepares itself anew for each new shape
@@ -32,6 +32,9 @@ class _Whole:
     def summed_loss(self, packed: Packed) -> Tensor:
         labels_N = packed.labels_T[packed.labelled_N]
         return F.cross_entropy(self.label_logits(packed).float(), labels_N, reduction="sum")
+
+    def label_losses(self, packed: Packed) -> Tensor:
+        return losses_of(self.label_logits(packed), packed.labels_T[packed.labelled_N])
 
     def label_logits(self, packed: Packed) -> Tensor:
         raise NotImplementedError

@@ -40,12 +40,14 @@ _NEWS = 20_000  # rows between two words of progress
 
 @dataclass(frozen=True)
 class Dataset:
-    """Training rows, which lie on disk; held-out rows with their examples (for generation); rejected rows with reasons; what was
-    found out about the files; what to warn of."""
+    """Training rows, which lie on disk; held-out rows, by which a checkpoint is chosen; the rows that are evaluated on in the end,
+    with their examples (for generation): those kept apart, or else the held-out ones; rejected rows with reasons; what was found
+    out about the files; what to warn of."""
 
     train: Rows
     held_out: list[Row]
-    held_out_examples: list[Example]
+    test: list[Row]
+    test_examples: list[Example]
     rejected: Rejections
     found: list[str]
     notices: list[str]
@@ -86,19 +88,21 @@ def _check_any(settings: DataSettings, count: int, rejected: Rejections) -> None
 
 @dataclass(frozen=True)
 class Parts:
-    """Which usable rows are trained on and which are held out, by their number in the file, before any model is known.
+    """Which usable rows are trained on, held out and kept apart, by their number in the file, before any model is known.
 
-    `answers` are those of all usable rows. The held-out rows are of `settings.eval_path` where that is given.
+    `answers` are those of all usable rows. The held-out rows are of `settings.eval_path` where that is given, those kept apart
+    of `settings.test_path`. `shared` has a line for each of these files some of whose prompts are trained on.
     """
 
     settings: DataSettings
     seed: int
     train: Mask
     held_out: Mask
+    test: Mask
     answers: Answers
     rejected: Rejections
     notes: Notes
-    shared_prompts: int
+    shared: list[str]
 
     @property
     def kind(self) -> Kind:
@@ -116,41 +120,72 @@ def read_parts(settings: DataSettings, seed: int) -> Parts:
     """Reads, samples and splits. Raises `DataError` where a file is unreadable or no row is usable."""
     answers, notes = Answers(), Notes()
 
-    def prompts(of: DataSettings, into: Notes) -> tuple[np.ndarray, Mask, Rejections]:
+    def prompts(of: DataSettings, into: Notes, is_test: bool = False) -> tuple[np.ndarray, Mask, Rejections]:
         """A digest of each prompt, which rows may be held out (all but plain text among questions), and what cannot be used."""
         seen, rejected, asks = Seen(), Rejections(), bytearray()
-        for example in _usable(of, into, rejected):
+        for example in _usable(of, into, rejected, needs_completion=not is_test):
             seen.add(example.prompt_key)
             asks.append(bool(example.messages))
-            if example.messages:
+            if example.messages and not is_test:
                 answers.add(example.completion or "")
         values, asking = seen.values(), np.frombuffer(asks, bool)
         _check_any(of, len(values), rejected)
         return values, asking if asking.any() else np.ones(len(values), bool), rejected
 
-    asked, asking, rejected = prompts(settings, notes)
+    asked, asking, rejected = prompts(_of_train(settings), notes)
     train = sample(len(asked), settings.limit, seed)
     is_text = notes.layout is not None and notes.layout.kind == "text"
     if settings.kind is not None and (settings.kind == "text") != is_text:
         what = "is plain text, without questions" if is_text else "holds questions and answers, not plain text"
         raise DataError(f"--kind {settings.kind}: {settings.path} {what}", "leave --kind out")
+    shared: list[str] = []
+
+    def other(of: DataSettings, most: int, is_test: bool = False) -> Mask:
+        """The rows of another file that are evaluated on."""
+        nonlocal rejected
+        found = Notes()
+        keys, asking, more = prompts(of, found, is_test)
+        for line in found.lines:
+            notes.say(line)
+        mask = np.zeros(len(keys), bool)
+        mask[asking] = sample(int(asking.sum()), most, seed)
+        rejected = Rejections(itertools.chain(rejected, more))
+        both = len(np.intersect1d(keys[mask], asked[train]))
+        if both:
+            shared.append(f"{both} prompts of {of.path} are also trained on: its scores will flatter the adapter")
+        return mask
+
+    def apart(part: float, most: int, seed: int) -> Mask:
+        """Some of the training rows, which are then none any more."""
+        nonlocal train
+        mask = np.zeros(len(asked), bool)
+        mask[train & asking] = split(asked[train & asking], part, most, seed)
+        train = train & ~mask
+        return mask
+
+    if settings.test_path:
+        test = other(_of_test(settings), settings.test_rows, is_test=True)
+    elif settings.test:
+        test = apart(settings.test, settings.test_rows, seed + 1)
+    else:
+        test = np.zeros(len(asked), bool)
     if settings.eval_path is None:
-        held = np.zeros(len(asked), bool)
-        held[train & asking] = split(asked[train & asking], settings.held_out, settings.held_out_rows, seed)
-        return Parts(settings, seed, train & ~held, held, answers, rejected, notes, 0)
-    other = Notes()
-    tested, asking, more = prompts(_of_eval(settings), other)
-    for line in other.lines:
-        notes.say(line)
-    held = np.zeros(len(tested), bool)
-    held[asking] = sample(int(asking.sum()), settings.held_out_rows, seed)
-    shared = len(np.intersect1d(tested[held], asked[train]))
-    rejected = Rejections(itertools.chain(rejected, more))
-    return Parts(settings, seed, train, held, answers, rejected, notes, shared)
+        held = apart(settings.held_out, settings.held_out_rows, seed)
+    else:
+        held = other(_of_eval(settings), settings.held_out_rows)
+    return Parts(settings, seed, train, held, test, answers, rejected, notes, shared)
+
+
+def _of_train(settings: DataSettings) -> DataSettings:
+    return settings.model_copy(update={"references": None}) if settings.test_path else settings
+
+
+def _of_test(settings: DataSettings) -> DataSettings:
+    return settings.model_copy(update={"path": settings.test_path})
 
 
 def _of_eval(settings: DataSettings) -> DataSettings:
-    return settings.model_copy(update={"path": settings.eval_path})
+    return _of_train(settings).model_copy(update={"path": settings.eval_path})
 
 
 def load_data(settings: DataSettings, base: Base, seed: int = 0, cache_dir: Path | None = None) -> Dataset:
@@ -171,71 +206,79 @@ def render_parts(parts: Parts, base: Base, cache_dir: Path | None = None, listen
             _render_into(folder, parts, base, max_length, listener)
     facts = read_json(shelf.folder / "facts.json")
     held_out = Rows(shelf.folder / "held_out")
+    test = Rows(shelf.folder / "test")
     examples = [
         Example(**{**e, "messages": tuple(e["messages"]), "references": tuple(e["references"])})
-        for e in facts["held_out_examples"]
+        for e in facts["examples"]
     ]
     rejected = Rejections(itertools.chain(parts.rejected, (Rejected(*row) for row in facts["rejected"])))
     notices = list(facts["notices"])
     if settings.max_length and settings.max_length > max_length:
         notices.append(f"rows may have {max_length} tokens, the context of this base, not {settings.max_length}")
-    if parts.shared_prompts:
-        notices.append(
-            f"{parts.shared_prompts} prompts of {settings.eval_path} are also trained on: its scores will flatter the adapter"
-        )
+    notices += parts.shared
     train = Rows(shelf.folder / "train", shelf.temporary)
-    return Dataset(train, list(held_out), examples, rejected, parts.notes.lines, notices)
+    return Dataset(train, list(held_out), list(test or held_out), examples, rejected, parts.notes.lines, notices)
 
 
 def _render_into(folder: Path, parts: Parts, base: Base, max_length: int, listener: Listener) -> None:
     settings = parts.settings
     fitter = Fitter(base, max_length, settings.too_long)
-    train, held_out = RowsWriter(folder / "train"), RowsWriter(folder / "held_out")
-    held_examples: list[Example] = []
-    total = int(parts.train.sum() + parts.held_out.sum())
+    train, held_out, test = (RowsWriter(folder / name) for name in ("train", "held_out", "test"))
+    kept: dict[int, list[Example]] = {id(held_out): [], id(test): []}
+    total = int(parts.train.sum() + parts.held_out.sum() + parts.test.sum())
 
-    def write(of: DataSettings, chosen: Mask, held: Mask) -> None:
-        """The `chosen` rows of a file; those that are `held` among the held-out ones."""
-        numbered = zip(_again(of, len(chosen)), chosen, held, strict=True)
-        examples = ((example, bool(apart)) for example, wanted, apart in numbered if wanted)
-        for row, example, apart in fitter.fit_marked(examples):
+    def write(of: DataSettings, into: list[tuple[Mask, RowsWriter]], is_test: bool = False) -> None:
+        """The rows of a file that a mask chooses, each to its writer."""
+        count = len(into[0][0])
+        places = np.zeros(count, np.int8)
+        for number, (mask, _) in enumerate(into, 1):
+            places[mask] = number
+        examples = ((e, int(place)) for e, place in zip(_again(of, count, is_test), places, strict=True) if place)
+        for row, example, place in fitter.fit_marked(examples):
             if not base.tokenizer.classes:
                 _check_labels(row, example, base)
-            (held_out if apart else train).add(row)
-            if apart:
-                held_examples.append(example)
-            done = train.count + held_out.count
+            writer = into[place - 1][1]
+            writer.add(row)
+            if writer is not train:
+                kept[id(writer)].append(example)
+            done = train.count + held_out.count + test.count
             if done % _NEWS == 0:
                 listener(Progress("rows prepared", done, total))
 
+    own = [(parts.train, train)]
     if settings.eval_path is None:
-        write(settings, parts.train | parts.held_out, parts.held_out)
-    else:
-        write(settings, parts.train, np.zeros_like(parts.train))
-        write(_of_eval(settings), parts.held_out, parts.held_out)
-    train.close()
-    held_out.close()
+        own.append((parts.held_out, held_out))
+    if settings.test_path is None:
+        own.append((parts.test, test))
+    write(_of_train(settings), own)
+    if settings.eval_path is not None:
+        write(_of_eval(settings), [(parts.held_out, held_out)])
+    if settings.test_path is not None:
+        write(_of_test(settings), [(parts.test, test)], is_test=True)
+    for writer in (train, held_out, test):
+        writer.close()
     fitter.judge(settings, total)
-    for what, rows in (("training", train), ("held-out", held_out)):
+    needed = [("training", train), ("held-out", held_out), *([("test", test)] if parts.test.any() else [])]
+    for what, rows in needed:
         if not rows.count:
             every = Rejections(itertools.chain(parts.rejected, fitter.rejected))
             raise DataError([f"{settings.path}: no {what} row is left", *every.lines()], "give more or shorter rows")
     facts = {
         "notices": fitter.notices(),
         "rejected": [[row.where, row.reason] for row in fitter.rejected],
-        "held_out_examples": [asdict(example) for example in held_examples],
+        "examples": [asdict(example) for example in kept[id(test)] or kept[id(held_out)]],
     }
     write_json(folder / "facts.json", facts)
 
 
-def _again(settings: DataSettings, count: int) -> Iterator[Example]:
+def _again(settings: DataSettings, count: int, is_test: bool) -> Iterator[Example]:
     """The usable rows, a second time. Raises `DataError` where there are not as many as the first time."""
     number = 0
-    for example in _usable(settings, Notes(), Rejections()):
+    for example in _usable(settings, Notes(), Rejections(), needs_completion=not is_test):
         number += 1
         if number > count:
             break
-        yield example
+        yield example.answered() if is_test else example
     if number != count:
         raise DataError(f"{settings.path} was changed while it was read", "begin again")
 
@@ -243,7 +286,9 @@ def _again(settings: DataSettings, count: int) -> Iterator[Example]:
 def _key(parts: Parts, tokenizer: Tokenizer, max_length: int) -> str | None:
     """Equal for data that are rendered alike; None where that cannot be known without rendering them."""
     settings = parts.settings
-    paths = [path for path in (settings.path, settings.target, settings.eval_path) if path is not None]
+    paths = [
+        path for path in (settings.path, settings.target, settings.eval_path, settings.test_path) if path is not None
+    ]
     if any(is_hub_id(path) for path in paths):
         return None
     decides = [
@@ -265,9 +310,9 @@ class Fitter:
 
     def fit(self, examples: Iterable[Example]) -> list[tuple[Row, Example]]:
         """The rows of those that can be used, with the examples as they were cut."""
-        return [(row, example) for row, example, _ in self.fit_marked((example, False) for example in examples)]
+        return [(row, example) for row, example, _ in self.fit_marked((example, 0) for example in examples)]
 
-    def fit_marked(self, examples: Iterable[tuple[Example, bool]]) -> Iterator[tuple[Row, Example, bool]]:
+    def fit_marked(self, examples: Iterable[tuple[Example, int]]) -> Iterator[tuple[Row, Example, int]]:
         """`fit` of examples that carry a mark, as a stream."""
         marked = iter(examples)
         batches = iter(lambda: list(itertools.islice(marked, _BATCH)), [])

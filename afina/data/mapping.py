@@ -48,6 +48,10 @@ class Example:
             return self.completion or ""
         return json.dumps(self.messages, sort_keys=True, ensure_ascii=False)
 
+    def answered(self) -> "Example":
+        """With the first reference as completion where it has none."""
+        return self if self.completion is not None else replace(self, completion=self.references[0])
+
 
 class Unusable(Exception):
     """Why one row cannot become an example."""

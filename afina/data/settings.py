@@ -37,6 +37,12 @@ class DataSettings(Settings):
     """Part of the rows that is held out (at most `held_out_rows`), grouped by identical prompt."""
     held_out_rows: int = setting(160, ge=1)
     """At most this many rows are held out and evaluated on."""
+    test: float = setting(0.0, "--test", ge=0, lt=1)
+    """Part of the rows that is kept apart until the end (at most `test_rows`): evaluated on, and never looked at to choose anything."""
+    test_path: Path | None = setting(None, "--test-data")
+    """File of rows kept apart until the end, instead of a part of DATA; --references then names a column of it."""
+    test_rows: int = setting(640, ge=1)
+    """At most this many rows are kept apart."""
     max_length: int | None = setting(None, ge=8)
     """Longest row in tokens; by default 1024, or the base's context length where that is shorter."""
     too_long: Literal["error", "cut", "drop"] = "error"

@@ -1,17 +1,20 @@
 """Base and adapted model on a file of examples."""
 
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 
 from afina.core.config import read_yaml
 from afina.core.device import keep_freed_memory
-from afina.core.errors import AdapterError, DataError
+from afina.core.errors import AdapterError, DataError, SettingsError
 from afina.core.events import Listener, Notice, ignore
 from afina.data.kinds import Answers
 from afina.data.load import DEFAULT_MAX_LENGTH, Fitter, read_examples
 from afina.jobs.runs import is_merged, open_run, record
-from afina.measure.evaluation import Evaluation, evaluate_adapted
-from afina.measure.report import write_report
+from afina.measure.evaluation import Evaluation, Extra, Pairs, evaluate_adapted
+from afina.measure.judge import Judge
+from afina.measure.outcome import Outcome, Questions
+from afina.measure.own_metric import own_metric
+from afina.measure.report import LABELS, write_report
 
 
 def evaluate(  # noqa: PLR0913 - each by its name
@@ -25,17 +28,21 @@ def evaluate(  # noqa: PLR0913 - each by its name
     cache_dir: Path | None = None,
     base: str | None = None,
     force: bool = False,
+    metrics: Sequence[str] = (),
+    judge: tuple[str, str] | None = None,
 ) -> Evaluation:
     """Scores the adapter in `run` and its base on the first `limit` rows of `data`, with the run's own templates.
 
     `references` names a column with the right answer or a list of them; the completion's column may then be absent. `base` and
-    `force` are `open_run`'s. The result replaces `evaluation.json`, `predictions.jsonl` and the page in `run`. Raises `InputError`.
+    `force` are `open_run`'s. `metrics` are metrics of your own, each as FILE.py:FUNCTION; `judge` is the address and the name of a
+    model that compares the answers. The result replaces `evaluation.json`, `predictions.jsonl` and the page in `run`. Raises `InputError`.
     """
     run, data = Path(run), Path(data)
     if is_merged(run):
         raise AdapterError(f"{run} is a merged model, without a base to compare it with", "give the run it came from")
     if (run / "config.yaml").exists():
         read_yaml(run / "config.yaml")  # the page needs it at the end; better to know now
+    extra = _extra(metrics, judge, listener)
     keep_freed_memory()
     adapted = open_run(run, device=device, cache_dir=cache_dir, base=base, force=force)
     other = adapted.facts.get("base", {}).get("sha256") not in (None, adapted.base.facts.sha256)
@@ -47,9 +54,7 @@ def evaluate(  # noqa: PLR0913 - each by its name
         listener(Notice(f"the evaluation in {run} will be replaced by this one"))
     for line in notes.lines:
         listener(Notice(line))
-    answered = [
-        replace(e, completion=e.completion if e.completion is not None else e.references[0]) for e in examples[:limit]
-    ]
+    answered = [example.answered() for example in examples[:limit]]
     asking = [e for e in answered if e.messages]
     if 0 < len(asking) < len(answered):
         listener(
@@ -78,10 +83,37 @@ def evaluate(  # noqa: PLR0913 - each by its name
     rows = [row for row, _ in fitted]
     kept = [example for _, example in fitted] + strangers
     kind = "text" if is_text else adapted.facts.get("kind") or Answers(e.references[0] for e in kept).kind(notes.layout)
-    result = evaluate_adapted(adapted.base, kept, rows, kind, adapted.max_new_tokens, listener, str(data))
+    asked = Questions(kept, rows, kind, adapted.max_new_tokens, str(data))
+    if is_text and (metrics or judge):
+        raise SettingsError("--metric and --judge score answers, and plain text has none", "leave them out")
+    result = evaluate_adapted(
+        adapted.base, asked, listener, cache_dir=cache_dir, extra=extra, mismatches=adapted.mismatches
+    )
     if other:
         return result
     record(run, result)
     if (run / "config.yaml").exists():
         write_report(run)
     return result
+
+
+def _extra(metrics: Sequence[str], judge: tuple[str, str] | None, listener: Listener) -> Extra:
+    """The user's own metrics, and the judge's. Raises `SettingsError` before any work is done."""
+    own = [own_metric(spec) for spec in metrics]
+    taken = [metric.name for metric in own if metric.name in {*LABELS, "judge"}]
+    if taken or len({metric.name for metric in own}) < len(own):
+        raise SettingsError(
+            f"--metric: there is a metric {(taken or [own[0].name])[0]!r} already", "rename the function"
+        )
+    referee = Judge(*judge) if judge else None
+
+    def pairs(asked: Questions, base: Outcome, adapted: Outcome) -> Pairs:
+        references = [example.references for example in asked.examples]
+        found = [(each.score(base.texts, references), each.score(adapted.texts, references)) for each in own]
+        if referee is not None:
+            questions = [example.messages[-1]["content"] for example in asked.examples]
+            judged = referee.compare(questions, references, base.texts, adapted.texts, listener)
+            found.append((judged.base, judged.adapted))
+        return found
+
+    return pairs

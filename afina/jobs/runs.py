@@ -208,35 +208,36 @@ def read_template(path: Path | None) -> str | None:
         ) from error
 
 
-def check_base(facts: dict[str, Any], base: Base, folder: Path) -> None:
-    """Raises `AdapterError` where the adapter was made for other weights, words or another chat template than `base` has."""
+def mismatches(facts: dict[str, Any], base: Base, folder: Path) -> list[str]:
+    """Where the adapter was made for other weights, words or another chat template than `base` has; in words."""
     if not facts:
-        return
-    made_for = facts["base"]
-    hint = "use the base it was made for, as it was; --force takes this one all the same"
+        return []
+    made_for, found = facts["base"], []
     if made_for["sha256"] != base.facts.sha256:
-        raise AdapterError(
+        found.append(
             f"adapter {folder} was made for the base {made_for['name']!r} (weights {made_for['sha256'][:12]}…), "
-            f"this is {base.facts.name!r} (weights {base.facts.sha256[:12]}…)",
-            hint,
+            f"this is {base.facts.name!r} (weights {base.facts.sha256[:12]}…)"
         )
     if facts.get("tokenizer_sha256", base.tokenizer.hash()) != base.tokenizer.hash():
-        raise AdapterError(
-            f"adapter {folder} was trained with another tokenizer than {base.facts.name!r} has now", hint
-        )
+        found.append(f"adapter {folder} was trained with another tokenizer than {base.facts.name!r} has now")
     if facts["template_sha256"] != base.tokenizer.template_hash():
-        raise AdapterError(
-            f"adapter {folder} was trained with another chat template than {base.facts.name!r} has now",
-            hint,
-        )
+        found.append(f"adapter {folder} was trained with another chat template than {base.facts.name!r} has now")
+    return found
+
+
+def check_base(facts: dict[str, Any], base: Base, folder: Path) -> None:
+    """Raises `AdapterError` with the first of the `mismatches`."""
+    for line in mismatches(facts, base, folder):
+        raise AdapterError(line, "use the base it was made for, as it was; --force takes this one all the same")
 
 
 @dataclass(frozen=True)
 class Adapted:
-    """A base with its adapter, and how the adapter was trained to be asked."""
+    """A base with its adapter, how the adapter was trained to be asked, and where it was made for another base."""
 
     base: Base
     facts: dict[str, Any]
+    mismatches: tuple[str, ...] = ()
 
     @property
     def max_new_tokens(self) -> int:
@@ -277,7 +278,7 @@ def open_run(
     if not force:
         check_base(facts, loaded, folder)
     load_adapter(loaded.model.module, folder)
-    return Adapted(loaded, facts)
+    return Adapted(loaded, facts, tuple(mismatches(facts, loaded, folder)))
 
 
 def is_merged(run: Path) -> bool:

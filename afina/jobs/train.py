@@ -41,6 +41,7 @@ from afina.lora.adapter import load_adapter, read_config, save_adapter
 from afina.lora.config import LoraConfig
 from afina.lora.injection import inject, trainable_parameters
 from afina.measure.evaluation import Evaluation, evaluate_adapted
+from afina.measure.outcome import Questions
 from afina.measure.report import write_report
 from afina.measure.verification import Verification, probe, verify
 from afina.training.baselines import RATE_AS_FULL, baseline
@@ -183,10 +184,11 @@ def _finish(
             f"and by {verification.from_base:.2g} from the base's"
         )
     )
-    source = str(settings.data.eval_path or f"{settings.data.path} (held-out part)")
-    evaluation = evaluate_adapted(
-        fresh, data.held_out_examples, data.held_out, facts["kind"], facts["max_new_tokens"], listener, source
-    )
+    apart = settings.data
+    own = f"{apart.path} ({'part kept apart' if apart.test else 'held-out part'})"
+    source = str(apart.test_path or (own if apart.test else apart.eval_path) or own)
+    asked = Questions(data.test_examples, data.test, facts["kind"], facts["max_new_tokens"], source)
+    evaluation = evaluate_adapted(fresh, asked, listener, cache_dir=settings.cache_dir)
     record(folder, evaluation)
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
     return TrainResult(folder, folder / "adapter", write_report(folder), settings.data.prompt, evaluation, verification)
@@ -296,6 +298,7 @@ class _Run:
 
     def announce(self, listener: Listener) -> None:
         data, base = self.data, self.base
+        kept = f", {len(data.test)} kept apart until the end" if data.test != data.held_out else ""
         listener(Notice(base.engine, warning=isinstance(base.model, TransformersModel)))
         listener(
             Notice(
@@ -305,7 +308,7 @@ class _Run:
         listener(
             Notice(
                 f"data: {len(data.train)} rows to train on ({data.train.tokens:,} tokens, {data.train.labelled:,} of them learned), "
-                f"{len(data.held_out)} held out; the task looks like {self.facts['kind']}"
+                f"{len(data.held_out)} held out{kept}; the task looks like {self.facts['kind']}"
             )
         )
         for line in data.found:
@@ -322,7 +325,10 @@ class _Run:
         """Makes the folder and trains into it, or goes on from its last checkpoint."""
         checkpoints = self.settings.folder / CHECKPOINTS
         mark = fingerprint(
-            self.data.held_out, self.data.train.digest(), self.base.facts.sha256, self.base.tokenizer.template_hash()
+            self.data.held_out + self.data.test,
+            self.data.train.digest(),
+            self.base.facts.sha256,
+            self.base.tokenizer.template_hash(),
         )
         state = self._state(checkpoints, mark) if resuming else None
         if not resuming:
@@ -369,8 +375,9 @@ class _Run:
         resolved["base"] = self.facts["load"]["name"]
         if self.settings.data.path.exists():  # no data set of the hub
             resolved["data"]["path"] = str(self.settings.data.path.resolve())
-        if self.settings.data.eval_path:
-            resolved["data"]["eval_path"] = str(self.settings.data.eval_path.resolve())
+        for name in ("eval_path", "test_path"):
+            if path := getattr(self.settings.data, name):
+                resolved["data"][name] = str(path.resolve())
         if self.settings.template:
             resolved["template"] = str(self.settings.template.resolve())
         resolved["lora"] = self.lora.model_dump(mode="json")

@@ -1,31 +1,28 @@
-"""Base against adapted on the same rows: answers, scores, intervals, and what a trivial answer would get."""
+"""Two outcomes on the same rows, a base's and another's: scores, intervals, what a trivial answer would get, what stands out."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
-from afina.base.generation import generate
 from afina.base.load import Base
-from afina.base.model import Answer
-from afina.core.events import Listener, Progress
+from afina.core.device import default_cache
+from afina.core.events import Listener, ignore
 from afina.data.layouts import Kind
-from afina.data.mapping import Example
-from afina.data.template import Row, prompt_ids
 from afina.lora.injection import disabled
-from afina.measure.intervals import Difference, paired_difference
-from afina.measure.metrics import (
-    MAIN,
-    Metric,
-    bits_per_byte,
-    byte_frequencies,
-    metrics,
-    per_class,
-    per_field,
-    trivial_answers,
-)
-from afina.training.loss import mean_loss, perplexity, row_losses
+from afina.measure.diagnosis import findings
+from afina.measure.general import paragraphs
+from afina.measure.groups import by_length, worst
+from afina.measure.intervals import Difference, interval, paired_difference
+from afina.measure.metrics import MAIN, confusion, metrics, per_class, per_field, trivial_answers
+from afina.measure.outcome import Outcome, Questions, outcome, remembered
+from afina.measure.scores import Metric, mean, ratio
+from afina.measure.texts import bits_per_byte, byte_frequencies, distinct, loss_per_token
+from afina.training.loss import perplexity
 
-NAMES = ("base", "adapted")
+Pairs = list[tuple[Metric, Metric]]  # of the base and of the adapted model
+Extra = Callable[[Questions, Outcome, Outcome], Pairs]
 
 
 @dataclass(frozen=True)
@@ -36,9 +33,14 @@ class Evaluation:
     data: str
     rows: int
     scores: dict[str, dict[str, Any]]
+    intervals: dict[str, dict[str, tuple[float, float]]]
     differences: dict[str, Difference]
     trivial: dict[str, dict[str, float]]
     over_trivial: Difference
+    general: dict[str, dict[str, Any]]
+    groups: dict[str, Any]
+    findings: list[str]
+    signatures: dict[str, str]
     predictions: list[dict[str, Any]]
 
     @property
@@ -46,130 +48,176 @@ class Evaluation:
         return MAIN[self.kind]
 
     def json(self) -> dict[str, Any]:
-        """The object of `evaluation.json` and of `--json`."""
-        return {
+        """The object of `evaluation.json` and of `--json`; what is undefined is null."""
+        found = {
             **self.scores,
-            "difference": {name: asdict(d) | {"verdict": d.verdict} for name, d in self.differences.items()},
+            "interval": self.intervals,
+            "difference": {name: told(d) for name, d in self.differences.items()},
             "trivial": self.trivial,
-            "over_trivial": asdict(self.over_trivial) | {"verdict": self.over_trivial.verdict},
+            "over_trivial": told(self.over_trivial),
+            "general": self.general,
+            "groups": self.groups,
+            "findings": self.findings,
+            "signatures": self.signatures,
             "kind": self.kind,
             "main_metric": self.main,
             "data": self.data,
             "rows": self.rows,
         }
+        return dict(_defined(found))
 
 
-def evaluate_adapted(
+def told(difference: Difference) -> dict[str, Any]:
+    return asdict(difference) | {"verdict": difference.verdict}
+
+
+def _defined(value: Any) -> Any:
+    """The value with None for every number that is none (JSON has no NaN)."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {name: _defined(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_defined(each) for each in value]
+    return value
+
+
+def evaluate_adapted(  # noqa: PLR0913 - each by its name
     base: Base,
-    examples: Sequence[Example],
-    rows: Sequence[Row],
-    kind: Kind,
-    max_new_tokens: int,
-    listener: Listener,
-    data: str,
+    asked: Questions,
+    listener: Listener = ignore,
+    *,
+    cache_dir: Path | None = None,
+    extra: Extra | None = None,
+    mismatches: Sequence[str] = (),
 ) -> Evaluation:
-    """Both models answer every example greedily and are scored; `rows` are the same examples rendered with an answer.
-
-    `base` carries the adapter, which is switched off for the base's turn.
-    """
-    if kind == "text":
-        return _evaluate_text(base, examples, rows, data)
-    prompts = [prompt_ids(base.tokenizer, example.messages) for example in examples]
-    references = [example.references for example in examples]
-
-    def progress(name: str) -> Callable[[int, int], None]:
-        return lambda done, total: listener(Progress(f"answers of the {name} model", done, total))
-
-    adapted = generate(base, prompts, max_new_tokens, on_progress=progress("adapted"))
-    adapted_loss = mean_loss(base, rows)
+    """Lets the model with its adapter and without it answer, greedily, and evaluates both; the base's outcome is kept in the cache."""
+    adapted = outcome(base, asked, listener, "adapted")
     with disabled(base.model.module):
-        plain = generate(base, prompts, max_new_tokens, on_progress=progress("base"))
-        base_loss = mean_loss(base, rows)
+        plain = remembered(base, asked, listener, "base", cache_dir or default_cache())
+    return evaluate_outcomes(asked, plain, adapted, extra(asked, plain, adapted) if extra else (), mismatches)
+
+
+def evaluate_outcomes(
+    asked: Questions,
+    base: Outcome,
+    adapted: Outcome,
+    extra: Sequence[tuple[Metric, Metric]] = (),
+    mismatches: Sequence[str] = (),
+) -> Evaluation:
+    """The evaluation of two outcomes. `extra` are metrics beside those of the kind; `mismatches` say where adapter and base do not fit."""
+    references = [example.references for example in asked.examples]
     found = {
-        "base": metrics(kind, [a.text for a in plain], references),
-        "adapted": metrics(kind, [a.text for a in adapted], references),
+        name: [*_metrics(asked, each, references), *(pair[which] for pair in extra)]
+        for which, (name, each) in enumerate((("base", base), ("adapted", adapted)))
     }
+    differences = {a.name: paired_difference(a, b) for a, b in zip(found["base"], found["adapted"], strict=True)}
+    trivial = _trivial(asked, references)
+    best = max(trivial.values(), key=lambda metric: -metric.score() if metric.lower_is_better else metric.score())
+    main = {name: next(m for m in metrics_ if m.name == MAIN[asked.kind]) for name, metrics_ in found.items()}
+    over_trivial = paired_difference(best, main["adapted"])
+    general = _general(base, adapted)
     scores = {
-        name: _scores(kind, found[name], answers, references, loss)
-        | ({} if base.tokenizer.classes else _written(answers, loss))
-        for name, answers, loss in zip(NAMES, (plain, adapted), (base_loss, adapted_loss), strict=True)
+        name: {m.name: m.score() for m in found[name]} | _details(asked, each, references)
+        for name, each in (("base", base), ("adapted", adapted))
     }
-    trivial = {
-        name: metrics(kind, answers, references)
-        for name, answers in trivial_answers(kind, [e.source for e in examples], references).items()
-    }
-    best = max((_main(kind, found_) for found_ in trivial.values()), key=Metric.score)
+    rows = {name: metric.rows() for name, metric in main.items()}
     return Evaluation(
-        kind=kind,
-        data=data,
-        rows=len(examples),
+        kind=asked.kind,
+        data=asked.source,
+        rows=len(asked.examples),
         scores=scores,
-        differences={a.name: paired_difference(a, b) for a, b in zip(found["base"], found["adapted"], strict=True)},
-        trivial={name: {m.name: m.score() for m in found_} for name, found_ in trivial.items()},
-        over_trivial=paired_difference(best, _main(kind, found["adapted"])),
-        predictions=[
-            {
-                "where": example.where,
-                "prompt": example.messages[-1]["content"],
-                "references": list(example.references),
-                "base": a.text,
-                "adapted": b.text,
-                "base_stopped": a.stopped,
-                "adapted_stopped": b.stopped,
-            }
-            for example, a, b in zip(examples, plain, adapted, strict=True)
+        intervals={name: {m.name: interval(m) for m in metrics_} for name, metrics_ in found.items()},
+        differences=differences,
+        trivial={name: {metric.name: metric.score()} for name, metric in trivial.items()},
+        over_trivial=over_trivial,
+        general=general,
+        groups={"by_length": by_length(asked.rows, main), "worst": worst(asked, rows, adapted)},
+        findings=[
+            *mismatches,
+            *findings(asked, base, adapted, scores, differences[MAIN[asked.kind]], over_trivial, general),
         ],
+        signatures={m.name: m.signature for m in found["adapted"] if m.signature},
+        predictions=_predictions(asked, base, adapted, rows),
     )
 
 
-def _evaluate_text(base: Base, examples: Sequence[Example], rows: Sequence[Row], data: str) -> Evaluation:
-    """How well each model tells plain text, which has no answers to compare."""
-    texts = [example.completion or "" for example in examples]
-    adapted = row_losses(base, rows)
-    with disabled(base.model.module):
-        plain = row_losses(base, rows)
-    tokens = sum(row.labelled for row in rows)
-    before, after = bits_per_byte(plain, texts), bits_per_byte(adapted, texts)
-    trivial = byte_frequencies(texts)
-    return Evaluation(
-        kind="text",
-        data=data,
-        rows=len(rows),
-        scores={
-            name: {
-                found.name: found.score(),
-                "loss": sum(nats) / tokens,
-                "perplexity": perplexity(sum(nats) / tokens),
-            }
-            for name, found, nats in zip(NAMES, (before, after), (plain, adapted), strict=True)
-        },
-        differences={after.name: paired_difference(before, after)},
-        trivial={"byte frequencies": {trivial.name: trivial.score()}},
-        over_trivial=paired_difference(trivial, after),
-        predictions=[],
-    )
+def _metrics(asked: Questions, of: Outcome, references: list[tuple[str, ...]]) -> list[Metric]:
+    loss = loss_per_token([nats for nats, _ in of.nats], [tokens for _, tokens in of.nats])
+    texts = [example.completion or "" for example in asked.examples[: len(of.nats)]]
+    bits = bits_per_byte([nats for nats, _ in of.nats], texts)
+    if asked.kind == "text":
+        return [bits, loss]
+    found = metrics(asked.kind, of.texts, references)
+    if of.names_classes:
+        return [*found, loss]
+    stopped = mean("stop_rate", [float(answer.stopped) for answer in of.answers])
+    empty = mean("empty_rate", [float(not answer.text) for answer in of.answers])
+    return [*found, loss, bits, stopped, Metric("empty_rate", empty.stats, empty.value, lower_is_better=True)]
 
 
-def _main(kind: Kind, found: list[Metric]) -> Metric:
-    return next(metric for metric in found if metric.name == MAIN[kind])
+def _details(asked: Questions, of: Outcome, references: list[tuple[str, ...]]) -> dict[str, Any]:
+    """Scores that have no interval."""
+    nats, tokens = (sum(each) for each in zip(*of.nats, strict=True)) if of.nats else (math.nan, 0)
+    found: dict[str, Any] = {} if of.names_classes else {"perplexity": perplexity(ratio(nats, tokens))}
+    if asked.kind == "text":
+        return found
+    if asked.kind == "classification":
+        found |= {"per_class": per_class(of.texts, references), "confusion": confusion(of.texts, references)}
+    elif asked.kind == "structured":
+        found["per_field"] = per_field(of.texts, references)
+    else:
+        found |= {"distinct_1": distinct(of.texts, 1), "distinct_2": distinct(of.texts, 2)}
+    if not of.names_classes:
+        found["truncated_rate"] = sum(not answer.stopped for answer in of.answers) / len(of.answers)
+        found["tokens_per_second"] = ratio(sum(answer.tokens for answer in of.answers), of.seconds)
+    return found | {"answers_per_second": ratio(len(of.answers), of.seconds), "latency": of.latency}
 
 
-def _scores(
-    kind: Kind, found: list[Metric], answers: list[Answer], references: Sequence[Sequence[str]], loss: float
-) -> dict[str, Any]:
-    texts = [answer.text for answer in answers]
-    scores: dict[str, Any] = {metric.name: metric.score() for metric in found}
-    if kind == "classification":
-        scores["per_class"] = per_class(texts, references)
-    if kind == "structured":
-        scores["per_field"] = per_field(texts, references)
-    return scores | {"loss": loss}
-
-
-def _written(answers: list[Answer], loss: float) -> dict[str, float]:
-    """What is said of models that write text, and not of classifiers."""
+def _trivial(asked: Questions, references: list[tuple[str, ...]]) -> dict[str, Metric]:
+    """The main metric of answers that need no model."""
+    if asked.kind == "text":
+        return {"byte frequencies": byte_frequencies([example.completion or "" for example in asked.examples])}
+    answers = trivial_answers(asked.kind, [example.source for example in asked.examples], references)
+    name = MAIN[asked.kind]
     return {
-        "perplexity": perplexity(loss),
-        "stop_rate": sum(answer.stopped for answer in answers) / len(answers),
-        "empty_rate": sum(not answer.text for answer in answers) / len(answers),
+        what: next(m for m in metrics(asked.kind, texts, references, only=name) if m.name == name)
+        for what, texts in answers.items()
     }
+
+
+def _general(base: Outcome, adapted: Outcome) -> dict[str, dict[str, Any]]:
+    """The loss on general text by language, before and after."""
+    found = {}
+    for language in base.general:
+        before, after = (
+            loss_per_token([nats for nats, _ in pairs], [tokens for _, tokens in pairs])
+            for pairs in (base.general[language], adapted.general[language])
+        )
+        found[language] = {
+            "base": before.score(),
+            "adapted": after.score(),
+            "difference": told(paired_difference(before, after)),
+            "paragraphs": len(paragraphs(language)),
+        }
+    return found
+
+
+def _predictions(
+    asked: Questions, base: Outcome, adapted: Outcome, rows: dict[str, list[float]]
+) -> list[dict[str, Any]]:
+    return [
+        {
+            "where": example.where,
+            "prompt": example.messages[-1]["content"],
+            "references": list(example.references),
+            "base": base.answers[i].text,
+            "adapted": adapted.answers[i].text,
+            "base_stopped": base.answers[i].stopped,
+            "adapted_stopped": adapted.answers[i].stopped,
+            "base_score": rows["base"][i],
+            "adapted_score": rows["adapted"][i],
+        }
+        for i, example in enumerate(asked.examples)
+        if asked.kind != "text"
+    ]

@@ -1,18 +1,23 @@
-"""How much of a difference could be luck."""
+"""How much of a score, or of a difference, could be luck."""
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
+from statistics import NormalDist
 
 import numpy as np
 
-from afina.measure.metrics import Metric
+from afina.measure.scores import Floats, Metric
 
 RESAMPLES = 1000
 FEWEST_ROWS = 10  # below, resampling sees too little of what could have been
+LEVEL = 0.95
 
 
 @dataclass(frozen=True)
 class Difference:
-    """`value` = b − a with the bounds of its 95 % interval."""
+    """`value` = b − a with the bounds of its 95 % interval; NaN where it is undefined."""
 
     value: float
     low: float
@@ -22,7 +27,9 @@ class Difference:
 
     @property
     def verdict(self) -> str:
-        """better, worse, not distinguishable (the interval holds zero), or too few rows for any of these."""
+        """better, worse, not distinguishable (the interval holds zero), too few rows for any of these, or undefined."""
+        if math.isnan(self.value) or math.isnan(self.low):
+            return "undefined"
         if self.rows < FEWEST_ROWS:
             return "too few rows to tell"
         if self.low <= 0 <= self.high:
@@ -31,16 +38,44 @@ class Difference:
 
 
 def paired_difference(a: Metric, b: Metric, seed: int = 0) -> Difference:
-    """b − a on the same rows, with the 95 % percentile interval of the paired bootstrap over rows.
+    """b − a on the same rows, with the 95 % interval of the paired bootstrap over rows.
 
     Koehn 2004, "Statistical Significance Tests for Machine Translation Evaluation", section 4: the rows are drawn anew with
     replacement, the same draw for both, and the score is formed of the drawn rows' sums.
     """
-    n = len(a.stats)
+    width = a.stats.shape[1]
+    low, high = _bounds(
+        np.hstack([a.stats, b.stats]), lambda total, n: b.value(total[width:], n) - a.value(total[:width], n), seed
+    )
+    return Difference(b.score() - a.score(), low, high, len(a.stats), b.lower_is_better)
+
+
+def interval(metric: Metric, seed: int = 0) -> tuple[float, float]:
+    """The 95 % interval of a score, by the bootstrap over rows; NaN where it is undefined."""
+    return _bounds(metric.stats, metric.value, seed)
+
+
+def _bounds(stats: Floats, value: Callable[[Floats, int], float], seed: int) -> tuple[float, float]:
+    """Percentiles of the resampled scores, expanded for few rows: the plain ones are too narrow by the factor √((n−1)/n) and by the
+    normal's quantile in the place of Student's (Hesterberg 2015, https://doi.org/10.1080/00031305.2015.1089789, section 3.3)."""
+    n = len(stats)
+    if n < 2:
+        return math.nan, math.nan
     rng = np.random.default_rng(seed)
-    differences = np.empty(RESAMPLES)
+    found = np.empty(RESAMPLES)
     for i in range(RESAMPLES):
         times = np.bincount(rng.integers(n, size=n), minlength=n)
-        differences[i] = b.value(times @ b.stats, n) - a.value(times @ a.stats, n)
-    low, high = np.percentile(differences, [2.5, 97.5])
-    return Difference(b.score() - a.score(), float(low), float(high), n, b.lower_is_better)
+        found[i] = value(times @ stats, n)
+    found = found[~np.isnan(found)]  # a resample may lack what the score needs
+    if len(found) < LEVEL * RESAMPLES:
+        return math.nan, math.nan
+    tail = 100 * _tail(n)
+    low, high = np.percentile(found, [tail, 100 - tail])
+    return float(low), float(high)
+
+
+@lru_cache
+def _tail(n: int) -> float:
+    from scipy.stats import t
+
+    return NormalDist().cdf(-math.sqrt(n / (n - 1)) * float(t.ppf(0.5 + LEVEL / 2, n - 1)))

@@ -1,20 +1,19 @@
 """Scores of answers against references, each a function of sums over rows, so that any of them can be resampled.
 
-Means come from the definition, BLEU and chrF from sacrebleu (https://github.com/mjpost/sacrebleu).
+A score that its rows do not define (a ratio of nothing) is NaN, and is shown as undefined. Scores of free text are in `texts`.
 """
 
 import json
-import re
+import math
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from afina.data.layouts import Kind
-
-Floats = np.ndarray[Any, np.dtype[np.float64]]
+from afina.measure.scores import Floats, Metric, mean, ratio
+from afina.measure.texts import repetition, rouge, sacrebleu
 
 # The metric that decides which of two models is better.
 MAIN: dict[Kind, str] = {
@@ -28,47 +27,52 @@ MAIN: dict[Kind, str] = {
 }
 
 
-@dataclass(frozen=True)
-class Metric:
-    """`stats` has one line a row; `value` makes the score of the sum of any choice of lines and their number."""
+def metrics(
+    kind: Kind, answers: Sequence[str], references: Sequence[Sequence[str]], only: str | None = None
+) -> list[Metric]:
+    """The metrics that fit `kind`; where `only` one is asked for, the slow ones among the others are left out.
 
-    name: str
-    stats: Floats
-    value: Callable[[Floats, int], float]
-    lower_is_better: bool = False
-
-    def score(self) -> float:
-        return self.value(self.stats.sum(0), len(self.stats))
-
-
-def metrics(kind: Kind, answers: Sequence[str], references: Sequence[Sequence[str]]) -> list[Metric]:
-    """The metrics that fit `kind`. An answer is scored against the best of its references."""
+    An answer is scored against the best of its references.
+    """
     if kind == "classification":
         labels = sorted({refs[0].strip() for refs in references})
-        return [_mean("accuracy", _exact(answers, references)), _macro_f1(answers, references, labels)]
+        return [mean("accuracy", _exact(answers, references)), _macro_f1(answers, references, labels)]
     if kind == "structured":
         fields = [max(_field_accuracy(a, ref) for ref in refs) for a, refs in zip(answers, references, strict=True)]
         valid = [float(_json(answer) is not None) for answer in answers]
         same = [float(any(_same_json(a, ref) for ref in refs)) for a, refs in zip(answers, references, strict=True)]
-        return [_mean("field_accuracy", fields), _mean("exact_match", same), _mean("valid_json", valid)]
-    found = [*_translation_metrics(answers, references), _mean("exact_match", _exact(answers, references))]
-    return [*_rouge(answers, references), *found] if kind == "summarisation" else found
+        means = mean("field_accuracy", fields), mean("exact_match", same), mean("valid_json", valid)
+        return [*means, *_field_prf(answers, references)]
+    found = sacrebleu(answers, references, ter=kind == "translation" and only is None)
+    if kind in ("summarisation", "generation", "chat"):
+        found += rouge(answers, references)
+    return [*found, mean("exact_match", _exact(answers, references)), repetition(answers)]
 
 
 def per_class(answers: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, dict[str, float]]:
-    """Precision, recall, F1 and count of each label; a ratio without cases is 0."""
+    """Precision, recall, F1 and count of each label; a ratio without cases is NaN."""
     labels = sorted({refs[0].strip() for refs in references})
     table = {}
     for label, (hit, false, missed) in zip(
-        labels, _confusion(answers, references, labels).sum(0).reshape(-1, 3), strict=True
+        labels, _hits(answers, references, labels).sum(0).reshape(-1, 3), strict=True
     ):
         table[label] = {
-            "precision": float(hit / (hit + false)) if hit + false else 0.0,
-            "recall": float(hit / (hit + missed)) if hit + missed else 0.0,
+            "precision": float(hit / (hit + false)) if hit + false else math.nan,
+            "recall": float(hit / (hit + missed)) if hit + missed else math.nan,
             "f1": float(2 * hit / (2 * hit + false + missed)),
             "count": float(hit + missed),
         }
     return table
+
+
+def confusion(answers: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, Any]:
+    """How often each label (a line of `counts`) got which answer (a column); the last column counts answers that are no label."""
+    labels = sorted({refs[0].strip() for refs in references})
+    index = {label: i for i, label in enumerate(labels)}
+    counts = [[0] * (len(labels) + 1) for _ in labels]
+    for answer, refs in zip(answers, references, strict=True):
+        counts[index[refs[0].strip()]][index.get(answer.strip(), len(labels))] += 1
+    return {"labels": labels, "counts": counts}
 
 
 def per_field(answers: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
@@ -138,15 +142,26 @@ def _field_accuracy(answer: str, reference: str) -> float:
     return sum(n in wanted and n in found and _equal(wanted[n], found[n]) for n in names) / len(names)
 
 
+def _field_prf(answers: Sequence[str], references: Sequence[Sequence[str]]) -> list[Metric]:
+    """Precision, recall and F1 of all fields together (micro): a field is right where its value is the first reference's."""
+    counts = []
+    for answer, refs in zip(answers, references, strict=True):
+        wanted, found = (value if isinstance(value, dict) else {} for value in (_json(refs[0]), _json(answer)))
+        right = sum(name in wanted and _equal(wanted[name], value) for name, value in found.items())
+        counts.append((right, len(found), len(wanted)))
+    stats = np.array(counts, dtype=np.float64)
+    return [
+        Metric("field_precision", stats, lambda total, _: ratio(total[0], total[1])),
+        Metric("field_recall", stats, lambda total, _: ratio(total[0], total[2])),
+        Metric("field_f1", stats, lambda total, _: ratio(2 * total[0], total[1] + total[2])),
+    ]
+
+
 def _exact(answers: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
     return [float(a.strip() in {ref.strip() for ref in refs}) for a, refs in zip(answers, references, strict=True)]
 
 
-def _mean(name: str, values: Sequence[float]) -> Metric:
-    return Metric(name, np.array(values, dtype=np.float64)[:, None], lambda total, n: float(total[0] / n))
-
-
-def _confusion(answers: Sequence[str], references: Sequence[Sequence[str]], labels: list[str]) -> Floats:
+def _hits(answers: Sequence[str], references: Sequence[Sequence[str]], labels: list[str]) -> Floats:
     """One line a row with (hit, false, missed) for each label."""
     index = {label: i for i, label in enumerate(labels)}
     table = np.zeros((len(answers), len(labels), 3))
@@ -169,56 +184,4 @@ def _macro_f1(answers: Sequence[str], references: Sequence[Sequence[str]], label
         there = hit + missed > 0  # a resample may lack a label
         return float(np.mean((2 * hit / np.maximum(2 * hit + false + missed, 1))[there]))
 
-    return Metric("macro_f1", _confusion(answers, references, labels), value)
-
-
-def _translation_metrics(answers: Sequence[str], references: Sequence[Sequence[str]]) -> list[Metric]:
-    from sacrebleu.metrics import BLEU, CHRF
-
-    most = max(map(len, references))
-    # sacrebleu wants one list a reference number, with None where a row has fewer.
-    streams = [[refs[i] if i < len(refs) else None for refs in references] for i in range(most)]
-    found = []
-    for name, scorer in (("bleu", BLEU(lowercase=True)), ("bleu_cased", BLEU()), ("chrf", CHRF())):
-        # The library's own sums a row, and its own score of a sum: what its `corpus_score` does inside.
-        stats = np.array(scorer._extract_corpus_statistics(answers, streams), dtype=np.float64)
-
-        def value(total: Floats, _: int, scorer: Any = scorer) -> float:
-            return float(scorer._compute_score_from_stats([int(x) for x in total]).score)
-
-        found.append(Metric(name, stats, value))
-    return found
-
-
-class _Words:
-    """Words of any language in small letters; rouge-score's own tokenizer knows English letters only."""
-
-    def tokenize(self, text: str) -> list[str]:
-        return re.findall(r"\w+", text.lower())
-
-
-def _rouge(answers: Sequence[str], references: Sequence[Sequence[str]]) -> list[Metric]:
-    """ROUGE-1, -2 and -L (F measure, of the best reference, 0 to 100), by rouge-score (https://pypi.org/project/rouge-score)."""
-    from rouge_score.rouge_scorer import RougeScorer
-
-    kinds = ("rouge1", "rouge2", "rougeL")
-    scorer = RougeScorer(kinds, tokenizer=_Words())
-    found = [scorer.score_multi(refs, answer) for answer, refs in zip(answers, references, strict=True)]
-    return [
-        _mean(name, [100 * scores[kind].fmeasure for scores in found])
-        for name, kind in zip(("rouge_1", "rouge_2", "rouge_l"), kinds, strict=True)
-    ]
-
-
-def bits_per_byte(nats: Sequence[float], texts: Sequence[str]) -> Metric:
-    """The loss of all texts over their length in UTF-8, which compares models of different tokenizers (Gao et al. 2020,
-    https://arxiv.org/abs/2101.00027, section 3.1)."""
-    stats = np.array([[n / np.log(2), len(text.encode())] for n, text in zip(nats, texts, strict=True)])
-    return Metric("bits_per_byte", stats, lambda total, _: float(total[0] / total[1]), lower_is_better=True)
-
-
-def byte_frequencies(texts: Sequence[str]) -> Metric:
-    """What a model would need that knows only how frequent each byte is in these texts: their entropy of order 0."""
-    counts = Counter(byte for text in texts for byte in text.encode())
-    cost = {byte: -np.log(n / counts.total()) for byte, n in counts.items()}
-    return bits_per_byte([sum(cost[byte] for byte in text.encode()) for text in texts], texts)
+    return Metric("macro_f1", _hits(answers, references, labels), value)

@@ -18,53 +18,99 @@ LABELS = {
     "accuracy": "accuracy",
     "macro_f1": "macro F1",
     "field_accuracy": "field accuracy",
-    "exact_match": "exact match",
-    "valid_json": "valid JSON",
+    "field_precision": "field precision",
+    "field_recall": "field recall",
+    "field_f1": "field F1",
     "bleu": "BLEU (lower-cased)",
     "bleu_cased": "BLEU (cased)",
     "chrf": "chrF",
+    "ter": "TER (lower is better)",
     "rouge_1": "ROUGE-1",
     "rouge_2": "ROUGE-2",
     "rouge_l": "ROUGE-L",
+    "exact_match": "exact match",
+    "valid_json": "valid JSON",
     "bits_per_byte": "bits a byte",
     "loss": "loss, nats a token",
     "perplexity": "perplexity",
+    "distinct_1": "different words (distinct-1)",
+    "distinct_2": "different pairs of words (distinct-2)",
+    "repetition": "repeated runs of four words",
     "stop_rate": "stop rate",
+    "truncated_rate": "cut off at the limit",
     "empty_rate": "empty answers",
+    "judge": "preferred by the judge",
+    "tokens_per_second": "tokens a second, in batches",
+    "answers_per_second": "answers a second, in batches",
+    "latency": "seconds for one answer alone",
 }
-_PERCENT = {"accuracy", "field_accuracy", "exact_match", "valid_json", "stop_rate", "empty_rate", "macro_f1"}
-_HUNDREDS = {"bleu", "bleu_cased", "chrf", "rouge_1", "rouge_2", "rouge_l"}  # from 0 to 100
+_PERCENT = {
+    "accuracy", "macro_f1", "field_accuracy", "field_precision", "field_recall", "field_f1", "exact_match", "valid_json",
+    "distinct_1", "distinct_2", "repetition", "stop_rate", "truncated_rate", "empty_rate", "judge",
+}  # fmt: skip
+_ONE_DIGIT = {
+    "bleu",
+    "bleu_cased",
+    "chrf",
+    "ter",
+    "rouge_1",
+    "rouge_2",
+    "rouge_l",
+    "tokens_per_second",
+    "answers_per_second",
+}
+UNDEFINED = "undefined"
 _EXAMPLES = 12
+_MATRIX = 12  # labels whose confusions are shown as a matrix
 
 
-def number(name: str, value: float, sign: bool = False) -> str:
+def number(name: str, value: float | None, sign: bool = False) -> str:
     """A score as people read it: rates in per cent (their differences, with `sign`, in points), the others as numbers."""
+    if value is None:
+        return UNDEFINED
     plus = "+" if sign else ""
     if name in _PERCENT:
         return f"{100 * value:{plus}.1f}{' points' if sign else ' %'}"
     if name == "perplexity" and abs(value) >= 1000:
         return f"{value:{plus}.3g}"
-    return f"{value:{plus}.1f}" if name in _HUNDREDS else f"{value:{plus}.3f}"
+    return f"{value:{plus}.1f}" if name in _ONE_DIGIT else f"{value:{plus}.3f}"
 
 
 def table(evaluation: dict[str, Any]) -> Iterator[dict[str, str]]:
     """Base, adapted, difference and interval of each score, as text. `evaluation` is `evaluation.json`'s object."""
     base, adapted = evaluation["base"], evaluation["adapted"]
-    for name, label in LABELS.items():
-        if name not in base:
+    for name in sorted(base, key=lambda name: list(LABELS).index(name) if name in LABELS else len(LABELS)):
+        if isinstance(base[name], dict):
             continue
         difference = evaluation["difference"].get(name)
-        row = {"label": label, "base": number(name, base[name]), "adapted": number(name, adapted[name])}
-        row |= {"difference": number(name, adapted[name] - base[name], sign=True), "interval": "", "tone": ""}
-        if difference:
-            row["interval"] = _interval(name, difference)
-            row["tone"] = {"better": "good", "worse": "bad"}.get(difference["verdict"], "")
+        row = {"label": label(name), "base": number(name, base[name]), "adapted": number(name, adapted[name])}
+        both = base[name] is not None and adapted[name] is not None
+        row["difference"] = number(name, adapted[name] - base[name] if both else None, sign=True)
+        row["interval"] = _interval(name, difference) if difference else ""
+        row["tone"] = {"better": "good", "worse": "bad"}.get(difference["verdict"], "") if difference else ""
         yield row
 
 
+def label(name: str) -> str:
+    """A score's name in words; the user's own metrics have theirs."""
+    return LABELS.get(name, name)
+
+
 def _interval(name: str, difference: dict[str, Any]) -> str:
+    if difference["low"] is None:
+        return UNDEFINED
     low = number(name, difference["low"], sign=True).removesuffix(" points")
     return f"{low} to {number(name, difference['high'], sign=True)}"
+
+
+def general_lines(evaluation: dict[str, Any]) -> list[str]:
+    """The loss on general text, before and after, in words."""
+    languages = {"en": "English", "pt": "Portuguese"}
+    return [
+        f"loss on general {languages[name]} text {found['base']:.2f} → {found['adapted']:.2f} nats a token "
+        f"({_interval('loss', found['difference'])})"
+        for name, found in evaluation["general"].items()
+    ]
 
 
 def verdict(evaluation: dict[str, Any]) -> str:
@@ -78,6 +124,8 @@ def verdict(evaluation: dict[str, Any]) -> str:
 def _compared(difference: dict[str, Any], name: str, other: str) -> str:
     size = f"{number(name, difference['value'], True)} {LABELS[name]}"
     interval = f"95 % interval {_interval(name, difference)}"
+    if difference["verdict"] == UNDEFINED:
+        return f"not judged against {other}: {LABELS[name]} or its interval is undefined on {difference['rows']} rows"
     if difference["rows"] < FEWEST_ROWS:
         return f"not judged against {other}: {difference['rows']} rows are too few to tell ({size})"
     than = "from" if difference["verdict"] == "not distinguishable" else "than"
@@ -132,10 +180,12 @@ def _training_line(done: Done | None) -> str:
 
 
 def _details(evaluation: dict[str, Any]) -> Iterator[tuple[str, list[str], list[tuple[str, list[str]]]]]:
-    base, adapted = evaluation["base"], evaluation["adapted"]
+    """Tables of where the errors are: heading, columns, lines."""
+    base, adapted, main = evaluation["base"], evaluation["adapted"], evaluation["main_metric"]
     if "per_field" in adapted:
         rows = [
-            (n, [f"{100 * base['per_field'][n]:.1f} %", f"{100 * v:.1f} %"]) for n, v in adapted["per_field"].items()
+            (n, [number("accuracy", base["per_field"][n]), number("accuracy", v)])
+            for n, v in adapted["per_field"].items()
         ]
         yield "Each field", ["base", "adapted"], rows
     if "per_class" in adapted:
@@ -145,12 +195,46 @@ def _details(evaluation: dict[str, Any]) -> Iterator[tuple[str, list[str], list[
                 n,
                 [
                     f"{v['count']:.0f}",
-                    *(f"{100 * x:.1f} %" for x in (base["per_class"][n]["f1"], v["f1"], v["precision"], v["recall"])),
+                    *(number("accuracy", x) for x in (b["f1"], v["f1"], v["precision"], v["recall"])),
                 ],
             )
-            for n, v in adapted["per_class"].items()
+            for (n, v), b in zip(adapted["per_class"].items(), base["per_class"].values(), strict=True)
         ]
         yield "Each label", columns, lines
+        yield from _confusions(adapted["confusion"])
+    if thirds := evaluation["groups"]["by_length"]:
+        yield (
+            f"{label(main)} by length of the row",
+            ["rows", "base", "adapted"],
+            [
+                (
+                    f"{g['from']} to {g['to']} tokens",
+                    [str(g["rows"]), number(main, g["base"]), number(main, g["adapted"])],
+                )
+                for g in thirds
+            ],
+        )
+
+
+def _confusions(found: dict[str, Any]) -> Iterator[tuple[str, list[str], list[tuple[str, list[str]]]]]:
+    """The matrix of a few labels, or the most frequent mistakes among many."""
+    labels, counts = found["labels"], found["counts"]
+    columns = [*labels, "another answer"]
+    if len(labels) <= _MATRIX:
+        lines = [(f"is {name}", [str(n) for n in line]) for name, line in zip(labels, counts, strict=True)]
+        yield "What was taken for what (adapted)", columns, lines
+        return
+    mistakes = [
+        (n, f"{a} taken for {b}")
+        for a, line in zip(labels, counts, strict=True)
+        for b, n in zip(columns, line, strict=True)
+        if a != b and n
+    ]
+    yield (
+        "Most frequent mistakes (adapted)",
+        ["rows"],
+        [(text, [str(n)]) for n, text in sorted(mistakes, key=lambda each: -each[0])[:_EXAMPLES]],
+    )
 
 
 def _used(config: dict[str, Any], facts: dict[str, Any]) -> Iterator[tuple[str, str]]:

@@ -16,7 +16,7 @@ from rich.text import Text
 from afina.core.events import Done, Event, HeldOut, Notice, Progress, Step
 from afina.data.check import Check, percentiles
 from afina.measure.pages import Rendered
-from afina.measure.report import table, trivial_lines, verdict
+from afina.measure.report import general_lines, table, trivial_lines, verdict
 
 _SECONDS_BETWEEN_LINES = 15.0
 _WIDTH = 70  # characters of a text that is shown in one line
@@ -98,7 +98,14 @@ def show_result(evaluation: dict[str, Any], paths: dict[str, Path]) -> None:
         grid.add_row(row["label"], row["base"], row["adapted"], row["difference"], row["interval"])
     console.print(grid)
     console.print(f"\n{verdict(evaluation)}", markup=False)
+    for finding in evaluation["findings"]:
+        console.print("[yellow]warning[/] ", end="")
+        console.print(finding, markup=False)
     console.print(f"Trivial answers: {'; '.join(trivial_lines(evaluation))}.", markup=False)
+    for line in general_lines(evaluation):
+        console.print(f"Elsewhere: {line}.", markup=False)
+    for name, signature in evaluation["signatures"].items():
+        console.print(f"[dim]{name} {signature}[/]")
     for name, path in paths.items():
         console.print(f"{name}: {path}", markup=False)
 

@@ -193,7 +193,7 @@ def test_rows_on_disk_are_the_rows_that_were_rendered(tmp_path: Path, tiny) -> N
     assert data.train.tokens == sum(data.train.lengths)
     assert data.train.labelled == sum(row.labelled for row in data.train)
     assert data.most_labelled == max(row.labelled for row in one_by_one)
-    assert [e.where for e in data.held_out_examples] == [row.where for row in data.held_out]
+    assert [e.where for e in data.test_examples] == [row.where for row in data.held_out]
 
 
 def test_prepared_rows_are_found_again_while_nothing_changed(tmp_path: Path, tiny, monkeypatch) -> None:
@@ -205,7 +205,7 @@ def test_prepared_rows_are_found_again_while_nothing_changed(tmp_path: Path, tin
     again = load_data(DataSettings(path=path), tiny, cache_dir=cache)
     assert [f.stat().st_ino for f in (cache / "rows").iterdir()] == [written]
     assert list(again.train) == list(first.train)
-    assert again.held_out_examples == first.held_out_examples
+    assert again.test_examples == first.test_examples
     assert load_data(DataSettings(path=path), tiny, seed=1, cache_dir=cache).held_out != first.held_out
     write_rows(path, [*rows, {"prompt": "q", "completion": "new"}])
     assert len(load_data(DataSettings(path=path), tiny, cache_dir=cache).train) > len(first.train)
@@ -291,3 +291,27 @@ def test_epoch_orders_differ_and_repeat() -> None:
     assert epoch_order(30, 1, 0) == epoch_order(30, 1, 0)
     assert sorted(epoch_order(30, 1, 0)) == list(range(30))
     assert len({tuple(epoch_order(30, s, e)) for s in (1, 2) for e in (0, 1)}) == 4
+
+
+def test_a_part_is_kept_apart_until_the_end(tmp_path: Path, tiny) -> None:
+    rows = [{"prompt": f"q {i // 2}", "completion": f"a {i}"} for i in range(200)]
+    path = write_rows(tmp_path / "t.jsonl", rows)
+    data = load_data(DataSettings(path=path, test=0.2, test_rows=30), tiny)
+    parts = [{row.where for row in part} for part in (data.train, data.held_out, data.test)]
+    assert [len(part) for part in parts] == [154, 16, 30]
+    assert not parts[0] & parts[1] and not parts[0] & parts[2] and not parts[1] & parts[2]
+    prompts = [{(int(where.rsplit(":", 1)[1]) - 1) // 2 for where in part} for part in parts]
+    assert not prompts[0] & prompts[2] and not prompts[1] & prompts[2]  # never one prompt on both sides
+    assert [e.where for e in data.test_examples] == [row.where for row in data.test]
+
+
+def test_a_test_file_may_hold_references_only(tmp_path: Path, tiny) -> None:
+    path = write_rows(tmp_path / "t.jsonl", [{"q": f"q {i}", "a": f"a {i}"} for i in range(40)])
+    test = write_rows(tmp_path / "test.jsonl", [{"q": f"q {i}", "refs": ["one", "two"]} for i in range(38, 48)])
+    settings = DataSettings(path=path, prompt="{q}", completion="{a}", references="refs", test_path=test, test_rows=8)
+    data = load_data(settings, tiny)
+    assert len(data.test) == 8
+    assert len(data.train) + len(data.held_out) == 40
+    assert data.test_examples[0].references == ("one", "two")
+    assert data.test_examples[0].completion == "one"
+    assert any("test.jsonl are also trained on" in line for line in data.notices)

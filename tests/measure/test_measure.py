@@ -8,7 +8,8 @@ import pytest
 from afina.data.kinds import Answers
 from afina.data.layouts import Layout
 from afina.measure.intervals import paired_difference
-from afina.measure.metrics import Metric, metrics, per_class, per_field, trivial_answers
+from afina.measure.metrics import metrics, per_class, per_field, trivial_answers
+from afina.measure.scores import Metric
 
 TEXT_ANSWERS = ["The cat sat on the mat.", "there is a dog", "Completely wrong", "a b c d e"]
 TEXT_REFERENCES = [

@@ -1,0 +1,160 @@
+"""Base and adapted model on tasks of the lm-evaluation-harness (https://github.com/EleutherAI/lm-evaluation-harness)."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from afina.base.decoder import Decoder
+from afina.base.load import as_transformers, quiet
+from afina.core.errors import AdapterError, InputError, SettingsError, near
+from afina.core.events import Listener, Notice, ignore
+from afina.core.layers import replace
+from afina.jobs.runs import Adapted, is_merged, open_run
+from afina.lora.extras import swaps
+from afina.lora.injection import wrappers
+from afina.lora.merging import merge, thaw
+
+BATCH = 8  # rows that lm_eval pads to one length and reads at once
+
+
+def harness(  # noqa: PLR0913 - each by its name
+    run: Path | str,
+    tasks: Sequence[str],
+    *,
+    limit: int | None = None,
+    device: str | None = None,
+    cache_dir: Path | None = None,
+    base: str | None = None,
+    force: bool = False,
+    listener: Listener = ignore,
+) -> dict[str, Any]:
+    """Runs lm_eval's `tasks` on the model with the adapter in `run` and on its base, on the first `limit` rows of each.
+
+    A task is a name or group that lm_eval knows (`lm-eval ls tasks`; `*` matches several), or the path of a task's YAML file. The
+    other arguments are `open_run`'s. Gives {"tasks": {task: {metric: {"base": …, "base_stderr": …, "adapted": …,
+    "adapted_stderr": …}}}, "rows": {task: …}}; metrics are named as lm_eval names them, a standard error is None where it has
+    none. Raises `InputError`, a `SettingsError` where lm_eval is not installed.
+    """
+    run = Path(run)
+    try:
+        from lm_eval import simple_evaluate
+        from lm_eval.models.huggingface import HFLM
+        from lm_eval.tasks import TaskManager
+    except ImportError as error:
+        raise SettingsError(f"lm_eval cannot be used: {error}", "pip install 'afina[lm-eval]'") from error
+    if is_merged(run):
+        raise AdapterError(f"{run} is a merged model, without a base to compare it with", "give the run it came from")
+    with _quiet():
+        manager = TaskManager()  # reads the headers of thousands of tasks: some seconds
+        chosen = _load(manager, tasks)
+    adapted = open_run(run, device=device, cache_dir=cache_dir, base=base, force=force)
+    if adapted.base.tokenizer.classes:
+        raise AdapterError(
+            f"{run} is a classifier, and lm_eval's tasks are for models that write text", "use afina eval"
+        )
+
+    def scores(name: str, model: Any) -> dict[str, Any]:
+        listener(Notice(f"lm_eval: the {name} model on {', '.join(tasks)}"))
+        tokenizer, longest = adapted.base.tokenizer.inner, adapted.base.facts.context_length
+        with _quiet():
+            lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=BATCH, max_length=longest)
+            found: dict[str, Any] = simple_evaluate(
+                lm, tasks=list(chosen), limit=limit, log_samples=False, task_manager=manager
+            )
+        return found
+
+    with_adapter = scores("adapted", _plain(merge(adapted.base.model.module)))
+    without = scores("base", _plain(_bare(adapted)))
+    return {
+        "tasks": {
+            task: _side_by_side(found, with_adapter["results"][task]) for task, found in without["results"].items()
+        },
+        "rows": {task: int(n["effective"]) for task, n in without["n-samples"].items()},
+    }
+
+
+def _load(manager: Any, names: Sequence[str]) -> list[Any]:
+    """The tasks and groups called `names`, with their data. Raises `SettingsError`, `InputError`."""
+    chosen: dict[str, Any] = {}
+    for name in names:
+        matches = [name] if Path(name).suffix == ".yaml" and Path(name).is_file() else manager.match_tasks([name])
+        if not matches:
+            raise SettingsError(
+                f"lm_eval has no task {name!r}.{near(name, manager.all_tasks)}",
+                "`lm-eval ls tasks` lists them; a task of your own is given as the path of its YAML file",
+            )
+        for match in matches:
+            try:
+                found = manager.load([match])
+            except Exception as error:  # whatever the task's own code, its data's reader or the network makes of it
+                raise InputError(f"lm_eval's task {match} cannot be loaded: {type(error).__name__}: {error}") from error
+            for task_name, task in found["tasks"].items():
+                for mark, why in (
+                    ("UNSAFE_CODE", "runs code that a model wrote"),
+                    ("MULTIMODAL", "asks about pictures"),
+                ):
+                    if getattr(task, mark, False):
+                        raise SettingsError(
+                            f"lm_eval's task {task_name} {why}, which Afina does not do", "leave it out"
+                        )
+            chosen |= {match: found["groups"][match]} if match in found["groups"] else found["tasks"]
+    try:
+        manager.load(list(chosen.values()))
+    except ValueError as error:  # a group, and a task of it
+        raise SettingsError(f"lm_eval: {error}", "name each task once") from error
+    return list(chosen.values())
+
+
+def _bare(adapted: Adapted) -> Any:
+    """The base's module, from which the adapter is taken for good; in as many bits as the merged one has."""
+    module: Any = adapted.base.model.module
+    for each in swaps(module):
+        each.enabled = False
+    swaps(module).clear()
+    for path, wrapper in list(wrappers(module)):
+        replace(module, path, wrapper.base)
+    thaw(module)
+    return module
+
+
+def _plain(module: Any) -> Any:
+    """The model in transformers' own class, where it was."""
+    if not isinstance(module, Decoder):
+        return module
+    return as_transformers(module).to(next(module.parameters()).device)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what lm_eval and transformers tell of themselves; lm_eval's progress bars stay."""
+    logger = logging.getLogger("lm_eval")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with quiet():
+            yield
+    finally:
+        logger.setLevel(before)
+
+
+def _side_by_side(base: dict[str, Any], adapted: dict[str, Any]) -> dict[str, dict[str, float | None]]:
+    """The metrics of one task. lm_eval's keys are "metric,filter" and "metric_stderr,filter"; the filter "none" is left out."""
+
+    def number(scores: dict[str, Any], key: str) -> float | None:
+        value = scores.get(key)
+        return float(value) if isinstance(value, int | float) else None
+
+    table = {}
+    for key in base:
+        metric, comma, kind = key.partition(",")
+        if comma and not metric.endswith("_stderr"):
+            error = f"{metric}_stderr,{kind}"
+            table[metric if kind == "none" else key] = {
+                "base": number(base, key),
+                "base_stderr": number(base, error),
+                "adapted": number(adapted, key),
+                "adapted_stderr": number(adapted, error),
+            }
+    return table

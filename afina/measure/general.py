@@ -1,0 +1,31 @@
+"""What adaptation cost elsewhere: the loss on general text, which has nothing to do with the task (a probe of forgetting).
+
+The texts are in `afina/examples`: forty paragraphs of many topics in English, and forty in Portuguese.
+"""
+
+from functools import lru_cache
+from pathlib import Path
+
+from afina.base.tokenizer import Tokenizer
+from afina.data.mapping import Example
+from afina.data.template import Row, render
+
+LANGUAGES = ("en", "pt")
+FORGOTTEN = 0.2  # nats a token: the model is a fifth less sure of every word than it was
+
+
+@lru_cache
+def paragraphs(language: str) -> list[str]:
+    path = Path(__file__).parents[1] / "examples" / f"general_{language}.txt"
+    return [text.strip() for text in path.read_text(encoding="utf-8").split("\n\n") if text.strip()]
+
+
+def general_rows(tokenizer: Tokenizer) -> dict[str, list[Row]]:
+    """A row a paragraph, by language."""
+    return {
+        language: [
+            render(tokenizer, Example((), text, (), "", f"general text {language}:{i}", unfinished=True))
+            for i, text in enumerate(paragraphs(language), 1)
+        ]
+        for language in LANGUAGES
+    }
