@@ -24,6 +24,7 @@ def harness(  # noqa: PLR0913 - each by its name
     tasks: Sequence[str],
     *,
     limit: int | None = None,
+    chat: bool = False,
     device: str | None = None,
     cache_dir: Path | None = None,
     base: str | None = None,
@@ -32,8 +33,9 @@ def harness(  # noqa: PLR0913 - each by its name
 ) -> dict[str, Any]:
     """Runs lm_eval's `tasks` on the model with the adapter in `run` and on its base, on the first `limit` rows of each.
 
-    A task is a name or group that lm_eval knows (`lm-eval ls tasks`; `*` matches several), or the path of a task's YAML file. The
-    other arguments are `open_run`'s. Gives {"tasks": {task: {metric: {"base": …, "base_stderr": …, "adapted": …,
+    A task is a name or group that lm_eval knows (`lm-eval ls tasks`; `*` matches several), or the path of a task's YAML file.
+    `chat` puts the chat template around each question, as in training; published scores are mostly without. The other arguments
+    are `open_run`'s. Gives {"tasks": {task: {metric: {"base": …, "base_stderr": …, "adapted": …,
     "adapted_stderr": …}}}, "rows": {task: …}}; metrics are named as lm_eval names them, a standard error is None where it has
     none. Raises `InputError`, a `SettingsError` where lm_eval is not installed.
     """
@@ -61,7 +63,12 @@ def harness(  # noqa: PLR0913 - each by its name
         with _quiet():
             lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=BATCH, max_length=longest)
             found: dict[str, Any] = simple_evaluate(
-                lm, tasks=list(chosen), limit=limit, log_samples=False, task_manager=manager
+                lm,
+                tasks=list(chosen),
+                limit=limit,
+                apply_chat_template=chat,
+                log_samples=False,
+                task_manager=manager,
             )
         return found
 
