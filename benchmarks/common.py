@@ -100,11 +100,7 @@ def read_rows(options: argparse.Namespace) -> Rows:
 
 
 def peak_gb() -> float:
-    """The most memory that this process has held. Linux's ru_maxrss would begin with what its parent held."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) * 1024 / 1e9
+    """The most memory that this process has held."""
     from afina.core.device import peak_memory_gb
 
     return peak_memory_gb()

@@ -103,11 +103,18 @@ def peak_memory_gb() -> float:
     if sys.platform == "win32":
         peak = float(psutil.Process().memory_info().peak_wset)
     else:
-        import resource
-
-        unit = 1 if sys.platform == "darwin" else 1024
-        peak = float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
+        peak = _peak_bytes()
     return max(peak, float(torch.cuda.max_memory_allocated()) if torch.cuda.is_available() else 0.0) / 1e9
+
+
+def _peak_bytes() -> float:
+    with suppress(OSError, StopIteration):  # Linux's ru_maxrss would begin with what the parent process held
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return 1024.0 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
 
 
 def keep_freed_memory() -> None:

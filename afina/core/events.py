@@ -56,7 +56,10 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class Done:
-    """Training ended after `steps`, because of `reason`: completed, early stopping or interrupted."""
+    """Training ended after `steps`, because of `reason`: completed, early stopping, interrupted or pruned (a trial of a search).
+
+    Memory is resident memory: at most, and before the data and the base were loaded.
+    """
 
     steps: int
     reason: str
@@ -64,12 +67,14 @@ class Done:
     tokens: int
     tokens_per_second: float
     peak_memory_gb: float
+    start_memory_gb: float = 0.0
 
 
 Event: TypeAlias = Notice | Progress | Step | HeldOut | Done
 Listener: TypeAlias = Callable[[Event], None]
 
-RECORDED = {cls.__name__.lower(): cls for cls in (Step, HeldOut, Done)}
+_KINDS = {cls.__name__.lower(): cls for cls in (Notice, Progress, Step, HeldOut, Done)}
+_RECORDED = (Step, HeldOut, Done)
 
 
 def ignore(event: Event) -> None:
@@ -83,9 +88,8 @@ class MetricsFile:
         self.path = path
 
     def __call__(self, event: Event) -> None:
-        kind = type(event).__name__.lower()
-        if kind in RECORDED:
-            line = json.dumps({"event": kind, **asdict(event)}) + "\n"
+        if isinstance(event, _RECORDED):
+            line = json.dumps(row(event)) + "\n"
             with writing(self.path):
                 handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
                 try:
@@ -101,7 +105,12 @@ def forget_after(path: Path, step: int) -> None:
         write_jsonl(path, rows)
 
 
+def row(event: Event) -> dict[str, object]:
+    """The event as one line of JSON, such as those of `metrics.jsonl`; `parse` reads it."""
+    return {"event": type(event).__name__.lower(), **asdict(event)}
+
+
 def parse(row: dict[str, object]) -> Event:
-    """The event of one line of `metrics.jsonl`."""
-    cls = RECORDED[str(row["event"])]
-    return cls(**{field.name: row[field.name] for field in fields(cls)})  # type: ignore[arg-type]
+    """The event of a `row`."""
+    cls = _KINDS[str(row["event"])]
+    return cls(**{field.name: row[field.name] for field in fields(cls) if field.name in row})  # type: ignore[arg-type]

@@ -3,7 +3,6 @@
 import gc
 import math
 import shutil
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,44 +10,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from afina.base.forecast import activation_bytes, free_bytes
-from afina.base.load import Base, load_base
+from afina.base.load import Base
 from afina.base.model import DecoderModel, TransformersModel
 from afina.base.whole import ClassifierModel, Seq2SeqModel
 from afina.core.config import build, merge, read_yaml
-from afina.core.device import keep_freed_memory
-from afina.core.errors import AdapterError, DataError, InputError, Interrupted, SettingsError
+from afina.core.device import memory_gb
+from afina.core.errors import InputError, Interrupted
 from afina.core.events import Done, Event, Listener, MetricsFile, Notice, forget_after, ignore
 from afina.core.files import write_atomic, write_json, write_jsonl, write_yaml
-from afina.core.layers import is_conv1d
-from afina.data.check import check
-from afina.data.files import STANDARD_INPUT
-from afina.data.load import Dataset, read_parts, render_parts
-from afina.data.store import lengths
-from afina.jobs.runs import (
-    RunFolder,
-    adapter_folder,
-    check_base,
-    check_folder,
-    facts_of,
-    read_facts,
-    read_template,
-    record,
-    save_tokenizer,
-)
+from afina.data.load import Dataset
+from afina.jobs.assemble import adapt, assemble, load, planned
+from afina.jobs.runs import RunFolder, check_folder, facts_of, record, save_tokenizer
 from afina.jobs.settings import RunSettings
-from afina.lora.adapter import load_adapter, read_config, save_adapter
+from afina.lora.adapter import load_adapter, save_adapter
 from afina.lora.config import LoraConfig
-from afina.lora.injection import inject, trainable_parameters
+from afina.lora.injection import trainable_parameters
 from afina.measure.evaluation import Evaluation, evaluate_adapted
 from afina.measure.outcome import Questions
 from afina.measure.report import write_report
 from afina.measure.verification import Verification, probe, verify
-from afina.training.baselines import RATE_AS_FULL, baseline
 from afina.training.checkpoint import State, fingerprint, read_latest
-from afina.training.loop import Trainer, gradients
-from afina.training.loss import mean_loss
-from afina.training.settings import CLASSIFIER_BATCH_SIZE, METHOD_NAMES, Model, Plan, plan
+from afina.training.loop import Trainer
+from afina.training.settings import METHOD_NAMES, Plan
 from afina.version import __version__
 
 CHECKPOINTS = "checkpoints"
@@ -58,9 +41,7 @@ _TASKS: dict[type, tuple[str, str]] = {  # ours, and PEFT's task_type
     ClassifierModel: ("classify", "SEQ_CLS"),
     Seq2SeqModel: ("seq2seq", "SEQ_2_SEQ_LM"),
 }
-CHECKED = 100_000  # rows that are looked at before training; `afina data check` looks at all
 TEXT_TOKENS = 256  # that a model of plain text goes on by
-CALIBRATION = 32  # training rows that the starts eva and lora_ga look at
 
 
 @dataclass(frozen=True)
@@ -107,40 +88,17 @@ def resume(folder: Path | str, listener: Listener = ignore) -> TrainResult:
 
 def _train(settings: RunSettings, listener: Listener, place: RunFolder, resuming: bool) -> TrainResult:
     folder = settings.folder
-    if str(settings.data.path) == STANDARD_INPUT:
-        raise DataError(
-            "training reads its data again on --resume, and standard input comes once", "write it to a file first"
-        )
-    if settings.adapter and settings.quantize is None:
-        stored = read_facts(adapter_folder(settings.adapter)).get("quantize")
-        if stored:
-            listener(Notice(f"the base in {stored}, as the adapter was trained"))
-            settings = settings.model_copy(update={"quantize": stored})
-    parts = read_parts(settings.data, settings.seed)  # what is wrong with a file is said before a model is loaded
-    for finding in check(settings.data, most=CHECKED).findings:
-        if finding.severity == "warning":
-            listener(Notice(f"data: {finding.text}", warning=True))
-    parts = parts.resolved()
-    settings = settings.model_copy(update={"data": parts.settings})
-    keep_freed_memory()
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
-    base = _load(settings, parts.answers.classes)
-    data = render_parts(parts, base, settings.cache_dir, listener)
-    classifier = isinstance(base.model, ClassifierModel)
-    if classifier:
-        settings = _for_classifier(settings)
-    lora = _adapt(base, settings, data)
-    device = next(base.model.module.parameters()).device
-    whole = settings.method in RATE_AS_FULL
-    model = Model(base.facts.hidden_size, activation_bytes(base), free_bytes(device), classifier, whole)
-    steps, reasons = plan(settings.train, lengths(data.train), model, settings.seed)
+    start = memory_gb()
+    whole = assemble(settings, listener)
+    settings, base, data = whole.settings, whole.base, whole.data
+    lora = adapt(base, settings, data)
+    steps, reasons = planned(settings, base, data)
     reasons = [f"{base.dtype} for the base: {base.dtype_reason}".replace("torch.", ""), *reasons]
     run = _Run(settings, base, data, lora, steps, reasons, place)
     run.announce(listener)
     with place.held():
         try:
-            done = run.train(listener, resuming)
+            done = run.train(listener, resuming, start)
         except BaseException:
             run.place.take_back()
             raise
@@ -151,7 +109,7 @@ def _train(settings: RunSettings, listener: Listener, place: RunFolder, resuming
                 f"  → `afina train --resume {folder}` goes on"
             )
         trained, facts = run.trained, run.facts
-        del base, run  # the trained model goes before a fresh one comes
+        del base, whole, run  # the trained model goes before a fresh one comes
         gc.collect()
         try:
             return _finish(settings, data, facts, trained, listener)
@@ -162,20 +120,12 @@ def _train(settings: RunSettings, listener: Listener, place: RunFolder, resuming
             ) from None
 
 
-def _for_classifier(settings: RunSettings) -> RunSettings:
-    """The settings with a classifier's batch size."""
-    if settings.train.batch_size is not None:
-        return settings
-    train = settings.train.model_copy(update={"batch_size": CLASSIFIER_BATCH_SIZE})
-    return settings.model_copy(update={"train": train})
-
-
 def _finish(
     settings: RunSettings, data: Dataset, facts: dict[str, Any], trained: Tensor, listener: Listener
 ) -> TrainResult:
     folder = settings.folder
     listener(Notice("reading the adapter back into a fresh base, and comparing"))
-    fresh = _load(settings, facts["classes"])
+    fresh = load(settings, facts["classes"])
     load_adapter(fresh.model.module, folder / "adapter")
     verification = verify(fresh, data.held_out, trained)
     listener(
@@ -192,81 +142,6 @@ def _finish(
     record(folder, evaluation)
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
     return TrainResult(folder, folder / "adapter", write_report(folder), settings.data.prompt, evaluation, verification)
-
-
-def _load(settings: RunSettings, classes: Sequence[str]) -> Base:
-    return load_base(
-        settings.base,
-        revision=settings.revision,
-        precision=settings.precision,
-        device=settings.device,
-        cache_dir=settings.cache_dir,
-        task=settings.task,
-        classes=classes,
-        quantize=settings.quantize,
-        template=read_template(settings.template),
-    )
-
-
-def _adapt(base: Base, settings: RunSettings, data: Dataset) -> LoraConfig:
-    """Puts a new adapter, or the one of `settings.adapter`, into the base; its configuration."""
-    module = base.model.module
-    heads = base.model.heads if isinstance(base.model, ClassifierModel) else ()
-    if settings.method != "lora":
-        if settings.lora != LoraConfig() or settings.adapter:
-            raise SettingsError(
-                f"--method {settings.method} trains no LoRA adapter", "leave --lora.* and --adapter out"
-            )
-        config = baseline(module, settings.method, settings.last_layers, heads)
-        inject(module, config, settings.seed)
-        return config
-    if settings.adapter is None:
-        rows = data.train[:CALIBRATION]
-
-        def calibrate() -> None:
-            if settings.lora.init == "lora_ga":
-                gradients(base, rows, settings.train.tokens_per_pass)
-            else:
-                mean_loss(base, rows)
-
-        lora = settings.lora
-        if heads:  # what is new in the model is trained with the adapter, and saved with it
-            named = (lora.modules_to_save,) if isinstance(lora.modules_to_save, str) else lora.modules_to_save
-            lora = lora.model_copy(update={"modules_to_save": tuple(dict.fromkeys([*named, *heads]))})
-        originals = _originals(settings, base) if lora.init == "loftq" and settings.quantize else None
-        inject(module, lora, settings.seed, calibrate, originals)
-        return lora
-    folder = adapter_folder(settings.adapter)
-    given, stored = settings.lora, read_config(folder)
-    if given not in (LoraConfig(), stored):
-        raise SettingsError(
-            f"--adapter {settings.adapter} brings its own LoRA settings (rank {stored.rank}), and --lora.* gives others",
-            "leave the --lora.* settings out",
-        )
-    try:
-        if not settings.force:
-            check_base(read_facts(folder), base, folder)
-        return load_adapter(base.model.module, folder)
-    except AdapterError as error:
-        raise AdapterError(f"--adapter {settings.adapter}: {error}") from error
-
-
-def _originals(settings: RunSettings, base: Base) -> Callable[[str], Tensor]:
-    """The weights that the quantised layers were made from: those of the base, read again."""
-    if settings.quantize == "keep":
-        raise SettingsError(
-            "init 'loftq' makes up for what quantisation lost, and a GGUF file does not hold that",
-            "use --quantize nf4 or int8, or another --lora.init",
-        )
-    plain = settings.model_copy(update={"quantize": None})
-    module = _load(plain, base.tokenizer.classes).model.module
-
-    def original(path: str) -> Tensor:
-        layer: Any = module.get_submodule(path)
-        weight: Tensor = layer.weight
-        return weight.T if is_conv1d(layer) else weight
-
-    return original
 
 
 @dataclass
@@ -321,7 +196,7 @@ class _Run:
         for reason in self.reasons:
             listener(Notice(reason))
 
-    def train(self, listener: Listener, resuming: bool) -> Done:
+    def train(self, listener: Listener, resuming: bool, start_memory_gb: float) -> Done:
         """Makes the folder and trains into it, or goes on from its last checkpoint."""
         checkpoints = self.settings.folder / CHECKPOINTS
         mark = fingerprint(
@@ -354,6 +229,7 @@ class _Run:
             checkpoints=checkpoints,
             state=state,
             mark=mark,
+            start_memory_gb=start_memory_gb,
         )
         return trainer.run()
 

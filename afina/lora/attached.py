@@ -82,9 +82,14 @@ class Adapters:
             raise AdapterError(f"no adapter {name!r} is attached.{near(name, list(self._known))}")
 
     def _take_off(self) -> None:
-        for each in swaps(self._model):
-            each.enabled = False
-        swaps(self._model).clear()
-        for path, wrapper in list(wrappers(self._model)):
-            replace(self._model, path, wrapper.base)
+        take_off(self._model)
         self.active = None
+
+
+def take_off(model: nn.Module) -> None:
+    """Leaves the base as it was before any adapter was put into it."""
+    for each in swaps(model):
+        each.enabled = False
+    swaps(model).clear()
+    for path, wrapper in list(wrappers(model)):
+        replace(model, path, wrapper.base)

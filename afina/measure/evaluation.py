@@ -82,7 +82,7 @@ def _defined(value: Any) -> Any:
     return value
 
 
-def evaluate_adapted(  # noqa: PLR0913 - each by its name
+def evaluate_adapted(
     base: Base,
     asked: Questions,
     listener: Listener = ignore,

@@ -47,7 +47,8 @@ class Trainer:
     """Trains the parameters of `base` that require gradients on `train`, watching `held_out`.
 
     `save` is called whenever the held-out loss is the best so far; at the end, with the best weights back in place; and when
-    the run is interrupted. With `state`, the run goes on from there. Checkpoints go to the folder `checkpoints`.
+    the run is interrupted. With `state`, the run goes on from there. Checkpoints go to the folder `checkpoints`, where there is
+    one. A trial among many ends where `hopeless`, asked after each evaluation, says so. `rates` take the place of the schedule.
     """
 
     base: Base
@@ -58,9 +59,12 @@ class Trainer:
     seed: int
     listener: Listener
     save: Callable[[], None]
-    checkpoints: Path
+    checkpoints: Path | None
     state: State | None = None
     mark: str = ""
+    start_memory_gb: float = 0.0
+    hopeless: Callable[[HeldOut], bool] | None = None
+    rates: Sequence[float] | None = None
 
     def run(self) -> Done:
         """Trains until the plan's last step, early stopping or Ctrl-C. Raises `NonFiniteLoss` and `NothingTrains`."""
@@ -77,7 +81,7 @@ class Trainer:
         self.save()
         now = self._now
         rate = now.tokens / now.step_seconds if now.step_seconds else 0.0
-        done = Done(now.step, reason, self._seconds(), now.tokens, rate, peak_memory_gb())
+        done = Done(now.step, reason, self._seconds(), now.tokens, rate, peak_memory_gb(), self.start_memory_gb)
         self.listener(done)
         return done
 
@@ -102,6 +106,8 @@ class Trainer:
                 self._checkpoint()
                 self.listener(Notice("stopping after this step, as asked; the adapter as it is now is kept"))
                 return "interrupted"
+            if evaluated and self.hopeless is not None and self.hopeless(self._last):
+                return "pruned"
             if evaluated or step % self.settings.checkpoint_steps == 0:
                 self._checkpoint()
         return "completed"
@@ -115,7 +121,7 @@ class Trainer:
     def _train_step(self, rows: list[Row]) -> None:
         begun = time.monotonic()
         now, settings = self._now, self.settings
-        rate = learning_rate(now.step, self.plan, settings)
+        rate = learning_rate(now.step, self.plan, settings) if self.rates is None else self.rates[now.step]
         loss, tokens = gradients(self.base, rows, settings.tokens_per_pass, settings.micro_batch_size)
         norm = self._optimizer.step(rate, settings.max_grad_norm)
         now.step += 1
@@ -164,12 +170,15 @@ class Trainer:
             self.save()
         elif now.step > 0:
             now.since_best += 1
-        self.listener(HeldOut(now.step, loss, perplexity(loss), best))
+        self._last = HeldOut(now.step, loss, perplexity(loss), best)
+        self.listener(self._last)
 
     def _seconds(self) -> float:
         return self._now.seconds + time.monotonic() - self._started
 
     def _checkpoint(self) -> None:
+        if self.checkpoints is None:
+            return
         random = {"cpu": torch.get_rng_state()}
         if torch.cuda.is_available():
             random["cuda"] = torch.cuda.get_rng_state()

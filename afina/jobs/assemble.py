@@ -1,0 +1,157 @@
+"""From settings to a base with its data and what is trained in it: the part that training and every search share."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from afina.base.forecast import activation_bytes, free_bytes
+from afina.base.load import Base, load_base
+from afina.base.whole import ClassifierModel
+from afina.core.device import keep_freed_memory
+from afina.core.errors import AdapterError, DataError, SettingsError
+from afina.core.events import Listener, Notice
+from afina.core.layers import is_conv1d
+from afina.data.check import check
+from afina.data.files import STANDARD_INPUT
+from afina.data.load import Dataset, read_parts, render_parts
+from afina.data.store import lengths
+from afina.jobs.runs import adapter_folder, check_base, read_facts, read_template
+from afina.jobs.settings import RunSettings
+from afina.lora.adapter import load_adapter, read_config
+from afina.lora.config import LoraConfig
+from afina.lora.injection import inject
+from afina.training.baselines import RATE_AS_FULL, baseline
+from afina.training.loop import gradients
+from afina.training.loss import mean_loss
+from afina.training.settings import CLASSIFIER_BATCH_SIZE, Model, Plan, plan
+
+CHECKED = 100_000  # rows that are looked at before training; `afina data check` looks at all
+CALIBRATION = 32  # training rows that the starts eva and lora_ga look at
+
+
+@dataclass(frozen=True)
+class Assembled:
+    """`settings` with everything resolved that the data, the base and its task decide."""
+
+    settings: RunSettings
+    base: Base
+    data: Dataset
+
+
+def assemble(settings: RunSettings, listener: Listener) -> Assembled:
+    """Reads the data, says what is doubtful about them, loads the base and renders the rows for it. Raises `InputError`."""
+    if str(settings.data.path) == STANDARD_INPUT:
+        raise DataError(
+            "training reads its data again on --resume, and standard input comes once", "write it to a file first"
+        )
+    if settings.adapter and settings.quantize is None:
+        stored = read_facts(adapter_folder(settings.adapter)).get("quantize")
+        if stored:
+            listener(Notice(f"the base in {stored}, as the adapter was trained"))
+            settings = settings.model_copy(update={"quantize": stored})
+    parts = read_parts(settings.data, settings.seed)  # what is wrong with a file is said before a model is loaded
+    for finding in check(settings.data, most=CHECKED).findings:
+        if finding.severity == "warning":
+            listener(Notice(f"data: {finding.text}", warning=True))
+    parts = parts.resolved()
+    settings = settings.model_copy(update={"data": parts.settings})
+    keep_freed_memory()
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    base = load(settings, parts.answers.classes)
+    data = render_parts(parts, base, settings.cache_dir, listener)
+    if isinstance(base.model, ClassifierModel) and settings.train.batch_size is None:
+        train = settings.train.model_copy(update={"batch_size": CLASSIFIER_BATCH_SIZE})
+        settings = settings.model_copy(update={"train": train})
+    return Assembled(settings, base, data)
+
+
+def load(settings: RunSettings, classes: Sequence[str]) -> Base:
+    return load_base(
+        settings.base,
+        revision=settings.revision,
+        precision=settings.precision,
+        device=settings.device,
+        cache_dir=settings.cache_dir,
+        task=settings.task,
+        classes=classes,
+        quantize=settings.quantize,
+        template=read_template(settings.template),
+    )
+
+
+def planned(settings: RunSettings, base: Base, data: Dataset) -> tuple[Plan, list[str]]:
+    """What the rules make of the settings, and their reasons."""
+    device = next(base.model.module.parameters()).device
+    model = Model(
+        base.facts.hidden_size,
+        activation_bytes(base),
+        free_bytes(device),
+        isinstance(base.model, ClassifierModel),
+        settings.method in RATE_AS_FULL,
+    )
+    return plan(settings.train, lengths(data.train), model, settings.seed)
+
+
+def adapt(base: Base, settings: RunSettings, data: Dataset) -> LoraConfig:
+    """Puts a new adapter, or the one of `settings.adapter`, into the base; its configuration."""
+    module = base.model.module
+    heads = base.model.heads if isinstance(base.model, ClassifierModel) else ()
+    if settings.method != "lora":
+        if settings.lora != LoraConfig() or settings.adapter:
+            raise SettingsError(
+                f"--method {settings.method} trains no LoRA adapter", "leave --lora.* and --adapter out"
+            )
+        config = baseline(module, settings.method, settings.last_layers, heads)
+        inject(module, config, settings.seed)
+        return config
+    if settings.adapter is None:
+        rows = data.train[:CALIBRATION]
+
+        def calibrate() -> None:
+            if settings.lora.init == "lora_ga":
+                gradients(base, rows, settings.train.tokens_per_pass)
+            else:
+                mean_loss(base, rows)
+
+        lora = settings.lora
+        if heads:  # what is new in the model is trained with the adapter, and saved with it
+            named = (lora.modules_to_save,) if isinstance(lora.modules_to_save, str) else lora.modules_to_save
+            lora = lora.model_copy(update={"modules_to_save": tuple(dict.fromkeys([*named, *heads]))})
+        originals = _originals(settings, base) if lora.init == "loftq" and settings.quantize else None
+        inject(module, lora, settings.seed, calibrate, originals)
+        return lora
+    folder = adapter_folder(settings.adapter)
+    given, stored = settings.lora, read_config(folder)
+    if given not in (LoraConfig(), stored):
+        raise SettingsError(
+            f"--adapter {settings.adapter} brings its own LoRA settings (rank {stored.rank}), and --lora.* gives others",
+            "leave the --lora.* settings out",
+        )
+    try:
+        if not settings.force:
+            check_base(read_facts(folder), base, folder)
+        return load_adapter(base.model.module, folder)
+    except AdapterError as error:
+        raise AdapterError(f"--adapter {settings.adapter}: {error}") from error
+
+
+def _originals(settings: RunSettings, base: Base) -> Callable[[str], Tensor]:
+    """The weights that the quantised layers were made from: those of the base, read again."""
+    if settings.quantize == "keep":
+        raise SettingsError(
+            "init 'loftq' makes up for what quantisation lost, and a GGUF file does not hold that",
+            "use --quantize nf4 or int8, or another --lora.init",
+        )
+    plain = settings.model_copy(update={"quantize": None})
+    module = load(plain, base.tokenizer.classes).model.module
+
+    def original(path: str) -> Tensor:
+        layer: Any = module.get_submodule(path)
+        weight: Tensor = layer.weight
+        return weight.T if is_conv1d(layer) else weight
+
+    return original
