@@ -7,7 +7,7 @@ them for a base, onto the disk. No step holds all of them.
 import hashlib
 import itertools
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -281,6 +281,11 @@ def _again(settings: DataSettings, count: int, is_test: bool) -> Iterator[Exampl
         yield example.answered() if is_test else example
     if number != count:
         raise DataError(f"{settings.path} was changed while it was read", "begin again")
+
+
+def find_examples(settings: DataSettings, places: Collection[str]) -> list[Example]:
+    """The examples of the training file that stand at the given places (`Row.where`)."""
+    return [example for example in _usable(_of_train(settings), Notes(), Rejections()) if example.where in places]
 
 
 def _key(parts: Parts, tokenizer: Tokenizer, max_length: int) -> str | None:

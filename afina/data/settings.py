@@ -43,6 +43,8 @@ class DataSettings(Settings):
     """File of rows kept apart until the end, instead of a part of DATA; --references then names a column of it."""
     test_rows: int = setting(640, ge=1)
     """At most this many rows are kept apart."""
+    seed: int | None = setting(None, ge=0, lt=2**32)
+    """Decides the sample and the split; by default the run's seed does."""
     max_length: int | None = setting(None, ge=8)
     """Longest row in tokens; by default 1024, or the base's context length where that is shorter."""
     too_long: Literal["error", "cut", "drop"] = "error"

@@ -1,7 +1,9 @@
 """From settings to a base with its data and what is trained in it: the part that training and every search share."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,12 +12,13 @@ from torch import Tensor
 from afina.base.forecast import activation_bytes, free_bytes
 from afina.base.load import Base, load_base
 from afina.base.whole import ClassifierModel
-from afina.core.device import keep_freed_memory
+from afina.core.device import default_cache, keep_freed_memory
 from afina.core.errors import AdapterError, DataError, SettingsError
 from afina.core.events import Listener, Notice
 from afina.core.layers import is_conv1d
 from afina.data.check import check
 from afina.data.files import STANDARD_INPUT
+from afina.data.layouts import Kind
 from afina.data.load import Dataset, read_parts, render_parts
 from afina.data.store import lengths
 from afina.jobs.runs import adapter_folder, check_base, read_facts, read_template
@@ -23,11 +26,13 @@ from afina.jobs.settings import RunSettings
 from afina.lora.adapter import load_adapter, read_config
 from afina.lora.config import LoraConfig
 from afina.lora.injection import inject
+from afina.measure.outcome import Questions
 from afina.training.baselines import RATE_AS_FULL, baseline
 from afina.training.loop import gradients
 from afina.training.loss import mean_loss
 from afina.training.settings import CLASSIFIER_BATCH_SIZE, Model, Plan, plan
 
+TEXT_TOKENS = 256  # that a model of plain text goes on by
 CHECKED = 100_000  # rows that are looked at before training; `afina data check` looks at all
 CALIBRATION = 32  # training rows that the starts eva and lora_ga look at
 
@@ -39,6 +44,26 @@ class Assembled:
     settings: RunSettings
     base: Base
     data: Dataset
+
+    @property
+    def cache(self) -> Path:
+        return self.settings.cache_dir or default_cache()
+
+    @property
+    def kind(self) -> Kind:
+        return "classification" if self.base.tokenizer.classes else self.settings.data.kind or "generation"
+
+    @property
+    def max_new_tokens(self) -> int:
+        """What the longest answer needs, and some more."""
+        return TEXT_TOKENS if self.kind == "text" else math.ceil(1.25 * self.data.most_labelled) + 8
+
+    def asked(self) -> Questions:
+        """The rows that are evaluated on: those kept apart, or else the held-out ones."""
+        data = self.settings.data
+        own = f"{data.path} ({'part kept apart' if data.test else 'held-out part'})"
+        source = data.test_path or (None if data.test else data.eval_path) or own
+        return Questions(self.data.test_examples, self.data.test, self.kind, self.max_new_tokens, str(source))
 
 
 def assemble(settings: RunSettings, listener: Listener) -> Assembled:
@@ -52,7 +77,8 @@ def assemble(settings: RunSettings, listener: Listener) -> Assembled:
         if stored:
             listener(Notice(f"the base in {stored}, as the adapter was trained"))
             settings = settings.model_copy(update={"quantize": stored})
-    parts = read_parts(settings.data, settings.seed)  # what is wrong with a file is said before a model is loaded
+    seed = settings.seed if settings.data.seed is None else settings.data.seed
+    parts = read_parts(settings.data, seed)  # what is wrong with a file is said before a model is loaded
     for finding in check(settings.data, most=CHECKED).findings:
         if finding.severity == "warning":
             listener(Notice(f"data: {finding.text}", warning=True))

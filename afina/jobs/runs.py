@@ -143,6 +143,11 @@ def record(folder: Path, evaluation: Evaluation) -> None:
     write_json(folder / "evaluation.json", evaluation.json())
 
 
+def is_complete(folder: Path) -> bool:
+    """Whether the run in `folder` came to its end. (The evaluation is written before the page, and last of what cannot be made again.)"""
+    return (folder / "evaluation.json").exists()
+
+
 def check_new(out: Path) -> None:
     """Raises `OutputError` where the folder of a new adapter, model or data set holds something, or cannot be written."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):

@@ -1,7 +1,6 @@
 """From a file of examples to an adapter that was verified and evaluated."""
 
 import gc
-import math
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from afina.core.errors import InputError, Interrupted
 from afina.core.events import Done, Event, Listener, MetricsFile, Notice, forget_after, ignore
 from afina.core.files import write_atomic, write_json, write_jsonl, write_yaml
 from afina.data.load import Dataset
+from afina.data.template import Row
 from afina.jobs.assemble import adapt, assemble, load, planned
 from afina.jobs.runs import RunFolder, check_folder, facts_of, record, save_tokenizer
 from afina.jobs.settings import RunSettings
@@ -41,7 +41,6 @@ _TASKS: dict[type, tuple[str, str]] = {  # ours, and PEFT's task_type
     ClassifierModel: ("classify", "SEQ_CLS"),
     Seq2SeqModel: ("seq2seq", "SEQ_2_SEQ_LM"),
 }
-TEXT_TOKENS = 256  # that a model of plain text goes on by
 
 
 @dataclass(frozen=True)
@@ -94,7 +93,8 @@ def _train(settings: RunSettings, listener: Listener, place: RunFolder, resuming
     lora = adapt(base, settings, data)
     steps, reasons = planned(settings, base, data)
     reasons = [f"{base.dtype} for the base: {base.dtype_reason}".replace("torch.", ""), *reasons]
-    run = _Run(settings, base, data, lora, steps, reasons, place)
+    asked = whole.asked()
+    run = _Run(settings, base, data, asked, lora, steps, reasons, place)
     run.announce(listener)
     with place.held():
         try:
@@ -112,7 +112,7 @@ def _train(settings: RunSettings, listener: Listener, place: RunFolder, resuming
         del base, whole, run  # the trained model goes before a fresh one comes
         gc.collect()
         try:
-            return _finish(settings, data, facts, trained, listener)
+            return _finish(settings, data.held_out, asked, facts, trained, listener)
         except KeyboardInterrupt:
             raise Interrupted(
                 f"interrupted after training; the adapter in {folder / 'adapter'} is complete, but not evaluated\n"
@@ -121,23 +121,24 @@ def _train(settings: RunSettings, listener: Listener, place: RunFolder, resuming
 
 
 def _finish(
-    settings: RunSettings, data: Dataset, facts: dict[str, Any], trained: Tensor, listener: Listener
+    settings: RunSettings,
+    held_out: list[Row],
+    asked: Questions,
+    facts: dict[str, Any],
+    trained: Tensor,
+    listener: Listener,
 ) -> TrainResult:
     folder = settings.folder
     listener(Notice("reading the adapter back into a fresh base, and comparing"))
     fresh = load(settings, facts["classes"])
     load_adapter(fresh.model.module, folder / "adapter")
-    verification = verify(fresh, data.held_out, trained)
+    verification = verify(fresh, held_out, trained)
     listener(
         Notice(
             f"verified: the logits of the adapter on disk differ by {verification.from_training:.2g} from training's, "
             f"and by {verification.from_base:.2g} from the base's"
         )
     )
-    apart = settings.data
-    own = f"{apart.path} ({'part kept apart' if apart.test else 'held-out part'})"
-    source = str(apart.test_path or (own if apart.test else apart.eval_path) or own)
-    asked = Questions(data.test_examples, data.test, facts["kind"], facts["max_new_tokens"], source)
     evaluation = evaluate_adapted(fresh, asked, listener, cache_dir=settings.cache_dir)
     record(folder, evaluation)
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
@@ -151,6 +152,7 @@ class _Run:
     settings: RunSettings
     base: Base
     data: Dataset
+    asked: Questions
     lora: LoraConfig
     plan: Plan
     reasons: list[str]
@@ -166,8 +168,9 @@ class _Run:
             "own_template": self.settings.template is not None,
             "data": data.asking(),
             "task": _TASKS[type(self.base.model)][0],
-            "kind": "classification" if self.base.tokenizer.classes else data.kind,
-            "max_new_tokens": TEXT_TOKENS if data.kind == "text" else math.ceil(1.25 * self.data.most_labelled) + 8,
+            "kind": self.asked.kind,
+            "max_new_tokens": self.asked.max_new_tokens,
+            "trainable_parameters": trainable_parameters(self.base.model.module),
             "reasons": self.reasons,
         }
 
@@ -190,9 +193,8 @@ class _Run:
             listener(Notice(line))
         for line in [*data.notices, *(f"not used: {line}" for line in data.rejected.lines())]:
             listener(Notice(line, warning=True))
-        trainable = trainable_parameters(base.model.module)
         what = f"adapter: rank {self.lora.rank}" if self.settings.method == "lora" else f"method {self.settings.method}"
-        listener(Notice(f"{what}, {trainable / 1e6:.2f} M trainable parameters"))
+        listener(Notice(f"{what}, {self.facts['trainable_parameters'] / 1e6:.2f} M trainable parameters"))
         for reason in self.reasons:
             listener(Notice(reason))
 

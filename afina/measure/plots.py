@@ -2,11 +2,13 @@
 
 import io
 from collections.abc import Sequence
+from itertools import cycle
 from typing import Any
 
 from afina.core.events import HeldOut, Step
 
 _INK, _TRAIN, _HELD = "#7a7f87", "#8fb3d9", "#d1495b"
+_COLOURS = ("#3f7fbf", "#d1495b", "#3a9c6b", "#c98a1b", "#8f63b5")  # readable on white and on nearly black
 
 
 def histogram(values: Sequence[int], what: str, limit: int | None = None) -> str:
@@ -46,6 +48,22 @@ def loss_curve(steps: Sequence[Step], held_out: Sequence[HeldOut]) -> str:
     axes.set_xlabel("step")
     axes.set_ylabel("loss, nats a token")
     axes.set_ylim(bottom=0)
+    axes.legend(frameon=False, labelcolor=_INK)
+    return _svg(figure, axes)
+
+
+def quality_against_cost(
+    points: dict[str, tuple[float, float, Sequence[float]]], flat: dict[str, float], cost: str, quality: str
+) -> str:
+    """(cost, quality, its interval) of each method that was trained; those that were not are lines across."""
+    figure, axes = _figure()
+    for i, (name, value) in enumerate(flat.items()):
+        axes.axhline(value, color=_INK, linestyle=("--", ":")[i % 2], linewidth=1, label=name)
+    for (name, (x, y, (low, high))), colour in zip(points.items(), cycle(_COLOURS)):
+        axes.errorbar(x, y, yerr=[[max(0, y - low)], [max(0, high - y)]], fmt="o", color=colour, capsize=3, label=name)
+    axes.set_xlabel(cost)
+    axes.set_ylabel(quality)
+    axes.set_xlim(left=0)
     axes.legend(frameon=False, labelcolor=_INK)
     return _svg(figure, axes)
 

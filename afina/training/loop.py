@@ -48,7 +48,8 @@ class Trainer:
 
     `save` is called whenever the held-out loss is the best so far; at the end, with the best weights back in place; and when
     the run is interrupted. With `state`, the run goes on from there. Checkpoints go to the folder `checkpoints`, where there is
-    one. A trial among many ends where `hopeless`, asked after each evaluation, says so. `rates` take the place of the schedule.
+    one. A trial among many ends where `hopeless`, asked after each evaluation, says so. `rates` take the place of the schedule. `first_look`:
+    the held-out loss of the start is measured too.
     """
 
     base: Base
@@ -65,6 +66,7 @@ class Trainer:
     start_memory_gb: float = 0.0
     hopeless: Callable[[HeldOut], bool] | None = None
     rates: Sequence[float] | None = None
+    first_look: bool = True
 
     def run(self) -> Done:
         """Trains until the plan's last step, early stopping or Ctrl-C. Raises `NonFiniteLoss` and `NothingTrains`."""
@@ -89,7 +91,8 @@ class Trainer:
         if self.state is None:
             self._now = State()
             torch.manual_seed(self.seed)
-            self._evaluate()
+            if self.first_look:
+                self._evaluate()
         else:
             self._resume(self.state)
         module.train()

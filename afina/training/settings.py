@@ -21,6 +21,8 @@ BATCH_SIZE, CLASSIFIER_BATCH_SIZE = 8, 32
 class TrainingSettings(Settings):
     epochs: float | None = setting(None, "--epochs", gt=0)
     """Passes over the training rows; by default enough for about 1,600 rows, 1 to 5 (classifiers: 40,000 rows, 3 to 10)."""
+    rows: int | None = setting(None, ge=1)
+    """Training rows to see in all, instead of a number of passes."""
     batch_size: int | None = setting(None, ge=1)
     """Rows an optimiser step; by default 8 (classifiers: 32). Large batches hurt LoRA: stay under 32."""
     tokens_per_batch: int | None = setting(None, ge=1)
@@ -102,7 +104,7 @@ def plan(settings: TrainingSettings, lengths: Sequence[int], model: Model, seed:
     """Fills in what was left open, by rule; and every choice with its reason, one a line. `lengths` of the training rows."""
     reasons = []
     rows = len(lengths)
-    epochs = settings.epochs
+    epochs = settings.epochs if settings.rows is None else settings.rows / rows
     if epochs is None:
         seen, least, most = (40_000, 3, 10) if model.classifier else (1_600, 1, 5)
         epochs = float(min(most, max(least, round(seen / rows))))

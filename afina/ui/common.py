@@ -1,11 +1,16 @@
 """What several commands share."""
 
 import argparse
+import math
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from afina.core.errors import writing
+from afina.core.errors import SettingsError, writing
+
+if TYPE_CHECKING:
+    from afina.jobs.settings import RunSettings
 
 
 def run_flags(parser: argparse.ArgumentParser) -> None:
@@ -33,6 +38,57 @@ def setting_flag(group: Any, field: Any, names: Sequence[str], dest: str) -> Non
     group.add_argument(*names, dest=dest, default=argparse.SUPPRESS, help=text, **options)
 
 
+def settings_flags(parser: argparse.ArgumentParser, leave_out: Sequence[str] = ()) -> None:
+    """Adds DATA, --config and a flag for every setting of a run, but for those of `leave_out` (dotted paths)."""
+    from afina.core.config import fields
+    from afina.jobs.settings import RunSettings
+
+    parser.add_argument("data", nargs="?", metavar="DATA", help="file of examples: JSONL, CSV, Parquet, text and more")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="YAML file of settings; flags override it")
+    groups: dict[str, Any] = {"": parser.add_argument_group("run")}
+    for field in fields(RunSettings):
+        if field.path == "data.path" or field.path in leave_out:
+            continue
+        section = field.path.rpartition(".")[0]
+        if section not in groups:
+            groups[section] = parser.add_argument_group(section)
+        setting_flag(groups[section], field, field.flags[::-1], field.path)
+
+
+def given_settings(options: argparse.Namespace) -> dict[str, Any]:
+    """The settings that `settings_flags` found on the command line, by dotted path."""
+    import yaml
+
+    from afina.core.config import fields
+    from afina.jobs.settings import RunSettings
+
+    given = vars(options)
+    values: dict[str, Any] = {}
+    for field in fields(RunSettings):
+        if field.path in given:
+            value = given[field.path]
+            if isinstance(value, str) and not field.text:
+                with suppress(yaml.YAMLError):  # the settings then say what is wrong with the text
+                    value = yaml.safe_load(value)
+            values[field.path] = value
+    if options.data is not None:
+        values["data.path"] = options.data
+    return values
+
+
+def run_settings(options: argparse.Namespace) -> "RunSettings":
+    """The settings of the command line over those of --config. Raises `SettingsError`."""
+    from afina.core.config import build, merge, nest, read_yaml
+    from afina.jobs.settings import RunSettings
+
+    tree = merge(read_yaml(options.config) if options.config else {}, nest(given_settings(options)))
+    if not isinstance(tree.get("data"), dict) or "path" not in tree["data"]:
+        raise SettingsError(
+            "no DATA was given", f"afina {options.command} DATA: a file of examples (.jsonl, .csv and more)"
+        )
+    return build(RunSettings, tree)
+
+
 def say(text: str) -> None:
     with writing("standard output"):
         print(text)
@@ -45,4 +101,14 @@ def positive(text: str) -> int:
         value = 0
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return value
+
+
+def positive_number(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
     return value

@@ -110,6 +110,32 @@ def show_result(evaluation: dict[str, Any], paths: dict[str, Path]) -> None:
         console.print(f"{name}: {path}", markup=False)
 
 
+def show_comparison(comparison: dict[str, Any], folder: Path) -> None:
+    """Prints the methods side by side, what follows, and where things lie."""
+    from afina.measure.comparison import table as methods_table
+
+    console = Console(highlight=False, soft_wrap=True, file=sys.stdout)
+    if not console.is_terminal:
+        console.width = 240  # a file has no edge
+    if comparison["metric"]:
+        heads, lines = methods_table(comparison)
+        grid = Table(
+            title=f"{comparison['rows']} rows of {comparison['data']}", title_justify="left", box=None, pad_edge=False
+        )
+        for i, head in enumerate(heads):
+            grid.add_column(head, justify="right" if i else "left")
+        for line in lines:
+            grid.add_row(*line)
+        console.print(grid)
+    for name, entry in comparison["methods"].items():
+        if "failed" in entry:
+            console.print(f"{name} failed: {entry['failed']}", markup=False)
+    console.print()
+    for line in comparison["words"]:
+        console.print(line, markup=False)
+    console.print(f"page: {folder / 'comparison.html'}", markup=False)
+
+
 def show_check(found: Check, following: str) -> None:
     """Prints what a check of data found, errors first, and what comes next."""
     console = Console(highlight=False, soft_wrap=True, file=sys.stdout)

@@ -1,0 +1,143 @@
+"""The parts of a comparison, each of which runs in a process of its own (worker.py): ask the base, find a learning rate, train."""
+
+from pathlib import Path
+from typing import Any
+
+from afina.base.load import Base
+from afina.core.config import build
+from afina.core.device import memory_gb, peak_memory_gb
+from afina.core.errors import DataError, NonFiniteLoss
+from afina.core.events import Listener, Notice
+from afina.core.files import read_json, write_json
+from afina.data.load import find_examples
+from afina.data.mapping import Example
+from afina.data.template import Row, prompt_ids, render
+from afina.jobs.assemble import Assembled, assemble
+from afina.jobs.runs import record
+from afina.jobs.settings import RunSettings
+from afina.jobs.train import resume, train
+from afina.jobs.trials import Bench, with_train
+from afina.measure.evaluation import evaluate_outcomes
+from afina.measure.outcome import Questions, outcome, remembered
+
+SHOTS = 4  # examples before a question, or one a class of up to
+MOST_SHOTS = 16
+_CANDIDATES = 256  # training rows from which they are taken
+_SHARE = 0.6  # of the context that they may fill
+
+RATES = (1 / 3, 1.0, 3.0)  # times the rule's rate; where the best is the first or the last, one more beyond it
+_STEPS = 20  # that a look at a rate takes at least
+_PART = 0.2  # of the training
+
+
+def ask_base(settings: dict[str, Any], folder: str, shots: bool, listener: Listener) -> None:
+    """Evaluates the base as it is, or with some training rows before each question; `folder` gets what an evaluation writes."""
+    start = memory_gb()
+    whole = assemble(build(RunSettings, settings), listener)
+    asked = whole.asked()
+    plain = remembered(whole.base, asked, listener, "base", whole.cache)
+    other = outcome(whole.base, _after_examples(whole, asked, listener), listener, "few-shot") if shots else plain
+    evaluation = evaluate_outcomes(asked, plain, other)
+    cost = {"peak_memory_gb": peak_memory_gb(), "start_memory_gb": start}
+    write_json(Path(folder) / "cost.json", cost)
+    record(Path(folder), evaluation)
+
+
+def _after_examples(whole: Assembled, asked: Questions, listener: Listener) -> Questions:
+    """The questions, each behind a few training rows with their answers; fewer of them where the context is short."""
+    room = whole.base.facts.context_length - asked.max_new_tokens
+    examples = _examples(whole)
+    while examples:
+        turns = [
+            turn
+            for example in examples
+            for turn in (*example.messages, {"role": "assistant", "content": example.completion or ""})
+        ]
+        put = [_behind(turns, example) for example in asked.examples]
+        longest = max(len(prompt_ids(whole.base.tokenizer, example.messages)) for example in put)
+        if longest <= _SHARE * room or (longest <= room and len(examples) == 1):
+            listener(Notice(f"few-shot: {len(examples)} examples before each question"))
+            rows = _rows(whole.base, put)
+            return Questions(put, rows, asked.kind, asked.max_new_tokens, asked.source)
+        examples = examples[:-1]
+    raise DataError(
+        "the rows are too long to be shown as examples before a question", "leave few-shot out of --methods"
+    )
+
+
+def _rows(base: Base, examples: list[Example]) -> list[Row]:
+    return [render(base.tokenizer, example) for example in examples]
+
+
+def _behind(turns: list[dict[str, str]], example: Example) -> Example:
+    system = [turn for turn in example.messages if turn["role"] == "system"]
+    rest = [turn for turn in example.messages if turn["role"] != "system"]
+    shown = [turn for turn in turns if turn["role"] != "system"]
+    return Example(
+        (*system, *shown, *rest), example.completion, example.references, example.source, example.where, last_only=True
+    )
+
+
+def _examples(whole: Assembled) -> list[Example]:
+    """Training rows to show: one of each answer in turn, so that every label of a few is seen."""
+    wheres = [row.where for row in whole.data.train[:_CANDIDATES]]
+    found = [e for e in find_examples(whole.settings.data, set(wheres)) if e.messages]
+    by_answer: dict[str, list[Example]] = {}
+    for example in found:
+        by_answer.setdefault(example.completion or "", []).append(example)
+    few = 1 < len(by_answer) <= MOST_SHOTS and whole.kind == "classification"
+    count = max(SHOTS, len(by_answer)) if few else SHOTS
+    return [group[0] for group in by_answer.values()][:count]
+
+
+def search_rate(settings: dict[str, Any], file: str, listener: Listener) -> None:
+    """Tries learning rates on a fifth of the training, from the same start on the same rows; `file` keeps each that was tried.
+
+    The same for every method: three rates around the rule's, and one more where the best of them is at the edge.
+    """
+    bench = Bench(build(RunSettings, settings), listener)
+    path = Path(file)
+    found: dict[str, Any] = read_json(path) if path.exists() else {"tried": []}
+    rule = bench.rate(bench.settings)
+    size = bench.settings.train.batch_size or 8
+    rows = min(bench.full_rows(bench.settings), max(_STEPS * size, round(_PART * bench.full_rows(bench.settings))))
+
+    def look(rate: float) -> float:
+        known = {each["rate"]: each["loss"] for each in found["tried"]}
+        if rate not in known:
+            try:
+                trial = bench.run(with_train(bench.settings, learning_rate=rate), rows, listener=listener)
+                entry: dict[str, Any] = {
+                    "rate": rate,
+                    "loss": trial.loss,
+                    "tokens": trial.tokens,
+                    "seconds": trial.training_seconds,
+                }
+                entry["rows"] = trial.rows
+            except NonFiniteLoss:
+                entry = {"rate": rate, "loss": None, "tokens": 0, "seconds": 0.0, "rows": 0}
+            loss = entry["loss"]
+            listener(
+                Notice(f"learning rate {rate:.2g}: held-out loss {'not finite' if loss is None else f'{loss:.3f}'}")
+            )
+            found["tried"].append(entry)
+            write_json(path, found)
+            known[rate] = loss
+        return float("inf") if known[rate] is None else known[rate]
+
+    rates = sorted(float(f"{factor * rule:.2g}") for factor in RATES)
+    best = min(rates, key=look)
+    if best == rates[0]:
+        best = min((best, float(f"{best * RATES[0]:.2g}")), key=look)
+    elif best == rates[-1]:
+        best = min((best, float(f"{best * RATES[-1]:.2g}")), key=look)
+    write_json(path, found | {"rate": best})
+
+
+def train_method(settings: dict[str, Any], listener: Listener) -> None:
+    """A whole training with its evaluation; goes on with one that was cut off."""
+    made = build(RunSettings, settings)
+    if (made.folder / "config.yaml").exists():
+        resume(made.folder, listener)
+    else:
+        train(made, listener)
