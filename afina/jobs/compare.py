@@ -17,7 +17,7 @@ from afina.training.settings import Method
 
 METHODS = ("base", "few-shot", "head", "last-k", "lora", "full")
 _ASKED = ("base", "few-shot")  # need no training
-_KEPT_APART = 0.15  # of the rows, where nobody said which rows to evaluate on
+KEPT_APART = 0.15  # of the rows, where nobody said which rows to evaluate on
 _PLAN = "compare.yaml"
 
 
@@ -44,7 +44,7 @@ def compare(
     out = settings.out or Path("runs") / f"{settings.data.path.stem}-compare"
     data = settings.data
     if not (data.test or data.test_path):
-        data = data.model_copy(update={"test": _KEPT_APART})
+        data = data.model_copy(update={"test": KEPT_APART})
     data = data.model_copy(update={"seed": settings.seed if data.seed is None else data.seed})
     settings = settings.model_copy(update={"data": data, "out": None, "overwrite": False})
     plan = {"settings": settings.model_dump(mode="json"), "minutes": budget.minutes}
@@ -97,7 +97,7 @@ def _begin(out: Path, plan: dict[str, Any]) -> None:
         before = read_yaml(path)
         if before != plan:
             raise OutputError(
-                f"--out {out} holds a comparison with other settings ({', '.join(_differing(before, plan)) or 'other data'})",
+                f"--out {out} holds a comparison with other settings ({', '.join(differing(before, plan)) or 'other data'})",
                 "give another --out, or the same settings to go on with it",
             )
         return
@@ -107,12 +107,12 @@ def _begin(out: Path, plan: dict[str, Any]) -> None:
     write_yaml(path, plan)
 
 
-def _differing(before: Any, after: Any, path: str = "") -> list[str]:
+def differing(before: Any, after: Any, path: str = "") -> list[str]:
     if isinstance(before, dict) and isinstance(after, dict):
         return [
             line
             for key in {**before, **after}
-            for line in _differing(before.get(key), after.get(key), f"{path}.{key}" if path else key)
+            for line in differing(before.get(key), after.get(key), f"{path}.{key}" if path else key)
         ]
     return [] if before == after else [path.removeprefix("settings.")]
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from afina.core.errors import Interrupted
-from afina.core.events import Event, HeldOut, Listener, Notice, Step
+from afina.core.events import Event, HeldOut, Listener, Step
 from afina.jobs.assemble import adapt, assemble, planned
 from afina.jobs.settings import RunSettings
 from afina.lora.attached import take_off
@@ -73,10 +73,9 @@ class Bench:
             def both(event: Event) -> None:
                 if isinstance(event, Step):
                     training.append(event.loss)
+                    listener(event)
                 if isinstance(event, HeldOut):
                     losses.append((round(event.step / plan.steps_per_epoch * self.rows), event.loss))
-                if not isinstance(event, HeldOut | Notice):
-                    listener(event)
 
             trainer = Trainer(
                 base=self.base,

@@ -23,7 +23,7 @@ def histogram(values: Sequence[int], what: str, limit: int | None = None) -> str
     return _svg(figure, axes)
 
 
-def bars(counts: Sequence[tuple[str, int]], what: str) -> str:
+def bars(counts: Sequence[tuple[str, float]], what: str) -> str:
     """A bar a name, the largest on top."""
     figure, axes = _figure(height=0.7 + 0.28 * len(counts))
     axes.barh([name[:40] for name, _ in counts][::-1], [count for _, count in counts][::-1], color=_TRAIN)
@@ -64,6 +64,33 @@ def quality_against_cost(
     axes.set_xlabel(cost)
     axes.set_ylabel(quality)
     axes.set_xlim(left=0)
+    axes.legend(frameon=False, labelcolor=_INK)
+    return _svg(figure, axes)
+
+
+def search_history(trials: Sequence[tuple[int, float, bool]]) -> str:
+    """(number, held-out loss, came to its end) of each trial, and the best so far."""
+    figure, axes = _figure()
+    ended = [(number, loss) for number, loss, complete in trials if complete]
+    pruned = [(number, loss) for number, loss, complete in trials if not complete]
+    axes.plot([n for n, _ in pruned], [loss for _, loss in pruned], "x", color=_INK, label="given up")
+    axes.plot([n for n, _ in ended], [loss for _, loss in ended], "o", color=_COLOURS[0], label="finished")
+    best = [min(loss for _, loss in ended[: i + 1]) for i in range(len(ended))]
+    axes.step([n for n, _ in ended], best, where="post", color=_HELD, label="best so far")
+    axes.set_xlabel("trial")
+    axes.set_ylabel("held-out loss, nats a token")
+    axes.legend(frameon=False, labelcolor=_INK)
+    return _svg(figure, axes)
+
+
+def search_rates(trials: Sequence[tuple[float, float]], default: float) -> str:
+    """(learning rate, held-out loss) of each trial that came to its end; a line at the default rate."""
+    figure, axes = _figure()
+    axes.plot([rate for rate, _ in trials], [loss for _, loss in trials], "o", color=_COLOURS[0])
+    axes.axvline(default, color=_INK, linestyle="--", linewidth=1, label=f"default, {default:.2g}")
+    axes.set_xscale("log")
+    axes.set_xlabel("learning rate")
+    axes.set_ylabel("held-out loss, nats a token")
     axes.legend(frameon=False, labelcolor=_INK)
     return _svg(figure, axes)
 

@@ -100,6 +100,7 @@ _COMMANDS = {
     "train": "adapt a base model to a file of examples, verify and evaluate it",
     "eval": "score an adapted model and its base on a file of examples; replaces the evaluation in RUN",
     "compare": "LoRA beside prompting, a trained head, the last layers and full fine-tuning, on your data",
+    "tune": "search the settings of LoRA on held-out loss, and judge the best once on rows it never saw",
     "generate": "let an adapted model answer",
     "data": "a file of examples: checked, shown as the model sees it, cleaned and split",
     "adapters": "adapters: listed, shown, compared, combined, cut, merged into their base, converted",

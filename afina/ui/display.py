@@ -136,6 +136,24 @@ def show_comparison(comparison: dict[str, Any], folder: Path) -> None:
     console.print(f"page: {folder / 'comparison.html'}", markup=False)
 
 
+def show_tuning(tuning: dict[str, Any], folder: Path) -> None:
+    """Prints what a search found, and what comes next."""
+    console = Console(highlight=False, soft_wrap=True, file=sys.stdout)
+    for line in tuning["words"]:
+        console.print(line, markup=False)
+    if tuning["importances"]:
+        ranked = sorted(tuning["importances"].items(), key=lambda each: -each[1])
+        console.print(
+            "what mattered: " + ", ".join(f"{name} {100 * part:.0f} %" for name, part in ranked), markup=False
+        )
+    console.print("a next hour would try:", markup=False)
+    for line in tuning["next_hour"]:
+        console.print(f"  {line}", markup=False)
+    console.print(
+        f"page: {folder / 'tuning.html'}\nuse it:  afina train --config {tuning['config']} --out my-run", markup=False
+    )
+
+
 def show_check(found: Check, following: str) -> None:
     """Prints what a check of data found, errors first, and what comes next."""
     console = Console(highlight=False, soft_wrap=True, file=sys.stdout)

@@ -1,0 +1,164 @@
+"""Settings found by trial: searched on held-out loss, repeated with other seeds, then judged once on rows that the search never saw."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from afina.core.config import read_yaml
+from afina.core.errors import Interrupted, OutputError, RunFailed, SettingsError
+from afina.core.events import Listener, Notice, ignore
+from afina.core.files import check_writable, read_json, write_json, write_yaml
+from afina.jobs.compare import KEPT_APART, differing
+from afina.jobs.runs import RunFolder, is_complete
+from afina.jobs.search import configured, defaults, open_study, trial_rows
+from afina.jobs.settings import RunSettings
+from afina.jobs.worker import apart, finish, start
+from afina.measure.tuning import Tuning, write_page
+
+_PLAN = "tune.yaml"
+_SEARCH = 0.5  # of the minutes; the rest is for repeating, and for the two whole trainings at the end
+
+
+@dataclass(frozen=True)
+class Effort:
+    """`minutes` in all (about), or a number of `trials`; how many processes try at one time, or a Ray cluster does."""
+
+    minutes: float | None = None
+    trials: int | None = None
+    workers: int = 1
+    ray: bool = False
+
+
+def tune(settings: RunSettings, effort: Effort, listener: Listener = ignore) -> Tuning:
+    """Searches for settings of LoRA, and writes everything into `settings.out`; goes on there where it was cut off.
+
+    The part of the rows that is kept apart is looked at once, in the end, by the winner and by the defaults. Raises
+    `InputError`, or `Interrupted` after Ctrl-C: finished trials are kept.
+    """
+    _check(settings, effort)
+    out = settings.out or Path("runs") / f"{settings.data.path.stem}-tune"
+    data = settings.data
+    if not (data.test or data.test_path):
+        data = data.model_copy(update={"test": KEPT_APART})
+    data = data.model_copy(update={"seed": settings.seed if data.seed is None else data.seed})
+    settings = settings.model_copy(update={"data": data, "out": None})
+    _begin(out, {"settings": settings.model_dump(mode="json"), "workers": effort.workers})
+    with RunFolder(out).held():
+        return _tune(settings, effort, out, listener)
+
+
+def _tune(settings: RunSettings, effort: Effort, out: Path, listener: Listener) -> Tuning:
+    values = settings.model_dump(mode="json")
+    budget: dict[str, Any] = {"trials": effort.trials, "workers": effort.workers}
+    if effort.minutes:
+        budget["seconds"] = 60 * effort.minutes * _SEARCH
+    arguments = {"settings": values, "folder": str(out), "budget": budget}
+    _forget_cut_off(out)
+    if effort.workers == 1 and not effort.ray:
+        apart("search", arguments | {"parts": ["probe", "trials", "repeat"], "worker": 0}, listener)
+    else:
+        apart("search", arguments | {"parts": ["probe"], "worker": 0}, listener)
+        if effort.ray:
+            from afina.jobs.ray_workers import search_on_ray
+
+            search_on_ray(arguments, effort.workers)
+        else:
+            _together(arguments, effort.workers, settings, listener)
+        apart("search", arguments | {"parts": ["repeat"], "worker": 0}, listener)
+    study, probe = open_study(out), read_json(out / "probe.json")
+    if not any(trial.state.name == "COMPLETE" for trial in study.trials):
+        raise RunFailed(
+            f"no trial came to its end\n  → look at {out}, or begin anew with another --out and a longer search"
+        )
+    best, plain = dict(study.best_trial.params), defaults(probe["rule"])
+    repeats = read_json(out / "repeats.json") if (out / "repeats.json").exists() else {"best": [], "defaults": []}
+    runs = {}
+    for name, chosen in (("defaults", plain), ("best", best)):
+        if name == "best" and best == plain:
+            continue
+        made = configured(settings, chosen, probe["full_rows"])
+        write_yaml(out / f"{name}.yaml", made.model_dump(mode="json", exclude={"out", "overwrite"}))
+        runs[name] = out / name
+        if not is_complete(out / name):
+            listener(Notice(f"— a whole training with the {'best' if name == 'best' else 'default'} settings —"))
+            apart("train", {"settings": made.model_dump(mode="json") | {"out": str(out / name)}}, listener)
+    tuning = Tuning.of(study, probe, repeats, runs, plain, trial_rows(probe, budget), out)
+    write_json(out / "tuning.json", tuning.json())
+    write_page(tuning, out / "tuning.html")
+    return tuning
+
+
+def _check(settings: RunSettings, effort: Effort) -> None:
+    if (effort.minutes is None) == (effort.trials is None):
+        raise SettingsError("a search needs an end: --minutes M or --trials N", "give one of the two")
+    if settings.method != "lora" or settings.adapter:
+        raise SettingsError("tune searches settings of a new LoRA adapter", "leave --method and --adapter out")
+    if settings.train.tokens_per_batch:
+        raise SettingsError("tune varies the number of rows a step", "leave --train.tokens_per_batch out")
+    if settings.lora != type(settings.lora)() or settings.train.learning_rate is not None:
+        raise SettingsError(
+            "tune chooses the learning rate and the settings of LoRA itself",
+            "leave --lora.* and --train.learning_rate out",
+        )
+
+
+def _begin(out: Path, plan: dict[str, Any]) -> None:
+    path = out / _PLAN
+    if path.exists():
+        before = read_yaml(path)
+        if before != plan:
+            raise OutputError(
+                f"--out {out} holds a search with other settings ({', '.join(differing(before, plan))})",
+                "give another --out, or the same settings to go on with it",
+            )
+        return
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise OutputError(f"--out {out} holds something that is no search", "choose another --out")
+    check_writable(path)
+    write_yaml(path, plan)
+
+
+def _forget_cut_off(out: Path) -> None:
+    """Trials that a killed search left unfinished count as failed. (The folder is locked: nobody is at them.)"""
+    if not (out / "study.journal").exists():
+        return
+    import optuna
+
+    study = open_study(out)
+    for trial in study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):
+        study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+
+
+def _together(arguments: dict[str, Any], workers: int, settings: RunSettings, listener: Listener) -> None:
+    """Several processes search one study, the processor's threads divided among them."""
+    import threading
+
+    import torch
+
+    threads = max(1, (settings.threads or torch.get_num_threads()) // workers)
+    own = arguments | {"settings": arguments["settings"] | {"threads": threads}}
+    processes = [start("search", own | {"parts": ["trials"], "worker": i}) for i in range(workers)]
+    failures: list[Exception] = []
+
+    def wait(process: Any) -> None:
+        try:
+            finish(process, listener)
+        except Exception as error:
+            failures.append(error)
+
+    waiting = [threading.Thread(target=wait, args=(process,)) for process in processes[1:]]
+    for thread in waiting:
+        thread.start()
+    try:
+        finish(processes[0], listener)
+    except Interrupted:
+        for process in processes[1:]:
+            process.send_signal(2)
+        raise
+    finally:
+        for thread in waiting:
+            thread.join()
+        for process in processes:
+            process.wait()
+    if failures:
+        raise RunFailed(f"{len(failures)} of {workers} workers failed: {failures[0]}")
