@@ -10,6 +10,7 @@ from afina.core.events import Listener, Notice, ignore
 from afina.data.kinds import Answers
 from afina.data.load import DEFAULT_MAX_LENGTH, Fitter, read_examples
 from afina.jobs.runs import is_merged, open_run, record
+from afina.measure.card import write_card
 from afina.measure.evaluation import Evaluation, Extra, Pairs, evaluate_adapted
 from afina.measure.judge import Judge
 from afina.measure.outcome import Outcome, Questions
@@ -93,6 +94,7 @@ def evaluate(  # noqa: PLR0913 - each by its name
         return result
     record(run, result)
     if (run / "config.yaml").exists():
+        write_card(run)
         write_report(run)
     return result
 

@@ -16,7 +16,7 @@ from afina.core.config import build, merge, read_yaml
 from afina.core.device import memory_gb
 from afina.core.errors import InputError, Interrupted
 from afina.core.events import Done, Event, Listener, MetricsFile, Notice, forget_after, ignore
-from afina.core.files import write_atomic, write_json, write_jsonl, write_yaml
+from afina.core.files import write_json, write_jsonl, write_yaml
 from afina.data.load import Dataset
 from afina.data.template import Row
 from afina.jobs.assemble import adapt, assemble, load, planned
@@ -25,13 +25,14 @@ from afina.jobs.settings import RunSettings
 from afina.lora.adapter import load_adapter, save_adapter
 from afina.lora.config import LoraConfig
 from afina.lora.injection import trainable_parameters
+from afina.measure.card import write_card
 from afina.measure.evaluation import Evaluation, evaluate_adapted
 from afina.measure.outcome import Questions
 from afina.measure.report import write_report
 from afina.measure.verification import Verification, probe, verify
 from afina.training.checkpoint import State, fingerprint, read_latest
 from afina.training.loop import Trainer
-from afina.training.settings import METHOD_NAMES, Plan
+from afina.training.settings import Plan
 from afina.version import __version__
 
 CHECKPOINTS = "checkpoints"
@@ -141,6 +142,7 @@ def _finish(
     )
     evaluation = evaluate_adapted(fresh, asked, listener, cache_dir=settings.cache_dir)
     record(folder, evaluation)
+    write_card(folder)
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
     return TrainResult(folder, folder / "adapter", write_report(folder), settings.data.prompt, evaluation, verification)
 
@@ -170,6 +172,7 @@ class _Run:
             "task": _TASKS[type(self.base.model)][0],
             "kind": self.asked.kind,
             "max_new_tokens": self.asked.max_new_tokens,
+            "rows": {"train": len(self.data.train), "held_out": len(self.data.held_out), "test": len(self.data.test)},
             "trainable_parameters": trainable_parameters(self.base.model.module),
             "reasons": self.reasons,
         }
@@ -269,7 +272,7 @@ class _Run:
             write_jsonl(folder / "rejected.jsonl", [{"where": r.where, "reason": r.reason} for r in self.data.rejected])
         save_tokenizer(self.base, self.adapter)
         write_json(self.adapter / "afina.json", self.facts)
-        write_atomic(self.adapter / "README.md", self._card())
+        write_card(folder)
 
     def _save(self) -> None:
         """Saves the adapter as it is now, and what its logits are, for the check after training."""
@@ -278,22 +281,3 @@ class _Run:
         save_adapter(self.base.model.module, self.lora, self.adapter, name, _TASKS[type(self.base.model)][1])
         self.trained = probe(self.base, self.data.held_out)
         self.place.keep()
-
-    def _card(self) -> str:
-        facts, data = self.base.facts, self.settings.data
-        licence = f"license: {facts.licence}\n" if facts.licence else ""
-        hub = f"base_model: {facts.hub_id}\n" if facts.hub_id else ""
-        templates = (
-            "".join(f"- {name}: `{value}`\n" for name, value in self.facts["data"].items() if value is not None)
-            or "- as the rows' own messages, or prompt and completion\n"
-        )
-        method, quantize = self.settings.method, self.settings.quantize
-        quantised = f", on the base in few bits ({quantize})" if quantize else ""
-        library, what = "library_name: peft\n", f"Rank {self.lora.rank}, alpha {self.lora.alpha:g}"
-        if method != "lora":  # weights trained whole, which PEFT does not load without an adapter beside them
-            library, what = "", "Its trained weights, for `afina generate` and `afina eval`"
-        return (
-            f"---\n{library}{hub}{licence}---\n\n# {facts.name} with {METHOD_NAMES[method]}\n\n"
-            f"{what}, trained on {len(self.data.train)} rows of {data.path.name} "
-            f"with Afina {__version__}{quantised}.\n\nIt expects the base's own chat template (kept here) and these texts:\n\n{templates}"
-        )

@@ -150,9 +150,6 @@ def write_report(run: Path) -> Path:
     text = page(
         "report.html",
         title=run.name,
-        data=config["data"]["path"],
-        method=METHOD_NAMES[config.get("method", "lora")],
-        facts=facts["base"],
         classes=facts.get("classes"),
         evaluation=evaluation,
         verdict=verdict(evaluation) if evaluation else "",
@@ -162,12 +159,26 @@ def write_report(run: Path) -> Path:
         curve=loss_curve(steps, held_out),
         training=_training_line(done),
         examples=predictions[:_EXAMPLES],
+        worst=[predictions[i] for i in evaluation["groups"]["worst"]] if evaluation else [],
+        elsewhere=general_lines(evaluation) if evaluation else [],
+        done=_done_line(config, facts),
         used=list(_used(config, facts)),
         reasons=facts["reasons"],
         commands=_commands(run, config["data"]["prompt"]),
     )
     write_atomic(run / "report.html", text)
     return run / "report.html"
+
+
+def _done_line(config: dict[str, Any], facts: dict[str, Any]) -> str:
+    """What was done, in a sentence."""
+    rows, data = facts["rows"], Path(config["data"]["path"]).name
+    apart = f", {rows['test']} evaluated on in the end" if rows["test"] else ""
+    return (
+        f"{facts['base']['name']} ({facts['base']['parameters'] / 1e6:.0f} M parameters) was adapted to {data} with "
+        f"{METHOD_NAMES[config['method']]}: {facts['trainable_parameters'] / 1e6:.2f} M parameters were trained on {rows['train']} rows, "
+        f"watched on {rows['held_out']} rows held out{apart}."
+    )
 
 
 def _training_line(done: Done | None) -> str:

@@ -51,7 +51,7 @@ class Tuning:
                 **t.params,
             }
             for t in study.trials
-            if t.state.is_finished() and t.params
+            if t.state.name in ("COMPLETE", "PRUNED")
         ]
         finals = {name: Measured.of(name, run, {}) for name, run in runs.items()}
         return Tuning(
