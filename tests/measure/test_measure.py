@@ -7,9 +7,11 @@ import pytest
 
 from afina.data.kinds import Answers
 from afina.data.layouts import Layout
-from afina.measure.intervals import paired_difference
-from afina.measure.metrics import metrics, per_class, per_field, trivial_answers
+from afina.measure.intervals import interval, paired_difference
+from afina.measure.metrics import confusion, metrics, per_class, per_field, trivial_answers
+from afina.measure.report import number, verdict
 from afina.measure.scores import Metric
+from afina.measure.texts import distinct, repetition
 
 TEXT_ANSWERS = ["The cat sat on the mat.", "there is a dog", "Completely wrong", "a b c d e"]
 TEXT_REFERENCES = [
@@ -36,7 +38,7 @@ def test_bleu_and_chrf_are_sacrebleus() -> None:
 
 
 def test_classification_is_scikit_learns() -> None:
-    from sklearn.metrics import accuracy_score, classification_report, f1_score
+    from sklearn.metrics import accuracy_score, classification_report, confusion_matrix, f1_score
 
     rng = np.random.default_rng(0)
     wanted = rng.choice(["pos", "neg", "neu"], 200).tolist()
@@ -45,7 +47,11 @@ def test_classification_is_scikit_learns() -> None:
     labels = sorted(set(wanted))
     assert found["accuracy"] == pytest.approx(accuracy_score(wanted, given))
     assert found["macro_f1"] == pytest.approx(f1_score(wanted, given, labels=labels, average="macro", zero_division=0))
-    report = classification_report(wanted, given, labels=labels, output_dict=True, zero_division=0)
+    report = classification_report(wanted, given, labels=labels, output_dict=True, zero_division=np.nan)
+    matrix = confusion(given, [(w,) for w in wanted])
+    assert matrix["labels"] == labels
+    assert [row[:3] for row in matrix["counts"]] == confusion_matrix(wanted, given, labels=labels).tolist()
+    assert sum(map(sum, matrix["counts"])) == 200
     for label, row in per_class(given, [(w,) for w in wanted]).items():
         assert row["f1"] == pytest.approx(report[label]["f1-score"])
         assert row["precision"] == pytest.approx(report[label]["precision"])
@@ -98,15 +104,81 @@ def mean_metric(values) -> Metric:
     return Metric("m", np.array(values, dtype=float)[:, None], lambda total, n: float(total[0] / n))
 
 
-def test_interval_covers_the_truth_as_often_as_it_says() -> None:
+@pytest.mark.parametrize(("rows", "shape"), [(60, "normal"), (40, "yes or no"), (16, "normal")])
+def test_intervals_cover_the_truth_as_often_as_they_say(rows: int, shape: str, monkeypatch) -> None:
+    monkeypatch.setattr("afina.measure.intervals.RESAMPLES", 400)
     rng = np.random.default_rng(1)
-    covered = 0
-    for trial in range(120):
-        shared = rng.normal(size=80)
-        a, b = shared + rng.normal(size=80), shared + rng.normal(0.3, 1, size=80)
-        d = paired_difference(mean_metric(a), mean_metric(b), seed=trial)
-        covered += d.low <= 0.3 <= d.high
-    assert 0.89 <= covered / 120 <= 0.99
+    covered, cases = 0, 1000
+    for case in range(cases):
+        if shape == "normal":
+            shared = rng.normal(size=rows)
+            a, b, truth = shared + rng.normal(size=rows), shared + rng.normal(0.3, 1, size=rows), 0.3
+        else:
+            a, b, truth = rng.random(rows) < 0.4, rng.random(rows) < 0.7, 0.3
+        d = paired_difference(mean_metric(a), mean_metric(b), seed=case)
+        covered += d.low <= truth <= d.high
+    assert 0.93 <= covered / cases <= 0.97
+
+
+def test_what_is_undefined_says_so() -> None:
+    silent = metrics("chat", ["", ""], [("a b",), ("c",)])
+    assert np.isnan(next(m for m in silent if m.name == "repetition").score())
+    assert np.isnan(distinct(["", ""], 1))
+    empty = metrics("structured", ["{}"] * 12, [("{}",)] * 12)
+    precision = next(m for m in empty if m.name == "field_precision")
+    assert np.isnan(precision.score())
+    assert np.isnan(interval(precision)[0])
+    assert paired_difference(precision, precision).verdict == "undefined"
+    assert number("field_precision", None) == "undefined"
+    assert all(np.isnan(interval(mean_metric([1.0]))))
+    row = {"value": None, "low": None, "high": None, "rows": 12, "verdict": "undefined"}
+    evaluation = {"main_metric": "accuracy", "difference": {"accuracy": row}, "over_trivial": row}
+    assert "undefined on 12 rows" in verdict(evaluation)
+    found = per_class(["b", "b"], [("a",), ("b",)])
+    assert np.isnan(found["a"]["precision"])  # no answer was "a"
+
+
+def test_fields_are_counted_as_scikit_learn_counts() -> None:
+    from sklearn.metrics import precision_recall_fscore_support
+
+    rng = np.random.default_rng(0)
+    rows = [[{k: int(rng.integers(3)) for k in "abc" if rng.random() < 0.7} for _ in range(2)] for _ in range(60)]
+    found = scores("structured", [json.dumps(given) for _, given in rows], [(json.dumps(w),) for w, _ in rows])
+    pairs = sorted({(i, k, v) for i, (w, g) in enumerate(rows) for k, v in [*w.items(), *g.items()]})
+    wanted = [rows[i][0].get(k) == v for i, k, v in pairs]
+    given = [rows[i][1].get(k) == v for i, k, v in pairs]
+    p, r, f, _ = precision_recall_fscore_support(wanted, given, average="binary")
+    assert (found["field_precision"], found["field_recall"], found["field_f1"]) == pytest.approx((p, r, f))
+
+
+def test_ter_is_sacrebleus() -> None:
+    from sacrebleu import TER
+
+    streams = [[refs[i] if i < len(refs) else None for refs in TEXT_REFERENCES] for i in range(2)]
+    found = {m.name: m for m in metrics("translation", TEXT_ANSWERS, TEXT_REFERENCES)}
+    assert found["ter"].score() == pytest.approx(TER().corpus_score(TEXT_ANSWERS, streams).score)
+    assert found["ter"].lower_is_better
+    assert found["ter"].signature == "nrefs:var|case:lc|tok:tercom|norm:no|punct:yes|asian:no|version:2.6.0"
+    assert found["bleu"].signature.startswith("nrefs:var|case:lc|eff:no|tok:13a|smooth:exp")
+
+
+def test_rouge_is_rouge_scores() -> None:
+    from rouge_score.rouge_scorer import RougeScorer
+
+    found = scores("summarisation", TEXT_ANSWERS, TEXT_REFERENCES)
+    twin = RougeScorer(["rouge1", "rouge2", "rougeL"])  # its own tokenizer: these texts are English
+    all_ = [twin.score_multi(refs, answer) for answer, refs in zip(TEXT_ANSWERS, TEXT_REFERENCES, strict=True)]
+    for name, kind in (("rouge_1", "rouge1"), ("rouge_2", "rouge2"), ("rouge_l", "rougeL")):
+        assert found[name] == pytest.approx(100 * np.mean([each[kind].fmeasure for each in all_]))
+
+
+def test_variety_and_repetition_by_nltks_runs() -> None:
+    from nltk.util import ngrams
+
+    answers = ["a b c d a b c d", "x y z", "one two three four five"]
+    pairs = [run for answer in answers for run in ngrams(answer.split(), 2)]
+    assert distinct(answers, 2) == len(set(pairs)) / len(pairs)
+    assert repetition(answers).score() == pytest.approx(1 / (5 + 0 + 2))
 
 
 def test_perfect_labels_stay_perfect_in_every_resample() -> None:
