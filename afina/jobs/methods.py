@@ -1,5 +1,6 @@
 """The parts of a comparison, each of which runs in a process of its own (worker.py): ask the base, find a learning rate, train."""
 
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,8 @@ def _examples(whole: Assembled) -> list[Example]:
         by_answer.setdefault(example.completion or "", []).append(example)
     few = 1 < len(by_answer) <= MOST_SHOTS and whole.kind == "classification"
     count = max(SHOTS, len(by_answer)) if few else SHOTS
-    return [group[0] for group in by_answer.values()][:count]
+    in_turn = zip_longest(*by_answer.values())
+    return [example for turn in in_turn for example in turn if example is not None][:count]
 
 
 def search_rate(settings: dict[str, Any], file: str, listener: Listener) -> None:

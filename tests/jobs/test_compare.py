@@ -1,0 +1,292 @@
+"""Methods side by side, and searches of settings: on a tiny model, in this process but for one."""
+
+import json
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+from conftest import write_rows
+
+import afina
+from afina.core.config import build, read_yaml
+from afina.core.errors import BaseModelError, OutputError, RunFailed, SettingsError
+from afina.core.events import Notice
+from afina.jobs import worker
+from afina.jobs.compare import Budget, compare
+from afina.jobs.search import configured, defaults, open_study
+from afina.jobs.settings import RunSettings
+from afina.jobs.tune import Effort, tune
+from afina.measure.tuning import Tuning
+
+
+def here(work: str, arguments: dict, listener) -> object:
+    """`apart` without another process."""
+    module, _, name = worker.WORK[work].partition(":")
+    return getattr(import_module(module), name)(**json.loads(json.dumps(arguments)), listener=listener)
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What was done, in order."""
+    done: list[str] = []
+
+    def apart(work: str, arguments: dict, listener) -> object:
+        done.append(work)
+        return here(work, arguments, listener)
+
+    monkeypatch.setattr("afina.jobs.compare.apart", apart)
+    monkeypatch.setattr("afina.jobs.tune.apart", apart)
+    return done
+
+
+@pytest.fixture
+def settings(tiny_folder: Path, tmp_path: Path) -> RunSettings:
+    rows = [{"q": f"{'a' if i % 2 else 'b'}{i:03d}", "a": "red" if i % 2 else "blue"} for i in range(120)]
+    return RunSettings(
+        base=str(tiny_folder), out=tmp_path / "out", precision="fp32", device="cpu", threads=1,
+        data={"path": write_rows(tmp_path / "rows.jsonl", rows), "prompt": "{q}", "completion": "{a}"},
+        train={"epochs": 4},
+    )  # fmt: skip
+
+
+def test_methods_are_compared_on_the_same_rows(settings: RunSettings, in_process: list[str]) -> None:
+    methods = ["base", "few-shot", "head", "last-k", "lora", "full"]
+    found = compare(settings, methods).json()
+    assert list(found["methods"]) == methods
+    assert in_process == ["ask", "ask", *["rates", "train"] * 4]
+    lora, full, base = (found["methods"][name] for name in ("lora", "full", "base"))
+    assert lora["quality"] > 0.6 > base["quality"]
+    assert lora["interval"][0] <= lora["quality"] <= lora["interval"][1]
+    assert lora["trainable_parameters"] < full["trainable_parameters"]
+    assert lora["size_mb"] < full["size_mb"]
+    for entry in (lora, full):
+        assert entry["peak_memory_gb"] >= entry["memory_above_imports_gb"] > 0
+        assert {
+            "seconds",
+            "training_tokens_per_second",
+            "answer_seconds",
+            "forgetting",
+            "learning_rate",
+        } <= entry.keys()
+    assert found["recommended"] in found["as_good_as_the_best"]
+    assert any("full fine-tuning in quality" in line for line in found["words"])
+
+    out = settings.out
+    rows = {}
+    for name in methods:
+        with (out / name / "predictions.jsonl").open() as file:
+            rows[name] = [json.loads(line)["where"] for line in file]
+    assert len({tuple(each) for each in rows.values()}) == 1  # the very same rows
+    runs = [read_yaml(out / name / "config.yaml") for name in ("lora", "full", "head")]
+    assert len({(c["train"]["epochs"], c["seed"], c["data"]["seed"], c["data"]["test"]) for c in runs}) == 1
+    for name in ("lora", "full"):
+        tried = json.loads((out / f"{name}-rates.json").read_text())
+        best = min((each for each in tried["tried"] if each["loss"] is not None), key=lambda each: each["loss"])
+        assert tried["rate"] == best["rate"] == found["methods"][name]["learning_rate"]
+        assert 3 <= len(tried["tried"]) <= 4
+    page = (out / "comparison.html").read_text()
+    assert found["words"][0] in page.replace("&#39;", "'")
+    assert "<svg" in page
+    assert "src=" not in page
+    assert "href=\"http" not in page
+
+    in_process.clear()  # finished parts are not repeated
+    assert compare(settings, methods).json() == found
+    assert in_process == []
+    with pytest.raises(OutputError, match=r"other settings \(train.epochs\)"):
+        compare(settings.model_copy(update={"train": settings.train.model_copy(update={"epochs": 9})}), methods)
+
+
+def test_few_shot_shows_training_rows_and_answers_each(
+    settings: RunSettings, in_process: list[str], monkeypatch
+) -> None:
+    from afina.jobs import methods
+
+    seen = []
+    ask = methods.outcome
+    monkeypatch.setattr(methods, "outcome", lambda base, asked, *more: seen.append(asked) or ask(base, asked, *more))
+    compare(settings, ["few-shot"])
+    example = seen[0].examples[0]
+    shown = [m["content"] for m in example.messages]
+    assert [m["role"] for m in example.messages] == ["user", "assistant"] * 4 + ["user"]
+    assert set(shown[1:8:2]) == {"red", "blue"}
+    tested = {e.messages[-1]["content"] for e in seen[0].examples}
+    assert not tested & set(shown[0:8:2])  # rows that are evaluated on are never shown
+
+
+def test_minutes_and_seeds(settings: RunSettings, in_process: list[str]) -> None:
+    found = compare(settings, ["lora"], Budget(minutes=0.01, seeds=2)).json()["methods"]["lora"]
+    assert len(found["seeds"]) == 2
+    assert in_process == ["rates", "train", "train"]
+    first, second = (read_yaml(settings.out / name / "config.yaml") for name in ("lora", "lora-seed-1"))
+    assert first["train"]["rows"] == second["train"]["rows"] != 4 * 102
+    assert (first["seed"], second["seed"]) == (0, 1)
+    assert first["data"]["seed"] == second["data"]["seed"] == 0
+
+
+def test_a_method_that_fails_does_not_lose_the_others(settings: RunSettings, monkeypatch) -> None:
+    def apart(work: str, arguments: dict, listener) -> object:
+        if arguments["settings"]["method"] == "full":
+            raise RunFailed("out of memory")
+        return here(work, arguments, listener)
+
+    monkeypatch.setattr("afina.jobs.compare.apart", apart)
+    found = compare(settings, ["base", "full"]).json()
+    assert found["methods"]["full"] == {"failed": "out of memory"}
+    assert found["methods"]["base"]["quality"] == 0
+
+
+@pytest.mark.parametrize(
+    ("methods", "change", "said"),
+    [
+        (["lorra"], {}, "Did you mean 'lora'"),
+        (["lora", "lora"], {}, "twice"),
+        (["lora"], {"method": "full"}, "leave --method"),
+        (["lora"], {"quantize": "nf4"}, "--quantize"),
+    ],
+)
+def test_comparisons_that_make_no_sense(settings: RunSettings, methods, change, said) -> None:
+    with pytest.raises(SettingsError, match=said):
+        compare(settings.model_copy(update=change), methods)
+    assert not settings.out.exists()
+
+
+def test_a_process_of_its_own_hands_on_events_results_and_errors(settings: RunSettings) -> None:
+    from afina.jobs.worker import apart
+
+    events = []
+    file = settings.out / "rates.json"
+    apart("rates", {"settings": settings.model_dump(mode="json"), "file": str(file)}, events.append)
+    assert json.loads(file.read_text())["rate"] > 0
+    assert any(isinstance(event, Notice) and "held-out loss" in event.text for event in events)
+    wrong = settings.model_dump(mode="json") | {"base": str(settings.out / "absent")}
+    with pytest.raises(BaseModelError) as error:
+        apart("rates", {"settings": wrong, "file": str(file)}, events.append)
+    assert error.value.exit_code == 2
+
+
+def test_a_search_and_what_it_leaves(settings: RunSettings, in_process: list[str], monkeypatch) -> None:
+    found = tune(settings, Effort(trials=7))
+    assert in_process == ["search", *["train"] * len(found.finals)]
+    study = open_study(settings.out)
+    assert len(study.trials) == 7
+    first = study.trials[0].params
+    assert first == defaults(found.probe["rule"])
+    assert {t.params["rank"] for t in study.trials[:2]} == {16}  # the learning rate first
+    assert len({t.params["rate"] for t in study.trials}) == 7
+    assert min(t["loss"] for t in found.finished) == study.best_value
+    config = build(RunSettings, read_yaml(found.config))
+    assert (
+        config.train.learning_rate == found.json()[found.winner() if found.winner() == "best" else "defaults"]["rate"]
+    )
+    words = " ".join(found.json()["words"])
+    assert "defaults" in words
+    assert (settings.out / "tuning.html").read_text().count("<svg") >= 2
+
+    in_process.clear()  # nothing is done twice
+    again = tune(settings, Effort(trials=7))
+    assert again.json() == found.json()
+    assert in_process == ["search"]
+    assert len(open_study(settings.out).trials) == 7
+    tune(settings, Effort(trials=9))  # a longer one goes on
+    assert len(open_study(settings.out).trials) == 9
+
+
+def test_a_search_that_was_cut_off_goes_on(settings: RunSettings, in_process: list[str], monkeypatch) -> None:
+    from afina.jobs import trials
+
+    run, count = trials.Bench.run, 0
+
+    def killed(self, *args, **more):
+        nonlocal count
+        count += 1
+        if count == 4:
+            raise KeyboardInterrupt
+        return run(self, *args, **more)
+
+    monkeypatch.setattr(trials.Bench, "run", killed)
+    with pytest.raises(KeyboardInterrupt):
+        tune(settings, Effort(trials=4))
+    assert [t.state.name for t in open_study(settings.out).trials] == ["COMPLETE", "COMPLETE", "FAIL"]
+    found = tune(settings, Effort(trials=4))
+    states = [t.state.name for t in open_study(settings.out).trials]
+    assert len(states) == 5  # the one that was cut off is tried anew, those before it are not
+    assert len(found.trials) == 4
+
+
+def test_trials_leave_the_base_as_it_was(settings: RunSettings) -> None:
+    from afina.core.events import ignore
+    from afina.jobs.trials import Bench
+    from afina.training.loss import mean_loss
+
+    bench = Bench(settings, ignore)
+    before = mean_loss(bench.base, bench.data.held_out)
+    first = bench.run(settings, 40, listener=ignore)
+    full = settings.model_copy(update={"method": "full"})
+    bench.run(full, 40, listener=ignore)
+    assert mean_loss(bench.base, bench.data.held_out) == before
+    assert bench.run(settings, 40, listener=ignore).losses == first.losses
+
+
+def test_the_test_part_is_never_seen_by_the_search(settings: RunSettings, in_process: list[str], monkeypatch) -> None:
+    from afina.jobs import trials
+    from afina.training import loop
+
+    seen: set[str] = set()
+    original = loop.gradients
+
+    def watched(base, rows, *more):
+        seen.update(row.where for row in rows)
+        return original(base, rows, *more)
+
+    monkeypatch.setattr(loop, "gradients", watched)
+    look = loop.mean_loss
+    monkeypatch.setattr(loop, "mean_loss", lambda base, rows: seen.update(r.where for r in rows) or look(base, rows))
+    bench = []
+    init = trials.Bench.__init__
+
+    def kept(self, *args):
+        init(self, *args)
+        bench.append(self)
+
+    monkeypatch.setattr(trials.Bench, "__init__", kept)
+    tune(settings, Effort(trials=3))
+    apart = {row.where for row in bench[0].data.test}
+    assert apart
+    assert not seen & apart
+
+
+def test_every_choice_reaches_the_settings(settings: RunSettings) -> None:
+    plain = defaults(1e-3)
+    same = configured(settings, plain, 100)
+    assert same.lora == settings.lora
+    assert same.train.learning_rate == 1e-3
+    for name, value in {"rank": 8, "targets": "mlp", "form": "dora", "batch": 2.0, "epochs": 0.5}.items():
+        assert configured(settings, plain | {name: value}, 100) != same
+
+
+def test_luck_is_not_announced_as_a_winner() -> None:
+    def tuning(best: list[float]) -> Tuning:
+        plain = defaults(1e-3)
+        repeats = {"defaults": [1.0, 1.1, 0.9], "best": best}
+        return Tuning([], plain | {"rank": 8}, plain, {}, repeats, {}, {"low": 1e-4, "high": 1e-2}, 10, Path("x"))
+
+    assert tuning([0.5, 0.6, 0.4]).winner() == "best"
+    assert tuning([0.9, 1.15, 0.9]).winner() == "defaults"
+    assert tuning([]).winner() == "defaults"
+    assert "keep" not in " ".join(tuning([0.5, 0.6, 0.4]).words())
+
+
+@pytest.mark.parametrize(
+    ("effort", "change", "said"),
+    [
+        (Effort(), {}, "--minutes M or --trials N"),
+        (Effort(minutes=1, trials=2), {}, "one of the two"),
+        (Effort(trials=2), {"method": "head"}, "new LoRA adapter"),
+        (Effort(trials=2), {"lora": afina.RunSettings.model_fields["lora"].default.model_copy(update={"rank": 4})}, "--lora"),
+    ],
+)  # fmt: skip
+def test_searches_that_make_no_sense(settings: RunSettings, effort, change, said) -> None:
+    with pytest.raises(SettingsError, match=said):
+        tune(settings.model_copy(update=change), effort)
+    assert not settings.out.exists()
