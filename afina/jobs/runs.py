@@ -25,6 +25,8 @@ CONTENTS = (
     "rejected.jsonl",
     "report.html",
     "checkpoints",
+    "tensorboard",
+    "wandb",
 )
 LOCK = ".lock"
 _DEFAULT_NEW_TOKENS = 256  # for adapters that say nothing of the length of their answers

@@ -1,15 +1,19 @@
 """All settings of a run, in one tree: what `afina train` takes as flags and as YAML."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import model_validator
+from pydantic import BeforeValidator, model_validator
 
 from afina.base.model import Quantize, Task
 from afina.core.config import Settings, setting
 from afina.data.settings import DataSettings
 from afina.lora.config import LoraConfig
 from afina.training.settings import Method, TrainingSettings
+
+
+def _listed(value: Any) -> Any:
+    return tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value
 
 
 class RunSettings(Settings):
@@ -39,6 +43,8 @@ class RunSettings(Settings):
     """File with a chat template (Jinja) in the place of the base's own."""
     quantize: Quantize | None = None
     """Keep the frozen base in few bits, for less memory: nf4 (4 bits), int8, or keep: a GGUF file's matrices as they are."""
+    track: Annotated[tuple[str, ...], BeforeValidator(_listed)] = ()
+    """Also tell the run's numbers to: tensorboard, mlflow, wandb, trackio (several with commas; each an extra of the package)."""
     device: str | None = None
     """cpu, cuda, mps; by default the best that is there."""
     threads: int | None = setting(None, ge=1)

@@ -2,6 +2,7 @@
 
 import gc
 import shutil
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from afina.data.template import Row
 from afina.jobs.assemble import adapt, assemble, load, planned
 from afina.jobs.runs import RunFolder, check_folder, facts_of, record, save_tokenizer
 from afina.jobs.settings import RunSettings
+from afina.jobs.trackers import Trackers
 from afina.lora.adapter import load_adapter, save_adapter
 from afina.lora.config import LoraConfig
 from afina.lora.injection import trainable_parameters
@@ -88,6 +90,7 @@ def resume(folder: Path | str, listener: Listener = ignore) -> TrainResult:
 
 def _train(settings: RunSettings, listener: Listener, place: RunFolder, resuming: bool) -> TrainResult:
     folder = settings.folder
+    trackers = Trackers(settings.track, listener)
     start = memory_gb()
     whole = assemble(settings, listener)
     settings, base, data = whole.settings, whole.base, whole.data
@@ -97,9 +100,9 @@ def _train(settings: RunSettings, listener: Listener, place: RunFolder, resuming
     asked = whole.asked()
     run = _Run(settings, base, data, asked, lora, steps, reasons, place)
     run.announce(listener)
-    with place.held():
+    with place.held(), closing(trackers):
         try:
-            done = run.train(listener, resuming, start)
+            done = run.train(listener, resuming, start, trackers)
         except BaseException:
             run.place.take_back()
             raise
@@ -113,7 +116,9 @@ def _train(settings: RunSettings, listener: Listener, place: RunFolder, resuming
         del base, whole, run  # the trained model goes before a fresh one comes
         gc.collect()
         try:
-            return _finish(settings, data.held_out, asked, facts, trained, listener)
+            result = _finish(settings, data.held_out, asked, facts, trained, listener)
+            trackers.result(result.evaluation.json())
+            return result
         except KeyboardInterrupt:
             raise Interrupted(
                 f"interrupted after training; the adapter in {folder / 'adapter'} is complete, but not evaluated\n"
@@ -201,7 +206,7 @@ class _Run:
         for reason in self.reasons:
             listener(Notice(reason))
 
-    def train(self, listener: Listener, resuming: bool, start_memory_gb: float) -> Done:
+    def train(self, listener: Listener, resuming: bool, start_memory_gb: float, trackers: Trackers) -> Done:
         """Makes the folder and trains into it, or goes on from its last checkpoint."""
         checkpoints = self.settings.folder / CHECKPOINTS
         mark = fingerprint(
@@ -217,8 +222,11 @@ class _Run:
         forget_after(self.settings.folder / "metrics.jsonl", state.step if state else -1)
         metrics_file = MetricsFile(self.settings.folder / "metrics.jsonl")
 
+        trackers.open(self.settings.folder, read_yaml(self.settings.folder / "config.yaml"))
+
         def both(event: Event) -> None:
             metrics_file(event)
+            trackers(event)
             listener(event)
 
         data, settings = self.data, self.settings

@@ -103,6 +103,7 @@ _COMMANDS = {
     "tune": "search the settings of LoRA on held-out loss, and judge the best once on rows it never saw",
     "generate": "let an adapted model answer",
     "data": "a file of examples: checked, shown as the model sees it, cleaned and split",
+    "runs": "runs: listed, shown, compared with each other",
     "adapters": "adapters: listed, shown, compared, combined, cut, merged into their base, converted",
     "models": "base models: the catalogue, facts, downloads",
 }

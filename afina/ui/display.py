@@ -16,7 +16,7 @@ from rich.text import Text
 from afina.core.events import Done, Event, HeldOut, Notice, Progress, Step
 from afina.data.check import Check, percentiles
 from afina.measure.pages import Rendered
-from afina.measure.report import general_lines, table, trivial_lines, verdict
+from afina.measure.report import general_lines, label, number, table, trivial_lines, verdict
 
 _SECONDS_BETWEEN_LINES = 15.0
 _WIDTH = 70  # characters of a text that is shown in one line
@@ -152,6 +152,55 @@ def show_tuning(tuning: dict[str, Any], folder: Path) -> None:
     console.print(
         f"page: {folder / 'tuning.html'}\nuse it:  afina train --config {tuning['config']} --out my-run", markup=False
     )
+
+
+def show_runs(runs: list[dict[str, Any]]) -> None:
+    """Prints a line a run."""
+    console = Console(highlight=False, soft_wrap=True, file=sys.stdout)
+    if not console.is_terminal:
+        console.width = 240
+    grid = Table(box=None, pad_edge=False)
+    for head in ("run", "date", "data", "method", "state", "score", "base", "adapted", "verdict", "rows", "minutes"):
+        grid.add_column(head, no_wrap=True, overflow="ignore")
+    for run in runs:
+        name = run.get("metric", "")
+        scores = [number(name, run[key]) if key in run else "" for key in ("base_score", "adapted_score")]
+        grid.add_row(
+            run["run"], run["date"], Path(run.get("data", "")).name, run.get("method", ""), run["state"], label(name), *scores,
+            run.get("verdict", ""), str(run.get("rows", "")), str(run.get("minutes", "")),
+        )  # fmt: skip
+    console.print(grid) if runs else console.print("no runs here")
+
+
+def show_run_facts(run: dict[str, Any]) -> None:
+    """Prints what a run was and what came of it."""
+    console = Console(highlight=False, soft_wrap=True, file=sys.stdout)
+    for name in ("run", "data", "base", "method"):
+        console.print(f"{name}: {run[name]}", markup=False)
+    for name, value in run["settings"].items():
+        console.print(f"  {name}: {value}", markup=False)
+    if "training" in run:
+        console.print(
+            "training: " + ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in run["training"].items()), markup=False
+        )
+    for row in run.get("table", ()):
+        console.print(f"  {row['label']:36} {row['base']:>10} {row['adapted']:>10}  {row['interval']}", markup=False)
+    for line in [run["verdict"], *run.get("findings", ())]:
+        console.print(line, markup=False)
+    if "report" in run:
+        console.print(f"report: {run['report']}", markup=False)
+
+
+def show_diff(diff: dict[str, Any]) -> None:
+    """Prints what two runs differ in."""
+    console = Console(highlight=False, soft_wrap=True, file=sys.stdout)
+    for name, (a, b) in diff["settings"].items():
+        console.print(f"{name}: {a} → {b}", markup=False)
+    if not diff["settings"]:
+        console.print("the settings are the same")
+    for name, (a, b) in diff.get("scores", {}).items():
+        console.print(f"  {label(name):36} {number(name, a):>10} {number(name, b):>10}", markup=False)
+    console.print(diff["words"], markup=False)
 
 
 def show_check(found: Check, following: str) -> None:

@@ -88,7 +88,7 @@ def test_methods_are_compared_on_the_same_rows(settings: RunSettings, in_process
     assert found["words"][0] in page.replace("&#39;", "'")
     assert "<svg" in page
     assert "src=" not in page
-    assert "href=\"http" not in page
+    assert 'href="http' not in page
 
     in_process.clear()  # finished parts are not repeated
     assert compare(settings, methods).json() == found
