@@ -16,11 +16,15 @@ if TYPE_CHECKING:
     from afina.core.errors import AfinaError as AfinaError
     from afina.data.load import load_data as load_data
     from afina.data.settings import DataSettings as DataSettings
+    from afina.jobs.compare import Budget as Budget
+    from afina.jobs.compare import compare as compare
     from afina.jobs.evaluate import evaluate as evaluate
     from afina.jobs.generate import generate as generate
     from afina.jobs.settings import RunSettings as RunSettings
     from afina.jobs.train import resume as resume
     from afina.jobs.train import train as train
+    from afina.jobs.tune import Effort as Effort
+    from afina.jobs.tune import tune as tune
     from afina.lora.config import LoraConfig as LoraConfig
     from afina.training.settings import TrainingSettings as TrainingSettings
 
@@ -28,16 +32,20 @@ __getattr__, _names = exports(
     __name__,
     {
         "AfinaError": "afina.core.errors",
+        "Budget": "afina.jobs.compare",
         "DataSettings": "afina.data.settings",
+        "Effort": "afina.jobs.tune",
         "LoraConfig": "afina.lora.config",
         "RunSettings": "afina.jobs.settings",
         "TrainingSettings": "afina.training.settings",
+        "compare": "afina.jobs.compare",
         "evaluate": "afina.jobs.evaluate",
         "generate": "afina.jobs.generate",
         "load_base": "afina.base.load",
         "load_data": "afina.data.load",
         "resume": "afina.jobs.train",
         "train": "afina.jobs.train",
+        "tune": "afina.jobs.tune",
     },
 )
 __all__ = ["__version__", *_names]

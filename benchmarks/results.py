@@ -25,6 +25,8 @@ SCRIPTS: dict[str, list[str]] = {
     "growth": ["growth.py"],
     "data_speed": ["data_speed.py", "--plot", str(HERE / "data_memory.svg")],
     "full_tuning": ["full_tuning.py", ROWS],
+    "comparison": ["comparison.py", ROWS],
+    "tuning": ["tuning.py", ROWS, "--kill-after", "240"],
     "precision": ["precision.py", ROWS, "--plot", str(HERE / "precision.svg")],
     "quantised": ["quantised.py", ROWS],
     "kill_and_resume": ["kill_and_resume.py"],

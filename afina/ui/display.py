@@ -154,6 +154,20 @@ def show_tuning(tuning: dict[str, Any], folder: Path) -> None:
     )
 
 
+def show_tasks(found: dict[str, Any]) -> None:
+    """Prints each task's metrics of the base and of the adapted model, with their standard errors."""
+    console = Console(highlight=False, soft_wrap=True, file=sys.stdout)
+    for task, metrics in found["tasks"].items():
+        console.print(f"{task} ({found['rows'].get(task, '?')} rows)", markup=False)
+        for name, scores in metrics.items():
+            shown = [_with_error(scores[model], scores[f"{model}_stderr"]) for model in ("base", "adapted")]
+            console.print(f"  {name:28} base {shown[0]:>18}   adapted {shown[1]:>18}", markup=False)
+
+
+def _with_error(value: float, error: float | None) -> str:
+    return f"{value:.4f}" if error is None else f"{value:.4f} ± {error:.4f}"
+
+
 def show_runs(runs: list[dict[str, Any]]) -> None:
     """Prints a line a run."""
     console = Console(highlight=False, soft_wrap=True, file=sys.stdout)
