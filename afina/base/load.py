@@ -225,12 +225,17 @@ def as_transformers(module: Decoder) -> Any:
 
 
 def _materialise_buffers(module: Any) -> None:
-    """Buffers that are computed, not stored (rotary frequencies), are made anew outside the meta device."""
+    """Buffers that are computed, not stored (rotary frequencies, the scale of Gemma's word vectors), are made anew outside the
+    meta device."""
     for child in list(module.modules()):
-        if any(buffer.is_meta for buffer in child.buffers(recurse=False)):
-            fresh = type(child)(child.config)
-            for name, buffer in fresh.named_buffers(recurse=False):
-                child.register_buffer(name, buffer, persistent=False)
+        if not any(buffer.is_meta for buffer in child.buffers(recurse=False)):
+            continue
+        if hasattr(child, "scalar_embed_scale"):
+            child.register_buffer("embed_scale", torch.tensor(child.scalar_embed_scale), persistent=False)
+            continue
+        fresh = type(child)(child.config)
+        for name, buffer in fresh.named_buffers(recurse=False):
+            child.register_buffer(name, buffer, persistent=False)
 
 
 def _config(source: Source) -> Any:

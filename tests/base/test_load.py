@@ -324,3 +324,15 @@ def test_a_template_of_ones_own(tiny_folder: Path, tmp_path: Path) -> None:
     assert base.tokenizer.chat([{"role": "user", "content": "x"}], answer=True) == "[user] x<|im_end|>[assistant] "
     with pytest.raises(BaseModelError, match="cannot render"):
         load_base(str(tiny_folder), template="{% if %}")
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "gemma3", "gpt2"])
+def test_a_model_for_other_programs_has_the_same_logits(kind: str, tmp_path: Path) -> None:
+    from afina.base.load import as_transformers
+
+    base = load_base(str(save_tiny(tmp_path / kind, kind)), precision="fp32", device="cpu")
+    ids = torch.tensor([[5, 60, 61, 62, 7]])
+    with torch.no_grad():
+        found = as_transformers(base.model.module)(ids).logits
+        twin = tiny_module(kind)(ids).logits
+    torch.testing.assert_close(found, twin, rtol=1e-5, atol=1e-5)
