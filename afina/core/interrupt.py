@@ -2,16 +2,16 @@
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 
 class StopRequest:
-    """`asked` becomes true on the first Ctrl-C inside `listening()`."""
+    """`asked` becomes true on the first Ctrl-C inside `listening()`, and `then` is called."""
 
-    def __init__(self) -> None:
-        self.asked = False
+    def __init__(self, then: Callable[[], None] | None = None) -> None:
+        self.asked, self._then = False, then
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -23,6 +23,8 @@ class StopRequest:
             if self.asked:
                 raise KeyboardInterrupt
             self.asked = True
+            if self._then is not None:
+                self._then()
 
         before = signal.signal(signal.SIGINT, on_signal)
         try:

@@ -1,12 +1,13 @@
 """LoRA beside its alternatives on one's own data: each under the same rows, passes and search of a learning rate."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
 from afina.core.config import read_yaml
-from afina.core.errors import OutputError, RunFailed, SettingsError, near
+from afina.core.errors import Interrupted, OutputError, RunFailed, SettingsError, near
 from afina.core.events import Done, Listener, Notice, ignore, parse
 from afina.core.files import check_writable, read_json, read_jsonl, write_json, write_yaml
 from afina.jobs.runs import RunFolder, is_complete
@@ -48,8 +49,8 @@ def compare(
     data = data.model_copy(update={"seed": settings.seed if data.seed is None else data.seed})
     settings = settings.model_copy(update={"data": data, "out": None, "overwrite": False})
     plan = {"settings": settings.model_dump(mode="json"), "minutes": budget.minutes}
-    _begin(out, plan)
-    with RunFolder(out).held():
+    begin(out / _PLAN, plan, "comparison")
+    with RunFolder(out).held(), kept_in(out):
         found: dict[str, list[Measured]] = {}
         for method in methods:
             listener(Notice(f"— {method} —"))
@@ -90,29 +91,40 @@ def _check(settings: RunSettings, methods: Sequence[str]) -> None:
         )
 
 
-def _begin(out: Path, plan: dict[str, Any]) -> None:
-    """Makes the folder, or sees that it holds the same comparison."""
-    path = out / _PLAN
+def begin(path: Path, plan: dict[str, Any], what: str) -> None:
+    """Makes the folder of `path`, in which a comparison or search writes down its `plan`; or sees that it holds the same one."""
+    out = path.parent
     if path.exists():
         before = read_yaml(path)
         if before != plan:
             raise OutputError(
-                f"--out {out} holds a comparison with other settings ({', '.join(differing(before, plan)) or 'other data'})",
+                f"--out {out} holds a {what} with other settings ({', '.join(_differing(before, plan))})",
                 "give another --out, or the same settings to go on with it",
             )
         return
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise OutputError(f"--out {out} holds something that is no comparison", "choose another --out")
+        raise OutputError(f"--out {out} holds something that is no {what}", "choose another --out")
     check_writable(path)
     write_yaml(path, plan)
 
 
-def differing(before: Any, after: Any, path: str = "") -> list[str]:
+@contextmanager
+def kept_in(out: Path) -> Iterator[None]:
+    """Says after Ctrl-C that what was finished is kept."""
+    try:
+        yield
+    except (Interrupted, KeyboardInterrupt):
+        raise Interrupted(
+            f"interrupted; what was finished is kept in {out}\n  → the same command goes on with it"
+        ) from None
+
+
+def _differing(before: Any, after: Any, path: str = "") -> list[str]:
     if isinstance(before, dict) and isinstance(after, dict):
         return [
             line
             for key in {**before, **after}
-            for line in differing(before.get(key), after.get(key), f"{path}.{key}" if path else key)
+            for line in _differing(before.get(key), after.get(key), f"{path}.{key}" if path else key)
         ]
     return [] if before == after else [path.removeprefix("settings.")]
 

@@ -7,7 +7,7 @@ from typing import Any
 from afina.base.load import Base
 from afina.core.config import build
 from afina.core.device import memory_gb, peak_memory_gb
-from afina.core.errors import DataError, NonFiniteLoss
+from afina.core.errors import DataError, NonFiniteLoss, RunFailed
 from afina.core.events import Listener, Notice
 from afina.core.files import read_json, write_json
 from afina.data.load import find_examples
@@ -35,6 +35,8 @@ def ask_base(settings: dict[str, Any], folder: str, shots: bool, listener: Liste
     """Evaluates the base as it is, or with some training rows before each question; `folder` gets what an evaluation writes."""
     start = memory_gb()
     whole = assemble(build(RunSettings, settings), listener)
+    if shots and whole.base.tokenizer.classes:
+        raise RunFailed("a classifier names classes, and cannot be shown examples before a question")
     asked = whole.asked()
     plain = remembered(whole.base, asked, listener, "base", whole.cache)
     other = outcome(whole.base, _after_examples(whole, asked, listener), listener, "few-shot") if shots else plain

@@ -32,7 +32,7 @@ STAGES: tuple[tuple[float, tuple[str, ...]], ...] = (
     (3 / 4, ("rank", "targets", "form")),
     (1.0, ("rank", "targets", "form", "batch", "epochs")),
 )
-LOOKS = 3  # evaluations of a trial, at the same numbers of rows for all; the pruner sees each
+LOOKS = 2  # evaluations of a trial, at the same numbers of rows for all; the pruner sees each
 FEWEST_TRIALS = 10  # a trial is so short that as many fit into the time of the search
 SHORTEST = 0.15  # of a whole training
 REPEATS = 3  # seeds with which the best and the defaults are trained before a winner is announced
@@ -94,7 +94,7 @@ def work(
 ) -> None:
     """Does `parts` of the search in `folder`, in this order: probe (learning rates), trials, repeat (with other seeds).
 
-    `budget` has `seconds` (of the search) or `trials`; what was done before counts, and is not done again.
+    `budget` has `seconds` (of the search and the repetition) or `trials`; what was done before counts, and is not done again.
     """
     search = _Search(Bench(build(RunSettings, settings), listener), Path(folder), budget, worker, listener)
     if "probe" in parts and not search.probe_file.exists():
@@ -176,7 +176,7 @@ class _Search:
         if self.budget.get("trials"):
             return sum(t.state.name in (*_ENDED, "RUNNING") for t in study.trials) / float(self.budget["trials"])
         used = spent(study) / float(self.budget["workers"]) + probe["seconds"]
-        return float(used / self.budget["seconds"])
+        return float(used / (self.budget["seconds"] * FEWEST_TRIALS / (FEWEST_TRIALS + 2 * REPEATS)))
 
     def _one(self, study: "optuna.Study", trial: "optuna.Trial", probe: dict[str, Any], rows: int, done: float) -> None:
         import optuna
@@ -246,7 +246,7 @@ def trial_rows(probe: dict[str, Any], budget: dict[str, Any]) -> int:
     shortest = max(1, round(SHORTEST * full))
     if budget.get("trials"):
         return max(shortest, full // 3)
-    seconds = budget["seconds"] * budget["workers"] / FEWEST_TRIALS - LOOKS * probe["look_seconds"]
+    seconds = budget["seconds"] * budget["workers"] / (FEWEST_TRIALS + 2 * REPEATS) - LOOKS * probe["look_seconds"]
     return int(min(full, max(shortest, seconds * probe["rows_per_second"])))
 
 

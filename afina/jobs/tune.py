@@ -1,14 +1,17 @@
 """Settings found by trial: searched on held-out loss, repeated with other seeds, then judged once on rows that the search never saw."""
 
+import signal
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from afina.core.config import read_yaml
-from afina.core.errors import Interrupted, OutputError, RunFailed, SettingsError
+import torch
+
+from afina.core.errors import RunFailed, SettingsError
 from afina.core.events import Listener, Notice, ignore
-from afina.core.files import check_writable, read_json, write_json, write_yaml
-from afina.jobs.compare import KEPT_APART, differing
+from afina.core.files import read_json, write_json, write_yaml
+from afina.jobs.compare import KEPT_APART, begin, kept_in
 from afina.jobs.runs import RunFolder, is_complete
 from afina.jobs.search import configured, defaults, open_study, trial_rows
 from afina.jobs.settings import RunSettings
@@ -42,8 +45,8 @@ def tune(settings: RunSettings, effort: Effort, listener: Listener = ignore) -> 
         data = data.model_copy(update={"test": KEPT_APART})
     data = data.model_copy(update={"seed": settings.seed if data.seed is None else data.seed})
     settings = settings.model_copy(update={"data": data, "out": None})
-    _begin(out, {"settings": settings.model_dump(mode="json"), "workers": effort.workers})
-    with RunFolder(out).held():
+    begin(out / _PLAN, {"settings": settings.model_dump(mode="json"), "workers": effort.workers}, "search")
+    with RunFolder(out).held(), kept_in(out):
         return _tune(settings, effort, out, listener)
 
 
@@ -52,6 +55,11 @@ def _tune(settings: RunSettings, effort: Effort, out: Path, listener: Listener) 
     budget: dict[str, Any] = {"trials": effort.trials, "workers": effort.workers}
     if effort.minutes:
         budget["seconds"] = 60 * effort.minutes * _SEARCH
+        listener(
+            Notice(
+                f"{_SEARCH * effort.minutes:.1f} minutes for the search and its repetition; then its best and the defaults are trained whole"
+            )
+        )
     arguments = {"settings": values, "folder": str(out), "budget": budget}
     _forget_cut_off(out)
     if effort.workers == 1 and not effort.ray:
@@ -102,22 +110,6 @@ def _check(settings: RunSettings, effort: Effort) -> None:
         )
 
 
-def _begin(out: Path, plan: dict[str, Any]) -> None:
-    path = out / _PLAN
-    if path.exists():
-        before = read_yaml(path)
-        if before != plan:
-            raise OutputError(
-                f"--out {out} holds a search with other settings ({', '.join(differing(before, plan))})",
-                "give another --out, or the same settings to go on with it",
-            )
-        return
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise OutputError(f"--out {out} holds something that is no search", "choose another --out")
-    check_writable(path)
-    write_yaml(path, plan)
-
-
 def _forget_cut_off(out: Path) -> None:
     """Trials that a killed search left unfinished count as failed. (The folder is locked: nobody is at them.)"""
     if not (out / "study.journal").exists():
@@ -131,10 +123,6 @@ def _forget_cut_off(out: Path) -> None:
 
 def _together(arguments: dict[str, Any], workers: int, settings: RunSettings, listener: Listener) -> None:
     """Several processes search one study, the processor's threads divided among them."""
-    import threading
-
-    import torch
-
     threads = max(1, (settings.threads or torch.get_num_threads()) // workers)
     own = arguments | {"settings": arguments["settings"] | {"threads": threads}}
     processes = [start("search", own | {"parts": ["trials"], "worker": i}) for i in range(workers)]
@@ -151,9 +139,9 @@ def _together(arguments: dict[str, Any], workers: int, settings: RunSettings, li
         thread.start()
     try:
         finish(processes[0], listener)
-    except Interrupted:
+    except BaseException:  # Ctrl-C reaches the first of them; what ends one ends all
         for process in processes[1:]:
-            process.send_signal(2)
+            process.send_signal(signal.SIGINT)
         raise
     finally:
         for thread in waiting:

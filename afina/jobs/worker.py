@@ -50,13 +50,10 @@ def start(work: str, arguments: dict[str, Any]) -> subprocess.Popen[str]:
 def finish(process: subprocess.Popen[str], listener: Listener) -> Any:
     """Hands its events on, and gives its result or raises its error."""
     assert process.stdout is not None
-    stop, told, found = StopRequest(), False, None
+    stop, found = StopRequest(lambda: process.send_signal(signal.SIGINT)), None
     with stop.listening():
         try:
             for line in process.stdout:
-                if stop.asked and not told:
-                    process.send_signal(signal.SIGINT)
-                    told = True
                 message = json.loads(line)
                 if "event" in message:
                     listener(parse(message))
@@ -71,8 +68,7 @@ def finish(process: subprocess.Popen[str], listener: Listener) -> Any:
             raise Interrupted("interrupted")
         raise RunFailed(f"a process of this work ended with code {code} and said nothing (killed, or out of memory?)")
     if "error" in found:
-        error = _error(found["error"], found["text"])
-        raise error
+        raise _error(found["error"], found["text"])
     return found["result"]
 
 

@@ -63,7 +63,7 @@ def quality_against_cost(
         axes.errorbar(x, y, yerr=[[max(0, y - low)], [max(0, high - y)]], fmt="o", color=colour, capsize=3, label=name)
     axes.set_xlabel(cost)
     axes.set_ylabel(quality)
-    axes.set_xlim(left=0)
+    axes.set_xlim(0, 1.1 * max(x for x, _, _ in points.values()))
     axes.legend(frameon=False, labelcolor=_INK)
     return _svg(figure, axes)
 
@@ -111,7 +111,7 @@ def _svg(figure: Any, axes: Any) -> str:
     axes.grid(axis="y", alpha=0.25)
     for part in (axes.xaxis.label, axes.yaxis.label):
         part.set_color(_INK)
-    axes.tick_params(colors=_INK)
+    axes.tick_params(colors=_INK, which="both")
     for spine in axes.spines.values():
         spine.set_color(_INK)
     out = io.StringIO()

@@ -9,7 +9,7 @@ from conftest import write_rows
 
 import afina
 from afina.core.config import build, read_yaml
-from afina.core.errors import BaseModelError, OutputError, RunFailed, SettingsError
+from afina.core.errors import BaseModelError, Interrupted, OutputError, RunFailed, SettingsError
 from afina.core.events import Notice
 from afina.jobs import worker
 from afina.jobs.compare import Budget, compare
@@ -205,7 +205,7 @@ def test_a_search_that_was_cut_off_goes_on(settings: RunSettings, in_process: li
         return run(self, *args, **more)
 
     monkeypatch.setattr(trials.Bench, "run", killed)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Interrupted, match="the same command goes on"):
         tune(settings, Effort(trials=4))
     assert [t.state.name for t in open_study(settings.out).trials] == ["COMPLETE", "COMPLETE", "FAIL"]
     found = tune(settings, Effort(trials=4))

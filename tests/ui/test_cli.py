@@ -144,3 +144,50 @@ def test_ctrl_c_is_130_and_keeps_the_adapter(run: Path, tiny_folder: Path, tmp_p
     assert "afina: stopped after step" in rest
     assert "Traceback" not in rest
     assert main(["generate", str(tmp_path / "x"), "a01", "--device", "cpu"]) == 0
+
+
+def test_eval_with_a_metric_of_ones_own(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = shutil.copytree(run / "run", tmp_path / "copy")
+    (tmp_path / "mine.py").write_text(
+        "def letters(answer, references):\n    return float(len(answer))\ndef accuracy(a, r):\n    return 1"
+    )
+    asked = ["eval", str(folder), str(run / "d.jsonl"), "--device", "cpu"]
+    assert main([*asked, "--metric", f"{tmp_path / 'mine.py'}:letters", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    rows = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+    for name in ("base", "adapted"):
+        assert found[name]["letters"] == pytest.approx(sum(len(row[name]) for row in rows) / len(rows))
+    assert found["difference"]["letters"]["rows"] == len(rows)
+    assert main([*asked, "--metric", f"{tmp_path / 'mine.py'}:accuracy"]) == 2
+    assert "there is a metric 'accuracy' already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ([], "nothing, or two things"),
+        (["d.jsonl", "--tasks", "x"], "nothing, or two things"),
+        (["d.jsonl", "--judge", "http://127.0.0.1:1"], "belong together"),
+        (["d.jsonl", "--chat"], "with --tasks only"),
+        (["--tasks", "x", "--references", "r"], "rows of your own"),
+        (["d.jsonl", "--judge", "ftp://x", "--judge-model", "m"], "http"),
+    ],
+)
+def test_eval_flags_that_do_not_fit(run: Path, flags: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (run / "run" / "evaluation.json").read_text()
+    assert main(["eval", str(run / "run"), *[str(run / f) if f == "d.jsonl" else f for f in flags]]) == 2
+    assert said in capsys.readouterr().err
+    assert (run / "run" / "evaluation.json").read_text() == before
+
+
+def test_compare_and_tune_say_what_they_need(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = str(run / "d.jsonl")
+    for flags, said in (
+        (["compare"], "no DATA was given"),
+        (["compare", data, "--minutes", "1", "--epochs", "2"], "exclude each other"),
+        (["compare", data, "--minutes", "0"], "not a number above 0"),
+        (["tune", data], "--minutes M or --trials N"),
+        (["tune", data, "--minutes", "nan"], "not a number above 0"),
+    ):
+        assert main(flags) == 2
+        assert said in capsys.readouterr().err
