@@ -1,5 +1,6 @@
 """The parts of a comparison, each of which runs in a process of its own (worker.py): ask the base, find a learning rate, train."""
 
+from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ def ask_base(settings: dict[str, Any], folder: str, shots: bool, listener: Liste
     asked = whole.asked()
     plain = remembered(whole.base, asked, listener, "base", whole.cache)
     other = outcome(whole.base, _after_examples(whole, asked, listener), listener, "few-shot") if shots else plain
-    evaluation = evaluate_outcomes(asked, plain, other)
+    evaluation = replace(evaluate_outcomes(asked, plain, other), findings=[])  # those are about adapters
     cost = {"peak_memory_gb": peak_memory_gb(), "start_memory_gb": start}
     write_json(Path(folder) / "cost.json", cost)
     record(Path(folder), evaluation)

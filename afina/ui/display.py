@@ -63,6 +63,7 @@ class Display:
             case Progress():
                 self._tick(f"{event.stage}: {event.done} of {event.total}", event.done == event.total)
             case Done():
+                self._held_out = ""
                 self._say(
                     f"training {event.reason}: {event.steps} steps in {_minutes(event.seconds)}, "
                     f"{event.tokens_per_second:.0f} tokens/s, peak memory {event.peak_memory_gb:.1f} GB"
