@@ -57,7 +57,7 @@ def _entry(run: Path) -> dict[str, Any]:
             }
             entry |= {"verdict": evaluation["difference"][name]["verdict"], "rows": evaluation["rows"]}
     except (InputError, KeyError, TypeError, ValueError, OSError) as error:
-        entry["state"] = f"unreadable: {error}"
+        entry |= {"state": "unreadable", "problem": str(error)}
     return entry
 
 

@@ -20,12 +20,17 @@ def paragraphs(language: str) -> list[str]:
     return [text.strip() for text in path.read_text(encoding="utf-8").split("\n\n") if text.strip()]
 
 
-def general_rows(tokenizer: Tokenizer) -> dict[str, list[Row]]:
-    """A row a paragraph, by language."""
+def general_rows(tokenizer: Tokenizer, most: int) -> dict[str, list[Row]]:
+    """A row a paragraph, of up to `most` tokens, by language."""
     return {
         language: [
-            render(tokenizer, Example((), text, (), "", f"general text {language}:{i}", unfinished=True))
+            _row(tokenizer, Example((), text, (), "", f"general text {language}:{i}", unfinished=True), most)
             for i, text in enumerate(paragraphs(language), 1)
         ]
         for language in LANGUAGES
     }
+
+
+def _row(tokenizer: Tokenizer, example: Example, most: int) -> Row:
+    row = render(tokenizer, example)
+    return Row(row.input_ids[:most], row.labels[:most], row.where)

@@ -72,12 +72,13 @@ def outcome(base: Base, asked: Questions, listener: Listener, name: str) -> Outc
         seconds = time.perf_counter() - begun
         latency = median(_alone(base, prompt, asked.max_new_tokens) for prompt in prompts[:_ALONE])
     writes = isinstance(base.model, DecoderModel | TransformersModel)
+    general = general_rows(base.tokenizer, base.facts.context_length) if writes else {}
     prompts_alone = [_prompt(row) for row in asked.rows[:PROMPTS_READ]] if writes and asked.kind != "text" else []
     return Outcome(
         answers=answers,
         nats=row_losses(base, asked.rows),
         prompt_nats=row_losses(base, prompts_alone),
-        general={k: row_losses(base, rows) for k, rows in general_rows(base.tokenizer).items()} if writes else {},
+        general={language: row_losses(base, rows) for language, rows in general.items()},
         seconds=seconds,
         latency=latency,
         names_classes=bool(base.tokenizer.classes),

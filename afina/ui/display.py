@@ -117,7 +117,7 @@ def show_comparison(comparison: dict[str, Any], folder: Path) -> None:
 
     console = Console(highlight=False, soft_wrap=True, file=sys.stdout)
     if not console.is_terminal:
-        console.width = 240  # a file has no edge
+        console.width = 1000  # a file has no edge
     if comparison["metric"]:
         heads, lines = methods_table(comparison)
         grid = Table(
@@ -173,7 +173,7 @@ def show_runs(runs: list[dict[str, Any]]) -> None:
     """Prints a line a run."""
     console = Console(highlight=False, soft_wrap=True, file=sys.stdout)
     if not console.is_terminal:
-        console.width = 240
+        console.width = 1000  # a file has no edge
     grid = Table(box=None, pad_edge=False)
     for head in ("run", "date", "data", "method", "state", "score", "base", "adapted", "verdict", "rows", "minutes"):
         grid.add_column(head, no_wrap=True, overflow="ignore")
@@ -185,6 +185,9 @@ def show_runs(runs: list[dict[str, Any]]) -> None:
             run.get("verdict", ""), str(run.get("rows", "")), str(run.get("minutes", "")),
         )  # fmt: skip
     console.print(grid) if runs else console.print("no runs here")
+    for run in runs:
+        if "problem" in run:
+            console.print(f"{run['run']}: {run['problem']}", markup=False)
 
 
 def show_run_facts(run: dict[str, Any]) -> None:

@@ -140,7 +140,7 @@ def test_from_a_file_to_a_classifier(method: str, tmp_path: Path) -> None:
     found = afina.generate(result.folder, ["a07", "b06"])
     assert {row["answer"] for row in found} <= {"red", "blue"}
     named = METHOD_NAMES[method]
-    assert f"adapted with {named} on" in result.report.read_text()
+    assert f"to rows.jsonl with {named}: " in result.report.read_text()
     card = (result.adapter / "README.md").read_text()
     assert f"with {named}" in card
     assert ("library_name: peft" in card) == (method == "lora")
