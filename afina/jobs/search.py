@@ -32,6 +32,7 @@ STAGES: tuple[tuple[float, tuple[str, ...]], ...] = (
     (3 / 4, ("rank", "targets", "form")),
     (1.0, ("rank", "targets", "form", "batch", "epochs")),
 )
+FIRST_RATES = (1.0, 3.0, 1 / 3)  # times the rule's: the first trials, before the sampler knows anything
 LOOKS = 2  # evaluations of a trial, at the same numbers of rows for all; the pruner sees each
 FEWEST_TRIALS = 10  # a trial is so short that as many fit into the time of the search
 SHORTEST = 0.15  # of a whole training
@@ -157,7 +158,9 @@ class _Search:
 
         study = open_study(self.folder)
         probe = read_json(self.probe_file)
-        study.enqueue_trial(defaults(probe["rule"]), skip_if_exists=True)
+        for factor in FIRST_RATES:
+            rate = min(max(factor * probe["rule"], probe["low"]), probe["high"])
+            study.enqueue_trial(defaults(rate), skip_if_exists=True)
         rows = trial_rows(probe, self.budget)
         while True:
             done = self._done(study, probe)
