@@ -1,6 +1,7 @@
 """Runs as things: listed, shown, compared with each other."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from afina.jobs.settings import RunSettings
 from afina.measure.comparison import main_metric
 from afina.measure.evaluation import told
 from afina.measure.intervals import paired_difference
-from afina.measure.report import table, verdict
+from afina.measure.report import label, number, table, verdict
 
 _DECIDED = ("out", "overwrite", "data.path")  # differ between runs without saying anything
 
@@ -30,46 +31,80 @@ def list_runs(folder: Path) -> list[dict[str, Any]]:
 
 
 def _runs(folder: Path) -> Iterator[Path]:
-    """Folders of runs; what is inside a run is none."""
-    if (folder / "config.yaml").is_file():
+    """Folders of runs, and folders that may not be looked into; what is inside a run is none."""
+    try:
+        found = (folder / "config.yaml").is_file()
+        below = [] if found else sorted(path for path in folder.iterdir() if path.is_dir() and not path.is_symlink())
+    except OSError:
+        found, below = True, []
+    if found:
         yield folder
-        return
-    for path in sorted(folder.iterdir()):
-        if path.is_dir() and not path.is_symlink() and not path.name.startswith("."):
+    for path in below:
+        if not path.name.startswith("."):
             yield from _runs(path)
 
 
 def _entry(run: Path) -> dict[str, Any]:
-    date = datetime.fromtimestamp((run / "config.yaml").stat().st_mtime).isoformat(" ", "minutes")
-    entry: dict[str, Any] = {"run": str(run), "date": date}
+    entry: dict[str, Any] = {"run": str(run), "date": "", "state": "unreadable"}
     try:
+        seconds = (run / "config.yaml").stat().st_mtime
+        entry["date"] = datetime.fromtimestamp(seconds).isoformat(" ", "minutes")
         config, done, evaluation = _read(run)
-        entry |= {"data": config["data"]["path"], "base": config["base"], "method": config["method"]}
-        entry["state"] = "complete" if evaluation else "not evaluated" if done else "cut off"
-        if done:
-            entry["minutes"] = round(done.seconds / 60, 1)
-        if evaluation:
-            name = evaluation["main_metric"]
-            entry |= {
-                "metric": name,
-                "base_score": evaluation["base"][name],
-                "adapted_score": evaluation["adapted"][name],
-            }
-            entry |= {"verdict": evaluation["difference"][name]["verdict"], "rows": evaluation["rows"]}
-    except (InputError, KeyError, TypeError, ValueError, OSError) as error:
-        entry |= {"state": "unreadable", "problem": str(error)}
+    except (InputError, OSError) as error:
+        return entry | {"problem": str(error)}
+    entry |= {"data": config["data"]["path"], "base": config["base"], "method": config["method"]}
+    entry["state"] = _state(done, evaluation)
+    if done:
+        entry["minutes"] = round(done.seconds / 60, 1)
+    if evaluation:
+        name = evaluation["main_metric"]
+        entry |= {
+            "metric": name,
+            "base_score": evaluation["base"][name],
+            "adapted_score": evaluation["adapted"][name],
+            "verdict": evaluation["difference"][name]["verdict"],
+            "rows": evaluation["rows"],
+        }
     return entry
 
 
+def _state(done: Done | None, evaluation: dict[str, Any] | None) -> str:
+    """complete, not evaluated, interrupted (by Ctrl-C) or cut off (no end was written)."""
+    if evaluation:
+        return "complete"
+    if done is None:
+        return "cut off"
+    return "interrupted" if done.reason == "interrupted" else "not evaluated"
+
+
 def _read(run: Path) -> tuple[dict[str, Any], Done | None, dict[str, Any] | None]:
-    """A run's settings, its end, and its evaluation, as far as they are there. Raises `InputError`."""
-    if not (run / "config.yaml").is_file():
+    """A run's settings, its end, and its evaluation, as far as they are there. Raises `InputError`, also where one is damaged."""
+    config_file, metrics_file, evaluation_file = (run / n for n in ("config.yaml", "metrics.jsonl", "evaluation.json"))
+    if not config_file.is_file():
         raise InputError(f"{run} holds no run", "give the folder that `afina train` wrote (its --out)")
-    config = read_yaml(run / "config.yaml")
-    events = read_jsonl(run / "metrics.jsonl") if (run / "metrics.jsonl").exists() else []
-    done = next((event for row in reversed(events) if isinstance(event := parse(row), Done)), None)
-    evaluation = read_json(run / "evaluation.json") if (run / "evaluation.json").exists() else None
+    with _reading(config_file):
+        config = read_yaml(config_file)
+        _ = Path(config["data"]["path"]), Path(config["base"]), Path(config["method"])  # these are text
+    done = evaluation = None
+    if metrics_file.exists():
+        with _reading(metrics_file):
+            events = [parse(row) for row in read_jsonl(metrics_file)]
+            done = next((event for event in reversed(events) if isinstance(event, Done)), None)
+    if evaluation_file.exists():
+        with _reading(evaluation_file):
+            evaluation = read_json(evaluation_file)
+            _ = verdict(evaluation), list(table(evaluation)), evaluation["rows"]  # it can be told
     return config, done, evaluation
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Says that `path` is damaged where it does not hold what a run writes there."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, OSError) as error:
+        what = f"lacks {error}" if isinstance(error, KeyError) else f"does not hold what a run writes there: {error}"
+        raise InputError(f"{path} {what}", "put the file back as it was, or train anew") from error
 
 
 def show_run(run: Path) -> dict[str, Any]:
@@ -90,7 +125,7 @@ def show_run(run: Path) -> dict[str, Any]:
         }
     shown["verdict"] = verdict(evaluation) if evaluation else "not evaluated: `afina train --resume` goes on with it"
     if evaluation:
-        shown["findings"] = evaluation["findings"]
+        shown["findings"] = evaluation.get("findings", [])
         shown["table"] = list(table(evaluation))
         shown["report"] = str(run / "report.html")
     return shown
@@ -151,18 +186,32 @@ def diff_runs(first: Path, second: Path) -> dict[str, Any]:
 
 def _paired(first: Path, second: Path, a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
     """The difference of the main metric, where both were asked the same."""
-    files = [run / "predictions.jsonl" for run in (first, second)]
-    rows = [read_jsonl(file) if file.exists() else [] for file in files]
+    name = a["main_metric"]
+    if name != b["main_metric"]:
+        return {"words": f"They were scored differently: {label(name)}, and {label(b['main_metric'])}."}
+    rows = [_predictions(run) for run in (first, second)]
+    if not all(rows):
+        return {"words": "Their answers row by row are not there, so that there is no interval of their difference."}
     asked = [[(row["where"], row["prompt"], row["references"]) for row in each] for each in rows]
-    if a["main_metric"] != b["main_metric"] or not rows[0] or asked[0] != asked[1]:
+    if asked[0] != asked[1]:
         return {"words": "They were evaluated on different rows, so that their scores cannot be compared row by row."}
-    one, two = (main_metric(a["kind"], [row["adapted"] for row in each], rows[0]) for each in rows)
+    one, two = (main_metric(a["kind"], [row["adapted"] for row in each], each) for each in rows)
     difference = told(paired_difference(one, two))
     words = {"better": "The second is better", "worse": "The second is worse"}.get(
         difference["verdict"], f"The two cannot be told apart ({difference['verdict']})"
     )
+    value, low, high = (number(name, difference[key], sign=True) for key in ("value", "low", "high"))
     return {
         "difference": difference,
-        "words": f"{words}: {a['main_metric']} {difference['value']:+.4g}, 95 % interval {difference['low']:+.4g} to "
-        f"{difference['high']:+.4g}, on the same {difference['rows']} rows.",
+        "words": f"{words}: {value} {label(name)}, 95 % interval {low.removesuffix(' points')} to {high}, "
+        f"on the same {difference['rows']} rows.",
     }
+
+
+def _predictions(run: Path) -> list[dict[str, Any]]:
+    file = run / "predictions.jsonl"
+    with _reading(file):
+        rows = read_jsonl(file) if file.exists() else []
+        for row in rows:
+            _ = [row[name] for name in ("where", "prompt", "adapted")], tuple(row["references"])
+    return rows

@@ -1,9 +1,11 @@
 """The event stream for programs that track experiments: TensorBoard, MLflow, Weights & Biases, Trackio. All are optional.
 
-They hear and never answer. What leaves the machine is theirs to decide, by their own settings (`WANDB_MODE`, `MLFLOW_TRACKING_URI`):
-TensorBoard and Trackio write to this disk, MLflow too unless it was told another place, and Weights & Biases to its server.
+They hear and never answer. What leaves the machine is the user's to decide, by their own settings (`WANDB_MODE`,
+`MLFLOW_TRACKING_URI`, `TRACKIO_SPACE_ID`). Otherwise TensorBoard writes into the run, MLflow into `mlflow.db` beside it, Trackio into
+the user's cache, and Weights & Biases, which asks for an account, to its server. MLflow's own reports of its use are switched off.
 """
 
+import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from importlib import import_module
@@ -80,21 +82,21 @@ def _check(names: Sequence[str]) -> None:
                 f"--track {name!r}: there is no such tracker.{near(name, list(_TRACKERS))}",
                 f"choose of {', '.join(_TRACKERS)}",
             )
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when MLflow is imported
         try:
             import_module(_TRACKERS[name][0])
-        except ImportError as error:
+        except Exception as error:  # absent, or broken in a way of its own
             raise SettingsError(
-                f"--track {name} needs a package that is not installed", f"pip install 'afina[{name}]'"
+                f"--track {name} needs a package that cannot be imported here ({error})", f"pip install 'afina[{name}]'"
             ) from error
 
 
 def _flat(config: dict[str, Any]) -> dict[str, str]:
-    return {
-        f"{section}.{name}": str(value)
-        for section, values in config.items()
-        for name, value in (values.items() if isinstance(values, dict) else [("value", values)])
-        if value is not None
-    }
+    """The settings that say something, by dotted path, as text."""
+    sections = {name: values for name, values in config.items() if isinstance(values, dict)}
+    flat = {name: value for name, value in config.items() if name not in sections}
+    flat |= {f"{section}.{name}": value for section, values in sections.items() for name, value in values.items()}
+    return {name: str(value) for name, value in flat.items() if value is not None}
 
 
 def _tensorboard(run: Path, config: dict[str, Any], closing: ExitStack) -> Log:
@@ -111,6 +113,9 @@ def _tensorboard(run: Path, config: dict[str, Any], closing: ExitStack) -> Log:
 
 def _mlflow(run: Path, config: dict[str, Any], closing: ExitStack) -> Log:
     mlflow: Any = import_module("mlflow")
+    if not mlflow.is_tracking_uri_set():
+        mlflow.set_tracking_uri(f"sqlite:///{(run.parent / 'mlflow.db').resolve()}")
+        closing.callback(mlflow.set_tracking_uri, None)  # the next run may lie elsewhere
     mlflow.set_experiment("afina")
     mlflow.start_run(run_name=run.name)
     closing.callback(mlflow.end_run)
@@ -128,7 +133,7 @@ def _trackio(run: Path, config: dict[str, Any], closing: ExitStack) -> Log:
     trackio: Any = import_module("trackio")
     trackio.init(project="afina", name=run.name, config=config)
     closing.callback(trackio.finish)
-    return lambda values, step: trackio.log({**values, "step": step})
+    return lambda values, step: trackio.log(values, step=step)
 
 
 _TRACKERS: dict[

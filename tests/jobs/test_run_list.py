@@ -92,7 +92,7 @@ def test_trackers_hear_steps_evaluations_and_the_result(
     broken = ModuleType("trackio")
     broken.init = broken.finish = lambda **_: None  # type: ignore[attr-defined]
 
-    def fail(_: dict) -> None:
+    def fail(_: dict, step: int) -> None:
         raise RuntimeError("its server is away")
 
     broken.log = fail  # type: ignore[attr-defined]
