@@ -18,7 +18,7 @@ from afina.training.settings import Method
 
 METHODS = ("base", "few-shot", "head", "last-k", "lora", "full")
 _ASKED = ("base", "few-shot")  # need no training
-KEPT_APART = 0.15  # of the rows, where nobody said which rows to evaluate on
+_KEPT_APART = 0.15  # of the rows, where nobody said which rows to evaluate on
 _PLAN = "compare.yaml"
 
 
@@ -43,11 +43,7 @@ def compare(
     """
     _check(settings, methods)
     out = settings.out or Path("runs") / f"{settings.data.path.stem}-compare"
-    data = settings.data
-    if not (data.test or data.test_path):
-        data = data.model_copy(update={"test": KEPT_APART})
-    data = data.model_copy(update={"seed": settings.seed if data.seed is None else data.seed})
-    settings = settings.model_copy(update={"data": data, "out": None, "overwrite": False})
+    settings = with_rows_apart(settings)
     plan = {"settings": settings.model_dump(mode="json"), "minutes": budget.minutes}
     begin(out / _PLAN, plan, "comparison")
     with RunFolder(out).held(), kept_in(out):
@@ -89,6 +85,15 @@ def _check(settings: RunSettings, methods: Sequence[str]) -> None:
             "a comparison takes its methods from --methods, and finds a learning rate for each",
             "leave --method and --train.learning_rate out",
         )
+
+
+def with_rows_apart(settings: RunSettings) -> RunSettings:
+    """The settings of every training of a comparison or search: with rows for the very end, one split whatever the seed, and no folder."""
+    data = settings.data
+    update: dict[str, Any] = {"seed": settings.seed if data.seed is None else data.seed}
+    if not (data.test or data.test_path):
+        update["test"] = _KEPT_APART
+    return settings.model_copy(update={"data": data.model_copy(update=update), "out": None, "overwrite": False})
 
 
 def begin(path: Path, plan: dict[str, Any], what: str) -> None:

@@ -11,7 +11,7 @@ import torch
 from afina.core.errors import RunFailed, SettingsError
 from afina.core.events import Listener, Notice, ignore
 from afina.core.files import read_json, write_json, write_yaml
-from afina.jobs.compare import KEPT_APART, begin, kept_in
+from afina.jobs.compare import begin, kept_in, with_rows_apart
 from afina.jobs.runs import RunFolder, is_complete
 from afina.jobs.search import configured, defaults, open_study, trial_rows
 from afina.jobs.settings import RunSettings
@@ -40,11 +40,7 @@ def tune(settings: RunSettings, effort: Effort, listener: Listener = ignore) -> 
     """
     _check(settings, effort)
     out = settings.out or Path("runs") / f"{settings.data.path.stem}-tune"
-    data = settings.data
-    if not (data.test or data.test_path):
-        data = data.model_copy(update={"test": KEPT_APART})
-    data = data.model_copy(update={"seed": settings.seed if data.seed is None else data.seed})
-    settings = settings.model_copy(update={"data": data, "out": None})
+    settings = with_rows_apart(settings)
     begin(out / _PLAN, {"settings": settings.model_dump(mode="json"), "workers": effort.workers}, "search")
     with RunFolder(out).held(), kept_in(out):
         return _tune(settings, effort, out, listener)

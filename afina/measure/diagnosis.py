@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from afina.measure.general import FORGOTTEN
+from afina.measure.general import FORGOTTEN, LANGUAGES
 from afina.measure.intervals import Difference
 from afina.measure.outcome import Outcome, Questions
 from afina.measure.scores import ratio
@@ -12,7 +12,6 @@ _SELDOM = 0.5  # of the answers: a model that ends fewer by itself has not learn
 _EMPTY, _REPEATED = 0.1, 0.3
 _WORSE = 0.1  # nats a token: the right answers surprise it more than they surprise the base
 _LEARNED = 0.4  # of the loss; reading prompts along with the task makes their tokens 12 % easier on E2E
-_LANGUAGES = {"en": "English", "pt": "Portuguese"}
 
 
 def findings(
@@ -52,7 +51,7 @@ def findings(
         rise = losses["adapted"] - losses["base"]
         if rise > FORGOTTEN:
             found.append(
-                f"It has forgotten: the loss on general {_LANGUAGES[language]} text rose by {rise:.2f} nats a token "
+                f"It has forgotten: the loss on general {LANGUAGES[language]} text rose by {rise:.2f} nats a token "
                 f"({losses['base']:.2f} → {losses['adapted']:.2f}). A lower learning rate, fewer epochs, a smaller rank, or "
                 "`afina data prepare --replay` keeps more; for this task alone it does not matter."
             )

@@ -10,7 +10,7 @@ from afina.base.tokenizer import Tokenizer
 from afina.data.mapping import Example
 from afina.data.template import Row, render
 
-LANGUAGES = ("en", "pt")
+LANGUAGES = {"en": "English", "pt": "Portuguese"}
 FORGOTTEN = 0.2  # nats a token: the model is a fifth less sure of every word than it was
 
 

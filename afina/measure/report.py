@@ -9,6 +9,7 @@ from typing import Any
 from afina.core.config import read_yaml
 from afina.core.events import Done, HeldOut, Step, parse
 from afina.core.files import read_json, read_jsonl, write_atomic
+from afina.measure.general import LANGUAGES
 from afina.measure.intervals import FEWEST_ROWS
 from afina.measure.pages import page
 from afina.measure.plots import loss_curve
@@ -105,9 +106,8 @@ def _interval(name: str, difference: dict[str, Any]) -> str:
 
 def general_lines(evaluation: dict[str, Any]) -> list[str]:
     """The loss on general text, before and after, in words."""
-    languages = {"en": "English", "pt": "Portuguese"}
     return [
-        f"loss on general {languages[name]} text {found['base']:.2f} → {found['adapted']:.2f} nats a token "
+        f"loss on general {LANGUAGES[name]} text {found['base']:.2f} → {found['adapted']:.2f} nats a token "
         f"({_interval('loss', found['difference'])})"
         for name, found in evaluation["general"].items()
     ]
