@@ -42,6 +42,8 @@ def tasks(rows: Path) -> dict[str, list[str]]:
         found["sentiment_pt"] = [
             str(tweets / "train.csv"),
             *asked,
+            "--limit",
+            "1000",
             "--epochs",
             "1",
             "--test-data",

@@ -197,6 +197,11 @@ def _engine(place: torch.device, fused: Kernels | None, why_not: str | None) -> 
     return f"Afina's decoder with fused kernels{made}"
 
 
+def import_libraries() -> None:
+    """Imports what loading a base needs, some 100 MB: memory measured from here on is of the work itself."""
+    from transformers import LlamaConfig, PreTrainedTokenizerFast  # noqa: F401 - what they bring along is wanted
+
+
 def describe(name: str, *, revision: str | None = None, cache_dir: Path | None = None) -> Facts:
     """The facts of a base without loading its weights (fetched first if it is not on this disk)."""
     source = sources.locate(name, revision, cache_dir or default_cache())

@@ -23,7 +23,6 @@ from afina.base.ops import Segments
 
 IGNORED = -100  # the label of a position from which nothing is learned, as torch's cross-entropy has it
 SHORT = 384  # tokens; beyond, the square of the length weighs more than the slow backward pass of fused attention
-ROUND = 64  # packs are filled up to a multiple of this: the matrix library prepares itself anew for each new shape
 READ_AT_ONCE = 4096  # prompt tokens read in one pass
 
 
@@ -138,7 +137,7 @@ class DecoderModel:
 
     def _hidden(self, packed: Packed) -> Tensor:
         ids_T, segments = packed.ids_T, packed.segments
-        missing = -len(ids_T) % ROUND
+        missing = -len(ids_T) % ops.ROUND
         if missing and self.module.training:  # what looks at activations (eva) outside training sees only the rows' own
             ids_T = F.pad(ids_T, (0, missing))
             segments = Segments((*segments.bounds, len(ids_T)))

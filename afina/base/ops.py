@@ -395,6 +395,7 @@ def dense_attention(
 # ------------------------------------------------------------------------------------------------ cross-entropy
 
 CHUNK = 256  # labelled positions whose logits exist at one time
+ROUND = 64  # rows of products are filled up to a multiple of this: the matrix library keeps some MB for each new shape
 
 
 def cross_entropy(fused: Kernels | None, hidden_NC: Tensor, head_VC: Tensor | Blocks, labels_N: Tensor) -> Tensor:
@@ -410,6 +411,9 @@ class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, fused: Kernels | None, hidden: Tensor, head: Tensor | Blocks, labels: Tensor) -> Tensor:
         wanted, weighted = ctx.needs_input_grad[1], ctx.needs_input_grad[2]
+        ctx.rows = len(labels)
+        if missing := -ctx.rows % ROUND:  # rows of zeros, whose losses and gradients nobody reads
+            hidden, labels = F.pad(hidden, (0, 0, 0, missing)), F.pad(labels, (0, missing))
         dhidden = torch.empty_like(hidden) if wanted else None
         dhead = torch.zeros(head.shape, device=hidden.device) if weighted and isinstance(head, Tensor) else None
         losses = torch.empty(len(labels), device=hidden.device)
@@ -433,8 +437,8 @@ class _CrossEntropy(torch.autograd.Function):
                 torch.mm(logits, head, out=dhidden[part])
             if dhead is not None:
                 dhead += logits.T @ hidden[part]
-        ctx.save_for_backward(dhidden, dhead)
-        return losses.sum()
+        ctx.save_for_backward(None if dhidden is None else dhidden[: ctx.rows], dhead)
+        return losses[: ctx.rows].sum()
 
     @staticmethod
     def backward(ctx: Any, dloss: Tensor) -> Any:

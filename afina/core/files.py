@@ -3,13 +3,19 @@
 import hashlib
 import json
 import os
+import re
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from afina.core.errors import InputError, OutputError, writing
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def write_atomic(path: Path, content: bytes | str) -> None:
@@ -22,18 +28,47 @@ def write_atomic(path: Path, content: bytes | str) -> None:
         if path.exists() and not path.is_file():
             path.write_bytes(data)
             return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with _replacing(path) as temporary:
+            temporary.write_bytes(data)
+
+
+def write_tensors(path: Path, tensors: "dict[str, Tensor]", metadata: dict[str, str]) -> None:
+    """Writes a safetensors file whole or not at all, without holding its bytes in memory. Raises `OutputError`."""
+    from safetensors.torch import save_file
+
+    with storing(path), _replacing(path) as temporary:
+        save_file(tensors, temporary, metadata)
+
+
+@contextmanager
+def storing(path: Path) -> Iterator[None]:
+    """`writing`, where safetensors writes, whose errors name the system's by number."""
+    from safetensors import SafetensorError
+
+    with writing(path):
         try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+            yield
+        except SafetensorError as error:
+            number = re.search(r"os error (\d+)", str(error))
+            raise OSError(int(number[1]) if number else 0, str(error)) from error
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A temporary file beside `path` that takes its place when the block ends well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def check_writable(path: Path) -> None:

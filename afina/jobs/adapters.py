@@ -12,7 +12,7 @@ from afina.base.load import as_transformers, quiet
 from afina.base.model import IGNORED, CausalModel, DecoderModel, Packed
 from afina.base.ops import Segments
 from afina.core.errors import AdapterError
-from afina.core.files import read_json, read_jsonl, write_atomic, write_json
+from afina.core.files import read_json, read_jsonl, storing, write_atomic, write_json
 from afina.data.template import prompt_ids
 from afina.jobs.runs import adapter_folder, check_new, facts_of, is_merged, open_run, read_facts, save_tokenizer
 from afina.lora.adapter import CONFIG, WEIGHTS, read_config, read_weights
@@ -120,10 +120,13 @@ def merge_adapter(
             before, after = (_with(model.model, each).label_logits(packed).float() for each in (module, merged))
             difference = max(difference, float((before - after).abs().max() / before.abs().max()))
     plain = as_transformers(merged) if isinstance(model.model, DecoderModel) else merged
-    with tempfile.TemporaryDirectory() as temporary, quiet():
-        plain.save_pretrained(temporary)
-        for file in Path(temporary).iterdir():
-            write_atomic(out / file.name, file.read_bytes())
+    with storing(out):
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=out) as temporary, quiet():
+            plain.save_pretrained(temporary)
+            for file in Path(temporary).iterdir():
+                file.chmod(0o644)
+                file.replace(out / file.name)
     save_tokenizer(model, out)
     facts = adapted.facts or facts_of(into, str(run), None)  # how it is asked
     write_json(out / "afina.json", facts | {"base": into.facts.card(), "quantize": None, "merged_from": str(run)})

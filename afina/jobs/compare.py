@@ -10,7 +10,7 @@ from afina.core.config import read_yaml
 from afina.core.errors import Interrupted, OutputError, RunFailed, SettingsError, near
 from afina.core.events import Done, Listener, Notice, ignore, parse
 from afina.core.files import check_writable, read_json, read_jsonl, write_json, write_yaml
-from afina.jobs.runs import RunFolder, is_complete
+from afina.jobs.runs import LOCK, RunFolder, is_complete
 from afina.jobs.settings import RunSettings
 from afina.jobs.worker import apart
 from afina.measure.comparison import Comparison, Measured, write_page
@@ -107,7 +107,8 @@ def begin(path: Path, plan: dict[str, Any], what: str) -> None:
                 "give another --out, or the same settings to go on with it",
             )
         return
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    # A killed process leaves its lock behind, held by nobody.
+    if out.exists() and (not out.is_dir() or any(path.name != LOCK for path in out.iterdir())):
         raise OutputError(f"--out {out} holds something that is no {what}", "choose another --out")
     check_writable(path)
     write_yaml(path, plan)

@@ -5,7 +5,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from afina.base.load import Base
+from afina.base.load import Base, import_libraries
 from afina.core.config import build
 from afina.core.device import memory_gb, peak_memory_gb
 from afina.core.errors import DataError, NonFiniteLoss, RunFailed
@@ -34,6 +34,7 @@ _PART = 0.2  # of the training
 
 def ask_base(settings: dict[str, Any], folder: str, shots: bool, listener: Listener) -> None:
     """Evaluates the base as it is, or with some training rows before each question; `folder` gets what an evaluation writes."""
+    import_libraries()
     start = memory_gb()
     whole = assemble(build(RunSettings, settings), listener)
     if shots and whole.base.tokenizer.classes:

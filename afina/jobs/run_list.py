@@ -62,6 +62,7 @@ def _entry(run: Path) -> dict[str, Any]:
             "metric": name,
             "base_score": evaluation["base"][name],
             "adapted_score": evaluation["adapted"][name],
+            "difference": evaluation["difference"][name],
             "verdict": evaluation["difference"][name]["verdict"],
             "rows": evaluation["rows"],
         }

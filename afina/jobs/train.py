@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from afina.base.load import Base
+from afina.base.load import Base, import_libraries
 from afina.base.model import DecoderModel, TransformersModel
 from afina.base.whole import ClassifierModel, Seq2SeqModel
 from afina.core.config import build, merge, read_yaml
@@ -91,6 +91,7 @@ def resume(folder: Path | str, listener: Listener = ignore) -> TrainResult:
 def _train(settings: RunSettings, listener: Listener, place: RunFolder, resuming: bool) -> TrainResult:
     folder = settings.folder
     trackers = Trackers(settings.track, listener)
+    import_libraries()
     start = memory_gb()
     whole = assemble(settings, listener)
     settings, base, data = whole.settings, whole.base, whole.data

@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import load
 from torch import Tensor, nn
 
 from afina.core.config import build
 from afina.core.errors import AdapterError, InputError, SettingsError
-from afina.core.files import read_json, write_atomic, write_json
+from afina.core.files import read_json, write_json, write_tensors
 from afina.core.layers import is_conv1d
 from afina.lora.config import PRESETS, LoraConfig
 from afina.lora.experts import LoraExperts
@@ -82,7 +82,7 @@ def _write_weights(state: dict[str, Tensor], folder: Path) -> None:
     broken = [name for name, value in state.items() if not value.isfinite().all()]
     if broken:
         raise AdapterError(f"the adapter has weights that are not finite: {broken[0]}; it was not saved")
-    write_atomic(folder / WEIGHTS, save(state, metadata={"format": "pt"}))
+    write_tensors(folder / WEIGHTS, state, {"format": "pt"})
 
 
 def load_adapter(model: nn.Module, folder: Path | str) -> LoraConfig:

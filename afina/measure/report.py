@@ -87,7 +87,7 @@ def table(evaluation: dict[str, Any]) -> Iterator[dict[str, str]]:
         row = {"label": label(name), "base": number(name, base[name]), "adapted": number(name, adapted[name])}
         both = base[name] is not None and adapted[name] is not None
         row["difference"] = number(name, adapted[name] - base[name] if both else None, sign=True)
-        row["interval"] = _interval(name, difference) if difference else ""
+        row["interval"] = interval(name, difference) if difference else ""
         row["tone"] = {"better": "good", "worse": "bad"}.get(difference["verdict"], "") if difference else ""
         yield row
 
@@ -97,7 +97,8 @@ def label(name: str) -> str:
     return LABELS.get(name, name)
 
 
-def _interval(name: str, difference: dict[str, Any]) -> str:
+def interval(name: str, difference: dict[str, Any]) -> str:
+    """The interval of a difference of the score `name`, as people read it."""
     if difference["low"] is None:
         return UNDEFINED
     low = number(name, difference["low"], sign=True).removesuffix(" points")
@@ -108,7 +109,7 @@ def general_lines(evaluation: dict[str, Any]) -> list[str]:
     """The loss on general text, before and after, in words."""
     return [
         f"loss on general {LANGUAGES[name]} text {found['base']:.2f} → {found['adapted']:.2f} nats a token "
-        f"({_interval('loss', found['difference'])})"
+        f"({interval('loss', found['difference'])})"
         for name, found in evaluation["general"].items()
     ]
 
@@ -123,13 +124,13 @@ def verdict(evaluation: dict[str, Any]) -> str:
 
 def _compared(difference: dict[str, Any], name: str, other: str) -> str:
     size = f"{number(name, difference['value'], True)} {LABELS[name]}"
-    interval = f"95 % interval {_interval(name, difference)}"
+    within = f"95 % interval {interval(name, difference)}"
     if difference["verdict"] == UNDEFINED:
         return f"not judged against {other}: {LABELS[name]} or its interval is undefined on {difference['rows']} rows"
     if difference["rows"] < FEWEST_ROWS:
         return f"not judged against {other}: {difference['rows']} rows are too few to tell ({size})"
     than = "from" if difference["verdict"] == "not distinguishable" else "than"
-    return f"{difference['verdict']} {than} {other} ({size}, {interval})"
+    return f"{difference['verdict']} {than} {other} ({size}, {within})"
 
 
 def trivial_lines(evaluation: dict[str, Any]) -> list[str]:

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
-from afina.core.files import write_atomic
+from afina.core.files import write_tensors
 from afina.data.template import Row
 
 KEPT = 2
@@ -53,7 +52,7 @@ def write(folder: Path, state: State, mark: str) -> None:
         for name, value in getattr(state, kind).items()
     }
     facts = {name: getattr(state, name) for name in _NUMBERS} | {"fingerprint": mark}
-    write_atomic(folder / f"step-{state.step:08}.safetensors", save(tensors, metadata={"state": json.dumps(facts)}))
+    write_tensors(folder / f"step-{state.step:08}.safetensors", tensors, {"state": json.dumps(facts)})
     for path in _files(folder)[:-KEPT]:
         path.unlink(missing_ok=True)
 

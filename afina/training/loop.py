@@ -169,7 +169,7 @@ class Trainer:
         best = now.step > 0 and loss < now.best
         if best:
             now.best, now.since_best = loss, 0
-            now.best_weights = self._optimizer.weights()
+            now.best_weights = {name: value.clone() for name, value in self._optimizer.weights().items()}
             self.save()
         elif now.step > 0:
             now.since_best += 1

@@ -50,8 +50,8 @@ class Optimizer:
         return norm
 
     def weights(self) -> dict[str, Tensor]:
-        """Copies of the trained parameters, in fp32, by name."""
-        return {name: master.detach().clone() for name, master in self._masters.items()}
+        """The trained parameters as they are now, in fp32, by name; later steps change them."""
+        return {name: master.detach() for name, master in self._masters.items()}
 
     @torch.no_grad()
     def set_weights(self, weights: dict[str, Tensor]) -> None:

@@ -16,7 +16,7 @@ from rich.text import Text
 from afina.core.events import Done, Event, HeldOut, Notice, Progress, Step
 from afina.data.check import Check, percentiles
 from afina.measure.pages import Rendered
-from afina.measure.report import general_lines, label, number, table, trivial_lines, verdict
+from afina.measure.report import general_lines, interval, label, number, table, trivial_lines, verdict
 
 _SECONDS_BETWEEN_LINES = 15.0
 _WIDTH = 70  # characters of a text that is shown in one line
@@ -175,14 +175,16 @@ def show_runs(runs: list[dict[str, Any]]) -> None:
     if not console.is_terminal:
         console.width = 1000  # a file has no edge
     grid = Table(box=None, pad_edge=False)
-    for head in ("run", "date", "data", "method", "state", "score", "base", "adapted", "verdict", "rows", "minutes"):
+    heads = "run,date,data,model,method,state,score,base,adapted,95 % interval,verdict,rows,minutes"
+    for head in heads.split(","):
         grid.add_column(head, no_wrap=True, overflow="ignore")
     for run in runs:
         name = run.get("metric", "")
         scores = [number(name, run[key]) if key in run else "" for key in ("base_score", "adapted_score")]
+        gain = interval(name, run["difference"]) if "difference" in run else ""
         grid.add_row(
-            run["run"], run["date"], Path(run.get("data", "")).name, run.get("method", ""), run["state"], label(name), *scores,
-            run.get("verdict", ""), str(run.get("rows", "")), str(run.get("minutes", "")),
+            run["run"], run["date"], Path(run.get("data", "")).name, Path(run.get("base", "")).name, run.get("method", ""),
+            run["state"], label(name), *scores, gain, run.get("verdict", ""), str(run.get("rows", "")), str(run.get("minutes", "")),
         )  # fmt: skip
     console.print(grid) if runs else console.print("no runs here")
     for run in runs:

@@ -97,6 +97,13 @@ def test_methods_are_compared_on_the_same_rows(settings: RunSettings, in_process
         compare(settings.model_copy(update={"train": settings.train.model_copy(update={"epochs": 9})}), methods)
 
 
+def test_a_lock_that_a_killed_process_left_is_in_nobodys_way(settings: RunSettings, in_process: list[str]) -> None:
+    assert settings.out is not None
+    settings.out.mkdir(parents=True)
+    (settings.out / ".lock").touch()
+    assert list(compare(settings, ["base"]).there) == ["base"]
+
+
 def test_few_shot_shows_training_rows_and_answers_each(
     settings: RunSettings, in_process: list[str], monkeypatch
 ) -> None:

@@ -38,6 +38,7 @@ def test_runs_are_listed_shown_and_compared(two: Path, capsys: pytest.CaptureFix
     assert set(found) == {"one", "two", "broken", "cut"}
     assert found["two"]["state"] == "complete"
     assert found["two"]["verdict"] == "better"
+    assert 0 < found["two"]["difference"]["low"] <= found["two"]["difference"]["high"] <= 1
     assert "not valid YAML" in found["broken"]["problem"]
     assert found["cut"]["state"] == "cut off"
     assert found["broken"]["state"] == "unreadable"
@@ -61,6 +62,7 @@ def test_runs_are_listed_shown_and_compared(two: Path, capsys: pytest.CaptureFix
         assert main(["runs", *arguments]) == 0
         plain = capsys.readouterr().out
         assert "two" in plain or "epochs" in plain
+        assert arguments[0] == "diff" or "points" in plain  # the difference, with its interval
         assert main(["runs", *arguments, "--json"]) == 0
         json.loads(capsys.readouterr().out)
 
