@@ -38,7 +38,9 @@ def findings(
         )
     found += _writing(asked, scores["adapted"], scores["base"])
     read_before, read_after = _loss(base.prompt_nats), _loss(adapted.prompt_nats)
-    if read_after < (1 - _LEARNED) * read_before and asked.kind != "text":
+    # A base that knew no language at all reads everything better, not the prompts alone.
+    everything = min([1.0, *(losses["adapted"] / losses["base"] for losses in general.values())])
+    if read_after < (1 - _LEARNED) * everything * read_before and asked.kind != "text":
         found.append(
             f"The adapter was trained on the prompts too: their own loss fell from {read_before:.2f} to {read_after:.2f} nats a token. "
             "It spends its capacity on writing questions; train it on the answers only (Afina's label mask does)."
