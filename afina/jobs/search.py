@@ -13,7 +13,7 @@ from afina.core.events import HeldOut, Listener, Notice, Progress
 from afina.core.files import read_json, write_json
 from afina.jobs.settings import RunSettings
 from afina.jobs.trials import Bench, Trial, with_train
-from afina.training.settings import BATCH_SIZE
+from afina.training.settings import BATCH_SIZE, MOST_BATCH
 
 if TYPE_CHECKING:
     import optuna
@@ -39,7 +39,6 @@ SHORTEST = 0.15  # of a whole training
 REPEATS = 3  # seeds with which the best and the defaults are trained before a winner is announced
 _PROBE_STEPS, _PROBE_WIDTH = 40, 30.0  # of the range of learning rates: from the rule's divided by this to its multiple
 _WIDEST = 32.0  # between the lowest rate that is searched and the highest
-MOST_BATCH = 32  # larger ones hurt LoRA
 FORMS: dict[str, dict[str, Any]] = {"lora": {}, "rslora": {"rslora": True}, "dora": {"variant": "dora"}, "pissa": {"init": "pissa"}}  # fmt: skip
 
 STUDY = "tune"

@@ -16,6 +16,7 @@ METHOD_NAMES: dict[str, str] = {
     "bias": "its biases trained",
 }
 BATCH_SIZE, CLASSIFIER_BATCH_SIZE = 8, 32
+MOST_BATCH = 32  # larger ones hurt LoRA
 
 
 class TrainingSettings(Settings):

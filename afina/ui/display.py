@@ -2,10 +2,11 @@
 
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import Progress as RichProgress
@@ -17,6 +18,9 @@ from afina.core.events import Done, Event, HeldOut, Notice, Progress, Step
 from afina.data.check import Check, percentiles
 from afina.measure.pages import Rendered
 from afina.measure.report import general_lines, interval, label, number, table, trivial_lines, verdict
+
+if TYPE_CHECKING:
+    from afina.jobs.doctor import Finding
 
 _SECONDS_BETWEEN_LINES = 15.0
 _WIDTH = 70  # characters of a text that is shown in one line
@@ -221,6 +225,17 @@ def show_diff(diff: dict[str, Any]) -> None:
     for name, (a, b) in diff.get("scores", {}).items():
         console.print(f"  {label(name):36} {number(name, a):>10} {number(name, b):>10}", markup=False)
     console.print(diff["words"], markup=False)
+
+
+def show_findings(findings: Sequence["Finding"]) -> None:
+    """Prints what was looked at, a line each, with what to do below where something is not well."""
+    console = Console(highlight=False, soft_wrap=True, file=sys.stdout)
+    colours = {"ok": "green", "slow": "yellow", "wrong": "red"}
+    for each in findings:
+        console.print(f"[{colours[each.state]}]{each.state:5}[/] ", end="")
+        console.print(f"{each.what}: {each.found}", markup=False)
+        if each.remedy:
+            console.print(f"      → {each.remedy}", markup=False)
 
 
 def show_check(found: Check, following: str) -> None:

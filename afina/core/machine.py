@@ -1,0 +1,134 @@
+"""What this machine is and has, as facts that may be shown to others: no names of people, hosts or folders of theirs."""
+
+import os
+import platform
+import shutil
+from contextlib import suppress
+from importlib import metadata
+from pathlib import Path
+
+import psutil
+import torch
+
+from afina.core.config import Settings
+from afina.core.device import processor
+from afina.version import __version__
+
+_PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "huggingface_hub", "gguf", "numpy", "pydantic")
+# What the processor can that decides how fast products are, by the names of Linux's /proc/cpuinfo (ARM's among them).
+_FEATURES = ("amx_bf16", "amx_tile", "avx512_bf16", "avx512f", "avx2", "bf16", "asimd")
+_SETTINGS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "HF_HUB_OFFLINE", "HF_ENDPOINT", "CUDA_VISIBLE_DEVICES")
+_PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
+
+
+class Machine(Settings):
+    """Memory and disk in bytes; `memory_limit` is what this process may use, `load` how many processes want the processor now."""
+
+    afina: str
+    python: str
+    system: str
+    versions: dict[str, str]
+    outdated: tuple[str, ...]
+    processor: str
+    features: tuple[str, ...]
+    cores: int
+    threads: int
+    load: float
+    memory_limit: int
+    memory_free: int
+    swap_used: int
+    disk_free: dict[str, int]
+    writable: dict[str, bool]
+    compiler: str | None
+    cuda_build: str | None
+    gpus: tuple[str, ...]
+    gpu_devices: bool
+    settings: dict[str, str]
+    proxies: bool
+
+
+def look(places: dict[str, Path]) -> Machine:
+    """The machine as it is now; `places` are folders that are written to, by what they are for."""
+    swap = psutil.swap_memory()
+    memory = psutil.virtual_memory()
+    limit = memory_limit()
+    return Machine(
+        afina=__version__,
+        python=platform.python_version(),
+        system=f"{platform.system()} {platform.machine()}",
+        versions={name: metadata.version(name) for name in _PACKAGES if _installed(name)},
+        outdated=tuple(_outdated()),
+        processor=processor(),
+        features=_features(),
+        cores=usable_cores(),
+        threads=torch.get_num_threads(),
+        load=os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0,
+        memory_limit=limit,
+        memory_free=min(int(memory.available), limit),
+        swap_used=int(swap.used),
+        disk_free={name: shutil.disk_usage(_existing(path)).free for name, path in places.items()},
+        writable={name: os.access(_existing(path), os.W_OK) for name, path in places.items()},
+        compiler=next((name for name in ("c++", "g++", "clang++") if shutil.which(name)), None),
+        cuda_build=torch.version.cuda,
+        gpus=tuple(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())),
+        gpu_devices=any(Path("/dev").glob("nvidia[0-9]*")),
+        settings={name: _shown(name) for name in _SETTINGS if name in os.environ},
+        proxies=any(os.environ.get(name) or os.environ.get(name.lower()) for name in _PROXIES),
+    )
+
+
+def _shown(name: str) -> str:
+    """A variable's value, or only that it is set where that might be an address of somebody's."""
+    return "set" if name == "HF_ENDPOINT" else os.environ[name]
+
+
+def memory_limit() -> int:
+    """Bytes of memory that processes here may use: the machine's, or less where a container is given less."""
+    found = [int(psutil.virtual_memory().total)]
+    for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        with suppress(OSError, ValueError):  # no such file, or "max"
+            found.append(int(Path(file).read_text()))
+    return min(found)
+
+
+def usable_cores() -> int:
+    """Processor cores that this process may use (hyper-threads of one core count once where all may be used)."""
+    logical = psutil.cpu_count() or 1
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else logical
+    return allowed if allowed < logical else psutil.cpu_count(logical=False) or logical
+
+
+def _existing(path: Path) -> Path:
+    return next(folder for folder in [path.absolute(), *path.absolute().parents] if folder.exists())
+
+
+def _installed(name: str) -> bool:
+    with suppress(metadata.PackageNotFoundError):
+        metadata.version(name)
+        return True
+    return False
+
+
+def _outdated() -> list[str]:
+    """Requirements of Afina that the installed packages do not meet."""
+    from packaging.requirements import Requirement
+
+    try:
+        required = [Requirement(line) for line in metadata.requires("afina") or ()]
+    except metadata.PackageNotFoundError:
+        return []
+    found = []
+    for each in required:
+        if each.marker and not each.marker.evaluate({"extra": ""}):
+            continue
+        version = metadata.version(each.name) if _installed(each.name) else None
+        if version is None or not each.specifier.contains(version, prereleases=True):
+            found.append(f"{each.name} {version or 'is absent'}, needed is {each.specifier or 'any version'}")
+    return found
+
+
+def _features() -> tuple[str, ...]:
+    with suppress(OSError):
+        words = set(Path("/proc/cpuinfo").read_text().split())
+        return tuple(name for name in _FEATURES if name in words)
+    return ()

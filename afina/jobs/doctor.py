@@ -1,0 +1,192 @@
+"""What is slow or wrong on this machine, each with its remedy."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from afina.base import kernels
+from afina.base.catalogue import catalogue
+from afina.base.sources import damaged
+from afina.core.device import bf16_speedup, default_cache, pick_device
+from afina.core.machine import Machine, look
+
+GB = 1e9
+_FEW_MEMORY, _FEW_DISK = 2 * GB, 2 * GB  # the starter trains in 1.5 GB; its files and a run take one
+_SWAPPED = 1 * GB
+_BUSY = 0.5  # processes of others a core
+_MUCH_FASTER = 1.3  # what makes bf16 worth its roundings (device.pick_dtype)
+State = Literal["ok", "slow", "wrong"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that was looked at: its state, what was found, and what to do where it is not well."""
+
+    what: str
+    state: State
+    found: str
+    remedy: str = ""
+
+
+@dataclass(frozen=True)
+class Examined:
+    """The machine's facts, and what follows from them."""
+
+    machine: Machine
+    findings: list[Finding]
+
+    @property
+    def state(self) -> State:
+        """The worst of all."""
+        order: list[State] = ["ok", "slow", "wrong"]
+        return max((each.state for each in self.findings), key=order.index)
+
+    def json(self) -> dict[str, Any]:
+        """For a report of a fault: nothing in it names a person, a host or a folder of theirs."""
+        facts = self.machine.model_dump(mode="json")
+        return {"state": self.state, "findings": [asdict(each) for each in self.findings], "machine": facts}
+
+
+def doctor(cache_dir: Path | None = None) -> Examined:
+    """Looks at this machine. Measures for some seconds what nobody measured before, and compiles the kernels if they are not there."""
+    cache = cache_dir or default_cache()
+    machine = look({"cache": cache, "this folder": Path.cwd()})
+    findings = list(judge(machine))
+    findings += [_kernels(machine, cache), _bf16(cache), *_models(cache)]
+    return Examined(machine, findings)
+
+
+def judge(m: Machine) -> Iterator[Finding]:
+    """What follows from the machine's facts alone."""
+    features = ", ".join(m.features) or "no features known"
+    yield Finding("processor", "ok", f"{m.processor}: {m.cores} cores, {features}")
+    yield _threads(m)
+    if m.load > m.cores * (1 + _BUSY):
+        found = f"{m.load:.1f} processes want its {m.cores} cores"
+        yield Finding(
+            "load",
+            "slow",
+            found,
+            "end other programs that compute: two that share the cores are each several times slower",
+        )
+    few = m.memory_free < _FEW_MEMORY
+    memory = f"{m.memory_free / GB:.1f} of {m.memory_limit / GB:.1f} GB free"
+    yield Finding(
+        "memory", "wrong" if few else "ok", memory, "close other programs, or take a smaller base" if few else ""
+    )
+    if m.swap_used > _SWAPPED:
+        yield Finding(
+            "swap",
+            "slow",
+            f"{m.swap_used / GB:.1f} GB lie on the disk",
+            "close other programs: memory on the disk is a thousand times slower",
+        )
+    for name, free in m.disk_free.items():
+        full = free < _FEW_DISK
+        yield Finding(
+            f"disk of {name}",
+            "wrong" if full else "ok",
+            f"{free / GB:.1f} GB free",
+            _elsewhere(name, "free some space") if full else "",
+        )
+    for name, may in m.writable.items():
+        if not may:
+            yield Finding(f"writing to {name}", "wrong", "not permitted", _elsewhere(name, "change its permissions"))
+    yield Finding(
+        "torch",
+        "ok",
+        f"{m.versions.get('torch', 'absent')}, {f'for CUDA {m.cuda_build}' if m.cuda_build else 'without CUDA'}",
+    )
+    yield from _gpus(m)
+    for line in m.outdated:
+        yield Finding("packages", "wrong", line, f"pip install --upgrade {line.split()[0]!r}")
+    if not m.outdated:
+        yield Finding(
+            "packages",
+            "ok",
+            f"Afina {m.afina}, Python {m.python}, "
+            + ", ".join(f"{n} {v}" for n, v in m.versions.items() if n != "torch"),
+        )
+    if m.settings.get("HF_HUB_OFFLINE", "0").upper() in ("1", "TRUE", "YES", "ON"):
+        yield Finding("hub", "ok", "HF_HUB_OFFLINE is set: nothing is fetched, only what is in the cache can be used")
+
+
+def _elsewhere(name: str, otherwise: str) -> str:
+    return f"{otherwise}, or give {'--cache-dir' if name == 'cache' else '--out'} elsewhere"
+
+
+def _threads(m: Machine) -> Finding:
+    found = f"torch uses {m.threads} of {m.cores} cores"
+    told = (
+        "OMP_NUM_THREADS"
+        if "OMP_NUM_THREADS" in m.settings
+        else "MKL_NUM_THREADS"
+        if "MKL_NUM_THREADS" in m.settings
+        else ""
+    )
+    remedy = f"unset {told} (it is {m.settings[told]})" if told else f"give --threads {m.cores}"
+    if m.threads < m.cores:
+        return Finding("threads", "slow", found, remedy)
+    if m.threads > 2 * m.cores:
+        return Finding("threads", "slow", f"{found}, so that they wait for each other", remedy)
+    return Finding("threads", "ok", found)
+
+
+def _gpus(m: Machine) -> Iterator[Finding]:
+    if m.gpus:
+        yield Finding("GPU", "ok", ", ".join(m.gpus))
+    elif m.gpu_devices and m.cuda_build is None:
+        yield Finding(
+            "GPU",
+            "slow",
+            "there is one, but this torch is built without CUDA",
+            "install torch from https://pytorch.org with CUDA",
+        )
+    elif m.cuda_build and m.settings.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        yield Finding("GPU", "slow", "CUDA_VISIBLE_DEVICES hides it", "unset CUDA_VISIBLE_DEVICES")
+    elif m.gpu_devices:
+        yield Finding("GPU", "slow", "there is one, but torch cannot use it", "update the graphics driver")
+    else:
+        yield Finding("GPU", "ok", "none; the processor does the work")
+
+
+def _kernels(m: Machine, cache: Path) -> Finding:
+    begun = time.monotonic()
+    fused = kernels.load(cache)
+    if fused is not None:
+        return Finding("fused kernels", "ok", f"compiled by {m.compiler}, loaded in {time.monotonic() - begun:.1f} s")
+    if m.compiler is None:
+        return Finding(
+            "fused kernels",
+            "slow",
+            "no C++ compiler: the same results, in about twice the time",
+            "install g++ (Debian, Ubuntu: apt install g++; macOS: xcode-select --install)",
+        )
+    return Finding(
+        "fused kernels",
+        "slow",
+        f"{m.compiler} could not compile them: the same results, in about twice the time",
+        "install a newer g++ with its OpenMP, and free space in the cache",
+    )
+
+
+def _bf16(cache: Path) -> Finding:
+    ratio = bf16_speedup(pick_device("cpu"), cache)
+    if ratio >= _MUCH_FASTER:
+        return Finding("bf16", "ok", f"products are {ratio:.1f} times as fast as in fp32 (measured), so it is used")
+    return Finding("bf16", "ok", f"products are {ratio:.1f} times as fast as in fp32 (measured), so fp32 is used")
+
+
+def _models(cache: Path) -> Iterator[Finding]:
+    """The catalogue's models that are in the cache, whole or not."""
+    for name, entry in catalogue().items():
+        if entry.package is None:
+            continue
+        broken = damaged(entry.package, cache)
+        if broken is None:
+            continue
+        state: State = "wrong" if broken else "ok"
+        found = f"{', '.join(broken)} is not what was fetched" if broken else "whole"
+        yield Finding(f"model {name}", state, found, f"afina models pull {name}" if broken else "")
