@@ -14,7 +14,7 @@ from afina.jobs.settings import RunSettings
 from afina.measure.comparison import main_metric
 from afina.measure.evaluation import told
 from afina.measure.intervals import paired_difference
-from afina.measure.report import label, number, table, verdict
+from afina.measure.report import interval, label, number, table, verdict
 
 _DECIDED = ("out", "overwrite", "data.path")  # differ between runs without saying anything
 
@@ -201,10 +201,9 @@ def _paired(first: Path, second: Path, a: dict[str, Any], b: dict[str, Any]) -> 
     words = {"better": "The second is better", "worse": "The second is worse"}.get(
         difference["verdict"], f"The two cannot be told apart ({difference['verdict']})"
     )
-    value, low, high = (number(name, difference[key], sign=True) for key in ("value", "low", "high"))
     return {
         "difference": difference,
-        "words": f"{words}: {value} {label(name)}, 95 % interval {low.removesuffix(' points')} to {high}, "
+        "words": f"{words}: {number(name, difference['value'], sign=True)} {label(name)}, 95 % interval {interval(name, difference)}, "
         f"on the same {difference['rows']} rows.",
     }
 

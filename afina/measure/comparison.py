@@ -13,7 +13,7 @@ from afina.measure.intervals import Difference, paired_difference
 from afina.measure.metrics import MAIN, metrics
 from afina.measure.pages import page
 from afina.measure.plots import quality_against_cost
-from afina.measure.report import label, number
+from afina.measure.report import interval, label, number
 from afina.measure.scores import Metric
 
 TRAINED = ("head", "last-k", "lora", "full", "bias")
@@ -160,9 +160,8 @@ class Comparison:
             return
         lora, full = self.there["lora"], self.there["full"]
         gap = paired_difference(full.main(), lora.main())
-        low, high = (number(self.metric, x, sign=True).removesuffix(" points") for x in (gap.low, gap.high))
         quality = {"better": "better than", "worse": "worse than"}.get(gap.verdict, "not distinguishable from")
-        yield f"LoRA is {quality} full fine-tuning in quality (difference {low} to {high} {label(self.metric)})."
+        yield f"LoRA is {quality} full fine-tuning in quality ({label(self.metric)}: difference {interval(self.metric, told(gap))})."
         for what, a, b, claim, shown in (
             ("memory", lora.memory_gb(), full.memory_gb(), CLAIMS["memory"], "{:.2f} against {:.2f} GB above the process after imports"),
             ("training time", lora.cost["seconds"], full.cost["seconds"], CLAIMS["seconds"], "{:.0f} against {:.0f} s"),

@@ -13,7 +13,7 @@ from afina.measure.evaluation import told
 from afina.measure.intervals import Difference, paired_difference
 from afina.measure.pages import page
 from afina.measure.plots import bars, search_history, search_rates
-from afina.measure.report import label, number
+from afina.measure.report import interval, label, number
 
 if TYPE_CHECKING:
     import optuna
@@ -112,7 +112,6 @@ class Tuning:
     def _tested(self, found: Difference) -> str:
         metric = self.finals["best"].evaluation["main_metric"]
         a, b = (number(metric, self.finals[name].quality) for name in ("defaults", "best"))
-        low, high = (number(metric, x, sign=True).removesuffix(" points") for x in (found.low, found.high))
         judged = {
             "better": "the searched settings are better by more than luck",
             "worse": "the searched settings are worse",
@@ -120,7 +119,7 @@ class Tuning:
         }.get(found.verdict, found.verdict)
         return (
             f"On the {found.rows} rows kept apart, which the search never saw: defaults {a}, searched {b} {label(metric)} "
-            f"(95 % interval of the difference {low} to {high}); {judged}."
+            f"(95 % interval of the difference {interval(metric, told(found))}); {judged}."
         )
 
     def next_hour(self) -> Iterator[str]:
