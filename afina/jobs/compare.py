@@ -1,17 +1,19 @@
 """LoRA beside its alternatives on one's own data: each under the same rows, passes and search of a learning rate."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 from afina.core.config import read_yaml
-from afina.core.errors import Interrupted, OutputError, RunFailed, SettingsError, near
+from afina.core.errors import InputError, Interrupted, OutputError, RunFailed, SettingsError, near
 from afina.core.events import Done, Listener, Notice, ignore, parse
 from afina.core.files import check_writable, read_json, read_jsonl, write_json, write_yaml
 from afina.jobs.runs import LOCK, RunFolder, is_complete
 from afina.jobs.settings import RunSettings
+from afina.jobs.trackers import check_trackers
 from afina.jobs.worker import apart
 from afina.measure.comparison import Comparison, Measured, write_page
 from afina.training.settings import Method
@@ -44,9 +46,7 @@ def compare(
     _check(settings, methods)
     out = settings.out or Path("runs") / f"{settings.data.path.stem}-compare"
     settings = with_rows_apart(settings)
-    plan = {"settings": settings.model_dump(mode="json"), "minutes": budget.minutes}
-    begin(out / _PLAN, plan, "comparison")
-    with RunFolder(out).held(), kept_in(out):
+    with begun(out / _PLAN, settings, {"minutes": budget.minutes}, "comparison"):
         found: dict[str, list[Measured]] = {}
         for method in methods:
             listener(Notice(f"— {method} —"))
@@ -75,7 +75,8 @@ def _check(settings: RunSettings, methods: Sequence[str]) -> None:
                 f"--methods names {name!r}, which there is not.{near(name, known)}", f"choose of {','.join(known)}"
             )
     if len(set(methods)) < len(methods) or not methods:
-        raise SettingsError("--methods names a method twice, or none", f"choose of {','.join(known)}")
+        wrong = "names a method twice" if methods else "names no method"
+        raise SettingsError(f"--methods {wrong}", f"choose of {','.join(known)}")
     if settings.adapter or settings.quantize:
         raise SettingsError(
             "a comparison trains every method from the base in full", "leave --adapter and --quantize out"
@@ -85,6 +86,7 @@ def _check(settings: RunSettings, methods: Sequence[str]) -> None:
             "a comparison takes its methods from --methods, and finds a learning rate for each",
             "leave --method and --train.learning_rate out",
         )
+    check_trackers(settings.track)
 
 
 def with_rows_apart(settings: RunSettings) -> RunSettings:
@@ -96,33 +98,48 @@ def with_rows_apart(settings: RunSettings) -> RunSettings:
     return settings.model_copy(update={"data": data.model_copy(update=update), "out": None, "overwrite": False})
 
 
-def begin(path: Path, plan: dict[str, Any], what: str) -> None:
-    """Makes the folder of `path`, in which a comparison or search writes down its `plan`; or sees that it holds the same one."""
-    out = path.parent
-    if path.exists():
-        before = read_yaml(path)
-        if before != plan:
-            raise OutputError(
-                f"--out {out} holds a {what} with other settings ({', '.join(_differing(before, plan))})",
-                "give another --out, or the same settings to go on with it",
-            )
-        return
-    # A killed process leaves its lock behind, held by nobody.
-    if out.exists() and (not out.is_dir() or any(path.name != LOCK for path in out.iterdir())):
-        raise OutputError(f"--out {out} holds something that is no {what}", "choose another --out")
-    check_writable(path)
-    write_yaml(path, plan)
-
-
 @contextmanager
-def kept_in(out: Path) -> Iterator[None]:
-    """Says after Ctrl-C that what was finished is kept."""
-    try:
-        yield
-    except (Interrupted, KeyboardInterrupt):
-        raise Interrupted(
-            f"interrupted; what was finished is kept in {out}\n  → the same command goes on with it"
-        ) from None
+def begun(path: Path, settings: RunSettings, more: dict[str, Any], what: str) -> Iterator[None]:
+    """Holds the folder of `path`, in which a comparison or search writes down its plan: it is new, or holds the same plan.
+
+    A plan of which nothing was finished binds nobody, and goes where the work ends before anything else is there. Says after
+    Ctrl-C that what was finished is kept.
+    """
+    out = path.parent
+    if out.exists() and not out.is_dir():
+        raise OutputError(f"--out {out} is a file, expected a folder", "choose another --out")
+    plan = {"settings": settings.model_copy(update={"track": ()}).model_dump(mode="json"), **more}
+    with RunFolder(out).held():
+        _agree(path, plan, what)
+        try:
+            yield
+        except (Interrupted, KeyboardInterrupt):
+            kept = f"what was finished is kept in {out}" if _holds_more(path) else "nothing was finished yet"
+            raise Interrupted(f"interrupted; {kept}\n  → the same command goes on with it") from None
+        finally:
+            if not _holds_more(path):
+                path.unlink(missing_ok=True)
+
+
+def _agree(path: Path, plan: dict[str, Any], what: str) -> None:
+    """Writes the plan, or sees that it is the one by which something was finished here. Raises `OutputError`."""
+    if not _holds_more(path):
+        check_writable(path)
+        write_yaml(path, plan)
+        return
+    if not path.exists():
+        raise OutputError(f"--out {path.parent} holds something that is no {what}", "choose another --out")
+    before = read_yaml(path)
+    if before != plan:
+        raise OutputError(
+            f"--out {path.parent} holds a {what} with other settings ({', '.join(_differing(before, plan))})",
+            "give another --out, or the same settings to go on with it",
+        )
+
+
+def _holds_more(path: Path) -> bool:
+    """Whether the folder of `path` holds more than it and the lock, which a killed process leaves behind."""
+    return path.parent.is_dir() and any(each.name not in (path.name, LOCK) for each in path.parent.iterdir())
 
 
 def _differing(before: Any, after: Any, path: str = "") -> list[str]:
@@ -135,15 +152,36 @@ def _differing(before: Any, after: Any, path: str = "") -> list[str]:
     return [] if before == after else [path.removeprefix("settings.")]
 
 
+_T = TypeVar("_T")
+_DAMAGED = (InputError, OSError, KeyError, ValueError, TypeError, AttributeError, IndexError, StopIteration)
+
+
+def part(folder: Path, read: Callable[[], _T], make: Callable[[], None], listener: Listener) -> _T:
+    """What `read` finds in `folder`: as it was finished before, or else made. Where its files are damaged it is put aside, and
+    made again."""
+    if is_complete(folder):
+        try:
+            return read()
+        except _DAMAGED as error:
+            told = str(error).splitlines()[0] if str(error) else type(error).__name__
+            aside = next(p for i in count(1) if not (p := folder.with_name(f"{folder.name}-damaged-{i}")).exists())
+            listener(
+                Notice(f"{folder} is damaged ({told}): it is put aside as {aside.name}, and made again", warning=True)
+            )
+            folder.rename(aside)
+    make()
+    return read()
+
+
 def _ask(settings: RunSettings, method: str, out: Path, listener: Listener) -> Measured:
     folder = out / method
-    if not (folder / "evaluation.json").exists():
-        apart(
-            "ask",
-            {"settings": settings.model_dump(mode="json"), "folder": str(folder), "shots": method == "few-shot"},
-            listener,
-        )
-    return Measured.of(method, folder, read_json(folder / "cost.json"))
+    asked = {"settings": settings.model_dump(mode="json"), "folder": str(folder), "shots": method == "few-shot"}
+    return part(
+        folder,
+        lambda: Measured.of(method, folder, read_json(folder / "cost.json")),
+        lambda: apart("ask", asked, listener),
+        listener,
+    )
 
 
 def _train(settings: RunSettings, method: str, out: Path, budget: Budget, seed: int, listener: Listener) -> Measured:
@@ -154,24 +192,37 @@ def _train(settings: RunSettings, method: str, out: Path, budget: Budget, seed: 
         values["lora"] = {}
     if name != "last":
         values.pop("last_layers")
-    file = out / f"{method}-rates.json"
-    if not file.exists() or "rate" not in read_json(file):
-        apart("rates", {"settings": values | {"seed": settings.seed}, "file": str(file)}, listener)
-    search = read_json(file)
+    search = _rates(values | {"seed": settings.seed}, out / f"{method}-rates.json", listener)
     folder = out / (method if seed == settings.seed else f"{method}-seed-{seed}")
-    if not is_complete(folder):
-        values["train"]["learning_rate"] = search["rate"]
-        values["train"]["early_stopping"] = 0  # equal rows for all
-        if budget.minutes is not None:
-            pace = sum(each["rows"] for each in search["tried"]) / sum(each["seconds"] for each in search["tried"])
-            values["train"]["epochs"] = None
-            values["train"]["rows"] = max(1, round(60 * budget.minutes * pace))
-        apart("train", {"settings": values | {"out": str(folder)}}, listener)
+    values["train"]["learning_rate"] = search["rate"]
+    values["train"]["early_stopping"] = 0  # equal rows for all
+    if budget.minutes is not None:
+        pace = sum(each["rows"] for each in search["tried"]) / sum(each["seconds"] for each in search["tried"])
+        values["train"]["epochs"] = None
+        values["train"]["rows"] = max(1, round(60 * budget.minutes * pace))
+    return part(
+        folder,
+        lambda: Measured.of(method, folder, _cost(folder, search)),
+        lambda: apart("train", {"settings": values | {"out": str(folder)}}, listener),
+        listener,
+    )
+
+
+def _rates(values: dict[str, Any], file: Path, listener: Listener) -> dict[str, Any]:
+    """What the search of a learning rate found, before or now."""
+    with suppress(InputError):  # it is not there yet, or was damaged
+        found: dict[str, Any] = read_json(file)
+        if "rate" in found:
+            return found
+    apart("rates", {"settings": values, "file": str(file)}, listener)
+    return dict(read_json(file))
+
+
+def _cost(folder: Path, search: dict[str, Any]) -> dict[str, Any]:
     config = read_yaml(folder / "config.yaml")
-    events = [parse(row) for row in read_jsonl(folder / "metrics.jsonl")]
-    done = next(event for event in reversed(events) if isinstance(event, Done))
+    done = ending(folder)
     size = sum(path.stat().st_size for path in (folder / "adapter").glob("*.safetensors"))
-    cost = {
+    return {
         "trainable_parameters": read_json(folder / "adapter" / "afina.json")["trainable_parameters"],
         "peak_memory_gb": done.peak_memory_gb,
         "start_memory_gb": done.start_memory_gb,
@@ -182,4 +233,9 @@ def _train(settings: RunSettings, method: str, out: Path, budget: Budget, seed: 
         "learning_rate": config["train"]["learning_rate"],
         "epochs": config["train"]["epochs"],
     }
-    return Measured.of(method, folder, cost)
+
+
+def ending(run: Path) -> Done:
+    """How the training in the folder `run` ended."""
+    events = [parse(row) for row in read_jsonl(run / "metrics.jsonl")]
+    return next(event for event in reversed(events) if isinstance(event, Done))

@@ -14,7 +14,7 @@ from afina.measure.card import write_card
 from afina.measure.evaluation import Evaluation, Extra, Pairs, evaluate_adapted
 from afina.measure.judge import Judge
 from afina.measure.outcome import Outcome, Questions
-from afina.measure.own_metric import own_metric
+from afina.measure.own_metric import OwnMetric, own_metric
 from afina.measure.report import LABELS, write_report
 
 
@@ -43,7 +43,8 @@ def evaluate(  # noqa: PLR0913 - each by its name
         raise AdapterError(f"{run} is a merged model, without a base to compare it with", "give the run it came from")
     if (run / "config.yaml").exists():
         read_yaml(run / "config.yaml")  # the page needs it at the end; better to know now
-    extra = _extra(metrics, judge, listener)
+    own = _own(metrics)
+    extra = _extra(own, Judge(*judge) if judge else None, listener)
     keep_freed_memory()
     adapted = open_run(run, device=device, cache_dir=cache_dir, base=base, force=force)
     other = adapted.facts.get("base", {}).get("sha256") not in (None, adapted.base.facts.sha256)
@@ -87,6 +88,8 @@ def evaluate(  # noqa: PLR0913 - each by its name
     asked = Questions(kept, rows, kind, adapted.max_new_tokens, str(data))
     if is_text and (metrics or judge):
         raise SettingsError("--metric and --judge score answers, and plain text has none", "leave them out")
+    for metric in own:  # what is wrong with it shows before the models answer
+        metric.score([kept[0].references[0]], [kept[0].references])
     result = evaluate_adapted(
         adapted.base, asked, listener, cache_dir=cache_dir, extra=extra, mismatches=adapted.mismatches
     )
@@ -99,15 +102,19 @@ def evaluate(  # noqa: PLR0913 - each by its name
     return result
 
 
-def _extra(metrics: Sequence[str], judge: tuple[str, str] | None, listener: Listener) -> Extra:
-    """The user's own metrics, and the judge's. Raises `SettingsError` before any work is done."""
+def _own(metrics: Sequence[str]) -> list[OwnMetric]:
+    """The user's own metrics. Raises `SettingsError` before any work is done."""
     own = [own_metric(spec) for spec in metrics]
     taken = [metric.name for metric in own if metric.name in {*LABELS, "judge"}]
     if taken or len({metric.name for metric in own}) < len(own):
         raise SettingsError(
             f"--metric: there is a metric {(taken or [own[0].name])[0]!r} already", "rename the function"
         )
-    referee = Judge(*judge) if judge else None
+    return own
+
+
+def _extra(own: Sequence[OwnMetric], referee: Judge | None, listener: Listener) -> Extra:
+    """What the user's own metrics and the judge say of the answers."""
 
     def pairs(asked: Questions, base: Outcome, adapted: Outcome) -> Pairs:
         references = [example.references for example in asked.examples]

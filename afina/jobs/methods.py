@@ -1,5 +1,6 @@
 """The parts of a comparison, each of which runs in a process of its own (worker.py): ask the base, find a learning rate, train."""
 
+from contextlib import suppress
 from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 from afina.base.load import Base, import_libraries
 from afina.core.config import build
 from afina.core.device import memory_gb, peak_memory_gb
-from afina.core.errors import DataError, NonFiniteLoss, RunFailed
+from afina.core.errors import DataError, InputError, NonFiniteLoss, RunFailed
 from afina.core.events import Listener, Notice
 from afina.core.files import read_json, write_json
 from afina.data.load import find_examples
@@ -103,7 +104,9 @@ def search_rate(settings: dict[str, Any], file: str, listener: Listener) -> None
     """
     bench = Bench(build(RunSettings, settings), listener)
     path = Path(file)
-    found: dict[str, Any] = read_json(path) if path.exists() else {"tried": []}
+    found: dict[str, Any] = {"tried": []}
+    with suppress(InputError):  # it is not there yet, or was damaged
+        found |= read_json(path)
     rule = bench.rate(bench.settings)
     size = bench.settings.train.batch_size or 8
     rows = min(bench.full_rows(bench.settings), max(_STEPS * size, round(_PART * bench.full_rows(bench.settings))))

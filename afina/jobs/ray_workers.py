@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from afina.core.errors import RunFailed, SettingsError
+from afina.core.errors import RunFailed
 from afina.core.events import ignore
 from afina.jobs.search import work
 
@@ -11,13 +11,11 @@ from afina.jobs.search import work
 def search_on_ray(arguments: dict[str, Any], workers: int) -> None:
     """Runs `workers` searches until the budget is used up, with the processors that the cluster has, in equal parts.
 
-    Raises `SettingsError` without Ray (`pip install 'afina[ray]'`), and `RunFailed` where a worker fails.
+    Raises `RunFailed` where a worker fails.
     """
-    try:
-        import ray
-        from ray import tune
-    except ImportError as error:
-        raise SettingsError("--ray needs Ray Tune, which is not installed", "pip install 'afina[ray]'") from error
+    import ray
+    from ray import tune
+
     ray.init(ignore_reinit_error=True, include_dashboard=False)
     share = max(1, int(ray.cluster_resources().get("CPU", 1)) // workers)
     folder = str(Path(arguments["folder"]).absolute())

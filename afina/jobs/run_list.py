@@ -16,6 +16,9 @@ from afina.measure.evaluation import told
 from afina.measure.intervals import paired_difference
 from afina.measure.report import interval, label, number, table, verdict
 
+_REMEDY = (
+    "put the file back as it was, or make it anew: `afina eval RUN DATA` for an evaluation, `afina train` for a run"
+)
 _DECIDED = ("out", "overwrite", "data.path")  # differ between runs without saying anything
 
 
@@ -103,9 +106,11 @@ def _reading(path: Path) -> Iterator[None]:
     """Says that `path` is damaged where it does not hold what a run writes there."""
     try:
         yield
+    except InputError as error:
+        raise InputError(str(error).splitlines()[0], _REMEDY) from error
     except (KeyError, TypeError, ValueError, AttributeError, OSError) as error:
         what = f"lacks {error}" if isinstance(error, KeyError) else f"does not hold what a run writes there: {error}"
-        raise InputError(f"{path} {what}", "put the file back as it was, or train anew") from error
+        raise InputError(f"{path} {what}", _REMEDY) from error
 
 
 def show_run(run: Path) -> dict[str, Any]:

@@ -37,7 +37,8 @@ LOOKS = 2  # evaluations of a trial, at the same numbers of rows for all; the pr
 FEWEST_TRIALS = 10  # a trial is so short that as many fit into the time of the search
 SHORTEST = 0.15  # of a whole training
 REPEATS = 3  # seeds with which the best and the defaults are trained before a winner is announced
-_PROBE_STEPS, _PROBE_WIDTH = 40, 30.0  # of the range of learning rates: from the rule's divided by this to its multiple
+_PROBE_STEPS = 16, 40  # at least and at most, of the range of learning rates
+_PROBE_WIDTH = 30.0  # from the rule's divided by this to its multiple
 _WIDEST = 32.0  # between the lowest rate that is searched and the highest
 FORMS: dict[str, dict[str, Any]] = {"lora": {}, "rslora": {"rslora": True}, "dora": {"variant": "dora"}, "pissa": {"init": "pissa"}}  # fmt: skip
 
@@ -125,7 +126,8 @@ class _Search:
             return [rule * _PROBE_WIDTH ** (2 * i / max(1, steps - 1) - 1) for i in range(steps)]
 
         begun = time.monotonic()
-        steps = _PROBE_STEPS
+        fewest, most = _PROBE_STEPS
+        steps = min(most, max(fewest, self.rows // size))  # no longer than a whole training, where that is short
         try:
             trial = self.bench.run(self.settings, steps * size, listener=self.listener, rates=rates)
         except NonFiniteLoss:  # far too high is the end of it; a gentler one cannot diverge
@@ -225,7 +227,9 @@ class _Search:
         study, probe = open_study(self.folder), read_json(self.probe_file)
         best, rows = best_of(study), trial_rows(probe, self.budget)
         path = self.folder / "repeats.json"
-        found: dict[str, list[float]] = read_json(path) if path.exists() else {"best": [], "defaults": []}
+        found: dict[str, list[float]] = (
+            read_json(path) if path.exists() else {"best": [], "defaults": [], "seconds": []}
+        )
         plain = defaults(probe["rule"])
         if best == plain:
             return
@@ -238,6 +242,7 @@ class _Search:
                 )
                 trial = self.bench.run(settings, round(rows * chosen["epochs"]), listener=self.listener)
                 found[name].append(trial.loss)
+                found["seconds"].append(trial.seconds)
                 write_json(path, found)
                 self.listener(Notice(f"{name} with seed {settings.seed}: held-out loss {trial.loss:.4f}"))
 

@@ -27,7 +27,7 @@ class Trackers:
 
     def __init__(self, names: Sequence[str], listener: Listener) -> None:
         """Raises `SettingsError` where one is unknown or not installed."""
-        _check(names)
+        check_trackers(names)
         self._names, self._listener, self._closing = tuple(dict.fromkeys(names)), listener, ExitStack()
         self._step = 0
         self._logs: dict[str, Log] = {}
@@ -75,7 +75,8 @@ class Trackers:
         self._listener(Notice(f"--track {name} failed and is left out from here on: {error}", warning=True))
 
 
-def _check(names: Sequence[str]) -> None:
+def check_trackers(names: Sequence[str]) -> None:
+    """Raises `SettingsError` where one is unknown or not installed."""
     for name in names:
         if name not in _TRACKERS:
             raise SettingsError(

@@ -3,19 +3,22 @@
 import signal
 import threading
 from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from afina.core.errors import RunFailed, SettingsError
+from afina.core.errors import InputError, RunFailed, SettingsError
 from afina.core.events import Listener, Notice, ignore
 from afina.core.files import read_json, write_json, write_yaml
-from afina.jobs.compare import begin, kept_in, with_rows_apart
-from afina.jobs.runs import RunFolder, is_complete
+from afina.jobs.compare import begun, ending, part, with_rows_apart
 from afina.jobs.search import configured, defaults, open_study, trial_rows
 from afina.jobs.settings import RunSettings
+from afina.jobs.trackers import check_trackers
 from afina.jobs.worker import apart, finish, start
+from afina.measure.comparison import Measured
 from afina.measure.tuning import Tuning, write_page
 
 _PLAN = "tune.yaml"
@@ -41,8 +44,7 @@ def tune(settings: RunSettings, effort: Effort, listener: Listener = ignore) -> 
     _check(settings, effort)
     out = settings.out or Path("runs") / f"{settings.data.path.stem}-tune"
     settings = with_rows_apart(settings)
-    begin(out / _PLAN, {"settings": settings.model_dump(mode="json"), "workers": effort.workers}, "search")
-    with RunFolder(out).held(), kept_in(out):
+    with begun(out / _PLAN, settings, {"workers": effort.workers}, "search"):
         return _tune(settings, effort, out, listener)
 
 
@@ -57,6 +59,8 @@ def _tune(settings: RunSettings, effort: Effort, out: Path, listener: Listener) 
             )
         )
     arguments = {"settings": values, "folder": str(out), "budget": budget}
+    for name in ("probe.json", "repeats.json"):
+        _forget_damaged(out / name, listener)
     _forget_cut_off(out)
     if effort.workers == 1 and not effort.ray:
         apart("search", arguments | {"parts": ["probe", "trials", "repeat"], "worker": 0}, listener)
@@ -75,26 +79,47 @@ def _tune(settings: RunSettings, effort: Effort, out: Path, listener: Listener) 
             f"no trial came to its end\n  → look at {out}, or begin anew with another --out and a longer search"
         )
     best, plain = dict(study.best_trial.params), defaults(probe["rule"])
-    repeats = read_json(out / "repeats.json") if (out / "repeats.json").exists() else {"best": [], "defaults": []}
-    runs = {}
+    repeats = (
+        read_json(out / "repeats.json")
+        if (out / "repeats.json").exists()
+        else {"best": [], "defaults": [], "seconds": []}
+    )
+    finals = {}
     for name, chosen in (("defaults", plain), ("best", best)):
         if name == "best" and best == plain:
             continue
         made = configured(settings, chosen, probe["full_rows"])
         write_yaml(out / f"{name}.yaml", made.model_dump(mode="json", exclude={"out", "overwrite"}))
-        runs[name] = out / name
-        if not is_complete(out / name):
-            listener(Notice(f"— a whole training with the {'best' if name == 'best' else 'default'} settings —"))
-            apart("train", {"settings": made.model_dump(mode="json") | {"out": str(out / name)}}, listener)
-    tuning = Tuning.of(study, probe, repeats, runs, plain, trial_rows(probe, budget), out)
+        finals[name] = part(
+            out / name,
+            partial(_final, name, out / name),
+            partial(_train, name, made.model_dump(mode="json") | {"out": str(out / name)}, listener),
+            listener,
+        )
+    tuning = Tuning.of(study, probe, repeats, finals, plain, trial_rows(probe, budget), out)
     write_json(out / "tuning.json", tuning.json())
     write_page(tuning, out / "tuning.html")
     return tuning
 
 
+def _final(name: str, folder: Path) -> Measured:
+    done = ending(folder)
+    return Measured.of(name, folder, {"seconds": done.seconds})
+
+
+def _train(name: str, settings: dict[str, Any], listener: Listener) -> None:
+    listener(Notice(f"— a whole training with the {'best' if name == 'best' else 'default'} settings —"))
+    apart("train", {"settings": settings}, listener)
+
+
 def _check(settings: RunSettings, effort: Effort) -> None:
-    if (effort.minutes is None) == (effort.trials is None):
+    if effort.minutes is None and effort.trials is None:
         raise SettingsError("a search needs an end: --minutes M or --trials N", "give one of the two")
+    if effort.minutes is not None and effort.trials is not None:
+        raise SettingsError("--minutes and --trials exclude each other", "give one of the two")
+    check_trackers(settings.track)
+    if effort.ray and find_spec("ray") is None:
+        raise SettingsError("--ray needs Ray Tune, which is not installed", "pip install 'afina[ray]'")
     if settings.method != "lora" or settings.adapter:
         raise SettingsError("tune searches settings of a new LoRA adapter", "leave --method and --adapter out")
     if settings.train.tokens_per_batch:
@@ -106,13 +131,26 @@ def _check(settings: RunSettings, effort: Effort) -> None:
         )
 
 
+def _forget_damaged(file: Path, listener: Listener) -> None:
+    """What cannot be read is found out again."""
+    try:
+        if file.exists():
+            read_json(file)
+    except InputError as error:
+        listener(Notice(f"{error}: it is found out again", warning=True))
+        file.unlink()
+
+
 def _forget_cut_off(out: Path) -> None:
     """Trials that a killed search left unfinished count as failed. (The folder is locked: nobody is at them.)"""
     if not (out / "study.journal").exists():
         return
     import optuna
 
-    study = open_study(out)
+    try:
+        study = open_study(out)
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{out / 'study.journal'} is damaged: {error}", "begin anew with another --out") from error
     for trial in study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):
         study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from afina.core.files import read_json, read_jsonl, write_atomic
 from afina.measure.evaluation import told
-from afina.measure.intervals import Difference, paired_difference
+from afina.measure.intervals import FEWEST_ROWS, Difference, paired_difference
 from afina.measure.metrics import MAIN, metrics
 from afina.measure.pages import page
 from afina.measure.plots import quality_against_cost
@@ -33,9 +33,15 @@ class Measured:
 
     @staticmethod
     def of(method: str, folder: Path, cost: dict[str, Any]) -> "Measured":
-        return Measured(
+        """What the evaluation in `folder` says. Raises `InputError`, `OSError`, `KeyError` or `ValueError` where its files are damaged."""
+        found = Measured(
             method, read_json(folder / "evaluation.json"), read_jsonl(folder / "predictions.jsonl"), cost, str(folder)
         )
+        rows = found.evaluation["rows"]
+        if found.evaluation["kind"] != "text" and len(found.predictions) != rows:
+            raise ValueError(f"predictions.jsonl has {len(found.predictions)} of {rows} rows")
+        _ = found.quality
+        return found
 
     @staticmethod
     def failed(method: str, reason: str) -> "Measured":
@@ -97,8 +103,22 @@ class Comparison:
         same = [n for n, d in self.differences.items() if d.verdict in ("not distinguishable", "too few rows to tell")]
         return [name for name in self.methods if name == self.best or name in same]
 
+    @property
+    def rows(self) -> int:
+        """How many they were evaluated on."""
+        return int(next(iter(self.there.values())).evaluation["rows"]) if self.there else 0
+
+    def trivial(self) -> tuple[str, float]:
+        """The best of the answers that need no model: what it is, and its score."""
+        found = {what: each[self.metric] for what, each in self.there[str(self.best)].evaluation["trivial"].items()}
+        sign = -1 if self.there[str(self.best)].main().lower_is_better else 1
+        name = max(found, key=lambda what: sign * found[what])
+        return name, float(found[name])
+
     def recommended(self) -> str | None:
-        """Of the methods as good as the best: one that needs no training, or the one that took least memory."""
+        """Of the methods as good as the best: one that needs no training, or the one that took least memory. None on few rows."""
+        if self.rows < FEWEST_ROWS:
+            return None
         good = self.as_good()
         free = [name for name in good if name not in TRAINED]
         return free[0] if free else min(good, key=lambda name: self.there[name].memory_gb(), default=None)
@@ -113,7 +133,8 @@ class Comparison:
             "recommended": self.recommended() if self.there else None,
             "words": list(self.words()),
             "data": self.data,
-            "rows": next(iter(self.there.values())).evaluation["rows"] if self.there else 0,
+            "rows": self.rows,
+            "trivial": dict(zip(("what", "quality"), self.trivial(), strict=True)) if self.there else None,
         }
 
     def _entry(self, name: str, runs: list[Measured]) -> dict[str, Any]:
@@ -131,6 +152,7 @@ class Comparison:
             **run.cost,
             "memory_above_imports_gb": run.memory_gb(),
             "answer_seconds": scores.get("latency"),
+            "stop_rate": scores.get("stop_rate"),
             "answer_tokens_per_second": scores.get("tokens_per_second"),
             "forgetting": general,
             "seeds": [each.quality for each in runs if not each.failure],
@@ -142,8 +164,25 @@ class Comparison:
         if not self.there:
             yield "No method came to its end."
             return
-        yield self._recommendation()
+        yield self._recommendation() if self.recommended() else self._too_few()
+        yield self._against_trivial()
         yield from self._claims()
+
+    def _too_few(self) -> str:
+        best = str(self.best)
+        return (
+            f"{self.rows} rows are too few to choose by: {best} has the highest {label(self.metric)}, "
+            f"{number(self.metric, self.there[best].quality)}, which may be luck. Keep more rows apart, by a larger file, --test or --test-data."
+        )
+
+    def _against_trivial(self) -> str:
+        what, score = self.trivial()
+        best = self.there[str(self.best)]
+        better = best.evaluation["over_trivial"]["verdict"] == "better"
+        than = "which every method here fails to beat by more than luck" if not better else f"which {self.best} beats"
+        return (
+            f"An answer that needs no model ({what}) reaches {number(self.metric, score)} {label(self.metric)}, {than}."
+        )
 
     def _recommendation(self) -> str:
         choice, good, best = self.recommended(), self.as_good(), str(self.best)
@@ -177,10 +216,12 @@ _COLUMNS: tuple[tuple[str, str, str], ...] = (  # heading, key, format
     ("memory, GB", "peak_memory_gb", "{:.2f}"),
     ("above imports, GB", "memory_above_imports_gb", "{:.2f}"),
     ("training, s", "seconds", "{:.0f}"),
+    ("rate search, s", "search_seconds", "{:.0f}"),
     ("tokens/s", "training_tokens_per_second", "{:.0f}"),
     ("on disk, MB", "size_mb", "{:.1f}"),
     ("one answer, s", "answer_seconds", "{:.2f}"),
-    ("rate", "learning_rate", "{:.2g}"),
+    ("ends by itself", "stop_rate", "{:.0%}"),
+    ("learning rate", "learning_rate", "{:.2g}"),
 )
 
 
@@ -188,7 +229,7 @@ def table(comparison: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Headings and lines of the comparison's table, as text."""
     languages = sorted({k for m in comparison["methods"].values() for k in m.get("forgetting", {})})
     heads = ["method", label(comparison["metric"]), "95 % interval", *(head for head, _, _ in _COLUMNS)]
-    heads += [f"forgetting {language}" for language in languages]
+    heads += [f"forgetting {language}, nats" for language in languages]
     lines = []
     for name, entry in comparison["methods"].items():
         if "failed" in entry:
@@ -235,7 +276,7 @@ def write_page(comparison: Comparison, path: Path) -> None:
             (row[0]["prompt"], row[0]["references"][0], [each["adapted"] for each in row]) for row in list(rows)[:6]
         ]
     text = page(
-        "comparison.html", comparison=found, heads=heads, lines=lines, plots=plots, examples=examples, names=names,
+        "comparison.html", trained=[found["methods"][n]["folder"] for n in sorted(trained, key=lambda n: n != found["recommended"])], comparison=found, heads=heads, lines=lines, plots=plots, examples=examples, names=names,
         failures={n: e["failed"] for n, e in found["methods"].items() if "failed" in e}, label=label(found["metric"]) if found["metric"] else "",
     )  # fmt: skip
     write_atomic(path, text)

@@ -51,7 +51,15 @@ def paired_difference(a: Metric, b: Metric, seed: int = 0) -> Difference:
 
 
 def interval(metric: Metric, seed: int = 0) -> tuple[float, float]:
-    """The 95 % interval of a score, by the bootstrap over rows; NaN where it is undefined."""
+    """The 95 % interval of a score, by the bootstrap over rows; NaN where it is undefined.
+
+    Where every row says no, or every row yes, resampling would see no doubt: there it is the exact one of n equal draws
+    (Clopper and Pearson 1934, https://doi.org/10.1093/biomet/26.4.404).
+    """
+    rows, n = metric.stats, len(metric.stats)
+    if rows.shape[1] == 1 and n > 1 and rows.min() == rows.max() and rows[0, 0] in (0.0, 1.0):
+        doubt = 1 - ((1 - LEVEL) / 2) ** (1 / n)
+        return (0.0, doubt) if rows[0, 0] == 0 else (1 - doubt, 1.0)
     return _bounds(metric.stats, metric.value, seed)
 
 

@@ -58,7 +58,10 @@ def own_metric(spec: str) -> OwnMetric:
     if not callable(function):
         known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         has = f"it has {', '.join(known)}" if known else "it has no function"
-        raise SettingsError(f"--metric {spec}: no function {name!r} in {path}, {has}.{near(name, known)}")
+        raise SettingsError(
+            f"--metric {spec}: no function {name!r} in {path}, {has}.{near(name, known)}",
+            "write it as FILE.py:FUNCTION",
+        )
     return OwnMetric(name, path, function)
 
 

@@ -39,7 +39,7 @@ class Tuning:
 
     @staticmethod
     def of(
-        study: "optuna.Study", probe: dict[str, Any], repeats: dict[str, list[float]], runs: dict[str, Path],
+        study: "optuna.Study", probe: dict[str, Any], repeats: dict[str, list[float]], finals: dict[str, Measured],
         plain: dict[str, Any], trial_rows: int, folder: Path,
     ) -> "Tuning":  # fmt: skip
         trials = [
@@ -53,7 +53,6 @@ class Tuning:
             for t in study.trials
             if t.state.name in ("COMPLETE", "PRUNED")
         ]
-        finals = {name: Measured.of(name, run, {}) for name, run in runs.items()}
         return Tuning(
             trials,
             dict(study.best_trial.params),
@@ -89,7 +88,8 @@ class Tuning:
 
     def words(self) -> Iterator[str]:
         pruned = sum(trial["state"] == "pruned" for trial in self.trials)
-        tried = f"{len(self.trials)} trials of {self.trial_rows} rows ({pruned} given up early)"
+        whole = f"{self.trial_rows} of a whole training's {self.probe['full_rows']} rows each"
+        tried = f"{len(self.trials)} trials ({whole}; {pruned} given up early)"
         if self.best == self.plain:
             yield f"Nothing in {tried} was better than the defaults: keep them."
         else:
@@ -98,16 +98,17 @@ class Tuning:
         difference = self.on_test()
         if difference is not None:
             yield self._tested(difference)
+        yield self._cost()
 
     def _repeated(self) -> str:
         gain = self.gain()
         if gain is None:
             return "It was not repeated with other seeds, so nothing is announced."
         seeds = len(self.repeats["best"])
-        size = f"by {gain[0]:+.4f} ± {gain[1]:.4f} nats a token over {seeds} other seeds"
+        size = f"{abs(gain[0]):.4f} nats a token {'lower' if gain[0] > 0 else 'higher'} (mean of {seeds} other seeds; standard error {gain[1]:.4f})"
         if self.winner() == "best":
-            return f"With other seeds it is better than the defaults again, {size}: it is the winner."
-        return f"With other seeds it is not clearly better than the defaults ({size}): they are as good, and stay the winner."
+            return f"With other seeds its held-out loss is again below the defaults', {size}: it is the winner, for this loss decides."
+        return f"With other seeds its held-out loss is not clearly below the defaults' ({size}): they are as good, and stay the winner."
 
     def _tested(self, found: Difference) -> str:
         metric = self.finals["best"].evaluation["main_metric"]
@@ -119,8 +120,27 @@ class Tuning:
         }.get(found.verdict, found.verdict)
         return (
             f"On the {found.rows} rows kept apart, which the search never saw: defaults {a}, searched {b} {label(metric)} "
-            f"(95 % interval of the difference {interval(metric, told(found))}); {judged}."
+            f"(95 % interval of the difference {interval(metric, told(found))}); {judged}. {self._losses()}"
         )
+
+    def _losses(self) -> str:
+        """The loss on the rows kept apart, which tells finer than the score."""
+        plain, best = (self.finals[name].evaluation["adapted"].get("loss") for name in ("defaults", "best"))
+        return (
+            ""
+            if plain is None or best is None
+            else f"The loss there: defaults {plain:.3f}, searched {best:.3f} nats a token."
+        )
+
+    def _cost(self) -> str:
+        parts = {
+            "the range of rates": self.probe["seconds"],
+            "the trials": sum(trial["seconds"] or 0.0 for trial in self.trials),
+            "the repetition": sum(self.repeats["seconds"]),
+            "whole trainings": sum(run.cost["seconds"] for run in self.finals.values()),
+        }
+        each = ", ".join(f"{seconds / 60:.1f} for {what}" for what, seconds in parts.items() if seconds)
+        return f"It took {sum(parts.values()) / 60:.1f} minutes beside evaluating: {each}."
 
     def next_hour(self) -> Iterator[str]:
         """What further searching would try."""
@@ -222,7 +242,7 @@ def write_page(tuning: Tuning, path: Path) -> None:
         "tuning.html",
         tuning=found,
         lines=lines,
-        names=names,
+        names=[f"{name} ×" if name in ("batch", "epochs") else name for name in names],
         plots=plots,
         config=tuning.config,
         few=FEWEST,

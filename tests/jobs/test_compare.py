@@ -9,7 +9,7 @@ from conftest import write_rows
 
 import afina
 from afina.core.config import build, read_yaml
-from afina.core.errors import BaseModelError, Interrupted, OutputError, RunFailed, SettingsError
+from afina.core.errors import BaseModelError, DataError, InputError, Interrupted, OutputError, RunFailed, SettingsError
 from afina.core.events import Notice
 from afina.jobs import worker
 from afina.jobs.compare import Budget, compare
@@ -102,6 +102,50 @@ def test_a_lock_that_a_killed_process_left_is_in_nobodys_way(settings: RunSettin
     settings.out.mkdir(parents=True)
     (settings.out / ".lock").touch()
     assert list(compare(settings, ["base"]).there) == ["base"]
+
+
+def test_damaged_parts_are_made_again_and_the_others_kept(settings: RunSettings, in_process: list[str]) -> None:
+    methods = ["base", "few-shot", "lora"]
+    before = compare(settings, methods).json()
+    assert settings.out is not None
+    for file, rest in (("base/evaluation.json", "{"), ("lora/predictions.jsonl", ""), ("lora-rates.json", "{}")):
+        (settings.out / file).write_text(rest)
+    in_process.clear()
+    news: list[object] = []
+    after = compare(settings, methods, listener=news.append).json()
+    assert in_process == ["ask", "rates", "train"]
+    assert {n: m["quality"] for n, m in after["methods"].items()} == {
+        n: m["quality"] for n, m in before["methods"].items()
+    }
+    damaged = [each.text for each in news if isinstance(each, Notice) and "is damaged" in each.text]
+    assert len(damaged) == 2
+    in_process.clear()
+    compare(settings, methods)
+    assert in_process == []
+
+
+def test_a_mistake_does_not_keep_the_folder(settings: RunSettings, in_process: list[str]) -> None:
+    wrong = settings.model_copy(update={"data": settings.data.model_copy(update={"prompt": "{nope}"})})
+    for work in (lambda s: compare(s, ["base"]), lambda s: tune(s, Effort(trials=1))):
+        with pytest.raises(DataError, match="nope"):
+            work(wrong)
+        assert settings.out is not None
+        assert not settings.out.exists()
+    assert list(compare(settings, ["base"]).there) == ["base"]
+    with pytest.raises(SettingsError, match="no such tracker"):
+        compare(settings.model_copy(update={"track": ("nonsense",)}), ["base"])
+    settings.out.with_name("file").touch()
+    with pytest.raises(OutputError, match="is a file"):
+        compare(settings.model_copy(update={"out": settings.out.with_name("file")}), ["base"])
+
+
+def test_few_rows_recommend_nothing(settings: RunSettings, in_process: list[str]) -> None:
+    few = settings.model_copy(update={"data": settings.data.model_copy(update={"test_rows": 6})})
+    found = compare(few, ["base", "lora"])
+    assert found.json()["recommended"] is None
+    words = " ".join(found.words())
+    assert "6 rows are too few to choose by" in words
+    assert "An answer that needs no model" in words
 
 
 def test_few_shot_shows_training_rows_and_answers_each(
@@ -197,6 +241,15 @@ def test_a_search_and_what_it_leaves(settings: RunSettings, in_process: list[str
     assert len(open_study(settings.out).trials) == 7
     tune(settings, Effort(trials=9))  # a longer one goes on
     assert len(open_study(settings.out).trials) == 9
+    for name in ("repeats.json", "probe.json", "defaults/evaluation.json"):
+        (settings.out / name).write_text('{"')
+    in_process.clear()
+    mended = tune(settings, Effort(trials=9))
+    assert in_process == ["search", "train"]
+    assert mended.repeats["defaults"] == again.repeats["defaults"]
+    (settings.out / "study.journal").write_text("no line of a journal\n")
+    with pytest.raises(InputError, match=r"study\.journal is damaged"):
+        tune(settings, Effort(trials=9))
 
 
 def test_a_search_that_was_cut_off_goes_on(settings: RunSettings, in_process: list[str], monkeypatch) -> None:
@@ -275,8 +328,9 @@ def test_every_choice_reaches_the_settings(settings: RunSettings) -> None:
 def test_luck_is_not_announced_as_a_winner() -> None:
     def tuning(best: list[float]) -> Tuning:
         plain = defaults(1e-3)
-        repeats = {"defaults": [1.0, 1.1, 0.9], "best": best}
-        return Tuning([], plain | {"rank": 8}, plain, {}, repeats, {}, {"low": 1e-4, "high": 1e-2}, 10, Path("x"))
+        repeats = {"defaults": [1.0, 1.1, 0.9], "best": best, "seconds": [1.0]}
+        probe = {"low": 1e-4, "high": 1e-2, "seconds": 3.0, "full_rows": 100}
+        return Tuning([], plain | {"rank": 8}, plain, {}, repeats, {}, probe, 10, Path("x"))
 
     assert tuning([0.5, 0.6, 0.4]).winner() == "best"
     assert tuning([0.9, 1.15, 0.9]).winner() == "defaults"
@@ -288,7 +342,8 @@ def test_luck_is_not_announced_as_a_winner() -> None:
     ("effort", "change", "said"),
     [
         (Effort(), {}, "--minutes M or --trials N"),
-        (Effort(minutes=1, trials=2), {}, "one of the two"),
+        (Effort(minutes=1, trials=2), {}, "exclude each other"),
+        (Effort(trials=2), {"track": ("nonsense",)}, "no such tracker"),
         (Effort(trials=2), {"method": "head"}, "new LoRA adapter"),
         (Effort(trials=2), {"lora": afina.RunSettings.model_fields["lora"].default.model_copy(update={"rank": 4})}, "--lora"),
     ],

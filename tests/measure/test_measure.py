@@ -197,3 +197,14 @@ def test_verdicts() -> None:
     assert paired_difference(low, low).verdict == "not distinguishable"
     same = metrics("text", TEXT_ANSWERS * 3, TEXT_REFERENCES * 3)[0]
     assert paired_difference(same, same).value == 0
+
+
+def test_no_row_right_is_no_certainty() -> None:
+    """The bounds of Clopper and Pearson, from the Beta distribution."""
+    from scipy.stats import beta
+
+    for n in (9, 640):
+        low, high = interval(mean_metric([0.0] * n))
+        assert low == 0
+        assert high == pytest.approx(beta.ppf(0.975, 1, n))
+        assert interval(mean_metric([1.0] * n)) == (pytest.approx(beta.ppf(0.025, n, 1)), 1.0)

@@ -165,8 +165,8 @@ def test_eval_with_a_metric_of_ones_own(run: Path, tmp_path: Path, capsys: pytes
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        ([], "nothing, or two things"),
-        (["d.jsonl", "--tasks", "x"], "nothing, or two things"),
+        ([], "nothing to evaluate on"),
+        (["d.jsonl", "--tasks", "x"], "exclude each other"),
         (["d.jsonl", "--judge", "http://127.0.0.1:1"], "belong together"),
         (["d.jsonl", "--chat"], "with --tasks only"),
         (["--tasks", "x", "--references", "r"], "rows of your own"),

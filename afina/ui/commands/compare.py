@@ -36,7 +36,9 @@ def run(options: argparse.Namespace) -> int:
     settings = run_settings(options)
     if options.minutes and (settings.train.epochs or settings.train.rows):
         raise SettingsError("--minutes and --epochs exclude each other", "give one of them")
-    methods = [name.strip() for name in options.methods.split(",")] if options.methods else METHODS
+    methods = (
+        METHODS if options.methods is None else [name.strip() for name in options.methods.split(",") if name.strip()]
+    )
     with Display() as display:
         found = compare(settings, methods, Budget(options.minutes, options.seeds), display)
     if options.json:

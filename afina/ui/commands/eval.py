@@ -36,9 +36,8 @@ def flags(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     if (options.data is None) == (options.tasks is None):
-        raise SettingsError(
-            "nothing, or two things, to evaluate on", "afina eval RUN DATA, or afina eval RUN --tasks NAME"
-        )
+        wrong = "there is nothing to evaluate on" if options.data is None else "DATA and --tasks exclude each other"
+        raise SettingsError(wrong, "afina eval RUN DATA, or afina eval RUN --tasks NAME")
     return _on_data(options) if options.data else _on_tasks(options)
 
 
