@@ -85,10 +85,15 @@ def search_history(trials: Sequence[tuple[int, float, bool]]) -> str:
 
 def search_rates(trials: Sequence[tuple[float, float]], default: float) -> str:
     """(learning rate, held-out loss) of each trial that came to its end; a line at the default rate."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
     figure, axes = _figure()
     axes.plot([rate for rate, _ in trials], [loss for _, loss in trials], "o", color=_COLOURS[0])
     axes.axvline(default, color=_INK, linestyle="--", linewidth=1, label=f"default, {default:.2g}")
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda rate, _: f"{rate:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("learning rate")
     axes.set_ylabel("held-out loss, nats a token")
     axes.legend(frameon=False, labelcolor=_INK)

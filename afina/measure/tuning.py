@@ -105,7 +105,7 @@ class Tuning:
         if gain is None:
             return "It was not repeated with other seeds, so nothing is announced."
         seeds = len(self.repeats["best"])
-        size = f"{abs(gain[0]):.4f} nats a token {'lower' if gain[0] > 0 else 'higher'} (mean of {seeds} other seeds; standard error {gain[1]:.4f})"
+        size = f"{abs(gain[0]):.4f} nats a token {'lower' if gain[0] > 0 else 'higher'}, the mean of {seeds} other seeds, standard error {gain[1]:.4f}"
         if self.winner() == "best":
             return f"With other seeds its held-out loss is again below the defaults', {size}: it is the winner, for this loss decides."
         return f"With other seeds its held-out loss is not clearly below the defaults' ({size}): they are as good, and stay the winner."
