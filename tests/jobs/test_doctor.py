@@ -1,7 +1,6 @@
 """The doctor, of the machine and of runs: each planted fault is found, and a healthy one is called so."""
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -77,8 +76,8 @@ def test_real_faults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     assert main(["doctor", "--cache-dir", str(tmp_path), "--json"]) == 1
     told = capsys.readouterr().out
     assert json.loads(told)["state"] == "wrong"
-    for secret in (str(tmp_path), str(Path.home()), os.uname().nodename, "/"):
-        assert secret == "/" or secret not in told
+    assert str(tmp_path) not in told
+    assert str(Path.home()) not in told
 
 
 def test_facts_of_this_machine(tmp_path: Path) -> None:
