@@ -1,5 +1,6 @@
 """The search's workers as trials of Ray Tune, on the machines of its cluster: they meet in the study's file, so its folder must be shared."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ def search_on_ray(arguments: dict[str, Any], workers: int) -> None:
 
     Raises `RunFailed` where a worker fails.
     """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray's own reports of its use
     import ray
     from ray import tune
 
