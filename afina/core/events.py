@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TypeAlias
@@ -103,6 +103,16 @@ def forget_after(path: Path, step: int) -> None:
     if path.exists():
         rows = [row for row in read_jsonl(path) if row["event"] != "done" and row["step"] <= step]
         write_jsonl(path, rows)
+
+
+def read_events(path: Path) -> list[Event]:
+    """What a run recorded in its `metrics.jsonl`, in order."""
+    return [parse(row) for row in read_jsonl(path)]
+
+
+def end_of(events: Sequence[Event]) -> Done | None:
+    """How the training last ended; None where it was cut off."""
+    return next((event for event in reversed(events) if isinstance(event, Done)), None)
 
 
 def row(event: Event) -> dict[str, object]:

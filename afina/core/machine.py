@@ -11,7 +11,7 @@ import psutil
 import torch
 
 from afina.core.config import Settings
-from afina.core.device import processor
+from afina.core.device import compiler, processor
 from afina.version import __version__
 
 _PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "huggingface_hub", "gguf", "numpy", "pydantic")
@@ -68,7 +68,7 @@ def look(places: dict[str, Path]) -> Machine:
         swap_used=int(swap.used),
         disk_free={name: shutil.disk_usage(_existing(path)).free for name, path in places.items()},
         writable={name: os.access(_existing(path), os.W_OK) for name, path in places.items()},
-        compiler=next((name for name in ("c++", "g++", "clang++") if shutil.which(name)), None),
+        compiler=Path(program).name if (program := compiler()) else None,
         cuda_build=torch.version.cuda,
         gpus=tuple(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())),
         gpu_devices=any(Path("/dev").glob("nvidia[0-9]*")),

@@ -9,8 +9,8 @@ from typing import Any, TypeVar, get_args
 
 from afina.core.config import read_yaml
 from afina.core.errors import InputError, Interrupted, OutputError, RunFailed, SettingsError, near
-from afina.core.events import Done, Listener, Notice, ignore, parse
-from afina.core.files import check_writable, read_json, read_jsonl, write_json, write_yaml
+from afina.core.events import Done, Listener, Notice, end_of, ignore, read_events
+from afina.core.files import check_writable, read_json, write_json, write_yaml
 from afina.jobs.runs import LOCK, RunFolder, is_complete
 from afina.jobs.settings import RunSettings
 from afina.jobs.trackers import check_trackers
@@ -153,7 +153,7 @@ def _differing(before: Any, after: Any, path: str = "") -> list[str]:
 
 
 _T = TypeVar("_T")
-_DAMAGED = (InputError, OSError, KeyError, ValueError, TypeError, AttributeError, IndexError, StopIteration)
+_DAMAGED = (InputError, OSError, KeyError, ValueError, TypeError, AttributeError, IndexError)
 
 
 def part(folder: Path, read: Callable[[], _T], make: Callable[[], None], listener: Listener) -> _T:
@@ -236,6 +236,8 @@ def _cost(folder: Path, search: dict[str, Any]) -> dict[str, Any]:
 
 
 def ending(run: Path) -> Done:
-    """How the training in the folder `run` ended."""
-    events = [parse(row) for row in read_jsonl(run / "metrics.jsonl")]
-    return next(event for event in reversed(events) if isinstance(event, Done))
+    """How the training in the folder `run` ended. Raises `ValueError` where it was cut off."""
+    done = end_of(read_events(run / "metrics.jsonl"))
+    if done is None:
+        raise ValueError(f"{run / 'metrics.jsonl'} has no end")
+    return done

@@ -9,14 +9,13 @@ from typing import Any, Literal
 from afina.base import kernels
 from afina.base.catalogue import catalogue
 from afina.base.sources import damaged
-from afina.core.device import bf16_speedup, default_cache, pick_device
+from afina.core.device import default_cache, pick_device, pick_dtype
 from afina.core.machine import Machine, look
 
 GB = 1e9
 _FEW_MEMORY, _FEW_DISK = 2 * GB, 2 * GB  # the starter trains in 1.5 GB; its files and a run take one
 _SWAPPED = 1 * GB
 _BUSY = 0.5  # processes of others a core
-_MUCH_FASTER = 1.3  # what makes bf16 worth its roundings (device.pick_dtype)
 State = Literal["ok", "slow", "wrong"]
 
 
@@ -54,7 +53,7 @@ def doctor(cache_dir: Path | None = None) -> Examined:
     cache = cache_dir or default_cache()
     machine = look({"cache": cache, "this folder": Path.cwd()})
     findings = list(judge(machine))
-    findings += [_kernels(machine, cache), _bf16(cache), *_models(cache)]
+    findings += [_kernels(machine, cache), _number_format(cache), *_models(cache)]
     return Examined(machine, findings)
 
 
@@ -172,11 +171,9 @@ def _kernels(m: Machine, cache: Path) -> Finding:
     )
 
 
-def _bf16(cache: Path) -> Finding:
-    ratio = bf16_speedup(pick_device("cpu"), cache)
-    if ratio >= _MUCH_FASTER:
-        return Finding("bf16", "ok", f"products are {ratio:.1f} times as fast as in fp32 (measured), so it is used")
-    return Finding("bf16", "ok", f"products are {ratio:.1f} times as fast as in fp32 (measured), so fp32 is used")
+def _number_format(cache: Path) -> Finding:
+    dtype, reason = pick_dtype("auto", pick_device("cpu"), cache)
+    return Finding("number format", "ok", f"{str(dtype).removeprefix('torch.')}, for {reason}")
 
 
 def _models(cache: Path) -> Iterator[Finding]:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from afina.core.config import read_yaml
 from afina.core.errors import InputError
-from afina.core.events import Done, HeldOut, Step, parse
+from afina.core.events import Done, HeldOut, Step, end_of, read_events
 from afina.core.files import read_json, read_jsonl
 from afina.core.machine import memory_limit
 from afina.jobs.doctor import Finding
@@ -63,7 +63,7 @@ def _read(folder: Path) -> _Run:
         return read_json(path) if path.exists() else None
 
     metrics, rejected = folder / "metrics.jsonl", folder / "rejected.jsonl"
-    events = [parse(row) for row in read_jsonl(metrics)] if metrics.exists() else []
+    events = read_events(metrics) if metrics.exists() else []
     weights = None
     if (adapter / WEIGHTS).exists():
         try:
@@ -76,7 +76,7 @@ def _read(folder: Path) -> _Run:
         json(adapter / "afina.json") or {},
         [event for event in events if isinstance(event, Step)],
         [event for event in events if isinstance(event, HeldOut)],
-        next((event for event in reversed(events) if isinstance(event, Done)), None),
+        end_of(events),
         json(folder / "evaluation.json"),
         read_jsonl(rejected) if rejected.exists() else [],
         json(adapter / CONFIG) or {},

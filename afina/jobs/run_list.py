@@ -8,7 +8,7 @@ from typing import Any
 
 from afina.core.config import fields, read_yaml
 from afina.core.errors import InputError
-from afina.core.events import Done, parse
+from afina.core.events import Done, end_of, read_events
 from afina.core.files import read_json, read_jsonl
 from afina.jobs.settings import RunSettings
 from afina.measure.comparison import main_metric
@@ -92,8 +92,7 @@ def _read(run: Path) -> tuple[dict[str, Any], Done | None, dict[str, Any] | None
     done = evaluation = None
     if metrics_file.exists():
         with _reading(metrics_file):
-            events = [parse(row) for row in read_jsonl(metrics_file)]
-            done = next((event for event in reversed(events) if isinstance(event, Done)), None)
+            done = end_of(read_events(metrics_file))
     if evaluation_file.exists():
         with _reading(evaluation_file):
             evaluation = read_json(evaluation_file)

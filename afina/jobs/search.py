@@ -227,9 +227,7 @@ class _Search:
         study, probe = open_study(self.folder), read_json(self.probe_file)
         best, rows = best_of(study), trial_rows(probe, self.budget)
         path = self.folder / "repeats.json"
-        found: dict[str, list[float]] = (
-            read_json(path) if path.exists() else {"best": [], "defaults": [], "seconds": []}
-        )
+        found = read_repeats(self.folder)
         plain = defaults(probe["rule"])
         if best == plain:
             return
@@ -245,6 +243,12 @@ class _Search:
                 found["seconds"].append(trial.seconds)
                 write_json(path, found)
                 self.listener(Notice(f"{name} with seed {settings.seed}: held-out loss {trial.loss:.4f}"))
+
+
+def read_repeats(folder: Path) -> dict[str, list[float]]:
+    """The held-out losses of the repetition so far, of the best and of the defaults, and the seconds of each training."""
+    path = folder / "repeats.json"
+    return dict(read_json(path)) if path.exists() else {"best": [], "defaults": [], "seconds": []}
 
 
 def trial_rows(probe: dict[str, Any], budget: dict[str, Any]) -> int:

@@ -14,7 +14,7 @@ from afina.core.errors import InputError, RunFailed, SettingsError
 from afina.core.events import Listener, Notice, ignore
 from afina.core.files import read_json, write_json, write_yaml
 from afina.jobs.compare import begun, ending, part, with_rows_apart
-from afina.jobs.search import configured, defaults, open_study, trial_rows
+from afina.jobs.search import configured, defaults, open_study, read_repeats, trial_rows
 from afina.jobs.settings import RunSettings
 from afina.jobs.trackers import check_trackers
 from afina.jobs.worker import apart, finish, start
@@ -79,11 +79,7 @@ def _tune(settings: RunSettings, effort: Effort, out: Path, listener: Listener) 
             f"no trial came to its end\n  → look at {out}, or begin anew with another --out and a longer search"
         )
     best, plain = dict(study.best_trial.params), defaults(probe["rule"])
-    repeats = (
-        read_json(out / "repeats.json")
-        if (out / "repeats.json").exists()
-        else {"best": [], "defaults": [], "seconds": []}
-    )
+    repeats = read_repeats(out)
     finals = {}
     for name, chosen in (("defaults", plain), ("best", best)):
         if name == "best" and best == plain:

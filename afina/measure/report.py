@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from afina.core.config import read_yaml
-from afina.core.events import Done, HeldOut, Step, parse
+from afina.core.events import Done, HeldOut, Step, end_of, read_events
 from afina.core.files import read_json, read_jsonl, write_atomic
 from afina.measure.general import LANGUAGES
 from afina.measure.intervals import FEWEST_ROWS
@@ -142,10 +142,10 @@ def write_report(run: Path) -> Path:
     """Writes `report.html` of the run folder `run`: one file, readable without network."""
     config = read_yaml(run / "config.yaml")
     facts = read_json(run / "adapter" / "afina.json")
-    events = [parse(row) for row in read_jsonl(run / "metrics.jsonl")]
+    events = read_events(run / "metrics.jsonl")
     steps = [e for e in events if isinstance(e, Step)]
     held_out = [e for e in events if isinstance(e, HeldOut)]
-    done = next((e for e in reversed(events) if isinstance(e, Done)), None)
+    done = end_of(events)
     evaluation = read_json(run / "evaluation.json") if (run / "evaluation.json").exists() else None
     predictions = read_jsonl(run / "predictions.jsonl") if (run / "predictions.jsonl").exists() else []
     text = page(

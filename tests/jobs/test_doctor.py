@@ -69,7 +69,7 @@ def test_real_faults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     file.write_bytes(b"half of it")
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setattr(doctor_module, "bf16_speedup", lambda *_: 1.0)
+    monkeypatch.setattr(doctor_module, "pick_dtype", lambda *_: (torch.float32, "so it was measured"))
     found = ill(doctor(tmp_path).findings)
     assert "g++" in found["fused kernels"].remedy
     assert found["model starter"].remedy == "afina models pull starter"

@@ -3,7 +3,7 @@
 import argparse
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from afina.core.errors import SettingsError, near
 from afina.ui.common import say
@@ -48,7 +48,7 @@ def run(options: argparse.Namespace) -> int:
     entry = catalogue().get(options.name)
     if options.action == "show" and entry and not options.revision:
         if options.json:
-            say(json.dumps(entry.model_dump(mode="json") | {"commercial": entry.commercial}))
+            say(json.dumps(_facts(entry)))
         else:
             say("\n".join(_told(entry)))
         return 0
@@ -82,7 +82,7 @@ def _list(options: argparse.Namespace) -> int:
     if options.license and not commercial:
         found = [entry for entry in found if entry.licence == options.license]
     if options.json:
-        say(json.dumps({e.name: e.model_dump(mode="json") | {"commercial": e.commercial} for e in found}))
+        say(json.dumps({entry.name: _facts(entry) for entry in found}))
         return 0
     for entry in found:
         use = {"yes": "", "terms": ", under conditions", "no": ", not commercially"}[entry.commercial]
@@ -121,6 +121,11 @@ _KINDS = {
     "encoder": "reads a text and names its class; it writes nothing",
     "seq2seq": "reads a text and writes another (an encoder-decoder)",
 }
+
+
+def _facts(entry: "Entry") -> dict[str, Any]:
+    """An entry as one JSON object, with what its licence allows."""
+    return entry.model_dump(mode="json") | {"commercial": entry.commercial}
 
 
 def _told(entry: "Entry") -> list[str]:
