@@ -12,9 +12,10 @@ from safetensors import SafetensorError
 from afina.base import gguf, gguf_models, kernels, sources, tokenizer, weights
 from afina.base.blocks import Blocks, parameter_count, quantise_linears
 from afina.base.decoder import Decoder
-from afina.base.families import Architecture, Unsupported, architecture
+from afina.base.families import Unsupported, architecture
 from afina.base.kernels import Kernels
 from afina.base.model import CausalModel, DecoderModel, Quantize, Task, TransformersModel
+from afina.base.outline import causal_skeleton, config_of, context_of, decoder_skeleton, skeleton, task_of
 from afina.base.sources import Source
 from afina.base.tokenizer import Tokenizer
 from afina.base.whole import ClassifierModel, Seq2SeqModel
@@ -125,18 +126,6 @@ def _quantised(module: Any, quantize: Quantize | None, dtype: torch.dtype, leave
     return f"; linear layers in {quantize}{few}" + (" (experts' tensors stay in full)" if experts else "")
 
 
-def task_of(source: Source) -> Task:
-    """What a base was made for, by the classes that its config.json names."""
-    if source.is_gguf:
-        return "causal"
-    config = _config(source)
-    named = " ".join(config.architectures or ())
-    if config.is_encoder_decoder:
-        return "seq2seq"
-    causal = not named or "CausalLM" in named or "LMHead" in named
-    return "causal" if causal else "classify"
-
-
 def _whole(
     source: Source, task: Task, classes: tuple[str, ...], place: torch.device, chosen: tuple[torch.dtype, str],
     quantize: Quantize | None,
@@ -149,7 +138,7 @@ def _whole(
     dtype, reason = chosen
     extra: dict[str, Any] = {}
     maker: Any = AutoModelForSeq2SeqLM
-    if task == "seq2seq" and not _config(source).is_encoder_decoder:
+    if task == "seq2seq" and not config_of(source).is_encoder_decoder:
         raise BaseModelError(f"base {source.name!r} is no encoder-decoder", "leave --task out, or choose another base")
     if task == "classify":
         if len(classes) < 2:
@@ -205,23 +194,14 @@ def import_libraries() -> None:
 def describe(name: str, *, revision: str | None = None, cache_dir: Path | None = None) -> Facts:
     """The facts of a base without loading its weights (fetched first if it is not on this disk)."""
     source = sources.locate(name, revision, cache_dir or default_cache())
-    config = _config(source)
-    if task_of(source) != "causal":
-        from transformers import AutoModel
-
-        with torch.device("meta"):
-            return _facts(source, AutoModel.from_config(config))
-    try:
-        return _facts(source, _skeleton(config, architecture(config), None))
-    except Unsupported:
-        with torch.device("meta"):
-            return _facts(source, _empty(config))
+    task = task_of(source)
+    module = skeleton(config_of(source), task)
+    return _facts(source, module if task == "causal" else module.base_model)  # a head of classes is no part of the base
 
 
 def as_transformers(module: Decoder) -> Any:
     """The model in `transformers`' own class, with copies of the weights: to save it for other programs, or to compare."""
-    with torch.device("meta"):
-        other = _empty(module.config)
+    other = causal_skeleton(module.config)
     state = {name: value.detach().clone().contiguous() for name, value in module.state_dict().items()}
     other.load_state_dict(state, strict=True, assign=True)
     other.tie_weights()
@@ -243,37 +223,6 @@ def _materialise_buffers(module: Any) -> None:
             child.register_buffer(name, buffer, persistent=False)
 
 
-def _config(source: Source) -> Any:
-    from transformers import AutoConfig
-
-    if source.is_gguf:
-        file = gguf.GGUF(source.path)
-        return gguf_models.config(file) or AutoConfig.from_pretrained(source.path.parent, gguf_file=source.path.name)
-    try:
-        return AutoConfig.from_pretrained(source.path, trust_remote_code=False, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise BaseModelError(
-            f"{source.path}/config.json: {str(error).splitlines()[0]}", "choose another base"
-        ) from error
-
-
-def _empty(config: Any) -> Any:
-    from transformers import AutoModelForCausalLM
-
-    try:
-        return AutoModelForCausalLM.from_config(config)
-    except ValueError as error:
-        raise BaseModelError(
-            f"models of type {config.model_type!r} do not generate text", "choose a decoder-only (causal) base"
-        ) from error
-
-
-def _skeleton(config: Any, arch: Architecture, fused: Kernels | None) -> Decoder:
-    """Our decoder without memory for its weights."""
-    with torch.device("meta"):
-        return Decoder(arch, config, fused)
-
-
 _Read = tuple[Any, Tokenizer, str | None]  # the module, its tokenizer, and why it is not our decoder where it is not
 
 
@@ -284,7 +233,7 @@ def _from_gguf(source: Source, dtype: torch.dtype, fused: Kernels | None, keep: 
     tok = tokenizer.from_gguf(file, source.path)
     config = gguf_models.config(file)
     if config:
-        module = _skeleton(config, architecture(config), fused)
+        module = decoder_skeleton(config, architecture(config), fused)
         found = gguf_models.weights(file, config, module.state_dict(), dtype, keep)
         if keep and not any(isinstance(value, Blocks) for value in found.values()):
             raise BaseModelError(f"--quantize keep: {source.path} holds no blocks", "use --quantize nf4 or int8")
@@ -309,7 +258,7 @@ def _from_gguf(source: Source, dtype: torch.dtype, fused: Kernels | None, keep: 
         arch = architecture(other.config)
     except Unsupported as reason:
         return other, tok, str(reason)
-    return _fill(source, _skeleton(other.config, arch, fused), other.state_dict()), tok, None
+    return _fill(source, decoder_skeleton(other.config, arch, fused), other.state_dict()), tok, None
 
 
 def _fill(source: Source, module: Decoder, found: Mapping[str, torch.Tensor | Blocks]) -> Decoder:
@@ -354,7 +303,7 @@ def load_tokenizer(name: str, *, revision: str | None = None, cache_dir: Path | 
         tok = _folder_tokenizer(source)
     else:
         tok = tokenizer.plain_from_folder(source.path, ())
-    return tok, _context(_config(source))
+    return tok, context_of(config_of(source))
 
 
 def _folder_tokenizer(source: Source) -> Tokenizer:
@@ -367,25 +316,20 @@ def _folder_tokenizer(source: Source) -> Tokenizer:
     return tokenizer.from_folder(source.path, stops)
 
 
-def _context(config: Any) -> int:
-    return int(getattr(config, "max_position_embeddings", 0) or 2048)
-
-
 def _from_folder(source: Source, dtype: torch.dtype, fused: Kernels | None, keep: bool) -> _Read:
-    config = _config(source)
+    config = config_of(source)
     tok = _folder_tokenizer(source)
     try:
         arch = architecture(config)
     except Unsupported as reason:
         return _through_transformers(source, config, dtype), tok, str(reason)
-    return _fill(source, _skeleton(config, arch, fused), weights.read(source.path, arch, dtype)), tok, None
+    return _fill(source, decoder_skeleton(config, arch, fused), weights.read(source.path, arch, dtype)), tok, None
 
 
 def _through_transformers(source: Source, config: Any, dtype: torch.dtype) -> Any:
     from transformers import AutoModelForCausalLM
 
-    with torch.device("meta"):
-        _empty(config)  # says what is wrong with an architecture before its weights are read
+    causal_skeleton(config)  # says what is wrong with an architecture before its weights are read
     module, missing = _pretrained(AutoModelForCausalLM, source, dtype)
     if missing:
         raise BaseModelError(f"{source.path}: weights are missing: {', '.join(missing[:3])} …")
@@ -439,7 +383,7 @@ def _facts(source: Source, module: Any) -> Facts:
         hidden_size=config.hidden_size,
         vocabulary=module.get_input_embeddings().num_embeddings,
         parameters=parameter_count(module),
-        context_length=_context(config),
+        context_length=context_of(config),
         licence=source.licence,
         revision=source.revision,
         hub_id=source.hub_id,

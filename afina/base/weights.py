@@ -13,18 +13,16 @@ from afina.core.files import read_json
 # Constants that some checkpoints store although every program computes them: masks and rotary frequencies.
 _COMPUTED = (".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias", "rotary_emb.inv_freq")
 
+_AT_ONCE = 128 << 20  # bytes of a file that are mapped at one time
 _RENAMED = {"embed_out.weight": "lm_head.weight"}  # in GPT-NeoX's files, and in the model
 
 
 def read(folder: Path, arch: Architecture, dtype: torch.dtype) -> dict[str, Tensor]:
-    """All weights in `folder` by transformers' names, in `dtype`, read through a memory map. Raises `BaseModelError`."""
+    """All weights in `folder` by transformers' names, in `dtype`, in memory of their own. Raises `BaseModelError`."""
     found: dict[str, Tensor] = {}
     for path in _files(folder):
         try:
-            with safe_open(path, framework="pt") as file:
-                for name in file.keys():  # noqa: SIM118 - not a dict
-                    if not name.endswith(_COMPUTED):
-                        found[_RENAMED.get(name, name)] = file.get_tensor(name).to(dtype)
+            found |= _tensors(path, dtype)
         except (OSError, SafetensorError) as error:
             raise BaseModelError(
                 f"{path}: the weights cannot be loaded ({str(error).splitlines()[0][:200]})", "download it again"
@@ -32,6 +30,23 @@ def read(folder: Path, arch: Architecture, dtype: torch.dtype) -> dict[str, Tens
     root = arch.names.embedding.split(".")[0] + "."
     if not any(name.startswith(root) for name in found):  # saved from the model without its head
         found = {name if name.startswith(arch.names.head) else root + name: value for name, value in found.items()}
+    return found
+
+
+def _tensors(path: Path, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Copies of the file's tensors. Pages of a memory map stay with the process as long as any tensor is a view of it, beside
+    the joined products' own rows (linear.py), so the map is left, and made anew, after every so many bytes."""
+    found: dict[str, Tensor] = {}
+    with safe_open(path, framework="pt") as file:
+        names = [name for name in file.keys() if not name.endswith(_COMPUTED)]  # noqa: SIM118 - not a dict
+    while names:
+        read = 0
+        with safe_open(path, framework="pt") as file:
+            while names and read < _AT_ONCE:
+                name = names.pop()
+                tensor = file.get_tensor(name)
+                read += tensor.nbytes
+                found[_RENAMED.get(name, name)] = tensor.to(dtype, copy=True)
     return found
 
 

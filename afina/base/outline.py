@@ -1,0 +1,166 @@
+"""A base model known by its configuration alone: its shapes on the meta device, without a byte of its weights."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from afina.base import gguf, gguf_models, sources
+from afina.base.catalogue import Entry, catalogue
+from afina.base.decoder import Decoder
+from afina.base.families import Architecture, Unsupported, architecture
+from afina.base.kernels import Kernels
+from afina.base.model import Task
+from afina.base.sources import Source
+from afina.core.errors import BaseModelError
+
+
+@dataclass(frozen=True)
+class Outline:
+    """What is known of a base before its weights are there.
+
+    `module` is on the meta device. `file_bytes` are those of its weight files; `here` says whether nothing need be fetched to
+    read it.
+    """
+
+    name: str
+    module: Any
+    task: Task
+    context_length: int
+    file_bytes: int
+    here: bool
+    revision: str | None = None
+    entry: Entry | None = None
+
+    @property
+    def config(self) -> Any:
+        return self.module.config
+
+    @property
+    def is_decoder(self) -> bool:
+        """Whether Afina's own decoder runs it."""
+        return isinstance(self.module, Decoder)
+
+    @property
+    def parameters(self) -> int:
+        return sum(p.numel() for p in self.module.parameters())
+
+
+def outline(
+    name: str, *, revision: str | None = None, cache_dir: Path, task: Task | None = None, classes: Sequence[str] = ()
+) -> Outline:
+    """The outline of the base called `name`, by what is on this disk, else by the catalogue, else by the hub: there its
+    config.json is fetched, and the headers of its weight files. Raises `BaseModelError`."""
+    entry = catalogue().get(name)
+    here = sources.is_here(name, cache_dir, revision)
+    if here or not (entry or sources.hub_id_of(name)):
+        source = sources.locate(name, revision, cache_dir)  # says what is wrong with a name that means nothing
+        config, size = config_of(source), _file_bytes(source)
+    elif entry and revision is None:
+        config, size, source = _known_config(entry), _size_of(entry), None
+    else:
+        folder, size = sources.headers(entry.hub_id if entry and entry.hub_id else name, revision)
+        source = Source(name, "hub", folder, folder.name)
+        config = config_of(source)
+    task = task or (task_of(source) if source else _TASKS.get(entry.kind, "causal") if entry else "causal")
+    module = skeleton(config, task, len(classes))
+    return Outline(name, module, task, context_of(config), size, here, source.revision if source else None, entry)
+
+
+_TASKS: dict[str, Task] = {"seq2seq": "seq2seq", "encoder": "classify"}
+
+
+def _size_of(entry: Entry) -> int:
+    return entry.package.size_mb * 1_000_000 if entry.package else 2 * entry.parameters
+
+
+def _known_config(entry: Entry) -> Any:
+    from transformers import AutoConfig
+
+    return AutoConfig.for_model(**entry.config)
+
+
+def _file_bytes(source: Source) -> int:
+    files = [source.path] if source.is_gguf else source.path.glob("*.safetensors")
+    return sum(path.stat().st_size for path in files)
+
+
+def skeleton(config: Any, task: Task, classes: int = 0, fused: Kernels | None = None) -> Any:
+    """The model without memory for its weights: Afina's decoder where that can be the model, else transformers' class.
+    Raises `BaseModelError`."""
+    if task != "causal":
+        return _whole_skeleton(config, task, classes)
+    try:
+        return decoder_skeleton(config, architecture(config), fused)
+    except Unsupported:
+        return causal_skeleton(config)
+
+
+def decoder_skeleton(config: Any, arch: Architecture, fused: Kernels | None) -> Decoder:
+    with torch.device("meta"):
+        return Decoder(arch, config, fused)
+
+
+def causal_skeleton(config: Any) -> Any:
+    """In transformers' class."""
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config)
+    except ValueError as error:
+        raise BaseModelError(
+            f"models of type {config.model_type!r} do not generate text", "choose a decoder-only (causal) base"
+        ) from error
+
+
+def _whole_skeleton(config: Any, task: Task, classes: int) -> nn.Module:
+    """A classifier with a head for `classes` (or as its configuration has it), or an encoder-decoder."""
+    from transformers import AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
+
+    if classes:
+        config.num_labels = classes
+    maker: Any = AutoModelForSeq2SeqLM if task == "seq2seq" else AutoModelForSequenceClassification
+    try:
+        with torch.device("meta"):
+            made: nn.Module = maker.from_config(config)
+            return made
+    except ValueError as error:
+        raise BaseModelError(
+            f"models of type {config.model_type!r} cannot be used with --task {task}", "choose another base"
+        ) from error
+
+
+def config_of(source: Source) -> Any:
+    """The configuration of a model on this disk, as transformers parses it. Raises `BaseModelError`."""
+    from transformers import AutoConfig
+
+    if source.is_gguf:
+        file = gguf.GGUF(source.path)
+        return gguf_models.config(file) or AutoConfig.from_pretrained(source.path.parent, gguf_file=source.path.name)
+    try:
+        return AutoConfig.from_pretrained(source.path, trust_remote_code=False, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise BaseModelError(
+            f"{source.path}/config.json: {str(error).splitlines()[0]}", "choose another base"
+        ) from error
+
+
+def task_of(source: Source) -> Task:
+    """What a base was made for, by the classes that its config.json names."""
+    if source.is_gguf:
+        return "causal"
+    config = config_of(source)
+    named = " ".join(config.architectures or ())
+    if config.is_encoder_decoder:
+        return "seq2seq"
+    causal = not named or "CausalLM" in named or "LMHead" in named
+    return "causal" if causal else "classify"
+
+
+def context_of(config: Any) -> int:
+    """The most tokens that a text may have."""
+    return int(getattr(config, "max_position_embeddings", 0) or 2048)
