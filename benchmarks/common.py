@@ -40,12 +40,12 @@ def prepare(options: argparse.Namespace, needed: int, peers: set[str]) -> dict[s
 
     from afina.base import gguf, gguf_models
     from afina.base.load import load_base
-    from afina.data.load import read_parts, render_parts
+    from afina.data.load import load_data
     from afina.data.settings import DataSettings
 
     base = load_base("starter", precision=options.precision)
     settings = DataSettings(path=options.rows, prompt=options.prompt, completion=options.completion)
-    data = render_parts(read_parts(settings, 0), base)
+    data = load_data(settings, base)
     order = sorted([*data.train, *data.held_out], key=lambda row: int(row.where.rsplit(":", 1)[-1]))
     rows = (order * (needed // len(order) + 1))[:needed]
     parts = [{"ids": row.input_ids, "labels": row.labels} for row in rows]

@@ -1,36 +1,122 @@
-"""What training a model will need, before it is begun."""
+"""Bytes that a model takes, by its shapes alone: what is true of the module on the meta device is true of the loaded one.
 
-import psutil
+T tokens of a pass, C channels, V words.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
 import torch
+from torch import nn
 
+from afina.base import ops
+from afina.base.blocks import NF4_BLOCK
 from afina.base.decoder import Decoder
-from afina.base.load import Base
+from afina.base.model import Quantize
+from afina.core.layers import is_conv1d
+from afina.core.machine import memory_free
 
-_UNFUSED = 3  # the transformers path keeps about this many times as much (float norms, gates, scores)
+# Without fused kernels so many times as much is kept: by our decoder (counted by autograd's hooks), by transformers' models (scores too).
+_UNFUSED, _TRANSFORMERS = 1.5, 3
+_INT8_BLOCK = 32
 
 
-def activation_bytes(base: Base) -> int:
+def element_size(dtype: torch.dtype) -> int:
+    return torch.finfo(dtype).bits // 8
+
+
+def activation_bytes(module: Any, dtype: torch.dtype, fused: bool = True) -> int:
     """Bytes a token that the backward pass of a whole model needs kept, without recomputation.
 
     Of each layer: the residual stream before each norm and what the norm gives, queries, keys and values, the attention's
     output and its log-sums, the MLP's inner values before and after the activation.
     """
-    module = base.model.module
-    size = torch.finfo(base.dtype).bits // 8
+    size = element_size(dtype)
     if isinstance(module, Decoder):
         arch = module.arch
         inner = arch.inner * (3 if arch.gated else 2)
-        return sum(
+        kept: int = sum(
             size * (4 * arch.hidden + spec.qk_size + spec.kv_heads * spec.width + spec.q_size + inner) + 4 * spec.heads
             for spec in arch.specs
         )
-    facts, config = base.facts, base.model.module.config
-    inner = getattr(config, "intermediate_size", None) or 4 * facts.hidden_size
-    return _UNFUSED * size * facts.layers * (8 * facts.hidden_size + 3 * inner)
+        return kept if fused else round(_UNFUSED * kept)
+    width, inner, layers = _sizes(module)
+    return _TRANSFORMERS * size * layers * (8 * width + 3 * inner)
+
+
+def passing_bytes(module: Any, dtype: torch.dtype) -> int:
+    """Bytes a token that are held at one time within a layer of a pass that keeps nothing."""
+    if isinstance(module, Decoder):
+        arch, spec = module.arch, module.arch.specs[0]
+        return element_size(dtype) * (4 * arch.hidden + 2 * spec.qk_size + spec.q_size + 3 * arch.inner)
+    width, inner, _ = _sizes(module)
+    return 4 * (8 * width + 3 * inner)
+
+
+def _sizes(module: Any) -> tuple[int, int, int]:
+    """Width, inner width and layers of a model of transformers."""
+    config = module.config
+    inner = getattr(config, "intermediate_size", None) or getattr(config, "d_ff", None) or 4 * config.hidden_size
+    return int(config.hidden_size), int(inner), int(config.num_hidden_layers)
+
+
+def layer_input_bytes(module: Any, dtype: torch.dtype) -> int:
+    """Bytes a token that are kept where activations are computed twice: the two summands of each layer's input."""
+    return 2 * element_size(dtype) * int(module.config.hidden_size) * int(module.config.num_hidden_layers)
+
+
+def cache_bytes(module: Any, dtype: torch.dtype) -> int:
+    """Bytes a token of a text in the making: its keys and values in every layer."""
+    if isinstance(module, Decoder):
+        return sum(2 * spec.kv_heads * spec.width * element_size(dtype) for spec in module.arch.specs)
+    return 2 * element_size(dtype) * int(module.config.num_hidden_layers) * int(module.config.hidden_size)
+
+
+def logit_bytes(module: Any, dtype: torch.dtype, labelled: int) -> int:
+    """Bytes of the logits that exist at one time in training, at `labelled` positions a pass."""
+    if not isinstance(module, Decoder):
+        return labelled * 8 * words(module)  # in fp32, and their gradient
+    rows = min(ops.CHUNK, -(-labelled // ops.ROUND) * ops.ROUND)
+    return rows * words(module) * element_size(dtype)
+
+
+def words(module: Any) -> int:
+    """What the output head chooses among: words, or a classifier's classes."""
+    head = module.get_output_embeddings() if hasattr(module, "get_output_embeddings") else None
+    return int(head.weight.shape[0]) if head is not None else int(getattr(module.config, "num_labels", 2))
+
+
+def weight_bytes(module: Any, dtype: torch.dtype, quantize: Quantize | None, heads: Sequence[str] = ()) -> int:
+    """Bytes of the frozen weights, with linear layers in few bits where that is wanted (as `quantise_linears` does)."""
+    total: int = sum(p.numel() for p in module.parameters()) * element_size(dtype)
+    if quantize is None:
+        return total
+    largest = 0
+    for layer in quantised_layers(module, quantize, heads):
+        rows, columns = layer.weight.shape if not is_conv1d(layer) else layer.weight.shape[::-1]
+        numbers = rows * columns
+        total -= numbers * element_size(dtype)
+        total += numbers // 2 + rows * (8 + columns // NF4_BLOCK) if quantize == "nf4" else numbers * 34 // _INT8_BLOCK
+        largest = max(largest, numbers)
+    return total + 2 * largest * element_size(dtype)  # the scratch in which layers of one input are written out
+
+
+def quantised_layers(module: Any, quantize: Quantize, heads: Sequence[str] = ()) -> list[Any]:
+    """The layers that are kept in few bits: linear ones but for the output head and classifiers' `heads`."""
+    block = NF4_BLOCK if quantize == "nf4" else _INT8_BLOCK
+    head = module.get_output_embeddings() if hasattr(module, "get_output_embeddings") else None
+    return [
+        layer
+        for path, layer in module.named_modules()
+        if (type(layer) is nn.Linear or is_conv1d(layer))
+        and layer is not head
+        and not any(path == each or path.startswith(f"{each}.") for each in heads)
+        and layer.weight.shape[0 if is_conv1d(layer) else 1] % block == 0
+    ]
 
 
 def free_bytes(device: torch.device) -> int:
     """Memory that could be taken now."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return int(psutil.virtual_memory().available)
+    return memory_free()

@@ -29,6 +29,7 @@ class Sampling:
 
 
 GREEDY = Sampling()
+BATCH = 32  # texts in the making at one time
 WORTH_SHARING = 64  # tokens
 
 
@@ -68,7 +69,7 @@ def generate(
     prompts: Sequence[list[int]],
     max_new_tokens: int,
     sampling: Sampling | Sequence[Sampling] = GREEDY,
-    batch_size: int = 32,
+    batch_size: int = BATCH,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> list[Answer]:
     """A continuation of each of the `prompts` (token ids), in their order; `sampling` for all of them or one each.

@@ -50,8 +50,6 @@ class Machine(Settings):
 def look(places: dict[str, Path]) -> Machine:
     """The machine as it is now; `places` are folders that are written to, by what they are for."""
     swap = psutil.swap_memory()
-    memory = psutil.virtual_memory()
-    limit = memory_limit()
     return Machine(
         afina=__version__,
         python=platform.python_version(),
@@ -63,8 +61,8 @@ def look(places: dict[str, Path]) -> Machine:
         cores=usable_cores(),
         threads=torch.get_num_threads(),
         load=os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0,
-        memory_limit=limit,
-        memory_free=min(int(memory.available), limit),
+        memory_limit=memory_limit(),
+        memory_free=memory_free(),
         swap_used=int(swap.used),
         disk_free={name: shutil.disk_usage(_existing(path)).free for name, path in places.items()},
         writable={name: os.access(_existing(path), os.W_OK) for name, path in places.items()},
@@ -89,6 +87,16 @@ def memory_limit() -> int:
         with suppress(OSError, ValueError):  # no such file, or "max"
             found.append(int(Path(file).read_text()))
     return min(found)
+
+
+def memory_free() -> int:
+    """Bytes of memory that could be taken now, within what a container may use."""
+    free = int(psutil.virtual_memory().available)
+    with suppress(OSError, ValueError, StopIteration):  # not in a container, or with no limit
+        lines = Path("/sys/fs/cgroup/memory.stat").read_text().splitlines()
+        taken = next(int(line.split()[1]) for line in lines if line.startswith("anon "))
+        free = min(free, memory_limit() - taken)
+    return max(0, free)
 
 
 def usable_cores() -> int:

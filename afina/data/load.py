@@ -190,20 +190,23 @@ def _of_eval(settings: DataSettings) -> DataSettings:
 
 def load_data(settings: DataSettings, base: Base, seed: int = 0, cache_dir: Path | None = None) -> Dataset:
     """Reads, samples, splits and renders the data for `base`. Raises `DataError` as `read_parts` and `render_parts` do."""
-    return render_parts(read_parts(settings, seed), base, cache_dir)
+    return render_parts(read_parts(settings, seed), base.tokenizer, base.facts.context_length, cache_dir)
 
 
-def render_parts(parts: Parts, base: Base, cache_dir: Path | None = None, listener: Listener = ignore) -> Dataset:
-    """Renders the data for `base` into the cache, where the next run with the same files, settings and tokenizer finds them.
+def render_parts(
+    parts: Parts, tokenizer: Tokenizer, context: int, cache_dir: Path | None = None, listener: Listener = ignore
+) -> Dataset:
+    """Renders the data for a base with this tokenizer and `context` (tokens) into the cache, where the next run with the same files,
+    settings and tokenizer finds them.
 
     Raises `DataError` where rows are too long and `too_long` is 'error', none is left, or the end of turn carries no label.
     """
     settings = parts.settings
-    max_length = min(settings.max_length or DEFAULT_MAX_LENGTH, base.facts.context_length)
-    shelf = Shelf(cache_dir or default_cache(), _key(parts, base.tokenizer, max_length))
+    max_length = min(settings.max_length or DEFAULT_MAX_LENGTH, context)
+    shelf = Shelf(cache_dir or default_cache(), _key(parts, tokenizer, max_length))
     with shelf as folder:
         if folder is not None:
-            _render_into(folder, parts, base, max_length, listener)
+            _render_into(folder, parts, Fitter(tokenizer, max_length, settings.too_long, context), listener)
     facts = read_json(shelf.folder / "facts.json")
     held_out = Rows(shelf.folder / "held_out")
     test = Rows(shelf.folder / "test")
@@ -220,9 +223,8 @@ def render_parts(parts: Parts, base: Base, cache_dir: Path | None = None, listen
     return Dataset(train, list(held_out), list(test or held_out), examples, rejected, parts.notes.lines, notices)
 
 
-def _render_into(folder: Path, parts: Parts, base: Base, max_length: int, listener: Listener) -> None:
+def _render_into(folder: Path, parts: Parts, fitter: "Fitter", listener: Listener) -> None:
     settings = parts.settings
-    fitter = Fitter(base, max_length, settings.too_long)
     train, held_out, test = (RowsWriter(folder / name) for name in ("train", "held_out", "test"))
     kept: dict[int, list[Example]] = {id(held_out): [], id(test): []}
     total = int(parts.train.sum() + parts.held_out.sum() + parts.test.sum())
@@ -235,8 +237,8 @@ def _render_into(folder: Path, parts: Parts, base: Base, max_length: int, listen
             places[mask] = number
         examples = ((e, int(place)) for e, place in zip(_again(of, count, is_test), places, strict=True) if place)
         for row, example, place in fitter.fit_marked(examples):
-            if not base.tokenizer.classes:
-                _check_labels(row, example, base)
+            if not fitter.tokenizer.classes:
+                _check_labels(row, example, fitter.tokenizer)
             writer = into[place - 1][1]
             writer.add(row)
             if writer is not train:
@@ -305,10 +307,10 @@ def _key(parts: Parts, tokenizer: Tokenizer, max_length: int) -> str | None:
 
 
 class Fitter:
-    """Renders examples and deals with those longer than `max_length`."""
+    """Renders examples and deals with those longer than `max_length`, of a base that could read `context` tokens."""
 
-    def __init__(self, base: Base, max_length: int, too_long: str) -> None:
-        self.base, self.max_length, self.too_long = base, max_length, too_long
+    def __init__(self, tokenizer: Tokenizer, max_length: int, too_long: str, context: int = 0) -> None:
+        self.tokenizer, self.max_length, self.too_long, self.context = tokenizer, max_length, too_long, context
         self.rejected = Rejections()
         self.long = self.longest = 0
         self.cut = self.divided = 0
@@ -321,7 +323,7 @@ class Fitter:
         """`fit` of examples that carry a mark, as a stream."""
         marked = iter(examples)
         batches = iter(lambda: list(itertools.islice(marked, _BATCH)), [])
-        for batch, rendered in render_batches(self.base.tokenizer, batches):
+        for batch, rendered in render_batches(self.tokenizer, batches):
             for (example, mark), row in zip(batch, rendered, strict=True):
                 try:
                     pairs = self._fitted(example, row)
@@ -339,8 +341,8 @@ class Fitter:
             return [(row, example)]
         if not example.messages:
             self.divided += 1
-            parts = divide(self.base.tokenizer, example, self.max_length)
-            return [(render(self.base.tokenizer, part), part) for part in parts]
+            parts = divide(self.tokenizer, example, self.max_length)
+            return [(render(self.tokenizer, part), part) for part in parts]
         self.long, self.longest = self.long + 1, max(self.longest, length)
         if self.too_long == "error":
             return []
@@ -350,15 +352,15 @@ class Fitter:
         excess = length - self.max_length
         # Cutting text and tokenising it anew may win a token or two less than was cut.
         while len(row.input_ids) > self.max_length:
-            example = shorten(self.base.tokenizer, whole, excess)
-            row = render(self.base.tokenizer, example)
+            example = shorten(self.tokenizer, whole, excess)
+            row = render(self.tokenizer, example)
             excess += max(1, len(row.input_ids) - self.max_length)
         self.cut += 1
         return [(row, example)]
 
     def judge(self, settings: DataSettings, total: int) -> None:
         if self.long and self.too_long == "error":
-            raised = "raise --data.max_length, or " if self.max_length < self.base.facts.context_length else ""
+            raised = "raise --data.max_length, or " if self.max_length < self.context else ""
             raise DataError(
                 f"{settings.path}: {self.long} of {total} rows are longer than {self.max_length} tokens "
                 f"(the longest has {self.longest})",
@@ -372,11 +374,11 @@ class Fitter:
         return said
 
 
-def _check_labels(row: Row, example: Example, base: Base) -> None:
+def _check_labels(row: Row, example: Example, tokenizer: Tokenizer) -> None:
     """A row must teach something, and teach the model to stop."""
     if not row.labelled:
         raise DataError(f"{row.where}: no token of it would be learned", "check the completion and the chat template")
-    if not example.unfinished and row.labels[-1] not in base.tokenizer.stop_ids:
+    if not example.unfinished and row.labels[-1] not in tokenizer.stop_ids:
         raise DataError(
             f"{row.where}: the end of the answer is not learned, so the model would never stop",
             "choose a base whose chat template ends turns with a special token",

@@ -88,7 +88,7 @@ def assemble(settings: RunSettings, listener: Listener) -> Assembled:
     if settings.threads:
         torch.set_num_threads(settings.threads)
     base = load(settings, parts.answers.classes)
-    data = render_parts(parts, base, settings.cache_dir, listener)
+    data = render_parts(parts, base.tokenizer, base.facts.context_length, settings.cache_dir, listener)
     if isinstance(base.model, ClassifierModel) and settings.train.batch_size is None:
         train = settings.train.model_copy(update={"batch_size": CLASSIFIER_BATCH_SIZE})
         settings = settings.model_copy(update={"train": train})
@@ -114,7 +114,7 @@ def planned(settings: RunSettings, base: Base, data: Dataset) -> tuple[Plan, lis
     device = next(base.model.module.parameters()).device
     model = Model(
         base.facts.hidden_size,
-        activation_bytes(base),
+        activation_bytes(base.model.module, base.dtype, getattr(base.model.module, "fused", None) is not None),
         free_bytes(device),
         isinstance(base.model, ClassifierModel),
         settings.method in RATE_AS_FULL,

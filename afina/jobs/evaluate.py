@@ -76,7 +76,7 @@ def evaluate(  # noqa: PLR0913 - each by its name
         answered = [e for e in answered if e.completion in classes]
     is_text = not asking
     room = adapted.base.facts.context_length - (0 if is_text else adapted.max_new_tokens)
-    fitter = Fitter(adapted.base, min(room, DEFAULT_MAX_LENGTH) if is_text else room, "cut")
+    fitter = Fitter(adapted.base.tokenizer, min(room, DEFAULT_MAX_LENGTH) if is_text else room, "cut")
     fitted = fitter.fit(answered)
     for line in [*fitter.notices(), *rejected.lines(), *fitter.rejected.lines()]:
         listener(Notice(line, warning=True))

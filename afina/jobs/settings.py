@@ -49,6 +49,8 @@ class RunSettings(Settings):
     """cpu, cuda, mps; by default the best that is there."""
     threads: int | None = setting(None, ge=1)
     """Processor threads; by default one a core."""
+    allow_swap: bool = False
+    """Train even where the forecast is more memory than is free."""
     cache_dir: Path | None = None
     """Where downloaded models are kept; by default the user's cache folder."""
     data: DataSettings

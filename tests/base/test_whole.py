@@ -24,7 +24,7 @@ from afina.base.model import TransformersModel
 from afina.base.whole import ClassifierModel, Seq2SeqModel
 from afina.core.errors import BaseModelError
 from afina.data.batch import pack
-from afina.data.load import read_parts, render_parts
+from afina.data.load import load_data
 from afina.data.settings import DataSettings
 from afina.jobs.adapters import merge_adapter
 from afina.jobs.runs import open_run
@@ -88,7 +88,7 @@ def write(path: Path, count: int = 60) -> Path:
 
 def rows_for(base, path: Path):
     settings = DataSettings(path=path, prompt="{q}", completion="{a}")
-    return render_parts(read_parts(settings, 0), base).train[:7]
+    return load_data(settings, base).train[:7]
 
 
 @pytest.mark.parametrize("name", ENCODERS)

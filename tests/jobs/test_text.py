@@ -226,6 +226,10 @@ def test_text_behind_many_questions_is_learned_too(tmp_path: Path, tiny) -> None
     parts = read_parts(DataSettings(path=write_rows(tmp_path / "m.jsonl", rows)), 0)
     assert len(parts.rejected) == 0
     assert "nothing but 'text'" in parts.notes.lines[-1]
-    assert len(render_parts(parts.resolved(), tiny).train) == parts.train.sum() == 1209 - 120
+    assert (
+        len(render_parts(parts.resolved(), tiny.tokenizer, tiny.facts.context_length).train)
+        == parts.train.sum()
+        == 1209 - 120
+    )
     odd = write_rows(tmp_path / "o.jsonl", [*rows[:20], {"text": "x", "completion": "y"}])
     assert len(read_parts(DataSettings(path=odd), 0).rejected) == 1

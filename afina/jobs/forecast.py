@@ -1,0 +1,365 @@
+"""What a training will need, from shapes and lengths alone: memory by part, seconds, disk.
+
+T tokens of a pass, P parameters of the repeated layers, V words.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from afina.base import forecast as model_bytes
+from afina.base import ops
+from afina.base.generation import BATCH
+from afina.base.model import READ_AT_ONCE
+from afina.base.outline import Outline
+from afina.data.load import Dataset
+from afina.jobs.machines import Place
+from afina.jobs.settings import RunSettings
+from afina.jobs.speed import Width
+from afina.lora.config import LoraConfig
+from afina.lora.counting import Trained, trained
+from afina.training.baselines import RATE_AS_FULL, baseline
+from afina.training.loss import TOKENS
+from afina.training.settings import CLASSIFIER_BATCH_SIZE, Model, Plan, batches, plan
+
+GB = 1e9
+_LOOKED_AT = 2_000  # optimiser steps of a pass whose rows are looked at; the rest are like them
+_MASTERS, _MOMENTS, _BEST = 4, 8, 4  # bytes a trained number
+# The matrix library keeps some MB for each new shape of a product, and the heap has holes: beside a part of what moves.
+_HELD, _HOLES = 0.06 * GB, 0.08
+_THROUGH_TRANSFORMERS = 1.5  # times the seconds of our decoder
+
+
+@dataclass(frozen=True)
+class Work:
+    """The rows that a run reads. `lengths` of those trained on, in tokens; `labelled` is the share of their tokens that are learned;
+    `held_out` and its `held_out_labelled` are tokens; `asked` rows are answered in the end, of `prompt` tokens on average and
+    `longest` at most, with `answer` tokens on average and `most_new` at most. `counted` says how that is known."""
+
+    lengths: Sequence[int]
+    labelled: float
+    held_out: int
+    asked: int
+    prompt: float
+    longest: int
+    answer: float
+    most_new: int
+    counted: str = "counted"
+
+    @property
+    def tokens(self) -> int:
+        return int(sum(self.lengths))
+
+
+def work_of(data: Dataset, most_new: int) -> Work:
+    asked = data.test
+    learned = sum(row.labelled for row in asked)
+    read = sum(len(row.input_ids) for row in asked) - learned
+    return Work(
+        lengths=data.train.lengths,  # type: ignore[arg-type]
+        labelled=data.train.labelled / max(1, data.train.tokens),
+        held_out=sum(len(row.input_ids) for row in data.held_out),
+        asked=len(asked),
+        prompt=read / max(1, len(asked)),
+        longest=max((len(row.input_ids) - row.labelled for row in asked), default=0),
+        answer=learned / max(1, len(asked)),
+        most_new=most_new,
+    )
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of each part, at the moment when most is held; `cache` is of the answers in the end, when nothing else of training is
+    there. `copies` of weights that are trained whole lie beside the frozen ones."""
+
+    weights: int
+    copies: int
+    adapter: int
+    gradients: int
+    optimizer: int
+    activations: int
+    logits: int
+    cache: int
+    overhead: int
+
+    @property
+    def training(self) -> int:
+        return self.answering - self.cache + self.gradients + self.optimizer + self.activations + self.logits
+
+    @property
+    def answering(self) -> int:
+        return self.weights + self.copies + self.adapter + self.cache + self.overhead
+
+    @property
+    def total(self) -> int:
+        return max(self.training, self.answering)
+
+    def json(self) -> dict[str, float]:
+        return {"total": self.total / GB, "training": self.training / GB} | {k: v / GB for k, v in asdict(self).items()}
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a training with these settings needs at a place; `seconds` of the training, `evaluation` those of the answers after it.
+    `disk` bytes are written (checkpoints included), of which `kept` stay."""
+
+    settings: RunSettings
+    memory: Memory
+    available: int
+    seconds: float
+    epoch_seconds: float
+    evaluation: float
+    download: int
+    disk: int
+    kept: int
+    plan: Plan
+    trained: int
+
+    @property
+    def fits(self) -> bool:
+        return self.memory.total <= self.available
+
+    def json(self) -> dict[str, Any]:
+        return {
+            "fits": self.fits,
+            "memory_gb": self.memory.json(),
+            "available_gb": self.available / GB,
+            "seconds": self.seconds,
+            "epoch_seconds": self.epoch_seconds,
+            "evaluation_seconds": self.evaluation,
+            "download_gb": self.download / GB,
+            "disk_gb": self.disk / GB,
+            "kept_gb": self.kept / GB,
+            "epochs": self.plan.epochs,
+            "steps": self.plan.steps,
+            "checkpoint_activations": self.plan.checkpoint_activations,
+            "trainable_parameters": self.trained,
+        }
+
+
+@dataclass(frozen=True)
+class _Passes:
+    """What an epoch's passes are: how many, their `tokens` (filled up to whole products), Σ length² / 2, `labelled` positions, and the
+    tokens of the largest."""
+
+    count: int
+    tokens: int
+    square: float
+    labelled: float
+    largest: int
+
+
+def forecast(base: Outline, settings: RunSettings, work: Work, place: Place) -> Forecast:
+    """Raises `AdapterError` and `SettingsError` as training does."""
+    train = settings.train
+    classifier = base.task == "classify"
+    if classifier and train.batch_size is None:
+        train = train.model_copy(update={"batch_size": CLASSIFIER_BATCH_SIZE})
+        settings = settings.model_copy(update={"train": train})
+    module, dtype = base.module, place.dtype
+    heads = _heads(module) if classifier else ()
+    lora = settings.lora.model_copy(update={"modules_to_save": (*settings.lora.modules_to_save, *heads)})
+    config = lora if settings.method == "lora" else baseline(module, settings.method, settings.last_layers, heads)
+    found = trained(module, config)
+    kept = model_bytes.activation_bytes(module, dtype, place.fused)
+    fixed = _fixed(base, settings, found, place)
+    model = Model(
+        int(base.config.hidden_size),
+        round(kept * found.depth),
+        max(0, place.available - fixed.training),
+        classifier,
+        settings.method in RATE_AS_FULL,
+    )
+    made, _ = plan(train, work.lengths, model, settings.seed)
+    passes = _passes(settings, work, base.is_decoder)
+    memory = _memory(base, settings, work, place, found, fixed, passes, made.checkpoint_activations)
+    seconds = _Seconds(base, settings, place, found, made.checkpoint_activations)
+    epoch = seconds.epoch(passes, work, made)
+    looks = 1 + -(-made.steps // made.eval_steps)
+    saved = found.numbers * 4
+    state = saved + found.numbers * (_MASTERS + _MOMENTS) + saved
+    written = (looks - 1 + made.steps // train.checkpoint_steps) * state + (looks - 1) * saved
+    total = epoch * made.epochs + looks * seconds.look(work) + written * place.speed.write
+    return Forecast(
+        settings=settings,
+        memory=memory,
+        available=place.available,
+        seconds=total,
+        epoch_seconds=epoch,
+        evaluation=seconds.answers(work),
+        download=0 if base.here else base.file_bytes,
+        disk=2 * state + saved,
+        kept=saved,
+        plan=made,
+        trained=found.numbers,
+    )
+
+
+def _heads(module: Any) -> tuple[str, ...]:
+    """The parts of a classifier beside its base model."""
+    return tuple(
+        path
+        for path, child in module.named_children()
+        if path != module.base_model_prefix and next(child.parameters(), None) is not None
+    )
+
+
+def _passes(settings: RunSettings, work: Work, rounded: bool) -> _Passes:
+    """An epoch's passes, by the first of it."""
+    train = settings.train
+    groups = batches(train, work.lengths, settings.seed, 0)
+    some = groups[:_LOOKED_AT]
+    count = tokens = largest = 0
+    square = 0.0
+    whole = 0
+    for numbers in some:
+        for lengths in _packed(
+            sorted(int(work.lengths[i]) for i in numbers), train.tokens_per_pass, train.micro_batch_size
+        ):
+            own = sum(lengths)
+            whole += own
+            filled = -(-own // ops.ROUND) * ops.ROUND if rounded else max(lengths) * len(lengths)
+            count, tokens, largest = count + 1, tokens + filled, max(largest, filled)
+            square += sum(n * n for n in lengths) / 2
+    scale = len(groups) / len(some)
+    return _Passes(round(scale * count), round(scale * tokens), scale * square, scale * whole * work.labelled, largest)
+
+
+def _packed(lengths: list[int], most: int, rows: int | None) -> list[list[int]]:
+    """As `data.batch.packs` groups rows of these lengths."""
+    groups: list[list[int]] = []
+    for length in lengths:
+        if not groups or sum(groups[-1]) + length > most or len(groups[-1]) == rows:
+            groups.append([])
+        groups[-1].append(length)
+    return groups
+
+
+def _fixed(base: Outline, settings: RunSettings, found: Trained, place: Place) -> Memory:
+    """What does not depend on the rows."""
+    size = model_bytes.element_size(place.dtype)
+    masters = _MASTERS if size < 4 else 0
+    weights = model_bytes.weight_bytes(base.module, place.dtype, settings.quantize)
+    if settings.quantize == "keep":
+        weights = base.file_bytes
+    return Memory(
+        weights=weights,
+        copies=found.copies * size,
+        adapter=(found.adapter + found.fixed) * (4 + size),
+        gradients=found.adapter * 4 + found.copies * size,
+        optimizer=found.adapter * (_MOMENTS + _BEST) + found.copies * (_MOMENTS + _BEST + masters),
+        activations=0,
+        logits=0,
+        cache=0,
+        overhead=round(place.libraries + _HELD),
+    )
+
+
+def _memory(
+    base: Outline, settings: RunSettings, work: Work, place: Place, found: Trained, fixed: Memory, passes: _Passes,
+    recompute: bool,
+) -> Memory:  # fmt: skip
+    module, dtype = base.module, place.dtype
+    size = model_bytes.element_size(dtype)
+    layers = int(base.config.num_hidden_layers)
+    a_token = model_bytes.activation_bytes(module, dtype, place.fused) * found.depth
+    if recompute:
+        a_token = model_bytes.layer_input_bytes(module, dtype) + a_token / max(1, layers)
+    passing = model_bytes.passing_bytes(module, dtype)
+    activations = passes.largest * max(a_token + passing / 2, passing)
+    labelled = round(passes.largest * work.labelled)
+    logits = model_bytes.logit_bytes(module, dtype, max(1, labelled))
+    if settings.method in ("full", "head") and base.task == "causal":  # the head's gradient is summed in fp32
+        logits += 4 * model_bytes.words(module) * int(base.config.hidden_size)
+    # When the optimiser steps, activations are gone, and gradients are there in fp32 beside their own.
+    stepping = found.copies * 4 if size < 4 else 0
+    backward = activations + logits
+    looking = min(TOKENS, work.held_out) * passing + 256 * model_bytes.words(module) * (size + 4)
+    most = max(backward, stepping, looking)
+    slots = min(BATCH, work.asked)
+    room = work.longest + work.most_new
+    reading = min(READ_AT_ONCE, slots * work.longest) * passing + slots * model_bytes.words(module) * (size + 4)
+    cache = slots * room * model_bytes.cache_bytes(module, dtype) + reading if base.task != "classify" else reading
+    holes = round(_HOLES * (most + fixed.gradients))
+    return replace(
+        fixed,
+        activations=round(most - min(logits, most)),
+        logits=round(min(logits, most)),
+        cache=round(cache),
+        overhead=fixed.overhead + holes,
+    )
+
+
+class _Seconds:
+    """The seconds of a base's passes at a place."""
+
+    def __init__(self, base: Outline, settings: RunSettings, place: Place, found: Trained, recompute: bool) -> None:
+        self.base, self.settings, self.place, self.found, self.recompute = base, settings, place, found, recompute
+        self.speed = place.speed
+        config: Any = base.config
+        self.hidden = int(config.hidden_size)
+        self.words = model_bytes.words(base.module)
+        self.parameters = _layer_parameters(base.module)
+        heads = int(getattr(config, "num_attention_heads", 1))
+        self.channels = (
+            int(config.num_hidden_layers) * heads * int(getattr(config, "head_dim", 0) or self.hidden // heads)
+        )
+        self.width: Width = self.speed.at(self.hidden)
+        self.slower = 1.0 if base.is_decoder else _THROUGH_TRANSFORMERS
+        quantised = model_bytes.quantised_layers(base.module, settings.quantize) if settings.quantize else []
+        self.unpack = sum(layer.weight.numel() for layer in quantised) * self.speed.unpack
+
+    def epoch(self, passes: _Passes, work: Work, made: Plan) -> float:
+        width, speed, found = self.width, self.speed, self.found
+        usual = trained(self.base.module, LoraConfig()).adapter
+        # The benchmark's adapters are of rank 16, on all layers: others cost more or less beside the frozen product.
+        lora = self.parameters + 1.5 * (found.adapter - usual if self.settings.method == "lora" else -usual)
+        read = passes.count * width.forward.a_pass + passes.tokens * width.forward.a_token
+        forward = self.parameters * read
+        through = passes.count * width.lora.a_pass + passes.tokens * width.lora.a_token
+        whole = passes.count * width.full.a_pass + passes.tokens * width.full.a_token
+        seconds: float = forward + found.depth * max(0.0, lora * through - forward)
+        if self.settings.method in RATE_AS_FULL:
+            seconds += found.depth * self.parameters * max(0.0, whole - through)
+        if self.recompute:
+            seconds += found.depth * forward
+        attention = speed.attention[0] + found.depth * (speed.attention[1] - speed.attention[0])
+        seconds += attention * passes.square * self.channels
+        kind = 2 if self.settings.method in ("full", "head") else 1 if found.depth else 0
+        labelled = max(passes.labelled, passes.count * ops.ROUND / 2) if self.base.is_decoder else passes.labelled
+        seconds += labelled * self.words * self.hidden * speed.head[kind]
+        seconds += passes.count * (1 + found.depth) * self.unpack
+        return seconds * self.slower + made.steps_per_epoch * found.numbers * speed.adam
+
+    def reading(self, tokens: float, passes: float, square: float, labelled: float) -> float:
+        """Passes that keep nothing."""
+        layers = self.parameters * (passes * self.width.forward.a_pass + tokens * self.width.forward.a_token)
+        attention = self.speed.attention[0] * square * self.channels
+        head = labelled * self.words * self.hidden * self.speed.head[0]
+        seconds: float = layers + attention + head + passes * self.unpack
+        return seconds * self.slower
+
+    def look(self, work: Work) -> float:
+        """The loss of the held-out rows."""
+        mean = work.tokens / max(1, len(work.lengths))
+        return self.reading(
+            work.held_out, -(-work.held_out // TOKENS), work.held_out * mean / 2, work.held_out * work.labelled
+        )
+
+    def answers(self, work: Work) -> float:
+        """Of the base and the adapted model, after training."""
+        prompts = work.asked * work.prompt
+        read = self.reading(prompts, -(-work.asked // BATCH), prompts * work.prompt / 2, work.asked)
+        if self.base.task == "classify":
+            return 2 * read
+        step = self.parameters * self.width.few + BATCH * self.words * self.hidden * self.speed.head[0] + self.unpack
+        steps: float = work.asked / BATCH * (min(work.most_new, 2 * work.answer) + work.answer)
+        return float(2 * read + steps * step * self.slower)
+
+
+def _layer_parameters(module: Any) -> int:
+    """Of the repeated layers: all but the words, the positions and the head."""
+    words = module.get_input_embeddings().weight
+    head = module.get_output_embeddings() if hasattr(module, "get_output_embeddings") else None
+    left_out = {id(words)} | ({id(head.weight)} if head is not None else set())
+    return sum(p.numel() for p in module.parameters() if id(p) not in left_out)
