@@ -140,7 +140,13 @@ def config_of(source: Source) -> Any:
 
     if source.is_gguf:
         file = gguf.GGUF(source.path)
-        return gguf_models.config(file) or AutoConfig.from_pretrained(source.path.parent, gguf_file=source.path.name)
+        try:
+            return gguf_models.config(file) or AutoConfig.from_pretrained(
+                source.path.parent, gguf_file=source.path.name
+            )
+        except (ValueError, KeyError, OSError, RuntimeError) as error:
+            family = file.metadata.get("general.architecture")
+            raise BaseModelError(f"{source.path}: architecture {family!r} is not supported ({error})") from error
     try:
         return AutoConfig.from_pretrained(source.path, trust_remote_code=False, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:

@@ -9,6 +9,7 @@ AfinaError
 │   └── OutputError       a place that cannot be written
 ├── RunFailed             exit 1: the work was begun and came out wrong
 │   ├── NonFiniteLoss     the loss became NaN or infinite
+│   ├── OutOfMemory       a pass needs more memory than there is
 │   ├── NothingTrains     no gradient reaches the adapter
 │   └── VerificationFailed  the adapter on disk is not the adapter that was trained
 └── Interrupted           exit 130: Ctrl-C; what was done so far is kept
@@ -56,6 +57,9 @@ class RunFailed(AfinaError): ...
 
 
 class NonFiniteLoss(RunFailed): ...
+
+
+class OutOfMemory(RunFailed): ...
 
 
 class NothingTrains(RunFailed): ...

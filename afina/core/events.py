@@ -77,6 +77,15 @@ _KINDS = {cls.__name__.lower(): cls for cls in (Notice, Progress, Step, HeldOut,
 _RECORDED = (Step, HeldOut, Done)
 
 
+def minutes(seconds: float) -> str:
+    """The time in words: 42 s, 3.5 min, 2.1 h, 4 days."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    if seconds < 6000:
+        return f"{seconds / 60:.1f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 2 * 86_400 else f"{seconds / 86_400:,.0f} days"
+
+
 def ignore(event: Event) -> None:
     """The listener for callers who want no news."""
 

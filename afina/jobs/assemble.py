@@ -11,9 +11,10 @@ from torch import Tensor
 
 from afina.base.forecast import activation_bytes, free_bytes
 from afina.base.load import Base, load_base
+from afina.base.outline import Outline, outline
 from afina.base.whole import ClassifierModel
 from afina.core.device import default_cache, keep_freed_memory
-from afina.core.errors import AdapterError, DataError, SettingsError
+from afina.core.errors import AdapterError, BaseModelError, DataError, SettingsError
 from afina.core.events import Listener, Notice
 from afina.core.layers import is_conv1d
 from afina.data.check import check
@@ -21,6 +22,9 @@ from afina.data.files import STANDARD_INPUT
 from afina.data.layouts import Kind
 from afina.data.load import Dataset, read_parts, render_parts
 from afina.data.store import lengths
+from afina.jobs.forecast import ONE_ROW
+from afina.jobs.machines import here
+from afina.jobs.remedies import refuse_what_cannot_fit
 from afina.jobs.runs import adapter_folder, check_base, read_facts, read_template
 from afina.jobs.settings import RunSettings
 from afina.lora.adapter import load_adapter, read_config
@@ -44,6 +48,7 @@ class Assembled:
     settings: RunSettings
     base: Base
     data: Dataset
+    outline: Outline | None
 
     @property
     def cache(self) -> Path:
@@ -87,12 +92,25 @@ def assemble(settings: RunSettings, listener: Listener) -> Assembled:
     keep_freed_memory()
     if settings.threads:
         torch.set_num_threads(settings.threads)
+    outlined = _guarded(settings, parts.answers.classes)
     base = load(settings, parts.answers.classes)
     data = render_parts(parts, base.tokenizer, base.facts.context_length, settings.cache_dir, listener)
     if isinstance(base.model, ClassifierModel) and settings.train.batch_size is None:
         train = settings.train.model_copy(update={"batch_size": CLASSIFIER_BATCH_SIZE})
         settings = settings.model_copy(update={"train": train})
-    return Assembled(settings, base, data)
+    return Assembled(settings, base, data, outlined)
+
+
+def _guarded(settings: RunSettings, classes: Sequence[str]) -> Outline | None:
+    """The base by its configuration. Raises `SettingsError` where not even a row of it would fit into memory; None where the
+    configuration cannot be read, which loading the base explains."""
+    cache = settings.cache_dir or default_cache()
+    try:
+        found = outline(settings.base, revision=settings.revision, cache_dir=cache, task=settings.task, classes=classes)
+    except BaseModelError:
+        return None
+    refuse_what_cannot_fit(found, settings, ONE_ROW, here(cache, settings.device, settings.precision, False), cache)
+    return found
 
 
 def load(settings: RunSettings, classes: Sequence[str]) -> Base:

@@ -7,9 +7,9 @@ import torch
 
 from afina.base.forecast import element_size, free_bytes
 from afina.base.load import import_libraries
-from afina.core.device import memory_gb, pick_device
+from afina.core.device import compiler, memory_gb, pick_device, pick_dtype
 from afina.core.errors import SettingsError, near
-from afina.jobs.speed import Rates, Speed, Width, measured
+from afina.jobs.speed import Rates, Speed, Width, known, measured
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,7 @@ class Place:
     dtype: torch.dtype
     speed: Speed
     fused: bool
+    measured: bool = False
 
 
 @dataclass(frozen=True)
@@ -40,26 +41,30 @@ MACHINES = {
     "80gb": Machine("a card of 80 GB (A100)", 79e9, 312e12, 2039e9),
     "laptop": Machine("a laptop of 16 GB (Apple M4)", 12e9, 2.9e12, 120e9),
 }
+_ROUGH = Machine("a processor", 0, 8e11, 2e10)  # of which nothing is known
 _REACHED = 0.5  # of a card's published operations: what fine-tunings of 7 B models reach, 0.38 to 0.68
 _CONTEXT = 0.6e9  # bytes that a card's libraries hold on it
 _WRITE = 1e-9
 
 
-def here(cache: Path, device: str | None = None, precision: str = "auto") -> Place:
-    """This machine now, measured (some seconds, once)."""
+def here(cache: Path, device: str | None = None, precision: str = "auto", measure: bool = True) -> Place:
+    """This machine now, measured (some seconds, once); or else its speed, where it is not known from before, a rough guess."""
     import_libraries()
     place = pick_device(device)
     libraries = _libraries()
-    speed, dtype = measured(cache, device, precision)
+    dtype, _ = pick_dtype(precision, place, cache)
+    speed = measured(place, dtype, cache) if measure else known(place, dtype, cache)
     held = int(memory_gb() * 1e9)
     available = free_bytes(place) + (held if place.type == "cpu" else 0)
+    on_cpu = place.type == "cpu"
     return Place(
         "this machine",
         available,
-        libraries if place.type == "cpu" else int(_CONTEXT),
+        libraries if on_cpu else int(_CONTEXT),
         dtype,
-        speed,
-        place.type == "cpu",
+        speed or _reckoned(_ROUGH),
+        on_cpu and compiler() is not None,
+        measured=speed is not None,
     )
 
 

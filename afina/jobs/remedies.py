@@ -75,10 +75,12 @@ def _merged(so_far: RunSettings, before: RunSettings, changed: RunSettings) -> R
     return so_far.model_copy(update=update)
 
 
-def smaller(base: Outline, settings: RunSettings, work: Work, place: Place, cache: Path) -> list[tuple[Entry, Forecast]]:
+def smaller(
+    base: Outline, settings: RunSettings, work: Work, place: Place, cache: Path
+) -> list[tuple[Entry, Forecast]]:
     """Other bases of the catalogue that do the same and fit, the largest first."""
     kind = base.entry.kind if base.entry else {"classify": "encoder", "seq2seq": "seq2seq"}.get(base.task, "instruct")
-    found = []
+    found: list[tuple[Entry, Forecast]] = []
     for entry in sorted(catalogue().values(), key=lambda each: -each.parameters):
         if entry.kind != kind or entry.parameters >= base.parameters or len(found) == _SMALLER:
             continue

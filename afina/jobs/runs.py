@@ -20,6 +20,7 @@ CONTENTS = (
     "adapter",
     "config.yaml",
     "metrics.jsonl",
+    "forecast.json",
     "evaluation.json",
     "predictions.jsonl",
     "rejected.jsonl",

@@ -20,8 +20,8 @@ from afina.base.model import IGNORED, DecoderModel, Packed
 from afina.base.ops import Segments
 from afina.base.outline import decoder_skeleton
 from afina.core.config import Settings
-from afina.core.device import keep_freed_memory, pick_device, pick_dtype, processor
-from afina.core.errors import OutputError
+from afina.core.device import keep_freed_memory, processor
+from afina.core.errors import InputError, OutputError
 from afina.core.files import read_json, write_atomic, write_json
 from afina.lora.attached import take_off
 from afina.lora.config import LoraConfig
@@ -90,23 +90,37 @@ def _between(a: Any, b: Any, share: float) -> Any:
     return a ** (1 - share) * b**share
 
 
-def measured(cache: Path, device: str | None = None, precision: str = "auto") -> tuple[Speed, torch.dtype]:
-    """How fast this machine is, and the number format that it computes in. Measured once, and kept in `cache` by device, torch, threads
-    and number format."""
-    place = pick_device(device)
-    dtype, _ = pick_dtype(precision, place, cache)
+def measured(place: torch.device, dtype: torch.dtype, cache: Path) -> Speed:
+    """How fast this machine is; measured once, and kept in `cache`."""
+    found = known(place, dtype, cache)
+    if found is None:
+        found = _measure(place, dtype, cache)
+        with suppress(OutputError):
+            write_json(_file(cache), _kept(cache) | {_key(place, dtype): found.model_dump(mode="json")})
+    return found
+
+
+def known(place: torch.device, dtype: torch.dtype, cache: Path) -> Speed | None:
+    """What was measured before on such a device, with this torch, as many threads and this number format."""
+    with suppress(KeyError, ValueError):  # nothing, or of an earlier version
+        return Speed.model_validate(_kept(cache)[_key(place, dtype)])
+    return None
+
+
+def _key(place: torch.device, dtype: torch.dtype) -> str:
     name = torch.cuda.get_device_name(place) if place.type == "cuda" else processor()
     source = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12]  # other measurements, other figures
-    key = f"{place.type} {name} {torch.get_num_threads()} {dtype} torch {torch.__version__} {source}"
-    path = cache / "speed.json"
-    known: dict[str, Any] = {}
-    with suppress(Exception):  # absent, damaged, or of an earlier version
-        known = dict(read_json(path))
-        return Speed.model_validate(known[key]), dtype
-    found = _measure(place, dtype, cache)
-    with suppress(OutputError):
-        write_json(path, known | {key: found.model_dump(mode="json")})
-    return found, dtype
+    return f"{place.type} {name} {torch.get_num_threads()} {dtype} torch {torch.__version__} {source}"
+
+
+def _file(cache: Path) -> Path:
+    return cache / "speed.json"
+
+
+def _kept(cache: Path) -> dict[str, Any]:
+    with suppress(InputError):  # absent or damaged
+        return dict(read_json(_file(cache)))
+    return {}
 
 
 def _measure(place: torch.device, dtype: torch.dtype, cache: Path) -> Speed:

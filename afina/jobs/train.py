@@ -16,11 +16,14 @@ from afina.base.whole import ClassifierModel, Seq2SeqModel
 from afina.core.config import build, merge, read_yaml
 from afina.core.device import memory_gb
 from afina.core.errors import InputError, Interrupted
-from afina.core.events import Done, Event, Listener, MetricsFile, Notice, forget_after, ignore
+from afina.core.events import Done, Event, Listener, MetricsFile, Notice, forget_after, ignore, minutes
 from afina.core.files import write_json, write_jsonl, write_yaml
 from afina.data.load import Dataset
 from afina.data.template import Row
-from afina.jobs.assemble import adapt, assemble, load, planned
+from afina.jobs.assemble import Assembled, adapt, assemble, load, planned
+from afina.jobs.forecast import GB, Forecast, forecast, work_of
+from afina.jobs.machines import here
+from afina.jobs.remedies import refuse_what_cannot_fit
 from afina.jobs.runs import RunFolder, check_folder, facts_of, record, save_tokenizer
 from afina.jobs.settings import RunSettings
 from afina.jobs.trackers import Trackers
@@ -101,6 +104,7 @@ def _train(settings: RunSettings, listener: Listener, place: RunFolder, resuming
     asked = whole.asked()
     run = _Run(settings, base, data, asked, lora, steps, reasons, place)
     run.announce(listener)
+    foreseen = None if resuming else _forecast(whole, listener)
     with place.held(), closing(trackers):
         try:
             done = run.train(listener, resuming, start, trackers)
@@ -113,6 +117,8 @@ def _train(settings: RunSettings, listener: Listener, place: RunFolder, resuming
                 f"stopped after step {done.steps} of {steps.steps}; the adapter of that step is in {run.adapter}\n"
                 f"  → `afina train --resume {folder}` goes on"
             )
+        if foreseen:
+            _compare(foreseen, done, folder, listener)
         trained, facts = run.trained, run.facts
         del base, whole, run  # the trained model goes before a fresh one comes
         gc.collect()
@@ -125,6 +131,44 @@ def _train(settings: RunSettings, listener: Listener, place: RunFolder, resuming
                 f"interrupted after training; the adapter in {folder / 'adapter'} is complete, but not evaluated\n"
                 f"  → `afina train --resume {folder}` evaluates it"
             ) from None
+
+
+_MEASURED_FROM = (
+    60.0  # seconds that a training takes by a rough guess, from which on it is worth measuring this machine
+)
+
+
+def _forecast(whole: Assembled, listener: Listener) -> Forecast | None:
+    """What the training will need. Raises `SettingsError` where that is more memory than is free."""
+    if whole.outline is None:
+        return None
+    settings, work = whole.settings, work_of(whole.data, whole.max_new_tokens)
+    place = here(whole.cache, settings.device, settings.precision, measure=False)
+    seen = refuse_what_cannot_fit(whole.outline, settings, work, place, whole.cache)
+    if seen.seconds > _MEASURED_FROM and not place.measured:
+        listener(Notice("measuring once how fast this machine is, for the forecast (some ten seconds)"))
+        seen = forecast(whole.outline, settings, work, here(whole.cache, settings.device, settings.precision))
+    listener(
+        Notice(
+            f"forecast: {seen.memory.total / GB:.1f} GB of memory ({seen.available / GB:.1f} GB are free), training "
+            f"{minutes(seen.seconds)}, then answers {minutes(seen.evaluation)}"
+        )
+    )
+    return seen
+
+
+def _compare(foreseen: Forecast, done: Done, folder: Path, listener: Listener) -> None:
+    """Says, and keeps, how the forecast came out."""
+    memory, seconds = foreseen.memory.training / GB, foreseen.seconds * done.steps / foreseen.plan.steps
+    measured = {"memory_gb": done.peak_memory_gb, "seconds": done.seconds, "steps": done.steps}
+    write_json(folder / "forecast.json", {"forecast": foreseen.json(), "measured": measured})
+    listener(
+        Notice(
+            f"forecast and measured: memory {memory:.2f} and {done.peak_memory_gb:.2f} GB "
+            f"({memory / done.peak_memory_gb - 1:+.0%}), training {minutes(seconds)} and {minutes(done.seconds)} "
+            f"({seconds / max(done.seconds, 1e-9) - 1:+.0%})"
+        )
+    )
 
 
 def _finish(

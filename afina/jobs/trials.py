@@ -93,6 +93,7 @@ class Bench:
                 hopeless=hopeless,
                 rates=rates(steps) if rates else None,
                 first_look=False,
+                rehearse=False,
             )
             done = trainer.run()
             if done.reason == "interrupted":

@@ -11,7 +11,7 @@ import torch
 
 from afina.base.load import Base
 from afina.core.device import memory_gb, peak_memory_gb
-from afina.core.errors import NonFiniteLoss, NothingTrains
+from afina.core.errors import NonFiniteLoss, NothingTrains, OutOfMemory
 from afina.core.events import Done, HeldOut, Listener, Notice, Step
 from afina.core.interrupt import StopRequest
 from afina.data.batch import pack, packs
@@ -48,7 +48,7 @@ class Trainer:
 
     `save` is called whenever the held-out loss is the best so far; at the end, with the best weights back in place; and when
     the run is interrupted. With `state`, the run goes on from there. Checkpoints go to the folder `checkpoints`, where there is
-    one. A trial among many ends where `hopeless`, asked after each evaluation, says so. `rates` take the place of the schedule. `first_look`:
+    one. `rehearse`: the largest pass is tried before the first step. A trial among many ends where `hopeless`, asked after each evaluation, says so. `rates` take the place of the schedule. `first_look`:
     the held-out loss of the start is measured too.
     """
 
@@ -67,6 +67,7 @@ class Trainer:
     hopeless: Callable[[HeldOut], bool] | None = None
     rates: Sequence[float] | None = None
     first_look: bool = True
+    rehearse: bool = True
 
     def run(self) -> Done:
         """Trains until the plan's last step, early stopping or Ctrl-C. Raises `NonFiniteLoss` and `NothingTrains`."""
@@ -88,6 +89,8 @@ class Trainer:
         return done
 
     def _train(self, module: torch.nn.Module, stop: StopRequest) -> str:
+        if self.rehearse:
+            self._rehearse()
         if self.state is None:
             self._now = State()
             torch.manual_seed(self.seed)
@@ -114,6 +117,34 @@ class Trainer:
             if evaluated or step % self.settings.checkpoint_steps == 0:
                 self._checkpoint()
         return "completed"
+
+    def _rehearse(self) -> None:
+        """One pass with the longest batch, of which nothing is kept: what does not fit is said now and not hours later. Raises
+        `OutOfMemory`."""
+        module, settings = self.base.model.module, self.settings
+        known = lengths(self.train)
+        groups = batches(settings, known, self.seed, 0)[: self.plan.steps]
+        numbers = max(groups, key=lambda group: (max(known[i] for i in group), sum(known[i] for i in group)))
+        rows = packs([self.train[i] for i in numbers], settings.tokens_per_pass, settings.micro_batch_size)
+        longest = max(rows, key=lambda group: sum(len(row.input_ids) for row in group))
+        devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+        module.train()
+        begun = time.monotonic()
+        with torch.random.fork_rng(devices=devices):
+            try:
+                _, tokens = gradients(self.base, longest, settings.tokens_per_pass, settings.micro_batch_size)
+            except RuntimeError as error:
+                if not (isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)):
+                    raise
+                tokens = sum(len(row.input_ids) for row in longest)
+                raise OutOfMemory(
+                    f"the longest pass ({tokens:,} tokens, with {longest[-1].where}) does not fit into memory\n"
+                    "  → `afina fit BASE DATA` with the same flags says what would; --train.checkpoint_activations true, a lower "
+                    "--train.tokens_per_pass or --data.max_length need less"
+                ) from error
+        module.zero_grad(set_to_none=True)
+        seconds = time.monotonic() - begun
+        self.listener(Notice(f"rehearsed the longest pass: {tokens:,} tokens in {seconds:.1f} s"))
 
     def _batches(self, done: int) -> Iterator[list[Row]]:
         """The rows of each optimiser step after the first `done`; every epoch in an order of its own."""

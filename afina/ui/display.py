@@ -14,7 +14,7 @@ from rich.progress import TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from afina.core.events import Done, Event, HeldOut, Notice, Progress, Step
+from afina.core.events import Done, Event, HeldOut, Notice, Progress, Step, minutes
 from afina.data.check import Check, percentiles
 from afina.measure.pages import Rendered
 from afina.measure.report import general_lines, interval, label, number, table, trivial_lines, verdict
@@ -56,7 +56,7 @@ class Display:
             case Step():
                 self._tick(
                     f"step {event.step}/{event.total}  loss {event.loss:.3f}{self._held_out}  "
-                    f"{event.tokens_per_second:.0f} tokens/s  {event.memory_gb:.1f} GB  {_minutes(event.seconds_left)} left",
+                    f"{event.tokens_per_second:.0f} tokens/s  {event.memory_gb:.1f} GB  {minutes(event.seconds_left)} left",
                     event.step == 1,
                 )
             case HeldOut():
@@ -69,7 +69,7 @@ class Display:
             case Done():
                 self._held_out = ""
                 self._say(
-                    f"training {event.reason}: {event.steps} steps in {_minutes(event.seconds)}, "
+                    f"training {event.reason}: {event.steps} steps in {minutes(event.seconds)}, "
                     f"{event.tokens_per_second:.0f} tokens/s, peak memory {event.peak_memory_gb:.1f} GB"
                 )
 
@@ -84,10 +84,6 @@ class Display:
         elif important or time.monotonic() - self._last_line >= _SECONDS_BETWEEN_LINES:
             self._last_line = time.monotonic()
             self._say(text)
-
-
-def _minutes(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.1f} min"
 
 
 def show_result(evaluation: dict[str, Any], paths: dict[str, Path]) -> None:
