@@ -129,8 +129,8 @@ def line(case: dict[str, Any]) -> str:
 def write_rows(path: Path, length: int) -> None:
     draw = random.Random(0)
     with path.open("w") as file:
-        for number in range(300):
-            words = max(2, length - 30 - draw.randrange(max(1, length // 10)))
+        for number in range(120):
+            words = max(2, length - 36 - draw.randrange(max(1, length // 10)))
             asked, answer = words // 2, words - words // 2
             text = {"prompt": " ".join(draw.choices(WORDS, k=asked)) + f" {number}"}
             file.write(json.dumps(text | {"completion": " ".join(draw.choices(WORDS, k=answer))}) + "\n")

@@ -294,15 +294,18 @@ def _fill(source: Source, module: Decoder, found: Mapping[str, torch.Tensor | Bl
     return module
 
 
-def load_tokenizer(name: str, *, revision: str | None = None, cache_dir: Path | None = None) -> tuple[Tokenizer, int]:
-    """The tokenizer of the base called `name`, and its context in tokens, without its weights. Raises `BaseModelError`."""
+def load_tokenizer(
+    name: str, *, revision: str | None = None, cache_dir: Path | None = None, classes: Sequence[str] = ()
+) -> tuple[Tokenizer, int]:
+    """The tokenizer of the base called `name` (a classifier's, of these classes), and its context in tokens, without its weights. Raises
+    `BaseModelError`."""
     source = sources.locate(name, revision, cache_dir or default_cache())
     if source.is_gguf:
         tok = tokenizer.from_gguf(gguf.GGUF(source.path), source.path)
     elif task_of(source) == "causal":
         tok = _folder_tokenizer(source)
     else:
-        tok = tokenizer.plain_from_folder(source.path, ())
+        tok = tokenizer.plain_from_folder(source.path, classes)
     return tok, context_of(config_of(source))
 
 

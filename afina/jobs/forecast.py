@@ -25,8 +25,9 @@ from afina.training.settings import CLASSIFIER_BATCH_SIZE, Model, Plan, batches,
 GB = 1e9
 _LOOKED_AT = 2_000  # optimiser steps of a pass whose rows are looked at; the rest are like them
 _MASTERS, _MOMENTS, _BEST = 4, 8, 4  # bytes a trained number
-# The matrix library keeps some MB for each new shape of a product, and the heap has holes: beside a part of what moves.
-_HELD, _HOLES = 0.06 * GB, 0.08
+_A_WORD = 1_300  # bytes that a tokenizer takes for each of its words
+# What is freed between passes leaves holes, which the next ones, of other lengths, fill in part only.
+_HOLES = 0.35
 _THROUGH_TRANSFORMERS = 1.5  # times the seconds of our decoder
 
 
@@ -254,7 +255,7 @@ def _fixed(base: Outline, settings: RunSettings, found: Trained, place: Place) -
         activations=0,
         logits=0,
         cache=0,
-        overhead=round(place.libraries + _HELD),
+        overhead=place.libraries + _A_WORD * int(getattr(base.config, "vocab_size", 0)),
     )
 
 
@@ -283,7 +284,7 @@ def _memory(
     room = work.longest + work.most_new
     reading = min(READ_AT_ONCE, slots * work.longest) * passing + slots * model_bytes.words(module) * (size + 4)
     cache = slots * room * model_bytes.cache_bytes(module, dtype) + reading if base.task != "classify" else reading
-    holes = round(_HOLES * (most + fixed.gradients))
+    holes = round(_HOLES * most) if place.fused else 0
     return replace(
         fixed,
         activations=round(most - min(logits, most)),
@@ -336,7 +337,8 @@ class _Seconds:
 
     def reading(self, tokens: float, passes: float, square: float, labelled: float) -> float:
         """Passes that keep nothing."""
-        layers = self.parameters * (passes * self.width.forward.a_pass + tokens * self.width.forward.a_token)
+        rates = self.width.adapted if self.settings.method == "lora" else self.width.forward
+        layers = self.parameters * (passes * rates.a_pass + tokens * rates.a_token)
         attention = self.speed.attention[0] * square * self.channels
         head = labelled * self.words * self.hidden * self.speed.head[0]
         seconds: float = layers + attention + head + passes * self.unpack

@@ -98,7 +98,7 @@ def _reckoned(machine: Machine) -> Speed:
     def rates(products: int) -> Rates:
         return Rates(a_pass=products * size * byte, a_token=2 * products * operation)
 
-    width = Width(forward=rates(1), lora=rates(2), full=rates(3), few=size * byte)
+    width = Width(forward=rates(1), adapted=rates(1), lora=rates(2), full=rates(3), few=size * byte)
     return Speed(
         widths={1024: width},
         attention=(4 * operation, 14 * operation),

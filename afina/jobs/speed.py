@@ -51,10 +51,11 @@ class Rates(Settings):
 
 
 class Width(Settings):
-    """A pass through layers of one width: forward alone, with the backward pass for adapters of rank 16, and for all weights.
-    `few`: a token each of 32 texts in the making."""
+    """A pass through layers of one width: forward alone, the same with adapters of rank 16, with the backward pass for these, and for
+    all weights. `few`: a token each of 32 texts in the making."""
 
     forward: Rates
+    adapted: Rates
     lora: Rates
     full: Rates
     few: float
@@ -218,12 +219,12 @@ def _width(model: DecoderModel, parameters: int) -> Width:
     forward = rates(_read)
     few = _seconds(_read(model, _packed(model, _FEW, 1, 1))) / parameters
     inject(module, LoraConfig())
-    lora = rates(_train)
+    adapted, lora = rates(_read), rates(_train)
     take_off(module)
     inject(module, baseline(module, "full", 1))
     full = rates(_train)
     take_off(module)
-    return Width(forward=forward, lora=lora, full=full, few=few)
+    return Width(forward=forward, adapted=adapted, lora=lora, full=full, few=few)
 
 
 def _attention(model: DecoderModel) -> tuple[float, float]:

@@ -1,0 +1,160 @@
+"""What adapting a base to some data will need, method by method, here and elsewhere, before anything is downloaded."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from afina.base.load import load_tokenizer
+from afina.base.outline import Outline, outline
+from afina.core.device import default_cache
+from afina.core.errors import InputError
+from afina.core.events import Listener, Notice, ignore
+from afina.data.load import Parts, characters, read_parts, render_parts
+from afina.jobs.forecast import GB, Forecast, Work, forecast, work_of
+from afina.jobs.machines import MACHINES, Place, here, named
+from afina.jobs.remedies import remedies, smaller
+from afina.jobs.settings import RunSettings
+
+Method = Literal["lora", "qlora", "full", "head"]
+METHODS: tuple[Method, ...] = ("lora", "qlora", "full", "head")
+NO_DATA = Path("no-data")  # in the place of a file, where none was given
+_ROWS, _TOKENS = 1_000, 256  # that are reckoned with then
+_CHARACTERS, _TEMPLATE = 3.7, 12  # of a token; tokens of a chat template around a row
+
+
+@dataclass(frozen=True)
+class At:
+    """The methods at a place: what each needs, or the error that says why it cannot be; where one does not fit, the flags that would
+    make it, and smaller bases that would fit as they are."""
+
+    place: Place
+    methods: dict[Method, Forecast | str]
+    changes: dict[Method, list[tuple[str, Forecast]]]
+    bases: dict[Method, list[tuple[str, Forecast]]]
+
+    def json(self) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for method, each in self.methods.items():
+            if isinstance(each, str):
+                found[method] = {"error": each}
+                continue
+            found[method] = each.json()
+            if not each.fits:
+                found[method]["remedies"] = [{"flags": text} | _short(seen) for text, seen in self.changes[method]]
+                found[method]["bases"] = [{"base": name} | _short(seen) for name, seen in self.bases[method]]
+        return {"machine": self.place.name, "methods": found}
+
+
+def _short(seen: Forecast) -> dict[str, float]:
+    return {"memory_gb": seen.memory.total / GB, "seconds": seen.seconds}
+
+
+@dataclass(frozen=True)
+class Fit:
+    """`first` is this machine, or the one that was asked for; `others` are by name."""
+
+    base: Outline
+    work: Work
+    first: At
+    others: dict[str, At]
+
+    def json(self) -> dict[str, Any]:
+        base, work = self.base, self.work
+        return {
+            "base": base.name,
+            "parameters": base.parameters,
+            "here": base.here,
+            "work": {
+                "rows": len(work.lengths), "tokens": work.tokens, "longest": int(max(work.lengths)), "known": work.counted,
+            },
+            **self.first.json(),
+            "machines": {name: each.json() for name, each in self.others.items()},
+        }  # fmt: skip
+
+
+def fit(
+    settings: RunSettings, methods: Sequence[Method] = METHODS, machine: str | None = None, listener: Listener = ignore
+) -> Fit:
+    """Forecasts each of `methods` for `settings`, at `machine` (a device here, or a name of `MACHINES`; None: here and at all of those).
+
+    Raises `InputError` where the base or the data cannot be read.
+    """
+    cache = settings.cache_dir or default_cache()
+    parts = None
+    if settings.data.path != NO_DATA:
+        parts = read_parts(
+            settings.data, settings.seed if settings.data.seed is None else settings.data.seed
+        ).resolved()
+        settings = settings.model_copy(update={"data": parts.settings})
+    classes = parts.answers.classes if parts else ("", "")
+    base = outline(settings.base, revision=settings.revision, cache_dir=cache, task=settings.task, classes=classes)
+    work = _work(base, settings, parts, cache, listener)
+    if machine in MACHINES:
+        places = [named(str(machine))]
+    else:
+        if machine is None:
+            listener(Notice("looking at this machine (the first time it is measured, for some ten seconds)"))
+        places = [here(cache, machine, settings.precision)]
+        places += [named(name) for name in MACHINES] if machine is None else []
+    first, *others = (_at(base, settings, work, place, methods, cache) for place in places)
+    return Fit(base, work, first, dict(zip(MACHINES, others, strict=False)))
+
+
+def chosen(settings: RunSettings, method: Method) -> RunSettings:
+    """The settings with a method of `METHODS`."""
+    if method == "qlora":
+        return settings.model_copy(update={"method": "lora", "quantize": settings.quantize or "nf4"})
+    quantize = settings.quantize if method == "lora" else None
+    return settings.model_copy(update={"method": method, "quantize": quantize})
+
+
+def _at(base: Outline, settings: RunSettings, work: Work, place: Place, methods: Sequence[Method], cache: Path) -> At:
+    found: dict[Method, Forecast | str] = {}
+    changes: dict[Method, list[tuple[str, Forecast]]] = {}
+    bases: dict[Method, list[tuple[str, Forecast]]] = {}
+    for method in methods:
+        wanted = chosen(settings, method)
+        try:
+            seen = forecast(base, wanted, work, place)
+        except InputError as error:
+            found[method] = str(error)
+            continue
+        found[method] = seen
+        if not seen.fits:
+            changes[method] = remedies(base, wanted, work, place)
+            near = [] if changes[method] else smaller(base, wanted, work, place, cache)
+            bases[method] = [(entry.name, each) for entry, each in near]
+    return At(place, found, changes, bases)
+
+
+def _work(base: Outline, settings: RunSettings, parts: Parts | None, cache: Path, listener: Listener) -> Work:
+    if parts is None:
+        half = _TOKENS // 2
+        asked = _ROWS // 10
+        return Work(
+            [_TOKENS] * _ROWS, 0.5, asked * _TOKENS, asked, half, half, half, 2 * half,
+            f"no data were given: {_ROWS:,} rows of {_TOKENS} tokens are reckoned with",
+        )  # fmt: skip
+    if base.here:
+        classes = parts.answers.classes if base.task == "classify" else ()
+        tokenizer, context = load_tokenizer(
+            settings.base, revision=settings.revision, cache_dir=settings.cache_dir, classes=classes
+        )
+        data = render_parts(parts, tokenizer, context, settings.cache_dir, listener)
+        return work_of(data, math.ceil(1.25 * data.most_labelled) + 8)
+    texts = characters(parts)
+    most = min(settings.data.max_length or 1 << 30, base.context_length)
+    lengths = [min(most, round((asked + answer) / _CHARACTERS) + _TEMPLATE) for asked, answer in texts]
+    answers = [1.0 if base.task == "classify" else answer / _CHARACTERS + 2 for _, answer in texts]
+    tested = int(parts.test.sum() or parts.held_out.sum())
+    mean = sum(lengths) / len(lengths)
+    answer = sum(answers) / len(answers)
+    work = Work(
+        lengths, min(1.0, answer / mean), round(mean * int(parts.held_out.sum())), tested, max(1.0, mean - answer), max(lengths), answer,
+        math.ceil(1.25 * max(answers)) + 8,
+    )  # fmt: skip
+    return replace(
+        work, counted=f"tokens are reckoned by the texts' lengths, for the tokenizer of {base.name} is not here"
+    )

@@ -1,0 +1,45 @@
+"""`afina fit`."""
+
+import argparse
+import json
+
+from afina.core.errors import SettingsError, near, writing
+from afina.ui.common import say, settings_flags
+
+_LEFT_OUT = ("base", "method", "last_layers", "device", "out", "overwrite", "adapter", "force", "track", "allow_swap")
+
+
+def flags(parser: argparse.ArgumentParser) -> None:
+    parser.usage = "afina fit BASE [DATA] [--method lora|qlora|full|head] [--device DEVICE] [--json] [flags of train]"
+    parser.add_argument("base", metavar="BASE", help="name of `afina models list`, hub id, folder or .gguf file")
+    parser.add_argument("--method", metavar="METHOD", help="only this: lora, qlora, full or head [all four]")
+    parser.add_argument(
+        "--device",
+        metavar="DEVICE",
+        help="only there: cpu, cuda, mps, or a machine by name (24gb, 80gb, laptop) [this machine, then those]",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    settings_flags(parser, _LEFT_OUT)
+
+
+def run(options: argparse.Namespace) -> int:
+    from afina.jobs.fit import METHODS, NO_DATA, fit
+    from afina.ui.common import run_settings
+    from afina.ui.display import Display
+    from afina.ui.tables import show_fit
+
+    if options.method and options.method not in METHODS:
+        raise SettingsError(
+            f"--method {options.method!r} is no method.{near(options.method, METHODS)}",
+            f"it takes {', '.join(METHODS)}",
+        )
+    options.data = options.data or str(NO_DATA)
+    settings = run_settings(options).model_copy(update={"base": options.base})
+    with Display() as display:
+        found = fit(settings, (options.method,) if options.method else METHODS, options.device, display)
+    if options.json:
+        say(json.dumps(found.json(), ensure_ascii=False))
+    else:
+        with writing("standard output"):
+            show_fit(found, settings)
+    return 0

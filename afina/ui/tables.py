@@ -1,0 +1,81 @@
+"""Tables of what was found out before training: forecasts and recommendations."""
+
+import shlex
+import sys
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+from afina.core.events import minutes
+
+if TYPE_CHECKING:
+    from afina.jobs.fit import At, Fit
+    from afina.jobs.settings import RunSettings
+
+_NAMES = {"lora": "LoRA", "qlora": "QLoRA (4 bits)", "full": "full fine-tuning", "head": "trained head"}
+_PARTS = (
+    ("weights", ("weights", "copies")),
+    ("trained", ("adapter", "gradients", "optimizer")),
+    ("activations", ("activations",)),
+    ("logits", ("logits",)),
+    ("cache", ("cache",)),
+    ("overhead", ("overhead",)),
+)
+
+
+def _console() -> Console:
+    return Console(highlight=False, soft_wrap=True, file=sys.stdout)
+
+
+def show_fit(found: "Fit", settings: "RunSettings") -> None:
+    """Prints the forecasts to standard output."""
+    console, base, work = _console(), found.base, found.work
+    console.print(
+        f"{base.name}: {base.parameters / 1e6:,.0f} M parameters; {len(work.lengths):,} rows, {work.tokens:,} tokens "
+        f"({work.counted}), the longest {int(max(work.lengths)):,}"
+    )
+    if not base.here:
+        console.print(f"its files are not here: about {base.file_bytes / 1e9:.1f} GB to fetch")
+    _machine(console, found.first, full=True)
+    for each in found.others.values():
+        _machine(console, each, full=False)
+    where = "" if settings.data.path.name == "no-data" else f" {shlex.quote(str(settings.data.path))}"
+    console.print(f"\nTrain it:  afina train{where or ' DATA'} --base {base.name}")
+
+
+def _machine(console: Console, at: "At", full: bool) -> None:
+    grid = Table(box=None, pad_edge=False)
+    names = ["GB of memory", *(name for name, _ in _PARTS if full), "an epoch", "training", "answers", "disk, GB", ""]
+    grid.add_column("method")
+    for name in names:
+        grid.add_column(name, justify="left" if not name else "right")
+    notes = []
+    for method, seen in at.methods.items():
+        if isinstance(seen, str):
+            notes.append(f"{_NAMES[method]}: {seen}")
+            continue
+        memory = seen.memory.json()
+        parts = [f"{sum(memory[each] for each in own):.2f}" for _, own in _PARTS] if full else []
+        fits = "fits" if seen.fits else "does not fit"
+        grid.add_row(
+            _NAMES[method], f"{memory['total']:.2f}", *parts, minutes(seen.epoch_seconds), minutes(seen.seconds),
+            minutes(seen.evaluation), f"{seen.disk / 1e9:.2f}", fits + (", activations twice" if seen.plan.checkpoint_activations else ""),
+        )  # fmt: skip
+        if not seen.fits:
+            notes += _would_fit(at, method)
+    console.print(f"\n{at.place.name}: {at.place.available / 1e9:.1f} GB free", style="bold")
+    console.print(grid)
+    for note in notes:
+        console.print(note)
+
+
+def _would_fit(at: "At", method: str) -> list[str]:
+    changes, bases = at.changes[method], at.bases[method]  # type: ignore[index]
+    if changes:
+        ways = [f"{text} ({each.memory.total / 1e9:.1f} GB, {minutes(each.seconds)})" for text, each in changes]
+        return [f"{_NAMES[method]} would fit with {'; or '.join(ways)}"]
+    if bases:
+        ways = [f"{name} ({each.memory.total / 1e9:.1f} GB)" for name, each in bases]
+        return [f"{_NAMES[method]} fits with a smaller base: {', '.join(ways)}"]
+    return [f"{_NAMES[method]}: nothing here makes it fit"]
