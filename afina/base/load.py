@@ -305,7 +305,7 @@ def load_tokenizer(
     elif task_of(source) == "causal":
         tok = _folder_tokenizer(source)
     else:
-        tok = tokenizer.plain_from_folder(source.path, classes)
+        tok = tokenizer.plain_from_folder(source.path, tuple(classes))
     return tok, context_of(config_of(source))
 
 

@@ -128,7 +128,7 @@ def merge_adapter(
                 file.chmod(0o644)
                 file.replace(out / file.name)
     save_tokenizer(model, out)
-    facts = adapted.facts or facts_of(into, str(run), None)  # how it is asked
+    facts = adapted.facts or facts_of(into, str(run))  # how it is asked
     write_json(out / "afina.json", facts | {"base": into.facts.card(), "quantize": None, "merged_from": str(run)})
     return difference
 

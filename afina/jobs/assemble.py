@@ -94,6 +94,8 @@ def assemble(settings: RunSettings, listener: Listener) -> Assembled:
         torch.set_num_threads(settings.threads)
     outlined = _guarded(settings, parts.answers.classes)
     base = load(settings, parts.answers.classes)
+    if base.facts.hub_id:  # a branch may move on: what was loaded is what the run is of
+        settings = settings.model_copy(update={"revision": base.facts.revision})
     data = render_parts(parts, base.tokenizer, base.facts.context_length, settings.cache_dir, listener)
     if isinstance(base.model, ClassifierModel) and settings.train.batch_size is None:
         train = settings.train.model_copy(update={"batch_size": CLASSIFIER_BATCH_SIZE})

@@ -93,7 +93,7 @@ def convert_adapter(
                 "give the base it was trained on (--base)",
             )
         own[name].copy_(value)
-    facts = facts_of(loaded, base, revision)
+    facts = facts_of(loaded, base)
     save_adapter(module, config, out, facts["load"]["name"])
     save_tokenizer(loaded, out)
     write_json(out / "afina.json", facts)

@@ -1,17 +1,20 @@
 """What adapting a base to some data will need, method by method, here and elsewhere, before anything is downloaded."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from afina.base.catalogue import Entry
 from afina.base.load import load_tokenizer
 from afina.base.outline import Outline, outline
 from afina.core.device import default_cache
 from afina.core.errors import InputError
 from afina.core.events import Listener, Notice, ignore
 from afina.data.load import Parts, characters, read_parts, render_parts
+from afina.data.settings import DataSettings
 from afina.jobs.forecast import GB, Forecast, Work, forecast, work_of
 from afina.jobs.machines import MACHINES, Place, here, named
 from afina.jobs.remedies import remedies, smaller
@@ -90,7 +93,7 @@ def fit(
         settings = settings.model_copy(update={"data": parts.settings})
     classes = parts.answers.classes if parts else ("", "")
     base = outline(settings.base, revision=settings.revision, cache_dir=cache, task=settings.task, classes=classes)
-    work = _work(base, settings, parts, cache, listener)
+    work = work_for(base, settings, parts, cache, listener)
     if machine in MACHINES:
         places = [named(str(machine))]
     else:
@@ -100,6 +103,22 @@ def fit(
         places += [named(name) for name in MACHINES] if machine is None else []
     first, *others = (_at(base, settings, work, place, methods, cache) for place in places)
     return Fit(base, work, first, dict(zip(MACHINES, others, strict=False)))
+
+
+def fitting(entries: Iterable[Entry], cache: Path) -> dict[str, int]:
+    """The entries that LoRA can adapt in the memory that is free here, and the bytes that it takes, for rows of a usual length."""
+    place, work = here(cache, measure=False), _usual()
+    settings = RunSettings(data=DataSettings(path=NO_DATA))
+    found = {}
+    for entry in entries:
+        if 2 * entry.parameters > place.available:
+            continue
+        with suppress(InputError):  # of an architecture that this version of transformers does not know
+            base = outline(entry.name, cache_dir=cache, classes=("", ""))
+            memory = forecast(base, settings, work, place).memory.total
+            if memory <= place.available:
+                found[entry.name] = memory
+    return found
 
 
 def chosen(settings: RunSettings, method: Method) -> RunSettings:
@@ -129,14 +148,9 @@ def _at(base: Outline, settings: RunSettings, work: Work, place: Place, methods:
     return At(place, found, changes, bases)
 
 
-def _work(base: Outline, settings: RunSettings, parts: Parts | None, cache: Path, listener: Listener) -> Work:
+def work_for(base: Outline, settings: RunSettings, parts: Parts | None, cache: Path, listener: Listener) -> Work:
     if parts is None:
-        half = _TOKENS // 2
-        asked = _ROWS // 10
-        return Work(
-            [_TOKENS] * _ROWS, 0.5, asked * _TOKENS, asked, half, half, half, 2 * half,
-            f"no data were given: {_ROWS:,} rows of {_TOKENS} tokens are reckoned with",
-        )  # fmt: skip
+        return _usual()
     if base.here:
         classes = parts.answers.classes if base.task == "classify" else ()
         tokenizer, context = load_tokenizer(
@@ -158,3 +172,11 @@ def _work(base: Outline, settings: RunSettings, parts: Parts | None, cache: Path
     return replace(
         work, counted=f"tokens are reckoned by the texts' lengths, for the tokenizer of {base.name} is not here"
     )
+
+
+def _usual() -> Work:
+    half, asked = _TOKENS // 2, _ROWS // 10
+    return Work(
+        [_TOKENS] * _ROWS, 0.5, asked * _TOKENS, asked, half, half, half, 2 * half,
+        f"no data were given: {_ROWS:,} rows of {_TOKENS} tokens are reckoned with",
+    )  # fmt: skip

@@ -176,7 +176,7 @@ def forecast(base: Outline, settings: RunSettings, work: Work, place: Place) -> 
     )
     made, _ = plan(train, work.lengths, model, settings.seed)
     passes = _passes(settings, work, base.is_decoder)
-    memory = _memory(base, settings, work, place, found, fixed, passes, made.checkpoint_activations)
+    memory = _memory(base, settings, work, place, found, passes, made.checkpoint_activations)
     seconds = _Seconds(base, settings, place, found, made.checkpoint_activations)
     epoch = seconds.epoch(passes, work, made)
     looks = 1 + -(-made.steps // made.eval_steps)
@@ -260,9 +260,9 @@ def _fixed(base: Outline, settings: RunSettings, found: Trained, place: Place) -
 
 
 def _memory(
-    base: Outline, settings: RunSettings, work: Work, place: Place, found: Trained, fixed: Memory, passes: _Passes,
-    recompute: bool,
-) -> Memory:  # fmt: skip
+    base: Outline, settings: RunSettings, work: Work, place: Place, found: Trained, passes: _Passes, recompute: bool
+) -> Memory:
+    fixed = _fixed(base, settings, found, place)
     module, dtype = base.module, place.dtype
     size = model_bytes.element_size(dtype)
     layers = int(base.config.num_hidden_layers)

@@ -2,31 +2,23 @@
 
 from contextlib import suppress
 from dataclasses import replace
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from afina.base.load import Base, import_libraries
+from afina.base.load import import_libraries
 from afina.core.config import build
 from afina.core.device import memory_gb, peak_memory_gb
-from afina.core.errors import DataError, InputError, NonFiniteLoss, RunFailed
+from afina.core.errors import InputError, NonFiniteLoss, RunFailed
 from afina.core.events import Listener, Notice
 from afina.core.files import read_json, write_json
-from afina.data.load import find_examples
-from afina.data.mapping import Example
-from afina.data.template import Row, prompt_ids, render
-from afina.jobs.assemble import Assembled, assemble
+from afina.jobs.assemble import assemble
 from afina.jobs.runs import record
 from afina.jobs.settings import RunSettings
+from afina.jobs.shots import after_examples
 from afina.jobs.train import resume, train
 from afina.jobs.trials import Bench, with_train
 from afina.measure.evaluation import evaluate_outcomes
-from afina.measure.outcome import Questions, outcome, remembered
-
-SHOTS = 4  # examples before a question, or one a class of up to
-MOST_SHOTS = 16
-_CANDIDATES = 256  # training rows from which they are taken
-_SHARE = 0.6  # of the context that they may fill
+from afina.measure.outcome import outcome, remembered
 
 RATES = (1 / 3, 1.0, 3.0)  # times the rule's rate; where the best is the first or the last, one more beyond it
 _STEPS = 20  # that a look at a rate takes at least
@@ -42,59 +34,11 @@ def ask_base(settings: dict[str, Any], folder: str, shots: bool, listener: Liste
         raise RunFailed("a classifier names classes, and cannot be shown examples before a question")
     asked = whole.asked()
     plain = remembered(whole.base, asked, listener, "base", whole.cache)
-    other = outcome(whole.base, _after_examples(whole, asked, listener), listener, "few-shot") if shots else plain
+    other = outcome(whole.base, after_examples(whole, asked, listener), listener, "few-shot") if shots else plain
     evaluation = replace(evaluate_outcomes(asked, plain, other), findings=[])  # those are about adapters
     cost = {"peak_memory_gb": peak_memory_gb(), "start_memory_gb": start}
     write_json(Path(folder) / "cost.json", cost)
     record(Path(folder), evaluation)
-
-
-def _after_examples(whole: Assembled, asked: Questions, listener: Listener) -> Questions:
-    """The questions, each behind a few training rows with their answers; fewer of them where the context is short."""
-    room = whole.base.facts.context_length - asked.max_new_tokens
-    examples = _examples(whole)
-    while examples:
-        turns = [
-            turn
-            for example in examples
-            for turn in (*example.messages, {"role": "assistant", "content": example.completion or ""})
-        ]
-        put = [_behind(turns, example) for example in asked.examples]
-        longest = max(len(prompt_ids(whole.base.tokenizer, example.messages)) for example in put)
-        if longest <= _SHARE * room or (longest <= room and len(examples) == 1):
-            listener(Notice(f"few-shot: {len(examples)} examples before each question"))
-            rows = _rows(whole.base, put)
-            return Questions(put, rows, asked.kind, asked.max_new_tokens, asked.source)
-        examples = examples[:-1]
-    raise DataError(
-        "the rows are too long to be shown as examples before a question", "leave few-shot out of --methods"
-    )
-
-
-def _rows(base: Base, examples: list[Example]) -> list[Row]:
-    return [render(base.tokenizer, example) for example in examples]
-
-
-def _behind(turns: list[dict[str, str]], example: Example) -> Example:
-    system = [turn for turn in example.messages if turn["role"] == "system"]
-    rest = [turn for turn in example.messages if turn["role"] != "system"]
-    shown = [turn for turn in turns if turn["role"] != "system"]
-    return Example(
-        (*system, *shown, *rest), example.completion, example.references, example.source, example.where, last_only=True
-    )
-
-
-def _examples(whole: Assembled) -> list[Example]:
-    """Training rows to show: one of each answer in turn, so that every label of a few is seen."""
-    wheres = [row.where for row in whole.data.train[:_CANDIDATES]]
-    found = [e for e in find_examples(whole.settings.data, set(wheres)) if e.messages]
-    by_answer: dict[str, list[Example]] = {}
-    for example in found:
-        by_answer.setdefault(example.completion or "", []).append(example)
-    few = 1 < len(by_answer) <= MOST_SHOTS and whole.kind == "classification"
-    count = max(SHOTS, len(by_answer)) if few else SHOTS
-    in_turn = zip_longest(*by_answer.values())
-    return [example for turn in in_turn for example in turn if example is not None][:count]
 
 
 def search_rate(settings: dict[str, Any], file: str, listener: Listener) -> None:

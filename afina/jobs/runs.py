@@ -184,12 +184,15 @@ def read_facts(folder: Path) -> dict[str, Any]:
     return dict(facts)
 
 
-def facts_of(base: Base, name: str, revision: str | None) -> dict[str, Any]:
+def facts_of(base: Base, name: str) -> dict[str, Any]:
     """`afina.json` of an adapter of `base`, which was asked for by `name`; how it is asked, as for one of which nobody said it."""
     local = base.facts.kind in ("folder", "gguf")
     return {
         "base": base.facts.card(),
-        "load": {"name": base.facts.path if local else name, "revision": revision},
+        "load": {
+            "name": base.facts.path if local else name,
+            "revision": base.facts.revision if base.facts.hub_id else None,
+        },
         "precision": "bf16" if "bfloat16" in str(base.dtype) else "fp32",
         "tokenizer_sha256": base.tokenizer.hash(),
         "template_sha256": base.tokenizer.template_hash(),

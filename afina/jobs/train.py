@@ -214,7 +214,7 @@ class _Run:
         self.adapter = self.settings.folder / "adapter"
         data = self.settings.data
         self.facts: dict[str, Any] = {
-            **facts_of(self.base, self.settings.base, self.settings.revision),
+            **facts_of(self.base, self.settings.base),
             "afina": __version__,
             "quantize": self.settings.quantize,
             "own_template": self.settings.template is not None,

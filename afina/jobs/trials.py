@@ -35,7 +35,7 @@ class Bench:
 
     def __init__(self, settings: RunSettings, listener: Listener) -> None:
         """Raises `InputError` as training does."""
-        whole = assemble(settings, listener)
+        self.whole = whole = assemble(settings, listener)
         self.settings, self.base, self.data = whole.settings, whole.base, whole.data
         self.rows = len(whole.data.train)
         self.held_out = whole.data.held_out[:HELD_OUT]
@@ -58,10 +58,11 @@ class Bench:
         listener: Listener,
         hopeless: Callable[[HeldOut], bool] | None = None,
         rates: Callable[[int], Sequence[float]] | None = None,
+        then: Callable[[], None] = lambda: None,
     ) -> Trial:
         """Trains on `rows` rows, whatever the settings' epochs say, and looks at the held-out loss so many times on the way.
 
-        `hopeless` ends it early; `rates` gives the learning rates of a number of steps, in the place of the schedule.
+        `then` is done with the adapter still in its place. `hopeless` ends it early; `rates` gives the learning rates of a number of steps, in the place of the schedule.
         Raises `NonFiniteLoss` where it diverges, and `Interrupted`.
         """
         gc.collect()
@@ -98,6 +99,7 @@ class Bench:
             done = trainer.run()
             if done.reason == "interrupted":
                 raise Interrupted("interrupted in a trial; what was finished before it is kept")
+            then()
             seconds = done.tokens / done.tokens_per_second if done.tokens_per_second else done.seconds
             return Trial(
                 min(loss for _, loss in losses),

@@ -21,6 +21,7 @@ WORK = {
     "train": "afina.jobs.methods:train_method",
     "rates": "afina.jobs.methods:search_rate",
     "ask": "afina.jobs.methods:ask_base",
+    "probe": "afina.jobs.probe:probe",
     "search": "afina.jobs.search:work",
 }
 

@@ -106,6 +106,7 @@ _COMMANDS = {
     "runs": "runs: listed, shown, compared with each other",
     "adapters": "adapters: listed, shown, compared, combined, cut, merged into their base, converted",
     "models": "base models: the catalogue, facts, downloads",
+    "choose": "which base for these data on this machine: candidates, tried on your own rows, ranked",
     "fit": "what adapting a base to some data will need: memory, time, disk, before anything is fetched",
     "doctor": "what is slow or wrong on this machine, or in a run, and what to do",
 }

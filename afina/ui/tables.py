@@ -2,7 +2,7 @@
 
 import shlex
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -10,6 +10,7 @@ from rich.table import Table
 from afina.core.events import minutes
 
 if TYPE_CHECKING:
+    from afina.jobs.choose import Candidate, Choice
     from afina.jobs.fit import At, Fit
     from afina.jobs.settings import RunSettings
 
@@ -79,3 +80,54 @@ def _would_fit(at: "At", method: str) -> list[str]:
         ways = [f"{name} ({each.memory.total / 1e9:.1f} GB)" for name, each in bases]
         return [f"{_NAMES[method]} fits with a smaller base: {', '.join(ways)}"]
     return [f"{_NAMES[method]}: nothing here makes it fit"]
+
+
+def show_choice(found: "Choice", data: str, given: dict[str, Any]) -> None:
+    """Prints the ranking to standard output, and the command that trains the best; `given` are the settings of the command line."""
+    console = _console()
+    languages = f" in {', '.join(found.languages)}" if found.languages else ""
+    console.print(
+        f"{found.task}{languages}; each base was adapted on {found.share:.0%} of what a whole training would see\n"
+    )
+    grid = Table(box=None, pad_edge=False)
+    grid.add_column("base")
+    heads = (
+        "parameters", "bits an answer", "before", "score", "zero-shot", "few-shot", "tokens a word", "bits a byte", "GB", "training",
+    )  # fmt: skip
+    for head in heads:
+        grid.add_column(head, justify="right")
+    for each in found.tried:
+        seen = each.probe
+        if seen is None:
+            grid.add_row(each.name, _size(each), f"failed: {str(each.failed).splitlines()[0]}")
+            continue
+        grid.add_row(
+            each.name, _size(each), _number(seen.bits_after), _number(seen.bits_before), _number(seen.adapted), _number(seen.zero_shot),
+            _number(seen.few_shot), _number(seen.tokens_per_word), _number(seen.bits_per_byte),
+            f"{each.forecast.memory.total / 1e9:.1f}", minutes(each.forecast.seconds),
+        )  # fmt: skip
+    console.print(grid)
+    console.print(
+        "Ranked by what the right answers of held-out rows cost after the short adaptation (bits an answer: fewer are better), which all bases share."
+    )
+    if found.others:
+        console.print("\nNot tried, but they can do the task, know the language and fit:")
+    for each in found.others:
+        console.print(
+            f"{each.name:32} {_size(each):>7}  {each.forecast.memory.total / 1e9:5.1f} GB  {minutes(each.forecast.seconds):>8}  "
+            f"{each.licence or ''}; {'; '.join(each.reasons)}"
+        )
+    if found.best and found.best.probe:
+        pinned = f" --revision {found.best.probe.revision}" if found.best.probe.revision else ""
+        flags = "".join(f" --{path} {shlex.quote(str(value))}" for path, value in given.items())
+        console.print(
+            f"\nTrain the best:  afina train {shlex.quote(data)}{flags} --base {shlex.quote(found.best.name)}{pinned}"
+        )
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3g}"
+
+
+def _size(each: "Candidate") -> str:
+    return f"{each.parameters / 1e9:.1f} B" if each.parameters >= 1e9 else f"{each.parameters / 1e6:.0f} M"

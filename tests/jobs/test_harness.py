@@ -49,7 +49,7 @@ def run(tiny: Base, tiny_folder: Path, tmp_path: Path) -> Path:
             if factor.requires_grad:
                 torch.nn.init.normal_(factor, std=0.3, generator=torch.Generator().manual_seed(0))
     save_adapter(module, config, tmp_path / "run")
-    write_json(tmp_path / "run" / "afina.json", facts_of(tiny, str(tiny_folder), None))
+    write_json(tmp_path / "run" / "afina.json", facts_of(tiny, str(tiny_folder)))
     save_tokenizer(tiny, tmp_path / "run")
     return tmp_path / "run"
 

@@ -22,6 +22,11 @@ def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--kind", metavar="TASK", help="list: models that do this task, those praised for it first")
     parser.add_argument("--language", metavar="XX", help="list: models that know this language (en, pt, …)")
     parser.add_argument("--license", metavar="WHICH", help="list: `commercial`, or the name of a licence")
+    parser.add_argument(
+        "--fits",
+        action="store_true",
+        help="list: models that LoRA adapts in this machine's memory, with what that takes",
+    )
     parser.add_argument("--revision", metavar="REV", help="branch, tag or commit of a hub model")
     parser.add_argument("--delete", action="store_true", help="cache: take NAME away")
     parser.add_argument("--cache-dir", type=Path, metavar="DIR", help="where downloaded models are kept")
@@ -43,8 +48,8 @@ def run(options: argparse.Namespace) -> int:
         return _list(options)
     if not options.name:
         raise SettingsError(f"afina models {options.action} needs a NAME", "`afina models list` shows the catalogue")
-    if options.kind or options.language or options.license:
-        raise SettingsError("--kind, --language and --license go with `afina models list`", "leave them out")
+    if options.kind or options.language or options.license or options.fits:
+        raise SettingsError("--kind, --language, --license and --fits go with `afina models list`", "leave them out")
     entry = catalogue().get(options.name)
     if options.action == "show" and entry and not options.revision:
         if options.json:
@@ -81,14 +86,23 @@ def _list(options: argparse.Namespace) -> int:
     found = select(catalogue().values(), options.kind, options.language, commercial)
     if options.license and not commercial:
         found = [entry for entry in found if entry.licence == options.license]
+    needs: dict[str, float] = {}
+    if options.fits:
+        from afina.core.device import default_cache
+        from afina.jobs.fit import fitting
+
+        needs = fitting(found, options.cache_dir or default_cache())
+        found = [entry for entry in found if entry.name in needs]
     if options.json:
-        say(json.dumps({entry.name: _facts(entry) for entry in found}))
+        more = {name: {"needs_gb": needs[name] / 1e9} for name in needs}
+        say(json.dumps({entry.name: _facts(entry) | more.get(entry.name, {}) for entry in found}))
         return 0
     for entry in found:
         use = {"yes": "", "terms": ", under conditions", "no": ", not commercially"}[entry.commercial]
         say(
             f"{entry.name:32} {_size(entry.parameters):>6}  {entry.kind:8} {entry.context_length:>7,} tokens  "
             f"{entry.licence}{use}; {_languages(entry, 6)}"
+            + (f"; LoRA in {needs[entry.name] / 1e9:.1f} GB" if needs else "")
         )
     if not found:
         say("no model of the catalogue is so; any model of the hub can be given as owner/model")

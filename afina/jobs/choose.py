@@ -1,0 +1,231 @@
+"""Which base for this task on this machine: those of the catalogue that can, with reasons; those that are here, tried on the data."""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from afina.base.catalogue import Entry, catalogue, select
+from afina.base.outline import Outline, outline
+from afina.base.sources import is_here
+from afina.core.device import default_cache
+from afina.core.errors import BaseModelError, InputError, RunFailed, SettingsError
+from afina.core.events import Listener, Notice, ignore
+from afina.core.files import read_json, write_json
+from afina.data.layouts import Kind
+from afina.data.load import read_examples, read_parts
+from afina.data.signals import language
+from afina.jobs.compare import begun, with_rows_apart
+from afina.jobs.fit import work_for
+from afina.jobs.forecast import Forecast, forecast
+from afina.jobs.machines import here
+from afina.jobs.probe import Probe
+from afina.jobs.settings import RunSettings
+from afina.jobs.worker import apart
+
+# The catalogue's word for each kind of data.
+_TASKS: dict[Kind, str] = {
+    "classification": "classification",
+    "structured": "structured output",
+    "translation": "translation",
+    "summarisation": "summarisation",
+    "chat": "response generation",
+    "generation": "text generation",
+    "text": "text generation",
+}
+_READ = 2_000  # examples by which the languages are told
+_SPOKEN = 0.1  # of the texts: a language of less is not asked of a base
+_LONGEST = 12 * 3600.0  # seconds of training, beyond which a base is none for this machine
+_LISTED, _FETCHED = 10, 4  # bases of the catalogue that are named, and that are fetched where that is allowed
+_TRAINING = 0.6  # of the minutes; the rest is for loading and answers
+_SHARES = 0.03, 0.5  # of a whole training, at least and at most
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A base that could be adapted here: what training it needs, why it is named, and what was seen where it was tried."""
+
+    name: str
+    parameters: int
+    licence: str | None
+    is_here: bool
+    forecast: Forecast
+    reasons: tuple[str, ...]
+    probe: Probe | None = None
+    failed: str | None = None
+
+    def json(self) -> dict[str, Any]:
+        return {
+            "base": self.name,
+            "parameters": self.parameters,
+            "licence": self.licence,
+            "here": self.is_here,
+            "memory_gb": self.forecast.memory.total / 1e9,
+            "seconds": self.forecast.seconds,
+            "reasons": list(self.reasons),
+            "probe": asdict(self.probe) if self.probe else None,
+            "failed": self.failed,
+        }
+
+
+@dataclass(frozen=True)
+class Choice:
+    """`tried` are those that were probed, the best first; `others` those that were not."""
+
+    task: str
+    languages: tuple[str, ...]
+    share: float
+    tried: list[Candidate]
+    others: list[Candidate]
+    folder: Path
+
+    @property
+    def best(self) -> Candidate | None:
+        return next((each for each in self.tried if each.probe), None)
+
+    def json(self) -> dict[str, Any]:
+        best = self.best
+        return {
+            "task": self.task,
+            "languages": list(self.languages),
+            "share": self.share,
+            "best": best.name if best else None,
+            "revision": best.probe.revision if best and best.probe else None,
+            "tried": [each.json() for each in self.tried],
+            "others": [each.json() for each in self.others],
+        }
+
+
+def choose(
+    settings: RunSettings, minutes: float = 30.0, bases: Sequence[str] = (), licence: str | None = None,
+    download: bool = False, listener: Listener = ignore,
+) -> Choice:  # fmt: skip
+    """Ranks bases for the data of `settings`: `bases` by name, or those of the catalogue. Those on this disk (with `download`, the first
+    few others too) are adapted for about `minutes` in all.
+
+    The order is that of what the right answers of held-out rows cost each after the same share of its own whole training, in bits an
+    answer. Raises `InputError`; `Interrupted` after Ctrl-C: what was finished is kept in `settings.out`.
+    """
+    if licence not in (None, "commercial"):
+        raise SettingsError(f"--license {licence!r}", "it takes `commercial`")
+    cache = settings.cache_dir or default_cache()
+    out = settings.out or Path("runs") / f"{settings.data.path.stem}-choose"
+    parts = read_parts(settings.data, settings.seed).resolved()
+    kind: Kind = parts.settings.kind or "generation"
+    task, spoken = _TASKS[kind], _languages(settings)
+    listener(Notice(f"the task looks like {task}{f' in {chr(32).join(spoken)}' if spoken else ''}"))
+    listener(Notice("looking at this machine (the first time it is measured, for some ten seconds)"))
+    place = here(cache, settings.device, settings.precision)
+    settings = with_rows_apart(settings)
+
+    def forecasts(name: str, config: Outline) -> Forecast:
+        own = settings.model_copy(update={"base": name, "data": parts.settings, "task": _head(config, kind)})
+        return forecast(config, own, work_for(config, own, parts, cache, listener), place)
+
+    def candidate(name: str, reasons: tuple[str, ...]) -> Candidate:
+        config = _outline(name, kind, parts.answers.classes, settings, cache)
+        entry = catalogue().get(name)
+        return Candidate(
+            name, config.parameters, entry.licence if entry else None, config.here, forecasts(name, config), reasons
+        )
+
+    if bases:
+        found = [candidate(name, ("you named it",)) for name in dict.fromkeys(bases)]
+        for each in found:
+            if not each.forecast.fits:
+                listener(Notice(f"{each.name} does not fit into memory here: not tried", warning=True))
+        wanted = [each for each in found if each.forecast.fits]
+    else:
+        found = _of_catalogue(task, spoken, licence, place.available, cache, candidate)
+        wanted = [each for each in found if each.is_here]
+        wanted += [each for each in found if not each.is_here][:_FETCHED] if download else []
+    if not wanted:
+        raise SettingsError(
+            "no base that fits is on this disk"
+            + (f"; of the catalogue {', '.join(e.name for e in found[:3])} would" if found else ""),
+            "`afina models pull NAME`, or --download, fetches one; --bases names your own",
+        )
+    full = sum(each.forecast.seconds for each in wanted)
+    share = min(_SHARES[1], max(_SHARES[0], 60 * minutes * _TRAINING / full))
+    listener(
+        Notice(
+            f"{len(wanted)} bases are tried, each on {share:.0%} of a whole training: {', '.join(e.name for e in wanted)}"
+        )
+    )
+    with begun(
+        out / "choose.yaml",
+        settings.model_copy(update={"base": "starter"}),
+        {"bases": [e.name for e in wanted], "share": round(share, 2)},
+        "choice",
+    ):
+        tried = [_probed(each, settings, kind, share, out, listener) for each in wanted]
+        tried.sort(key=lambda each: each.probe.bits_after if each.probe else math.inf)
+        others = [each for each in found if each.name not in {t.name for t in tried}][:_LISTED]
+        choice = Choice(task, spoken, share, tried, others, out)
+        write_json(out / "choice.json", choice.json())
+    return choice
+
+
+def _languages(settings: RunSettings) -> tuple[str, ...]:
+    """Those that questions and answers are in, the commonest first."""
+    examples, _, _ = read_examples(settings.data, needs_completion=True)
+    found: Counter[str] = Counter()
+    for example in examples[:_READ]:
+        found.update(filter(None, (language(example.source), language(example.completion or ""))))
+    total = sum(found.values())
+    return tuple(code for code, n in found.most_common() if n >= _SPOKEN * total)
+
+
+def _head(config: Outline, kind: Kind) -> Any:
+    """The head a base is given for the data: encoders name classes, others write."""
+    return config.task if config.task != "classify" or kind == "classification" else None
+
+
+def _outline(name: str, kind: Kind, classes: Sequence[str], settings: RunSettings, cache: Path) -> Outline:
+    found = outline(name, cache_dir=cache, classes=classes)
+    if found.task == "classify" and kind != "classification":
+        raise SettingsError(f"{name} names classes only, and the answers here are none", "leave it out of --bases")
+    return found
+
+
+def _of_catalogue(
+    task: str, spoken: Sequence[str], licence: str | None, available: int, cache: Path, candidate: Any
+) -> list[Candidate]:
+    """Those that can do the task, know its languages, fit, and train in a day; those praised for it first, then the larger."""
+    found: list[tuple[Entry, Candidate]] = []
+    for entry in select(catalogue().values(), task, commercial=licence == "commercial"):
+        unknown = [code for code in spoken if code not in entry.languages]
+        if 2 * entry.parameters > available or (len(unknown) and not is_here(entry.name, cache)):
+            continue
+        reasons = [f"praised for {task}: {claim.claim}" for claim in entry.praised(task)[:1]]
+        reasons.append(
+            f"its languages do not name {', '.join(unknown)}"
+            if unknown
+            else f"knows {', '.join(spoken) or 'the language'}"
+        )
+        try:
+            made = candidate(entry.name, tuple(reasons))
+        except InputError:  # not of an architecture that is known here, or a head that the task has no use for
+            continue
+        if made.forecast.fits and made.forecast.seconds <= _LONGEST:
+            found.append((entry, made))
+    found.sort(key=lambda pair: (not pair[0].praised(task), -pair[0].parameters))
+    return [each for _, each in found]
+
+
+def _probed(
+    each: Candidate, settings: RunSettings, kind: Kind, share: float, out: Path, listener: Listener
+) -> Candidate:
+    """The candidate with what was seen of it, now or before."""
+    listener(Notice(f"— {each.name} —"))
+    file = out / f"{each.name.strip('/').replace('/', '--')}.json"
+    own = settings.model_copy(update={"base": each.name})
+    try:
+        if not file.exists():
+            apart("probe", {"settings": own.model_dump(mode="json"), "file": str(file), "share": share}, listener)
+        return replace(each, probe=Probe(**read_json(file)))
+    except (RunFailed, BaseModelError) as error:
+        listener(Notice(f"{each.name} failed: {error}", warning=True))
+        return replace(each, failed=str(error))
