@@ -29,15 +29,36 @@ SIZES = {
 # model, method, rows a step, tokens a row, steps
 CASES = [
     ("starter", "lora", 8, 128, 8), ("starter", "lora", 8, 512, 3), ("starter", "lora", 1, 1024, 6), ("starter", "lora", 32, 64, 4),
-    ("starter", "full", 8, 128, 6), ("starter", "full", 4, 512, 4), ("starter", "head", 8, 256, 4), ("starter", "qlora", 8, 256, 3),
-    ("30M", "lora", 8, 128, 20), ("30M", "lora", 16, 64, 20), ("30M", "lora", 2, 1024, 8), ("30M", "full", 8, 128, 12),
-    ("30M", "full", 2, 512, 12), ("120M", "lora", 4, 256, 6), ("120M", "full", 8, 256, 4), ("120M", "head", 8, 128, 6),
-    ("360M", "lora", 8, 128, 4), ("360M", "lora", 4, 256, 4), ("360M", "full", 4, 128, 4), ("360M", "head", 4, 256, 4),
-    ("420M", "lora", 4, 256, 3), ("420M", "full", 2, 256, 4), ("420M", "full", 8, 64, 4), ("420M", "qlora", 4, 256, 3),
+    ("starter", "full", 8, 128, 10), ("starter", "full", 4, 512, 10), ("starter", "head", 8, 256, 6), ("starter", "qlora", 8, 256, 3),
+    ("30M", "lora", 8, 128, 20), ("30M", "lora", 16, 64, 20), ("30M", "lora", 2, 1024, 8), ("30M", "full", 8, 128, 10),
+    ("30M", "full", 2, 512, 10), ("120M", "lora", 4, 256, 6), ("120M", "full", 8, 256, 10), ("120M", "head", 8, 128, 6),
+    ("360M", "lora", 8, 128, 4), ("360M", "lora", 4, 256, 4), ("360M", "full", 4, 128, 10), ("360M", "head", 4, 256, 4),
+    ("420M", "lora", 4, 256, 3), ("420M", "full", 2, 256, 10), ("420M", "full", 8, 64, 10), ("420M", "qlora", 4, 256, 3),
     ("1B", "lora", 4, 128, 3), ("1B", "lora", 1, 512, 4), ("1B", "qlora", 4, 128, 3), ("1B", "head", 4, 128, 4),
     ("1B", "full", 4, 128, 2),
 ]  # fmt: skip
-WORDS = "the of and to in is for that on with as are by this it from at be was an".split()
+WORDS = [
+    "the",
+    "of",
+    "and",
+    "to",
+    "in",
+    "is",
+    "for",
+    "that",
+    "on",
+    "with",
+    "as",
+    "are",
+    "by",
+    "this",
+    "it",
+    "from",
+    "at",
+    "be",
+    "was",
+    "an",
+]
 MEMORY, UNDER, TIME = 0.10, 0.05, 0.25
 
 
@@ -84,7 +105,14 @@ def one(model: str, method: str, batch: int, length: int, steps: int, folder: Pa
         write_rows(data, length)
     base = "starter" if model == "starter" else str(random_model(model, models))
     flags = ["--method", "lora", "--quantize", "nf4"] if method == "qlora" else ["--method", method]
-    flags += ["--train.batch_size", str(batch), "--train.rows", str(batch * steps), "--train.eval_steps", str(steps)]
+    flags += [
+        "--train.batch_size",
+        str(batch),
+        "--train.rows",
+        str(batch * steps),
+        "--train.eval_steps",
+        str(-(-steps // 2)),
+    ]
     command = [
         sys.executable,
         "-m",

@@ -18,6 +18,7 @@ from afina.jobs.settings import RunSettings
 from afina.jobs.speed import Width
 from afina.lora.config import LoraConfig
 from afina.lora.counting import Trained, trained
+from afina.measure.verification import PROBE_TOKENS
 from afina.training.baselines import RATE_AS_FULL, baseline
 from afina.training.loss import TOKENS
 from afina.training.settings import CLASSIFIER_BATCH_SIZE, Model, Plan, batches, plan
@@ -74,7 +75,7 @@ def work_of(data: Dataset, most_new: int) -> Work:
 @dataclass(frozen=True)
 class Memory:
     """Bytes of each part, at the moment when most is held; `cache` is of the answers in the end, when nothing else of training is
-    there. `copies` of weights that are trained whole lie beside the frozen ones."""
+    there. `copies` of weights that are trained whole lie beside the frozen ones; their gradients take the place of activations."""
 
     weights: int
     copies: int
@@ -250,7 +251,7 @@ def _fixed(base: Outline, settings: RunSettings, found: Trained, place: Place) -
         weights=weights,
         copies=found.copies * size,
         adapter=(found.adapter + found.fixed) * (4 + size),
-        gradients=found.adapter * 4 + found.copies * size,
+        gradients=found.adapter * 4,
         optimizer=found.adapter * (_MOMENTS + _BEST) + found.copies * (_MOMENTS + _BEST + masters),
         activations=0,
         logits=0,
@@ -272,25 +273,29 @@ def _memory(
     passing = model_bytes.passing_bytes(module, dtype)
     activations = passes.largest * max(a_token + passing / 2, passing)
     labelled = round(passes.largest * work.labelled)
+    every_word = model_bytes.words(module)
     logits = model_bytes.logit_bytes(module, dtype, max(1, labelled))
-    if settings.method in ("full", "head") and base.task == "causal":  # the head's gradient is summed in fp32
-        logits += 4 * model_bytes.words(module) * int(base.config.hidden_size)
-    # When the optimiser steps, activations are gone, and gradients are there in fp32 beside their own.
-    stepping = found.copies * 4 if size < 4 else 0
-    backward = activations + logits
-    looking = min(TOKENS, work.held_out) * passing + 256 * model_bytes.words(module) * (size + 4)
-    most = max(backward, stepping, looking)
+    if settings.method in ("full", "head") and base.task == "causal":
+        # The head's gradient in fp32, scaled, and in its own format.
+        logits += (8 + size) * every_word * int(base.config.hidden_size)
+    # Activations go while gradients come; when the optimiser steps, all gradients of copies are there in fp32.
+    moving = max(
+        activations + logits,
+        found.copies * 4,
+        min(TOKENS, work.held_out) * passing + PROBE_TOKENS * every_word * (size + 4),
+    )
+    probed = PROBE_TOKENS * every_word * 4  # logits of the best weights, for the check after training
     slots = min(BATCH, work.asked)
     room = work.longest + work.most_new
-    reading = min(READ_AT_ONCE, slots * work.longest) * passing + slots * model_bytes.words(module) * (size + 4)
+    reading = min(READ_AT_ONCE, slots * work.longest) * passing + slots * every_word * (size + 4)
     cache = slots * room * model_bytes.cache_bytes(module, dtype) + reading if base.task != "classify" else reading
-    holes = round(_HOLES * most) if place.fused else 0
+    holes = _HOLES * moving if place.fused else 0
     return replace(
         fixed,
-        activations=round(most - min(logits, most)),
-        logits=round(min(logits, most)),
+        activations=round(moving - min(logits, moving)),
+        logits=round(min(logits, moving) + probed),
         cache=round(cache),
-        overhead=fixed.overhead + holes,
+        overhead=round(fixed.overhead + holes),
     )
 
 

@@ -36,8 +36,8 @@ _SHORT, _LONG, _ROW = 256, 768, 128  # tokens of two passes, and of a row in the
 _FEW = 32  # texts that are written at one time
 _LABELLED = 256
 _NUMBERS = 1 << 22
-_FILE = 32 << 20
-_TIMES, _ENOUGH = 6, 0.15  # how often a thing is timed at most, and the seconds after which it is not again
+_FILE = 128 << 20
+_TIMES, _ENOUGH = 8, 0.25  # how often a thing is timed at most, and the seconds after which it is not again
 
 
 class Rates(Settings):

@@ -7,12 +7,16 @@ import torch
 from torch import Tensor
 
 from afina.base.load import Base
+from afina.base.model import IGNORED
 from afina.core.errors import VerificationFailed
 from afina.data.batch import pack
 from afina.data.template import Row
 from afina.lora.injection import disabled
 
-PROBE_ROWS, PROBE_TOKENS = 4, 256  # fewer rows where they would have more labels: logits of all words are kept of each
+PROBE_ROWS, PROBE_TOKENS = (
+    4,
+    128,
+)  # at most so many labelled positions, of each of which the logits of all words are kept
 # Relative to the largest logit: the same sums in the same order, so only a different path may round differently.
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 
@@ -31,12 +35,23 @@ def probe(base: Base, rows: Sequence[Row]) -> Tensor:
     module = base.model.module
     was_training = module.training
     module.eval()
-    few = 1
-    while few < min(len(rows), PROBE_ROWS) and sum(row.labelled for row in rows[: few + 1]) <= PROBE_TOKENS:
-        few += 1
-    logits = base.model.label_logits(pack(rows[:few], next(module.parameters()).device))
+    logits = base.model.label_logits(pack(_first(rows), next(module.parameters()).device))
     module.train(was_training)
     return logits.float().cpu()
+
+
+def _first(rows: Sequence[Row]) -> list[Row]:
+    """The first few rows; the last of them ends with the last label that is looked at."""
+    found: list[Row] = []
+    left = PROBE_TOKENS
+    for row in rows[:PROBE_ROWS]:
+        labelled = [i for i, label in enumerate(row.labels) if label != IGNORED][:left]
+        if not labelled:
+            break
+        end = labelled[-1] + 1 if len(labelled) < row.labelled else len(row.labels)
+        found.append(Row(row.input_ids[:end], row.labels[:end], row.where))
+        left -= len(labelled)
+    return found
 
 
 def verify(reloaded: Base, rows: Sequence[Row], trained: Tensor) -> Verification:

@@ -86,7 +86,7 @@ def _list(options: argparse.Namespace) -> int:
     found = select(catalogue().values(), options.kind, options.language, commercial)
     if options.license and not commercial:
         found = [entry for entry in found if entry.licence == options.license]
-    needs: dict[str, float] = {}
+    needs: dict[str, int] = {}
     if options.fits:
         from afina.core.device import default_cache
         from afina.jobs.fit import fitting
