@@ -21,14 +21,14 @@ from common import machine
 LAYERS = (20, 10, 3)
 # Flags of the data; a whole training sees so many passes of so many rows.
 DATA: dict[str, tuple[str, list[str], int, bool]] = {
-    "sentiment_pt": ("train.csv", ["--prompt", "{text}", "--completion", "{label}"], 1000, True),
+    "sentiment_pt": ("train.csv", ["--prompt", "{text}", "--completion", "{label}"], 800, True),
     "mt_geneval_en_pt": (
         "train.csv",
         ["--prompt", "Translate to Portuguese: {english}", "--completion", "{portuguese}"],
         700,
         False,
     ),
-    "banking77": ("train.csv", ["--prompt", "{text}", "--completion", "{category}"], 2000, True),
+    "banking77": ("train.csv", ["--prompt", "{text}", "--completion", "{category}"], 1500, True),
 }
 TESTED = 200
 

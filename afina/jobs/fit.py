@@ -101,7 +101,7 @@ def fit(
             listener(Notice("looking at this machine (the first time it is measured, for some ten seconds)"))
         places = [here(cache, machine, settings.precision)]
         places += [named(name) for name in MACHINES] if machine is None else []
-    first, *others = (_at(base, settings, work, place, methods, cache) for place in places)
+    first, *others = (_at(base, settings, work, each, methods, None if i else cache) for i, each in enumerate(places))
     return Fit(base, work, first, dict(zip(MACHINES, others, strict=False)))
 
 
@@ -129,7 +129,10 @@ def chosen(settings: RunSettings, method: Method) -> RunSettings:
     return settings.model_copy(update={"method": method, "quantize": quantize})
 
 
-def _at(base: Outline, settings: RunSettings, work: Work, place: Place, methods: Sequence[Method], cache: Path) -> At:
+def _at(
+    base: Outline, settings: RunSettings, work: Work, place: Place, methods: Sequence[Method], cache: Path | None
+) -> At:
+    """With `cache`, bases that would fit are looked for too (it takes a second)."""
     found: dict[Method, Forecast | str] = {}
     changes: dict[Method, list[tuple[str, Forecast]]] = {}
     bases: dict[Method, list[tuple[str, Forecast]]] = {}
@@ -143,8 +146,9 @@ def _at(base: Outline, settings: RunSettings, work: Work, place: Place, methods:
         found[method] = seen
         if not seen.fits:
             changes[method] = remedies(base, wanted, work, place)
-            near = [] if changes[method] else smaller(base, wanted, work, place, cache)
-            bases[method] = [(entry.name, each) for entry, each in near]
+            asked = not changes[method] and (method == "lora" or len(methods) == 1)
+            fitting_ones = smaller(base, wanted, work, place, cache) if cache and asked else []
+            bases[method] = [(entry.name, each) for entry, each in fitting_ones]
     return At(place, found, changes, bases)
 
 

@@ -5,6 +5,7 @@ T tokens of a pass, P parameters of the repeated layers, V words.
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 from afina.base import forecast as model_bytes
@@ -165,7 +166,7 @@ def forecast(base: Outline, settings: RunSettings, work: Work, place: Place) -> 
     heads = _heads(module) if classifier else ()
     lora = settings.lora.model_copy(update={"modules_to_save": (*settings.lora.modules_to_save, *heads)})
     config = lora if settings.method == "lora" else baseline(module, settings.method, settings.last_layers, heads)
-    found = trained(module, config)
+    found = _trained(module, config.model_dump_json())
     kept = model_bytes.activation_bytes(module, dtype, place.fused)
     fixed = _fixed(base, settings, found, place)
     model = Model(
@@ -320,7 +321,7 @@ class _Seconds:
 
     def epoch(self, passes: _Passes, work: Work, made: Plan) -> float:
         width, speed, found = self.width, self.speed, self.found
-        usual = trained(self.base.module, LoraConfig()).adapter
+        usual = _trained(self.base.module, LoraConfig().model_dump_json()).adapter
         # The benchmark's adapters are of rank 16, on all layers: others cost more or less beside the frozen product.
         lora = self.parameters + 1.5 * (found.adapter - usual if self.settings.method == "lora" else -usual)
         read = passes.count * width.forward.a_pass + passes.tokens * width.forward.a_token
@@ -365,6 +366,12 @@ class _Seconds:
         step = self.parameters * self.width.few + BATCH * self.words * self.hidden * self.speed.head[0] + self.unpack
         steps: float = work.asked / BATCH * (min(work.most_new, 2 * work.answer) + work.answer)
         return float(2 * read + steps * step * self.slower)
+
+
+@lru_cache(256)
+def _trained(module: Any, config: str) -> Trained:
+    """`trained`, by the configuration as JSON: a forecast is made for many settings with the same one."""
+    return trained(module, LoraConfig.model_validate_json(config))
 
 
 def _layer_parameters(module: Any) -> int:

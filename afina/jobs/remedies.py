@@ -1,7 +1,9 @@
 """What would make a training fit into memory: changes of its settings, each forecast in its turn."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from afina.jobs.settings import RunSettings
 
 _SHORT_ROWS, _SMALL_PASS = (1024, 512, 256), 256
 _SMALLER = 3  # other bases that are named
+_LEAST = {"full": 18.0, "nf4": 0.5, "int8": 1.0}  # bytes a parameter that are needed at least, else those of 16 bits
 
 
 def remedies(base: Outline, settings: RunSettings, work: Work, place: Place) -> list[tuple[str, Forecast]]:
@@ -80,17 +83,21 @@ def smaller(
 ) -> list[tuple[Entry, Forecast]]:
     """Other bases of the catalogue that do the same and fit, the largest first."""
     kind = base.entry.kind if base.entry else {"classify": "encoder", "seq2seq": "seq2seq"}.get(base.task, "instruct")
+    least = _LEAST.get(settings.method) or _LEAST.get(settings.quantize or "", 2.0)
+    most = min(base.parameters, place.available / least)
     found: list[tuple[Entry, Forecast]] = []
     for entry in sorted(catalogue().values(), key=lambda each: -each.parameters):
-        if entry.kind != kind or entry.parameters >= base.parameters or len(found) == _SMALLER:
-            continue
-        try:
-            seen = _forecast(outline(entry.name, cache_dir=cache, classes=("", "")), settings, work, place)
-        except BaseModelError:  # of an architecture that this version of transformers does not know
-            continue
-        if seen and seen.fits:
-            found.append((entry, seen))
+        if len(found) < _SMALLER and entry.kind == kind and entry.parameters < most:
+            with suppress(BaseModelError):  # of an architecture that this version of transformers does not know
+                seen = _forecast(_outline(entry.name, cache), settings, work, place)
+                if seen and seen.fits:
+                    found.append((entry, seen))
     return found
+
+
+@lru_cache(64)
+def _outline(name: str, cache: Path) -> Outline:
+    return outline(name, cache_dir=cache, classes=("", ""))
 
 
 def refuse_what_cannot_fit(base: Outline, settings: RunSettings, work: Work, place: Place, cache: Path) -> Forecast:

@@ -31,13 +31,14 @@ from afina.training.optimizer import Optimizer
 
 WIDTHS = (384, 768, 1280)
 _LAYERS = {384: 3, 768: 2, 1280: 1}
+_MIDDLE = 768  # the width at which all else is measured
 _WORDS = 16_384
 _SHORT, _LONG, _ROW = 256, 768, 128  # tokens of two passes, and of a row in them
 _FEW = 32  # texts that are written at one time
 _LABELLED = 256
 _NUMBERS = 1 << 22
 _FILE = 128 << 20
-_TIMES, _ENOUGH = 8, 0.25  # how often a thing is timed at most, and the seconds after which it is not again
+_TIMES, _ENOUGH = 5, 0.12  # how often a thing is timed at most, and the seconds after which it is not again
 
 
 class Rates(Settings):
@@ -132,7 +133,7 @@ def _measure(place: torch.device, dtype: torch.dtype, cache: Path) -> Speed:
         model = _model(width, _LAYERS[width], place, dtype, fused)
         parameters = sum(p.numel() for p in model.module.layers().parameters())
         wide[width] = _width(model, parameters)
-    model = _model(768, 2, place, dtype, fused)
+    model = _model(_MIDDLE, 2, place, dtype, fused)
     attention = _attention(model)
     head = _head(model)
     return Speed(
@@ -219,7 +220,9 @@ def _width(model: DecoderModel, parameters: int) -> Width:
     forward = rates(_read)
     few = _seconds(_read(model, _packed(model, _FEW, 1, 1))) / parameters
     inject(module, LoraConfig())
-    adapted, lora = rates(_read), rates(_train)
+    long = _seconds(_read(model, _packed(model, _LONG, _ROW, 1))) / parameters
+    adapted = Rates(a_pass=forward.a_pass, a_token=max(forward.a_token, long / _LONG - forward.a_pass / _LONG))
+    lora = rates(_train)
     take_off(module)
     inject(module, baseline(module, "full", 1))
     full = rates(_train)

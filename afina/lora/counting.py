@@ -68,10 +68,12 @@ def _depth(model: nn.Module, paths: list[str]) -> float:
     """The share of the layers from the first one on that any of `paths` is in or before."""
     numbers = {path: layer_number(path) for path, _ in model.named_modules()}
     layers = 1 + max((n for n in numbers.values() if n is not None), default=0)
+    wanted = set(paths)
     seen, first = 0, layers  # the number of the layer that the walk, in the model's order, has come to
     for path, number in numbers.items():
         seen = seen if number is None else number + 1
-        if any(path == each or path.startswith(f"{each}.") for each in paths):
+        parts = path.split(".")
+        if any(".".join(parts[:n]) in wanted for n in range(1, len(parts) + 1)):
             first = min(first, seen if number is None else number)
     return (layers - first) / layers
 

@@ -14,19 +14,22 @@ if TYPE_CHECKING:
     from afina.jobs.fit import At, Fit
     from afina.jobs.settings import RunSettings
 
-_NAMES = {"lora": "LoRA", "qlora": "QLoRA (4 bits)", "full": "full fine-tuning", "head": "trained head"}
+_NAMES = {"lora": "LoRA", "qlora": "QLoRA", "full": "full fine-tuning", "head": "trained head"}
+_WIDEST = 130
 _PARTS = (
     ("weights", ("weights", "copies")),
     ("trained", ("adapter", "gradients", "optimizer")),
-    ("activations", ("activations",)),
+    ("activ.", ("activations",)),
     ("logits", ("logits",)),
     ("cache", ("cache",)),
-    ("overhead", ("overhead",)),
+    ("other", ("overhead",)),
 )
 
 
 def _console() -> Console:
-    return Console(highlight=False, soft_wrap=True, file=sys.stdout)
+    console = Console(highlight=False, soft_wrap=True, file=sys.stdout)
+    console.width = max(console.width, _WIDEST)  # a table too wide for a terminal is better than one of broken words
+    return console
 
 
 def show_fit(found: "Fit", settings: "RunSettings") -> None:
@@ -47,7 +50,7 @@ def show_fit(found: "Fit", settings: "RunSettings") -> None:
 
 def _machine(console: Console, at: "At", full: bool) -> None:
     grid = Table(box=None, pad_edge=False)
-    names = ["GB of memory", *(name for name, _ in _PARTS if full), "an epoch", "training", "answers", "disk, GB", ""]
+    names = ["GB", *(name for name, _ in _PARTS if full), "epoch", "training", "answers", "disk", ""]
     grid.add_column("method")
     for name in names:
         grid.add_column(name, justify="left" if not name else "right")
@@ -65,7 +68,7 @@ def _machine(console: Console, at: "At", full: bool) -> None:
         )  # fmt: skip
         if not seen.fits:
             notes += _would_fit(at, method)
-    console.print(f"\n{at.place.name}: {at.place.available / 1e9:.1f} GB free", style="bold")
+    console.print(f"\n{at.place.name}: {at.place.available / 1e9:.1f} GB free (sizes in GB)", style="bold")
     console.print(grid)
     for note in notes:
         console.print(note)
@@ -79,7 +82,7 @@ def _would_fit(at: "At", method: str) -> list[str]:
     if bases:
         ways = [f"{name} ({each.memory.total / 1e9:.1f} GB)" for name, each in bases]
         return [f"{_NAMES[method]} fits with a smaller base: {', '.join(ways)}"]
-    return [f"{_NAMES[method]}: nothing here makes it fit"]
+    return []
 
 
 def show_choice(found: "Choice", data: str, given: dict[str, Any]) -> None:

@@ -12,9 +12,12 @@ _LEFT_OUT = ("base", "method", "last_layers", "device", "out", "overwrite", "ada
 def flags(parser: argparse.ArgumentParser) -> None:
     parser.usage = "afina fit BASE [DATA] [--method lora|qlora|full|head] [--device DEVICE] [--json] [flags of train]"
     parser.add_argument("base", metavar="BASE", help="name of `afina models list`, hub id, folder or .gguf file")
-    parser.add_argument("--method", metavar="METHOD", help="only this: lora, qlora, full or head [all four]")
+    parser.add_argument(
+        "--method", dest="only", metavar="METHOD", help="only this: lora, qlora, full or head [all four]"
+    )
     parser.add_argument(
         "--device",
+        dest="machine",
         metavar="DEVICE",
         help="only there: cpu, cuda, mps, or a machine by name (24gb, 80gb, laptop) [this machine, then those]",
     )
@@ -28,15 +31,15 @@ def run(options: argparse.Namespace) -> int:
     from afina.ui.display import Display
     from afina.ui.tables import show_fit
 
-    if options.method and options.method not in METHODS:
+    if options.only and options.only not in METHODS:
         raise SettingsError(
-            f"--method {options.method!r} is no method.{near(options.method, METHODS)}",
+            f"--method {options.only!r} is no method.{near(options.only, METHODS)}",
             f"it takes {', '.join(METHODS)}",
         )
     options.data = options.data or str(NO_DATA)
-    settings = run_settings(options).model_copy(update={"base": options.base})
+    settings = run_settings(options)
     with Display() as display:
-        found = fit(settings, (options.method,) if options.method else METHODS, options.device, display)
+        found = fit(settings, (options.only,) if options.only else METHODS, options.machine, display)
     if options.json:
         say(json.dumps(found.json(), ensure_ascii=False))
     else:
