@@ -16,9 +16,11 @@ if TYPE_CHECKING:
     from afina.core.errors import AfinaError as AfinaError
     from afina.data.load import load_data as load_data
     from afina.data.settings import DataSettings as DataSettings
+    from afina.jobs.choose import choose as choose
     from afina.jobs.compare import Budget as Budget
     from afina.jobs.compare import compare as compare
     from afina.jobs.evaluate import evaluate as evaluate
+    from afina.jobs.fit import fit as fit
     from afina.jobs.generate import generate as generate
     from afina.jobs.settings import RunSettings as RunSettings
     from afina.jobs.train import resume as resume
@@ -38,8 +40,10 @@ __getattr__, _names = exports(
         "LoraConfig": "afina.lora.config",
         "RunSettings": "afina.jobs.settings",
         "TrainingSettings": "afina.training.settings",
+        "choose": "afina.jobs.choose",
         "compare": "afina.jobs.compare",
         "evaluate": "afina.jobs.evaluate",
+        "fit": "afina.jobs.fit",
         "generate": "afina.jobs.generate",
         "load_base": "afina.base.load",
         "load_data": "afina.data.load",

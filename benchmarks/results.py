@@ -29,6 +29,9 @@ SCRIPTS: dict[str, list[str]] = {
     "tuning": ["tuning.py", ROWS, "--kill-after", "240"],
     "precision": ["precision.py", ROWS, "--plot", str(HERE / "precision.svg")],
     "quantised": ["quantised.py", ROWS],
+    "forecast": ["forecast.py"],
+    "published": ["published.py"],
+    "choice": ["choice.py"],
     "kill_and_resume": ["kill_and_resume.py"],
 }
 HEAD = "# Results of the benchmarks\n\nWritten by `make bench` (`benchmarks/results.py`); each script says what it measures.\n"

@@ -70,8 +70,12 @@ class Hub(BaseHTTPRequestHandler):
         large = name.endswith(".safetensors")
         git = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
         etag = hashlib.sha256(content).hexdigest() if large else git
-        begin = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").split("-")[0])
-        whole = len(content)
+        wanted = self.headers.get("Range", "bytes=0-").removeprefix("bytes=").split("-")
+        begin, whole = int(wanted[0]), len(content)
+        if wanted[1] and self.command == "GET":
+            content = content[: int(wanted[1]) + 1]
+        if large and self.command == "GET":
+            self.hub.ranges.append(self.headers.get("Range"))
         if large and self.command == "GET" and self.hub.corrupt:
             self.hub.corrupt -= 1
             content = content[:-1] + bytes([content[-1] ^ 1])
@@ -80,7 +84,7 @@ class Hub(BaseHTTPRequestHandler):
             self.send_header(key, value)
         if begin:
             self.send_header("Content-Range", f"bytes {begin}-{whole - 1}/{whole}")
-        self.send_header("Content-Length", str(whole - begin))
+        self.send_header("Content-Length", str(len(content) - begin))
         self.end_headers()
         if self.command == "HEAD":
             return
@@ -101,6 +105,7 @@ class Served:
         self.folder, self.home = folder, home
         self.cuts, self.corrupt = 0, 0
         self.asked: list[str] = []
+        self.ranges: list[str | None] = []  # of the weights, that were fetched
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Hub, self))
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
@@ -222,3 +227,45 @@ def test_caches_are_listed_and_cleaned(hub: Served) -> None:
     assert again.returncode == 2
     assert "nothing called" in again.stderr
     assert hub.afina("models", "list", "--delete").returncode == 2
+
+
+FIT = """
+import sys
+from pathlib import Path
+from afina.base.outline import outline
+found = outline("someone/tiny", cache_dir=Path(sys.argv[1]))
+print(found.here, found.parameters, found.file_bytes, found.revision, found.is_decoder)
+"""
+
+
+def test_an_outline_takes_the_headers_alone(hub: Served) -> None:
+    done = hub.run(FIT, str(hub.home))
+    assert done.returncode == 0, done.stderr
+    here, parameters, size, revision, decoder = done.stdout.split()
+    assert (here, revision, decoder) == ("False", COMMIT, "True")
+    assert hub.ranges == ["bytes=0-100000"]
+    assert not weights(hub.home)
+    whole = (hub.folder / "model.safetensors").stat().st_size
+    assert 0.9 * whole < int(size) < whole  # without the header
+    assert int(parameters) == int(size) // 4
+    again = hub.run(FIT, str(hub.home), HF_HUB_OFFLINE="1")
+    assert again.returncode == 1
+    assert "cannot be reached" in again.stderr
+
+
+def test_a_run_is_pinned_to_the_commit_that_it_loaded(hub: Served, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"prompt": f"say {i}", "completion": str(i)}) + "\n" for i in range(30)))
+    out = tmp_path / "run"
+    done = hub.afina(
+        "train", str(rows), "--base", "someone/tiny", "--out", str(out), "--train.rows", "8", "--threads", "1"
+    )
+    assert done.returncode == 0, done.stderr
+    assert (
+        f"revision: {COMMIT}" in (out / "config.yaml").read_text()
+        or f"revision: '{COMMIT}'" in (out / "config.yaml").read_text()
+    )
+    assert json.loads((out / "adapter" / "afina.json").read_text())["load"] == {
+        "name": "someone/tiny",
+        "revision": COMMIT,
+    }
