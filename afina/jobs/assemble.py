@@ -163,10 +163,7 @@ def adapt(base: Base, settings: RunSettings, data: Dataset) -> LoraConfig:
             else:
                 mean_loss(base, rows)
 
-        lora = settings.lora
-        if heads:  # what is new in the model is trained with the adapter, and saved with it
-            named = (lora.modules_to_save,) if isinstance(lora.modules_to_save, str) else lora.modules_to_save
-            lora = lora.model_copy(update={"modules_to_save": tuple(dict.fromkeys([*named, *heads]))})
+        lora = settings.lora.saving(heads)  # what is new in the model is trained with the adapter, and saved with it
         originals = _originals(settings, base) if lora.init == "loftq" and settings.quantize else None
         inject(module, lora, settings.seed, calibrate, originals)
         return lora

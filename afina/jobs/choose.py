@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,11 @@ from afina.base.catalogue import Entry, catalogue, select
 from afina.base.outline import Outline, outline
 from afina.base.sources import is_here
 from afina.core.device import default_cache
-from afina.core.errors import BaseModelError, InputError, RunFailed, SettingsError
+from afina.core.errors import InputError, RunFailed, SettingsError
 from afina.core.events import Listener, Notice, ignore
 from afina.core.files import read_json, write_json
 from afina.data.layouts import Kind
-from afina.data.load import read_examples, read_parts
+from afina.data.load import characters, read_examples, read_parts
 from afina.data.signals import language
 from afina.jobs.compare import begun, with_rows_apart
 from afina.jobs.fit import work_for
@@ -116,13 +117,13 @@ def choose(
     kind: Kind = parts.settings.kind or "generation"
     task, spoken = _TASKS[kind], _languages(settings)
     listener(Notice(f"the task looks like {task}{f' in {chr(32).join(spoken)}' if spoken else ''}"))
-    listener(Notice("looking at this machine (the first time it is measured, for some ten seconds)"))
-    place = here(cache, settings.device, settings.precision)
+    place = here(cache, settings.device, settings.precision, listener=listener)
+    texts = characters(parts)
     settings = with_rows_apart(settings)
 
     def forecasts(name: str, config: Outline) -> Forecast:
         own = settings.model_copy(update={"base": name, "data": parts.settings, "task": _head(config, kind)})
-        return forecast(config, own, work_for(config, own, parts, cache, listener), place)
+        return forecast(config, own, work_for(config, own, parts, listener, texts), place)
 
     def candidate(name: str, reasons: tuple[str, ...]) -> Candidate:
         config = _outline(name, kind, parts.answers.classes, settings, cache)
@@ -148,24 +149,27 @@ def choose(
             "`afina models pull NAME`, or --download, fetches one; --bases names your own",
         )
     full = sum(each.forecast.seconds for each in wanted)
-    share = min(_SHARES[1], max(_SHARES[0], 60 * minutes * _TRAINING / full))
-    listener(
-        Notice(
-            f"{len(wanted)} bases are tried, each on {share:.0%} of a whole training: {', '.join(e.name for e in wanted)}"
-        )
-    )
-    with begun(
-        out / "choose.yaml",
-        settings.model_copy(update={"base": "starter"}),
-        {"bases": [e.name for e in wanted], "share": round(share, 2)},
-        "choice",
-    ):
-        tried = [_probed(each, settings, kind, share, out, listener) for each in wanted]
+    names = [each.name for each in wanted]
+    plain = settings.model_copy(update={"base": "starter"})
+    with begun(out / "choose.yaml", plain, {"bases": names, "minutes": minutes}, "choice"):
+        share = _share(out / "share.json", min(_SHARES[1], max(_SHARES[0], 60 * minutes * _TRAINING / full)))
+        listener(Notice(f"{len(names)} bases are tried, each on {share:.0%} of a whole training: {', '.join(names)}"))
+        tried = [_probed(each, settings, share, out, listener) for each in wanted]
         tried.sort(key=lambda each: each.probe.bits_after if each.probe else math.inf)
-        others = [each for each in found if each.name not in {t.name for t in tried}][:_LISTED]
+        if not tried[0].probe:
+            raise RunFailed(f"no base could be tried: {tried[0].failed}")
+        others = [each for each in found if each.name not in names][:_LISTED]
         choice = Choice(task, spoken, share, tried, others, out)
         write_json(out / "choice.json", choice.json())
     return choice
+
+
+def _share(file: Path, new: float) -> float:
+    """The share of a whole training that each base gets: as it was begun with, whatever the machine's speed is by now."""
+    with suppress(InputError, KeyError):
+        return float(read_json(file)["share"])
+    write_json(file, {"share": new})
+    return new
 
 
 def _languages(settings: RunSettings) -> tuple[str, ...]:
@@ -215,9 +219,7 @@ def _of_catalogue(
     return [each for _, each in found]
 
 
-def _probed(
-    each: Candidate, settings: RunSettings, kind: Kind, share: float, out: Path, listener: Listener
-) -> Candidate:
+def _probed(each: Candidate, settings: RunSettings, share: float, out: Path, listener: Listener) -> Candidate:
     """The candidate with what was seen of it, now or before."""
     listener(Notice(f"— {each.name} —"))
     file = out / f"{each.name.strip('/').replace('/', '--')}.json"
@@ -226,6 +228,6 @@ def _probed(
         if not file.exists():
             apart("probe", {"settings": own.model_dump(mode="json"), "file": str(file), "share": share}, listener)
         return replace(each, probe=Probe(**read_json(file)))
-    except (RunFailed, BaseModelError) as error:
+    except (RunFailed, InputError) as error:
         listener(Notice(f"{each.name} failed: {error}", warning=True))
         return replace(each, failed=str(error))

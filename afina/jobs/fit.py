@@ -12,7 +12,7 @@ from afina.base.load import load_tokenizer
 from afina.base.outline import Outline, outline
 from afina.core.device import default_cache
 from afina.core.errors import InputError
-from afina.core.events import Listener, Notice, ignore
+from afina.core.events import Listener, ignore
 from afina.data.load import Parts, characters, read_parts, render_parts
 from afina.data.settings import DataSettings
 from afina.jobs.forecast import GB, Forecast, Work, forecast, work_of
@@ -20,6 +20,7 @@ from afina.jobs.machines import MACHINES, Place, here, named
 from afina.jobs.remedies import remedies, smaller
 from afina.jobs.settings import RunSettings
 
+Texts = list[tuple[int, int]]  # characters of a row: of what is read, and of the answer
 Method = Literal["lora", "qlora", "full", "head"]
 METHODS: tuple[Method, ...] = ("lora", "qlora", "full", "head")
 NO_DATA = Path("no-data")  # in the place of a file, where none was given
@@ -93,13 +94,11 @@ def fit(
         settings = settings.model_copy(update={"data": parts.settings})
     classes = parts.answers.classes if parts else ("", "")
     base = outline(settings.base, revision=settings.revision, cache_dir=cache, task=settings.task, classes=classes)
-    work = work_for(base, settings, parts, cache, listener)
+    work = work_for(base, settings, parts, listener)
     if machine in MACHINES:
         places = [named(str(machine))]
     else:
-        if machine is None:
-            listener(Notice("looking at this machine (the first time it is measured, for some ten seconds)"))
-        places = [here(cache, machine, settings.precision)]
+        places = [here(cache, machine, settings.precision, listener=listener)]
         places += [named(name) for name in MACHINES] if machine is None else []
     first, *others = (_at(base, settings, work, each, methods, None if i else cache) for i, each in enumerate(places))
     return Fit(base, work, first, dict(zip(MACHINES, others, strict=False)))
@@ -152,7 +151,11 @@ def _at(
     return At(place, found, changes, bases)
 
 
-def work_for(base: Outline, settings: RunSettings, parts: Parts | None, cache: Path, listener: Listener) -> Work:
+def work_for(
+    base: Outline, settings: RunSettings, parts: Parts | None, listener: Listener, texts: Texts | None = None
+) -> Work:
+    """The rows in tokens: counted where the base is here, else reckoned by their characters (`texts`, which are read where they are not
+    given)."""
     if parts is None:
         return _usual()
     if base.here:
@@ -162,7 +165,7 @@ def work_for(base: Outline, settings: RunSettings, parts: Parts | None, cache: P
         )
         data = render_parts(parts, tokenizer, context, settings.cache_dir, listener)
         return work_of(data, math.ceil(1.25 * data.most_labelled) + 8)
-    texts = characters(parts)
+    texts = texts or characters(parts)
     most = min(settings.data.max_length or 1 << 30, base.context_length)
     lengths = [min(most, round((asked + answer) / _CHARACTERS) + _TEMPLATE) for asked, answer in texts]
     answers = [1.0 if base.task == "classify" else answer / _CHARACTERS + 2 for _, answer in texts]

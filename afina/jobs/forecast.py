@@ -36,7 +36,7 @@ _THROUGH_TRANSFORMERS = 1.5  # times the seconds of our decoder
 @dataclass(frozen=True)
 class Work:
     """The rows that a run reads. `lengths` of those trained on, in tokens; `labelled` is the share of their tokens that are learned;
-    `held_out` and its `held_out_labelled` are tokens; `asked` rows are answered in the end, of `prompt` tokens on average and
+    `held_out` are tokens; `asked` rows are answered in the end, of `prompt` tokens on average and
     `longest` at most, with `answer` tokens on average and `most_new` at most. `counted` says how that is known."""
 
     lengths: Sequence[int]
@@ -164,8 +164,10 @@ def forecast(base: Outline, settings: RunSettings, work: Work, place: Place) -> 
         settings = settings.model_copy(update={"train": train})
     module, dtype = base.module, place.dtype
     heads = _heads(module) if classifier else ()
-    lora = settings.lora.model_copy(update={"modules_to_save": (*settings.lora.modules_to_save, *heads)})
-    config = lora if settings.method == "lora" else baseline(module, settings.method, settings.last_layers, heads)
+    if settings.method == "lora":
+        config = settings.lora.saving(heads)
+    else:
+        config = baseline(module, settings.method, settings.last_layers, heads)
     found = _trained(module, config.model_dump_json())
     kept = model_bytes.activation_bytes(module, dtype, place.fused)
     fixed = _fixed(base, settings, found, place)

@@ -9,6 +9,7 @@ from afina.base.forecast import element_size, free_bytes
 from afina.base.load import import_libraries
 from afina.core.device import compiler, memory_gb, pick_device, pick_dtype
 from afina.core.errors import SettingsError, near
+from afina.core.events import Listener, Notice, ignore
 from afina.jobs.speed import Rates, Speed, Width, known, measured
 
 
@@ -47,13 +48,18 @@ _CONTEXT = 0.6e9  # bytes that a card's libraries hold on it
 _WRITE = 1e-9
 
 
-def here(cache: Path, device: str | None = None, precision: str = "auto", measure: bool = True) -> Place:
+def here(
+    cache: Path, device: str | None = None, precision: str = "auto", measure: bool = True, listener: Listener = ignore
+) -> Place:
     """This machine now, measured (some seconds, once); or else its speed, where it is not known from before, a rough guess."""
     import_libraries()
     place = pick_device(device)
     libraries = _libraries()
     dtype, _ = pick_dtype(precision, place, cache)
-    speed = measured(place, dtype, cache) if measure else known(place, dtype, cache)
+    speed = known(place, dtype, cache)
+    if speed is None and measure:
+        listener(Notice("measuring how fast this machine is, once (some ten seconds)"))
+        speed = measured(place, dtype, cache)
     held = int(memory_gb() * 1e9)
     available = free_bytes(place) + (held if place.type == "cpu" else 0)
     on_cpu = place.type == "cpu"

@@ -146,8 +146,8 @@ def _forecast(whole: Assembled, listener: Listener) -> Forecast | None:
     place = here(whole.cache, settings.device, settings.precision, measure=False)
     seen = refuse_what_cannot_fit(whole.outline, settings, work, place, whole.cache)
     if seen.seconds > _MEASURED_FROM and not place.measured:
-        listener(Notice("measuring once how fast this machine is, for the forecast (some ten seconds)"))
-        seen = forecast(whole.outline, settings, work, here(whole.cache, settings.device, settings.precision))
+        place = here(whole.cache, settings.device, settings.precision, listener=listener)
+        seen = forecast(whole.outline, settings, work, place)
     listener(
         Notice(
             f"forecast: {seen.memory.total / GB:.1f} GB of memory ({seen.available / GB:.1f} GB are free), training "

@@ -1,6 +1,7 @@
 """What an adapter is made of."""
 
 import re
+from collections.abc import Sequence
 from math import sqrt
 from typing import Annotated, Any, Literal
 
@@ -81,6 +82,11 @@ class LoraConfig(Settings):
     """Modules to train whole, as copies beside the base's (heads, norms), by names or ends of paths."""
     trainable_tokens: Numbers = ()
     """Numbers (ids) of tokens whose rows of the embedding are trained (and of the output head where the two are tied)."""
+
+    def saving(self, heads: Sequence[str]) -> "LoraConfig":
+        """The configuration that trains the modules at the paths `heads` whole, too."""
+        named = (self.modules_to_save,) if isinstance(self.modules_to_save, str) else self.modules_to_save
+        return self.model_copy(update={"modules_to_save": tuple(dict.fromkeys([*named, *heads]))}) if heads else self
 
     def scaling(self, rank: int, alpha: float) -> float:
         return alpha / (sqrt(rank) if self.rslora else rank)

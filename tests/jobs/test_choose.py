@@ -33,7 +33,7 @@ def data(tmp_path: Path) -> Path:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """No benchmark of the machine: what it gives is tested elsewhere."""
     here = module.here
-    monkeypatch.setattr(module, "here", lambda *arguments: here(*arguments, measure=False))
+    monkeypatch.setattr(module, "here", lambda *arguments, **_: here(*arguments, measure=False))
 
 
 def settings(data: Path, folder: Path) -> RunSettings:
