@@ -54,7 +54,7 @@ def outline(
 ) -> Outline:
     """The outline of the base called `name`, by what is on this disk, else by the catalogue, else by the hub: there its
     config.json is fetched, and the headers of its weight files. Raises `BaseModelError`."""
-    entry = catalogue().get(name)
+    entry = catalogue().get(name) or next((each for each in catalogue().values() if each.hub_id == name), None)
     here = sources.is_here(name, cache_dir, revision)
     if here or not (entry or sources.hub_id_of(name)):
         source = sources.locate(name, revision, cache_dir)  # says what is wrong with a name that means nothing

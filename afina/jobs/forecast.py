@@ -28,8 +28,8 @@ GB = 1e9
 _LOOKED_AT = 2_000  # optimiser steps of a pass whose rows are looked at; the rest are like them
 _MASTERS, _MOMENTS, _BEST = 4, 8, 4  # bytes a trained number
 _A_WORD = 1_300  # bytes that a tokenizer takes for each of its words
-# What is freed between passes leaves holes, which the next ones, of other lengths, fill in part only.
-_HOLES = 0.35
+# What is freed between passes leaves holes, which the next ones, of other lengths, fill in part only; and the matrix library keeps some MB.
+_HOLES, _KEPT = 0.3, 30_000_000
 _THROUGH_TRANSFORMERS = 1.5  # times the seconds of our decoder
 
 
@@ -298,7 +298,7 @@ def _memory(
         activations=round(moving - min(logits, moving)),
         logits=round(min(logits, moving) + probed),
         cache=round(cache),
-        overhead=round(fixed.overhead + holes),
+        overhead=round(fixed.overhead + holes + _KEPT),
     )
 
 

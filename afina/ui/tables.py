@@ -12,10 +12,10 @@ from afina.core.events import minutes
 if TYPE_CHECKING:
     from afina.jobs.choose import Candidate, Choice
     from afina.jobs.fit import At, Fit
-    from afina.jobs.settings import RunSettings
 
 _NAMES = {"lora": "LoRA", "qlora": "QLoRA", "full": "full fine-tuning", "head": "trained head"}
 _WIDEST = 130
+_NOT_OF_TRAIN = ("data.path", "base", "out")
 _PARTS = (
     ("weights", ("weights", "copies")),
     ("trained", ("adapter", "gradients", "optimizer")),
@@ -32,8 +32,8 @@ def _console() -> Console:
     return console
 
 
-def show_fit(found: "Fit", settings: "RunSettings") -> None:
-    """Prints the forecasts to standard output."""
+def show_fit(found: "Fit", data: str, given: dict[str, Any]) -> None:
+    """Prints the forecasts to standard output, and the command that trains; `given` are the settings of the command line."""
     console, base, work = _console(), found.base, found.work
     console.print(
         f"{base.name}: {base.parameters / 1e6:,.0f} M parameters; {len(work.lengths):,} rows, {work.tokens:,} tokens "
@@ -44,8 +44,13 @@ def show_fit(found: "Fit", settings: "RunSettings") -> None:
     _machine(console, found.first, full=True)
     for each in found.others.values():
         _machine(console, each, full=False)
-    where = "" if settings.data.path.name == "no-data" else f" {shlex.quote(str(settings.data.path))}"
-    console.print(f"\nTrain it:  afina train{where or ' DATA'} --base {base.name}")
+    console.print(f"\nTrain it:  {_command(data, given, base.name)}")
+
+
+def _command(data: str, given: dict[str, Any], base: str) -> str:
+    """The training with the settings that were given."""
+    flags = [f"--{path} {shlex.quote(str(value))}" for path, value in given.items() if path not in _NOT_OF_TRAIN]
+    return " ".join(["afina train", shlex.quote(data), *flags, f"--base {shlex.quote(base)}"])
 
 
 def _machine(console: Console, at: "At", full: bool) -> None:
@@ -122,10 +127,7 @@ def show_choice(found: "Choice", data: str, given: dict[str, Any]) -> None:
         )
     if found.best and found.best.probe:
         pinned = f" --revision {found.best.probe.revision}" if found.best.probe.revision else ""
-        flags = "".join(f" --{path} {shlex.quote(str(value))}" for path, value in given.items())
-        console.print(
-            f"\nTrain the best:  afina train {shlex.quote(data)}{flags} --base {shlex.quote(found.best.name)}{pinned}"
-        )
+        console.print(f"\nTrain the best:  {_command(data, given, found.best.name)}{pinned}")
 
 
 def _number(value: float | None) -> str:

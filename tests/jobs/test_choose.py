@@ -10,10 +10,14 @@ from conftest import byte_tokenizer, save_tiny, tiny_module
 from afina.base.load import load_base
 from afina.core.errors import SettingsError
 from afina.core.events import ignore
+from afina.data.load import load_data
 from afina.data.settings import DataSettings
 from afina.jobs import choose as module
 from afina.jobs.choose import choose
+from afina.jobs.compare import with_rows_apart
+from afina.jobs.probe import probe
 from afina.jobs.settings import RunSettings
+from afina.jobs.worker import apart
 from afina.training.loss import row_losses
 from afina.training.settings import TrainingSettings
 from afina.ui.cli import main
@@ -31,9 +35,10 @@ def data(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No benchmark of the machine: what it gives is tested elsewhere."""
+    """No benchmark of the machine, which is tested elsewhere; and probes in this process (but for one test)."""
     here = module.here
     monkeypatch.setattr(module, "here", lambda *arguments, **_: here(*arguments, measure=False))
+    monkeypatch.setattr(module, "apart", lambda _, arguments, listener: probe(**arguments, listener=listener))
 
 
 def settings(data: Path, folder: Path) -> RunSettings:
@@ -73,10 +78,6 @@ def test_bases_are_tried_and_ranked(data: Path, tiny_folder: Path, tmp_path: Pat
 
 
 def test_bits_are_those_of_the_held_out_answers(data: Path, tiny_folder: Path, tmp_path: Path) -> None:
-    from afina.data.load import load_data
-    from afina.jobs.compare import with_rows_apart
-    from afina.jobs.probe import probe
-
     wanted = with_rows_apart(settings(data, tmp_path)).model_copy(update={"base": str(tiny_folder)})
     probe(wanted.model_dump(mode="json"), str(tmp_path / "probe.json"), 0.05, ignore)
     found = json.loads((tmp_path / "probe.json").read_text())
@@ -121,8 +122,9 @@ def test_what_cannot_be_tried(
 
 
 def test_the_command_at_the_end(
-    data: Path, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    data: Path, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(module, "apart", apart)
     asked = ["choose", str(data), "--prompt", "{q}", "--completion", "{a}", "--cache-dir", str(tmp_path / "cache"),
              "--out", str(tmp_path / "choice"), "--bases", str(tiny_folder), "--threads", "1"]  # fmt: skip
     assert main(asked) == 0

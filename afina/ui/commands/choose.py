@@ -41,7 +41,6 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         say(json.dumps(found.json(), ensure_ascii=False))
         return 0
-    given = {path: value for path, value in given_settings(options).items() if path not in ("data.path", "out")}
     with writing("standard output"):
-        show_choice(found, str(settings.data.path), given)
+        show_choice(found, options.data or str(settings.data.path), given_settings(options))
     return 0

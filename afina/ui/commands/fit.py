@@ -4,7 +4,7 @@ import argparse
 import json
 
 from afina.core.errors import SettingsError, near, writing
-from afina.ui.common import say, settings_flags
+from afina.ui.common import given_settings, run_settings, say, settings_flags
 
 _LEFT_OUT = ("base", "method", "last_layers", "device", "out", "overwrite", "adapter", "force", "track", "allow_swap")
 
@@ -27,7 +27,6 @@ def flags(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     from afina.jobs.fit import METHODS, NO_DATA, fit
-    from afina.ui.common import run_settings
     from afina.ui.display import Display
     from afina.ui.tables import show_fit
 
@@ -44,5 +43,5 @@ def run(options: argparse.Namespace) -> int:
         say(json.dumps(found.json(), ensure_ascii=False))
     else:
         with writing("standard output"):
-            show_fit(found, settings)
+            show_fit(found, "DATA" if settings.data.path == NO_DATA else options.data, given_settings(options))
     return 0
