@@ -95,8 +95,8 @@ def fit(
     classes = parts.answers.classes if parts else ("", "")
     base = outline(settings.base, revision=settings.revision, cache_dir=cache, task=settings.task, classes=classes)
     work = work_for(base, settings, parts, listener)
-    if machine in MACHINES:
-        places = [named(str(machine))]
+    if machine and machine.partition(":")[0] not in ("cpu", "cuda", "mps"):
+        places = [named(machine)]
     else:
         places = [here(cache, machine, settings.precision, listener=listener)]
         places += [named(name) for name in MACHINES] if machine is None else []

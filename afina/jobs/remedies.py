@@ -1,6 +1,6 @@
 """What would make a training fit into memory: changes of its settings, each forecast in its turn."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache
@@ -14,26 +14,25 @@ from afina.jobs.forecast import GB, Forecast, Work, forecast
 from afina.jobs.machines import Place
 from afina.jobs.settings import RunSettings
 
-_SHORT_ROWS, _SMALL_PASS = (1024, 512, 256), 256
+_SHORT_ROWS, _SMALL_PASS, _RANK = 256, 256, 16
 _SMALLER = 3  # other bases that are named
 _LEAST = {"full": 18.0, "nf4": 0.5, "int8": 1.0}  # bytes a parameter that are needed at least, else those of 16 bits
+Change = Callable[[RunSettings, Work], tuple[RunSettings, Work]]
 
 
 def remedies(base: Outline, settings: RunSettings, work: Work, place: Place) -> list[tuple[str, Forecast]]:
-    """Flags that make it fit, with what it then needs: what costs least first; all together where no one change is enough."""
-    found: list[tuple[str, Forecast]] = []
+    """Flags that make it fit, with what it then needs: each that is enough alone, what costs least first; else the first few that are
+    enough together."""
+    changes = list(_changes(base, settings, work))
+    alone = [(text, _forecast(base, *change(settings, work), place)) for text, change in changes]
+    found = [(text, seen) for text, seen in alone if seen and seen.fits]
     texts: list[str] = []
-    all_settings, all_work = settings, work
-    for text, changed, rows in _changes(base, settings, work):
-        seen = _forecast(base, changed, rows, place)
-        if seen and seen.fits:
-            found.append((text, seen))
+    for text, change in changes if not found else []:
+        settings, work = change(settings, work)
         texts.append(text)
-        if not text.startswith("--data"):
-            all_settings = _merged(all_settings, settings, changed)
-            together = _forecast(base, all_settings, all_work, place)
-            if not found and together and together.fits and len(texts) > 1:
-                return [(" ".join(texts), together)]
+        seen = _forecast(base, settings, work, place)
+        if seen and seen.fits:
+            return [(" ".join(texts), seen)]
     return found
 
 
@@ -44,38 +43,35 @@ def _forecast(base: Outline, settings: RunSettings, work: Work, place: Place) ->
         return None
 
 
-def _changes(base: Outline, settings: RunSettings, work: Work) -> Iterator[tuple[str, RunSettings, Work]]:
-    def train(**values: Any) -> RunSettings:
-        return settings.model_copy(update={"train": settings.train.model_copy(update=values)})
+def _changes(base: Outline, settings: RunSettings, work: Work) -> Iterator[tuple[str, Change]]:
+    """What could be changed, as flags and as what they do to settings and rows; what costs least first."""
+
+    def of(part: str, **values: Any) -> Change:
+        return lambda s, w: (s.model_copy(update={part: getattr(s, part).model_copy(update=values)}), w)
+
+    def cut(most: int) -> Change:
+        return lambda s, w: (
+            s,
+            replace(w, lengths=[min(int(n), most) for n in w.lengths], longest=min(w.longest, most)),
+        )
 
     longest = int(max(work.lengths))
     if not settings.train.checkpoint_activations:
-        yield "--train.checkpoint_activations true", train(checkpoint_activations=True), work
+        yield "--train.checkpoint_activations true", of("train", checkpoint_activations=True)
     if settings.train.tokens_per_pass > _SMALL_PASS and len(work.lengths) > 1:
-        yield f"--train.tokens_per_pass {_SMALL_PASS}", train(tokens_per_pass=_SMALL_PASS), work
-    for most in _SHORT_ROWS:
-        if most < longest:
-            rows = replace(work, lengths=[min(int(n), most) for n in work.lengths], longest=min(work.longest, most))
-            yield f"--data.max_length {most} --data.too_long cut", settings, rows
-    if settings.method == "lora" and settings.quantize is None:
-        yield "--quantize nf4", settings.model_copy(update={"quantize": "nf4"}), work
-    if settings.method == "lora" and settings.lora.target_modules == "all-linear" and base.task == "causal":
-        lora = settings.lora.model_copy(update={"target_modules": "attention"})
-        yield "--lora.target_modules attention", settings.model_copy(update={"lora": lora}), work
+        yield f"--train.tokens_per_pass {_SMALL_PASS}", of("train", tokens_per_pass=_SMALL_PASS)
+    if longest > _SHORT_ROWS:
+        most = 1 << ((longest - 1).bit_length() - 1)  # the next power of two below
+        yield f"--data.max_length {most} --data.too_long cut", cut(most)
     if settings.method != "lora":
-        yield "--method lora", settings.model_copy(update={"method": "lora"}), work
-
-
-def _merged(so_far: RunSettings, before: RunSettings, changed: RunSettings) -> RunSettings:
-    """`so_far` with what differs between the other two."""
-    update: dict[str, Any] = {}
-    for name in ("method", "quantize", "lora"):
-        if getattr(changed, name) != getattr(before, name):
-            update[name] = getattr(changed, name)
-    if changed.train != before.train:
-        own = {name: value for name, value in changed.train if value != getattr(before.train, name)}
-        update["train"] = so_far.train.model_copy(update=own)
-    return so_far.model_copy(update=update)
+        yield "--method lora", lambda s, w: (s.model_copy(update={"method": "lora"}), w)
+        return
+    if settings.lora.rank > _RANK:
+        yield f"--lora.rank {_RANK}", of("lora", rank=_RANK, alpha=2.0 * _RANK)
+    if settings.quantize is None:
+        yield "--quantize nf4", lambda s, w: (s.model_copy(update={"quantize": "nf4"}), w)
+    if settings.lora.target_modules == "all-linear" and base.task == "causal":
+        yield "--lora.target_modules attention", of("lora", target_modules="attention")
 
 
 def smaller(
