@@ -15,7 +15,7 @@ from afina.base.decoder import Decoder
 from afina.base.families import Unsupported, architecture
 from afina.base.kernels import Kernels
 from afina.base.model import CausalModel, DecoderModel, Quantize, Task, TransformersModel
-from afina.base.outline import causal_skeleton, config_of, context_of, decoder_skeleton, skeleton, task_of
+from afina.base.outline import causal_skeleton, config_of, context_of, decoder_skeleton, need_classes, skeleton, task_of
 from afina.base.sources import Source
 from afina.base.tokenizer import Tokenizer
 from afina.base.whole import ClassifierModel, Seq2SeqModel
@@ -141,11 +141,7 @@ def _whole(
     if task == "seq2seq" and not config_of(source).is_encoder_decoder:
         raise BaseModelError(f"base {source.name!r} is no encoder-decoder", "leave --task out, or choose another base")
     if task == "classify":
-        if len(classes) < 2:
-            raise BaseModelError(
-                f"a classifier needs two classes or more, each in several rows; {len(classes)} were found",
-                "check --completion: each different one is a class. Free answers are learned by a base that writes text, such as starter",
-            )
+        need_classes(classes)
         maker = AutoModelForSequenceClassification
         extra = {"num_labels": len(classes), "id2label": dict(enumerate(classes)), "ignore_mismatched_sizes": True}
     tok = tokenizer.plain_from_folder(source.path, classes if task == "classify" else ())

@@ -99,6 +99,15 @@ def skeleton(config: Any, task: Task, classes: int = 0, fused: Kernels | None = 
         return causal_skeleton(config)
 
 
+def need_classes(classes: Sequence[str]) -> None:
+    """Raises `BaseModelError` where these are no classes to tell apart."""
+    if len(classes) < 2:
+        raise BaseModelError(
+            f"a classifier needs two classes or more, each in several rows; {len(classes) or 'none'} were found",
+            "check --completion: each different one is a class. Free answers are learned by a base that writes text, such as starter",
+        )
+
+
 def decoder_skeleton(config: Any, arch: Architecture, fused: Kernels | None) -> Decoder:
     with torch.device("meta"):
         return Decoder(arch, config, fused)

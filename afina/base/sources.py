@@ -223,6 +223,7 @@ def _snapshot(name: str, revision: str | None) -> Path:
 @contextmanager
 def _explained(name: str, revision: str | None) -> Iterator[None]:
     """What the hub's library raises, as `BaseModelError`."""
+    from huggingface_hub import logging
     from huggingface_hub.constants import HF_HUB_OFFLINE
     from huggingface_hub.errors import (
         EntryNotFoundError,
@@ -234,6 +235,7 @@ def _explained(name: str, revision: str | None) -> Iterator[None]:
         RevisionNotFoundError,
     )
 
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # its news of each attempt; the last one is explained here
     try:
         yield
     except GatedRepoError as error:

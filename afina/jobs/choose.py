@@ -25,6 +25,9 @@ from afina.jobs.machines import here
 from afina.jobs.probe import Probe
 from afina.jobs.settings import RunSettings
 from afina.jobs.worker import apart
+from afina.measure.evaluation import told
+from afina.measure.intervals import Difference, paired_difference
+from afina.measure.scores import mean
 
 # The catalogue's word for each kind of data.
 _TASKS: dict[Kind, str] = {
@@ -38,7 +41,7 @@ _TASKS: dict[Kind, str] = {
 }
 _READ = 2_000  # examples by which the languages are told
 _SPOKEN = 0.1  # of the texts: a language of less is not asked of a base
-_LONGEST = 12 * 3600.0  # seconds of training, beyond which a base is none for this machine
+_LONGEST = 2 * 3600.0  # seconds of training, beyond which a base is none for this machine
 _LISTED, _FETCHED = 10, 4  # bases of the catalogue that are named, and that are fetched where that is allowed
 _TRAINING = 0.6  # of the minutes; the rest is for loading and answers
 _SHARES = 0.03, 0.5  # of a whole training, at least and at most
@@ -46,7 +49,8 @@ _SHARES = 0.03, 0.5  # of a whole training, at least and at most
 
 @dataclass(frozen=True)
 class Candidate:
-    """A base that could be adapted here: what training it needs, why it is named, and what was seen where it was tried."""
+    """A base that could be adapted here: what training it needs, why it is named, the data's languages that the catalogue does not name for
+    it, and what was seen where it was tried."""
 
     name: str
     parameters: int
@@ -54,6 +58,7 @@ class Candidate:
     is_here: bool
     forecast: Forecast
     reasons: tuple[str, ...]
+    unknown: tuple[str, ...] = ()
     probe: Probe | None = None
     failed: str | None = None
 
@@ -66,6 +71,7 @@ class Candidate:
             "memory_gb": self.forecast.memory.total / 1e9,
             "seconds": self.forecast.seconds,
             "reasons": list(self.reasons),
+            "unknown_languages": list(self.unknown),
             "probe": asdict(self.probe) if self.probe else None,
             "failed": self.failed,
         }
@@ -86,6 +92,14 @@ class Choice:
     def best(self) -> Candidate | None:
         return next((each for each in self.tried if each.probe), None)
 
+    @property
+    def lead(self) -> Difference | None:
+        """The second's bits an answer less the best's, on the same held-out rows; None where there is no second."""
+        seen = [each.probe for each in self.tried if each.probe]
+        if len(seen) < 2 or len(seen[0].bits) != len(seen[1].bits):
+            return None
+        return paired_difference(mean("bits", seen[0].bits), mean("bits", seen[1].bits))
+
     def json(self) -> dict[str, Any]:
         best = self.best
         return {
@@ -94,6 +108,7 @@ class Choice:
             "share": self.share,
             "best": best.name if best else None,
             "revision": best.probe.revision if best and best.probe else None,
+            "lead": told(self.lead) if self.lead else None,
             "tried": [each.json() for each in self.tried],
             "others": [each.json() for each in self.others],
         }
@@ -110,7 +125,7 @@ def choose(
     answer. Raises `InputError`; `Interrupted` after Ctrl-C: what was finished is kept in `settings.out`.
     """
     if licence not in (None, "commercial"):
-        raise SettingsError(f"--license {licence!r}", "it takes `commercial`")
+        raise SettingsError(f"--license {licence!r} is none that is known here", "it takes `commercial`")
     cache = settings.cache_dir or default_cache()
     out = settings.out or Path("runs") / f"{settings.data.path.stem}-choose"
     parts = read_parts(settings.data, settings.seed).resolved()
@@ -128,9 +143,9 @@ def choose(
     def candidate(name: str, reasons: tuple[str, ...]) -> Candidate:
         config = _outline(name, kind, parts.answers.classes, settings, cache)
         entry = catalogue().get(name)
-        return Candidate(
-            name, config.parameters, entry.licence if entry else None, config.here, forecasts(name, config), reasons
-        )
+        unknown = tuple(code for code in spoken if entry and code not in entry.languages)
+        licence = entry.licence if entry else None
+        return Candidate(name, config.parameters, licence, config.here, forecasts(name, config), reasons, unknown)
 
     if bases:
         found = [candidate(name, ("you named it",)) for name in dict.fromkeys(bases)]
@@ -200,15 +215,11 @@ def _of_catalogue(
     """Those that can do the task, know its languages, fit, and train in a day; those praised for it first, then the larger."""
     found: list[tuple[Entry, Candidate]] = []
     for entry in select(catalogue().values(), task, commercial=licence == "commercial"):
-        unknown = [code for code in spoken if code not in entry.languages]
-        if 2 * entry.parameters > available or (len(unknown) and not is_here(entry.name, cache)):
+        known = all(code in entry.languages for code in spoken)
+        if 2 * entry.parameters > available or not (known or is_here(entry.name, cache)):
             continue
         reasons = [f"praised for {task}: {claim.claim}" for claim in entry.praised(task)[:1]]
-        reasons.append(
-            f"its languages do not name {', '.join(unknown)}"
-            if unknown
-            else f"knows {', '.join(spoken) or 'the language'}"
-        )
+        reasons += [f"knows {', '.join(spoken)}"] if known and spoken else []
         try:
             made = candidate(entry.name, tuple(reasons))
         except InputError:  # not of an architecture that is known here, or a head that the task has no use for

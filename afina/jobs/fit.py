@@ -9,10 +9,10 @@ from typing import Any, Literal
 
 from afina.base.catalogue import Entry
 from afina.base.load import load_tokenizer
-from afina.base.outline import Outline, outline
+from afina.base.outline import Outline, need_classes, outline
 from afina.core.device import default_cache
 from afina.core.errors import InputError
-from afina.core.events import Listener, ignore
+from afina.core.events import Listener, Notice, ignore
 from afina.data.load import Parts, characters, read_parts, render_parts
 from afina.data.settings import DataSettings
 from afina.jobs.forecast import GB, Forecast, Work, forecast, work_of
@@ -94,6 +94,8 @@ def fit(
         settings = settings.model_copy(update={"data": parts.settings})
     classes = parts.answers.classes if parts else ("", "")
     base = outline(settings.base, revision=settings.revision, cache_dir=cache, task=settings.task, classes=classes)
+    if base.task == "classify":
+        need_classes(classes)
     work = work_for(base, settings, parts, listener)
     if machine and machine.partition(":")[0] not in ("cpu", "cuda", "mps"):
         places = [named(machine)]
@@ -157,13 +159,15 @@ def work_for(
     """The rows in tokens: counted where the base is here, else reckoned by their characters (`texts`, which are read where they are not
     given)."""
     if parts is None:
-        return _usual()
+        return _usual(settings.data.max_length)
     if base.here:
         classes = parts.answers.classes if base.task == "classify" else ()
         tokenizer, context = load_tokenizer(
             settings.base, revision=settings.revision, cache_dir=settings.cache_dir, classes=classes
         )
         data = render_parts(parts, tokenizer, context, settings.cache_dir, listener)
+        for line in data.notices:
+            listener(Notice(line, warning=True))
         return work_of(data, math.ceil(1.25 * data.most_labelled) + 8)
     texts = texts or characters(parts)
     most = min(settings.data.max_length or 1 << 30, base.context_length)
@@ -181,9 +185,10 @@ def work_for(
     )
 
 
-def _usual() -> Work:
-    half, asked = _TOKENS // 2, _ROWS // 10
+def _usual(max_length: int | None = None) -> Work:
+    tokens = min(_TOKENS, max_length or _TOKENS)
+    half, asked = tokens // 2, _ROWS // 10
     return Work(
-        [_TOKENS] * _ROWS, 0.5, asked * _TOKENS, asked, half, half, half, 2 * half,
-        f"no data were given: {_ROWS:,} rows of {_TOKENS} tokens are reckoned with",
+        [tokens] * _ROWS, 0.5, asked * tokens, asked, half, half, half, 2 * half,
+        f"no data were given: {_ROWS:,} rows of {tokens} tokens are reckoned with",
     )  # fmt: skip

@@ -19,6 +19,8 @@ from afina.jobs.settings import RunSettings
 from afina.jobs.speed import Width
 from afina.lora.config import LoraConfig
 from afina.lora.counting import Trained, trained
+from afina.measure.general import LANGUAGES, paragraphs
+from afina.measure.outcome import ALONE
 from afina.measure.verification import PROBE_TOKENS
 from afina.training.baselines import RATE_AS_FULL, baseline
 from afina.training.loss import TOKENS
@@ -30,6 +32,7 @@ _MASTERS, _MOMENTS, _BEST = 4, 8, 4  # bytes a trained number
 _A_WORD = 1_300  # bytes that a tokenizer takes for each of its words
 # What is freed between passes leaves holes, which the next ones, of other lengths, fill in part only; and the matrix library keeps some MB.
 _HOLES, _KEPT = 0.3, 30_000_000
+_CHARACTERS = 4  # of a token of general text
 _THROUGH_TRANSFORMERS = 1.5  # times the seconds of our decoder
 
 
@@ -76,7 +79,7 @@ def work_of(data: Dataset, most_new: int) -> Work:
 @dataclass(frozen=True)
 class Memory:
     """Bytes of each part, at the moment when most is held; `cache` is of the answers in the end, when nothing else of training is
-    there. `copies` of weights that are trained whole lie beside the frozen ones; their gradients take the place of activations."""
+    there. `copies` of weights that are trained whole lie beside the frozen ones; their gradients take the place of activations, and are named where they are more."""
 
     weights: int
     copies: int
@@ -101,7 +104,8 @@ class Memory:
         return max(self.training, self.answering)
 
     def json(self) -> dict[str, float]:
-        return {"total": self.total / GB, "training": self.training / GB} | {k: v / GB for k, v in asdict(self).items()}
+        sums = {"total": self.total, "training": self.training, "answering": self.answering}
+        return {k: v / GB for k, v in sums.items()} | {k: v / GB for k, v in asdict(self).items()}
 
 
 @dataclass(frozen=True)
@@ -293,10 +297,12 @@ def _memory(
     reading = min(READ_AT_ONCE, slots * work.longest) * passing + slots * every_word * (size + 4)
     cache = slots * room * model_bytes.cache_bytes(module, dtype) + reading if base.task != "classify" else reading
     holes = _HOLES * moving if place.fused else 0
+    stepping = moving == found.copies * 4
     return replace(
         fixed,
-        activations=round(moving - min(logits, moving)),
-        logits=round(min(logits, moving) + probed),
+        gradients=round(fixed.gradients + (moving if stepping else 0)),
+        activations=0 if stepping else round(moving - min(logits, moving)),
+        logits=round((0 if stepping else min(logits, moving)) + probed),
         cache=round(cache),
         overhead=round(fixed.overhead + holes + _KEPT),
     )
@@ -309,13 +315,11 @@ class _Seconds:
         self.base, self.settings, self.place, self.found, self.recompute = base, settings, place, found, recompute
         self.speed = place.speed
         config: Any = base.config
-        self.hidden = int(config.hidden_size)
+        self.hidden, self.layers = int(config.hidden_size), int(config.num_hidden_layers)
         self.words = model_bytes.words(base.module)
         self.parameters = _layer_parameters(base.module)
         heads = int(getattr(config, "num_attention_heads", 1))
-        self.channels = (
-            int(config.num_hidden_layers) * heads * int(getattr(config, "head_dim", 0) or self.hidden // heads)
-        )
+        self.channels = self.layers * heads * int(getattr(config, "head_dim", 0) or self.hidden // heads)
         self.width: Width = self.speed.at(self.hidden)
         self.slower = 1.0 if base.is_decoder else _THROUGH_TRANSFORMERS
         quantised = model_bytes.quantised_layers(base.module, settings.quantize) if settings.quantize else []
@@ -340,7 +344,7 @@ class _Seconds:
         kind = 2 if self.settings.method in ("full", "head") else 1 if found.depth else 0
         labelled = max(passes.labelled, passes.count * ops.ROUND / 2) if self.base.is_decoder else passes.labelled
         seconds += labelled * self.words * self.hidden * speed.head[kind]
-        seconds += passes.count * (1 + found.depth) * self.unpack
+        seconds += passes.count * (1 + found.depth) * (self.unpack + self.layers * speed.launch)
         return seconds * self.slower + made.steps_per_epoch * found.numbers * speed.adam
 
     def reading(self, tokens: float, passes: float, square: float, labelled: float) -> float:
@@ -349,7 +353,7 @@ class _Seconds:
         layers = self.parameters * (passes * rates.a_pass + tokens * rates.a_token)
         attention = self.speed.attention[0] * square * self.channels
         head = labelled * self.words * self.hidden * self.speed.head[0]
-        seconds: float = layers + attention + head + passes * self.unpack
+        seconds: float = layers + attention + head + passes * (self.unpack + self.layers * self.speed.launch)
         return seconds * self.slower
 
     def look(self, work: Work) -> float:
@@ -365,8 +369,10 @@ class _Seconds:
         read = self.reading(prompts, -(-work.asked // BATCH), prompts * work.prompt / 2, work.asked)
         if self.base.task == "classify":
             return 2 * read
+        general = sum(len(text) for name in LANGUAGES for text in paragraphs(name)) / _CHARACTERS
+        read += self.reading(general, -(-general // TOKENS), 0, general)
         step = self.parameters * self.width.few + BATCH * self.words * self.hidden * self.speed.head[0] + self.unpack
-        steps: float = work.asked / BATCH * (min(work.most_new, 2 * work.answer) + work.answer)
+        steps: float = (work.asked / BATCH + ALONE) * (min(work.most_new, 2 * work.answer) + work.answer)
         return float(2 * read + steps * step * self.slower)
 
 

@@ -46,6 +46,7 @@ _ROUGH = Machine("a processor", 0, 8e11, 2e10)  # of which nothing is known
 _REACHED = 0.5  # of a card's published operations: what fine-tunings of 7 B models reach, 0.38 to 0.68
 _CONTEXT = 0.6e9  # bytes that a card's libraries hold on it
 _WRITE = 1e-9
+_LAUNCH = 4e-4  # seconds: some forty kernels a layer, of ten microseconds
 
 
 def here(
@@ -112,4 +113,5 @@ def _reckoned(machine: Machine) -> Speed:
         adam=6 * 4 * byte,
         unpack=(0.5 + size) * byte,
         write=_WRITE,
+        launch=_LAUNCH,
     )

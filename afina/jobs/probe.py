@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from afina.base.generation import generate
@@ -25,7 +26,7 @@ ASKED = 48  # rows that a base answers, each time that it is asked
 class Probe:
     """What was seen of a base. `zero_shot`, `few_shot` and `adapted` are its main scores (None where it cannot be asked so);
     `bits_before` and `bits_after` what an expected answer costs it on average, in bits: the measure that all bases share, whatever their
-    tokens. `bits_per_byte` is of the answers before; `tokens_per_word` of questions and answers."""
+    tokens; `bits` are those after, row by row. `bits_per_byte` is of the answers before; `tokens_per_word` of questions and answers."""
 
     zero_shot: float | None
     few_shot: float | None
@@ -34,6 +35,7 @@ class Probe:
     bits_per_byte: float | None
     bits_before: float | None
     bits_after: float
+    bits: list[float]
     rows: int
     seconds: float
     revision: str | None
@@ -53,31 +55,30 @@ def probe(settings: dict[str, Any], file: str, share: float, listener: Listener)
             few = _score(bench, after_examples(whole, asked, listener), "few-shot", listener)
         except DataError as error:  # rows too long for it
             listener(Notice(str(error).splitlines()[0]))
-    before = None if names else _nats(bench)
+    before = None if names else _bits(bench)
     found: dict[str, Any] = {}
 
     def judge() -> None:
-        found["nats"] = _nats(bench)
+        found["bits"] = _bits(bench)
         if asked.kind != "text":
             found["score"] = _score(bench, asked, "adapted", listener)
 
     rows = max(bench.settings.train.batch_size or 8, round(share * bench.full_rows(bench.settings)))
     trial = bench.run(bench.settings, rows, listener=listener, then=judge)
-    held_out = bench.data.held_out[: len(bench.held_out)]
     texts = [(e.source, e.completion or "") for e in asked.examples]
     words = sum(len(f"{a} {b}".split()) for a, b in texts)
     tokens = sum(len(base.tokenizer.encode(f"{a} {b}")) for a, b in texts)
     size = sum(len((e.completion or "").encode()) for e in asked.examples)
     answers = sum(nats for nats, _ in row_losses(base, asked.rows)) if not names else None
-    count = len(held_out)
     made = Probe(
         zero_shot=zero,
         few_shot=few,
         adapted=found.get("score"),
         tokens_per_word=tokens / max(1, words),
         bits_per_byte=None if answers is None else answers / math.log(2) / max(1, size),
-        bits_before=None if before is None else before / math.log(2) / count,
-        bits_after=found["nats"] / math.log(2) / count,
+        bits_before=None if before is None else mean(before),
+        bits_after=mean(found["bits"]),
+        bits=found["bits"],
         rows=trial.rows,
         seconds=trial.seconds,
         revision=base.facts.revision if base.facts.hub_id else None,
@@ -85,9 +86,9 @@ def probe(settings: dict[str, Any], file: str, share: float, listener: Listener)
     write_json(Path(file), made.__dict__)
 
 
-def _nats(bench: Bench) -> float:
-    """What the expected answers of the held-out rows cost the model as it is now, in all."""
-    return sum(nats for nats, _ in row_losses(bench.base, bench.held_out))
+def _bits(bench: Bench) -> list[float]:
+    """What the expected answer of each held-out row costs the model as it is now."""
+    return [nats / math.log(2) for nats, _ in row_losses(bench.base, bench.held_out)]
 
 
 def _score(bench: Bench, asked: Questions, what: str, listener: Listener) -> float:

@@ -65,7 +65,7 @@ class Width(Settings):
 class Speed(Settings):
     """Seconds: `widths` by the width of the layers; `attention` (forward, and with the backward pass) a token, token before it and
     channel; `head` (forward; with its input's gradient; with its own too) a labelled token and parameter; `adam` a trained number;
-    `unpack` a number of a quantised matrix; `write` a byte of a file."""
+    `unpack` a number of a quantised matrix; `write` a byte of a file; `launch` a layer and pass, for a card's kernels to be begun (here it is part of the others)."""
 
     widths: dict[int, Width]
     attention: tuple[float, float]
@@ -73,6 +73,7 @@ class Speed(Settings):
     adam: float
     unpack: float
     write: float
+    launch: float = 0.0
 
     def at(self, width: int) -> Width:
         """What holds at a width between those known, by the logarithm."""

@@ -24,7 +24,7 @@ from afina.training.loss import row_losses
 from afina.version import __version__
 
 PROMPTS_READ = 64  # rows whose prompts' own loss is measured
-_ALONE = 5  # questions that are asked one by one, to see how long a single one takes
+ALONE = 5  # questions that are asked one by one, to see how long a single one takes
 _REMEMBERED = 200  # files of the cache
 
 
@@ -70,7 +70,7 @@ def outcome(base: Base, asked: Questions, listener: Listener, name: str) -> Outc
         begun = time.perf_counter()
         answers = generate(base, prompts, asked.max_new_tokens, on_progress=progress)
         seconds = time.perf_counter() - begun
-        latency = median(_alone(base, prompt, asked.max_new_tokens) for prompt in prompts[:_ALONE])
+        latency = median(_alone(base, prompt, asked.max_new_tokens) for prompt in prompts[:ALONE])
     writes = isinstance(base.model, DecoderModel | TransformersModel)
     general = general_rows(base.tokenizer, base.facts.context_length) if writes else {}
     prompts_alone = [_prompt(row) for row in asked.rows[:PROMPTS_READ]] if writes and asked.kind != "text" else []

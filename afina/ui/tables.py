@@ -2,6 +2,7 @@
 
 import shlex
 import sys
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 _NAMES = {"lora": "LoRA", "qlora": "QLoRA", "full": "full fine-tuning", "head": "trained head"}
 _WIDEST = 130
-_NOT_OF_TRAIN = ("data.path", "base", "out")
+_NOT_OF_TRAIN = ("data.path", "base", "out", "quantize")
 _PARTS = (
     ("weights", ("weights", "copies")),
     ("trained", ("adapter", "gradients", "optimizer")),
@@ -44,7 +45,28 @@ def show_fit(found: "Fit", data: str, given: dict[str, Any]) -> None:
     _machine(console, found.first, full=True)
     for each in found.others.values():
         _machine(console, each, full=False)
-    console.print(f"\nTrain it:  {_command(data, given, base.name)}")
+    console.print(
+        "GB is the larger of two sums: training (all parts but the cache), and answering afterwards (weights, the trained numbers, "
+        "cache and other)."
+    )
+    for more, name in _fitting(found.first):
+        console.print(f"\nTrain it:  {_command(data, given, name or base.name)}{more}")
+        return
+    console.print("\nNothing of this fits here.")
+
+
+def _fitting(at: "At") -> Iterator[tuple[str, str]]:
+    """What fits, first of all the plainest: the flags that it takes beside those given, and another base where it takes one."""
+    own = {"lora": "", "qlora": " --quantize nf4", "full": " --method full", "head": " --method head"}
+    for method, seen in at.methods.items():
+        if not isinstance(seen, str) and seen.fits:
+            yield own[method], ""
+    for method, changes in at.changes.items():
+        for text, _ in changes:
+            yield f"{own[method]} {text}" if "--method" not in text else f" {text}", ""
+    for method, bases in at.bases.items():
+        for name, _ in bases:
+            yield own[method], name
 
 
 def _command(data: str, given: dict[str, Any], base: str) -> str:
@@ -55,7 +77,7 @@ def _command(data: str, given: dict[str, Any], base: str) -> str:
 
 def _machine(console: Console, at: "At", full: bool) -> None:
     grid = Table(box=None, pad_edge=False)
-    names = ["GB", *(name for name, _ in _PARTS if full), "epoch", "training", "answers", "disk", ""]
+    names = ["GB", *(name for name, _ in _PARTS if full), "passes", "of", "training", "answers", "disk", ""]
     grid.add_column("method")
     for name in names:
         grid.add_column(name, justify="left" if not name else "right")
@@ -68,7 +90,7 @@ def _machine(console: Console, at: "At", full: bool) -> None:
         parts = [f"{sum(memory[each] for each in own):.2f}" for _, own in _PARTS] if full else []
         fits = "fits" if seen.fits else "does not fit"
         grid.add_row(
-            _NAMES[method], f"{memory['total']:.2f}", *parts, minutes(seen.epoch_seconds), minutes(seen.seconds),
+            _NAMES[method], f"{memory['total']:.2f}", *parts, f"{seen.plan.epochs:g}", minutes(seen.epoch_seconds), minutes(seen.seconds),
             minutes(seen.evaluation), f"{seen.disk / 1e9:.2f}", fits + (", activations twice" if seen.plan.checkpoint_activations else ""),
         )  # fmt: skip
         if not seen.fits:
@@ -82,12 +104,13 @@ def _machine(console: Console, at: "At", full: bool) -> None:
 def _would_fit(at: "At", method: str) -> list[str]:
     changes, bases = at.changes[method], at.bases[method]  # type: ignore[index]
     if changes:
+        word = "fits" if method == "lora" or "--method lora" not in changes[0][0] else "does not fit;"
         ways = [f"{text} ({each.memory.total / 1e9:.1f} GB, {minutes(each.seconds)})" for text, each in changes]
-        return [f"{_NAMES[method]} would fit with {'; or '.join(ways)}"]
+        return [f"{_NAMES[method]} {word} with {'; or '.join(ways)}"]
     if bases:
         ways = [f"{name} ({each.memory.total / 1e9:.1f} GB)" for name, each in bases]
         return [f"{_NAMES[method]} fits with a smaller base: {', '.join(ways)}"]
-    return []
+    return [f"{_NAMES[method]}: no change of the settings makes it fit"]
 
 
 def show_choice(found: "Choice", data: str, given: dict[str, Any]) -> None:
@@ -118,8 +141,14 @@ def show_choice(found: "Choice", data: str, given: dict[str, Any]) -> None:
     console.print(
         "Ranked by what the right answers of held-out rows cost after the short adaptation (bits an answer: fewer are better), which all bases share."
     )
+    console.print(_lead(found))
+    for each in found.tried:
+        if each.unknown:
+            console.print(f"{each.name}: the catalogue does not say that it knows {', '.join(each.unknown)}")
     if found.others:
-        console.print("\nNot tried, but they can do the task, know the language and fit:")
+        console.print(
+            "\nNot tried (--download fetches and tries the first of them): they can do the task, know the language and fit"
+        )
     for each in found.others:
         console.print(
             f"{each.name:32} {_size(each):>7}  {each.forecast.memory.total / 1e9:5.1f} GB  {minutes(each.forecast.seconds):>8}  "
@@ -127,7 +156,28 @@ def show_choice(found: "Choice", data: str, given: dict[str, Any]) -> None:
         )
     if found.best and found.best.probe:
         pinned = f" --revision {found.best.probe.revision}" if found.best.probe.revision else ""
-        console.print(f"\nTrain the best:  {_command(data, given, found.best.name)}{pinned}")
+        whole = {path: value for path, value in given.items() if path != "data.limit"}
+        console.print(f"\nTrain the best:  {_command(data, whole, found.best.name)}{pinned}")
+
+
+def _lead(found: "Choice") -> str:
+    """How sure the first place is."""
+    if found.best is None or found.best.probe is None:
+        return ""
+    lead, rows = found.lead, len(found.best.probe.bits)
+    if lead is None:
+        return f"{rows} held-out rows were looked at."
+    second = [each.name for each in found.tried if each.probe][1]
+    words = (
+        "is better than"
+        if lead.verdict == "better"
+        else f"and the others cannot be told apart ({lead.verdict}): next is"
+    )
+    words = words if lead.verdict != "too few rows to tell" else "leads, but these are too few rows to tell it from"
+    return (
+        f"On {rows} held-out rows {found.best.name} {words} {second}: by {lead.value:.2f} bits an answer "
+        f"(95 % interval {lead.low:+.2f} to {lead.high:+.2f})."
+    )
 
 
 def _number(value: float | None) -> str:

@@ -69,6 +69,9 @@ def test_bases_are_tried_and_ranked(data: Path, tiny_folder: Path, tmp_path: Pat
     assert best.bits_before is not None
     assert best.bits_after < best.bits_before
     assert best.tokens_per_word > 3  # a token a byte
+    assert sum(best.bits) / len(best.bits) == pytest.approx(best.bits_after)
+    assert found.lead is not None
+    assert found.lead.verdict == "better"
     assert best.adapted is not None
     assert best.zero_shot is not None
     kept = json.loads((tmp_path / "choice" / "choice.json").read_text())

@@ -82,6 +82,12 @@ def _list(options: argparse.Namespace) -> int:
             f"--license {options.license!r} is not in the catalogue.{near(options.license, list(licences()))}",
             f"it takes `commercial`, or one of: {', '.join(licences())}",
         )
+    spoken = sorted({code for entry in catalogue().values() for code in entry.languages})
+    if options.language and options.language not in spoken:
+        raise SettingsError(
+            f"--language {options.language!r} is no language of the catalogue.",
+            f"it takes a code of two letters: {', '.join(spoken)}",
+        )
     commercial = options.license == "commercial"
     found = select(catalogue().values(), options.kind, options.language, commercial)
     if options.license and not commercial:
