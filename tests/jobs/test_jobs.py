@@ -58,6 +58,7 @@ def test_a_run_folder_is_complete(run) -> None:
         "adapter",
         "config.yaml",
         "metrics.jsonl",
+        "forecast.json",
         "evaluation.json",
         "predictions.jsonl",
         "rejected.jsonl",
