@@ -3,7 +3,7 @@
 Candidates are the starter, copies of it cut to fewer layers, and, where answers are classes, the encoder minilm. Whole trainings are
 `afina train` on the same rows, ranked by the main score on rows kept apart.
 
-    python benchmarks/choice.py [--data FOLDER] [--only NAME] [--minutes M] [--json]
+    python benchmarks/choice.py --data FOLDER [--only NAME] [--minutes M] [--json]
 
 FOLDER holds the data sets sentiment_pt, mt_geneval_en_pt and banking77.
 """
@@ -35,7 +35,7 @@ TESTED = 200
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path(__file__).parents[2] / "shared/datasets")
+    parser.add_argument("--data", type=Path, required=True, help="folder of the data sets")
     parser.add_argument("--only", default="")
     parser.add_argument("--minutes", type=float, default=5.0)
     parser.add_argument("--keep", type=Path, help="folder for the models and runs, which go on where they were cut off")
