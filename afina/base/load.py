@@ -15,7 +15,16 @@ from afina.base.decoder import Decoder
 from afina.base.families import Unsupported, architecture
 from afina.base.kernels import Kernels
 from afina.base.model import CausalModel, DecoderModel, Quantize, Task, TransformersModel
-from afina.base.outline import causal_skeleton, config_of, context_of, decoder_skeleton, need_classes, skeleton, task_of
+from afina.base.outline import (
+    causal_skeleton,
+    config_of,
+    context_of,
+    decoder_skeleton,
+    heads_beside,
+    need_classes,
+    skeleton,
+    task_of,
+)
 from afina.base.sources import Source
 from afina.base.tokenizer import Tokenizer
 from afina.base.whole import ClassifierModel, Seq2SeqModel
@@ -162,11 +171,7 @@ def _whole(
 
 def _heads(module: Any, missing: list[str]) -> tuple[str, ...]:
     """The paths of a classifier's modules that the base did not bring: those beside it, and any whose weights were `missing`."""
-    beside = [
-        path
-        for path, child in module.named_children()
-        if path != module.base_model_prefix and next(child.parameters(), None) is not None
-    ]
+    beside = heads_beside(module)
     fresh = {key.rpartition(".")[0] for key in missing if not key.startswith(tuple(f"{path}." for path in beside))}
     return (*beside, *sorted(fresh))
 

@@ -88,15 +88,24 @@ def _file_bytes(source: Source) -> int:
     return sum(path.stat().st_size for path in files)
 
 
-def skeleton(config: Any, task: Task, classes: int = 0, fused: Kernels | None = None) -> Any:
+def skeleton(config: Any, task: Task, classes: int = 0) -> Any:
     """The model without memory for its weights: Afina's decoder where that can be the model, else transformers' class.
     Raises `BaseModelError`."""
     if task != "causal":
         return _whole_skeleton(config, task, classes)
     try:
-        return decoder_skeleton(config, architecture(config), fused)
+        return decoder_skeleton(config, architecture(config), None)
     except Unsupported:
         return causal_skeleton(config)
+
+
+def heads_beside(module: Any) -> tuple[str, ...]:
+    """The paths of a classifier's parts that stand beside its base model."""
+    return tuple(
+        path
+        for path, child in module.named_children()
+        if path != module.base_model_prefix and next(child.parameters(), None) is not None
+    )
 
 
 def need_classes(classes: Sequence[str]) -> None:

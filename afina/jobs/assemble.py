@@ -1,6 +1,5 @@
 """From settings to a base with its data and what is trained in it: the part that training and every search share."""
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from afina.data.files import STANDARD_INPUT
 from afina.data.layouts import Kind
 from afina.data.load import Dataset, read_parts, render_parts
 from afina.data.store import lengths
-from afina.jobs.forecast import ONE_ROW
+from afina.jobs.forecast import ONE_ROW, room_for
 from afina.jobs.machines import here
 from afina.jobs.remedies import refuse_what_cannot_fit
 from afina.jobs.runs import adapter_folder, check_base, read_facts, read_template
@@ -61,7 +60,7 @@ class Assembled:
     @property
     def max_new_tokens(self) -> int:
         """What the longest answer needs, and some more."""
-        return TEXT_TOKENS if self.kind == "text" else math.ceil(1.25 * self.data.most_labelled) + 8
+        return TEXT_TOKENS if self.kind == "text" else room_for(self.data.most_labelled)
 
     def asked(self) -> Questions:
         """The rows that are evaluated on: those kept apart, or else the held-out ones."""
@@ -82,8 +81,7 @@ def assemble(settings: RunSettings, listener: Listener) -> Assembled:
         if stored:
             listener(Notice(f"the base in {stored}, as the adapter was trained"))
             settings = settings.model_copy(update={"quantize": stored})
-    seed = settings.seed if settings.data.seed is None else settings.data.seed
-    parts = read_parts(settings.data, seed)  # what is wrong with a file is said before a model is loaded
+    parts = read_parts(settings.data, settings.data_seed)  # what is wrong with a file is said before a model is loaded
     for finding in check(settings.data, most=CHECKED).findings:
         if finding.severity == "warning":
             listener(Notice(f"data: {finding.text}", warning=True))

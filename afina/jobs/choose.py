@@ -128,7 +128,7 @@ def choose(
         raise SettingsError(f"--license {licence!r} is none that is known here", "it takes `commercial`")
     cache = settings.cache_dir or default_cache()
     out = settings.out or Path("runs") / f"{settings.data.path.stem}-choose"
-    parts = read_parts(settings.data, settings.seed).resolved()
+    parts = read_parts(settings.data, settings.data_seed).resolved()
     kind: Kind = parts.settings.kind or "generation"
     task, spoken = _TASKS[kind], _languages(settings)
     listener(Notice(f"the task looks like {task}{f' in {chr(32).join(spoken)}' if spoken else ''}"))
@@ -137,7 +137,7 @@ def choose(
     settings = with_rows_apart(settings)
 
     def forecasts(name: str, config: Outline) -> Forecast:
-        own = settings.model_copy(update={"base": name, "data": parts.settings, "task": _head(config, kind)})
+        own = settings.model_copy(update={"base": name, "data": parts.settings})
         return forecast(config, own, work_for(config, own, parts, listener, texts), place)
 
     def candidate(name: str, reasons: tuple[str, ...]) -> Candidate:
@@ -197,11 +197,6 @@ def _languages(settings: RunSettings) -> tuple[str, ...]:
     return tuple(code for code, n in found.most_common() if n >= _SPOKEN * total)
 
 
-def _head(config: Outline, kind: Kind) -> Any:
-    """The head a base is given for the data: encoders name classes, others write."""
-    return config.task if config.task != "classify" or kind == "classification" else None
-
-
 def _outline(name: str, kind: Kind, classes: Sequence[str], settings: RunSettings, cache: Path) -> Outline:
     found = outline(name, cache_dir=cache, classes=classes)
     if found.task == "classify" and kind != "classification":
@@ -212,7 +207,7 @@ def _outline(name: str, kind: Kind, classes: Sequence[str], settings: RunSetting
 def _of_catalogue(
     task: str, spoken: Sequence[str], licence: str | None, available: int, cache: Path, candidate: Any
 ) -> list[Candidate]:
-    """Those that can do the task, know its languages, fit, and train in a day; those praised for it first, then the larger."""
+    """Those that can do the task, know its languages, fit, and train in two hours; those praised for it first, then the larger."""
     found: list[tuple[Entry, Candidate]] = []
     for entry in select(catalogue().values(), task, commercial=licence == "commercial"):
         known = all(code in entry.languages for code in spoken)

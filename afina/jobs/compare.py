@@ -92,7 +92,7 @@ def _check(settings: RunSettings, methods: Sequence[str]) -> None:
 def with_rows_apart(settings: RunSettings) -> RunSettings:
     """The settings of every training of a comparison or search: with rows for the very end, one split whatever the seed, and no folder."""
     data = settings.data
-    update: dict[str, Any] = {"seed": settings.seed if data.seed is None else data.seed}
+    update: dict[str, Any] = {"seed": settings.data_seed}
     if not (data.test or data.test_path):
         update["test"] = _KEPT_APART
     return settings.model_copy(update={"data": data.model_copy(update=update), "out": None, "overwrite": False})

@@ -1,6 +1,5 @@
 """What adapting a base to some data will need, method by method, here and elsewhere, before anything is downloaded."""
 
-import math
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -15,7 +14,7 @@ from afina.core.errors import InputError
 from afina.core.events import Listener, Notice, ignore
 from afina.data.load import Parts, characters, read_parts, render_parts
 from afina.data.settings import DataSettings
-from afina.jobs.forecast import GB, Forecast, Work, forecast, work_of
+from afina.jobs.forecast import GB, Forecast, Work, forecast, room_for, work_of
 from afina.jobs.machines import MACHINES, Place, here, named
 from afina.jobs.remedies import remedies, smaller
 from afina.jobs.settings import RunSettings
@@ -88,9 +87,7 @@ def fit(
     cache = settings.cache_dir or default_cache()
     parts = None
     if settings.data.path != NO_DATA:
-        parts = read_parts(
-            settings.data, settings.seed if settings.data.seed is None else settings.data.seed
-        ).resolved()
+        parts = read_parts(settings.data, settings.data_seed).resolved()
         settings = settings.model_copy(update={"data": parts.settings})
     classes = parts.answers.classes if parts else ("", "")
     base = outline(settings.base, revision=settings.revision, cache_dir=cache, task=settings.task, classes=classes)
@@ -168,7 +165,7 @@ def work_for(
         data = render_parts(parts, tokenizer, context, settings.cache_dir, listener)
         for line in data.notices:
             listener(Notice(line, warning=True))
-        return work_of(data, math.ceil(1.25 * data.most_labelled) + 8)
+        return work_of(data, room_for(data.most_labelled))
     texts = texts or characters(parts)
     most = min(settings.data.max_length or 1 << 30, base.context_length)
     lengths = [min(most, round((asked + answer) / _CHARACTERS) + _TEMPLATE) for asked, answer in texts]
@@ -178,7 +175,7 @@ def work_for(
     answer = sum(answers) / len(answers)
     work = Work(
         lengths, min(1.0, answer / mean), round(mean * int(parts.held_out.sum())), tested, max(1.0, mean - answer), max(lengths), answer,
-        math.ceil(1.25 * max(answers)) + 8,
+        room_for(max(answers)),
     )  # fmt: skip
     return replace(
         work, counted=f"tokens are reckoned by the texts' lengths, for the tokenizer of {base.name} is not here"

@@ -3,6 +3,7 @@
 T tokens of a pass, P parameters of the repeated layers, V words.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
@@ -12,7 +13,7 @@ from afina.base import forecast as model_bytes
 from afina.base import ops
 from afina.base.generation import BATCH
 from afina.base.model import READ_AT_ONCE
-from afina.base.outline import Outline
+from afina.base.outline import Outline, heads_beside
 from afina.data.load import Dataset
 from afina.jobs.machines import Place
 from afina.jobs.settings import RunSettings
@@ -58,6 +59,11 @@ class Work:
 
 
 ONE_ROW = Work([64], 1.0, 0, 0, 0.0, 0, 0.0, 0)  # the least that there is to do
+
+
+def room_for(longest: float) -> int:
+    """Tokens that an answer may have where the longest has so many: some more."""
+    return math.ceil(1.25 * longest) + 8
 
 
 def work_of(data: Dataset, most_new: int) -> Work:
@@ -167,7 +173,7 @@ def forecast(base: Outline, settings: RunSettings, work: Work, place: Place) -> 
         train = train.model_copy(update={"batch_size": CLASSIFIER_BATCH_SIZE})
         settings = settings.model_copy(update={"train": train})
     module, dtype = base.module, place.dtype
-    heads = _heads(module) if classifier else ()
+    heads = heads_beside(module) if classifier else ()
     if settings.method == "lora":
         config = settings.lora.saving(heads)
     else:
@@ -204,15 +210,6 @@ def forecast(base: Outline, settings: RunSettings, work: Work, place: Place) -> 
         kept=saved,
         plan=made,
         trained=found.numbers,
-    )
-
-
-def _heads(module: Any) -> tuple[str, ...]:
-    """The parts of a classifier beside its base model."""
-    return tuple(
-        path
-        for path, child in module.named_children()
-        if path != module.base_model_prefix and next(child.parameters(), None) is not None
     )
 
 

@@ -66,5 +66,10 @@ class RunSettings(Settings):
         return self
 
     @property
+    def data_seed(self) -> int:
+        """What decides the sample and the split."""
+        return self.seed if self.data.seed is None else self.data.seed
+
+    @property
     def folder(self) -> Path:
         return self.out or Path("runs") / self.data.path.stem

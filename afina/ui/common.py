@@ -94,6 +94,11 @@ def say(text: str) -> None:
         print(text)
 
 
+def size(parameters: int) -> str:
+    """135 M, 7.6 B."""
+    return f"{parameters / 1e9:.1f} B" if parameters >= 1e9 else f"{parameters / 1e6:.0f} M"
+
+
 def positive(text: str) -> int:
     try:
         value = int(text)

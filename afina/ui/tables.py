@@ -9,9 +9,10 @@ from rich.console import Console
 from rich.table import Table
 
 from afina.core.events import minutes
+from afina.ui.common import size
 
 if TYPE_CHECKING:
-    from afina.jobs.choose import Candidate, Choice
+    from afina.jobs.choose import Choice
     from afina.jobs.fit import At, Fit
 
 _NAMES = {"lora": "LoRA", "qlora": "QLoRA", "full": "full fine-tuning", "head": "trained head"}
@@ -130,10 +131,10 @@ def show_choice(found: "Choice", data: str, given: dict[str, Any]) -> None:
     for each in found.tried:
         seen = each.probe
         if seen is None:
-            grid.add_row(each.name, _size(each), f"failed: {str(each.failed).splitlines()[0]}")
+            grid.add_row(each.name, size(each.parameters), f"failed: {str(each.failed).splitlines()[0]}")
             continue
         grid.add_row(
-            each.name, _size(each), _number(seen.bits_after), _number(seen.bits_before), _number(seen.adapted), _number(seen.zero_shot),
+            each.name, size(each.parameters), _number(seen.bits_after), _number(seen.bits_before), _number(seen.adapted), _number(seen.zero_shot),
             _number(seen.few_shot), _number(seen.tokens_per_word), _number(seen.bits_per_byte),
             f"{each.forecast.memory.total / 1e9:.1f}", minutes(each.forecast.seconds),
         )  # fmt: skip
@@ -151,7 +152,7 @@ def show_choice(found: "Choice", data: str, given: dict[str, Any]) -> None:
         )
     for each in found.others:
         console.print(
-            f"{each.name:32} {_size(each):>7}  {each.forecast.memory.total / 1e9:5.1f} GB  {minutes(each.forecast.seconds):>8}  "
+            f"{each.name:32} {size(each.parameters):>7}  {each.forecast.memory.total / 1e9:5.1f} GB  {minutes(each.forecast.seconds):>8}  "
             f"{each.licence or ''}; {'; '.join(each.reasons)}"
         )
     if found.best and found.best.probe:
@@ -182,7 +183,3 @@ def _lead(found: "Choice") -> str:
 
 def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.3g}"
-
-
-def _size(each: "Candidate") -> str:
-    return f"{each.parameters / 1e9:.1f} B" if each.parameters >= 1e9 else f"{each.parameters / 1e6:.0f} M"

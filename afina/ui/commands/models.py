@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from afina.core.errors import SettingsError, near
-from afina.ui.common import say
+from afina.ui.common import say, size
 
 if TYPE_CHECKING:
     from afina.base.catalogue import Entry
@@ -106,7 +106,7 @@ def _list(options: argparse.Namespace) -> int:
     for entry in found:
         use = {"yes": "", "terms": ", under conditions", "no": ", not commercially"}[entry.commercial]
         say(
-            f"{entry.name:32} {_size(entry.parameters):>6}  {entry.kind:8} {entry.context_length:>7,} tokens  "
+            f"{entry.name:32} {size(entry.parameters):>6}  {entry.kind:8} {entry.context_length:>7,} tokens  "
             f"{entry.licence}{use}; {_languages(entry, 6)}"
             + (f"; LoRA in {needs[entry.name] / 1e9:.1f} GB" if needs else "")
         )
@@ -156,15 +156,15 @@ def _told(entry: "Entry") -> list[str]:
     use = {"yes": "commercial use is allowed", "terms": "commercial use under conditions", "no": "no commercial use"}
     gate = {True: "the hub asks you to accept terms first (gated)", False: "free to fetch", None: ""}[entry.gated]
     package = entry.package
-    size = f"{package.size_mb} MB" if package else f"about {2 * entry.parameters / 1e9:.1f} GB in 16 bits"
+    fetched = f"{package.size_mb} MB" if package else f"about {2 * entry.parameters / 1e9:.1f} GB in 16 bits"
     where = f"package {package.name} of the Python index" if package else f"{entry.hub_id} on the hub"
     lines = [
         f"{entry.title} ({entry.name})",
-        f"what it is:   {_size(entry.parameters)} parameters, {entry.family}; {_KINDS[entry.kind]}",
+        f"what it is:   {size(entry.parameters)} parameters, {entry.family}; {_KINDS[entry.kind]}",
         f"licence:      {entry.licence}: {use[licence.commercial]}{f' ({licence.note})' if licence.note else ''}",
         f"languages:    {_languages(entry, 30)}",
         f"reads up to:  {entry.context_length:,} tokens",
-        f"fetched from: {where}, {size}{f'; {gate}' if gate else ''}",
+        f"fetched from: {where}, {fetched}{f'; {gate}' if gate else ''}",
     ]
     if entry.tokenizer or entry.template:
         both = [entry.tokenizer or "", f"chat template {entry.template}" if entry.template else ""]
@@ -174,10 +174,6 @@ def _told(entry: "Entry") -> list[str]:
     lines += [f"good at:      {each.task}: {each.claim} [{each.source}]" for each in entry.strengths]
     lines += [f"read at:      {', '.join(each.facts)}: {each.url}" for each in entry.sources]
     return [*lines, f"use it:       afina train DATA --base {entry.name}"]
-
-
-def _size(parameters: int) -> str:
-    return f"{parameters / 1e9:.1f} B" if parameters >= 1e9 else f"{parameters / 1e6:.0f} M"
 
 
 def _languages(entry: "Entry", most: int) -> str:
