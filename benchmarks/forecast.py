@@ -71,10 +71,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         models = options.models or folder
-        warm()
         found = []
         for case in CASES:
             if options.only in f"{case[0]} {case[1]} {case[2]}x{case[3]}":
+                warm()
                 found.append(one(*case, folder, models))
                 if not options.json:
                     print(line(found[-1]), flush=True)
@@ -89,7 +89,7 @@ def main() -> None:
 
 
 def warm() -> None:
-    """Measures the machine now, so that forecasts are of this hour's speed."""
+    """Measures the machine now: a shared one is not as fast from one minute to the next."""
     from afina.core.device import default_cache, pick_device, pick_dtype
     from afina.jobs.speed import measured
 

@@ -32,7 +32,7 @@ _LOOKED_AT = 2_000  # optimiser steps of a pass whose rows are looked at; the re
 _MASTERS, _MOMENTS, _BEST = 4, 8, 4  # bytes a trained number
 _A_WORD = 1_300  # bytes that a tokenizer takes for each of its words
 # What is freed between passes leaves holes, which the next ones, of other lengths, fill in part only; and the matrix library keeps some MB.
-_HOLES, _KEPT = 0.3, 30_000_000
+_HOLES, _KEPT = 0.38, 30_000_000
 _CHARACTERS = 4  # of a token of general text
 _THROUGH_TRANSFORMERS = 1.5  # times the seconds of our decoder
 

@@ -8,13 +8,15 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from afina.base import kernels
+from afina.base import kernels, ops
 from afina.base.blocks import quantise
 from afina.base.model import IGNORED, DecoderModel, Packed
 from afina.base.ops import Segments
@@ -29,16 +31,14 @@ from afina.lora.injection import inject
 from afina.training.baselines import baseline
 from afina.training.optimizer import Optimizer
 
-WIDTHS = (384, 768, 1280)
-_LAYERS = {384: 3, 768: 2, 1280: 1}
+_LAYERS = {384: 2, 768: 1, 1280: 1}  # by width
 _MIDDLE = 768  # the width at which all else is measured
 _WORDS = 16_384
-_SHORT, _LONG, _ROW = 256, 768, 128  # tokens of two passes, and of a row in them
+_SHORT, _LONG, _ROW = 256, 1024, 128  # tokens of two passes, and of a row in them
 _FEW = 32  # texts that are written at one time
-_LABELLED = 256
 _NUMBERS = 1 << 22
 _FILE = 128 << 20
-_TIMES, _ENOUGH = 5, 0.12  # how often a thing is timed at most, and the seconds after which it is not again
+_ROUNDS = 3
 
 
 class Rates(Settings):
@@ -129,22 +129,40 @@ def _kept(cache: Path) -> dict[str, Any]:
 def _measure(place: torch.device, dtype: torch.dtype, cache: Path) -> Speed:
     keep_freed_memory()
     fused = kernels.load(cache) if place.type == "cpu" else None
-    wide: dict[int, Width] = {}
-    for width in WIDTHS:
-        model = _model(width, _LAYERS[width], place, dtype, fused)
-        parameters = sum(p.numel() for p in model.module.layers().parameters())
-        wide[width] = _width(model, parameters)
-    model = _model(_MIDDLE, 2, place, dtype, fused)
-    attention = _attention(model)
-    head = _head(model)
+    models = {width: _model(width, layers, place, dtype, fused) for width, layers in _LAYERS.items()}
+    took = _Took()
+    for _ in range(_ROUNDS):
+        for width, model in models.items():
+            _layers(took, width, model)
+        _attention(took, models[_MIDDLE], fused)
+        _head(took, models[_MIDDLE])
+        if place.type == "cpu":
+            _unpack(took, dtype)
     return Speed(
-        widths=wide,
-        attention=attention,
-        head=head,
-        adam=_adam(model),
-        unpack=_unpack(dtype) if place.type == "cpu" else 0.0,
+        widths={width: _width(took, width, model) for width, model in models.items()},
+        attention=_attention_rates(took, models[_MIDDLE]),
+        head=_head_rates(took, models[_MIDDLE]),
+        adam=took["adam"] / sum(p.numel() for p in models[_MIDDLE].module.parameters()),
+        unpack=took["unpack"] / _NUMBERS if place.type == "cpu" else 0.0,
         write=_write(cache),
     )
+
+
+class _Took:
+    """Seconds of each thing by its name: the median over rounds.
+
+    In rounds, for what else runs on the machine comes in bursts: each thing is timed at moments some seconds apart. The first, in which
+    memory and products are made ready, is rarely the median.
+    """
+
+    def __init__(self) -> None:
+        self._found: dict[Any, list[float]] = {}
+
+    def time(self, name: Any, work: Callable[[], Any]) -> None:
+        self._found.setdefault(name, []).append(_once(work))
+
+    def __getitem__(self, name: Any) -> float:
+        return median(self._found[name])
 
 
 def _model(width: int, layers: int, place: torch.device, dtype: torch.dtype, fused: Any) -> DecoderModel:
@@ -175,15 +193,6 @@ def _packed(model: DecoderModel, tokens: int, row: int, labelled: int) -> Packed
     return Packed(ids, labels, Segments(tuple(range(0, tokens + 1, row))))
 
 
-def _seconds(work: Callable[[], Any]) -> float:
-    """The least of some times after a first that does not count: what else runs on the machine only ever adds."""
-    _once(work)
-    found = [_once(work)]
-    while len(found) < _TIMES and sum(found) < _ENOUGH:
-        found.append(_once(work))
-    return min(found)
-
-
 def _once(work: Callable[[], Any]) -> float:
     start = time.perf_counter()
     work()
@@ -210,83 +219,109 @@ def _read(model: DecoderModel, packed: Packed) -> Callable[[], None]:
     return work
 
 
-def _width(model: DecoderModel, parameters: int) -> Width:
+def _layers(took: _Took, width: int, model: DecoderModel) -> None:
+    """Passes through the layers, with one label; in the middle width also the optimiser."""
     module: nn.Module = model.module
+    short, long = (_packed(model, tokens, _ROW, 1) for tokens in (_SHORT, _LONG))
 
-    def rates(work: Callable[[DecoderModel, Packed], Callable[[], None]]) -> Rates:
-        short, long = (_seconds(work(model, _packed(model, tokens, _ROW, 1))) for tokens in (_SHORT, _LONG))
+    def both(kind: str, work: Callable[[DecoderModel, Packed], Callable[[], None]]) -> None:
+        took.time((width, kind, _SHORT), work(model, short))
+        took.time((width, kind, _LONG), work(model, long))
+
+    both("forward", _read)
+    took.time((width, "few"), _read(model, _packed(model, _FEW, 1, 1)))
+    inject(module, LoraConfig())
+    took.time((width, "adapted"), _read(model, long))
+    both("lora", _train)
+    take_off(module)
+    inject(module, baseline(module, "full", 1))
+    both("full", _train)
+    if width == _MIDDLE:
+        _adam(took, module)
+    take_off(module)
+
+
+def _adam(took: _Took, module: nn.Module) -> None:
+    """A step over all weights: gradients in fp32, their norm, AdamW, and the weights written back."""
+    optimizer = Optimizer(module, 0.0)
+
+    def gradients() -> None:
+        for parameter in module.parameters():
+            if parameter.requires_grad:
+                parameter.grad = torch.full_like(parameter, 1e-3)
+
+    gradients()
+    optimizer.step(1e-5, 1.0)  # makes the moments
+    gradients()
+    took.time("adam", lambda: optimizer.step(1e-5, 1.0))
+
+
+def _attention(took: _Took, model: DecoderModel, fused: Any) -> None:
+    """Of one long row, and of the short ones that are in the passes."""
+    spec = model.module.arch.specs[0]
+    like = next(model.module.parameters())
+    values = torch.randn(_LONG, spec.qk_size + spec.kv_heads * spec.width, dtype=like.dtype, device=like.device)
+    leaf = values.clone().requires_grad_()
+
+    def attend(qkv: Tensor, row: int) -> Tensor:
+        return ops.attention(fused, qkv, spec, None, Segments(tuple(range(0, _LONG + 1, row))))
+
+    for row in (_ROW, _LONG):
+        took.time(("attention", row), partial(attend, values, row))
+        took.time(("attention and back", row), lambda row=row: attend(leaf, row).sum().backward())
+
+
+def _head(took: _Took, model: DecoderModel) -> None:
+    """Passes in which every token is labelled."""
+    module: nn.Module = model.module
+    packed = _packed(model, _SHORT, _ROW, _SHORT)
+    took.time("head", _read(model, packed))
+    inject(module, LoraConfig())
+    took.time("head under adapters", _train(model, packed))
+    take_off(module)
+    inject(module, baseline(module, "head", 1))
+    took.time("head trained", _train(model, packed))
+    take_off(module)
+
+
+def _unpack(took: _Took, dtype: torch.dtype) -> None:
+    blocks = quantise(torch.randn(_NUMBERS >> 10, 1 << 10), "nf4", dtype)
+    assert blocks is not None
+    took.time("unpack", blocks.numbers)
+
+
+def _width(took: _Took, width: int, model: DecoderModel) -> Width:
+    parameters = sum(p.numel() for p in model.module.layers().parameters())
+
+    def rates(kind: str) -> Rates:
+        short, long = took[width, kind, _SHORT], took[width, kind, _LONG]
         a_token = max(0.0, long - short) / (_LONG - _SHORT)
         return Rates(a_pass=max(0.0, short - _SHORT * a_token) / parameters, a_token=a_token / parameters)
 
-    forward = rates(_read)
-    few = _seconds(_read(model, _packed(model, _FEW, 1, 1))) / parameters
-    inject(module, LoraConfig())
-    long = _seconds(_read(model, _packed(model, _LONG, _ROW, 1))) / parameters
-    adapted = Rates(a_pass=forward.a_pass, a_token=max(forward.a_token, long / _LONG - forward.a_pass / _LONG))
-    lora = rates(_train)
-    take_off(module)
-    inject(module, baseline(module, "full", 1))
-    full = rates(_train)
-    take_off(module)
-    return Width(forward=forward, adapted=adapted, lora=lora, full=full, few=few)
+    forward = rates("forward")
+    adapted = (took[width, "adapted"] / parameters - forward.a_pass) / _LONG
+    return Width(
+        forward=forward,
+        adapted=Rates(a_pass=forward.a_pass, a_token=max(forward.a_token, adapted)),
+        lora=rates("lora"),
+        full=rates("full"),
+        few=took[width, "few"] / parameters,
+    )
 
 
-def _attention(model: DecoderModel) -> tuple[float, float]:
-    """By how much a pass of one long row takes longer than one of short rows."""
-    module: nn.Module = model.module
-    arch = model.module.arch
-    units = len(arch.specs) * _LONG * (_LONG - _ROW) / 2 * arch.specs[0].q_size
-
-    def more(work: Callable[[DecoderModel, Packed], Callable[[], None]]) -> float:
-        long, short = (_seconds(work(model, _packed(model, _LONG, row, 1))) for row in (_LONG, _ROW))
-        return max(0.0, long - short) / units
-
-    forward = more(_read)
-    inject(module, LoraConfig())
-    both = more(_train)
-    take_off(module)
-    return forward, both
+def _attention_rates(took: _Took, model: DecoderModel) -> tuple[float, float]:
+    """By how much one long row takes longer than short ones."""
+    units = _LONG * (_LONG - _ROW) / 2 * model.module.arch.specs[0].q_size
+    forward, back = (max(0.0, took[kind, _LONG] - took[kind, _ROW]) for kind in ("attention", "attention and back"))
+    return forward / units, back / units
 
 
-def _head(model: DecoderModel) -> tuple[float, float, float]:
-    module: nn.Module = model.module
-    units = _LABELLED * _WORDS * model.module.arch.hidden
-
-    def more(work: Callable[[DecoderModel, Packed], Callable[[], None]]) -> float:
-        many, one = (_seconds(work(model, _packed(model, _LABELLED, _ROW, n))) for n in (_LABELLED, 1))
-        return max(0.0, many - one) / units
-
-    forward = more(_read)
-    inject(module, LoraConfig())
-    frozen = more(_train)
-    take_off(module)
-    inject(module, baseline(module, "head", 1))
-    trained = _seconds(_train(model, _packed(model, _LABELLED, _ROW, _LABELLED)))
-    take_off(module)
-    plain = _seconds(_read(model, _packed(model, _LABELLED, _ROW, 1)))
-    return forward, frozen, max(frozen, (trained - plain) / units)
-
-
-def _adam(model: DecoderModel) -> float:
-    """A step over all weights: gradients in fp32, their norm, AdamW, and the weights written back."""
-    module: nn.Module = model.module
-    inject(module, baseline(module, "full", 1))
-    trainable = [p for p in module.parameters() if p.requires_grad]
-    optimizer = Optimizer(module, 0.0)
-
-    found = []
-    for _ in range(3):
-        for parameter in trainable:
-            parameter.grad = torch.full_like(parameter, 1e-3)
-        found.append(_once(lambda: optimizer.step(1e-5, 1.0)))
-    take_off(module)
-    return min(found[1:]) / sum(p.numel() for p in trainable)
-
-
-def _unpack(dtype: torch.dtype) -> float:
-    blocks = quantise(torch.randn(_NUMBERS >> 10, 1 << 10), "nf4", dtype)
-    assert blocks is not None
-    return _seconds(lambda: blocks.numbers()) / _NUMBERS
+def _head_rates(took: _Took, model: DecoderModel) -> tuple[float, float, float]:
+    units = _SHORT * _WORDS * model.module.arch.hidden
+    plain = took[_MIDDLE, "forward", _SHORT]
+    forward, trained = took["head"] - plain, took["head trained"] - plain
+    frozen = took["head under adapters"] - took[_MIDDLE, "lora", _SHORT]
+    return max(0.0, forward) / units, max(0.0, frozen) / units, max(0.0, frozen, trained) / units
 
 
 def _write(cache: Path) -> float:

@@ -130,9 +130,8 @@ def test_widths_are_interpolated() -> None:
 def test_this_machine_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from afina.jobs import speed
 
-    monkeypatch.setattr(speed, "WIDTHS", (64,))
     monkeypatch.setattr(speed, "_LAYERS", {64: 1})
-    for name, value in {"_MIDDLE": 64, "_WORDS": 512, "_FILE": 1 << 16, "_ENOUGH": 0.0}.items():
+    for name, value in {"_MIDDLE": 64, "_WORDS": 512, "_FILE": 1 << 16, "_ROUNDS": 5}.items():
         monkeypatch.setattr(speed, name, value)
     place, dtype = torch.device("cpu"), torch.float32
     found = speed.measured(place, dtype, tmp_path)
