@@ -39,6 +39,7 @@ _FEW = 32  # texts that are written at one time
 _NUMBERS = 1 << 22
 _FILE = 128 << 20
 _ROUNDS = 3
+_BESIDE = 1.1  # times the passes alone: batches, progress and the books of memory come between those of a training
 
 
 class Rates(Settings):
@@ -162,7 +163,7 @@ class _Took:
         self._found.setdefault(name, []).append(_once(work))
 
     def __getitem__(self, name: Any) -> float:
-        return median(self._found[name])
+        return _BESIDE * median(self._found[name])
 
 
 def _model(width: int, layers: int, place: torch.device, dtype: torch.dtype, fused: Any) -> DecoderModel:
@@ -266,9 +267,12 @@ def _attention(took: _Took, model: DecoderModel, fused: Any) -> None:
     def attend(qkv: Tensor, row: int) -> Tensor:
         return ops.attention(fused, qkv, spec, None, Segments(tuple(range(0, _LONG + 1, row))))
 
+    def back(row: int) -> None:
+        attend(leaf, row).sum().backward()
+
     for row in (_ROW, _LONG):
         took.time(("attention", row), partial(attend, values, row))
-        took.time(("attention and back", row), lambda row=row: attend(leaf, row).sum().backward())
+        took.time(("attention and back", row), partial(back, row))
 
 
 def _head(took: _Took, model: DecoderModel) -> None:
