@@ -290,14 +290,17 @@ def find_examples(settings: DataSettings, places: Collection[str]) -> list[Examp
     return [example for example in _usable(_of_train(settings), Notes(), Rejections()) if example.where in places]
 
 
+def trained_on(parts: Parts) -> Iterator[Example]:
+    """The rows that are trained on, read again."""
+    return itertools.compress(_again(_of_train(parts.settings), len(parts.train), False), parts.train)
+
+
 def characters(parts: Parts) -> list[tuple[int, int]]:
     """Of each row that is trained on: the characters that are read, and those of the answer."""
-    found = []
-    for example, wanted in zip(_again(_of_train(parts.settings), len(parts.train), False), parts.train, strict=True):
-        if wanted:
-            read = sum(len(message["content"]) for message in example.messages)
-            found.append((read, len(example.completion or "")))
-    return found
+    return [
+        (sum(len(message["content"]) for message in example.messages), len(example.completion or ""))
+        for example in trained_on(parts)
+    ]
 
 
 def _key(parts: Parts, tokenizer: Tokenizer, max_length: int) -> str | None:

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from afina.core.errors import InputError, RunFailed, SettingsError
 from afina.core.events import Listener, Notice, ignore
 from afina.core.files import read_json, write_json
 from afina.data.layouts import Kind
-from afina.data.load import characters, read_examples, read_parts
+from afina.data.load import Parts, characters, read_parts, trained_on
 from afina.data.signals import language
 from afina.jobs.compare import begun, with_rows_apart
 from afina.jobs.fit import work_for
@@ -130,7 +131,7 @@ def choose(
     out = settings.out or Path("runs") / f"{settings.data.path.stem}-choose"
     parts = read_parts(settings.data, settings.data_seed).resolved()
     kind: Kind = parts.settings.kind or "generation"
-    task, spoken = _TASKS[kind], _languages(settings)
+    task, spoken = _TASKS[kind], _languages(parts)
     listener(Notice(f"the task looks like {task}{f' in {chr(32).join(spoken)}' if spoken else ''}"))
     place = here(cache, settings.device, settings.precision, listener=listener)
     texts = characters(parts)
@@ -187,11 +188,10 @@ def _share(file: Path, new: float) -> float:
     return new
 
 
-def _languages(settings: RunSettings) -> tuple[str, ...]:
+def _languages(parts: Parts) -> tuple[str, ...]:
     """Those that questions and answers are in, the commonest first."""
-    examples, _, _ = read_examples(settings.data, needs_completion=True)
     found: Counter[str] = Counter()
-    for example in examples[:_READ]:
+    for example in islice(trained_on(parts), _READ):
         found.update(filter(None, (language(example.source), language(example.completion or ""))))
     total = sum(found.values())
     return tuple(code for code, n in found.most_common() if n >= _SPOKEN * total)

@@ -14,7 +14,7 @@ from afina.core.errors import InputError
 from afina.core.events import Listener, Notice, ignore
 from afina.data.load import Parts, characters, read_parts, render_parts
 from afina.data.settings import DataSettings
-from afina.jobs.forecast import GB, Forecast, Work, forecast, room_for, work_of
+from afina.jobs.forecast import CHARACTERS, GB, Forecast, Work, forecast, room_for, work_of
 from afina.jobs.machines import MACHINES, Place, here, named
 from afina.jobs.remedies import remedies, smaller
 from afina.jobs.settings import RunSettings
@@ -24,7 +24,7 @@ Method = Literal["lora", "qlora", "full", "head"]
 METHODS: tuple[Method, ...] = ("lora", "qlora", "full", "head")
 NO_DATA = Path("no-data")  # in the place of a file, where none was given
 _ROWS, _TOKENS = 1_000, 256  # that are reckoned with then
-_CHARACTERS, _TEMPLATE = 3.7, 12  # of a token; tokens of a chat template around a row
+_TEMPLATE = 12  # tokens of a chat template around a row
 
 
 @dataclass(frozen=True)
@@ -168,8 +168,8 @@ def work_for(
         return work_of(data, room_for(data.most_labelled))
     texts = texts or characters(parts)
     most = min(settings.data.max_length or 1 << 30, base.context_length)
-    lengths = [min(most, round((asked + answer) / _CHARACTERS) + _TEMPLATE) for asked, answer in texts]
-    answers = [1.0 if base.task == "classify" else answer / _CHARACTERS + 2 for _, answer in texts]
+    lengths = [min(most, round((asked + answer) / CHARACTERS) + _TEMPLATE) for asked, answer in texts]
+    answers = [1.0 if base.task == "classify" else answer / CHARACTERS + 2 for _, answer in texts]
     tested = int(parts.test.sum() or parts.held_out.sum())
     mean = sum(lengths) / len(lengths)
     answer = sum(answers) / len(answers)

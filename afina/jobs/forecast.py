@@ -33,7 +33,7 @@ _MASTERS, _MOMENTS, _BEST = 4, 8, 4  # bytes a trained number
 _A_WORD = 1_300  # bytes that a tokenizer takes for each of its words
 # What is freed between passes leaves holes, which the next ones, of other lengths, fill in part only; and the matrix library keeps some MB.
 _HOLES, _KEPT = 0.38, 30_000_000
-_CHARACTERS = 4  # of a token of general text
+CHARACTERS = 3.7  # of a token
 _THROUGH_TRANSFORMERS = 1.5  # times the seconds of our decoder
 
 
@@ -366,7 +366,7 @@ class _Seconds:
         read = self.reading(prompts, -(-work.asked // BATCH), prompts * work.prompt / 2, work.asked)
         if self.base.task == "classify":
             return 2 * read
-        general = sum(len(text) for name in LANGUAGES for text in paragraphs(name)) / _CHARACTERS
+        general = sum(len(text) for name in LANGUAGES for text in paragraphs(name)) / CHARACTERS
         read += self.reading(general, -(-general // TOKENS), 0, general)
         step = self.parameters * self.width.few + BATCH * self.words * self.hidden * self.speed.head[0] + self.unpack
         steps: float = (work.asked / BATCH + ALONE) * (min(work.most_new, 2 * work.answer) + work.answer)
