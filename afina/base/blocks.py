@@ -5,7 +5,7 @@ all layers share, so that a model takes little more memory than its blocks. Form
 """
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -178,6 +178,9 @@ def unpacked(blocks: Blocks) -> Tensor:
     return out
 
 
+Packing = Callable[[str, Tensor], Tensor | Blocks]  # of a weight by its name
+
+
 class BlockLinear(nn.Linear):
     """A frozen linear layer (in, out) over blocks. Its `weight` is written out anew whenever it is read, and cannot be trained."""
 
@@ -253,25 +256,52 @@ def parameter_count(module: nn.Module) -> int:
     return blocks + sum(int(p.numel()) for p in module.parameters())
 
 
-@torch.no_grad()
-def quantise_linears(model: nn.Module, kind: str, dtype: torch.dtype, leave: Sequence[str] = ()) -> list[str]:
-    """Puts the linear layers of a model, all but its output head and those in `leave`, into blocks, in place; the paths that
-    stay as they are, for their rows do not fill whole blocks. Raises `BaseModelError` where no layer can be quantised."""
+def linear_layers(model: nn.Module, leave: Sequence[str] = ()) -> dict[str, Any]:
+    """By their paths, the layers that may be kept in blocks: all linear ones but the output head and those in `leave`."""
     getter = getattr(model, "get_output_embeddings", None)
     head = getter() if getter else None
-    left, done = [], 0
-    for path, module in list(model.named_modules()):
-        inside = any(path == each or path.startswith(f"{each}.") for each in leave)
-        if module is head or inside or not (type(module) is nn.Linear or is_conv1d(module)):
+    return {
+        path: layer
+        for path, layer in model.named_modules()
+        if (type(layer) in (nn.Linear, BlockLinear) or is_conv1d(layer))
+        and layer is not head
+        and not any(path == each or path.startswith(f"{each}.") for each in leave)
+    }
+
+
+def as_read(name: str, weight: Tensor) -> Tensor | Blocks:
+    return weight
+
+
+def packing(model: nn.Module, kind: str | None, dtype: torch.dtype) -> Packing:
+    """What makes nf4 or int8 of the weights of the model's linear layers as they are read, so that never all are in memory."""
+    if kind not in ("nf4", "int8"):
+        return as_read
+    layers = linear_layers(model)
+
+    def packed(name: str, weight: Tensor) -> Tensor | Blocks:
+        layer = layers.get(name.removesuffix(".weight"))
+        if layer is None or not name.endswith(".weight"):
+            return weight
+        return quantise(weight.T if is_conv1d(layer) else weight, kind, dtype) or weight
+
+    return packed
+
+
+@torch.no_grad()
+def quantise_linears(model: nn.Module, kind: str, dtype: torch.dtype, leave: Sequence[str] = ()) -> list[str]:
+    """Puts the linear layers of a model that are not there yet into blocks, in place; the paths that stay as they are, for their
+    rows do not fill whole blocks. Raises `BaseModelError` where no layer can be quantised."""
+    layers, left = linear_layers(model, leave), []
+    for path, layer in layers.items():
+        if isinstance(layer, BlockLinear):
             continue
-        layer: Any = module
-        blocks = quantise(layer.weight.T if is_conv1d(module) else layer.weight, kind, dtype)
+        blocks = quantise(layer.weight.T if is_conv1d(layer) else layer.weight, kind, dtype)
         if blocks is None:
             left.append(path)
-            continue
-        replace(model, path, BlockLinear(blocks, layer.bias))
-        done += 1
-    if not done:
+        else:
+            replace(model, path, BlockLinear(blocks, layer.bias))
+    if len(left) == len(layers):
         raise BaseModelError(
             f"--quantize {kind}: no linear layer has rows of whole blocks", "leave --quantize out for this base"
         )

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
 
 from afina.base import ops
-from afina.base.blocks import NF4_BLOCK
+from afina.base.blocks import NF4_BLOCK, linear_layers
 from afina.base.decoder import Decoder
 from afina.base.model import Quantize
 from afina.core.layers import is_conv1d
@@ -102,16 +101,12 @@ def weight_bytes(module: Any, dtype: torch.dtype, quantize: Quantize | None, hea
 
 
 def quantised_layers(module: Any, quantize: Quantize, heads: Sequence[str] = ()) -> list[Any]:
-    """The layers that are kept in few bits: linear ones but for the output head and classifiers' `heads`."""
+    """The layers that are kept in few bits: not a classifier's `heads`, nor those whose rows do not fill whole blocks."""
     block = NF4_BLOCK if quantize == "nf4" else _INT8_BLOCK
-    head = module.get_output_embeddings() if hasattr(module, "get_output_embeddings") else None
     return [
         layer
-        for path, layer in module.named_modules()
-        if (type(layer) is nn.Linear or is_conv1d(layer))
-        and layer is not head
-        and not any(path == each or path.startswith(f"{each}.") for each in heads)
-        and layer.weight.shape[0 if is_conv1d(layer) else 1] % block == 0
+        for layer in linear_layers(module, heads).values()
+        if layer.weight.shape[0 if is_conv1d(layer) else 1] % block == 0
     ]
 
 

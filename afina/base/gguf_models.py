@@ -10,7 +10,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 
-from afina.base.blocks import Blocks
+from afina.base.blocks import Blocks, Packing, as_read
 from afina.base.gguf import GGUF
 from afina.core.errors import BaseModelError
 
@@ -116,12 +116,11 @@ def _config(file: GGUF) -> Any:
 
 
 def weights(
-    file: GGUF, config: Any, names: Iterable[str], dtype: torch.dtype, keep: bool = False
-) -> dict[str, Tensor | Blocks]:
-    """The weights among `names` that the file has, in `dtype`; with `keep` its matrices stay in their blocks, (outputs, inputs).
-
-    What it has beyond them comes under its own name.
-    """
+    file: GGUF, config: Any, names: Iterable[str], dtype: torch.dtype, packed: Packing = as_read,
+    keep: bool = False,
+) -> dict[str, Tensor | Blocks]:  # fmt: skip
+    """The weights among `names` that the file has, in `dtype` and then as `packed` has them; with `keep` its matrices stay in their
+    blocks, (outputs, inputs). What it has beyond them comes under its own name."""
     import gguf
 
     family = file.metadata["general.architecture"]
@@ -134,10 +133,10 @@ def weights(
             continue
         blocks = file.blocks(name, dtype) if keep else None
         if blocks is None:
-            value: Tensor | Blocks = _restored(file.tensor(name), name, family, config).to(dtype).contiguous()
+            value = _restored(file.tensor(name), name, family, config).to(dtype).contiguous()
+            found[sources.get(name, name)] = packed(sources.get(name, name), value)
         else:
-            value = blocks.take(_restored(torch.arange(blocks.rows), name, family, config))
-        found[sources.get(name, name)] = value
+            found[sources.get(name, name)] = blocks.take(_restored(torch.arange(blocks.rows), name, family, config))
     return found
 
 

@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError
 
 from afina.base import gguf, gguf_models, kernels, sources, tokenizer, weights
-from afina.base.blocks import Blocks, parameter_count, quantise_linears
+from afina.base.blocks import Blocks, packing, parameter_count, quantise_linears
 from afina.base.decoder import Decoder
 from afina.base.families import Unsupported, architecture
 from afina.base.kernels import Kernels
@@ -110,7 +110,7 @@ def load_base(  # noqa: PLR0913 - each by its name
         if template is not None:
             raise BaseModelError(f"base {name!r} has no chat, so no chat template", "leave --template out")
         return _whole(source, task, tuple(classes), place, (dtype, reason), quantize)
-    module, tok, why_not = (_from_gguf if source.is_gguf else _from_folder)(source, dtype, fused, keep)
+    module, tok, why_not = (_from_gguf if source.is_gguf else _from_folder)(source, dtype, fused, quantize)
     if template is not None:
         tok = tokenizer.with_template(tok, template)
     if tok.pad_id >= module.get_input_embeddings().num_embeddings:
@@ -124,7 +124,7 @@ def load_base(  # noqa: PLR0913 - each by its name
 
 
 def _quantised(module: Any, quantize: Quantize | None, dtype: torch.dtype, leave: Sequence[str] = ()) -> str:
-    """Quantises the module in place where that is wanted; what to say of it."""
+    """Quantises in place, where that is wanted, what was not as it was read; what to say of it."""
     if quantize is None:
         return ""
     if quantize == "keep":
@@ -227,15 +227,16 @@ def _materialise_buffers(module: Any) -> None:
 _Read = tuple[Any, Tokenizer, str | None]  # the module, its tokenizer, and why it is not our decoder where it is not
 
 
-def _from_gguf(source: Source, dtype: torch.dtype, fused: Kernels | None, keep: bool) -> _Read:
+def _from_gguf(source: Source, dtype: torch.dtype, fused: Kernels | None, quantize: Quantize | None) -> _Read:
     from transformers import AutoModelForCausalLM
 
+    keep = quantize == "keep"
     file = gguf.GGUF(source.path)
     tok = tokenizer.from_gguf(file, source.path)
     config = gguf_models.config(file)
     if config:
         module = decoder_skeleton(config, architecture(config), fused)
-        found = gguf_models.weights(file, config, module.state_dict(), dtype, keep)
+        found = gguf_models.weights(file, config, module.state_dict(), dtype, packing(module, quantize, dtype), keep)
         if keep and not any(isinstance(value, Blocks) for value in found.values()):
             raise BaseModelError(f"--quantize keep: {source.path} holds no blocks", "use --quantize nf4 or int8")
         return _fill(source, module, found), tok, None
@@ -320,14 +321,15 @@ def _folder_tokenizer(source: Source) -> Tokenizer:
     return tokenizer.from_folder(source.path, stops)
 
 
-def _from_folder(source: Source, dtype: torch.dtype, fused: Kernels | None, keep: bool) -> _Read:
+def _from_folder(source: Source, dtype: torch.dtype, fused: Kernels | None, quantize: Quantize | None) -> _Read:
     config = config_of(source)
     tok = _folder_tokenizer(source)
     try:
         arch = architecture(config)
     except Unsupported as reason:
         return _through_transformers(source, config, dtype), tok, str(reason)
-    return _fill(source, decoder_skeleton(config, arch, fused), weights.read(source.path, arch, dtype)), tok, None
+    module = decoder_skeleton(config, arch, fused)
+    return _fill(source, module, weights.read(source.path, arch, dtype, packing(module, quantize, dtype))), tok, None
 
 
 def _through_transformers(source: Source, config: Any, dtype: torch.dtype) -> Any:

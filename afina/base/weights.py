@@ -1,11 +1,13 @@
 """Weights of a folder in transformers' format: one safetensors file, or several with an index."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from afina.base.blocks import Blocks, Packing, as_read
 from afina.base.families import Architecture
 from afina.core.errors import BaseModelError, InputError
 from afina.core.files import read_json
@@ -17,37 +19,46 @@ _AT_ONCE = 128 << 20  # bytes of a file that are mapped at one time
 _RENAMED = {"embed_out.weight": "lm_head.weight"}  # in GPT-NeoX's files, and in the model
 
 
-def read(folder: Path, arch: Architecture, dtype: torch.dtype) -> dict[str, Tensor]:
-    """All weights in `folder` by transformers' names, in `dtype`, in memory of their own. Raises `BaseModelError`."""
-    found: dict[str, Tensor] = {}
-    for path in _files(folder):
-        try:
-            found |= _tensors(path, dtype)
-        except (OSError, SafetensorError) as error:
-            raise BaseModelError(
-                f"{path}: the weights cannot be loaded ({str(error).splitlines()[0][:200]})", "download it again"
-            ) from error
-    root = arch.names.embedding.split(".")[0] + "."
-    if not any(name.startswith(root) for name in found):  # saved from the model without its head
-        found = {name if name.startswith(arch.names.head) else root + name: value for name, value in found.items()}
+def read(folder: Path, arch: Architecture, dtype: torch.dtype, packed: Packing = as_read) -> dict[str, Tensor | Blocks]:
+    """All weights in `folder` by transformers' names, in `dtype` and then as `packed` has them, in memory of their own.
+
+    Raises `BaseModelError`.
+    """
+    found: dict[str, Tensor | Blocks] = {}
+    path = folder
+    try:
+        names = {path: _names(path) for path in _files(folder)}
+        root = arch.names.embedding.split(".")[0] + "."
+        bare = not any(name.startswith(root) for each in names.values() for name in each)  # saved without its head
+        for path, each in names.items():
+            for stored, tensor in _tensors(path, each):
+                name = _RENAMED.get(stored, stored)
+                name = root + name if bare and not name.startswith(arch.names.head) else name
+                found[name] = packed(name, tensor.to(dtype, copy=True))
+    except (OSError, SafetensorError) as error:
+        raise BaseModelError(
+            f"{path}: the weights cannot be loaded ({str(error).splitlines()[0][:200]})", "download it again"
+        ) from error
     return found
 
 
-def _tensors(path: Path, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Copies of the file's tensors. Pages of a memory map stay with the process as long as any tensor is a view of it, beside
-    the joined products' own rows (linear.py), so the map is left, and made anew, after every so many bytes."""
-    found: dict[str, Tensor] = {}
+def _names(path: Path) -> list[str]:
     with safe_open(path, framework="pt") as file:
-        names = [name for name in file.keys() if not name.endswith(_COMPUTED)]  # noqa: SIM118 - not a dict
-    while names:
+        return [name for name in file.keys() if not name.endswith(_COMPUTED)]  # noqa: SIM118 - not a dict
+
+
+def _tensors(path: Path, names: list[str]) -> Iterator[tuple[str, Tensor]]:
+    """Views of the file's tensors. Pages of a memory map stay with the process as long as any tensor is a view of it, beside
+    the joined products' own rows (linear.py), so the map is left, and made anew, after every so many bytes."""
+    left = list(names)
+    while left:
         read = 0
         with safe_open(path, framework="pt") as file:
-            while names and read < _AT_ONCE:
-                name = names.pop()
+            while left and read < _AT_ONCE:
+                name = left.pop()
                 tensor = file.get_tensor(name)
                 read += tensor.nbytes
-                found[_RENAMED.get(name, name)] = tensor.to(dtype, copy=True)
-    return found
+                yield name, tensor
 
 
 def _files(folder: Path) -> list[Path]:

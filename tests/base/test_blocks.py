@@ -1,12 +1,13 @@
 """Weights in few bits against the gguf package's reading of them, and models over them against the same numbers in full."""
 
+import weakref
 from pathlib import Path
 
 import gguf
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_config
+from conftest import save_tiny, tiny_config, tiny_module
 from test_gguf import FAMILIES, write
 from torch import nn
 from torch.nn import functional as F
@@ -226,6 +227,40 @@ def test_what_cannot_be_done_is_said(tmp_path: Path, tiny_folder: Path) -> None:
     narrow = nn.Sequential(nn.Linear(10, 10))
     with pytest.raises(BaseModelError, match="no linear layer has rows of whole blocks"):
         quantise_linears(narrow, "nf4", torch.float32)
+
+
+@pytest.mark.parametrize("stored", ["llama", "gpt2", "gpt2 without its head", "gguf"])
+def test_weights_are_quantised_as_they_are_read(stored: str, tmp_path: Path, monkeypatch) -> None:
+    kind = stored.split()[0]
+    path = tmp_path / "model.gguf"
+    if stored == "gguf":
+        write(path, "llama")
+    else:
+        path = save_tiny(tmp_path / "model", kind)
+    if stored.endswith("head"):
+        config = (path / "config.json").read_text()
+        tiny_module(kind).base_model.save_pretrained(path)
+        (path / "config.json").write_text(config)
+    whole = load_base(str(path), precision="fp32").model
+    quantise_linears(whole.module, "int8", torch.float32)
+    held: list[weakref.ref] = []
+
+    def alone(weight: torch.Tensor, *args):
+        assert sum(each() is not None for each in held) <= 1  # the one before it, which the reader lets go of next
+        held.append(weakref.ref(weight))
+        return quantise(weight, *args)
+
+    monkeypatch.setattr(blocks, "quantise", alone)
+    read = load_base(str(path), precision="fp32", quantize="int8").model
+    expected, found = (
+        {path: each.data for path, each in model.module.named_modules() if isinstance(each, Blocks)}
+        for model in (whole, read)
+    )
+    assert len(held) == len(expected) >= 8
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[each], expected[each]) for each in expected)
+    with torch.no_grad():
+        assert torch.equal(read.label_logits(PACKED), whole.label_logits(PACKED))
 
 
 def test_any_model_of_transformers_can_be_quantised() -> None:
