@@ -12,6 +12,7 @@ from afina.base import ops
 from afina.base.blocks import NF4_BLOCK, linear_layers
 from afina.base.decoder import Decoder
 from afina.base.model import Quantize
+from afina.core.device import LARGE_BLOCK
 from afina.core.layers import is_conv1d
 from afina.core.machine import memory_free
 
@@ -25,22 +26,32 @@ def element_size(dtype: torch.dtype) -> int:
 
 
 def activation_bytes(module: Any, dtype: torch.dtype, fused: bool = True) -> int:
-    """Bytes a token that the backward pass of a whole model needs kept, without recomputation.
+    """Bytes a token that the backward pass of a whole model needs kept, without recomputation."""
+    kept = sum(_kept(module, dtype))
+    return kept if fused or not isinstance(module, Decoder) else round(_UNFUSED * kept)
+
+
+def heap_bytes(module: Any, dtype: torch.dtype, tokens: int) -> int:
+    """Those of a pass over so many tokens that lie in small blocks, which do not go back to the system one by one."""
+    return sum(each * tokens for each in _kept(module, dtype) if each * tokens < LARGE_BLOCK)
+
+
+def _kept(module: Any, dtype: torch.dtype) -> list[int]:
+    """Bytes a token of each tensor that the backward pass needs.
 
     Of each layer: the residual stream before each norm and what the norm gives, queries, keys and values, the attention's
     output and its log-sums, the MLP's inner values before and after the activation.
     """
     size = element_size(dtype)
-    if isinstance(module, Decoder):
-        arch = module.arch
-        inner = arch.inner * (3 if arch.gated else 2)
-        kept: int = sum(
-            size * (4 * arch.hidden + spec.qk_size + spec.kv_heads * spec.width + spec.q_size + inner) + 4 * spec.heads
-            for spec in arch.specs
-        )
-        return kept if fused else round(_UNFUSED * kept)
-    width, inner, layers = _sizes(module)
-    return _TRANSFORMERS * size * layers * (8 * width + 3 * inner)
+    if not isinstance(module, Decoder):
+        width, inner, layers = _sizes(module)
+        return _TRANSFORMERS * layers * (8 * [size * width] + 3 * [size * inner])
+    arch, kept = module.arch, []
+    for spec in arch.specs:
+        kept += 4 * [size * arch.hidden]
+        kept += [size * (spec.qk_size + spec.kv_heads * spec.width), size * spec.q_size, 4 * spec.heads]
+        kept += [size * arch.inner * (2 if arch.gated else 1), size * arch.inner]
+    return kept
 
 
 def passing_bytes(module: Any, dtype: torch.dtype) -> int:

@@ -123,10 +123,13 @@ def _peak_bytes() -> float:
     return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
 
 
+LARGE_BLOCK = 2 << 20  # bytes: memory of so many and more goes back to the system once it is freed
+
+
 def keep_freed_memory() -> None:
     """Tells glibc to keep freed memory for the next tensor: giving it back and fetching it anew costs a third of a step.
 
-    One arena for all threads, since autograd frees in one thread what another allocated; large blocks (2 MB) still go
+    One arena for all threads, since autograd frees in one thread what another allocated; large blocks still go
     back, or the heap would grow by fragments. Does nothing where the C library is another one.
     """
     if sys.platform != "linux":
@@ -135,5 +138,5 @@ def keep_freed_memory() -> None:
     library = ctypes.CDLL(None)
     if hasattr(library, "gnu_get_libc_version"):
         library.mallopt(arena_max, 1)
-        library.mallopt(mmap_threshold, 2 << 20)
+        library.mallopt(mmap_threshold, LARGE_BLOCK)
         library.mallopt(trim_threshold, (1 << 31) - 1)

@@ -15,7 +15,7 @@ from afina.core.events import Listener, Notice, ignore
 from afina.data.load import Parts, characters, read_parts, render_parts
 from afina.data.settings import DataSettings
 from afina.jobs.forecast import CHARACTERS, GB, Forecast, Work, forecast, room_for, work_of
-from afina.jobs.machines import MACHINES, Place, here, named
+from afina.jobs.machines import MACHINES, Place, here, libraries, named
 from afina.jobs.remedies import remedies, smaller
 from afina.jobs.settings import RunSettings
 
@@ -84,6 +84,7 @@ def fit(
 
     Raises `InputError` where the base or the data cannot be read.
     """
+    libraries()
     cache = settings.cache_dir or default_cache()
     parts = None
     if settings.data.path != NO_DATA:

@@ -31,8 +31,9 @@ GB = 1e9
 _LOOKED_AT = 2_000  # optimiser steps of a pass whose rows are looked at; the rest are like them
 _MASTERS, _MOMENTS, _BEST = 4, 8, 4  # bytes a trained number
 _A_WORD = 1_300  # bytes that a tokenizer takes for each of its words
-# What is freed between passes leaves holes, which the next ones, of other lengths, fill in part only; and the matrix library keeps some MB.
-_HOLES, _KEPT = 0.38, 30_000_000
+# Small blocks that are freed between passes leave holes, which the next ones, of other lengths, fill in part only; and the matrix
+# library keeps some MB.
+_HOLES, _KEPT = 0.8, 60_000_000
 CHARACTERS = 3.7  # of a token
 _THROUGH_TRANSFORMERS = 1.5  # times the seconds of our decoder
 
@@ -156,13 +157,14 @@ class Forecast:
 @dataclass(frozen=True)
 class _Passes:
     """What an epoch's passes are: how many, their `tokens` (filled up to whole products), Σ length² / 2, `labelled` positions, and the
-    tokens of the largest."""
+    tokens of the largest. `summed`: gradients of several make a step."""
 
     count: int
     tokens: int
     square: float
     labelled: float
     largest: int
+    summed: bool
 
 
 def forecast(base: Outline, settings: RunSettings, work: Work, place: Place) -> Forecast:
@@ -192,12 +194,15 @@ def forecast(base: Outline, settings: RunSettings, work: Work, place: Place) -> 
     passes = _passes(settings, work, base.is_decoder)
     memory = _memory(base, settings, work, place, found, passes, made.checkpoint_activations)
     seconds = _Seconds(base, settings, place, found, made.checkpoint_activations)
-    epoch = seconds.epoch(passes, work, made)
-    looks = 1 + -(-made.steps // made.eval_steps)
+    trained_on = seconds.training(passes)
+    epoch = trained_on + seconds.steps(made.steps_per_epoch)
+    rehearsal = trained_on * passes.largest / passes.tokens
+    looks = 1 + -(-made.steps // made.eval_steps)  # and as many saves: after each but the first, and in the end
     saved = found.numbers * 4
     state = saved + found.numbers * (_MASTERS + _MOMENTS) + saved
-    written = (looks - 1 + made.steps // train.checkpoint_steps) * state + (looks - 1) * saved
-    total = epoch * made.epochs + looks * seconds.look(work) + written * place.speed.write
+    written = (looks - 1 + made.steps // train.checkpoint_steps) * state + looks * saved
+    watching = looks * (seconds.look(work) + seconds.probe(work))
+    total = rehearsal + epoch * made.epochs + watching + written * place.speed.write
     return Forecast(
         settings=settings,
         memory=memory,
@@ -231,7 +236,14 @@ def _passes(settings: RunSettings, work: Work, rounded: bool) -> _Passes:
             count, tokens, largest = count + 1, tokens + filled, max(largest, filled)
             square += sum(n * n for n in lengths) / 2
     scale = len(groups) / len(some)
-    return _Passes(round(scale * count), round(scale * tokens), scale * square, scale * whole * work.labelled, largest)
+    return _Passes(
+        round(scale * count),
+        round(scale * tokens),
+        scale * square,
+        scale * whole * work.labelled,
+        largest,
+        count > len(some),
+    )
 
 
 def _packed(lengths: list[int], most: int, rows: int | None) -> list[list[int]]:
@@ -271,21 +283,26 @@ def _memory(
     module, dtype = base.module, place.dtype
     size = model_bytes.element_size(dtype)
     layers = int(base.config.num_hidden_layers)
-    a_token = model_bytes.activation_bytes(module, dtype, place.fused) * found.depth
+    whole = model_bytes.activation_bytes(module, dtype, place.fused)
+    a_token = whole * found.depth
     if recompute:
         a_token = model_bytes.layer_input_bytes(module, dtype) + a_token / max(1, layers)
+    share = a_token / whole
     passing = model_bytes.passing_bytes(module, dtype)
     activations = passes.largest * max(a_token + passing / 2, passing)
     labelled = round(passes.largest * work.labelled)
     every_word = model_bytes.words(module)
     logits = model_bytes.logit_bytes(module, dtype, max(1, labelled))
     if settings.method in ("full", "head") and base.task == "causal":
-        # The head's gradient in fp32, scaled, and in its own format.
-        logits += (8 + size) * every_word * int(base.config.hidden_size)
-    # Activations go while gradients come; when the optimiser steps, all gradients of copies are there in fp32.
+        # The head's gradient in fp32, and in its own format.
+        logits += (4 + size) * every_word * int(base.config.hidden_size)
+    # Activations go while gradients come, but those of an earlier pass of the step are there already. When the optimiser steps, all
+    # gradients of copies are there in fp32, and the head's in its own format too.
+    in_fp32 = found.copies * 4 + min(found.copies, every_word * int(base.config.hidden_size)) * size
+    earlier = found.copies * size if passes.summed else 0
     moving = max(
-        activations + logits,
-        found.copies * 4,
+        activations + logits + earlier,
+        in_fp32,
         min(TOKENS, work.held_out) * passing + PROBE_TOKENS * every_word * (size + 4),
     )
     probed = PROBE_TOKENS * every_word * 4  # logits of the best weights, for the check after training
@@ -293,13 +310,14 @@ def _memory(
     room = work.longest + work.most_new
     reading = min(READ_AT_ONCE, slots * work.longest) * passing + slots * every_word * (size + 4)
     cache = slots * room * model_bytes.cache_bytes(module, dtype) + reading if base.task != "classify" else reading
-    holes = _HOLES * moving if place.fused else 0
-    stepping = moving == found.copies * 4
+    holes = _HOLES * share * model_bytes.heap_bytes(module, dtype, passes.largest) if place.fused else 0
+    gradients: float = moving if moving == in_fp32 else min(earlier, moving)
+    logits = min(logits, moving - gradients)
     return replace(
         fixed,
-        gradients=round(fixed.gradients + (moving if stepping else 0)),
-        activations=0 if stepping else round(moving - min(logits, moving)),
-        logits=round((0 if stepping else min(logits, moving)) + probed),
+        gradients=round(fixed.gradients + gradients),
+        activations=round(moving - gradients - logits),
+        logits=round(logits + probed),
         cache=round(cache),
         overhead=round(fixed.overhead + holes + _KEPT),
     )
@@ -322,7 +340,8 @@ class _Seconds:
         quantised = model_bytes.quantised_layers(base.module, settings.quantize) if settings.quantize else []
         self.unpack = sum(layer.weight.numel() for layer in quantised) * self.speed.unpack
 
-    def epoch(self, passes: _Passes, work: Work, made: Plan) -> float:
+    def training(self, passes: _Passes) -> float:
+        """An epoch's passes."""
         width, speed, found = self.width, self.speed, self.found
         usual = _trained(self.base.module, LoraConfig().model_dump_json()).adapter
         # The benchmark's adapters are of rank 16, on all layers: others cost more or less beside the frozen product.
@@ -342,7 +361,10 @@ class _Seconds:
         labelled = max(passes.labelled, passes.count * ops.ROUND / 2) if self.base.is_decoder else passes.labelled
         seconds += labelled * self.words * self.hidden * speed.head[kind]
         seconds += passes.count * (1 + found.depth) * (self.unpack + self.layers * speed.launch)
-        return seconds * self.slower + made.steps_per_epoch * found.numbers * speed.adam
+        return seconds * self.slower
+
+    def steps(self, count: int) -> float:
+        return count * self.found.numbers * self.speed.adam
 
     def reading(self, tokens: float, passes: float, square: float, labelled: float) -> float:
         """Passes that keep nothing."""
@@ -359,6 +381,11 @@ class _Seconds:
         return self.reading(
             work.held_out, -(-work.held_out // TOKENS), work.held_out * mean / 2, work.held_out * work.labelled
         )
+
+    def probe(self, work: Work) -> float:
+        """Logits for the check after training."""
+        tokens = min(PROBE_TOKENS / work.labelled, work.held_out)
+        return self.reading(tokens, min(1, work.held_out), 0, tokens * work.labelled)
 
     def answers(self, work: Work) -> float:
         """Of the base and the adapted model, after training."""

@@ -53,9 +53,8 @@ def here(
     cache: Path, device: str | None = None, precision: str = "auto", measure: bool = True, listener: Listener = ignore
 ) -> Place:
     """This machine now, measured (some seconds, once); or else its speed, where it is not known from before, a rough guess."""
-    import_libraries()
+    before = libraries()
     place = pick_device(device)
-    libraries = _libraries()
     dtype, _ = pick_dtype(precision, place, cache)
     speed = known(place, dtype, cache)
     if speed is None and measure:
@@ -67,7 +66,7 @@ def here(
     return Place(
         "this machine",
         available,
-        libraries if on_cpu else int(_CONTEXT),
+        before if on_cpu else int(_CONTEXT),
         dtype,
         speed or _reckoned(_ROUGH),
         on_cpu and compiler() is not None,
@@ -78,8 +77,9 @@ def here(
 _before: list[int] = []
 
 
-def _libraries() -> int:
-    """Bytes that this process held when first asked, before it measured or loaded anything."""
+def libraries() -> int:
+    """Bytes that this process held when first asked, which is before it measures or loads anything."""
+    import_libraries()
     if not _before:
         _before.append(int(memory_gb() * 1e9))
     return _before[0]

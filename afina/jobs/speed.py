@@ -39,7 +39,7 @@ _FEW = 32  # texts that are written at one time
 _NUMBERS = 1 << 22
 _FILE = 128 << 20
 _ROUNDS = 3
-_BESIDE = 1.1  # times the passes alone: batches, progress and the books of memory come between those of a training
+_BESIDE = 1.05  # times the passes alone: batches, progress and the books of memory come between those of a training
 
 
 class Rates(Settings):
