@@ -394,6 +394,7 @@ def dense_attention(
 
 # ------------------------------------------------------------------------------------------------ cross-entropy
 
+_WORDS = 4096  # whose gradients are added at one time
 CHUNK = 256  # labelled positions whose logits exist at one time
 ROUND = 64  # rows of products are filled up to a multiple of this: the matrix library keeps some MB for each new shape
 
@@ -403,6 +404,8 @@ def cross_entropy(fused: Kernels | None, hidden_NC: Tensor, head_VC: Tensor | Bl
 
     A head in blocks is written out tile by tile. The gradient of a frozen head's input, (softmax − onehot) · head, is formed in the forward pass, while the logits are there.
     """
+    if isinstance(head_VC, Tensor) and not torch.is_grad_enabled():  # autograd's functions do not know of that
+        head_VC = head_VC.detach()
     loss: Tensor = _CrossEntropy.apply(fused, hidden_NC, head_VC, labels_N)  # type: ignore[no-untyped-call]
     return loss
 
@@ -435,8 +438,9 @@ class _CrossEntropy(torch.autograd.Function):
                 dhidden[part] = blocks.product_back(logits, head)
             elif dhidden is not None and isinstance(head, Tensor):
                 torch.mm(logits, head, out=dhidden[part])
-            if dhead is not None:
-                dhead += logits.T @ hidden[part]
+            if dhead is not None:  # by words: a sum with another format's numbers takes a copy of them in its own
+                for words in range(0, len(dhead), _WORDS):
+                    dhead[words : words + _WORDS] += logits[:, words : words + _WORDS].T @ x
         ctx.save_for_backward(None if dhidden is None else dhidden[: ctx.rows], dhead)
         return losses[: ctx.rows].sum()
 

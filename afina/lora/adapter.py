@@ -79,7 +79,8 @@ def write_adapter(state: dict[str, Tensor], config: LoraConfig, like: Path, fold
 
 def _write_weights(state: dict[str, Tensor], folder: Path) -> None:
     state = {name: value.to(torch.float32).cpu().contiguous() for name, value in state.items()}
-    broken = [name for name, value in state.items() if not value.isfinite().all()]
+    # By their extremes, which a value that is not finite is among: `isfinite` takes a copy of the tensor.
+    broken = [name for name, value in state.items() if not torch.stack(value.aminmax()).isfinite().all()]
     if broken:
         raise AdapterError(f"the adapter has weights that are not finite: {broken[0]}; it was not saved")
     write_tensors(folder / WEIGHTS, state, {"format": "pt"})
