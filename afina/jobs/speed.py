@@ -10,7 +10,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
@@ -39,7 +38,7 @@ _FEW = 32  # texts that are written at one time
 _NUMBERS = 1 << 22
 _FILE = 128 << 20
 _ROUNDS = 3
-_BESIDE = 1.05  # times the passes alone: batches, progress and the books of memory come between those of a training
+_SLOWER = 1.05  # than the fastest round is a training, on a machine that it does not have to itself
 
 
 class Rates(Settings):
@@ -150,10 +149,10 @@ def _measure(place: torch.device, dtype: torch.dtype, cache: Path) -> Speed:
 
 
 class _Took:
-    """Seconds of each thing by its name: the median over rounds.
+    """Seconds of each thing by its name: the least over rounds.
 
-    In rounds, for what else runs on the machine comes in bursts: each thing is timed at moments some seconds apart. The first, in which
-    memory and products are made ready, is rarely the median.
+    In rounds, for what else runs on the machine comes in bursts: each thing is timed at moments some seconds apart. In the first,
+    memory and products are made ready.
     """
 
     def __init__(self) -> None:
@@ -163,7 +162,7 @@ class _Took:
         self._found.setdefault(name, []).append(_once(work))
 
     def __getitem__(self, name: Any) -> float:
-        return _BESIDE * median(self._found[name])
+        return _SLOWER * min(self._found[name])
 
 
 def _model(width: int, layers: int, place: torch.device, dtype: torch.dtype, fused: Any) -> DecoderModel:
