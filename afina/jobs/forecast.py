@@ -33,7 +33,7 @@ _MASTERS, _MOMENTS, _BEST = 4, 8, 4  # bytes a trained number
 _A_WORD = 1_300  # bytes that a tokenizer takes for each of its words
 # Small blocks that are freed between passes leave holes, which the next ones, of other lengths, fill in part only; and the matrix
 # library keeps some MB.
-_HOLES, _KEPT = 0.8, 60_000_000
+_HOLES, _KEPT = 0.9, 50_000_000
 CHARACTERS = 3.7  # of a token
 _THROUGH_TRANSFORMERS = 1.5  # times the seconds of our decoder
 
@@ -312,12 +312,12 @@ def _memory(
     cache = slots * room * model_bytes.cache_bytes(module, dtype) + reading if base.task != "classify" else reading
     holes = _HOLES * share * model_bytes.heap_bytes(module, dtype, passes.largest) if place.fused else 0
     gradients: float = moving if moving == in_fp32 else min(earlier, moving)
-    logits = min(logits, moving - gradients)
+    of_logits = min(logits, moving - gradients)
     return replace(
         fixed,
         gradients=round(fixed.gradients + gradients),
-        activations=round(moving - gradients - logits),
-        logits=round(logits + probed),
+        activations=round(moving - gradients - of_logits),
+        logits=round(of_logits + probed),
         cache=round(cache),
         overhead=round(fixed.overhead + holes + _KEPT),
     )

@@ -142,7 +142,7 @@ def _measure(place: torch.device, dtype: torch.dtype, cache: Path) -> Speed:
         widths={width: _width(took, width, model) for width, model in models.items()},
         attention=_attention_rates(took, models[_MIDDLE]),
         head=_head_rates(took, models[_MIDDLE]),
-        adam=took["adam"] / sum(p.numel() for p in models[_MIDDLE].module.parameters()),
+        adam=took["adam"] / sum(p.numel() for p in models[_MIDDLE].module.layers().parameters()),
         unpack=took["unpack"] / _NUMBERS if place.type == "cpu" else 0.0,
         write=_write(cache),
     )
@@ -234,7 +234,7 @@ def _layers(took: _Took, width: int, model: DecoderModel) -> None:
     took.time((width, "adapted"), _read(model, long))
     both("lora", _train)
     take_off(module)
-    inject(module, baseline(module, "full", 1))
+    inject(module, baseline(module, "last", _LAYERS[width]))  # the words' gradients are those of the head
     both("full", _train)
     if width == _MIDDLE:
         _adam(took, module)
@@ -242,7 +242,7 @@ def _layers(took: _Took, width: int, model: DecoderModel) -> None:
 
 
 def _adam(took: _Took, module: nn.Module) -> None:
-    """A step over all weights: gradients in fp32, their norm, AdamW, and the weights written back."""
+    """A step over the layers' weights: gradients in fp32, their norm, AdamW, and the weights written back."""
     optimizer = Optimizer(module, 0.0)
 
     def gradients() -> None:
