@@ -3,9 +3,9 @@
 Candidates are the starter, copies of it cut to fewer layers, and, where answers are classes, the encoder minilm. Whole trainings are
 `afina train` on the same rows, ranked by the main score on rows kept apart.
 
-    python benchmarks/choice.py --data FOLDER [--only NAME] [--minutes M] [--json]
+    python benchmarks/choice.py --rows FILE [--only NAME] [--minutes M] [--json]
 
-FOLDER holds the data sets sentiment_pt, mt_geneval_en_pt and banking77.
+FILE lies in the folder of a data set, beside which those of sentiment_pt, mt_geneval_en_pt and banking77 lie.
 """
 
 import argparse
@@ -35,12 +35,15 @@ TESTED = 200
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder of the data sets")
+    parser.add_argument("--rows", type=Path, help="a file of a data set that lies beside these")
     parser.add_argument("--only", default="")
     parser.add_argument("--minutes", type=float, default=5.0)
     parser.add_argument("--keep", type=Path, help="folder for the models and runs, which go on where they were cut off")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
+    if options.rows is None:
+        print("not run: it takes the data sets (--rows)")
+        return
     found = []
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.keep or Path(temporary)
@@ -61,7 +64,7 @@ def one(name: str, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     file, flags, rows, classes = DATA[name]
     bases = ["starter", *(str(cut(layers, folder)) for layers in LAYERS), *(["minilm"] if classes else [])]
     data = [
-        str(options.data / name / file),
+        str(options.rows.parent.parent / name / file),
         *flags,
         "--limit",
         str(rows),

@@ -31,6 +31,7 @@ SCRIPTS: dict[str, list[str]] = {
     "quantised": ["quantised.py", ROWS],
     "forecast": ["forecast.py"],
     "published": ["published.py"],
+    "choice": ["choice.py", ROWS],
     "kill_and_resume": ["kill_and_resume.py"],
 }
 HEAD = "# Results of the benchmarks\n\nWritten by `make bench` (`benchmarks/results.py`); each script says what it measures.\n"
