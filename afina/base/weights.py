@@ -25,9 +25,11 @@ def read(folder: Path, arch: Architecture, dtype: torch.dtype, packed: Packing =
     Raises `BaseModelError`.
     """
     found: dict[str, Tensor | Blocks] = {}
+    names: dict[Path, list[str]] = {}
     path = folder
     try:
-        names = {path: _names(path) for path in _files(folder)}
+        for path in _files(folder):
+            names[path] = _names(path)
         root = arch.names.embedding.split(".")[0] + "."
         bare = not any(name.startswith(root) for each in names.values() for name in each)  # saved without its head
         for path, each in names.items():
