@@ -128,7 +128,7 @@ def test_bases_that_cannot_be(tmp_path: Path) -> None:
     folder = save_tiny(tmp_path / "cut")
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:5000])
-    with pytest.raises(BaseModelError, match="model.safetensors: the weights cannot be loaded"):
+    with pytest.raises(BaseModelError, match=r"model.safetensors: the weights cannot be loaded"):
         load_base(str(folder))
 
 
