@@ -116,7 +116,7 @@ class Choice:
 
 
 def choose(
-    settings: RunSettings, minutes: float = 30.0, bases: Sequence[str] = (), licence: str | None = None,
+    settings: RunSettings, minutes: float = 30.0, bases: Sequence[str] | None = None, licence: str | None = None,
     download: bool = False, listener: Listener = ignore,
 ) -> Choice:  # fmt: skip
     """Ranks bases for the data of `settings`: `bases` by name, or those of the catalogue. Those on this disk (with `download`, the first
@@ -127,6 +127,8 @@ def choose(
     """
     if licence not in (None, "commercial"):
         raise SettingsError(f"--license {licence!r} is none that is known here", "it takes `commercial`")
+    if bases is not None and not bases:
+        raise SettingsError("--bases names no base", "give names with commas between, or leave it out")
     cache = settings.cache_dir or default_cache()
     out = settings.out or Path("runs") / f"{settings.data.path.stem}-choose"
     parts = read_parts(settings.data, settings.data_seed).resolved()

@@ -115,6 +115,8 @@ def test_what_cannot_be_tried(
     asked = ["choose", str(data), "--prompt", "{q}", "--completion", "{a}", "--cache-dir", str(tmp_path / "cache")]
     assert main([*asked, "--bases", "no-such"]) == 2
     assert "no catalogue name" in capsys.readouterr().err
+    assert main([*asked, "--bases", ","]) == 2
+    assert "names no base" in capsys.readouterr().err
     assert main([*asked, "--license", "free"]) == 2
     assert "commercial" in capsys.readouterr().err
     free = tmp_path / "free.jsonl"

@@ -35,7 +35,7 @@ def run(options: argparse.Namespace) -> int:
     from afina.ui.tables import show_choice
 
     settings = run_settings(options)
-    bases = [name.strip() for name in (options.bases or "").split(",") if name.strip()]
+    bases = None if options.bases is None else [name.strip() for name in options.bases.split(",") if name.strip()]
     with Display() as display:
         found = choose(settings, options.minutes, bases, options.license, options.download, display)
     if options.json:
