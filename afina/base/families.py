@@ -1,13 +1,31 @@
 """What the decoder must be like for a model of each family, read from its configuration as `transformers` parses it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 
 from afina.base.ops import GATES, NO_NORM, NORM_ALL_HEADS, NORM_EACH_HEAD, AttentionSpec
+from afina.core.errors import BaseModelError
+
+# What libraries raise, each in its way, where the numbers of a configuration make no model.
+NONSENSE = (ArithmeticError, AttributeError, LookupError, RuntimeError, StrictDataclassError, TypeError, ValueError)
+
+
+@contextmanager
+def making_a_model() -> Iterator[None]:
+    """Of a configuration. Raises `BaseModelError` where it describes none."""
+    try:
+        yield
+    except NONSENSE as error:
+        why = " ".join(str(error).split())[:200]
+        raise BaseModelError(
+            f"the base's configuration describes no model ({why})", "download the base again"
+        ) from error
 
 
 class Unsupported(Exception):
@@ -72,8 +90,9 @@ class Architecture:
     logit_cap: float = 0.0
 
 
+@making_a_model()
 def architecture(config: Any) -> Architecture:
-    """The architecture that a transformers configuration describes. Raises `Unsupported`."""
+    """The architecture that a transformers configuration describes. Raises `Unsupported` and `BaseModelError`."""
     family = _FAMILIES.get(config.model_type)
     if family is None:
         raise Unsupported(f"architecture {config.model_type!r} has no fast path")

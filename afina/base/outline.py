@@ -11,7 +11,7 @@ from torch import nn
 from afina.base import gguf, gguf_models, sources
 from afina.base.catalogue import Entry, catalogue
 from afina.base.decoder import Decoder
-from afina.base.families import Architecture, Unsupported, architecture
+from afina.base.families import NONSENSE, Architecture, Unsupported, architecture, making_a_model
 from afina.base.kernels import Kernels
 from afina.base.model import Task
 from afina.base.sources import Source
@@ -117,11 +117,13 @@ def need_classes(classes: Sequence[str]) -> None:
         )
 
 
+@making_a_model()
 def decoder_skeleton(config: Any, arch: Architecture, fused: Kernels | None) -> Decoder:
     with torch.device("meta"):
         return Decoder(arch, config, fused)
 
 
+@making_a_model()
 def causal_skeleton(config: Any) -> Any:
     """In transformers' class."""
     from transformers import AutoModelForCausalLM
@@ -135,6 +137,7 @@ def causal_skeleton(config: Any) -> Any:
         ) from error
 
 
+@making_a_model()
 def _whole_skeleton(config: Any, task: Task, classes: int) -> nn.Module:
     """A classifier with a head for `classes` (or as its configuration has it), or an encoder-decoder."""
     from transformers import AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
@@ -162,17 +165,17 @@ def config_of(source: Source) -> Any:
             return gguf_models.config(file) or AutoConfig.from_pretrained(
                 source.path.parent, gguf_file=source.path.name
             )
-        except (ValueError, KeyError, OSError, RuntimeError) as error:
+        except (OSError, *NONSENSE) as error:
             family = file.metadata.get("general.architecture")
             raise BaseModelError(f"{source.path}: architecture {family!r} is not supported ({error})") from error
     try:
         return AutoConfig.from_pretrained(source.path, trust_remote_code=False, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise BaseModelError(
-            f"{source.path}/config.json: {str(error).splitlines()[0]}", "choose another base"
-        ) from error
+    except (OSError, *NONSENSE) as error:
+        why = " ".join(str(error).split())[:200]
+        raise BaseModelError(f"{source.path}/config.json: {why}", "choose another base") from error
 
 
+@making_a_model()
 def task_of(source: Source) -> Task:
     """What a base was made for, by the classes that its config.json names."""
     if source.is_gguf:

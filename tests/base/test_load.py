@@ -132,6 +132,20 @@ def test_bases_that_cannot_be(tmp_path: Path) -> None:
         load_base(str(folder))
 
 
+@pytest.mark.parametrize(("key", "value"), [
+    ("hidden_size", -3), ("num_attention_heads", 0), ("head_dim", -3), ("hidden_act", "none"), ("intermediate_size", -3),
+    ("dtype", []), ("architectures", -3), ("rope_parameters", 1),
+])  # fmt: skip
+def test_a_configuration_that_makes_no_model_is_said(key: str, value: object, tmp_path: Path) -> None:
+    from afina.base.outline import outline
+
+    file = save_tiny(tmp_path / "odd") / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {key: value}))
+    for read in (outline, load_base):
+        with pytest.raises(BaseModelError, match=r"configuration describes no model|config\.json: "):
+            read(str(file.parent), cache_dir=tmp_path)
+
+
 def test_catalogue_file_with_a_wrong_hash_is_never_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import zipfile
 
