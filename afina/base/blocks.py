@@ -277,15 +277,16 @@ def packing(model: nn.Module, kind: str | None, dtype: torch.dtype) -> Packing:
     """What makes nf4 or int8 of the weights of the model's linear layers as they are read, so that never all are in memory."""
     if kind not in ("nf4", "int8"):
         return as_read
-    layers = linear_layers(model)
+    layers = {f"{path}.weight": layer for path, layer in linear_layers(model).items()}
 
     def packed(name: str, weight: Tensor) -> Tensor | Blocks:
-        layer = layers.get(name.removesuffix(".weight"))
-        if layer is None or not name.endswith(".weight"):
-            return weight
-        return quantise(weight.T if is_conv1d(layer) else weight, kind, dtype) or weight
+        return (_in_blocks(layers[name], weight, kind, dtype) if name in layers else None) or weight
 
     return packed
+
+
+def _in_blocks(layer: nn.Module, weight: Tensor, kind: str, dtype: torch.dtype) -> Blocks | None:
+    return quantise(weight.T if is_conv1d(layer) else weight, kind, dtype)
 
 
 @torch.no_grad()
@@ -296,7 +297,7 @@ def quantise_linears(model: nn.Module, kind: str, dtype: torch.dtype, leave: Seq
     for path, layer in layers.items():
         if isinstance(layer, BlockLinear):
             continue
-        blocks = quantise(layer.weight.T if is_conv1d(layer) else layer.weight, kind, dtype)
+        blocks = _in_blocks(layer, layer.weight, kind, dtype)
         if blocks is None:
             left.append(path)
         else:

@@ -10,7 +10,7 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 
 from afina.base.ops import GATES, NO_NORM, NORM_ALL_HEADS, NORM_EACH_HEAD, AttentionSpec
-from afina.core.errors import BaseModelError
+from afina.core.errors import BaseModelError, brief
 
 # What libraries raise, each in its way, where the numbers of a configuration make no model.
 NONSENSE = (ArithmeticError, AttributeError, LookupError, RuntimeError, StrictDataclassError, TypeError, ValueError)
@@ -22,9 +22,8 @@ def making_a_model() -> Iterator[None]:
     try:
         yield
     except NONSENSE as error:
-        why = " ".join(str(error).split())[:200]
         raise BaseModelError(
-            f"the base's configuration describes no model ({why})", "download the base again"
+            f"the base's configuration describes no model ({brief(error)})", "download the base again"
         ) from error
 
 

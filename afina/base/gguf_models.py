@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 
 from afina.base.blocks import Blocks, Packing, as_read
+from afina.base.families import NONSENSE
 from afina.base.gguf import GGUF
 from afina.core.errors import BaseModelError
 
@@ -74,7 +74,7 @@ def config(file: GGUF) -> Any:
     """
     try:
         return _config(file)
-    except (KeyError, ValueError, TypeError, ZeroDivisionError, StrictDataclassError) as error:
+    except NONSENSE as error:
         reason = f"{error} is missing" if isinstance(error, KeyError) else str(error).splitlines()[0]
         raise BaseModelError(
             f"{file.path}: its metadata are not those of a model ({reason})", "download it again"

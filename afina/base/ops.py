@@ -447,7 +447,6 @@ class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dloss: Tensor) -> Any:
         dhidden, dhead = ctx.saved_tensors
-        scaled = (
-            None if d is None else d.mul_(dloss) for d in (dhidden, dhead)
-        )  # in place: a head's gradient is large
+        # In place: a head's gradient is large.
+        scaled = (None if d is None else d.mul_(dloss) for d in (dhidden, dhead))
         return None, *scaled, None

@@ -15,7 +15,7 @@ from afina.base.families import NONSENSE, Architecture, Unsupported, architectur
 from afina.base.kernels import Kernels
 from afina.base.model import Task
 from afina.base.sources import Source
-from afina.core.errors import BaseModelError
+from afina.core.errors import BaseModelError, brief
 
 
 @dataclass(frozen=True)
@@ -171,8 +171,7 @@ def config_of(source: Source) -> Any:
     try:
         return AutoConfig.from_pretrained(source.path, trust_remote_code=False, local_files_only=True)
     except (OSError, *NONSENSE) as error:
-        why = " ".join(str(error).split())[:200]
-        raise BaseModelError(f"{source.path}/config.json: {why}", "choose another base") from error
+        raise BaseModelError(f"{source.path}/config.json: {brief(error)}", "choose another base") from error
 
 
 @making_a_model()

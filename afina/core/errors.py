@@ -22,6 +22,11 @@ from difflib import get_close_matches
 from pathlib import Path
 
 
+def brief(error: Exception) -> str:
+    """Another library's message on one line, of 200 characters at most."""
+    return " ".join(str(error).split())[:200]
+
+
 class AfinaError(Exception):
     """The root. `str(error)` is the whole message for the user: what, where, expected, remedy."""
 

@@ -18,7 +18,7 @@ from afina.core.events import Done, HeldOut, Step, end_of, read_events
 from afina.core.files import read_json, read_jsonl
 from afina.core.machine import memory_limit
 from afina.jobs.doctor import Finding
-from afina.lora.adapter import CONFIG, WEIGHTS
+from afina.lora.adapter import CONFIG, WEIGHTS, not_finite
 from afina.training.settings import MOST_BATCH
 
 _NEARLY_ALL = 0.85  # of the memory
@@ -146,8 +146,7 @@ def _weights(run: _Run) -> Iterator[Finding]:
             "adapter", "wrong", f"{WEIGHTS} cannot be read: damaged or cut off", "take it from a copy, or train anew"
         )
         return
-    bad = [name for name, value in run.weights.items() if not value.isfinite().all()]
-    if bad:
+    if bad := not_finite(run.weights):
         yield Finding(
             "adapter", "wrong", f"{len(bad)} of its tensors are not finite ({bad[0]})", "train anew with a lower rate"
         )

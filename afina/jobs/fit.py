@@ -84,7 +84,7 @@ def fit(
 
     Raises `InputError` where the base or the data cannot be read.
     """
-    libraries()
+    libraries()  # before the rows and the tokenizer are read
     cache = settings.cache_dir or default_cache()
     parts = None
     if settings.data.path != NO_DATA:

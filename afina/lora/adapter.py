@@ -79,11 +79,14 @@ def write_adapter(state: dict[str, Tensor], config: LoraConfig, like: Path, fold
 
 def _write_weights(state: dict[str, Tensor], folder: Path) -> None:
     state = {name: value.to(torch.float32).cpu().contiguous() for name, value in state.items()}
-    # By their extremes, which a value that is not finite is among: `isfinite` takes a copy of the tensor.
-    broken = [name for name, value in state.items() if not torch.stack(value.aminmax()).isfinite().all()]
-    if broken:
+    if broken := not_finite(state):
         raise AdapterError(f"the adapter has weights that are not finite: {broken[0]}; it was not saved")
     write_tensors(folder / WEIGHTS, state, {"format": "pt"})
+
+
+def not_finite(state: dict[str, Tensor]) -> list[str]:
+    """The names of the tensors that hold a value that is not finite, by their extremes: `isfinite` takes a copy of a tensor."""
+    return [k for k, v in state.items() if v.numel() and not torch.stack(v.float().aminmax()).isfinite().all()]
 
 
 def load_adapter(model: nn.Module, folder: Path | str) -> LoraConfig:

@@ -11,6 +11,7 @@ from conftest import CHATML, byte_tokenizer, gguf_close, gguf_tokenizer, save_ti
 from afina.base import describe, generate, load_base
 from afina.base.model import Packed
 from afina.base.ops import Segments
+from afina.base.outline import outline
 from afina.base.tokenizer import wrap
 from afina.core.errors import BaseModelError
 
@@ -137,8 +138,6 @@ def test_bases_that_cannot_be(tmp_path: Path) -> None:
     ("dtype", []), ("architectures", -3), ("rope_parameters", 1),
 ])  # fmt: skip
 def test_a_configuration_that_makes_no_model_is_said(key: str, value: object, tmp_path: Path) -> None:
-    from afina.base.outline import outline
-
     file = save_tiny(tmp_path / "odd") / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {key: value}))
     for read in (outline, load_base):
