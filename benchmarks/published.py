@@ -8,9 +8,10 @@ from pathlib import Path
 from afina.base.outline import Outline, outline
 from afina.data.settings import DataSettings
 from afina.jobs.fit import NO_DATA, chosen
-from afina.jobs.forecast import Forecast, Work, forecast
+from afina.jobs.forecast import Forecast, forecast
 from afina.jobs.machines import named
 from afina.jobs.settings import RunSettings
+from afina.jobs.work import Work
 from afina.lora.config import LoraConfig
 from afina.training.settings import TrainingSettings
 

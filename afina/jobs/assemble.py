@@ -21,11 +21,11 @@ from afina.data.files import STANDARD_INPUT
 from afina.data.layouts import Kind
 from afina.data.load import Dataset, read_parts, render_parts
 from afina.data.store import lengths
-from afina.jobs.forecast import ONE_ROW, room_for
 from afina.jobs.machines import here
 from afina.jobs.remedies import refuse_what_cannot_fit
 from afina.jobs.runs import adapter_folder, check_base, read_facts, read_template
 from afina.jobs.settings import RunSettings
+from afina.jobs.work import ONE_ROW, room_for
 from afina.lora.adapter import load_adapter, read_config
 from afina.lora.config import LoraConfig
 from afina.lora.injection import inject

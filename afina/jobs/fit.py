@@ -14,10 +14,12 @@ from afina.core.errors import InputError
 from afina.core.events import Listener, Notice, ignore
 from afina.data.load import Parts, characters, read_parts, render_parts
 from afina.data.settings import DataSettings
-from afina.jobs.forecast import CHARACTERS, GB, Forecast, Work, forecast, room_for, work_of
+from afina.jobs.forecast import Forecast, forecast
 from afina.jobs.machines import MACHINES, Place, here, libraries, named
+from afina.jobs.memory import GB
 from afina.jobs.remedies import remedies, smaller
 from afina.jobs.settings import RunSettings
+from afina.jobs.work import CHARACTERS, Work, room_for, work_of
 
 Texts = list[tuple[int, int]]  # characters of a row: of what is read, and of the answer
 Method = Literal["lora", "qlora", "full", "head"]

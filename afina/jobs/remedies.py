@@ -10,9 +10,11 @@ from typing import Any
 from afina.base.catalogue import Entry, catalogue
 from afina.base.outline import Outline, outline
 from afina.core.errors import BaseModelError, InputError, SettingsError
-from afina.jobs.forecast import GB, Forecast, Work, forecast
+from afina.jobs.forecast import Forecast, forecast
 from afina.jobs.machines import Place
+from afina.jobs.memory import GB
 from afina.jobs.settings import RunSettings
+from afina.jobs.work import Work
 
 _SHORT_ROWS, _SMALL_PASS, _RANK = 256, 256, 16
 _SMALLER = 3  # other bases that are named

@@ -21,12 +21,14 @@ from afina.core.files import write_json, write_jsonl, write_yaml
 from afina.data.load import Dataset
 from afina.data.template import Row
 from afina.jobs.assemble import Assembled, adapt, assemble, load, planned
-from afina.jobs.forecast import GB, Forecast, forecast, work_of
+from afina.jobs.forecast import Forecast, forecast
 from afina.jobs.machines import here
+from afina.jobs.memory import GB
 from afina.jobs.remedies import refuse_what_cannot_fit
 from afina.jobs.runs import RunFolder, check_folder, facts_of, record, save_tokenizer
 from afina.jobs.settings import RunSettings
 from afina.jobs.trackers import Trackers
+from afina.jobs.work import work_of
 from afina.lora.adapter import load_adapter, save_adapter
 from afina.lora.config import LoraConfig
 from afina.lora.injection import trainable_parameters

@@ -16,11 +16,12 @@ from afina.core.events import Notice
 from afina.data.settings import DataSettings
 from afina.jobs import remedies
 from afina.jobs.fit import NO_DATA, fit, fitting
-from afina.jobs.forecast import ONE_ROW, Work, forecast
+from afina.jobs.forecast import forecast
 from afina.jobs.machines import here, named
 from afina.jobs.settings import RunSettings
 from afina.jobs.speed import Rates, Speed, Width
 from afina.jobs.train import train
+from afina.jobs.work import ONE_ROW, Work
 from afina.lora.config import LoraConfig
 from afina.training.settings import TrainingSettings
 from afina.ui.cli import main
