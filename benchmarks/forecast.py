@@ -1,7 +1,8 @@
 """Forecast against measured: peak memory and seconds of training, over methods, models, batches and lengths.
 
 Each case is `afina train` in a process of its own, ended once it has told how its forecast came out. Models but the starter
-are random, of 30 M to 1 B parameters; rows are words, of equal length but for one token in ten. Beyond 0.5 B parameters full fine-tuning must be refused.
+and minilm, a classifier, are random, of 30 M to 1 B parameters; rows are words, of equal length but for one token in ten.
+Beyond 0.5 B parameters full fine-tuning must be refused.
 
     python benchmarks/forecast.py [--only SUBSTRING] [--json]
 """
@@ -36,6 +37,8 @@ CASES = [
     ("420M", "lora", 4, 256, 3), ("420M", "full", 2, 256, 10), ("420M", "full", 8, 64, 10), ("420M", "qlora", 4, 256, 3),
     ("1B", "lora", 4, 128, 3), ("1B", "lora", 1, 512, 4), ("1B", "qlora", 4, 128, 3), ("1B", "head", 4, 128, 4),
     ("1B", "full", 4, 128, 2),
+    ("minilm", "lora", 8, 128, 20), ("minilm", "lora", 32, 32, 20), ("minilm", "lora", 8, 400, 6), ("minilm", "full", 16, 128, 10),
+    ("minilm", "head", 16, 128, 20),
 ]  # fmt: skip
 WORDS = [
     "the",
@@ -100,19 +103,16 @@ def warm() -> None:
 
 
 def one(model: str, method: str, batch: int, length: int, steps: int, folder: Path, models: Path) -> dict[str, Any]:
-    data, out = folder / f"{length}.jsonl", folder / f"run-{time.monotonic_ns()}"
+    classify = model == "minilm"
+    data, out = folder / f"{length}-{classify}.jsonl", folder / f"run-{time.monotonic_ns()}"
     if not data.exists():
-        write_rows(data, length)
-    base = "starter" if model == "starter" else str(random_model(model, models))
+        write_rows(data, length, classify)
+    base = str(random_model(model, models)) if model in SIZES else model
     flags = ["--method", "lora", "--quantize", "nf4"] if method == "qlora" else ["--method", method]
+    flags += ["--task", "classify"] if classify else []
     flags += [
-        "--train.batch_size",
-        str(batch),
-        "--train.rows",
-        str(batch * steps),
-        "--train.eval_steps",
-        str(-(-steps // 2)),
-    ]
+        "--train.batch_size", str(batch), "--train.rows", str(batch * steps), "--train.eval_steps", str(-(-steps // 2)),
+    ]  # fmt: skip
     command = [
         sys.executable,
         "-m",
@@ -154,14 +154,15 @@ def line(case: dict[str, Any]) -> str:
     )
 
 
-def write_rows(path: Path, length: int) -> None:
+def write_rows(path: Path, length: int, classes: bool) -> None:
     draw = random.Random(0)
     with path.open("w") as file:
         for number in range(120):
             words = max(2, length - 36 - draw.randrange(max(1, length // 10)))
-            asked, answer = words // 2, words - words // 2
-            text = {"prompt": " ".join(draw.choices(WORDS, k=asked)) + f" {number}"}
-            file.write(json.dumps(text | {"completion": " ".join(draw.choices(WORDS, k=answer))}) + "\n")
+            asked = words if classes else words // 2
+            answer = f"class {number % 3}" if classes else " ".join(draw.choices(WORDS, k=words - asked))
+            prompt = " ".join(draw.choices(WORDS, k=asked)) + f" {number}"
+            file.write(json.dumps({"prompt": prompt, "completion": answer}) + "\n")
 
 
 def random_model(size: str, folder: Path) -> Path:

@@ -11,13 +11,15 @@ import torch
 from afina.base import ops
 from afina.base.blocks import NF4_BLOCK, linear_layers
 from afina.base.decoder import Decoder
-from afina.base.model import Quantize
+from afina.base.model import SHORT, Quantize
 from afina.core.device import LARGE_BLOCK
 from afina.core.layers import is_conv1d
 from afina.core.machine import memory_free
 
-# Without fused kernels so many times as much is kept: by our decoder (counted by autograd's hooks), by transformers' models (scores too).
-_UNFUSED, _TRANSFORMERS = 1.5, 3
+# So many times as much is kept by our decoder without fused kernels, and by transformers' models (counted by autograd's hooks: BERT 0.9,
+# ModernBERT, T5 and GPT-J 1.3 to 1.5).
+_UNFUSED, _TRANSFORMERS = 1.5, 1.4
+_SCORES = 3  # tensors of each head's scores that plain attention keeps
 _INT8_BLOCK = 32
 
 
@@ -25,27 +27,32 @@ def element_size(dtype: torch.dtype) -> int:
     return torch.finfo(dtype).bits // 8
 
 
-def activation_bytes(module: Any, dtype: torch.dtype, fused: bool = True) -> int:
-    """Bytes a token that the backward pass of a whole model needs kept, without recomputation."""
-    kept = sum(_kept(module, dtype))
+def activation_bytes(module: Any, dtype: torch.dtype, longest: int, fused: bool = True) -> int:
+    """Bytes a token that the backward pass of a whole model needs kept, without recomputation, in rows of `longest` tokens."""
+    kept = sum(_kept(module, dtype, longest))
     return kept if fused or not isinstance(module, Decoder) else round(_UNFUSED * kept)
 
 
-def heap_bytes(module: Any, dtype: torch.dtype, tokens: int) -> int:
+def heap_bytes(module: Any, dtype: torch.dtype, longest: int, tokens: int) -> int:
     """Those of a pass over so many tokens that lie in small blocks, which do not go back to the system one by one."""
-    return sum(each * tokens for each in _kept(module, dtype) if each * tokens < LARGE_BLOCK)
+    return sum(each * tokens for each in _kept(module, dtype, longest) if each * tokens < LARGE_BLOCK)
 
 
-def _kept(module: Any, dtype: torch.dtype) -> list[int]:
+def _kept(module: Any, dtype: torch.dtype, longest: int) -> list[int]:
     """Bytes a token of each tensor that the backward pass needs.
 
     Of each layer: the residual stream before each norm and what the norm gives, queries, keys and values, the attention's
-    output and its log-sums, the MLP's inner values before and after the activation.
+    output and its log-sums, the MLP's inner values before and after the activation. Of models of transformers the scores too.
     """
     size = element_size(dtype)
     if not isinstance(module, Decoder):
         width, inner, layers = _sizes(module)
-        return _TRANSFORMERS * layers * (8 * [size * width] + 3 * [size * inner])
+        heads = int(getattr(module.config, "num_attention_heads", 1))
+        plain = (
+            longest if _head(module) is None else min(longest, SHORT)
+        )  # of longer rows a model that writes keeps no scores
+        scores = _SCORES * [size * heads * plain]
+        return layers * (8 * [round(_TRANSFORMERS * size * width)] + 3 * [round(_TRANSFORMERS * size * inner)] + scores)
     arch, kept = module.arch, []
     for spec in arch.specs:
         kept += 4 * [size * arch.hidden]
@@ -92,8 +99,13 @@ def logit_bytes(module: Any, dtype: torch.dtype, labelled: int) -> int:
 
 def words(module: Any) -> int:
     """What the output head chooses among: words, or a classifier's classes."""
-    head = module.get_output_embeddings() if hasattr(module, "get_output_embeddings") else None
+    head = _head(module)
     return int(head.weight.shape[0]) if head is not None else int(getattr(module.config, "num_labels", 2))
+
+
+def _head(module: Any) -> Any:
+    """That over the words; None of a classifier."""
+    return module.get_output_embeddings() if hasattr(module, "get_output_embeddings") else None
 
 
 def weight_bytes(module: Any, dtype: torch.dtype, quantize: Quantize | None, heads: Sequence[str] = ()) -> int:

@@ -130,14 +130,15 @@ def load(settings: RunSettings, classes: Sequence[str]) -> Base:
 def planned(settings: RunSettings, base: Base, data: Dataset) -> tuple[Plan, list[str]]:
     """What the rules make of the settings, and their reasons."""
     device = next(base.model.module.parameters()).device
+    rows, module = lengths(data.train), base.model.module
     model = Model(
         base.facts.hidden_size,
-        activation_bytes(base.model.module, base.dtype, getattr(base.model.module, "fused", None) is not None),
+        activation_bytes(module, base.dtype, int(max(rows)), getattr(module, "fused", None) is not None),
         free_bytes(device),
         isinstance(base.model, ClassifierModel),
         settings.method in RATE_AS_FULL,
     )
-    return plan(settings.train, lengths(data.train), model, settings.seed)
+    return plan(settings.train, rows, model, settings.seed)
 
 
 def adapt(base: Base, settings: RunSettings, data: Dataset) -> LoraConfig:

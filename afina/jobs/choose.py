@@ -28,6 +28,7 @@ from afina.jobs.settings import RunSettings
 from afina.jobs.worker import apart
 from afina.measure.evaluation import told
 from afina.measure.intervals import Difference, paired_difference
+from afina.measure.metrics import MAIN
 from afina.measure.scores import mean
 
 # The catalogue's word for each kind of data.
@@ -80,9 +81,10 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Choice:
-    """`tried` are those that were probed, the best first; `others` those that were not."""
+    """`tried` are those that were probed, the best first; `others` those that were not. `metric` is what their scores are of."""
 
     task: str
+    metric: str
     languages: tuple[str, ...]
     share: float
     tried: list[Candidate]
@@ -105,6 +107,7 @@ class Choice:
         best = self.best
         return {
             "task": self.task,
+            "metric": self.metric,
             "languages": list(self.languages),
             "share": self.share,
             "best": best.name if best else None,
@@ -177,7 +180,7 @@ def choose(
         if not tried[0].probe:
             raise RunFailed(f"no base could be tried: {tried[0].failed}")
         others = [each for each in found if each.name not in names][:_LISTED]
-        choice = Choice(task, spoken, share, tried, others, out)
+        choice = Choice(task, MAIN[kind], spoken, share, tried, others, out)
         write_json(out / "choice.json", choice.json())
     return choice
 

@@ -101,7 +101,9 @@ def with_passes(fixed: Memory, case: Case, passes: Passes, recompute: bool) -> M
         cache += slots * (work.longest + work.most_new) * model_bytes.cache_bytes(module, dtype)
     holes: float = 0
     if case.place.fused:
-        holes = _HOLES * a_token / case.kept * model_bytes.heap_bytes(module, dtype, passes.largest)
+        holes = (
+            _HOLES * a_token / case.kept * model_bytes.heap_bytes(module, dtype, int(max(work.lengths)), passes.largest)
+        )
     gradients: float = moving if moving == in_fp32 else min(earlier, moving)
     of_logits = min(logits, moving - gradients)
     return replace(

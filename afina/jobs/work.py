@@ -91,7 +91,7 @@ def case_of(base: Outline, settings: RunSettings, work: Work, place: Place) -> C
         config = settings.lora.saving(heads)
     else:
         config = baseline(base.module, settings.method, settings.last_layers, heads)
-    kept = activation_bytes(base.module, place.dtype, place.fused)
+    kept = activation_bytes(base.module, place.dtype, int(max(work.lengths)), place.fused)
     return Case(base, settings, work, place, heads, numbers_trained(base.module, config), kept)
 
 

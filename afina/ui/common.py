@@ -96,7 +96,7 @@ def say(text: str) -> None:
 
 def size(parameters: int) -> str:
     """135 M, 7.6 B."""
-    return f"{parameters / 1e9:.1f} B" if parameters >= 1e9 else f"{parameters / 1e6:.0f} M"
+    return f"{parameters / 1e9:.1f} B" if parameters >= 999.5e6 else f"{parameters / 1e6:.0f} M"
 
 
 def positive(text: str) -> int:

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from afina.core.events import minutes
+from afina.measure.report import LABELS, number
 from afina.ui.common import size
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def show_fit(found: "Fit", data: str, given: dict[str, Any]) -> None:
     """Prints the forecasts to standard output, and the command that trains; `given` are the settings of the command line."""
     console, base, work = _console(), found.base, found.work
     console.print(
-        f"{base.name}: {base.parameters / 1e6:,.0f} M parameters; {len(work.lengths):,} rows, {work.tokens:,} tokens "
+        f"{base.name}: {size(base.parameters)} parameters; {len(work.lengths):,} rows, {work.tokens:,} tokens "
         f"({work.counted}), the longest {int(max(work.lengths)):,}"
     )
     if not base.here:
@@ -124,7 +125,7 @@ def show_choice(found: "Choice", data: str, given: dict[str, Any]) -> None:
     grid = Table(box=None, pad_edge=False)
     grid.add_column("base")
     heads = (
-        "parameters", "bits an answer", "before", "score", "zero-shot", "few-shot", "tokens a word", "bits a byte", "GB", "training",
+        "parameters", "bits an answer", "before", LABELS[found.metric], "zero-shot", "few-shot", "tokens a word", "bits a byte", "GB", "training",
     )  # fmt: skip
     for head in heads:
         grid.add_column(head, justify="right")
@@ -133,10 +134,13 @@ def show_choice(found: "Choice", data: str, given: dict[str, Any]) -> None:
         if seen is None:
             grid.add_row(each.name, size(each.parameters), f"failed: {str(each.failed).splitlines()[0]}")
             continue
+        scores = (
+            "–" if score is None else number(found.metric, score)
+            for score in (seen.adapted, seen.zero_shot, seen.few_shot)
+        )
         grid.add_row(
-            each.name, size(each.parameters), _number(seen.bits_after), _number(seen.bits_before), _number(seen.adapted), _number(seen.zero_shot),
-            _number(seen.few_shot), _number(seen.tokens_per_word), _number(seen.bits_per_byte),
-            f"{each.forecast.memory.total / 1e9:.1f}", minutes(each.forecast.seconds),
+            each.name, size(each.parameters), _two_digits(seen.bits_after), _two_digits(seen.bits_before), *scores, _two_digits(seen.tokens_per_word),
+            _two_digits(seen.bits_per_byte), f"{each.forecast.memory.total / 1e9:.1f}", minutes(each.forecast.seconds),
         )  # fmt: skip
     console.print(grid)
     console.print(
@@ -169,17 +173,15 @@ def _lead(found: "Choice") -> str:
     if lead is None:
         return f"{rows} held-out rows were looked at."
     second = [each.name for each in found.tried if each.probe][1]
-    words = (
-        "is better than"
-        if lead.verdict == "better"
-        else f"and the others cannot be told apart ({lead.verdict}): next is"
-    )
-    words = words if lead.verdict != "too few rows to tell" else "leads, but these are too few rows to tell it from"
+    words = {
+        "better": "is better than",
+        "too few rows to tell": "leads, but these are too few rows to tell it from",
+    }.get(lead.verdict, "cannot be told from the next,")
     return (
-        f"On {rows} held-out rows {found.best.name} {words} {second}: by {lead.value:.2f} bits an answer "
+        f"On {rows} held-out rows {found.best.name} {words} {second}: {lead.value:.2f} bits an answer between them "
         f"(95 % interval {lead.low:+.2f} to {lead.high:+.2f})."
     )
 
 
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3g}"
+def _two_digits(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"
