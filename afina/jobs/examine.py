@@ -8,17 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-
-from afina.core.config import read_yaml
-from afina.core.errors import InputError
-from afina.core.events import Done, HeldOut, Step, end_of, read_events
-from afina.core.files import read_json, read_jsonl
 from afina.core.machine import memory_limit
 from afina.jobs.doctor import Finding
-from afina.lora.adapter import CONFIG, WEIGHTS, not_finite
+from afina.jobs.run_files import RunFiles, read_run
+from afina.lora.adapter import WEIGHTS, not_finite
 from afina.training.settings import MOST_BATCH
 
 _NEARLY_ALL = 0.85  # of the memory
@@ -27,67 +20,20 @@ _UNMOVED = 0.02  # of the first loss
 _MANY_REJECTED = 0.1
 
 
-@dataclass(frozen=True)
-class _Run:
-    """What a run's folder holds; what is absent is None or empty."""
-
-    folder: Path
-    config: dict[str, Any]
-    facts: dict[str, Any]
-    steps: list[Step]
-    held_out: list[HeldOut]
-    done: Done | None
-    evaluation: dict[str, Any] | None
-    rejected: list[dict[str, Any]]
-    peft: dict[str, Any]
-    weights: dict[str, torch.Tensor] | None
-
-    @property
-    def losses(self) -> list[float]:
-        return [step.loss for step in self.steps]
-
-
 def examine(folder: Path) -> list[Finding]:
     """What is wrong with the run in `folder`, the gravest first. Raises `InputError` where it holds none."""
-    run = _read(folder)
-    found = [each for check in _CHECKS for each in check(run)]
+    run = read_run(folder)
+    found = run.damaged + [each for check in _CHECKS for each in check(run)]
     return sorted(found, key=lambda each: ("wrong", "slow", "ok").index(each.state))
 
 
-def _read(folder: Path) -> _Run:
-    if not (folder / "config.yaml").is_file():
-        raise InputError(f"{folder} holds no run", "give the folder that `afina train` wrote (its --out)")
-    adapter = folder / "adapter"
-
-    def json(path: Path) -> Any:
-        return read_json(path) if path.exists() else None
-
-    metrics, rejected = folder / "metrics.jsonl", folder / "rejected.jsonl"
-    events = read_events(metrics) if metrics.exists() else []
-    weights = None
-    if (adapter / WEIGHTS).exists():
-        try:
-            weights = load_file(adapter / WEIGHTS)
-        except (SafetensorError, OSError):
-            weights = {}
-    return _Run(
-        folder,
-        read_yaml(folder / "config.yaml"),
-        json(adapter / "afina.json") or {},
-        [event for event in events if isinstance(event, Step)],
-        [event for event in events if isinstance(event, HeldOut)],
-        end_of(events),
-        json(folder / "evaluation.json"),
-        read_jsonl(rejected) if rejected.exists() else [],
-        json(adapter / CONFIG) or {},
-        weights,
-    )
-
-
-def _ended(run: _Run) -> Iterator[Finding]:
+def _ended(run: RunFiles) -> Iterator[Finding]:
     """Runs that were cut off, in training or after it (out of memory: problems 9 and 10)."""
     resume = f"afina train --resume {run.folder}"
-    if run.evaluation:
+    if run.evaluated:
+        if run.done is None:
+            found = "it does not say how training ended, though the run was evaluated: cut off, or not there"
+            yield Finding("metrics.jsonl", "wrong", found, "take it from a copy; the adapter does without it")
         return
     if run.done is None:
         most = max((step.memory_gb for step in run.steps), default=0.0)
@@ -106,7 +52,7 @@ def _ended(run: _Run) -> Iterator[Finding]:
         yield Finding("end", "wrong", found, f"{resume} evaluates it")
 
 
-def _numbers(run: _Run) -> Iterator[Finding]:
+def _numbers(run: RunFiles) -> Iterator[Finding]:
     """Losses and weights that are no numbers (11), a loss of zero (2), no gradient (12)."""
     broken = next(
         (step for step in run.steps if not (math.isfinite(step.loss) and math.isfinite(step.grad_norm))), None
@@ -130,21 +76,17 @@ def _numbers(run: _Run) -> Iterator[Finding]:
         )
 
 
-def _weights(run: _Run) -> Iterator[Finding]:
+def _weights(run: RunFiles) -> Iterator[Finding]:
     """An adapter that is absent, damaged, not finite or changes nothing (5, 11, 20)."""
-    if run.weights is None:
-        if run.steps:
-            yield Finding(
-                "adapter",
-                "wrong",
-                "there is none: the run ended before the first was saved",
-                f"afina train --resume {run.folder}",
-            )
-        return
-    if not run.weights:
+    if run.weights is None and run.evaluated:
         yield Finding(
-            "adapter", "wrong", f"{WEIGHTS} cannot be read: damaged or cut off", "take it from a copy, or train anew"
-        )
+            "adapter", "wrong", f"{WEIGHTS} is not there, though the run was evaluated: it was moved or deleted",
+            f"take it from a copy, or train anew: afina train --config {run.folder}/config.yaml --out DIR",
+        )  # fmt: skip
+    elif run.weights is None and run.steps:
+        found = "there is none: the run ended before the first was saved"
+        yield Finding("adapter", "wrong", found, f"afina train --resume {run.folder}")
+    if not run.weights:
         return
     if bad := not_finite(run.weights):
         yield Finding(
@@ -160,7 +102,7 @@ def _weights(run: _Run) -> Iterator[Finding]:
         yield Finding("adapter", "wrong", found, "train anew; keep adapter_model.safetensors whole when copying")
 
 
-def _template(run: _Run) -> Iterator[Finding]:
+def _template(run: RunFiles) -> Iterator[Finding]:
     """A chat template or tokenizer that is not the one of training (4)."""
     file = run.folder / "adapter" / "chat_template.jinja"
     told = run.facts.get("template_sha256")
@@ -173,7 +115,7 @@ def _template(run: _Run) -> Iterator[Finding]:
         )
 
 
-def _learning(run: _Run) -> Iterator[Finding]:
+def _learning(run: RunFiles) -> Iterator[Finding]:
     """Rates too high or too low (17), overfitting (16), jumps on resuming (15), large batches (13)."""
     losses = [loss for loss in run.losses if math.isfinite(loss)]
     third = len(losses) // 3
@@ -195,6 +137,10 @@ def _learning(run: _Run) -> Iterator[Finding]:
                 "raise --train.learning_rate threefold, or train longer; `afina tune` searches it",
             )
     seen = [each for each in run.held_out if each.step]
+    untouched = next((each.loss for each in run.held_out if not each.step), None)
+    if seen and untouched is not None and (least := min(each.loss for each in seen)) >= untouched:
+        found = f"the held-out loss was {untouched:.3f} before training and {least:.3f} at best after"
+        yield Finding("learning", "wrong", found, "more rows, more --epochs, or a rate from `afina tune`")
     if len(seen) > 1:
         low = min(seen, key=lambda each: each.loss)
         if seen[-1].loss > low.loss + _RISEN:
@@ -234,7 +180,7 @@ def _learning(run: _Run) -> Iterator[Finding]:
         )
 
 
-def _data(run: _Run) -> Iterator[Finding]:
+def _data(run: RunFiles) -> Iterator[Finding]:
     """Rows that were left out or cut (3, 18)."""
     rows = run.facts.get("rows", {})
     total = sum(rows.values()) + len(run.rejected)
@@ -253,7 +199,7 @@ def _data(run: _Run) -> Iterator[Finding]:
         )
 
 
-def _size(run: _Run) -> Iterator[Finding]:
+def _size(run: RunFiles) -> Iterator[Finding]:
     """Whole embeddings saved for a few new words (8), tied heads trained apart (7), merging after few bits (6)."""
     saved = run.peft.get("modules_to_save") or []
     if run.config.get("method") == "lora" and any("embed" in name or name == "lm_head" for name in saved):
@@ -268,11 +214,11 @@ def _size(run: _Run) -> Iterator[Finding]:
         )
 
 
-def _result(run: _Run) -> Iterator[Finding]:
+def _result(run: RunFiles) -> Iterator[Finding]:
     """What the evaluation said (1, 2, 5, 16), and answers that do not end."""
     if run.evaluation is None:
         return
-    for line in run.evaluation.get("findings", []):
+    for line in run.evaluation["findings"]:
         yield Finding("evaluation", "wrong", line)
     name = run.evaluation["main_metric"]
     verdict = run.evaluation["difference"][name]["verdict"]

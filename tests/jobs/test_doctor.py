@@ -141,6 +141,18 @@ def held_out(run: Path) -> None:
         file.write(json.dumps({"event": "heldout", "step": 999, "loss": 9.0, "perplexity": 1.0, "best": False}) + "\n")
 
 
+def unlearned(run: Path) -> None:
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    write_rows(
+        run / "metrics.jsonl",
+        [{**row, "loss": 1 + row["step"] / 99} if row["event"] == "heldout" else row for row in rows],
+    )
+
+
+def cut_off(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
 # The twenty problems by number, where a run's files show them; those that Afina makes impossible are in the other tests.
 PROBLEMS: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "1 never stops": (lambda r: evaluation(r, findings=["It does not end its answers: 90 %"]), "evaluation", "does not end"),
@@ -173,7 +185,15 @@ PROBLEMS: dict[str, tuple[Callable[[Path], object], str, str]] = {
         "adapter", "answer at random",
     ),
     "no better than its base": (worse, "evaluation", "cannot be told"),
-    "half an adapter": (lambda r: (r / "adapter/adapter_model.safetensors").write_bytes(b"half"), "adapter", "cannot be read"),
+    "nothing learned": (unlearned, "learning", "at best after"),
+    "half an adapter": (lambda r: cut_off(r / "adapter/adapter_model.safetensors"), "adapter/adapter_model.safetensors", "cannot be read"),
+    "no adapter": (lambda r: (r / "adapter/adapter_model.safetensors").unlink(), "adapter", "moved or deleted"),
+    "half of adapter_config.json": (lambda r: cut_off(r / "adapter/adapter_config.json"), "adapter/adapter_config.json", "cannot be read"),
+    "half of afina.json": (lambda r: cut_off(r / "adapter/afina.json"), "adapter/afina.json", "cannot be read"),
+    "half an evaluation": (lambda r: cut_off(r / "evaluation.json"), "evaluation.json", "cannot be read"),
+    "half of the metrics": (lambda r: cut_off(r / "metrics.jsonl"), "metrics.jsonl", "how training ended"),
+    "half a configuration": (lambda r: cut_off(r / "config.yaml"), "config.yaml", "not whole"),
+    "no configuration": (lambda r: (r / "config.yaml").unlink(), "config.yaml", "not there"),
 }  # fmt: skip
 
 
@@ -191,3 +211,16 @@ def test_problem(plant: Callable[[Path], object], what: str, said: str, trained:
     plant(run)
     matching = [each for each in examine(run) if each.what == what and said in each.found]
     assert matching, [(each.what, each.found) for each in examine(run)]
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", "7", "{}", '"x"', '{"event": "step"}', '{"event": "step", "loss": "x"}', "\xff\x00", "null"]
+)
+@pytest.mark.parametrize(
+    "name", ["config.yaml", "metrics.jsonl", "evaluation.json", "rejected.jsonl", "adapter/afina.json", "adapter/adapter_config.json"]
+)  # fmt: skip
+def test_files_of_any_content_are_examined(name: str, content: str, trained: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    (run / name).write_text(content, encoding="latin-1")
+    assert isinstance(examine(run), list)
