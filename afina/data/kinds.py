@@ -34,6 +34,11 @@ class Answers:
         repeated = len(self._distinct) <= max(2, self.count // 2)
         return sorted(self._distinct) if repeated and not self._many else []
 
+    @property
+    def shares(self) -> list[float]:
+        """Of each class among the answers, the commonest first; none where there are no classes."""
+        return [n / self.count for _, n in self._distinct.most_common()] if self.classes else []
+
     def kind(self, layout: Layout | None) -> Kind:
         """`text` for plain text; `structured` where all answers are JSON objects or lists; else the layout's kind, where it has one; else
         `classification` where few short answers recur, else `generation`."""

@@ -81,7 +81,8 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Choice:
-    """`tried` are those that were probed, the best first; `others` those that were not. `metric` is what their scores are of."""
+    """`tried` are those that were probed, the best first; `others` those that were not. `metric` is what their scores are of;
+    `classes` are the shares of the classes among the answers, where answers name one."""
 
     task: str
     metric: str
@@ -90,6 +91,20 @@ class Choice:
     tried: list[Candidate]
     others: list[Candidate]
     folder: Path
+    classes: tuple[float, ...] = ()
+
+    @property
+    def guess(self) -> float | None:
+        """Bits an answer of guessing by how often each class occurs: the entropy of `classes`."""
+        return -sum(share * math.log2(share) for share in self.classes) if self.classes else None
+
+    @property
+    def beats_guessing(self) -> bool:
+        """Whether the best's bits are fewer than those of guessing, by more than chance."""
+        if self.guess is None or self.best is None or self.best.probe is None:
+            return True
+        bits = self.best.probe.bits
+        return paired_difference(mean("bits", bits), mean("bits", [self.guess] * len(bits))).verdict == "better"
 
     @property
     def best(self) -> Candidate | None:
@@ -110,6 +125,7 @@ class Choice:
             "metric": self.metric,
             "languages": list(self.languages),
             "share": self.share,
+            "guess": self.guess,
             "best": best.name if best else None,
             "revision": best.probe.revision if best and best.probe else None,
             "lead": told(self.lead) if self.lead else None,
@@ -137,7 +153,7 @@ def choose(
     parts = read_parts(settings.data, settings.data_seed).resolved()
     kind: Kind = parts.settings.kind or "generation"
     task, spoken = _TASKS[kind], _languages(parts)
-    listener(Notice(f"the task looks like {task}{f' in {chr(32).join(spoken)}' if spoken else ''}"))
+    listener(Notice(f"the task looks like {task}" + (f" in {', '.join(spoken)}" if spoken else "")))
     place = here(cache, settings.device, settings.precision, listener=listener)
     texts = characters(parts)
     settings = with_rows_apart(settings)
@@ -174,13 +190,18 @@ def choose(
     plain = settings.model_copy(update={"base": "starter"})
     with begun(out / "choose.yaml", plain, {"bases": names, "minutes": minutes}, "choice"):
         share = _share(out / "share.json", min(_SHARES[1], max(_SHARES[0], 60 * minutes * _TRAINING / full)))
-        listener(Notice(f"{len(names)} bases are tried, each on {share:.0%} of a whole training: {', '.join(names)}"))
+        listener(
+            Notice(
+                f"{len(names)} base{'s are' if len(names) > 1 else ' is'} tried, each on {share:.0%} of a whole training: {', '.join(names)}"
+            )
+        )
         tried = [_probed(each, settings, share, out, listener) for each in wanted]
         tried.sort(key=lambda each: each.probe.bits_after if each.probe else math.inf)
         if not tried[0].probe:
             raise RunFailed(f"no base could be tried: {tried[0].failed}")
         others = [each for each in found if each.name not in names][:_LISTED]
-        choice = Choice(task, MAIN[kind], spoken, share, tried, others, out)
+        classes = tuple(parts.answers.shares) if kind == "classification" else ()
+        choice = Choice(task, MAIN[kind], spoken, share, tried, others, out, classes)
         write_json(out / "choice.json", choice.json())
     return choice
 

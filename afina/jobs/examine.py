@@ -4,9 +4,7 @@ import hashlib
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from afina.core.machine import memory_limit
 from afina.jobs.doctor import Finding

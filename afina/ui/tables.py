@@ -147,6 +147,14 @@ def show_choice(found: "Choice", data: str, given: dict[str, Any]) -> None:
         "Ranked by what the right answers of held-out rows cost after the short adaptation (bits an answer: fewer are better), which all bases share."
     )
     console.print(_lead(found))
+    if found.guess is not None:
+        console.print(
+            f"Guessing by how often each label occurs costs {found.guess:.2f} bits an answer; the commonest is right on "
+            f"{number('accuracy', found.classes[0])} of the rows."
+        )
+    if not found.beats_guessing:
+        more = "train longer (--minutes), or collect more rows, before you trust this order"
+        console.print(f"No base has learned more than that for certain yet: {more}.", style="yellow")
     for each in found.tried:
         if each.unknown:
             console.print(f"{each.name}: the catalogue does not say that it knows {', '.join(each.unknown)}")

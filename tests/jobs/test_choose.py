@@ -1,7 +1,10 @@
 """Choosing a base: candidates of the catalogue, probes on the user's rows, the ranking, and the command at the end."""
 
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,9 +16,9 @@ from afina.core.events import ignore
 from afina.data.load import load_data
 from afina.data.settings import DataSettings
 from afina.jobs import choose as module
-from afina.jobs.choose import choose
+from afina.jobs.choose import Candidate, Choice, choose
 from afina.jobs.compare import with_rows_apart
-from afina.jobs.probe import probe
+from afina.jobs.probe import Probe, probe
 from afina.jobs.settings import RunSettings
 from afina.jobs.worker import apart
 from afina.training.loss import row_losses
@@ -72,6 +75,7 @@ def test_bases_are_tried_and_ranked(data: Path, tiny_folder: Path, tmp_path: Pat
     assert sum(best.bits) / len(best.bits) == pytest.approx(best.bits_after)
     assert found.lead is not None
     assert found.lead.verdict == "better"
+    assert found.guess == pytest.approx(1.0, abs=1e-3)  # two labels, each half of the time
     assert best.adapted is not None
     assert best.zero_shot is not None
     kept = json.loads((tmp_path / "choice" / "choice.json").read_text())
@@ -99,6 +103,17 @@ def test_encoders_are_tried_beside_writers(data: Path, tiny_folder: Path, tmp_pa
     assert told.zero_shot is None  # it names classes once it has learned them
     assert told.adapted is not None
     assert told.bits_after == pytest.approx(1.0, abs=0.9)  # two classes
+
+
+@pytest.mark.parametrize(
+    ("bits", "beats"), [([0.2, 0.4] * 20, True), ([0.5, 1.5] * 20, False), ([1.2, 1.4] * 20, False)]
+)
+def test_a_base_that_guesses_is_called_so(bits: list[float], beats: bool, tmp_path: Path) -> None:
+    seen = Probe(None, None, 0.5, 1.0, None, None, sum(bits) / len(bits), bits, 100, 1.0, None)
+    tried = Candidate("a-base", 10, None, True, SimpleNamespace(), (), probe=seen)  # type: ignore[arg-type]
+    found = Choice("classification", "accuracy", (), 0.1, [tried], [], tmp_path, classes=(0.75, 0.25))
+    assert found.guess == pytest.approx(0.75 * 2 - 0.75 * math.log2(3) + 0.25 * 2)
+    assert replace(found, classes=(0.5, 0.5)).beats_guessing is beats
 
 
 def test_the_catalogue_is_searched(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
