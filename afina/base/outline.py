@@ -16,6 +16,7 @@ from afina.base.kernels import Kernels
 from afina.base.model import Task
 from afina.base.sources import Source
 from afina.core.errors import BaseModelError, brief
+from afina.core.events import Listener, Notice, ignore
 
 
 @dataclass(frozen=True)
@@ -50,31 +51,33 @@ class Outline:
 
 
 def outline(
-    name: str, *, revision: str | None = None, cache_dir: Path, task: Task | None = None, classes: Sequence[str] = ()
-) -> Outline:
+    name: str, *, revision: str | None = None, cache_dir: Path, task: Task | None = None, classes: Sequence[str] = (),
+    listener: Listener = ignore,
+) -> Outline:  # fmt: skip
     """The outline of the base called `name`, by what is on this disk, else by the catalogue, else by the hub: there its
     config.json is fetched, and the headers of its weight files. Raises `BaseModelError`."""
     entry = catalogue().get(name) or next((each for each in catalogue().values() if each.hub_id == name), None)
     here = sources.is_here(name, cache_dir, revision)
+    size: int | None = None
     if here or not (entry or sources.hub_id_of(name)):
         source = sources.locate(name, revision, cache_dir)  # says what is wrong with a name that means nothing
         config, size = config_of(source), _file_bytes(source)
     elif entry and revision is None:
-        config, size, source = _known_config(entry), _size_of(entry), None
+        config, source = _known_config(entry), None
+        size = entry.package.size_mb * 1_000_000 if entry.package else None
     else:
+        listener(Notice(f"asking the hub for the shapes of {name}"))
         folder, size = sources.headers(entry.hub_id if entry and entry.hub_id else name, revision)
         source = Source(name, "hub", folder, folder.name)
         config = config_of(source)
     task = task or (task_of(source) if source else _TASKS.get(entry.kind, "causal") if entry else "causal")
     module = skeleton(config, task, len(classes))
+    if size is None:  # of the catalogue: 16 bits a number
+        size = 2 * sum(p.numel() for p in module.parameters())
     return Outline(name, module, task, context_of(config), size, here, source.revision if source else None, entry)
 
 
 _TASKS: dict[str, Task] = {"seq2seq": "seq2seq", "encoder": "classify"}
-
-
-def _size_of(entry: Entry) -> int:
-    return entry.package.size_mb * 1_000_000 if entry.package else 2 * entry.parameters
 
 
 def _known_config(entry: Entry) -> Any:

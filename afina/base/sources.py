@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from afina.base.catalogue import Package, catalogue
-from afina.core.errors import BaseModelError, OutputError, near, writing
+from afina.core.errors import BaseModelError, OutputError, brief, near, writing
 from afina.core.files import sha256, write_atomic
 
 _NO_WEIGHTS = "base {!r} has no config.json with safetensors weights on the hub"
@@ -251,11 +251,17 @@ def _explained(name: str, revision: str | None) -> Iterator[None]:
         lacks = isinstance(error, EntryNotFoundError | NotASafetensorsRepoError)
         if lacks and not isinstance(error, LocalEntryNotFoundError):
             raise BaseModelError(_NO_WEIGHTS.format(name), "choose another base") from error
-        offline = " (HF_HUB_OFFLINE is set)" if HF_HUB_OFFLINE else f" ({type(error).__name__})"
+        offline = " (HF_HUB_OFFLINE is set)" if HF_HUB_OFFLINE else f" ({_first_cause(error)})"
         raise BaseModelError(
             f"base {name!r} is neither a folder here nor in the hub's cache, and the hub cannot be reached{offline}",
             "check the name and the network, or give a local model",
         ) from error
+
+
+def _first_cause(error: BaseException) -> str:
+    while error.__cause__ or error.__context__:
+        error = error.__cause__ or error.__context__ or error
+    return brief(error) or type(error).__name__
 
 
 def _is_as_promised(file: Path) -> bool:

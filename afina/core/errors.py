@@ -22,7 +22,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 
-def brief(error: Exception) -> str:
+def brief(error: BaseException) -> str:
     """Another library's message on one line, of 200 characters at most."""
     return " ".join(str(error).split())[:200]
 

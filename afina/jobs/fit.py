@@ -93,7 +93,14 @@ def fit(
         parts = read_parts(settings.data, settings.data_seed).resolved()
         settings = settings.model_copy(update={"data": parts.settings})
     classes = parts.answers.classes if parts else ("", "")
-    base = outline(settings.base, revision=settings.revision, cache_dir=cache, task=settings.task, classes=classes)
+    base = outline(
+        settings.base,
+        revision=settings.revision,
+        cache_dir=cache,
+        task=settings.task,
+        classes=classes,
+        listener=listener,
+    )
     if base.task == "classify":
         need_classes(classes)
     work = work_for(base, settings, parts, listener)
@@ -181,7 +188,8 @@ def work_for(
         room_for(max(answers)),
     )  # fmt: skip
     return replace(
-        work, counted=f"tokens are reckoned by the texts' lengths, for the tokenizer of {base.name} is not here"
+        work,
+        counted=f"reckoned by the texts' lengths, for the tokenizer of {base.name} is not here; in a language that it knows little they may be twice as many",
     )
 
 

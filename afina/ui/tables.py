@@ -1,5 +1,6 @@
 """Tables of what was found out before training: forecasts and recommendations."""
 
+import math
 import shlex
 import sys
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from afina.jobs.fit import At, Fit
 
 _NAMES = {"lora": "LoRA", "qlora": "QLoRA", "full": "full fine-tuning", "head": "trained head"}
-_WIDEST = 130
+_WIDEST = 160
 _NOT_OF_TRAIN = ("data.path", "base", "out", "quantize")
 _PARTS = (
     ("weights", ("weights", "copies")),
@@ -48,8 +49,10 @@ def show_fit(found: "Fit", data: str, given: dict[str, Any]) -> None:
     for each in found.others.values():
         _machine(console, each, full=False)
     console.print(
-        "GB is the larger of two sums: training (all parts but the cache), and answering afterwards (weights, the trained numbers, "
-        "cache and other)."
+        "\nGB is the larger of two sums: training (all parts but the cache), and answering afterwards (weights, the trained numbers, "
+        "cache and other).\ntrained: the numbers that are trained, with gradients, Adam's two moments, a copy in 32 bits and the best so far. "
+        "Where gradients are more than activations, they count in their place.\ntraining: all epochs, and between them the looks at held-out rows "
+        "and what is saved. answers: those of base and adapted model, after it."
     )
     for more, name in _fitting(found.first):
         console.print(f"\nTrain it:  {_command(data, given, name or base.name)}{more}")
@@ -60,9 +63,11 @@ def show_fit(found: "Fit", data: str, given: dict[str, Any]) -> None:
 def _fitting(at: "At") -> Iterator[tuple[str, str]]:
     """What fits, first of all the plainest: the flags that it takes beside those given, and another base where it takes one."""
     own = {"lora": "", "qlora": " --quantize nf4", "full": " --method full", "head": " --method head"}
-    for method, seen in at.methods.items():
-        if not isinstance(seen, str) and seen.fits:
-            yield own[method], ""
+    ready = {method: seen.seconds for method, seen in at.methods.items() if not isinstance(seen, str) and seen.fits}
+    if ready.get("qlora", math.inf) < ready.get("lora", 0):  # where plain LoRA has to compute its activations twice
+        del ready["lora"]
+    for method in ready:
+        yield own[method], ""
     for method, changes in at.changes.items():
         for text, _ in changes:
             yield f"{own[method]} {text}" if "--method" not in text else f" {text}", ""
@@ -79,10 +84,10 @@ def _command(data: str, given: dict[str, Any], base: str) -> str:
 
 def _machine(console: Console, at: "At", full: bool) -> None:
     grid = Table(box=None, pad_edge=False)
-    names = ["GB", *(name for name, _ in _PARTS if full), "passes", "of", "training", "answers", "disk", ""]
+    names = ["GB", *(name for name, _ in _PARTS if full), "epochs", "an epoch", "training", "answers", "disk", ""]
     grid.add_column("method")
     for name in names:
-        grid.add_column(name, justify="left" if not name else "right")
+        grid.add_column(name, justify="left" if not name else "right", no_wrap=True)
     notes = []
     for method, seen in at.methods.items():
         if isinstance(seen, str):
@@ -170,7 +175,8 @@ def show_choice(found: "Choice", data: str, given: dict[str, Any]) -> None:
     if found.best and found.best.probe:
         pinned = f" --revision {found.best.probe.revision}" if found.best.probe.revision else ""
         whole = {path: value for path, value in given.items() if path != "data.limit"}
-        console.print(f"\nTrain the best:  {_command(data, whole, found.best.name)}{pinned}")
+        every = "  (on all rows, without --limit)" if whole != given else ""
+        console.print(f"\nTrain the best:  {_command(data, whole, found.best.name)}{pinned}{every}")
 
 
 def _lead(found: "Choice") -> str:
@@ -182,11 +188,11 @@ def _lead(found: "Choice") -> str:
         return f"{rows} held-out rows were looked at."
     second = [each.name for each in found.tried if each.probe][1]
     words = {
-        "better": "is better than",
-        "too few rows to tell": "leads, but these are too few rows to tell it from",
-    }.get(lead.verdict, "cannot be told from the next,")
+        "better": f"is better than {second}",
+        "too few rows to tell": f"leads {second}, but so few rows do not settle it",
+    }.get(lead.verdict, f"cannot be told from the next, {second}")
     return (
-        f"On {rows} held-out rows {found.best.name} {words} {second}: {lead.value:.2f} bits an answer between them "
+        f"On {rows} held-out rows {found.best.name} {words}: {lead.value:.2f} bits an answer between them "
         f"(95 % interval {lead.low:+.2f} to {lead.high:+.2f})."
     )
 

@@ -103,6 +103,8 @@ def _list(options: argparse.Namespace) -> int:
         more = {name: {"needs_gb": needs[name] / 1e9} for name in needs}
         say(json.dumps({entry.name: _facts(entry) | more.get(entry.name, {}) for entry in found}))
         return 0
+    if found:
+        say(f"{'name':32} {'size':>6}  {'kind':8} {'context':>14}  licence; languages" + ("; memory" if needs else ""))
     for entry in found:
         use = {"yes": "", "terms": ", under conditions", "no": ", not commercially"}[entry.commercial]
         say(
@@ -112,6 +114,8 @@ def _list(options: argparse.Namespace) -> int:
         )
     if not found:
         say("no model of the catalogue is so; any model of the hub can be given as owner/model")
+    elif any(entry.commercial == "terms" for entry in found):
+        say("under conditions: commercial use is allowed within limits; `afina models show NAME` says which")
     return 0
 
 
