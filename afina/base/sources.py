@@ -261,7 +261,7 @@ def _explained(name: str, revision: str | None) -> Iterator[None]:
 def _first_cause(error: BaseException) -> str:
     while error.__cause__ or error.__context__:
         error = error.__cause__ or error.__context__ or error
-    return brief(error) or type(error).__name__
+    return f"{type(error).__name__}: {brief(error)}"
 
 
 def _is_as_promised(file: Path) -> bool:

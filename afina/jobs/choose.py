@@ -95,8 +95,8 @@ class Choice:
 
     @property
     def guess(self) -> float | None:
-        """Bits an answer of guessing by how often each class occurs: the entropy of `classes`."""
-        return -sum(share * math.log2(share) for share in self.classes) if self.classes else None
+        """Bits an answer of guessing by how often each class occurs: the entropy of `classes`; None where there are no two."""
+        return -sum(share * math.log2(share) for share in self.classes) if len(self.classes) > 1 else None
 
     @property
     def beats_guessing(self) -> bool:

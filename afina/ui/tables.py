@@ -55,7 +55,8 @@ def show_fit(found: "Fit", data: str, given: dict[str, Any]) -> None:
         "and what is saved. answers: those of base and adapted model, after it."
     )
     for more, name in _fitting(found.first):
-        console.print(f"\nTrain it:  {_command(data, given, name or base.name)}{more}")
+        kept = {path: value for path, value in given.items() if f"--{path} " not in f"{more} "}
+        console.print(f"\nTrain it:  {_command(data, kept, name or base.name)}{more}")
         return
     console.print("\nNothing of this fits here.")
 
