@@ -41,7 +41,16 @@ class GGUF:
             with path.open("rb") as file:
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             self._parse()
-        except (struct.error, ValueError, KeyError, UnicodeDecodeError, OSError, MemoryError, OverflowError) as error:
+        except (
+            struct.error,
+            ValueError,
+            KeyError,
+            UnicodeDecodeError,
+            OSError,
+            MemoryError,
+            OverflowError,
+            RecursionError,
+        ) as error:
             raise BaseModelError(f"{path} is not a whole GGUF file ({error})", "download it again") from error
 
     def _parse(self) -> None:

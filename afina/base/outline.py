@@ -15,8 +15,10 @@ from afina.base.families import NONSENSE, Architecture, Unsupported, architectur
 from afina.base.kernels import Kernels
 from afina.base.model import Task
 from afina.base.sources import Source
+from afina.base.weights import readable
 from afina.core.errors import BaseModelError, brief
 from afina.core.events import Listener, Notice, ignore
+from afina.core.files import read_json
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,10 @@ def outline(
     return Outline(name, module, task, context_of(config), size, here, source.revision if source else None, entry)
 
 
+_MOST = {
+    "num_hidden_layers": 10_000, "num_attention_heads": 10_000, "hidden_size": 1_000_000, "vocab_size": 100_000_000,
+    "max_position_embeddings": 10**9,
+}  # fmt: skip
 _TASKS: dict[str, Task] = {"seq2seq": "seq2seq", "encoder": "classify"}
 
 
@@ -87,8 +93,9 @@ def _known_config(entry: Entry) -> Any:
 
 
 def _file_bytes(source: Source) -> int:
-    files = [source.path] if source.is_gguf else source.path.glob("*.safetensors")
-    return sum(path.stat().st_size for path in files)
+    if source.is_gguf:
+        return source.path.stat().st_size
+    return sum(path.stat().st_size for path in source.path.glob("*.safetensors") if readable(path))
 
 
 def skeleton(config: Any, task: Task, classes: int = 0) -> Any:
@@ -172,9 +179,23 @@ def config_of(source: Source) -> Any:
             family = file.metadata.get("general.architecture")
             raise BaseModelError(f"{source.path}: architecture {family!r} is not supported ({error})") from error
     try:
+        _within_reason(read_json(source.path / "config.json"))
         return AutoConfig.from_pretrained(source.path, trust_remote_code=False, local_files_only=True)
     except (OSError, *NONSENSE) as error:
         raise BaseModelError(f"{source.path}/config.json: {brief(error)}", "choose another base") from error
+
+
+def _within_reason(raw: Any) -> None:
+    """Raises `ValueError` for numbers of which a library would make a model for hours, or none."""
+    if not isinstance(raw, dict):
+        raise ValueError("it holds no object")
+    for name, most in _MOST.items():
+        value = raw.get(name)
+        if isinstance(value, int) and not 0 < value <= most:
+            raise ValueError(f"{name} is {value}, expected 1 to {most:,}")
+    heads, few = raw.get("num_attention_heads"), raw.get("num_key_value_heads")
+    if isinstance(heads, int) and isinstance(few, int) and few and heads % few:
+        raise ValueError(f"{heads} attention heads cannot share {few} heads of keys and values")
 
 
 @making_a_model()

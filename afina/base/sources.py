@@ -19,6 +19,7 @@ from afina.core.errors import BaseModelError, OutputError, brief, near, writing
 from afina.core.files import sha256, write_atomic
 
 _NO_WEIGHTS = "base {!r} has no config.json with safetensors weights on the hub"
+_PATIENCE = 20.0  # seconds without a byte from the hub
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # Weights as safetensors only (no pickles), no code; tokenizer and settings beside them.
 HUB_FILES = ["*.json", "*.safetensors", "tokenizer.model", "merges.txt", "vocab.txt", "*.jinja", "README.md"]
@@ -54,7 +55,7 @@ def hub_id_of(name: str) -> str | None:
     entry = catalogue().get(name)
     if entry:
         return entry.hub_id
-    return name if HUB_ID.fullmatch(name) and not name.startswith((".", "-")) and not Path(name).exists() else None
+    return name if HUB_ID.fullmatch(name) and not name.startswith((".", "-")) and not os.path.exists(name) else None
 
 
 def is_here(name: str, cache: Path, revision: str | None = None) -> bool:
@@ -86,7 +87,7 @@ def locate(name: str, revision: str | None, cache: Path) -> Source:
     `name` is an existing folder or `.gguf` file, a name of the catalogue, or `owner/model` of the hub; `revision`
     (hub only) a branch, tag or commit. Raises `BaseModelError`.
     """
-    path = Path(name).expanduser()
+    path = Path(name).expanduser()  # looked at by os.path, to which a name too long for a file is merely none
     if not name:
         raise BaseModelError("--base is empty", "`afina models list` shows the catalogue")
     entry = catalogue().get(name)
@@ -97,18 +98,18 @@ def locate(name: str, revision: str | None, cache: Path) -> Source:
         return Source(name, "catalogue", found, entry.package.version, licence=entry.licence)
     if entry and entry.hub_id:
         return replace(_hub(entry.hub_id, revision, cache), name=name, licence=entry.licence)
-    if path.suffix == ".gguf" and (path.is_file() or not HUB_ID.fullmatch(name)):
-        if not path.is_file():
+    if path.suffix == ".gguf" and (os.path.isfile(path) or not HUB_ID.fullmatch(name)):
+        if not os.path.isfile(path):
             raise BaseModelError(f"base {name!r}: no such file")
         return Source(path.stem, "gguf", path.resolve())
-    if path.is_dir():
+    if os.path.isdir(path):
         if not (path / "config.json").is_file():
             raise BaseModelError(
                 f"base folder {name}: no config.json in it",
                 "give a folder in transformers' format, as `save_pretrained` writes it",
             )
         return Source(path.resolve().name, "folder", path.resolve())
-    if path.is_file():
+    if os.path.isfile(path):
         raise BaseModelError(f"base {name!r} is a file but not a .gguf file", "give a .gguf file or a model folder")
     if hub_id_of(name):
         return _hub(name, revision, cache)
@@ -223,7 +224,7 @@ def _snapshot(name: str, revision: str | None) -> Path:
 @contextmanager
 def _explained(name: str, revision: str | None) -> Iterator[None]:
     """What the hub's library raises, as `BaseModelError`."""
-    from huggingface_hub import logging
+    from huggingface_hub import get_session, logging
     from huggingface_hub.constants import HF_HUB_OFFLINE
     from huggingface_hub.errors import (
         EntryNotFoundError,
@@ -235,6 +236,7 @@ def _explained(name: str, revision: str | None) -> Iterator[None]:
         RevisionNotFoundError,
     )
 
+    get_session().timeout = _PATIENCE  # the hub's library itself waits for ever
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # its news of each attempt; the last one is explained here
     try:
         yield
@@ -253,7 +255,7 @@ def _explained(name: str, revision: str | None) -> Iterator[None]:
             raise BaseModelError(_NO_WEIGHTS.format(name), "choose another base") from error
         offline = " (HF_HUB_OFFLINE is set)" if HF_HUB_OFFLINE else f" ({_first_cause(error)})"
         raise BaseModelError(
-            f"base {name!r} is neither a folder here nor in the hub's cache, and the hub cannot be reached{offline}",
+            f"base {name!r} is neither a folder here nor in the hub's cache, and the hub cannot be reached, or answers as none does{offline}",
             "check the name and the network, or give a local model",
         ) from error
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from afina.base.blocks import Blocks, Packing, as_read
 from afina.base.families import Architecture
-from afina.core.errors import BaseModelError, InputError
+from afina.core.errors import BaseModelError, InputError, brief
 from afina.core.files import read_json
 
 # Constants that some checkpoints store although every program computes them: masks and rotary frequencies.
@@ -42,6 +42,15 @@ def read(folder: Path, arch: Architecture, dtype: torch.dtype, packed: Packing =
             f"{path}: the weights cannot be loaded ({str(error).splitlines()[0][:200]})", "download it again"
         ) from error
     return found
+
+
+def readable(path: Path) -> bool:
+    """True; raises `BaseModelError` where the header of a safetensors file is not whole."""
+    try:
+        _names(path)
+    except (OSError, SafetensorError) as error:
+        raise BaseModelError(f"{path}: its header cannot be read ({brief(error)})", "download it again") from error
+    return True
 
 
 def _names(path: Path) -> list[str]:

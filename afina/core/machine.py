@@ -65,7 +65,9 @@ def look(places: dict[str, Path]) -> Machine:
         memory_free=memory_free(),
         swap_used=int(swap.used),
         disk_free={name: shutil.disk_usage(_existing(path)).free for name, path in places.items()},
-        writable={name: os.access(_existing(path), os.W_OK) for name, path in places.items()},
+        writable={
+            name: _existing(path).is_dir() and os.access(_existing(path), os.W_OK) for name, path in places.items()
+        },
         compiler=Path(program).name if (program := compiler()) else None,
         cuda_build=torch.version.cuda,
         gpus=tuple(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())),

@@ -154,6 +154,8 @@ def choose(
     kind: Kind = parts.settings.kind or "generation"
     task, spoken = _TASKS[kind], _languages(parts)
     listener(Notice(f"the task looks like {task}" + (f" in {', '.join(spoken)}" if spoken else "")))
+    if kind == "classification" and len(parts.answers.shares) == 1:
+        listener(Notice("every answer is the same: there is nothing to learn, and nothing to choose by", warning=True))
     place = here(cache, settings.device, settings.precision, listener=listener)
     texts = characters(parts)
     settings = with_rows_apart(settings)

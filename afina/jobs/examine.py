@@ -29,7 +29,7 @@ def _ended(run: RunFiles) -> Iterator[Finding]:
     """Runs that were cut off, in training or after it (out of memory: problems 9 and 10)."""
     resume = f"afina train --resume {run.folder}"
     if run.evaluated:
-        if run.done is None:
+        if run.done is None and not any(each.what == "metrics.jsonl" for each in run.damaged):
             found = "it does not say how training ended, though the run was evaluated: cut off, or not there"
             yield Finding("metrics.jsonl", "wrong", found, "take it from a copy; the adapter does without it")
         return
@@ -79,7 +79,7 @@ def _weights(run: RunFiles) -> Iterator[Finding]:
     if run.weights is None and run.evaluated:
         yield Finding(
             "adapter", "wrong", f"{WEIGHTS} is not there, though the run was evaluated: it was moved or deleted",
-            f"take it from a copy, or train anew: afina train --config {run.folder}/config.yaml --out DIR",
+            "take it from a copy, or train anew" + (f": afina train --config {run.folder}/config.yaml --out DIR" if run.config else ""),
         )  # fmt: skip
     elif run.weights is None and run.steps:
         found = "there is none: the run ended before the first was saved"

@@ -103,6 +103,8 @@ def fit(
     )
     if base.task == "classify":
         need_classes(classes)
+    if base.here and not base.file_bytes:
+        listener(Notice(f"{base.name} has no weights: this is said of its configuration alone", warning=True))
     work = work_for(base, settings, parts, listener)
     if machine and machine.partition(":")[0] not in ("cpu", "cuda", "mps"):
         places = [named(machine)]

@@ -66,6 +66,7 @@ def read_run(folder: Path) -> RunFiles:
     if not (folder / "config.yaml").exists():
         found = "it is not there; without it the run can neither go on nor be repeated"
         damaged.append(Finding("config.yaml", "wrong", found, _ANEW))
+    whole("forecast.json", _forecast, None, "the run does without it")
     events = whole("metrics.jsonl", _events, [], "take it from a copy; the adapter does without it")
     return RunFiles(
         folder,
@@ -112,6 +113,11 @@ def _evaluation(path: Path) -> dict[str, Any]:
     str(found["difference"][found["main_metric"]]["verdict"])
     list(found.setdefault("findings", []))
     return found
+
+
+def _forecast(path: Path) -> None:
+    found = read_json(path)
+    float(found["forecast"]["memory_gb"]["total"])
 
 
 def _rejected(path: Path) -> list[dict[str, Any]]:

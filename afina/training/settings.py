@@ -20,7 +20,7 @@ MOST_BATCH = 32  # larger ones hurt LoRA
 
 
 class TrainingSettings(Settings):
-    epochs: float | None = setting(None, "--epochs", gt=0)
+    epochs: float | None = setting(None, "--epochs", gt=0, le=100_000)
     """Passes over the training rows; by default enough for about 1,600 rows, 1 to 5 (classifiers: 40,000 rows, 3 to 10)."""
     rows: int | None = setting(None, ge=1)
     """Training rows to see in all, instead of a number of passes."""

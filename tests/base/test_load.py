@@ -135,7 +135,8 @@ def test_bases_that_cannot_be(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("key", "value"), [
     ("hidden_size", -3), ("num_attention_heads", 0), ("head_dim", -3), ("hidden_act", "none"), ("intermediate_size", -3),
-    ("dtype", []), ("architectures", -3), ("rope_parameters", 1),
+    ("dtype", []), ("architectures", -3), ("rope_parameters", 1), ("hidden_size", 0), ("num_hidden_layers", 10**9),
+    ("num_key_value_heads", 3), ("max_position_embeddings", -1),
 ])  # fmt: skip
 def test_a_configuration_that_makes_no_model_is_said(key: str, value: object, tmp_path: Path) -> None:
     file = save_tiny(tmp_path / "odd") / "config.json"

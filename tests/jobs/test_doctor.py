@@ -193,6 +193,7 @@ PROBLEMS: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "half an evaluation": (lambda r: cut_off(r / "evaluation.json"), "evaluation.json", "cannot be read"),
     "half of the metrics": (lambda r: cut_off(r / "metrics.jsonl"), "metrics.jsonl", "how training ended"),
     "half a configuration": (lambda r: cut_off(r / "config.yaml"), "config.yaml", "not whole"),
+    "half a forecast": (lambda r: cut_off(r / "forecast.json"), "forecast.json", "cannot be read"),
     "no configuration": (lambda r: (r / "config.yaml").unlink(), "config.yaml", "not there"),
 }  # fmt: skip
 
@@ -214,10 +215,22 @@ def test_problem(plant: Callable[[Path], object], what: str, said: str, trained:
 
 
 @pytest.mark.parametrize(
-    "content", ["", "[]", "7", "{}", '"x"', '{"event": "step"}', '{"event": "step", "loss": "x"}', "\xff\x00", "null"]
+    "content",
+    [
+        "",
+        "[]",
+        "7",
+        "{}",
+        '"x"',
+        '{"event": "step"}',
+        '{"event": "step", "loss": "x"}',
+        "\xff\x00",
+        "null",
+        "[" * 200_000,
+    ],
 )
 @pytest.mark.parametrize(
-    "name", ["config.yaml", "metrics.jsonl", "evaluation.json", "rejected.jsonl", "adapter/afina.json", "adapter/adapter_config.json"]
+    "name", ["config.yaml", "metrics.jsonl", "evaluation.json", "forecast.json", "rejected.jsonl", "adapter/afina.json", "adapter/adapter_config.json"]
 )  # fmt: skip
 def test_files_of_any_content_are_examined(name: str, content: str, trained: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"

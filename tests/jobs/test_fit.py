@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import tiny_config
+from conftest import save_tiny, tiny_config
 
 from afina.base import forecast as sizes
 from afina.base.blocks import quantise_linears
@@ -267,3 +267,18 @@ def test_one_row_is_the_least(tiny_folder: Path, tmp_path: Path) -> None:
 def test_outline_of_nothing(tmp_path: Path) -> None:
     with pytest.raises(BaseModelError, match="no catalogue name"):
         outline("no-such", cache_dir=tmp_path)
+    with pytest.raises(BaseModelError, match="no catalogue name"):
+        outline("x" * 5_000, cache_dir=tmp_path)
+
+
+def test_a_base_with_damaged_weights_is_not_recommended(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = save_tiny(tmp_path / "base") / "model.safetensors"
+    asked = ["fit", str(file.parent), str(data), "--prompt", "{q}", "--completion", "{a}", "--device", "24gb"]
+    file.write_bytes(file.read_bytes()[:100])
+    assert main([*asked, "--cache-dir", str(tmp_path)]) == 2
+    assert "model.safetensors: its header cannot be read" in capsys.readouterr().err
+    file.unlink()
+    assert main([*asked, "--cache-dir", str(tmp_path)]) == 0
+    assert "has no weights" in capsys.readouterr().err

@@ -19,7 +19,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--bases",
         metavar="LIST",
-        help="try these, with commas between: names, hub ids, folders; by default the catalogue's",
+        help="try these, with commas between: names, hub ids (fetched where they are not here), folders; by default the catalogue's",
     )
     parser.add_argument("--license", metavar="WHICH", help="`commercial`: only bases that may be used so")
     parser.add_argument(

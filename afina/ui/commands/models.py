@@ -129,6 +129,10 @@ def _cache(options: argparse.Namespace) -> int:
         say(json.dumps({"freed": freed}) if options.json else f"{options.name}: {freed / 1e6:.0f} MB freed")
         return 0
     found = [each for each in kept(cache) if options.name in (None, each.name)]
+    if options.name and not found:
+        raise SettingsError(
+            f"nothing called {options.name!r} is in the caches", "`afina models cache` lists what there is"
+        )
     if options.json:
         say(json.dumps([{"name": e.name, "kind": e.what, "bytes": e.size, "path": str(e.path)} for e in found]))
         return 0
