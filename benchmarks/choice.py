@@ -124,7 +124,7 @@ def cut(layers: int, folder: Path) -> Path:
     """The starter's first `layers` layers."""
     import torch
 
-    from afina.base.load import as_transformers, load_base
+    from afina.models.load import as_transformers, load_base
 
     path = folder / f"starter-{layers}"
     if not path.exists():

@@ -38,10 +38,10 @@ def prepare(options: argparse.Namespace, needed: int, peers: set[str]) -> dict[s
     """Writes the token ids that all use, and the model for the peers; measures the processor's limit."""
     import torch
 
-    from afina.base import gguf, gguf_models
-    from afina.base.load import load_base
     from afina.data.load import load_data
     from afina.data.settings import DataSettings
+    from afina.models.formats import gguf, gguf_models
+    from afina.models.load import load_base
 
     base = load_base("starter", precision=options.precision)
     settings = DataSettings(path=options.rows, prompt=options.prompt, completion=options.completion)

@@ -53,7 +53,7 @@ def tasks(rows: Path) -> dict[str, list[str]]:
 
 
 def show(name: str, found: dict) -> None:
-    from afina.measure.comparison import table
+    from afina.search.comparison import table
 
     heads, lines = table(found)
     widths = [max(map(len, column)) for column in zip(heads, *lines, strict=True)]

@@ -96,9 +96,9 @@ class Watch(threading.Thread):
 
 
 def afina(options: argparse.Namespace, count: int) -> dict[str, object]:
-    from afina.base.load import load_base
     from afina.data.load import load_data
     from afina.data.settings import DataSettings
+    from afina.models.load import load_base
 
     base = load_base("starter")
     path = write(options.shared / f"{count}.jsonl", count, messages=False)
@@ -126,10 +126,10 @@ def afina(options: argparse.Namespace, count: int) -> dict[str, object]:
 
 def check(options: argparse.Namespace, count: int) -> dict[str, float]:
     """`afina data check`, with its indexes of copies; their bytes a row."""
-    from afina.base.load import load_tokenizer
-    from afina.data.check import check as check_rows
-    from afina.data.duplicates import Seen, Sketches
+    from afina.data.quality.checks import check as check_rows
+    from afina.data.quality.duplicates import Seen, Sketches
     from afina.data.settings import DataSettings
+    from afina.models.load import load_tokenizer
 
     tokenizer, _ = load_tokenizer("starter")
     path = write(options.shared / f"{count}.jsonl", count, messages=False)
@@ -149,7 +149,7 @@ def trl(options: argparse.Namespace, count: int) -> dict[str, float]:
     from transformers import LlamaConfig, LlamaForCausalLM
     from trl import SFTConfig, SFTTrainer
 
-    from afina.base.load import load_tokenizer
+    from afina.models.load import load_tokenizer
 
     tokenizer = load_tokenizer("starter")[0].inner
     path = write(options.shared / "messages.jsonl", count, messages=True)

@@ -94,7 +94,7 @@ def main() -> None:
 def warm() -> None:
     """Measures the machine now: a shared one is not as fast from one minute to the next."""
     from afina.core.device import default_cache, pick_device, pick_dtype
-    from afina.jobs.speed import measured
+    from afina.forecast.speed import measured
 
     path = default_cache() / "speed.json"
     path.unlink(missing_ok=True)
@@ -169,7 +169,7 @@ def random_model(size: str, folder: Path) -> Path:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from afina.base.load import load_tokenizer
+    from afina.models.load import load_tokenizer
 
     path = folder / size
     if not path.exists():

@@ -53,10 +53,10 @@ TITLES = {
 
 
 def run(options: argparse.Namespace) -> dict[str, float]:
-    from afina.base.load import load_base
     from afina.core.device import keep_freed_memory, memory_gb
     from afina.data.template import Row
     from afina.lora import LoraConfig, disabled, inject, merge
+    from afina.models.load import load_base
     from afina.training import TrainingSettings
     from afina.training.checkpoint import State, write
     from afina.training.loop import gradients

@@ -59,9 +59,9 @@ def prompts(options: argparse.Namespace, count: int) -> list[list[int]]:
 
 
 def run_afina(options: argparse.Namespace) -> dict[str, float]:
-    from afina.base import generate, load_base
     from afina.core.device import keep_freed_memory
     from afina.lora import LoraConfig, inject
+    from afina.models import generate, load_base
 
     keep_freed_memory()
     base = load_base("starter", precision=options.precision)
@@ -123,8 +123,8 @@ def check(options: argparse.Namespace) -> dict[str, int]:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from afina.base import load_base
-    from afina.base.generation import generate
+    from afina.models import load_base
+    from afina.models.generation import generate
 
     base = load_base("starter", precision="fp32")
     model = AutoModelForCausalLM.from_pretrained(options.shared / "model", dtype=torch.float32).eval()

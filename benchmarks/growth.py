@@ -42,10 +42,10 @@ def train_rows(options: argparse.Namespace, length: int) -> dict[str, float]:
     """A training step over at least 4,096 random tokens in rows of one length, a third of them learned."""
     import torch
 
-    from afina.base.load import load_base
     from afina.core.device import keep_freed_memory
     from afina.data.template import Row
     from afina.lora import LoraConfig, inject
+    from afina.models.load import load_base
     from afina.training import TrainingSettings
     from afina.training.loop import gradients
 
@@ -68,10 +68,10 @@ def train_rows(options: argparse.Namespace, length: int) -> dict[str, float]:
 
 def read_data(options: argparse.Namespace, count: int) -> dict[str, float]:
     """What reading, checking and tokenising `count` short rows takes."""
-    from afina.base.load import load_base
     from afina.core.device import memory_gb
     from afina.data.load import load_data
     from afina.data.settings import DataSettings
+    from afina.models.load import load_base
 
     base = load_base("starter", precision=options.precision)
     path = options.shared / f"{count}.jsonl"

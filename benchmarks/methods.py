@@ -22,12 +22,12 @@ from peft import PeftModel
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from afina.base import load_base
-from afina.base.blocks import quantise_linears
 from afina.core.errors import AfinaError
+from afina.engine.blocks import quantise_linears
 from afina.lora import LoraConfig, inject, save_adapter, trainable_parameters
 from afina.lora.config import FROM_BASE
 from afina.lora.merging import thaw
+from afina.models import load_base
 
 PAGE = Path(__file__).parents[1] / "docs" / "methods.md"
 BEGIN, END = "<!-- table: benchmarks/methods.py -->", "<!-- end of table -->"

@@ -65,10 +65,10 @@ def plot(curves: dict[str, list[float]], path: Path) -> None:
 
 
 def losses(options: argparse.Namespace) -> list[float]:
-    from afina.base.load import load_base
     from afina.core.device import keep_freed_memory
     from afina.data.template import Row
     from afina.lora import LoraConfig, inject
+    from afina.models.load import load_base
     from afina.training import TrainingSettings
     from afina.training.loop import gradients
     from afina.training.optimizer import Optimizer

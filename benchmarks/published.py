@@ -5,14 +5,14 @@ python benchmarks/published.py
 
 from pathlib import Path
 
-from afina.base.outline import Outline, outline
 from afina.data.settings import DataSettings
+from afina.forecast.estimate import Forecast, forecast
+from afina.forecast.machines import named
+from afina.forecast.workload import Work
 from afina.jobs.fit import NO_DATA, chosen
-from afina.jobs.forecast import Forecast, forecast
-from afina.jobs.machines import named
-from afina.jobs.settings import RunSettings
-from afina.jobs.work import Work
 from afina.lora.config import LoraConfig
+from afina.models.skeleton import Outline, outline
+from afina.settings import RunSettings
 from afina.training.settings import TrainingSettings
 
 SOME = "q_proj,v_proj"

@@ -65,14 +65,14 @@ def main() -> None:
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     import torch
 
-    from afina.base import blocks
-    from afina.base.generation import generate
-    from afina.base.load import load_base
     from afina.core.device import keep_freed_memory
     from afina.data.batch import pack
     from afina.data.template import Row
+    from afina.engine import blocks
     from afina.lora import LoraConfig, inject
     from afina.lora.merging import thaw
+    from afina.models.generation import generate
+    from afina.models.load import load_base
     from afina.training import TrainingSettings
     from afina.training.loop import gradients
     from afina.training.optimizer import Optimizer

@@ -65,10 +65,10 @@ def run_trl(options: argparse.Namespace) -> dict[str, float]:
 
 
 def run_afina(options: argparse.Namespace) -> dict[str, Any]:
-    from afina.base.load import load_base
     from afina.core.device import keep_freed_memory
     from afina.data.template import Row
     from afina.lora import LoraConfig, inject
+    from afina.models.load import load_base
     from afina.training import TrainingSettings, mean_loss, plan
     from afina.training.loop import gradients
     from afina.training.optimizer import Optimizer

@@ -80,10 +80,10 @@ def timed(step: Any, groups: list[Rows]) -> dict[str, float]:
 
 
 def run_afina(options: argparse.Namespace) -> dict[str, float]:
-    from afina.base.load import load_base
     from afina.core.device import keep_freed_memory
     from afina.data.template import Row
     from afina.lora import LoraConfig, inject
+    from afina.models.load import load_base
     from afina.training.loop import gradients
     from afina.training.optimizer import Optimizer
     from afina.training.settings import TrainingSettings

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from afina.base.load import Base, load_base
+from afina.models.load import Base, load_base
 
 torch.set_num_threads(1)  # for models this small, threads only wait for each other
 
@@ -127,9 +127,9 @@ def tiny(tiny_folder: Path) -> Base:
 @pytest.fixture(scope="session")
 def starter() -> Base:
     """The real starter model, where it was downloaded before (`afina models pull starter`)."""
-    from afina.base.catalogue import catalogue
-    from afina.base.sources import place
     from afina.core.device import default_cache
+    from afina.models.sources.catalogue import catalogue
+    from afina.models.sources.locate import place
 
     package = catalogue()["starter"].package
     if package is None or not place(package, default_cache()).exists():

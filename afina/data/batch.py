@@ -5,9 +5,9 @@ from collections.abc import Sequence
 
 import torch
 
-from afina.base.model import IGNORED, Packed
-from afina.base.ops import Segments
 from afina.data.template import Row
+from afina.engine.ops import Segments
+from afina.models.model import IGNORED, Packed
 
 
 def pack(rows: Sequence[Row], device: torch.device) -> Packed:

@@ -13,24 +13,24 @@ from pathlib import Path
 
 import numpy as np
 
-from afina.base.load import Base
-from afina.base.tokenizer import Tokenizer
 from afina.core.device import default_cache
 from afina.core.errors import DataError
 from afina.core.events import Listener, Progress, ignore
 from afina.core.files import read_json, write_json
-from afina.data.duplicates import Seen
 from afina.data.files import fingerprint
 from afina.data.kinds import Answers
 from afina.data.layouts import Kind
 from afina.data.mapping import Example, Unusable
 from afina.data.mapping import examples as map_examples
+from afina.data.quality.duplicates import Seen
 from afina.data.read import is_hub_id
 from afina.data.rows import Notes, Rejected, Rejections
 from afina.data.settings import DataSettings
-from afina.data.split import Mask, sample, split
+from afina.data.splits import Mask, sample, split
 from afina.data.store import Rows, RowsWriter, Shelf
 from afina.data.template import Row, divide, render, render_batches, shorten
+from afina.models.load import Base
+from afina.models.tokenizer import Tokenizer
 from afina.version import __version__
 
 DEFAULT_MAX_LENGTH = 1024

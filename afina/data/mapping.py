@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from afina.base.tokenizer import Message
 from afina.core.errors import DataError, SettingsError, near
 from afina.data.layouts import Layout, recognise
 from afina.data.read import read
 from afina.data.rows import Notes, Record, Rejected
 from afina.data.settings import DataSettings
+from afina.models.tokenizer import Message
 
 ROLES = {"system", "user", "assistant", "tool"}
 # ShareGPT's names of the speakers, and others that people write.

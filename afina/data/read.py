@@ -9,9 +9,9 @@ from typing import IO, Any
 
 from afina.core.errors import DataError
 from afina.data.files import STANDARD_INPUT, Encoding, Piece, detect, pieces, unreadable
+from afina.data.formats.tables import read_csv, read_excel
 from afina.data.rows import Notes, Record, Rejected
 from afina.data.settings import DataSettings
-from afina.data.tables import read_csv, read_excel
 
 Row = Record | Rejected
 _CHUNK = 1 << 20  # characters

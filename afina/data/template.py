@@ -7,9 +7,9 @@ from typing import Any, TypeAlias, TypeVar
 
 from jinja2.exceptions import TemplateError
 
-from afina.base.model import IGNORED
-from afina.base.tokenizer import Message, Tokenizer
 from afina.data.mapping import Example, Unusable, check_unicode
+from afina.models.model import IGNORED
+from afina.models.tokenizer import Message, Tokenizer
 
 _MARGIN = 4  # tokens: a piece may be tokenised into a few more than it had in the whole
 _WIDEST_TOKEN = 16  # characters; of longer ones a piece just gets fewer

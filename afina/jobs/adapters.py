@@ -8,16 +8,16 @@ from typing import Any
 
 import torch
 
-from afina.base.load import as_transformers, quiet
-from afina.base.model import IGNORED, CausalModel, DecoderModel, Packed
-from afina.base.ops import Segments
 from afina.core.errors import AdapterError
 from afina.core.files import read_json, read_jsonl, storing, write_atomic, write_json
 from afina.data.template import prompt_ids
-from afina.jobs.runs import adapter_folder, check_new, facts_of, is_merged, open_run, read_facts, save_tokenizer
-from afina.lora.adapter import CONFIG, WEIGHTS, read_config, read_weights
+from afina.engine.ops import Segments
 from afina.lora.arithmetic import Factors, Kind, check_one_base, combine, read_factors, rerank
 from afina.lora.merging import merge
+from afina.lora.peft_files import CONFIG, WEIGHTS, read_config, read_weights
+from afina.models.load import as_transformers, quiet
+from afina.models.model import IGNORED, CausalModel, DecoderModel, Packed
+from afina.runs.folder import adapter_folder, check_new, facts_of, is_merged, open_run, read_facts, save_tokenizer
 
 _PROBES = 8  # prompts on which a merged model is compared with the adapted one
 

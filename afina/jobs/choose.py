@@ -9,27 +9,27 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from afina.base.catalogue import Entry, catalogue, select
-from afina.base.outline import Outline, outline
-from afina.base.sources import is_here
 from afina.core.device import default_cache
 from afina.core.errors import InputError, RunFailed, SettingsError
 from afina.core.events import Listener, Notice, ignore
 from afina.core.files import read_json, write_json
 from afina.data.layouts import Kind
 from afina.data.load import Parts, characters, read_parts, trained_on
-from afina.data.signals import language
+from afina.data.quality.signals import language
+from afina.forecast.estimate import Forecast, forecast
+from afina.forecast.machines import here
 from afina.jobs.compare import begun, with_rows_apart
 from afina.jobs.fit import work_for
-from afina.jobs.forecast import Forecast, forecast
-from afina.jobs.machines import here
-from afina.jobs.probe import Probe
-from afina.jobs.settings import RunSettings
-from afina.jobs.worker import apart
 from afina.measure.evaluation import told
 from afina.measure.intervals import Difference, paired_difference
-from afina.measure.metrics import MAIN
-from afina.measure.scores import mean
+from afina.measure.metrics.scores import mean
+from afina.measure.metrics.table import MAIN
+from afina.models.skeleton import Outline, outline
+from afina.models.sources.catalogue import Entry, catalogue, select
+from afina.models.sources.locate import is_here
+from afina.runs.worker import apart
+from afina.search.base_trial import Probe
+from afina.settings import RunSettings
 
 # The catalogue's word for each kind of data.
 _TASKS: dict[Kind, str] = {

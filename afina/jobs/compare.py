@@ -11,11 +11,11 @@ from afina.core.config import read_yaml
 from afina.core.errors import InputError, Interrupted, OutputError, RunFailed, SettingsError, near
 from afina.core.events import Done, Listener, Notice, end_of, ignore, read_events
 from afina.core.files import check_writable, read_json, write_json, write_yaml
-from afina.jobs.runs import LOCK, RunFolder, is_complete
-from afina.jobs.settings import RunSettings
-from afina.jobs.trackers import check_trackers
-from afina.jobs.worker import apart
-from afina.measure.comparison import Comparison, Measured, write_page
+from afina.runs.folder import LOCK, RunFolder, is_complete
+from afina.runs.trackers import check_trackers
+from afina.runs.worker import apart
+from afina.search.comparison import Comparison, Measured, write_page
+from afina.settings import RunSettings
 from afina.training.settings import Method
 
 METHODS = ("base", "few-shot", "head", "last-k", "lora", "full")

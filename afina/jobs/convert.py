@@ -17,15 +17,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
-from afina.base.decoder import Decoder
-from afina.base.families import Architecture
-from afina.base.load import load_base
 from afina.core.errors import AdapterError, InputError
 from afina.core.files import read_json, write_json
-from afina.jobs.runs import check_new, facts_of, save_tokenizer
-from afina.lora.adapter import PREFIX, adapter_state, save_adapter
+from afina.engine.decoder import Decoder
+from afina.engine.families import Architecture
 from afina.lora.config import LoraConfig
 from afina.lora.injection import inject
+from afina.lora.peft_files import PREFIX, adapter_state, save_adapter
+from afina.models.load import load_base
+from afina.runs.folder import check_new, facts_of, save_tokenizer
 
 MLX, LITGPT = "adapters.safetensors", "lit_model.lora.pth"
 

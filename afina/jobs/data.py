@@ -5,25 +5,25 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from afina.base.load import load_tokenizer
-from afina.base.sources import is_here
-from afina.base.tokenizer import Tokenizer
 from afina.core.config import fields
 from afina.core.device import default_cache
 from afina.core.errors import DataError
 from afina.core.files import check_writable, write_atomic, write_json, write_jsonl
-from afina.data.check import Check, Finding, check
 from afina.data.load import DEFAULT_MAX_LENGTH, read_examples
 from afina.data.mapping import Example, Unusable
 from afina.data.mapping import examples as map_examples
-from afina.data.prepare import Prepared, PrepareSettings, prepare, rows_of, shares
+from afina.data.quality.checks import Check, DataFinding, check
+from afina.data.quality.preparation import Prepared, PrepareSettings, prepare, rows_of, shares
 from afina.data.read import read
 from afina.data.rows import Notes, Record, Rejected
 from afina.data.settings import DataSettings
-from afina.data.split import sample
+from afina.data.splits import sample
 from afina.data.template import render
-from afina.jobs.runs import check_new
 from afina.measure.pages import Rendered, check_page, rendered, row_page
+from afina.models.load import load_tokenizer
+from afina.models.sources.locate import is_here
+from afina.models.tokenizer import Tokenizer
+from afina.runs.folder import check_new
 
 _SHOWN = 3
 
@@ -31,7 +31,7 @@ _SHOWN = 3
 def check_data(
     settings: DataSettings, *, base: str = "starter", page: Path | None = None, cache_dir: Path | None = None
 ) -> Check:
-    """What a careful person would find in the data (see `afina.data.check`); with `page`, also as a page with plots.
+    """What a careful person would find in the data (see `afina.data.quality.checks`); with `page`, also as a page with plots.
 
     Lengths are those of `base`'s tokenizer; where a base of the catalogue is not on this disk, nothing is said of them. Raises
     `DataError` where a file cannot be decoded.
@@ -44,7 +44,7 @@ def check_data(
         text = f"lengths, masks and control tokens were not looked at, for {base} is not on this disk: `afina models pull {base}`"
         found = replace(
             found,
-            findings=[*found.findings, Finding("no tokenizer", "warning", text)],
+            findings=[*found.findings, DataFinding("no tokenizer", "warning", text)],
             verdict=f"{found.verdict} ({text})",
         )
     if page:

@@ -4,29 +4,19 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from afina.base import kernels
-from afina.base.catalogue import catalogue
-from afina.base.sources import damaged
 from afina.core.device import default_cache, pick_device, pick_dtype
+from afina.core.finding import Finding, State
 from afina.core.machine import Machine, look
+from afina.engine import kernels
+from afina.models.sources.catalogue import catalogue
+from afina.models.sources.locate import damaged
 
 GB = 1e9
 _FEW_MEMORY, _FEW_DISK = 2 * GB, 2 * GB  # the starter trains in 1.5 GB; its files and a run take one
 _SWAPPED = 1 * GB
 _BUSY = 0.5  # processes of others a core
-State = Literal["ok", "slow", "wrong"]
-
-
-@dataclass(frozen=True)
-class Finding:
-    """Something that was looked at: its state, what was found, and what to do where it is not well."""
-
-    what: str
-    state: State
-    found: str
-    remedy: str = ""
 
 
 @dataclass(frozen=True)

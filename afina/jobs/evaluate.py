@@ -9,13 +9,13 @@ from afina.core.errors import AdapterError, DataError, SettingsError
 from afina.core.events import Listener, Notice, ignore
 from afina.data.kinds import Answers
 from afina.data.load import DEFAULT_MAX_LENGTH, Fitter, read_examples
-from afina.jobs.runs import is_merged, open_run, record
 from afina.measure.card import write_card
 from afina.measure.evaluation import Evaluation, Extra, Pairs, evaluate_adapted
 from afina.measure.judge import Judge
-from afina.measure.outcome import Outcome, Questions
-from afina.measure.own_metric import OwnMetric, own_metric
+from afina.measure.outcomes import Outcome, Questions
+from afina.measure.own_metrics import OwnMetric, own_metric
 from afina.measure.report import LABELS, write_report
+from afina.runs.folder import is_merged, open_run, record
 
 
 def evaluate(  # noqa: PLR0913 - each by its name

@@ -6,20 +6,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from afina.base.catalogue import Entry
-from afina.base.load import load_tokenizer
-from afina.base.outline import Outline, need_classes, outline
 from afina.core.device import default_cache
 from afina.core.errors import InputError
 from afina.core.events import Listener, Notice, ignore
 from afina.data.load import Parts, characters, read_parts, render_parts
 from afina.data.settings import DataSettings
-from afina.jobs.forecast import Forecast, forecast
-from afina.jobs.machines import MACHINES, Place, here, libraries, named
-from afina.jobs.memory import GB
-from afina.jobs.remedies import remedies, smaller
-from afina.jobs.settings import RunSettings
-from afina.jobs.work import CHARACTERS, Work, room_for, work_of
+from afina.forecast.estimate import Forecast, forecast
+from afina.forecast.machines import MACHINES, Place, here, libraries, named
+from afina.forecast.memory import GB
+from afina.forecast.remedies import remedies, smaller
+from afina.forecast.workload import CHARACTERS, Work, room_for, work_of
+from afina.models.load import load_tokenizer
+from afina.models.skeleton import Outline, need_classes, outline
+from afina.models.sources.catalogue import Entry
+from afina.settings import RunSettings
 
 Texts = list[tuple[int, int]]  # characters of a row: of what is read, and of the answer
 Method = Literal["lora", "qlora", "full", "head"]

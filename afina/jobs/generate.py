@@ -4,15 +4,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from afina.base.generation import generate as generate_tokens
 from afina.core.device import keep_freed_memory
 from afina.core.errors import AdapterError, DataError
 from afina.core.events import Listener, Notice, Progress, ignore
 from afina.data.load import read_examples
 from afina.data.mapping import Unusable
 from afina.data.template import prompt_ids, text_ids
-from afina.jobs.runs import is_merged, open_run
 from afina.lora.injection import disabled
+from afina.models.generation import generate as generate_tokens
+from afina.runs.folder import is_merged, open_run
 
 
 def generate(  # noqa: PLR0913 - each by its name

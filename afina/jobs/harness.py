@@ -6,15 +6,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from afina.base.decoder import Decoder
-from afina.base.load import as_transformers, quiet
 from afina.core.errors import AdapterError, InputError, SettingsError, near
 from afina.core.events import Listener, Notice, ignore
 from afina.core.layers import replace
-from afina.jobs.runs import Adapted, is_merged, open_run
+from afina.engine.decoder import Decoder
 from afina.lora.extras import swaps
 from afina.lora.injection import wrappers
 from afina.lora.merging import merge, thaw
+from afina.models.load import as_transformers, quiet
+from afina.runs.folder import Adapted, is_merged, open_run
 
 BATCH = 8  # rows that lm_eval pads to one length and reads at once
 

@@ -14,12 +14,12 @@ from afina.core.errors import InputError, RunFailed, SettingsError
 from afina.core.events import Listener, Notice, ignore
 from afina.core.files import read_json, write_json, write_yaml
 from afina.jobs.compare import begun, ending, part, with_rows_apart
-from afina.jobs.search import configured, defaults, open_study, read_repeats, trial_rows
-from afina.jobs.settings import RunSettings
-from afina.jobs.trackers import check_trackers
-from afina.jobs.worker import apart, finish, start
-from afina.measure.comparison import Measured
-from afina.measure.tuning import Tuning, write_page
+from afina.runs.trackers import check_trackers
+from afina.runs.worker import apart, finish, start
+from afina.search.comparison import Measured
+from afina.search.study import configured, defaults, open_study, read_repeats, trial_rows
+from afina.search.tuning import Tuning, write_page
+from afina.settings import RunSettings
 
 _PLAN = "tune.yaml"
 _SEARCH = 0.5  # of the minutes; the rest is for repeating, and for the two whole trainings at the end
@@ -67,7 +67,7 @@ def _tune(settings: RunSettings, effort: Effort, out: Path, listener: Listener) 
     else:
         apart("search", arguments | {"parts": ["probe"], "worker": 0}, listener)
         if effort.ray:
-            from afina.jobs.ray_workers import search_on_ray
+            from afina.search.ray_workers import search_on_ray
 
             search_on_ray(arguments, effort.workers)
         else:

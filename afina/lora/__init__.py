@@ -11,10 +11,6 @@ from typing import TYPE_CHECKING
 from afina.core.lazy import exports
 
 if TYPE_CHECKING:
-    from afina.lora.adapter import adapter_state as adapter_state
-    from afina.lora.adapter import load_adapter as load_adapter
-    from afina.lora.adapter import read_config as read_config
-    from afina.lora.adapter import save_adapter as save_adapter
     from afina.lora.arithmetic import combine as combine
     from afina.lora.arithmetic import rerank as rerank
     from afina.lora.attached import Adapters as Adapters
@@ -24,6 +20,10 @@ if TYPE_CHECKING:
     from afina.lora.injection import lora_layers as lora_layers
     from afina.lora.injection import trainable_parameters as trainable_parameters
     from afina.lora.merging import merge as merge
+    from afina.lora.peft_files import adapter_state as adapter_state
+    from afina.lora.peft_files import load_adapter as load_adapter
+    from afina.lora.peft_files import read_config as read_config
+    from afina.lora.peft_files import save_adapter as save_adapter
     from afina.lora.targets import find_targets as find_targets
 
 __getattr__, __all__ = exports(
@@ -31,17 +31,17 @@ __getattr__, __all__ = exports(
     {
         "Adapters": "afina.lora.attached",
         "LoraConfig": "afina.lora.config",
-        "adapter_state": "afina.lora.adapter",
+        "adapter_state": "afina.lora.peft_files",
         "combine": "afina.lora.arithmetic",
         "disabled": "afina.lora.injection",
         "find_targets": "afina.lora.targets",
         "inject": "afina.lora.injection",
-        "load_adapter": "afina.lora.adapter",
+        "load_adapter": "afina.lora.peft_files",
         "lora_layers": "afina.lora.injection",
         "merge": "afina.lora.merging",
-        "read_config": "afina.lora.adapter",
+        "read_config": "afina.lora.peft_files",
         "rerank": "afina.lora.arithmetic",
-        "save_adapter": "afina.lora.adapter",
+        "save_adapter": "afina.lora.peft_files",
         "trainable_parameters": "afina.lora.injection",
     },
 )

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from afina.core.errors import AdapterError
 from afina.core.files import read_json
-from afina.lora.adapter import CONFIG, PREFIX, read_config, read_weights, write_adapter
 from afina.lora.config import LoraConfig
+from afina.lora.peft_files import CONFIG, PREFIX, read_config, read_weights, write_adapter
 from afina.lora.targets import pattern_value
 
 Kind = Literal[

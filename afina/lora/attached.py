@@ -8,11 +8,11 @@ from torch import nn
 
 from afina.core.errors import AdapterError, near
 from afina.core.layers import replace
-from afina.lora.adapter import load_adapter
 from afina.lora.config import LoraConfig
 from afina.lora.extras import Swap, swaps
 from afina.lora.injection import wrappers
 from afina.lora.layer import Wrapper
+from afina.lora.peft_files import load_adapter
 
 
 class Adapters:

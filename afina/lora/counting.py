@@ -7,8 +7,8 @@ from torch import nn
 
 from afina.core.layers import is_conv1d
 from afina.lora.config import LoraConfig
-from afina.lora.experts import expert_tensors
 from afina.lora.targets import find_targets, layer_number, pattern_value, saved_modules
+from afina.lora.variants.experts import expert_tensors
 
 
 @dataclass(frozen=True)

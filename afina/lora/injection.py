@@ -9,14 +9,15 @@ from torch import Tensor, nn
 
 from afina.core.errors import AdapterError
 from afina.core.layers import Quantised, is_conv1d, replace
-from afina.lora import eva, lora_ga, starts
 from afina.lora.config import FROM_BASE, LoraConfig
-from afina.lora.dora import DoraLinear
-from afina.lora.experts import LoraExperts, expert_tensors
 from afina.lora.extras import Swap, TokenLogits, TokenRows, swap, swaps
+from afina.lora.inits import eva, lora_ga
+from afina.lora.inits import factors as starts
 from afina.lora.layer import LoraEmbedding, LoraLayer, LoraLinear, Size, Wrapper
 from afina.lora.targets import find_targets, pattern_value, saved_modules
-from afina.lora.vera import Projections, VeraLinear
+from afina.lora.variants.dora import DoraLinear
+from afina.lora.variants.experts import LoraExperts, expert_tensors
+from afina.lora.variants.vera import Projections, VeraLinear
 
 
 def inject(

@@ -7,7 +7,7 @@ from torch import nn
 from afina.core.errors import AdapterError, near
 from afina.core.layers import is_conv1d
 from afina.lora.config import ALL_LINEAR, PRESETS, LoraConfig
-from afina.lora.experts import expert_tensors
+from afina.lora.variants.experts import expert_tensors
 
 
 def find_targets(model: nn.Module, config: LoraConfig) -> list[str]:

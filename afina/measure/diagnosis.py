@@ -5,8 +5,8 @@ from typing import Any
 
 from afina.measure.general import FORGOTTEN, LANGUAGES
 from afina.measure.intervals import Difference
-from afina.measure.outcome import Outcome, Questions
-from afina.measure.scores import ratio
+from afina.measure.metrics.scores import ratio
+from afina.measure.outcomes import Outcome, Questions
 
 _SELDOM = 0.5  # of the answers: a model that ends fewer by itself has not learned to
 _EMPTY, _REPEATED = 0.1, 0.3

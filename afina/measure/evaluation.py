@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from afina.base.load import Base
 from afina.core.device import default_cache
 from afina.core.events import Listener, ignore
 from afina.data.layouts import Kind
@@ -15,10 +14,11 @@ from afina.measure.diagnosis import findings
 from afina.measure.general import paragraphs
 from afina.measure.groups import by_length, worst
 from afina.measure.intervals import Difference, interval, paired_difference
-from afina.measure.metrics import MAIN, confusion, metrics, per_class, per_field, trivial_answers
-from afina.measure.outcome import Outcome, Questions, outcome, remembered
-from afina.measure.scores import Metric, mean, ratio
-from afina.measure.texts import bits_per_byte, byte_frequencies, distinct, loss_per_token
+from afina.measure.metrics.scores import Metric, mean, ratio
+from afina.measure.metrics.table import MAIN, confusion, metrics, per_class, per_field, trivial_answers
+from afina.measure.metrics.texts import bits_per_byte, byte_frequencies, distinct, loss_per_token
+from afina.measure.outcomes import Outcome, Questions, outcome, remembered
+from afina.models.load import Base
 from afina.training.loss import perplexity
 
 Pairs = list[tuple[Metric, Metric]]  # of the base and of the adapted model

@@ -6,9 +6,9 @@ The texts are in `afina/examples`: forty paragraphs of many topics in English, a
 from functools import lru_cache
 from pathlib import Path
 
-from afina.base.tokenizer import Tokenizer
 from afina.data.mapping import Example
 from afina.data.template import Row, render
+from afina.models.tokenizer import Tokenizer
 
 LANGUAGES = {"en": "English", "pt": "Portuguese"}
 FORGOTTEN = 0.2  # nats a token: the model is a fifth less sure of every word than it was

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from afina.data.template import Row
-from afina.measure.outcome import Outcome, Questions
-from afina.measure.scores import Metric
+from afina.measure.metrics.scores import Metric
+from afina.measure.outcomes import Outcome, Questions
 
 _GROUPS, _FEWEST = 3, 5  # groups, and rows in each
 _WORST = 10

@@ -8,7 +8,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-from afina.measure.scores import Floats, Metric
+from afina.measure.metrics.scores import Floats, Metric
 
 RESAMPLES = 1000
 FEWEST_ROWS = 10  # below, resampling sees too little of what could have been

@@ -19,7 +19,7 @@ from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from afina.core.errors import InputError, SettingsError
 from afina.core.events import Listener, Notice, Progress, ignore
-from afina.measure.scores import Metric, mean
+from afina.measure.metrics.scores import Metric, mean
 
 KEYS = ("AFINA_JUDGE_KEY", "OPENAI_API_KEY")
 AT_ONCE = 4  # requests under way

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from afina.base.model import IGNORED
-from afina.base.tokenizer import Tokenizer
-from afina.data.check import Check
+from afina.data.quality.checks import Check
 from afina.data.template import Row
 from afina.measure.plots import bars, histogram
+from afina.models.model import IGNORED
+from afina.models.tokenizer import Tokenizer
 
 _MOST_BARS = 40
 

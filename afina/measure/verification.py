@@ -6,12 +6,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from afina.base.load import Base
-from afina.base.model import IGNORED
 from afina.core.errors import VerificationFailed
 from afina.data.batch import pack
 from afina.data.template import Row
 from afina.lora.injection import disabled
+from afina.models.load import Base
+from afina.models.model import IGNORED
 
 PROBE_ROWS, PROBE_TOKENS = (
     4,

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 
-from afina.base.load import Base
 from afina.core.device import memory_gb, peak_memory_gb
 from afina.core.errors import NonFiniteLoss, NothingTrains, OutOfMemory
 from afina.core.events import Done, HeldOut, Listener, Notice, Step
@@ -17,6 +16,7 @@ from afina.core.interrupt import StopRequest
 from afina.data.batch import pack, packs
 from afina.data.store import lengths
 from afina.data.template import Row
+from afina.models.load import Base
 from afina.training import checkpoint
 from afina.training.checkpoint import State
 from afina.training.loss import mean_loss, perplexity

@@ -6,10 +6,10 @@ from contextlib import contextmanager
 
 import torch
 
-from afina.base.load import Base
-from afina.base.model import IGNORED, Packed
 from afina.data.batch import pack, packs
 from afina.data.template import Row
+from afina.models.load import Base
+from afina.models.model import IGNORED, Packed
 
 TOKENS = 2048  # a forward pass without gradients
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from afina.core.errors import SettingsError, writing
 
 if TYPE_CHECKING:
-    from afina.jobs.settings import RunSettings
+    from afina.settings import RunSettings
 
 
 def run_flags(parser: argparse.ArgumentParser) -> None:
@@ -41,7 +41,7 @@ def setting_flag(group: Any, field: Any, names: Sequence[str], dest: str) -> Non
 def settings_flags(parser: argparse.ArgumentParser, leave_out: Sequence[str] = ()) -> None:
     """Adds DATA, --config and a flag for every setting of a run, but for those of `leave_out` (dotted paths)."""
     from afina.core.config import fields
-    from afina.jobs.settings import RunSettings
+    from afina.settings import RunSettings
 
     parser.add_argument("data", nargs="?", metavar="DATA", help="file of examples: JSONL, CSV, Parquet, text and more")
     parser.add_argument("--config", type=Path, metavar="FILE", help="YAML file of settings; flags override it")
@@ -60,7 +60,7 @@ def given_settings(options: argparse.Namespace) -> dict[str, Any]:
     import yaml
 
     from afina.core.config import fields
-    from afina.jobs.settings import RunSettings
+    from afina.settings import RunSettings
 
     given = vars(options)
     values: dict[str, Any] = {}
@@ -79,7 +79,7 @@ def given_settings(options: argparse.Namespace) -> dict[str, Any]:
 def run_settings(options: argparse.Namespace) -> "RunSettings":
     """The settings of the command line over those of --config. Raises `SettingsError`."""
     from afina.core.config import build, merge, nest, read_yaml
-    from afina.jobs.settings import RunSettings
+    from afina.settings import RunSettings
 
     tree = merge(read_yaml(options.config) if options.config else {}, nest(given_settings(options)))
     if not isinstance(tree.get("data"), dict) or "path" not in tree["data"]:

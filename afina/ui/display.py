@@ -15,12 +15,12 @@ from rich.table import Table
 from rich.text import Text
 
 from afina.core.events import Done, Event, HeldOut, Notice, Progress, Step, minutes
-from afina.data.check import Check, percentiles
+from afina.data.quality.checks import Check, percentiles
 from afina.measure.pages import Rendered
 from afina.measure.report import general_lines, interval, label, number, table, trivial_lines, verdict
 
 if TYPE_CHECKING:
-    from afina.jobs.doctor import Finding
+    from afina.core.finding import Finding
 
 _SECONDS_BETWEEN_LINES = 15.0
 _WIDTH = 70  # characters of a text that is shown in one line
@@ -113,7 +113,7 @@ def show_result(evaluation: dict[str, Any], paths: dict[str, Path]) -> None:
 
 def show_comparison(comparison: dict[str, Any], folder: Path) -> None:
     """Prints the methods side by side, what follows, and where things lie."""
-    from afina.measure.comparison import table as methods_table
+    from afina.search.comparison import table as methods_table
 
     console = Console(highlight=False, soft_wrap=True, file=sys.stdout)
     if not console.is_terminal:

@@ -8,12 +8,12 @@ import pytest
 from conftest import write_rows
 
 from afina.core.errors import DataError, OutputError
-from afina.data.check import check
-from afina.data.duplicates import Seen, Sketches, signature
 from afina.data.load import read_examples
-from afina.data.prepare import PrepareSettings
+from afina.data.quality.checks import check
+from afina.data.quality.duplicates import Seen, Sketches, signature
+from afina.data.quality.preparation import PrepareSettings
+from afina.data.quality.signals import damaged, language, masked, personal, repaired
 from afina.data.settings import DataSettings
-from afina.data.signals import damaged, language, masked, personal, repaired
 from afina.jobs.data import check_data, following, prepare_data, show_row
 from afina.ui.cli import main
 

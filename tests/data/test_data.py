@@ -8,15 +8,15 @@ import pytest
 import torch
 from conftest import byte_tokenizer, write_rows
 
-from afina.base.tokenizer import wrap
 from afina.core.errors import DataError
 from afina.data.batch import epoch_order, pack, packs
-from afina.data.duplicates import digest
 from afina.data.load import load_data, read_examples
 from afina.data.mapping import Template, Unusable
+from afina.data.quality.duplicates import digest
 from afina.data.settings import DataSettings
-from afina.data.split import sample, split
+from afina.data.splits import sample, split
 from afina.data.template import IGNORED, prompt_ids, render
+from afina.models.tokenizer import wrap
 
 
 def examples(path: Path, **settings):

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from afina.core.errors import DataError
-from afina.data.check import check
+from afina.data.quality.checks import check
 from afina.data.settings import DataSettings
 
 texts = st.text(max_size=30)

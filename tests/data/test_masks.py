@@ -8,9 +8,9 @@ import re
 import pytest
 from conftest import byte_tokenizer
 
-from afina.base.tokenizer import Tokenizer, wrap
 from afina.data.mapping import Example, Unusable
 from afina.data.template import IGNORED, prompt_ids, render
+from afina.models.tokenizer import Tokenizer, wrap
 
 SYSTEM = "{% if messages[0]['role'] == 'system' %}{% set system = messages[0]['content'] %}{% set rest = messages[1:] %}{% else %}{% set system = '' %}{% set rest = messages %}{% endif %}"
 TURNS = {  # {user}, {assistant}: what stands around a turn; {begin}: what asks for an answer

@@ -10,7 +10,6 @@ import pytest
 import torch
 from conftest import byte_tokenizer, save_tiny, tiny_module
 
-from afina.base.load import load_base
 from afina.core.errors import SettingsError
 from afina.core.events import ignore
 from afina.data.load import load_data
@@ -18,9 +17,10 @@ from afina.data.settings import DataSettings
 from afina.jobs import choose as module
 from afina.jobs.choose import Candidate, Choice, choose
 from afina.jobs.compare import with_rows_apart
-from afina.jobs.probe import Probe, probe
-from afina.jobs.settings import RunSettings
-from afina.jobs.worker import apart
+from afina.models.load import load_base
+from afina.runs.worker import apart
+from afina.search.base_trial import Probe, probe
+from afina.settings import RunSettings
 from afina.training.loss import row_losses
 from afina.training.settings import TrainingSettings
 from afina.ui.cli import main
@@ -117,7 +117,7 @@ def test_a_base_that_guesses_is_called_so(bits: list[float], beats: bool, tmp_pa
 
 
 def test_the_catalogue_is_searched(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("afina.jobs.machines.free_bytes", lambda _: int(20e9))
+    monkeypatch.setattr("afina.forecast.machines.free_bytes", lambda _: int(20e9))
     with pytest.raises(
         SettingsError, match=r"no base that fits is on this disk; of the catalogue .* would(.|\n)*models pull"
     ):

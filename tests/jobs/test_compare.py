@@ -11,12 +11,12 @@ import afina
 from afina.core.config import build, read_yaml
 from afina.core.errors import BaseModelError, DataError, InputError, Interrupted, OutputError, RunFailed, SettingsError
 from afina.core.events import Notice
-from afina.jobs import worker
 from afina.jobs.compare import Budget, compare
-from afina.jobs.search import configured, defaults, open_study
-from afina.jobs.settings import RunSettings
 from afina.jobs.tune import Effort, tune
-from afina.measure.tuning import Tuning
+from afina.runs import worker
+from afina.search.study import configured, defaults, open_study
+from afina.search.tuning import Tuning
+from afina.settings import RunSettings
 
 
 def here(work: str, arguments: dict, listener) -> object:
@@ -151,7 +151,7 @@ def test_few_rows_recommend_nothing(settings: RunSettings, in_process: list[str]
 def test_few_shot_shows_training_rows_and_answers_each(
     settings: RunSettings, in_process: list[str], monkeypatch
 ) -> None:
-    from afina.jobs import methods
+    from afina.search import compared as methods
 
     seen = []
     ask = methods.outcome
@@ -203,7 +203,7 @@ def test_comparisons_that_make_no_sense(settings: RunSettings, methods, change, 
 
 
 def test_a_process_of_its_own_hands_on_events_results_and_errors(settings: RunSettings) -> None:
-    from afina.jobs.worker import apart
+    from afina.runs.worker import apart
 
     events = []
     file = settings.out / "rates.json"
@@ -253,7 +253,7 @@ def test_a_search_and_what_it_leaves(settings: RunSettings, in_process: list[str
 
 
 def test_a_search_that_was_cut_off_goes_on(settings: RunSettings, in_process: list[str], monkeypatch) -> None:
-    from afina.jobs import trials
+    from afina.search import trial as trials
 
     run, count = trials.Bench.run, 0
 
@@ -276,7 +276,7 @@ def test_a_search_that_was_cut_off_goes_on(settings: RunSettings, in_process: li
 
 def test_trials_leave_the_base_as_it_was(settings: RunSettings) -> None:
     from afina.core.events import ignore
-    from afina.jobs.trials import Bench
+    from afina.search.trial import Bench
     from afina.training.loss import mean_loss
 
     bench = Bench(settings, ignore)
@@ -289,7 +289,7 @@ def test_trials_leave_the_base_as_it_was(settings: RunSettings) -> None:
 
 
 def test_the_test_part_is_never_seen_by_the_search(settings: RunSettings, in_process: list[str], monkeypatch) -> None:
-    from afina.jobs import trials
+    from afina.search import trial as trials
     from afina.training import loop
 
     seen: set[str] = set()

@@ -12,10 +12,11 @@ from safetensors.torch import load_file, save_file
 
 import afina
 from afina.core.errors import InputError
+from afina.core.finding import Finding
 from afina.core.machine import Machine, look
 from afina.jobs import doctor as doctor_module
-from afina.jobs.doctor import Finding, doctor, judge
-from afina.jobs.examine import examine
+from afina.jobs.doctor import doctor, judge
+from afina.runs.diagnosis import examine
 from afina.ui.cli import main
 
 HEALTHY = Machine(
@@ -59,8 +60,8 @@ def test_planted_fault(change: dict, what: str, remedy: str) -> None:
 
 def test_real_faults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Without a compiler, with a damaged model in the cache, and one thread by the environment."""
-    from afina.base.catalogue import catalogue
-    from afina.base.sources import place
+    from afina.models.sources.catalogue import catalogue
+    from afina.models.sources.locate import place
 
     package = catalogue()["starter"].package
     assert package is not None

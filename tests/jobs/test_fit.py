@@ -7,22 +7,22 @@ import pytest
 import torch
 from conftest import save_tiny, tiny_config
 
-from afina.base import forecast as sizes
-from afina.base.blocks import quantise_linears
-from afina.base.load import Base, load_base
-from afina.base.outline import outline, skeleton
 from afina.core.errors import BaseModelError, OutOfMemory, SettingsError
 from afina.core.events import Notice
 from afina.data.settings import DataSettings
-from afina.jobs import remedies
+from afina.engine.blocks import quantise_linears
+from afina.forecast import remedies
+from afina.forecast.estimate import forecast
+from afina.forecast.machines import here, named
+from afina.forecast.speed import Rates, Speed, Width
+from afina.forecast.workload import ONE_ROW, Work
 from afina.jobs.fit import NO_DATA, fit, fitting
-from afina.jobs.forecast import forecast
-from afina.jobs.machines import here, named
-from afina.jobs.settings import RunSettings
-from afina.jobs.speed import Rates, Speed, Width
 from afina.jobs.train import train
-from afina.jobs.work import ONE_ROW, Work
 from afina.lora.config import LoraConfig
+from afina.models import footprint as sizes
+from afina.models.load import Base, load_base
+from afina.models.skeleton import outline, skeleton
+from afina.settings import RunSettings
 from afina.training.settings import TrainingSettings
 from afina.ui.cli import main
 
@@ -58,7 +58,7 @@ def test_weights_are_those_of_the_loaded_model(quantize, tmp_path: Path) -> None
 
 
 def test_cache_is_that_of_the_decoder(tiny: Base) -> None:
-    from afina.base.cache import Cache
+    from afina.engine.kv_cache import Cache
 
     cache = Cache(tiny.model.module.arch.specs, 1, 10, torch.float32, torch.device("cpu"))
     held = sum(tensor.nbytes for layer in cache._layers for tensor in layer)
@@ -129,7 +129,7 @@ def test_widths_are_interpolated() -> None:
 
 
 def test_this_machine_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from afina.jobs import speed
+    from afina.forecast import speed
 
     monkeypatch.setattr(speed, "_LAYERS", {64: 1})
     for name, value in {"_MIDDLE": 64, "_WORDS": 512, "_FILE": 1 << 16, "_ROUNDS": 5}.items():
@@ -202,10 +202,10 @@ def test_remedies_fit() -> None:
 
 
 def test_models_that_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from afina.base.catalogue import catalogue
+    from afina.models.sources.catalogue import catalogue
 
     names = ("starter", "minilm", "qwen2.5-0.5b", "llama-3.1-8b", "llama-3.1-70b")
-    monkeypatch.setattr("afina.jobs.machines.free_bytes", lambda _: int(3e9))
+    monkeypatch.setattr("afina.forecast.machines.free_bytes", lambda _: int(3e9))
     found = fitting([catalogue()[name] for name in names if name in catalogue()], tmp_path)
     assert {"starter", "minilm"} <= set(found)
     assert "llama-3.1-8b" not in found
@@ -214,7 +214,7 @@ def test_models_that_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_training_is_refused_before_anything_is_written(
     data: Path, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("afina.jobs.machines.free_bytes", lambda _: -int(1e12))
+    monkeypatch.setattr("afina.forecast.machines.free_bytes", lambda _: -int(1e12))
     wanted = settings(data, base=str(tiny_folder), out=tmp_path / "run", cache_dir=tmp_path / "cache")
     with pytest.raises(SettingsError, match=r"needs about .* GB of memory(.|\n)*--allow-swap"):
         train(wanted)

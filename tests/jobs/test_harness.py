@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from afina.base.load import Base
 from afina.core.errors import InputError, SettingsError
 from afina.core.events import Notice
 from afina.core.files import write_json
 from afina.jobs.adapters import merge_adapter
 from afina.jobs.harness import _load, _side_by_side, harness
-from afina.jobs.runs import facts_of, save_tokenizer
 from afina.lora import LoraConfig, inject, save_adapter
 from afina.lora.injection import lora_layers
+from afina.models.load import Base
+from afina.runs.folder import facts_of, save_tokenizer
 
 TASK = """
 task: {name}

@@ -86,7 +86,7 @@ def test_it_was_verified_and_got_better(run) -> None:
     assert found["trivial"]["majority label"]["accuracy"] >= 0.5
 
 
-def test_the_adapter_kept_is_the_best(run, tiny: afina.base.Base) -> None:
+def test_the_adapter_kept_is_the_best(run, tiny: afina.models.Base) -> None:
     folder, _, _, events = run
     load_adapter(tiny.model.module, folder / "adapter")
     best = min(e.loss for e in events if isinstance(e, HeldOut) and e.step)
@@ -258,14 +258,14 @@ def test_an_adapter_that_changes_nothing_is_found(run, tiny_folder: Path, tmp_pa
         afina.train(settings(run[1], tiny_folder, tmp_path / "x", train={"epochs": 1, "learning_rate": 1e-30}))
 
 
-def test_merged_on_disk_is_a_model_of_its_own(run, tiny: afina.base.Base, tmp_path: Path) -> None:
+def test_merged_on_disk_is_a_model_of_its_own(run, tiny: afina.models.Base, tmp_path: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from afina.base.load import as_transformers
-    from afina.base.model import Packed
-    from afina.base.ops import Segments
+    from afina.engine.ops import Segments
     from afina.lora import merge
+    from afina.models.load import as_transformers
+    from afina.models.model import Packed
 
     load_adapter(tiny.model.module, run[0] / "adapter")
     as_transformers(merge(tiny.model.module)).save_pretrained(tmp_path)

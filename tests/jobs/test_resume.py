@@ -32,7 +32,7 @@ def test_killed_at_random_moments_the_adapter_is_the_same(tmp_path: Path) -> Non
 
 def test_two_processes_do_not_train_in_one_folder(tmp_path: Path) -> None:
     from afina.core.errors import OutputError
-    from afina.jobs.runs import LOCK, RunFolder, check_folder
+    from afina.runs.folder import LOCK, RunFolder, check_folder
 
     pytest.importorskip("fcntl")
     first, second = (RunFolder(tmp_path / "run").held() for _ in range(2))

@@ -10,7 +10,7 @@ import pytest
 import afina
 from afina.core.errors import InputError, SettingsError
 from afina.core.events import Notice
-from afina.jobs.run_list import diff_runs, list_runs, show_run
+from afina.runs.history import diff_runs, list_runs, show_run
 from afina.ui.cli import main
 
 

@@ -10,7 +10,7 @@ from conftest import write_rows
 from afina.core.errors import InputError
 from afina.core.events import Done, row
 from afina.core.files import write_json, write_yaml
-from afina.jobs.run_list import diff_runs, list_runs, show_run
+from afina.runs.history import diff_runs, list_runs, show_run
 from afina.ui.cli import main
 
 ANSWERS = ["red", "blue"] * 10

@@ -11,14 +11,14 @@ import torch
 from conftest import write_rows
 
 from afina import RunSettings, evaluate, generate, train
-from afina.base.model import IGNORED
 from afina.core.errors import DataError, SettingsError
 from afina.data.load import load_data, read_examples, read_parts, render_parts
-from afina.data.prepare import rows_of
+from afina.data.quality.preparation import rows_of
 from afina.data.settings import DataSettings
 from afina.data.template import divide, render
 from afina.measure.intervals import paired_difference
-from afina.measure.texts import bits_per_byte, byte_frequencies
+from afina.measure.metrics.texts import bits_per_byte, byte_frequencies
+from afina.models.model import IGNORED
 from afina.ui.cli import main
 
 

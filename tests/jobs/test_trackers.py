@@ -11,7 +11,7 @@ import pytest
 
 from afina.core.errors import SettingsError
 from afina.core.events import Done, Event, HeldOut, Notice, Step, ignore
-from afina.jobs.trackers import Trackers
+from afina.runs.trackers import Trackers
 
 CONFIG = {"seed": 0, "revision": None, "data": {"path": "d.jsonl", "limit": None}}
 EVENTS: list[Event] = [
@@ -131,7 +131,7 @@ def test_a_broken_package_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     def broken(_: str) -> None:
         raise TypeError("Descriptors cannot be created directly")
 
-    monkeypatch.setattr("afina.jobs.trackers.import_module", broken)
+    monkeypatch.setattr("afina.runs.trackers.import_module", broken)
     with pytest.raises(SettingsError, match=r"Descriptors.*\n.*pip install 'afina\[wandb\]'"):
         Trackers(["wandb"], ignore)
 

@@ -9,10 +9,10 @@ from conftest import tiny_module
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
-from afina.base.model import Packed
-from afina.base.ops import Segments
 from afina.core.errors import AdapterError
+from afina.engine.ops import Segments
 from afina.lora import Adapters, LoraConfig, combine, inject, load_adapter, lora_layers, merge, rerank, save_adapter
+from afina.models.model import Packed
 
 IDS = torch.randint(3, 259, (2, 11), generator=torch.Generator().manual_seed(1))
 

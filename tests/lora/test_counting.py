@@ -37,7 +37,7 @@ def test_trained_numbers_are_those_of_the_adapter(name: str) -> None:
 
 @pytest.mark.parametrize(("method", "depth"), [("full", 1.0), ("head", 0.0), ("last", 0.5)])
 def test_alternatives_on_the_meta_device(method, depth: float) -> None:
-    from afina.base.outline import skeleton
+    from afina.models.skeleton import skeleton
 
     model = skeleton(tiny_config(), "causal")
     counted = trained(model, baseline(model, method, 1))

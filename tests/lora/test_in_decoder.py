@@ -7,9 +7,9 @@ import torch
 from conftest import tiny_module
 from torch.nn import functional as F
 
-from afina.base.model import Packed
-from afina.base.ops import Segments
+from afina.engine.ops import Segments
 from afina.lora import LoraConfig, disabled, inject, load_adapter, save_adapter
+from afina.models.model import Packed
 from afina.training.baselines import baseline
 
 IDS = torch.randint(3, 259, (11,), generator=torch.Generator().manual_seed(1))

@@ -24,7 +24,7 @@ from afina.lora import (
     save_adapter,
     trainable_parameters,
 )
-from afina.lora.eva import share_out
+from afina.lora.inits.eva import share_out
 from afina.lora.layer import LoraLinear
 
 IDS = torch.randint(3, 259, (2, 11), generator=torch.Generator().manual_seed(1))

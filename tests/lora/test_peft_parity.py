@@ -9,10 +9,10 @@ from conftest import tiny_module
 from peft import LoraConfig as PeftConfig
 from peft import PeftModel, get_peft_model
 
-from afina.base.load import as_transformers
-from afina.base.model import DecoderModel, Packed
-from afina.base.ops import Segments
+from afina.engine.ops import Segments
 from afina.lora import LoraConfig, disabled, inject, load_adapter, lora_layers, merge, save_adapter
+from afina.models.load import as_transformers
+from afina.models.model import DecoderModel, Packed
 
 KINDS = ["llama", "qwen3", "gpt2", "bert"]
 IDS = torch.randint(3, 259, (2, 11), generator=torch.Generator().manual_seed(1))

@@ -8,9 +8,9 @@ from conftest import save_tiny, write_rows
 from safetensors.torch import load_file, save_file
 
 import afina
-from afina.base.model import IGNORED
 from afina.core.errors import AdapterError
 from afina.data.template import Row
+from afina.models.model import IGNORED
 
 
 @pytest.fixture(scope="module")

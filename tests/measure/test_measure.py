@@ -8,10 +8,10 @@ import pytest
 from afina.data.kinds import Answers
 from afina.data.layouts import Layout
 from afina.measure.intervals import interval, paired_difference
-from afina.measure.metrics import confusion, metrics, per_class, per_field, trivial_answers
+from afina.measure.metrics.scores import Metric
+from afina.measure.metrics.table import confusion, metrics, per_class, per_field, trivial_answers
+from afina.measure.metrics.texts import distinct, repetition
 from afina.measure.report import number, verdict
-from afina.measure.scores import Metric
-from afina.measure.texts import distinct, repetition
 
 TEXT_ANSWERS = ["The cat sat on the mat.", "there is a dog", "Completely wrong", "a b c d e"]
 TEXT_REFERENCES = [

@@ -6,7 +6,7 @@ import pytest
 
 from afina.core.errors import InputError
 from afina.measure.intervals import paired_difference
-from afina.measure.own_metric import own_metric
+from afina.measure.own_metrics import own_metric
 
 GOOD = """
 from dataclasses import dataclass

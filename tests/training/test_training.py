@@ -9,14 +9,14 @@ import pytest
 import torch
 from conftest import tiny_module
 
-from afina.base.forecast import activation_bytes
-from afina.base.load import Base, load_base
 from afina.core.errors import NonFiniteLoss, NothingTrains
 from afina.core.events import HeldOut, Step
 from afina.data.batch import pack
 from afina.data.load import load_data
 from afina.data.settings import DataSettings
 from afina.lora import LoraConfig, adapter_state, inject, lora_layers
+from afina.models.footprint import activation_bytes
+from afina.models.load import Base, load_base
 from afina.training import Trainer, TrainingSettings, mean_loss, plan
 from afina.training.checkpoint import State, read_latest, write
 from afina.training.loop import gradients

@@ -36,7 +36,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
 
 def _own_flags(parser: argparse.ArgumentParser, action: str) -> None:
     from afina.core.config import fields
-    from afina.data.prepare import PrepareSettings
+    from afina.data.quality.preparation import PrepareSettings
     from afina.data.settings import DataSettings
 
     if action == "prepare":
@@ -60,7 +60,7 @@ def _own_flags(parser: argparse.ArgumentParser, action: str) -> None:
 
 def run(options: argparse.Namespace) -> int:
     from afina.core.config import build
-    from afina.data.prepare import PrepareSettings
+    from afina.data.quality.preparation import PrepareSettings
     from afina.data.settings import DataSettings
     from afina.jobs.data import check_data, following, prepare_data, show_row
     from afina.ui.display import show_check, show_tokens

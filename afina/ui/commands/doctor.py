@@ -25,7 +25,7 @@ def run(options: argparse.Namespace) -> int:
     from afina.ui.display import show_findings
 
     if options.run:
-        from afina.jobs.examine import examine
+        from afina.runs.diagnosis import examine
 
         findings = examine(options.run)
         found = {"findings": [asdict(each) for each in findings]}

@@ -9,7 +9,7 @@ from afina.core.errors import SettingsError, near
 from afina.ui.common import say, size
 
 if TYPE_CHECKING:
-    from afina.base.catalogue import Entry
+    from afina.models.sources.catalogue import Entry
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
@@ -34,7 +34,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from afina.base.catalogue import catalogue
+    from afina.models.sources.catalogue import catalogue
 
     if options.delete and (options.action != "cache" or not options.name):
         raise SettingsError("--delete goes with `afina models cache NAME`", "`afina models cache` lists the names")
@@ -57,7 +57,7 @@ def run(options: argparse.Namespace) -> int:
         else:
             say("\n".join(_told(entry)))
         return 0
-    from afina.base.load import describe
+    from afina.models.load import describe
 
     card = describe(options.name, revision=options.revision, cache_dir=options.cache_dir).card()
     if options.json:
@@ -71,7 +71,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _list(options: argparse.Namespace) -> int:
-    from afina.base.catalogue import TASKS, catalogue, licences, select
+    from afina.models.sources.catalogue import TASKS, catalogue, licences, select
 
     if options.kind and options.kind not in TASKS:
         raise SettingsError(
@@ -120,8 +120,8 @@ def _list(options: argparse.Namespace) -> int:
 
 
 def _cache(options: argparse.Namespace) -> int:
-    from afina.base.shelf import kept, take_away
     from afina.core.device import default_cache
+    from afina.models.sources.cached import kept, take_away
 
     cache = options.cache_dir or default_cache()
     if options.delete:
@@ -158,7 +158,7 @@ def _facts(entry: "Entry") -> dict[str, Any]:
 
 def _told(entry: "Entry") -> list[str]:
     """What is known of a model, for a person."""
-    from afina.base.catalogue import licences
+    from afina.models.sources.catalogue import licences
 
     licence = licences()[entry.licence]
     use = {"yes": "commercial use is allowed", "terms": "commercial use under conditions", "no": "no commercial use"}

@@ -18,7 +18,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from afina.jobs.run_list import diff_runs, list_runs, show_run
+    from afina.runs.history import diff_runs, list_runs, show_run
     from afina.ui.display import show_diff, show_run_facts, show_runs
 
     action, runs = options.action, options.runs

@@ -1,0 +1,346 @@
+"""What a careful person would find in a file of examples, in one pass over it and a fixed number of bytes a row."""
+
+import itertools
+import re
+from array import array
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from afina.core.errors import DataError
+from afina.data.mapping import Example, Unusable
+from afina.data.mapping import examples as map_examples
+from afina.data.quality.duplicates import Seen, Sketches
+from afina.data.quality.signals import damaged, language, personal, repaired
+from afina.data.read import read
+from afina.data.rows import Notes, Places, Rejected, Rejections
+from afina.data.settings import DataSettings
+from afina.data.template import render
+from afina.models.tokenizer import Tokenizer
+
+Severity = Literal["error", "warning", "note"]
+_SHOWN = 5
+_SAMPLES = 3
+_MOST_LABELS = 200  # different answers that are counted one by one
+_FEW_ROWS = 50
+_PERSONAL = {"e-mail": "an e-mail address", "CPF": "a CPF", "card": "a card number", "telephone": "a telephone number"}
+_WORDS = re.compile(r"\w+")
+
+
+@dataclass(frozen=True)
+class DataFinding:
+    """Something to know: `error` stands in the way of training, `warning` wants a look. `count` rows, the first of them by place."""
+
+    code: str
+    severity: Severity
+    text: str
+    count: int = 0
+    rows: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Check:
+    """`rows_in` = `rows_kept` + `rows_reported`; `lengths` are tokens of kept rows, `answers` those learned; `samples` are
+    the first rows as they are asked and answered."""
+
+    path: str
+    rows_in: int
+    rows_kept: int
+    rows_reported: int
+    layout: str | None
+    notes: list[str]
+    reasons: list[str]
+    findings: list[DataFinding]
+    verdict: str
+    ready: bool
+    lengths: list[int]
+    answers: list[int]
+    samples: list[dict[str, str]]
+    labels: dict[str, int]
+    languages: dict[str, int]
+
+    def json(self) -> dict[str, Any]:
+        """The object of `--json`; lengths as percentiles."""
+        found = asdict(self)
+        for name in ("lengths", "answers"):
+            found[name] = percentiles(found[name])
+        return found
+
+
+def percentiles(values: list[int]) -> dict[str, int]:
+    ordered = sorted(values)
+    return (
+        {f"p{p}": ordered[min(len(ordered) - 1, p * len(ordered) // 100)] for p in (0, 10, 50, 90, 99, 100)}
+        if ordered
+        else {}
+    )
+
+
+class _Few:
+    """A count, and the first places."""
+
+    def __init__(self) -> None:
+        self.count, self.rows = 0, list[str]()
+
+    def add(self, where: str) -> None:
+        self.count += 1
+        if len(self.rows) < _SHOWN:
+            self.rows.append(where)
+
+
+class _Pass:
+    """What one pass over the examples of a file gathers."""
+
+    def __init__(self, tokenizer: Tokenizer | None, max_length: int) -> None:
+        self.tokenizer, self.max_length = tokenizer, max_length
+        self.places = Places()
+        self.prompts, self.wholes, self.sketches = Seen(), Seen(), Sketches()
+        self.lengths, self.answers = array("I"), array("I")
+        self.labels: Counter[str] = Counter()
+        self.languages: Counter[str] = Counter()
+        self.few: dict[str, _Few] = {}
+        self.words = self.tokens = 0
+        self.repair: str | None = None
+        self.samples: list[dict[str, str]] = []
+
+    @property
+    def classes(self) -> bool:
+        """Whether the answers are few and repeated."""
+        return 2 <= len(self.labels) <= min(_MOST_LABELS, len(self.places) // 5)
+
+    def note(self, what: str, where: str) -> None:
+        self.few.setdefault(what, _Few()).add(where)
+
+    def add(self, example: Example) -> None:
+        """Raises `Unusable` where the base's template or tokenizer cannot take the row."""
+        answer = example.completion or ""
+        if self.tokenizer is not None:
+            row = render(self.tokenizer, example)
+            if len(row.input_ids) > self.max_length:
+                self.note("long" if example.messages else "divided", example.where)
+            if row.labelled >= self.max_length and example.messages:
+                self.note("lost", example.where)
+            self.lengths.append(len(row.input_ids))
+            self.answers.append(row.labelled)
+            self.tokens += len(self.tokenizer.encode(example.source[:2000]))
+            self.words += len(_WORDS.findall(example.source[:2000]))
+        if len(self.samples) < _SAMPLES:
+            asked = str(example.messages[-1]["content"]) if example.messages else ""
+            self.samples.append({"where": example.where, "prompt": asked, "completion": answer})
+        self.places.add(example.where)
+        self.prompts.add(example.prompt_key)
+        self.wholes.add(f"{example.prompt_key}\n{answer}")
+        self.sketches.add(example.source)
+        texts = [str(message["content"]) for message in example.messages] + [answer]
+        if example.messages and len(self.labels) <= _MOST_LABELS:
+            self.labels[answer] += 1
+        if len(_WORDS.findall(answer)) <= 1 and len(example.messages) > 1:
+            self.note("one word", example.where)
+        self.languages[language(example.source) or "?"] += 1
+        if any(damaged(text) for text in texts):
+            self.note("damaged", example.where)
+            self.repair = self.repair or next((t for text in texts if damaged(text) and (t := repaired(text))), None)
+        for kind in {kind for text in texts for kind, _, _ in personal(text)}:
+            self.note(f"personal: {kind}", example.where)
+
+
+def check(
+    settings: DataSettings, tokenizer: Tokenizer | None = None, max_length: int = 1024, base: str = "the base",
+    most: int | None = None,
+) -> Check:  # fmt: skip
+    """Reads the file (with `most` only so many rows) and says what it found, also where no layout is recognised (then every row
+    is reported).
+
+    `tokenizer` is the base's: without it nothing is said of lengths. With `settings.eval_path` rows that both files hold are
+    found too. Raises `DataError` where a file cannot be decoded.
+    """
+    notes = Notes()
+    rejected = Rejections()
+    gathered = _Pass(tokenizer, max_length)
+    rows_in = 0
+    unmapped: list[str] = []
+    for row in itertools.islice(_tolerant(settings, notes, unmapped), most):
+        rows_in += 1
+        if isinstance(row, Example):
+            try:
+                gathered.add(row)
+                continue
+            except Unusable as error:
+                row = Rejected(row.where, str(error))
+        rejected.add(row)
+    kept = len(gathered.places)
+    findings = [DataFinding("mapping", "error", text, rows_in) for text in unmapped]
+    findings += _judge(gathered, rows_in, kept, base, not unmapped)
+    if settings.eval_path is not None:
+        findings += _leaks(settings, gathered)
+    errors = [finding for finding in findings if finding.severity == "error"]
+    few = len(gathered.labels) <= _MOST_LABELS and len(gathered.labels) <= max(2, kept // 5)
+    return Check(
+        path=str(settings.path),
+        rows_in=rows_in,
+        rows_kept=kept,
+        rows_reported=rows_in - kept,
+        layout=notes.layout.words() if notes.layout else None,
+        notes=[line for line in notes.lines if notes.layout is None or not line.endswith(notes.layout.words())],
+        reasons=rejected.lines(),
+        findings=findings,
+        verdict=_verdict(errors, findings, kept),
+        ready=not errors,
+        lengths=gathered.lengths.tolist(),
+        answers=gathered.answers.tolist(),
+        samples=gathered.samples,
+        labels=dict(gathered.labels.most_common()) if few else {},
+        languages=dict(gathered.languages.most_common()),
+    )
+
+
+def _tolerant(settings: DataSettings, notes: Notes, unmapped: list[str]) -> Iterator[Example | Rejected]:
+    """Examples; where the columns do not say what is asked, that goes into `unmapped`, and every row is reported for it."""
+    try:
+        yield from map_examples(settings, notes, needs_completion=settings.references is None)
+    except DataError as error:
+        if notes.layout is not None:
+            raise
+        notes.lines.clear()
+        unmapped.append(re.sub(r"\s+", " ", str(error)))
+        for row in read(settings, notes):  # raises again where the file itself is unreadable
+            yield row if isinstance(row, Rejected) else Rejected(row.where, "no layout is known for its columns")
+
+
+def _judge(found: _Pass, rows_in: int, kept: int, base: str, mapped: bool) -> Iterator[DataFinding]:
+    if rows_in == 0:
+        yield DataFinding("empty", "error", "the file holds no row")
+    elif kept == 0 and mapped:
+        yield DataFinding("nothing", "error", "no row can be used", rows_in)
+    elif rows_in - kept > 0.1 * rows_in:
+        grave: Severity = "error" if kept < 0.5 * rows_in else "warning"
+        yield DataFinding("many rejected", grave, f"{rows_in - kept} of {rows_in} rows cannot be used", rows_in - kept)
+    if kept == 0:
+        return
+    yield from _copies(found, kept)
+    if kept < _FEW_ROWS:
+        yield DataFinding(
+            "few rows", "warning", f"{kept} rows are few: some hundreds teach a style, a thousand a task", kept
+        )
+    yield from _lengths(found, kept, base)
+    words = {
+        "one word": ("note", "answers have one word or none; a classification, or answers cut off"),
+        "damaged": ("warning", "rows hold characters damaged by a wrong encoding (mojibake)"),
+    }
+    for code, (severity, text) in words.items():
+        if few := found.few.get(code):
+            more = f"; one of them should read {found.repair[:60]!r}" if code == "damaged" and found.repair else ""
+            if code != "one word" or few.count < kept:
+                yield DataFinding(code, severity, f"{few.count} {text}{more}", few.count, few.rows)  # type: ignore[arg-type]
+    for what, few in found.few.items():
+        if what.startswith("personal: "):
+            kind = what.removeprefix("personal: ")
+            yield DataFinding(
+                what,
+                "warning",
+                f"{few.count} rows seem to hold {_PERSONAL[kind]}: `afina data prepare --mask` hides them",
+                few.count,
+                few.rows,
+            )
+    known = {code: n for code, n in found.languages.items() if code != "?"}
+    if len(known) > 1 and sorted(known.values())[-2] > 0.05 * sum(known.values()):
+        shares = ", ".join(
+            f"{code} {n / sum(known.values()):.0%}" for code, n in found.languages.most_common() if code != "?"
+        )
+        yield DataFinding("languages", "note", f"the questions are in several languages: {shares}", sum(known.values()))
+    if found.classes:
+        (most, n), (least, m) = found.labels.most_common()[0], found.labels.most_common()[-1]
+        if n > 3 * m:
+            text = f"answers are unbalanced: {most[:40]!r} has {n} rows, {least[:40]!r} {m} (of {len(found.labels)} different ones)"
+            yield DataFinding("balance", "note", text, kept)
+
+
+def _copies(found: _Pass, kept: int) -> Iterator[DataFinding]:
+    same = list(found.wholes.groups())
+    if same:
+        extra = sum(len(group) - 1 for group in same)
+        rows = [found.places[row] for group in same for row in group[1:]][:_SHOWN]
+        yield DataFinding("duplicates", "warning", f"{extra} rows are exact copies of others", extra, rows)
+    wholes, groups = found.wholes.values(), list(found.prompts.groups())
+    shared = [group for group in groups if len({int(wholes[row]) for row in group}) > 1]
+    if kept == 1 or (len(groups) == 1 and len(groups[0]) == kept):
+        said = "there is one row only" if kept == 1 else "all rows ask the same"
+        yield DataFinding("one prompt", "error", f"{said}: nothing can be held out, and nothing is told apart", kept)
+    if shared:
+        count = sum(map(len, shared))
+        rows = [found.places[group[1]] for group in shared][:_SHOWN]
+        if found.classes:
+            yield DataFinding(
+                "conflicts", "warning", f"{len(shared)} questions have different answers in {count} rows", count, rows
+            )
+        else:
+            text = f"{count} rows share their question with others that answer it otherwise ({len(shared)} groups); they are split as groups"
+            yield DataFinding("groups", "note", text, count, rows)
+    equal = {row for group in groups for row in group[1:]}
+    near = [(a, b) for a, b in found.sketches.pairs() if b not in equal]
+    if near:
+        rows = [f"{found.places[b]} like {found.places[a]}" for a, b in near[:_SHOWN]]
+        severity: Severity = "warning" if len(near) > 0.05 * kept else "note"
+        text = f"{len(near)} rows ask nearly what another row asks: a random split would leak between its parts"
+        yield DataFinding("near copies", severity, text, len(near), rows)
+
+
+def _lengths(found: _Pass, kept: int, base: str) -> Iterator[DataFinding]:
+    if found.tokenizer is None:
+        return
+    if long := found.few.get("long"):
+        text = (
+            f"{long.count} rows are longer than {found.max_length} tokens (the longest has {max(found.lengths)}): "
+            "in training give --data.too_long cut or drop, or a larger --data.max_length if the base takes it"
+        )
+        yield DataFinding("too long", "error", text, long.count, long.rows)
+    if divided := found.few.get("divided"):
+        text = f"{divided.count} texts are longer than {found.max_length} tokens and will be divided into rows"
+        yield DataFinding("divided", "note", text, divided.count, divided.rows)
+    if lost := found.few.get("lost"):
+        yield DataFinding(
+            "lost answers",
+            "error",
+            f"{lost.count} answers alone are longer than that and would lose their end",
+            lost.count,
+            lost.rows,
+        )
+    if found.words and found.tokens / found.words > 2.5:
+        text = f"{base} splits this language into {found.tokens / found.words:.1f} tokens a word: a base that knows it would learn faster"
+        yield DataFinding("crumbs", "warning", text, kept)
+
+
+def _leaks(settings: DataSettings, found: _Pass) -> Iterator[DataFinding]:
+    """Rows of the held-out file that are trained on."""
+    other = _Pass(None, 0)
+    held = settings.model_copy(update={"path": settings.eval_path, "eval_path": None})
+    for row in map_examples(held, Notes(), needs_completion=False):
+        if isinstance(row, Example):
+            other.add(row)
+    trained = set(found.prompts.values().tolist())
+    same = [row for row, value in enumerate(other.prompts.values().tolist()) if value in trained]
+    if same:
+        rows = [other.places[row] for row in same[:_SHOWN]]
+        yield DataFinding(
+            "leaks",
+            "warning",
+            f"{len(same)} held-out rows ask what is trained on: scores would flatter",
+            len(same),
+            rows,
+        )
+    near = [(a, b) for a, b in found.sketches.pairs(other.sketches) if b not in set(same)]
+    if near:
+        rows = [f"{other.places[b]} like {found.places[a]}" for a, b in near[:_SHOWN]]
+        yield DataFinding(
+            "near leaks", "warning", f"{len(near)} held-out rows are near copies of trained ones", len(near), rows
+        )
+
+
+def _verdict(errors: list[DataFinding], findings: list[DataFinding], kept: int) -> str:
+    if errors:
+        return "not ready: " + "; ".join(finding.text for finding in errors[:3])
+    warnings = [finding for finding in findings if finding.severity == "warning"]
+    if warnings:
+        return f"ready, {kept} rows; worth a look first: " + "; ".join(finding.code for finding in warnings)
+    return f"ready: {kept} rows"

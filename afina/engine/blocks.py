@@ -1,0 +1,309 @@
+"""Frozen matrices kept in blocks of few bits a number, and the layers that compute with them.
+
+A row of R is K numbers in `row_bytes` bytes. Numbers are written out just before a product needs them, into one scratch that
+all layers share, so that a model takes little more memory than its blocks. Formats are those of GGUF files, and NF4.
+"""
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from afina.core.errors import BaseModelError
+from afina.core.layers import is_conv1d, replace
+from afina.engine import kernels
+from afina.engine.kernels import Kernels
+
+Q8_0, NF4 = 8, 1000
+# ggml's numbers (https://github.com/ggml-org/ggml) of the formats that blocks.cpp can read.
+GGML_FORMATS = {
+    2: "Q4_0",
+    3: "Q4_1",
+    6: "Q5_0",
+    7: "Q5_1",
+    8: "Q8_0",
+    10: "Q2_K",
+    11: "Q3_K",
+    12: "Q4_K",
+    13: "Q5_K",
+    14: "Q6_K",
+}
+NF4_BLOCK = 64
+TILE = 1 << 22  # numbers of a matrix that are written out at one time, where it need not be whole
+
+
+class Blocks(nn.Module):
+    """A frozen matrix (rows, columns); `data` (rows, row_bytes) holds its blocks, `dtype` is what its numbers are given in."""
+
+    data: Tensor
+
+    def __init__(self, data: Tensor, kind: int, columns: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.kind, self.columns, self.dtype = kind, columns, dtype
+        self.register_buffer("data", data, persistent=False)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """`.to(…)` and its like: the bytes may move, and the numbers are given in the new type."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.dtype = fn(torch.empty(0, dtype=self.dtype)).dtype
+        return self
+
+    @property
+    def rows(self) -> int:
+        return self.data.shape[0]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.rows, self.columns
+
+    def numel(self) -> int:
+        return self.rows * self.columns
+
+    def take(self, rows: Tensor | slice) -> "Blocks":
+        """The matrix of these rows."""
+        return Blocks(self.data[rows], self.kind, self.columns, self.dtype)
+
+    @torch.no_grad()
+    def write(self, out_RK: Tensor, fused: Kernels | None = None) -> None:
+        """Writes all numbers into `out_RK`, whose rows may be strided."""
+        fused = fused or (kernels.loaded() if kernels.serves(out_RK) else None)
+        if fused is None:
+            out_RK.copy_(self._by_hand())
+            return
+        data = self.data.contiguous()
+        fused.call(
+            "unpack", data, data.shape[1], self.kind, out_RK, out_RK.stride(0), *out_RK.shape, torch.get_num_threads(),
+            dtype=out_RK.dtype,
+        )  # fmt: skip
+
+    def numbers(self, dtype: torch.dtype | None = None) -> Tensor:
+        """The matrix in memory of its own."""
+        out = torch.empty(self.rows, self.columns, dtype=dtype or self.dtype, device=self.data.device)
+        self.write(out)
+        return out
+
+    def _by_hand(self) -> Tensor:
+        if self.kind == NF4:
+            return _nf4_numbers(self.data, self.columns)
+        if self.kind == Q8_0:
+            blocks = self.data.unflatten(1, (-1, 34))
+            steps, counts = blocks[..., :2].contiguous().view(torch.float16), blocks[..., 2:].view(torch.int8)
+            numbers: Tensor = steps.float() * counts
+            return numbers.flatten(1)
+        import gguf
+
+        return torch.from_numpy(gguf.dequantize(self.data.cpu().numpy(), gguf.GGMLQuantizationType(self.kind)))
+
+
+# ------------------------------------------------------------------------------------------------ quantisation
+
+
+def quantise(weight_RK: Tensor, kind: str, dtype: torch.dtype) -> Blocks | None:
+    """The matrix in `kind` nf4 or int8 (blocks of 32 as Q8_0 has them); None where its rows do not fill whole blocks."""
+    columns = weight_RK.shape[1]
+    if columns % (NF4_BLOCK if kind == "nf4" else 32):
+        return None
+    if kind == "nf4":
+        return Blocks(_nf4(weight_RK.float()), NF4, columns, dtype)
+    import gguf
+
+    data = gguf.quantize(weight_RK.detach().float().cpu().numpy(), gguf.GGMLQuantizationType.Q8_0)
+    return Blocks(torch.from_numpy(data).to(weight_RK.device), Q8_0, columns, dtype)
+
+
+def nf4_levels() -> Tensor:
+    """The 16 levels, at equal shares of a normal distribution (Dettmers et al. 2023, https://arxiv.org/abs/2305.14314, section 3)."""
+    ends = (0.9677083, 9), (0.9677083, 8)
+    above, below = (torch.special.ndtri(torch.linspace(at, 0.5, n, dtype=torch.float64))[:-1] for at, n in ends)
+    levels = torch.cat([above, -below, torch.zeros(1, dtype=torch.float64)])
+    # The denser side is the positive one: nine levels with its end, eight on the other.
+    return (levels / levels.abs().max()).sort().values.float()
+
+
+def _nf4(weight_RK: Tensor) -> Tensor:
+    """Rows of NF4. Scales, the largest of each block of 64, are quantised too: a byte each, between a row's smallest and largest."""
+    blocks = weight_RK.unflatten(1, (-1, NF4_BLOCK))
+    scales = blocks.abs().amax(2)
+    least = scales.amin(1, keepdim=True)
+    step = (scales.amax(1, keepdim=True) - least) / 255
+    codes = ((scales - least) / step.clamp(min=1e-30)).round()
+    scales = (least + step * codes)[..., None]
+    levels = nf4_levels().to(weight_RK.device)
+    middles = (levels[1:] + levels[:-1]) / 2
+    q = torch.bucketize(blocks / scales.clamp(min=1e-30), middles).to(torch.uint8)
+    q = q[..., : NF4_BLOCK // 2] | q[..., NF4_BLOCK // 2 :] << 4
+    head = torch.cat([least, step], 1).view(torch.uint8)
+    return torch.cat([head, codes.to(torch.uint8), q.flatten(1)], 1)
+
+
+def _nf4_numbers(data: Tensor, columns: int) -> Tensor:
+    blocks = columns // NF4_BLOCK
+    least, step = data[:, :8].contiguous().view(torch.float32).split(1, 1)
+    scales = least + step * data[:, 8 : 8 + blocks]
+    q = data[:, 8 + blocks :].unflatten(1, (blocks, -1))
+    indices = torch.cat([q & 15, q >> 4], 2).long()
+    numbers: Tensor = nf4_levels().to(data.device)[indices] * scales[..., None]
+    return numbers.flatten(1)
+
+
+# ------------------------------------------------------------------------------------------------ layers
+
+_local = threading.local()
+
+
+def scratch(rows: int, columns: int, like: Blocks) -> Tensor:
+    """Room for numbers, the same for every layer: what lies there is overwritten by the next call."""
+    held: dict[Any, Tensor] = _local.__dict__
+    key = f"{like.dtype} {like.data.device}"
+    if key not in held or held[key].numel() < rows * columns:
+        held.pop(key, None)
+        with torch.inference_mode(False):  # it serves training too
+            held[key] = torch.empty(rows * columns, dtype=like.dtype, device=like.data.device)
+    return held[key][: rows * columns].view(rows, columns)
+
+
+def tiles(blocks: Blocks) -> "list[tuple[slice, Blocks]]":
+    """The matrix cut into runs of rows of at most TILE numbers."""
+    rows = max(1, TILE // blocks.columns)
+    return [(slice(at, at + rows), blocks.take(slice(at, at + rows))) for at in range(0, blocks.rows, rows)]
+
+
+def unpacked(blocks: Blocks) -> Tensor:
+    """The numbers in the shared scratch, until the next call."""
+    out = scratch(blocks.rows, blocks.columns, blocks)
+    blocks.write(out)
+    return out
+
+
+Packing = Callable[[str, Tensor], Tensor | Blocks]  # of a weight by its name
+
+
+class BlockLinear(nn.Linear):
+    """A frozen linear layer (in, out) over blocks. Its `weight` is written out anew whenever it is read, and cannot be trained."""
+
+    def __init__(self, blocks: Blocks, bias: Tensor | None = None) -> None:
+        nn.Module.__init__(self)
+        self.out_features, self.in_features = blocks.rows, blocks.columns
+        self.blocks = blocks
+        self.register_parameter("bias", None if bias is None else nn.Parameter(bias, requires_grad=False))
+
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
+        return self.blocks.numbers()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = _Product.apply(x, self.blocks)  # type: ignore[no-untyped-call]
+        return y if self.bias is None else y + self.bias
+
+    def thawed(self) -> nn.Linear:
+        """The layer with its numbers as an ordinary weight."""
+        with torch.device("meta"):
+            plain = nn.Linear(self.in_features, self.out_features, self.bias is not None)
+        plain.weight = nn.Parameter(self.weight, requires_grad=False)
+        if self.bias is not None:
+            plain.bias = self.bias
+        return plain
+
+
+class _Product(torch.autograd.Function):
+    """y = x Wᵀ and dx = dy W, tile by tile; sums over tiles in fp32."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, blocks: Blocks) -> Tensor:
+        ctx.blocks = blocks
+        return product(x.flatten(0, -2), blocks).view(*x.shape[:-1], blocks.rows)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Any:
+        dx = product_back(dy.flatten(0, -2), ctx.blocks)
+        return dx.view(*dy.shape[:-1], ctx.blocks.columns), None
+
+
+def product(x_TK: Tensor, blocks: Blocks) -> Tensor:
+    """x Wᵀ, (T, R)."""
+    if blocks.numel() <= TILE:
+        return F.linear(x_TK, unpacked(blocks))
+    y = x_TK.new_empty(len(x_TK), blocks.rows)
+    for rows, tile in tiles(blocks):
+        y[:, rows] = F.linear(x_TK, unpacked(tile))
+    return y
+
+
+def product_back(dy_TR: Tensor, blocks: Blocks) -> Tensor:
+    """dy W, (T, K)."""
+    if blocks.numel() <= TILE:
+        return dy_TR @ unpacked(blocks)
+    dx = torch.zeros(len(dy_TR), blocks.columns, device=dy_TR.device)
+    for rows, tile in tiles(blocks):
+        dx += dy_TR[:, rows] @ unpacked(tile)
+    return dx.to(dy_TR.dtype)
+
+
+def weight_bytes(module: nn.Module) -> int:
+    """Bytes that the frozen weights of `module` take: numbers, blocks, and the scratch that blocks are written out into."""
+    frozen = [p for p in module.parameters() if not p.requires_grad]
+    held = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in [*frozen, *module.buffers()]}
+    scratches: list[Tensor] = list(_local.__dict__.values())
+    return sum(held.values()) + sum(each.untyped_storage().nbytes() for each in scratches)
+
+
+def parameter_count(module: nn.Module) -> int:
+    """All numbers of a model, those in blocks included."""
+    blocks = sum(each.numel() for each in module.modules() if isinstance(each, Blocks))
+    return blocks + sum(int(p.numel()) for p in module.parameters())
+
+
+def linear_layers(model: nn.Module, leave: Sequence[str] = ()) -> dict[str, Any]:
+    """By their paths, the layers that may be kept in blocks: all linear ones but the output head and those in `leave`."""
+    getter = getattr(model, "get_output_embeddings", None)
+    head = getter() if getter else None
+    return {
+        path: layer
+        for path, layer in model.named_modules()
+        if (type(layer) in (nn.Linear, BlockLinear) or is_conv1d(layer))
+        and layer is not head
+        and not any(path == each or path.startswith(f"{each}.") for each in leave)
+    }
+
+
+def as_read(name: str, weight: Tensor) -> Tensor | Blocks:
+    return weight
+
+
+def packing(model: nn.Module, kind: str | None, dtype: torch.dtype) -> Packing:
+    """What makes nf4 or int8 of the weights of the model's linear layers as they are read, so that never all are in memory."""
+    if kind not in ("nf4", "int8"):
+        return as_read
+    layers = {f"{path}.weight": layer for path, layer in linear_layers(model).items()}
+
+    def packed(name: str, weight: Tensor) -> Tensor | Blocks:
+        return (_in_blocks(layers[name], weight, kind, dtype) if name in layers else None) or weight
+
+    return packed
+
+
+def _in_blocks(layer: nn.Module, weight: Tensor, kind: str, dtype: torch.dtype) -> Blocks | None:
+    return quantise(weight.T if is_conv1d(layer) else weight, kind, dtype)
+
+
+@torch.no_grad()
+def quantise_linears(model: nn.Module, kind: str, dtype: torch.dtype, leave: Sequence[str] = ()) -> list[str]:
+    """Puts the linear layers of a model that are not there yet into blocks, in place; the paths that stay as they are, for their
+    rows do not fill whole blocks. Raises `BaseModelError` where no layer can be quantised."""
+    layers, left = linear_layers(model, leave), []
+    for path, layer in layers.items():
+        if isinstance(layer, BlockLinear):
+            continue
+        blocks = _in_blocks(layer, layer.weight, kind, dtype)
+        if blocks is None:
+            left.append(path)
+        else:
+            replace(model, path, BlockLinear(blocks, layer.bias))
+    if len(left) == len(layers):
+        raise BaseModelError(
+            f"--quantize {kind}: no linear layer has rows of whole blocks", "leave --quantize out for this base"
+        )
+    return left

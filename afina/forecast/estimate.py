@@ -1,0 +1,90 @@
+"""What a training will need, from shapes and lengths alone: memory, seconds, disk."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from afina.forecast.machines import Place
+from afina.forecast.memory import GB, MASTERS, MOMENTS, Memory, held, with_passes
+from afina.forecast.seconds import Seconds
+from afina.forecast.workload import Work, case_of, passes_of
+from afina.models.skeleton import Outline
+from afina.settings import RunSettings
+from afina.training.baselines import RATE_AS_FULL
+from afina.training.settings import Model, Plan, plan
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a training with these settings needs at a place; `seconds` of the training, `evaluation` those of the answers after it.
+    `disk` bytes are written (checkpoints included), of which `kept` stay."""
+
+    settings: RunSettings
+    memory: Memory
+    available: int
+    seconds: float
+    epoch_seconds: float
+    evaluation: float
+    download: int
+    disk: int
+    kept: int
+    plan: Plan
+    trained: int
+
+    @property
+    def fits(self) -> bool:
+        return self.memory.total <= self.available
+
+    def json(self) -> dict[str, Any]:
+        return {
+            "fits": self.fits,
+            "memory_gb": self.memory.json(),
+            "available_gb": self.available / GB,
+            "seconds": self.seconds,
+            "epoch_seconds": self.epoch_seconds,
+            "evaluation_seconds": self.evaluation,
+            "download_gb": self.download / GB,
+            "disk_gb": self.disk / GB,
+            "kept_gb": self.kept / GB,
+            "epochs": self.plan.epochs,
+            "steps": self.plan.steps,
+            "checkpoint_activations": self.plan.checkpoint_activations,
+            "trainable_parameters": self.trained,
+        }
+
+
+def forecast(base: Outline, settings: RunSettings, work: Work, place: Place) -> Forecast:
+    """Raises `AdapterError` and `SettingsError` as training does."""
+    case = case_of(base, settings, work, place)
+    train, found = case.settings.train, case.trained
+    fixed = held(case)
+    model = Model(
+        int(base.config.hidden_size),
+        round(case.kept * found.depth),
+        max(0, place.available - fixed.training),
+        base.task == "classify",
+        settings.method in RATE_AS_FULL,
+    )
+    made, _ = plan(train, work.lengths, model, settings.seed)
+    passes = passes_of(case)
+    seconds = Seconds(case, made.checkpoint_activations)
+    trained_on = seconds.training(passes)
+    epoch = trained_on + seconds.steps(made.steps_per_epoch)
+    rehearsal = trained_on * passes.largest / passes.tokens
+    looks = 1 + -(-made.steps // made.eval_steps)  # and as many saves: after each but the first, and in the end
+    saved = found.numbers * 4
+    state = saved + found.numbers * (MASTERS + MOMENTS) + saved
+    written = (looks - 1 + made.steps // train.checkpoint_steps) * state + looks * saved
+    watching = looks * (seconds.look() + seconds.probe())
+    return Forecast(
+        settings=case.settings,
+        memory=with_passes(fixed, case, passes, made.checkpoint_activations),
+        available=place.available,
+        seconds=rehearsal + epoch * made.epochs + watching + written * place.speed.write,
+        epoch_seconds=epoch,
+        evaluation=seconds.answers(),
+        download=0 if base.here else base.file_bytes,
+        disk=2 * state + saved,
+        kept=saved,
+        plan=made,
+        trained=found.numbers,
+    )

@@ -1,0 +1,117 @@
+"""Where a training may run: this machine as it is now, and machines by name, by their published figures (docs/published.md)."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from afina.core.device import compiler, memory_gb, pick_device, pick_dtype
+from afina.core.errors import SettingsError, near
+from afina.core.events import Listener, Notice, ignore
+from afina.forecast.speed import Rates, Speed, Width, known, measured
+from afina.models.footprint import element_size, free_bytes
+from afina.models.load import import_libraries
+
+
+@dataclass(frozen=True)
+class Place:
+    """`available` bytes for the process, of which its `libraries` take some before anything is loaded."""
+
+    name: str
+    available: int
+    libraries: int
+    dtype: torch.dtype
+    speed: Speed
+    fused: bool
+    measured: bool = False
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A machine by its published figures: bytes that are free for a training, dense products a second (floating-point operations in 16 bits),
+    bytes a second from memory."""
+
+    title: str
+    free: float
+    operations: float
+    bandwidth: float
+
+
+MACHINES = {
+    "24gb": Machine("a card of 24 GB (RTX 4090)", 23.5e9, 165e12, 1008e9),
+    "80gb": Machine("a card of 80 GB (A100)", 79e9, 312e12, 2039e9),
+    "laptop": Machine("a laptop of 16 GB (Apple M4)", 12e9, 2.9e12, 120e9),
+}
+_ROUGH = Machine("a processor", 0, 8e11, 2e10)  # of which nothing is known
+_REACHED = 0.5  # of a card's published operations: what fine-tunings of 7 B models reach, 0.38 to 0.68
+_CONTEXT = 0.6e9  # bytes that a card's libraries hold on it
+_WRITE = 1e-9
+_LAUNCH = 4e-4  # seconds: some forty kernels a layer, of ten microseconds
+
+
+def here(
+    cache: Path, device: str | None = None, precision: str = "auto", measure: bool = True, listener: Listener = ignore
+) -> Place:
+    """This machine now, measured (some seconds, once); or else its speed, where it is not known from before, a rough guess."""
+    before = libraries()
+    place = pick_device(device)
+    dtype, _ = pick_dtype(precision, place, cache)
+    speed = known(place, dtype, cache)
+    if speed is None and measure:
+        listener(Notice("measuring how fast this machine is, once (some ten seconds)"))
+        speed = measured(place, dtype, cache)
+    held = int(memory_gb() * 1e9)
+    available = free_bytes(place) + (held if place.type == "cpu" else 0)
+    on_cpu = place.type == "cpu"
+    return Place(
+        "this machine",
+        available,
+        before if on_cpu else int(_CONTEXT),
+        dtype,
+        speed or _reckoned(_ROUGH),
+        on_cpu and compiler() is not None,
+        measured=speed is not None,
+    )
+
+
+_before: list[int] = []
+
+
+def libraries() -> int:
+    """Bytes that this process held when first asked, which is before it measures or loads anything."""
+    import_libraries()
+    if not _before:
+        _before.append(int(memory_gb() * 1e9))
+    return _before[0]
+
+
+def named(name: str) -> Place:
+    """Raises `SettingsError`."""
+    if name not in MACHINES:
+        raise SettingsError(
+            f"--device {name!r} is no device or machine.{near(name, list(MACHINES))}",
+            f"it takes cpu, cuda, mps, {', '.join(MACHINES)}",
+        )
+    machine = MACHINES[name]
+    return Place(machine.title, int(machine.free), int(_CONTEXT), torch.bfloat16, _reckoned(machine), fused=False)
+
+
+def _reckoned(machine: Machine) -> Speed:
+    """Two operations a parameter and token forward, two for the input's gradient, two for the weight's; every pass reads all weights
+    from memory, and steps of the optimiser read and write six numbers of four bytes."""
+    operation, byte = 1 / (_REACHED * machine.operations), 1 / machine.bandwidth
+    size = element_size(torch.bfloat16)
+
+    def rates(products: int) -> Rates:
+        return Rates(a_pass=products * size * byte, a_token=2 * products * operation)
+
+    width = Width(forward=rates(1), adapted=rates(1), lora=rates(2), full=rates(3), few=size * byte)
+    return Speed(
+        widths={1024: width},
+        attention=(4 * operation, 14 * operation),
+        head=(2 * operation, 4 * operation, 6 * operation),
+        adam=6 * 4 * byte,
+        unpack=(0.5 + size) * byte,
+        write=_WRITE,
+        launch=_LAUNCH,
+    )

@@ -1,0 +1,116 @@
+"""The memory that a training will hold, by part, from shapes and lengths alone."""
+
+from dataclasses import asdict, dataclass, replace
+
+from afina.forecast.workload import Case, Passes
+from afina.measure.verification import PROBE_TOKENS
+from afina.models import footprint as model_bytes
+from afina.models.generation import BATCH
+from afina.models.model import READ_AT_ONCE
+from afina.training.loss import TOKENS
+
+GB = 1e9
+MASTERS, MOMENTS, _BEST = 4, 8, 4  # bytes a trained number
+_A_WORD = 1_300  # bytes that a tokenizer takes for each of its words
+# Small blocks that are freed between passes leave holes, which the next ones, of other lengths, fill in part only; and the matrix
+# library keeps some MB.
+_HOLES, _KEPT = 0.9, 50_000_000
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of each part, at the moment when most is held; `cache` is of the answers in the end, when nothing else of training is
+    there. `copies` of weights that are trained whole lie beside the frozen ones; their gradients take the place of activations, and are named where they are more."""
+
+    weights: int
+    copies: int
+    adapter: int
+    gradients: int
+    optimizer: int
+    activations: int
+    logits: int
+    cache: int
+    overhead: int
+
+    @property
+    def training(self) -> int:
+        return self.answering - self.cache + self.gradients + self.optimizer + self.activations + self.logits
+
+    @property
+    def answering(self) -> int:
+        return self.weights + self.copies + self.adapter + self.cache + self.overhead
+
+    @property
+    def total(self) -> int:
+        return max(self.training, self.answering)
+
+    def json(self) -> dict[str, float]:
+        sums = {"total": self.total, "training": self.training, "answering": self.answering}
+        return {k: v / GB for k, v in sums.items()} | {k: v / GB for k, v in asdict(self).items()}
+
+
+def held(case: Case) -> Memory:
+    """What does not depend on the rows."""
+    base, place, found = case.base, case.place, case.trained
+    size = model_bytes.element_size(place.dtype)
+    masters = MASTERS if size < 4 else 0
+    weights = model_bytes.weight_bytes(base.module, place.dtype, case.settings.quantize, case.heads)
+    if case.settings.quantize == "keep":
+        weights = base.file_bytes
+    return Memory(
+        weights=weights,
+        copies=found.copies * size,
+        adapter=(found.adapter + found.fixed) * (4 + size),
+        gradients=found.adapter * 4,
+        optimizer=found.adapter * (MOMENTS + _BEST) + found.copies * (MOMENTS + _BEST + masters),
+        activations=0,
+        logits=0,
+        cache=0,
+        overhead=place.libraries + _A_WORD * int(getattr(base.config, "vocab_size", 0)),
+    )
+
+
+def with_passes(fixed: Memory, case: Case, passes: Passes, recompute: bool) -> Memory:
+    """`fixed` and what training's passes and the answers in the end take."""
+    base, work, found = case.base, case.work, case.trained
+    module, dtype = base.module, case.place.dtype
+    size = model_bytes.element_size(dtype)
+    a_token = case.kept * found.depth
+    if recompute:
+        a_token = model_bytes.layer_input_bytes(module, dtype) + a_token / max(1, int(base.config.num_hidden_layers))
+    passing = model_bytes.passing_bytes(module, dtype)
+    activations = passes.largest * max(a_token + passing / 2, passing)
+    words = model_bytes.words(module)
+    logits = model_bytes.logit_bytes(module, dtype, max(1, round(passes.largest * work.labelled)))
+    head = words * int(base.config.hidden_size)
+    if case.settings.method in ("full", "head") and base.task == "causal":
+        logits += (4 + size) * head  # the head's gradient in fp32, and in its own format
+    # Activations go while gradients come, but those of an earlier pass of the step are there already. When the optimiser steps, all
+    # gradients of copies are there in fp32, and the head's in its own format too.
+    in_fp32 = found.copies * 4 + min(found.copies, head) * size
+    earlier = found.copies * size if passes.summed else 0
+    moving = max(
+        activations + logits + earlier,
+        in_fp32,
+        min(TOKENS, work.held_out) * passing + PROBE_TOKENS * words * (size + 4),
+    )
+    probed = PROBE_TOKENS * words * 4  # logits of the best weights, for the check after training
+    slots = min(BATCH, work.asked)
+    cache = min(READ_AT_ONCE, slots * work.longest) * passing + slots * words * (size + 4)
+    if base.task != "classify":
+        cache += slots * (work.longest + work.most_new) * model_bytes.cache_bytes(module, dtype)
+    holes: float = 0
+    if case.place.fused:
+        holes = (
+            _HOLES * a_token / case.kept * model_bytes.heap_bytes(module, dtype, int(max(work.lengths)), passes.largest)
+        )
+    gradients: float = moving if moving == in_fp32 else min(earlier, moving)
+    of_logits = min(logits, moving - gradients)
+    return replace(
+        fixed,
+        gradients=round(fixed.gradients + gradients),
+        activations=round(moving - gradients - of_logits),
+        logits=round(of_logits + probed),
+        cache=round(cache),
+        overhead=round(fixed.overhead + holes + _KEPT),
+    )

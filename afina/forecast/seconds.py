@@ -1,0 +1,105 @@
+"""The seconds of a training's passes, from its shapes and what was measured of a machine."""
+
+from typing import Any
+
+from afina.engine.ops import ROUND
+from afina.forecast.speed import Width
+from afina.forecast.workload import CHARACTERS, Case, Passes, numbers_trained
+from afina.lora.config import LoraConfig
+from afina.measure.general import LANGUAGES, paragraphs
+from afina.measure.outcomes import ALONE
+from afina.measure.verification import PROBE_TOKENS
+from afina.models import footprint as model_bytes
+from afina.models.generation import BATCH
+from afina.training.baselines import RATE_AS_FULL
+from afina.training.loss import TOKENS
+
+_THROUGH_TRANSFORMERS = 1.5  # times the seconds of our decoder
+
+
+class Seconds:
+    """The seconds of a case's passes."""
+
+    def __init__(self, case: Case, recompute: bool) -> None:
+        self.case, self.speed, self.recompute = case, case.place.speed, recompute
+        module, quantize = case.base.module, case.settings.quantize
+        config: Any = case.base.config
+        self.hidden, self.layers = int(config.hidden_size), int(config.num_hidden_layers)
+        self.words = model_bytes.words(module)
+        self.parameters = _layer_parameters(module)
+        heads = int(getattr(config, "num_attention_heads", 1))
+        self.channels = self.layers * heads * int(getattr(config, "head_dim", 0) or self.hidden // heads)
+        self.width: Width = self.speed.at(self.hidden)
+        self.slower = 1.0 if case.base.is_decoder else _THROUGH_TRANSFORMERS
+        quantised = model_bytes.quantised_layers(module, quantize, case.heads) if quantize else []
+        self.unpack = sum(layer.weight.numel() for layer in quantised) * self.speed.unpack
+
+    def training(self, passes: Passes) -> float:
+        """An epoch's passes."""
+        width, speed, found = self.width, self.speed, self.case.trained
+        usual = numbers_trained(self.case.base.module, LoraConfig()).adapter
+        # The benchmark's adapters are of rank 16, on all layers: others cost more or less beside the frozen product.
+        lora = self.parameters + 1.5 * (found.adapter - usual if self.case.settings.method == "lora" else -usual)
+        read = passes.count * width.forward.a_pass + passes.tokens * width.forward.a_token
+        forward = self.parameters * read
+        through = passes.count * width.lora.a_pass + passes.tokens * width.lora.a_token
+        whole = passes.count * width.full.a_pass + passes.tokens * width.full.a_token
+        seconds: float = forward + found.depth * max(0.0, lora * through - forward)
+        if self.case.settings.method in RATE_AS_FULL:
+            seconds += found.depth * self.parameters * max(0.0, whole - through)
+        if self.recompute:
+            seconds += found.depth * forward
+        attention = speed.attention[0] + found.depth * (speed.attention[1] - speed.attention[0])
+        seconds += attention * passes.square * self.channels
+        kind = 2 if self.case.settings.method in ("full", "head") else 1 if found.depth else 0
+        labelled = max(passes.labelled, passes.count * ROUND / 2) if self.case.base.is_decoder else passes.labelled
+        seconds += labelled * self.words * self.hidden * speed.head[kind]
+        seconds += passes.count * (1 + found.depth) * (self.unpack + self.layers * speed.launch)
+        return seconds * self.slower
+
+    def steps(self, count: int) -> float:
+        return count * self.case.trained.numbers * self.speed.adam
+
+    def reading(self, tokens: float, passes: float, square: float, labelled: float) -> float:
+        """Passes that keep nothing."""
+        rates = self.width.adapted if self.case.settings.method == "lora" else self.width.forward
+        layers = self.parameters * (passes * rates.a_pass + tokens * rates.a_token)
+        attention = self.speed.attention[0] * square * self.channels
+        head = labelled * self.words * self.hidden * self.speed.head[0]
+        seconds: float = layers + attention + head + passes * (self.unpack + self.layers * self.speed.launch)
+        return seconds * self.slower
+
+    def look(self) -> float:
+        """The loss of the held-out rows."""
+        work = self.case.work
+        mean = work.tokens / max(1, len(work.lengths))
+        return self.reading(
+            work.held_out, -(-work.held_out // TOKENS), work.held_out * mean / 2, work.held_out * work.labelled
+        )
+
+    def probe(self) -> float:
+        """Logits for the check after training."""
+        work = self.case.work
+        tokens = min(PROBE_TOKENS / work.labelled, work.held_out)
+        return self.reading(tokens, min(1, work.held_out), 0, tokens * work.labelled)
+
+    def answers(self) -> float:
+        """Of the base and the adapted model, after training."""
+        work = self.case.work
+        prompts = work.asked * work.prompt
+        read = self.reading(prompts, -(-work.asked // BATCH), prompts * work.prompt / 2, work.asked)
+        if self.case.base.task == "classify":
+            return 2 * read
+        general = sum(len(text) for name in LANGUAGES for text in paragraphs(name)) / CHARACTERS
+        read += self.reading(general, -(-general // TOKENS), 0, general)
+        step = self.parameters * self.width.few + BATCH * self.words * self.hidden * self.speed.head[0] + self.unpack
+        steps: float = (work.asked / BATCH + ALONE) * (min(work.most_new, 2 * work.answer) + work.answer)
+        return float(2 * read + steps * step * self.slower)
+
+
+def _layer_parameters(module: Any) -> int:
+    """Of the repeated layers: all but the words, the positions and the head."""
+    words = module.get_input_embeddings().weight
+    head = module.get_output_embeddings() if hasattr(module, "get_output_embeddings") else None
+    left_out = {id(words)} | ({id(head.weight)} if head is not None else set())
+    return sum(p.numel() for p in module.parameters() if id(p) not in left_out)

@@ -1,0 +1,334 @@
+"""How fast a machine trains: measured here by a benchmark of some seconds, or reckoned from a card's published figures.
+
+Everything is seconds a unit of work, so that a forecast is a sum of products. P parameters of the repeated layers, T tokens.
+"""
+
+import hashlib
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from afina.core.config import Settings
+from afina.core.device import keep_freed_memory, processor
+from afina.core.errors import InputError, OutputError
+from afina.core.files import read_json, write_atomic, write_json
+from afina.engine import kernels, ops
+from afina.engine.blocks import quantise
+from afina.engine.ops import Segments
+from afina.lora.attached import take_off
+from afina.lora.config import LoraConfig
+from afina.lora.injection import inject
+from afina.models.model import IGNORED, DecoderModel, Packed
+from afina.models.skeleton import decoder_skeleton
+from afina.training.baselines import baseline
+from afina.training.optimizer import Optimizer
+
+_LAYERS = {384: 2, 768: 1, 1280: 1}  # by width
+_MIDDLE = 768  # the width at which all else is measured
+_WORDS = 16_384
+_SHORT, _LONG, _ROW = 256, 1024, 128  # tokens of two passes, and of a row in them
+_FEW = 32  # texts that are written at one time
+_NUMBERS = 1 << 22
+_FILE = 128 << 20
+_ROUNDS = 3
+_SLOWER = 1.05  # than the fastest round is a training, on a machine that it does not have to itself
+
+
+class Rates(Settings):
+    """Seconds a layer parameter: `a_pass`, whatever its tokens, and `a_token` of it."""
+
+    a_pass: float
+    a_token: float
+
+    def seconds(self, parameters: float, tokens: float) -> float:
+        return parameters * (self.a_pass + self.a_token * tokens)
+
+
+class Width(Settings):
+    """A pass through layers of one width: forward alone, the same with adapters of rank 16, with the backward pass for these, and for
+    all weights. `few`: a token each of 32 texts in the making."""
+
+    forward: Rates
+    adapted: Rates
+    lora: Rates
+    full: Rates
+    few: float
+
+
+class Speed(Settings):
+    """Seconds: `widths` by the width of the layers; `attention` (forward, and with the backward pass) a token, token before it and
+    channel; `head` (forward; with its input's gradient; with its own too) a labelled token and parameter; `adam` a trained number;
+    `unpack` a number of a quantised matrix; `write` a byte of a file; `launch` a layer and pass, for a card's kernels to be begun (here it is part of the others)."""
+
+    widths: dict[int, Width]
+    attention: tuple[float, float]
+    head: tuple[float, float, float]
+    adam: float
+    unpack: float
+    write: float
+    launch: float = 0.0
+
+    def at(self, width: int) -> Width:
+        """What holds at a width between those known, by the logarithm."""
+        known = sorted(self.widths)
+        low = max((w for w in known if w <= width), default=known[0])
+        high = min((w for w in known if w >= width), default=known[-1])
+        if low == high:
+            return self.widths[low]
+        share = (torch.tensor(width / low).log() / torch.tensor(high / low).log()).item()
+        a, b = self.widths[low].model_dump(), self.widths[high].model_dump()
+        return Width.model_validate(_between(a, b, share))
+
+
+def _between(a: Any, b: Any, share: float) -> Any:
+    if isinstance(a, dict):
+        return {key: _between(a[key], b[key], share) for key in a}
+    return a ** (1 - share) * b**share
+
+
+def measured(place: torch.device, dtype: torch.dtype, cache: Path) -> Speed:
+    """How fast this machine is; measured once, and kept in `cache`."""
+    found = known(place, dtype, cache)
+    if found is None:
+        found = _measure(place, dtype, cache)
+        with suppress(OutputError):
+            write_json(_file(cache), _kept(cache) | {_key(place, dtype): found.model_dump(mode="json")})
+    return found
+
+
+def known(place: torch.device, dtype: torch.dtype, cache: Path) -> Speed | None:
+    """What was measured before on such a device, with this torch, as many threads and this number format."""
+    with suppress(KeyError, ValueError):  # nothing, or of an earlier version
+        return Speed.model_validate(_kept(cache)[_key(place, dtype)])
+    return None
+
+
+def _key(place: torch.device, dtype: torch.dtype) -> str:
+    name = torch.cuda.get_device_name(place) if place.type == "cuda" else processor()
+    source = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12]  # other measurements, other figures
+    return f"{place.type} {name} {torch.get_num_threads()} {dtype} torch {torch.__version__} {source}"
+
+
+def _file(cache: Path) -> Path:
+    return cache / "speed.json"
+
+
+def _kept(cache: Path) -> dict[str, Any]:
+    with suppress(InputError):  # absent or damaged
+        return dict(read_json(_file(cache)))
+    return {}
+
+
+def _measure(place: torch.device, dtype: torch.dtype, cache: Path) -> Speed:
+    keep_freed_memory()
+    fused = kernels.load(cache) if place.type == "cpu" else None
+    models = {width: _model(width, layers, place, dtype, fused) for width, layers in _LAYERS.items()}
+    took = _Took()
+    for _ in range(_ROUNDS):
+        for width, model in models.items():
+            _layers(took, width, model)
+        _attention(took, models[_MIDDLE], fused)
+        _head(took, models[_MIDDLE])
+        if place.type == "cpu":
+            _unpack(took, dtype)
+    return Speed(
+        widths={width: _width(took, width, model) for width, model in models.items()},
+        attention=_attention_rates(took, models[_MIDDLE]),
+        head=_head_rates(took, models[_MIDDLE]),
+        adam=took["adam"] / sum(p.numel() for p in models[_MIDDLE].module.layers().parameters()),
+        unpack=took["unpack"] / _NUMBERS if place.type == "cpu" else 0.0,
+        write=_write(cache),
+    )
+
+
+class _Took:
+    """Seconds of each thing by its name: the least over rounds.
+
+    In rounds, for what else runs on the machine comes in bursts: each thing is timed at moments some seconds apart. In the first,
+    memory and products are made ready.
+    """
+
+    def __init__(self) -> None:
+        self._found: dict[Any, list[float]] = {}
+
+    def time(self, name: Any, work: Callable[[], Any]) -> None:
+        self._found.setdefault(name, []).append(_once(work))
+
+    def __getitem__(self, name: Any) -> float:
+        return _SLOWER * min(self._found[name])
+
+
+def _model(width: int, layers: int, place: torch.device, dtype: torch.dtype, fused: Any) -> DecoderModel:
+    """Random layers such as those of Llama's family."""
+    from transformers import LlamaConfig
+
+    from afina.engine.families import architecture
+
+    heads = width // 64
+    config = LlamaConfig(
+        hidden_size=width, intermediate_size=3 * width, num_hidden_layers=layers, num_attention_heads=heads,
+        num_key_value_heads=heads // 2, vocab_size=_WORDS, tie_word_embeddings=True,
+    )  # fmt: skip
+    module = decoder_skeleton(config, architecture(config), fused).to(dtype).to_empty(device=place)
+    module.tie()
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.uniform_(-0.02, 0.02)
+    module.requires_grad_(False)
+    return DecoderModel(module)
+
+
+def _packed(model: DecoderModel, tokens: int, row: int, labelled: int) -> Packed:
+    place = next(model.module.parameters()).device
+    ids = torch.randint(0, _WORDS, (tokens,), device=place)
+    labels = torch.full_like(ids, IGNORED)
+    labels[:labelled] = ids[:labelled]
+    return Packed(ids, labels, Segments(tuple(range(0, tokens + 1, row))))
+
+
+def _once(work: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def _train(model: DecoderModel, packed: Packed) -> Callable[[], None]:
+    def work() -> None:
+        model.module.train()
+        model.summed_loss(packed).backward()
+        model.module.zero_grad(set_to_none=True)
+
+    return work
+
+
+def _read(model: DecoderModel, packed: Packed) -> Callable[[], None]:
+    def work() -> None:
+        model.module.eval()
+        with torch.no_grad():
+            model.summed_loss(packed)
+
+    return work
+
+
+def _layers(took: _Took, width: int, model: DecoderModel) -> None:
+    """Passes through the layers, with one label; in the middle width also the optimiser."""
+    module: nn.Module = model.module
+    short, long = (_packed(model, tokens, _ROW, 1) for tokens in (_SHORT, _LONG))
+
+    def both(kind: str, work: Callable[[DecoderModel, Packed], Callable[[], None]]) -> None:
+        took.time((width, kind, _SHORT), work(model, short))
+        took.time((width, kind, _LONG), work(model, long))
+
+    both("forward", _read)
+    took.time((width, "few"), _read(model, _packed(model, _FEW, 1, 1)))
+    inject(module, LoraConfig())
+    took.time((width, "adapted"), _read(model, long))
+    both("lora", _train)
+    take_off(module)
+    inject(module, baseline(module, "last", _LAYERS[width]))  # the words' gradients are those of the head
+    both("full", _train)
+    if width == _MIDDLE:
+        _adam(took, module)
+    take_off(module)
+
+
+def _adam(took: _Took, module: nn.Module) -> None:
+    """A step over the layers' weights: gradients in fp32, their norm, AdamW, and the weights written back."""
+    optimizer = Optimizer(module, 0.0)
+
+    def gradients() -> None:
+        for parameter in module.parameters():
+            if parameter.requires_grad:
+                parameter.grad = torch.full_like(parameter, 1e-3)
+
+    gradients()
+    optimizer.step(1e-5, 1.0)  # makes the moments
+    gradients()
+    took.time("adam", lambda: optimizer.step(1e-5, 1.0))
+
+
+def _attention(took: _Took, model: DecoderModel, fused: Any) -> None:
+    """Of one long row, and of the short ones that are in the passes."""
+    spec = model.module.arch.specs[0]
+    like = next(model.module.parameters())
+    values = torch.randn(_LONG, spec.qk_size + spec.kv_heads * spec.width, dtype=like.dtype, device=like.device)
+    leaf = values.clone().requires_grad_()
+
+    def attend(qkv: Tensor, row: int) -> Tensor:
+        return ops.attention(fused, qkv, spec, None, Segments(tuple(range(0, _LONG + 1, row))))
+
+    def back(row: int) -> None:
+        attend(leaf, row).sum().backward()
+
+    for row in (_ROW, _LONG):
+        took.time(("attention", row), partial(attend, values, row))
+        took.time(("attention and back", row), partial(back, row))
+
+
+def _head(took: _Took, model: DecoderModel) -> None:
+    """Passes in which every token is labelled."""
+    module: nn.Module = model.module
+    packed = _packed(model, _SHORT, _ROW, _SHORT)
+    took.time("head", _read(model, packed))
+    inject(module, LoraConfig())
+    took.time("head under adapters", _train(model, packed))
+    take_off(module)
+    inject(module, baseline(module, "head", 1))
+    took.time("head trained", _train(model, packed))
+    take_off(module)
+
+
+def _unpack(took: _Took, dtype: torch.dtype) -> None:
+    blocks = quantise(torch.randn(_NUMBERS >> 10, 1 << 10), "nf4", dtype)
+    assert blocks is not None
+    took.time("unpack", blocks.numbers)
+
+
+def _width(took: _Took, width: int, model: DecoderModel) -> Width:
+    parameters = sum(p.numel() for p in model.module.layers().parameters())
+
+    def rates(kind: str) -> Rates:
+        short, long = took[width, kind, _SHORT], took[width, kind, _LONG]
+        a_token = max(0.0, long - short) / (_LONG - _SHORT)
+        return Rates(a_pass=max(0.0, short - _SHORT * a_token) / parameters, a_token=a_token / parameters)
+
+    forward = rates("forward")
+    adapted = (took[width, "adapted"] / parameters - forward.a_pass) / _LONG
+    return Width(
+        forward=forward,
+        adapted=Rates(a_pass=forward.a_pass, a_token=max(forward.a_token, adapted)),
+        lora=rates("lora"),
+        full=rates("full"),
+        few=took[width, "few"] / parameters,
+    )
+
+
+def _attention_rates(took: _Took, model: DecoderModel) -> tuple[float, float]:
+    """By how much one long row takes longer than short ones."""
+    units = _LONG * (_LONG - _ROW) / 2 * model.module.arch.specs[0].q_size
+    forward, back = (max(0.0, took[kind, _LONG] - took[kind, _ROW]) for kind in ("attention", "attention and back"))
+    return forward / units, back / units
+
+
+def _head_rates(took: _Took, model: DecoderModel) -> tuple[float, float, float]:
+    units = _SHORT * _WORDS * model.module.arch.hidden
+    plain = took[_MIDDLE, "forward", _SHORT]
+    forward, trained = took["head"] - plain, took["head trained"] - plain
+    frozen = took["head under adapters"] - took[_MIDDLE, "lora", _SHORT]
+    return max(0.0, forward) / units, max(0.0, frozen) / units, max(0.0, frozen, trained) / units
+
+
+def _write(cache: Path) -> float:
+    """Zeros into a file beside the models, as whole runs' files are written."""
+    with suppress(OutputError, OSError), tempfile.TemporaryDirectory(dir=cache if cache.is_dir() else None) as folder:
+        return _once(lambda: write_atomic(Path(folder) / "file", bytes(_FILE))) / _FILE
+    return 1e-9

@@ -1,0 +1,153 @@
+"""What a training has to do: the rows that it reads, the passes that they make, and the case whose memory and seconds are foreseen."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from afina.data.load import Dataset
+from afina.engine.ops import ROUND
+from afina.forecast.machines import Place
+from afina.lora.config import LoraConfig
+from afina.lora.counting import Trained, trained
+from afina.models.footprint import activation_bytes
+from afina.models.skeleton import Outline, heads_beside
+from afina.settings import RunSettings
+from afina.training.baselines import baseline
+from afina.training.settings import CLASSIFIER_BATCH_SIZE, batches
+
+CHARACTERS = 3.7  # of a token
+_LOOKED_AT = 2_000  # optimiser steps of a pass whose rows are looked at; the rest are like them
+
+
+@dataclass(frozen=True)
+class Work:
+    """The rows that a run reads. `lengths` of those trained on, in tokens; `labelled` is the share of their tokens that are learned;
+    `held_out` are tokens; `asked` rows are answered in the end, of `prompt` tokens on average and
+    `longest` at most, with `answer` tokens on average and `most_new` at most. `counted` says how that is known."""
+
+    lengths: Sequence[int]
+    labelled: float
+    held_out: int
+    asked: int
+    prompt: float
+    longest: int
+    answer: float
+    most_new: int
+    counted: str = "counted"
+
+    @property
+    def tokens(self) -> int:
+        return int(sum(self.lengths))
+
+
+ONE_ROW = Work([64], 1.0, 0, 0, 0.0, 0, 0.0, 0)  # the least that there is to do
+
+
+def room_for(longest: float) -> int:
+    """Tokens that an answer may have where the longest has so many: some more."""
+    return math.ceil(1.25 * longest) + 8
+
+
+def work_of(data: Dataset, most_new: int) -> Work:
+    asked = data.test
+    learned = sum(row.labelled for row in asked)
+    read = sum(len(row.input_ids) for row in asked) - learned
+    return Work(
+        lengths=data.train.lengths,  # type: ignore[arg-type]
+        labelled=data.train.labelled / max(1, data.train.tokens),
+        held_out=sum(len(row.input_ids) for row in data.held_out),
+        asked=len(asked),
+        prompt=read / max(1, len(asked)),
+        longest=max((len(row.input_ids) - row.labelled for row in asked), default=0),
+        answer=learned / max(1, len(asked)),
+        most_new=most_new,
+    )
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is foreseen: a base trained with `settings` on the rows of `work` at a place. `heads` stay as they are beside the adapter,
+    `kept` are the bytes a token that a backward pass through the whole base needs."""
+
+    base: Outline
+    settings: RunSettings
+    work: Work
+    place: Place
+    heads: tuple[str, ...]
+    trained: Trained
+    kept: int
+
+
+def case_of(base: Outline, settings: RunSettings, work: Work, place: Place) -> Case:
+    """Raises `AdapterError` and `SettingsError` as training does."""
+    classifier = base.task == "classify"
+    if classifier and settings.train.batch_size is None:
+        train = settings.train.model_copy(update={"batch_size": CLASSIFIER_BATCH_SIZE})
+        settings = settings.model_copy(update={"train": train})
+    heads = heads_beside(base.module) if classifier else ()
+    if settings.method == "lora":
+        config = settings.lora.saving(heads)
+    else:
+        config = baseline(base.module, settings.method, settings.last_layers, heads)
+    kept = activation_bytes(base.module, place.dtype, int(max(work.lengths)), place.fused)
+    return Case(base, settings, work, place, heads, numbers_trained(base.module, config), kept)
+
+
+def numbers_trained(module: Any, config: LoraConfig) -> Trained:
+    """`trained`, remembered: a forecast is made for many settings with the same configuration."""
+    return _trained(module, config.model_dump_json())
+
+
+@lru_cache(256)
+def _trained(module: Any, config: str) -> Trained:
+    return trained(module, LoraConfig.model_validate_json(config))
+
+
+@dataclass(frozen=True)
+class Passes:
+    """What an epoch's passes are: how many, their `tokens` (filled up to whole products), Σ length² / 2, `labelled` positions, and the
+    tokens of the largest. `summed`: gradients of several make a step."""
+
+    count: int
+    tokens: int
+    square: float
+    labelled: float
+    largest: int
+    summed: bool
+
+
+def passes_of(case: Case) -> Passes:
+    """An epoch's passes, by the first of it."""
+    train, work = case.settings.train, case.work
+    groups = batches(train, work.lengths, case.settings.seed, 0)
+    some = groups[:_LOOKED_AT]
+    count = tokens = whole = largest = 0
+    square = 0.0
+    for numbers in some:
+        rows = sorted(int(work.lengths[i]) for i in numbers)
+        for lengths in _packed(rows, train.tokens_per_pass, train.micro_batch_size):
+            own = sum(lengths)
+            filled = -(-own // ROUND) * ROUND if case.base.is_decoder else max(lengths) * len(lengths)
+            count, tokens, whole, largest = count + 1, tokens + filled, whole + own, max(largest, filled)
+            square += sum(n * n for n in lengths) / 2
+    scale = len(groups) / len(some)
+    return Passes(
+        count=round(scale * count),
+        tokens=round(scale * tokens),
+        square=scale * square,
+        labelled=scale * whole * work.labelled,
+        largest=largest,
+        summed=count > len(some),
+    )
+
+
+def _packed(lengths: list[int], most: int, rows: int | None) -> list[list[int]]:
+    """As `data.batch.packs` groups rows of these lengths."""
+    groups: list[list[int]] = []
+    for length in lengths:
+        if not groups or sum(groups[-1]) + length > most or len(groups[-1]) == rows:
+            groups.append([])
+        groups[-1].append(length)
+    return groups

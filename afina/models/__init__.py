@@ -1,0 +1,31 @@
+"""Step 1, the base model: from a name to a frozen model, its tokenizer and its facts.
+
+Comes in: a catalogue name, a hub id, a folder or a GGUF file. Goes out: `Base`. Never trains.
+Public: `load_base`, `describe`, `Base`, `Facts`, `Tokenizer`, `generate`, `catalogue`.
+"""
+
+from typing import TYPE_CHECKING
+
+from afina.core.lazy import exports
+
+if TYPE_CHECKING:
+    from afina.models.generation import generate as generate
+    from afina.models.load import Base as Base
+    from afina.models.load import Facts as Facts
+    from afina.models.load import describe as describe
+    from afina.models.load import load_base as load_base
+    from afina.models.sources.catalogue import catalogue as catalogue
+    from afina.models.tokenizer import Tokenizer as Tokenizer
+
+__getattr__, __all__ = exports(
+    __name__,
+    {
+        "Base": "afina.models.load",
+        "Facts": "afina.models.load",
+        "Tokenizer": "afina.models.tokenizer",
+        "catalogue": "afina.models.sources.catalogue",
+        "describe": "afina.models.load",
+        "generate": "afina.models.generation",
+        "load_base": "afina.models.load",
+    },
+)

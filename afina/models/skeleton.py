@@ -1,0 +1,217 @@
+"""A base model known by its configuration alone: its shapes on the meta device, without a byte of its weights."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from afina.core.errors import BaseModelError, brief
+from afina.core.events import Listener, Notice, ignore
+from afina.core.files import read_json
+from afina.engine.decoder import Decoder
+from afina.engine.families import NONSENSE, Architecture, Unsupported, architecture, making_a_model
+from afina.engine.kernels import Kernels
+from afina.models.formats import gguf, gguf_models
+from afina.models.formats.safetensors_files import readable
+from afina.models.model import Task
+from afina.models.sources import locate as sources
+from afina.models.sources.catalogue import Entry, catalogue
+from afina.models.sources.locate import Source
+
+
+@dataclass(frozen=True)
+class Outline:
+    """What is known of a base before its weights are there.
+
+    `module` is on the meta device. `file_bytes` are those of its weight files; `here` says whether nothing need be fetched to
+    read it.
+    """
+
+    name: str
+    module: Any
+    task: Task
+    context_length: int
+    file_bytes: int
+    here: bool
+    revision: str | None = None
+    entry: Entry | None = None
+
+    @property
+    def config(self) -> Any:
+        return self.module.config
+
+    @property
+    def is_decoder(self) -> bool:
+        """Whether Afina's own decoder runs it."""
+        return isinstance(self.module, Decoder)
+
+    @property
+    def parameters(self) -> int:
+        return sum(p.numel() for p in self.module.parameters())
+
+
+def outline(
+    name: str, *, revision: str | None = None, cache_dir: Path, task: Task | None = None, classes: Sequence[str] = (),
+    listener: Listener = ignore,
+) -> Outline:  # fmt: skip
+    """The outline of the base called `name`, by what is on this disk, else by the catalogue, else by the hub: there its
+    config.json is fetched, and the headers of its weight files. Raises `BaseModelError`."""
+    entry = catalogue().get(name) or next((each for each in catalogue().values() if each.hub_id == name), None)
+    here = sources.is_here(name, cache_dir, revision)
+    size: int | None = None
+    if here or not (entry or sources.hub_id_of(name)):
+        source = sources.locate(name, revision, cache_dir)  # says what is wrong with a name that means nothing
+        config, size = config_of(source), _file_bytes(source)
+    elif entry and revision is None:
+        config, source = _known_config(entry), None
+        size = entry.package.size_mb * 1_000_000 if entry.package else None
+    else:
+        listener(Notice(f"asking the hub for the shapes of {name}"))
+        folder, size = sources.headers(entry.hub_id if entry and entry.hub_id else name, revision)
+        source = Source(name, "hub", folder, folder.name)
+        config = config_of(source)
+    task = task or (task_of(source) if source else _TASKS.get(entry.kind, "causal") if entry else "causal")
+    module = skeleton(config, task, len(classes))
+    if size is None:  # of the catalogue: 16 bits a number
+        size = 2 * sum(p.numel() for p in module.parameters())
+    return Outline(name, module, task, context_of(config), size, here, source.revision if source else None, entry)
+
+
+_MOST = {
+    "num_hidden_layers": 10_000, "num_attention_heads": 10_000, "hidden_size": 1_000_000, "vocab_size": 100_000_000,
+    "max_position_embeddings": 10**9,
+}  # fmt: skip
+_TASKS: dict[str, Task] = {"seq2seq": "seq2seq", "encoder": "classify"}
+
+
+def _known_config(entry: Entry) -> Any:
+    from transformers import AutoConfig
+
+    return AutoConfig.for_model(**entry.config)
+
+
+def _file_bytes(source: Source) -> int:
+    if source.is_gguf:
+        return source.path.stat().st_size
+    return sum(path.stat().st_size for path in source.path.glob("*.safetensors") if readable(path))
+
+
+def skeleton(config: Any, task: Task, classes: int = 0) -> Any:
+    """The model without memory for its weights: Afina's decoder where that can be the model, else transformers' class.
+    Raises `BaseModelError`."""
+    if task != "causal":
+        return _whole_skeleton(config, task, classes)
+    try:
+        return decoder_skeleton(config, architecture(config), None)
+    except Unsupported:
+        return causal_skeleton(config)
+
+
+def heads_beside(module: Any) -> tuple[str, ...]:
+    """The paths of a classifier's parts that stand beside its base model."""
+    return tuple(
+        path
+        for path, child in module.named_children()
+        if path != module.base_model_prefix and next(child.parameters(), None) is not None
+    )
+
+
+def need_classes(classes: Sequence[str]) -> None:
+    """Raises `BaseModelError` where these are no classes to tell apart."""
+    if len(classes) < 2:
+        raise BaseModelError(
+            f"a classifier needs two classes or more, each in several rows; {len(classes) or 'none'} were found",
+            "check --completion: each different one is a class. Free answers are learned by a base that writes text, such as starter",
+        )
+
+
+@making_a_model()
+def decoder_skeleton(config: Any, arch: Architecture, fused: Kernels | None) -> Decoder:
+    with torch.device("meta"):
+        return Decoder(arch, config, fused)
+
+
+@making_a_model()
+def causal_skeleton(config: Any) -> Any:
+    """In transformers' class."""
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config)
+    except ValueError as error:
+        raise BaseModelError(
+            f"models of type {config.model_type!r} do not generate text", "choose a decoder-only (causal) base"
+        ) from error
+
+
+@making_a_model()
+def _whole_skeleton(config: Any, task: Task, classes: int) -> nn.Module:
+    """A classifier with a head for `classes` (or as its configuration has it), or an encoder-decoder."""
+    from transformers import AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
+
+    if classes:
+        config.num_labels = classes
+    maker: Any = AutoModelForSeq2SeqLM if task == "seq2seq" else AutoModelForSequenceClassification
+    try:
+        with torch.device("meta"):
+            made: nn.Module = maker.from_config(config)
+            return made
+    except ValueError as error:
+        raise BaseModelError(
+            f"models of type {config.model_type!r} cannot be used with --task {task}", "choose another base"
+        ) from error
+
+
+def config_of(source: Source) -> Any:
+    """The configuration of a model on this disk, as transformers parses it. Raises `BaseModelError`."""
+    from transformers import AutoConfig
+
+    if source.is_gguf:
+        file = gguf.GGUF(source.path)
+        try:
+            return gguf_models.config(file) or AutoConfig.from_pretrained(
+                source.path.parent, gguf_file=source.path.name
+            )
+        except (OSError, *NONSENSE) as error:
+            family = file.metadata.get("general.architecture")
+            raise BaseModelError(f"{source.path}: architecture {family!r} is not supported ({error})") from error
+    try:
+        _within_reason(read_json(source.path / "config.json"))
+        return AutoConfig.from_pretrained(source.path, trust_remote_code=False, local_files_only=True)
+    except (OSError, *NONSENSE) as error:
+        raise BaseModelError(f"{source.path}/config.json: {brief(error)}", "choose another base") from error
+
+
+def _within_reason(raw: Any) -> None:
+    """Raises `ValueError` for numbers of which a library would make a model for hours, or none."""
+    if not isinstance(raw, dict):
+        raise ValueError("it holds no object")
+    for name, most in _MOST.items():
+        value = raw.get(name)
+        if isinstance(value, int) and not 0 < value <= most:
+            raise ValueError(f"{name} is {value}, expected 1 to {most:,}")
+    heads, few = raw.get("num_attention_heads"), raw.get("num_key_value_heads")
+    if isinstance(heads, int) and isinstance(few, int) and few and heads % few:
+        raise ValueError(f"{heads} attention heads cannot share {few} heads of keys and values")
+
+
+@making_a_model()
+def task_of(source: Source) -> Task:
+    """What a base was made for, by the classes that its config.json names."""
+    if source.is_gguf:
+        return "causal"
+    config = config_of(source)
+    named = " ".join(config.architectures or ())
+    if config.is_encoder_decoder:
+        return "seq2seq"
+    causal = not named or "CausalLM" in named or "LMHead" in named
+    return "causal" if causal else "classify"
+
+
+def context_of(config: Any) -> int:
+    """The most tokens that a text may have."""
+    return int(getattr(config, "max_position_embeddings", 0) or 2048)

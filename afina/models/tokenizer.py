@@ -1,0 +1,241 @@
+"""The tokenizer as Afina uses it: pad that never ends a turn, the tokens that do, and the chat template.
+
+The file's own metadata and template decide, not a library's guess: what the template puts after the assistant's words
+is the end of turn, it is learned in training, and generation stops at it.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from jinja2.exceptions import TemplateError
+
+from afina.core.errors import BaseModelError
+from afina.models.formats.gguf import GGUF
+from afina.models.templates import template_for
+
+Message = dict[str, Any]  # {"role": "system" | "user" | "assistant" | …, "content": str}
+
+_PROBE = "Xq7probe"
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """A transformers tokenizer (`inner`) with what training and generation need to know of it.
+
+    `turn_end` is the text that closes an assistant's turn and holds a stop token; `turn_rest` what the template adds
+    behind it, which is neither learned nor generated.
+    """
+
+    inner: Any
+    pad_id: int
+    stop_ids: frozenset[int]
+    turn_end: str
+    turn_rest: str
+    plain: bool = False  # the texts are read as they are, without a chat around them (encoders)
+    classes: tuple[str, ...] = ()  # the only answers of a classifier, in the order of its outputs
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of `text` as it stands: special tokens in it are read, none is added."""
+        return list(self._backend.encode(text, add_special_tokens=False).ids)
+
+    def ends(self, text: str) -> list[int]:
+        """The character at which each token of `text` ends."""
+        return [end for _, end in self._backend.encode(text, add_special_tokens=False).offsets]
+
+    def encode_all(self, texts: list[str]) -> list[list[int]]:
+        """What `encode` gives for each text, on all processors; texts that recur are read once."""
+        distinct = list(dict.fromkeys(texts))
+        found = self._backend.encode_batch_fast(distinct, add_special_tokens=False)
+        ids = dict(zip(distinct, (encoding.ids for encoding in found), strict=True))
+        return [ids[text] for text in texts]
+
+    def encode_input(self, text: str) -> list[int]:
+        """Token ids of what an encoder reads, with the special tokens around it that it was trained with."""
+        return list(self.inner(text, verbose=False).input_ids)
+
+    def decode(self, ids: list[int]) -> str:
+        """The text of `ids` without special tokens."""
+        return str(self.inner.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    def chat(self, messages: list[Message], answer: bool) -> str:
+        """The chat template over `messages`; with `answer`, up to where the assistant begins. Raises `TemplateError`."""
+        return str(self.inner.apply_chat_template(messages, tokenize=False, add_generation_prompt=answer))
+
+    @cached_property
+    def _backend(self) -> Any:
+        """The library's own encoder, several times as fast as through its wrapper; it cuts and pads nothing."""
+        backend = self.inner.backend_tokenizer
+        backend.no_truncation()
+        backend.no_padding()
+        return backend
+
+    @cached_property
+    def turn_end_ids(self) -> tuple[int, ...]:
+        return tuple(self.encode(self.turn_end))
+
+    @cached_property
+    def bos_id(self) -> int | None:
+        """The token that the tokenizer itself puts before a text, if it does."""
+        ids = self.inner("a").input_ids
+        bos = self.inner.bos_token_id
+        return int(bos) if bos is not None and ids and ids[0] == bos else None
+
+    @cached_property
+    def control_texts(self) -> tuple[str, ...]:
+        """The texts that the tokenizer reads as special tokens."""
+        return tuple(token.content for token in self.inner.added_tokens_decoder.values() if token.special)
+
+    def template_hash(self) -> str:
+        told = "\n".join(["plain", *self.classes]) if self.plain else self.inner.chat_template
+        return hashlib.sha256(told.encode()).hexdigest()
+
+    def hash(self) -> str:
+        """SHA-256 of the tokenizer's own serialisation, without what its wrapper sets and clears as it is used."""
+        told = json.loads(self.inner.backend_tokenizer.to_str()) | {"truncation": None, "padding": None}
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
+def wrap(inner: Any, extra_stops: list[int]) -> Tokenizer:
+    """Completes a transformers tokenizer: template, pad, stop tokens (`extra_stops` come from the model's own files).
+
+    Raises `BaseModelError` if the template cannot render one question and one answer.
+    """
+    if isinstance(inner.chat_template, dict):
+        inner.chat_template = inner.chat_template.get("default") or next(iter(inner.chat_template.values()))
+    if not inner.chat_template:
+        controls = (token.content for token in inner.added_tokens_decoder.values() if token.special)
+        inner.chat_template = template_for(controls, inner.bos_token is not None)
+    if inner.eos_token is None:
+        raise BaseModelError(
+            "the tokenizer has no end-of-sequence token, so no answer could ever end", "choose another base"
+        )
+    stops = {inner.eos_token_id, *extra_stops}
+    question = [{"role": "user", "content": _PROBE}]
+    try:
+        before = inner.apply_chat_template(question, tokenize=False, add_generation_prompt=True)
+        whole = inner.apply_chat_template(
+            [*question, {"role": "assistant", "content": _PROBE}], tokenize=False, add_generation_prompt=False
+        )
+    except TemplateError as error:
+        raise BaseModelError(f"the chat template cannot render a question and an answer: {error}") from error
+    if _PROBE not in before or whole.count(_PROBE) != 2:
+        raise BaseModelError("the chat template drops the question or the answer", "choose another base")
+    tail = whole.rsplit(_PROBE, 1)[1]
+    turn_end, turn_rest = _split_tail(inner, tail, stops)
+    stops.update(_specials(inner, turn_end))
+    pad = _pick_pad(inner, stops)
+    inner.pad_token = inner.convert_ids_to_tokens(pad)
+    return Tokenizer(inner, pad, frozenset(int(s) for s in stops), turn_end, turn_rest)
+
+
+def with_template(tokenizer: Tokenizer, template: str) -> Tokenizer:
+    """The tokenizer with another chat template. Raises `BaseModelError` where it cannot render a question and an answer."""
+    if tokenizer.plain:
+        raise BaseModelError("this base has no chat, so no chat template", "leave --template out")
+    tokenizer.inner.chat_template = template
+    try:
+        return wrap(tokenizer.inner, sorted(tokenizer.stop_ids))
+    except BaseModelError as error:
+        reason = str(error).split("\n")[0].removesuffix(".")
+        line = getattr(error.__cause__, "lineno", None)
+        raise BaseModelError(
+            f"--template: {reason}{f' (line {line})' if line else ''}", "mend the template, or leave --template out"
+        ) from error
+
+
+def _specials(inner: Any, text: str) -> list[int]:
+    special = set(inner.all_special_ids) | {i for i, t in inner.added_tokens_decoder.items() if t.special}
+    return [i for i in inner.encode(text, add_special_tokens=False) if i in special]
+
+
+def _split_tail(inner: Any, tail: str, stops: set[int]) -> tuple[str, str]:
+    """The tail after an answer, split behind its first special token; eos where the template puts none."""
+    special = _specials(inner, tail)
+    for wanted in (stops, set(special)):
+        token = next((i for i in special if i in wanted), None)
+        if token is not None:
+            text = inner.convert_ids_to_tokens(token)
+            at = tail.index(text) + len(text)
+            return tail[:at], tail[at:]
+    return inner.eos_token, ""
+
+
+def _pick_pad(inner: Any, stops: set[int]) -> int:
+    """A pad that ends no turn. Its embedding is never looked at, so a rare word serves where no special token is free."""
+    candidates = [inner.pad_token_id, inner.unk_token_id]
+    specials = sorted(i for i, token in inner.added_tokens_decoder.items() if token.special)
+    candidates += sorted(specials, key=lambda i: "pad" not in inner.convert_ids_to_tokens(i))
+    candidates += [i for i in specials if i != inner.bos_token_id]
+    candidates += range(inner.vocab_size - 1, -1, -1)
+    return next(int(i) for i in candidates if i is not None and i not in stops and i != inner.bos_token_id)
+
+
+def from_gguf(file: GGUF, path: Path) -> Tokenizer:
+    """The tokenizer in a GGUF file's metadata."""
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    meta = {key.removeprefix("tokenizer.ggml."): value for key, value in file.metadata.items()}
+    tokens = meta.get("tokens")
+    if not tokens or meta.get("eos_token_id") is None:
+        raise BaseModelError(f"{path} holds no tokenizer", "take the file from another source")
+
+    def token(key: str) -> str | None:
+        return tokens[meta[key]] if meta.get(key) is not None else None
+
+    if meta.get("model") == "gpt2" and meta.get("pre", "gpt-2") in ("smollm", "gpt-2", "default"):
+        inner = PreTrainedTokenizerFast(tokenizer_object=_byte_level_bpe(meta), clean_up_tokenization_spaces=False)
+    else:
+        inner = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    inner.eos_token, inner.bos_token = token("eos_token_id"), token("bos_token_id")
+    inner.unk_token, inner.pad_token = token("unknown_token_id"), token("padding_token_id")
+    inner.chat_template = file.metadata.get("tokenizer.chat_template")
+    return wrap(inner, [meta[key] for key in ("eot_token_id", "eom_token_id") if meta.get(key) is not None])
+
+
+def _byte_level_bpe(meta: dict[str, Any]) -> Any:
+    from tokenizers import AddedToken, decoders, models, pre_tokenizers
+    from tokenizers import Tokenizer as Backend
+
+    control, user_defined = 3, 4
+    vocabulary = {text: i for i, text in enumerate(meta["tokens"])}
+    merges = [tuple(pair.split(" ", 1)) for pair in meta.get("merges", [])]
+    backend = Backend(models.BPE(vocab=vocabulary, merges=merges))
+    bytes_ = pre_tokenizers.ByteLevel(add_prefix_space=bool(meta.get("add_space_prefix", False)), use_regex=True)
+    digits = pre_tokenizers.Digits(individual_digits=True)  # 'smollm' writes every number digit by digit
+    backend.pre_tokenizer = pre_tokenizers.Sequence([digits, bytes_]) if meta.get("pre") == "smollm" else bytes_
+    backend.decoder = decoders.ByteLevel()
+    kinds = meta.get("token_type", [])
+    for special, kind in ((True, control), (False, user_defined)):
+        found = [meta["tokens"][i] for i, k in enumerate(kinds) if k == kind]
+        backend.add_tokens([AddedToken(text, normalized=False, special=special) for text in found])
+    return backend
+
+
+def from_folder(path: Path, extra_stops: list[int]) -> Tokenizer:
+    """The tokenizer of a folder in transformers' format, for a model that chats. Raises `BaseModelError`."""
+    return wrap(_read(path), extra_stops)
+
+
+def plain_from_folder(path: Path, classes: tuple[str, ...]) -> Tokenizer:
+    """The tokenizer of an encoder's folder; `classes` are empty where the model writes text. Raises `BaseModelError`."""
+    inner = _read(path)
+    end = inner.eos_token_id if inner.eos_token_id is not None else inner.sep_token_id
+    if inner.pad_token_id is None or end is None:
+        raise BaseModelError(f"{path}: the tokenizer has no pad or no end token", "choose another base")
+    return Tokenizer(inner, int(inner.pad_token_id), frozenset([int(end)]), "", "", True, classes)
+
+
+def _read(path: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        inner = AutoTokenizer.from_pretrained(path, trust_remote_code=False, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise BaseModelError(f"{path}: no tokenizer could be read ({error})") from error
+    if not inner.is_fast:
+        raise BaseModelError(f"{path}: the tokenizer has no tokenizer.json", "convert it with transformers first")
+    return inner

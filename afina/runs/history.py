@@ -1,0 +1,221 @@
+"""Runs as things: listed, shown, compared with each other."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from afina.core.config import fields, read_yaml
+from afina.core.errors import InputError
+from afina.core.events import Done, end_of, read_events
+from afina.core.files import read_json, read_jsonl
+from afina.measure.evaluation import told
+from afina.measure.intervals import paired_difference
+from afina.measure.metrics.table import main_metric
+from afina.measure.report import interval, label, number, table, verdict
+from afina.settings import RunSettings
+
+_REMEDY = (
+    "put the file back as it was, or make it anew: `afina eval RUN DATA` for an evaluation, `afina train` for a run"
+)
+_DECIDED = ("out", "overwrite", "data.path")  # differ between runs without saying anything
+
+
+def list_runs(folder: Path) -> list[dict[str, Any]]:
+    """The runs below `folder`, the newest first. One that cannot be read says why, and does not stop the list.
+
+    Raises `InputError` where there is no such folder.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder", "give a folder with runs; `afina train` makes them in runs/")
+    found = [_entry(path) for path in _runs(folder)]
+    return sorted(found, key=lambda entry: str(entry["date"]), reverse=True)
+
+
+def _runs(folder: Path) -> Iterator[Path]:
+    """Folders of runs, and folders that may not be looked into; what is inside a run is none."""
+    try:
+        found = (folder / "config.yaml").is_file()
+        below = [] if found else sorted(path for path in folder.iterdir() if path.is_dir() and not path.is_symlink())
+    except OSError:
+        found, below = True, []
+    if found:
+        yield folder
+    for path in below:
+        if not path.name.startswith("."):
+            yield from _runs(path)
+
+
+def _entry(run: Path) -> dict[str, Any]:
+    entry: dict[str, Any] = {"run": str(run), "date": "", "state": "unreadable"}
+    try:
+        seconds = (run / "config.yaml").stat().st_mtime
+        entry["date"] = datetime.fromtimestamp(seconds).isoformat(" ", "minutes")
+        config, done, evaluation = _read(run)
+    except (InputError, OSError) as error:
+        return entry | {"problem": str(error)}
+    entry |= {"data": config["data"]["path"], "base": config["base"], "method": config["method"]}
+    entry["state"] = _state(done, evaluation)
+    if done:
+        entry["minutes"] = round(done.seconds / 60, 1)
+    if evaluation:
+        name = evaluation["main_metric"]
+        entry |= {
+            "metric": name,
+            "base_score": evaluation["base"][name],
+            "adapted_score": evaluation["adapted"][name],
+            "difference": evaluation["difference"][name],
+            "verdict": evaluation["difference"][name]["verdict"],
+            "rows": evaluation["rows"],
+        }
+    return entry
+
+
+def _state(done: Done | None, evaluation: dict[str, Any] | None) -> str:
+    """complete, not evaluated, interrupted (by Ctrl-C) or cut off (no end was written)."""
+    if evaluation:
+        return "complete"
+    if done is None:
+        return "cut off"
+    return "interrupted" if done.reason == "interrupted" else "not evaluated"
+
+
+def _read(run: Path) -> tuple[dict[str, Any], Done | None, dict[str, Any] | None]:
+    """A run's settings, its end, and its evaluation, as far as they are there. Raises `InputError`, also where one is damaged."""
+    config_file, metrics_file, evaluation_file = (run / n for n in ("config.yaml", "metrics.jsonl", "evaluation.json"))
+    if not config_file.is_file():
+        raise InputError(f"{run} holds no run", "give the folder that `afina train` wrote (its --out)")
+    with _reading(config_file):
+        config = read_yaml(config_file)
+        _ = Path(config["data"]["path"]), Path(config["base"]), Path(config["method"])  # these are text
+    done = evaluation = None
+    if metrics_file.exists():
+        with _reading(metrics_file):
+            done = end_of(read_events(metrics_file))
+    if evaluation_file.exists():
+        with _reading(evaluation_file):
+            evaluation = read_json(evaluation_file)
+            _ = verdict(evaluation), list(table(evaluation)), evaluation["rows"]  # it can be told
+    return config, done, evaluation
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Says that `path` is damaged where it does not hold what a run writes there."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(str(error).splitlines()[0], _REMEDY) from error
+    except (KeyError, TypeError, ValueError, AttributeError, OSError) as error:
+        what = f"lacks {error}" if isinstance(error, KeyError) else f"does not hold what a run writes there: {error}"
+        raise InputError(f"{path} {what}", _REMEDY) from error
+
+
+def show_run(run: Path) -> dict[str, Any]:
+    """What a run was made of, its settings that are no defaults, and its result. Raises `InputError`."""
+    config, done, evaluation = _read(run)
+    shown: dict[str, Any] = {
+        "run": str(run),
+        "data": config["data"]["path"],
+        "base": config["base"],
+        "method": config["method"],
+    }
+    shown["settings"] = _unusual(config)
+    if done:
+        shown["training"] = {"steps": done.steps, "end": done.reason, "minutes": round(done.seconds / 60, 1)}
+        shown["training"] |= {
+            "tokens_per_second": round(done.tokens_per_second),
+            "peak_memory_gb": round(done.peak_memory_gb, 2),
+        }
+    shown["verdict"] = verdict(evaluation) if evaluation else "not evaluated: `afina train --resume` goes on with it"
+    if evaluation:
+        shown["findings"] = evaluation.get("findings", [])
+        shown["table"] = list(table(evaluation))
+        shown["report"] = str(run / "report.html")
+    return shown
+
+
+def _unusual(config: dict[str, Any]) -> dict[str, Any]:
+    """Settings, by dotted path, that are not the defaults."""
+    flat = _flat(config)
+    return {
+        field.path: flat[field.path]
+        for field in fields(RunSettings)
+        if field.path not in _DECIDED and field.path in flat and _plain(flat[field.path]) != _plain(field.default)
+    }
+
+
+def _plain(value: Any) -> Any:
+    """Equal for what YAML does not tell apart."""
+    return (
+        (list(value) or None)
+        if isinstance(value, list | tuple)
+        else (value or None)
+        if isinstance(value, dict)
+        else value
+    )
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    known = {field.path for field in fields(RunSettings)}
+    found: dict[str, Any] = {}
+    for name, value in tree.items():
+        path = f"{prefix}{name}"
+        if isinstance(value, dict) and path not in known:
+            found |= _flat(value, f"{path}.")
+        else:
+            found[path] = value
+    return found
+
+
+def diff_runs(first: Path, second: Path) -> dict[str, Any]:
+    """The settings that differ, the results side by side, and whether the second run is better. Raises `InputError`."""
+    (a, _, a_result), (b, _, b_result) = _read(first), _read(second)
+    settings = {
+        path: [_flat(a).get(path), _flat(b).get(path)]
+        for path in _flat(a) | _flat(b)
+        if path not in ("out", "overwrite") and _flat(a).get(path) != _flat(b).get(path)
+    }
+    found: dict[str, Any] = {"settings": settings, "words": "One of the two has no evaluation."}
+    if a_result and b_result:
+        both = [
+            name
+            for name, value in a_result["adapted"].items()
+            if not isinstance(value, dict) and name in b_result["adapted"]
+        ]
+        found["scores"] = {name: [a_result["adapted"][name], b_result["adapted"][name]] for name in both}
+        found |= _paired(first, second, a_result, b_result)
+    return found
+
+
+def _paired(first: Path, second: Path, a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
+    """The difference of the main metric, where both were asked the same."""
+    name = a["main_metric"]
+    if name != b["main_metric"]:
+        return {"words": f"They were scored differently: {label(name)}, and {label(b['main_metric'])}."}
+    rows = [_predictions(run) for run in (first, second)]
+    if not all(rows):
+        return {"words": "Their answers row by row are not there, so that there is no interval of their difference."}
+    asked = [[(row["where"], row["prompt"], row["references"]) for row in each] for each in rows]
+    if asked[0] != asked[1]:
+        return {"words": "They were evaluated on different rows, so that their scores cannot be compared row by row."}
+    one, two = (main_metric(a["kind"], [row["adapted"] for row in each], each) for each in rows)
+    difference = told(paired_difference(one, two))
+    words = {"better": "The second is better", "worse": "The second is worse"}.get(
+        difference["verdict"], f"The two cannot be told apart ({difference['verdict']})"
+    )
+    return {
+        "difference": difference,
+        "words": f"{words}: {number(name, difference['value'], sign=True)} {label(name)}, 95 % interval {interval(name, difference)}, "
+        f"on the same {difference['rows']} rows.",
+    }
+
+
+def _predictions(run: Path) -> list[dict[str, Any]]:
+    file = run / "predictions.jsonl"
+    with _reading(file):
+        rows = read_jsonl(file) if file.exists() else []
+        for row in rows:
+            _ = [row[name] for name in ("where", "prompt", "adapted")], tuple(row["references"])
+    return rows

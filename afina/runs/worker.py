@@ -1,0 +1,109 @@
+"""Work in a process of its own, with memory of its own to measure: a function of `jobs` by name, JSON goes in, events and JSON come out."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from importlib import import_module
+from typing import Any
+
+from afina.core import errors
+from afina.core.errors import AfinaError, Interrupted, RunFailed
+from afina.core.events import Event, Listener, parse, row
+from afina.core.interrupt import StopRequest
+
+# Each takes its arguments by name, and a listener; and gives what JSON can say, or nothing.
+WORK = {
+    "train": "afina.search.compared:train_method",
+    "rates": "afina.search.compared:search_rate",
+    "ask": "afina.search.compared:ask_base",
+    "probe": "afina.search.base_trial:probe",
+    "search": "afina.search.study:work",
+}
+
+
+def apart(work: str, arguments: dict[str, Any], listener: Listener) -> Any:
+    """What the function `work` gives in a process of its own. Its errors are raised here; Ctrl-C is handed on to it."""
+    with start(work, arguments) as process:
+        return finish(process, listener)
+
+
+def start(work: str, arguments: dict[str, Any]) -> subprocess.Popen[str]:
+    """Begins the work in a process of its own, which ends when this one does."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "afina.runs.worker", work],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # Ctrl-C at the terminal reaches it through us, once
+    )
+    assert process.stdin is not None
+    with suppress(BrokenPipeError):  # it could not even begin; `finish` says so
+        process.stdin.write(json.dumps(arguments) + "\n")
+        process.stdin.flush()
+    return process
+
+
+def finish(process: subprocess.Popen[str], listener: Listener) -> Any:
+    """Hands its events on, and gives its result or raises its error."""
+    assert process.stdout is not None
+    stop, found = StopRequest(lambda: process.send_signal(signal.SIGINT)), None
+    with stop.listening():
+        try:
+            for line in process.stdout:
+                message = json.loads(line)
+                if "event" in message:
+                    listener(parse(message))
+                else:
+                    found = message
+            code = process.wait()
+        except BaseException:  # a second Ctrl-C, or a listener that failed
+            process.kill()
+            raise
+    if found is None:
+        if stop.asked:
+            raise Interrupted("interrupted")
+        raise RunFailed(f"a process of this work ended with code {code} and said nothing (killed, or out of memory?)")
+    if "error" in found:
+        raise _error(found["error"], found["text"])
+    return found["result"]
+
+
+def _error(name: str, text: str) -> AfinaError:
+    kind = getattr(errors, name, RunFailed)
+    error: AfinaError = kind.__new__(kind)
+    Exception.__init__(error, text)
+    return error
+
+
+def _main() -> None:
+    out = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # what libraries print goes to standard error
+    arguments = json.loads(sys.stdin.readline())
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    module, _, name = WORK[sys.argv[1]].partition(":")
+    work: Callable[..., Any] = getattr(import_module(module), name)
+
+    def listener(event: Event) -> None:
+        out.write(json.dumps(row(event)) + "\n")
+
+    try:
+        last: dict[str, Any] = {"result": work(**arguments, listener=listener)}
+    except AfinaError as error:
+        last = {"error": type(error).__name__, "text": str(error)}
+    except KeyboardInterrupt:
+        last = {"error": "Interrupted", "text": "interrupted"}
+    out.write(json.dumps(last) + "\n")
+
+
+def _end_with_parent() -> None:
+    sys.stdin.read()  # ends when the parent process does, however it does
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    _main()

@@ -1,0 +1,275 @@
+"""Methods side by side: what each reached, at what cost, whether the differences could be luck, and which one to take."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import mean as average
+from statistics import stdev
+from typing import Any
+
+from afina.core.files import read_json, read_jsonl, write_atomic
+from afina.measure.evaluation import told
+from afina.measure.intervals import FEWEST_ROWS, Difference, paired_difference
+from afina.measure.metrics.scores import Metric
+from afina.measure.metrics.table import main_metric
+from afina.measure.pages import page
+from afina.measure.plots import quality_against_cost
+from afina.measure.report import interval, label, number
+
+TRAINED = ("head", "last-k", "lora", "full", "bias")
+CLAIMS = {"memory": 1 / 3, "seconds": 1 / 1.25}  # of full fine-tuning's: what the LoRA paper says of LoRA
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One method, once: its evaluation, its answers, its cost; or why there is none."""
+
+    method: str
+    evaluation: dict[str, Any] = field(default_factory=dict)
+    predictions: list[dict[str, Any]] = field(default_factory=list)
+    cost: dict[str, Any] = field(default_factory=dict)
+    folder: str = ""
+    failure: str = ""
+
+    @staticmethod
+    def of(method: str, folder: Path, cost: dict[str, Any]) -> "Measured":
+        """What the evaluation in `folder` says. Raises `InputError`, `OSError`, `KeyError` or `ValueError` where its files are damaged."""
+        found = Measured(
+            method, read_json(folder / "evaluation.json"), read_jsonl(folder / "predictions.jsonl"), cost, str(folder)
+        )
+        rows = found.evaluation["rows"]
+        if found.evaluation["kind"] != "text" and len(found.predictions) != rows:
+            raise ValueError(f"predictions.jsonl has {len(found.predictions)} of {rows} rows")
+        _ = found.quality
+        return found
+
+    @staticmethod
+    def failed(method: str, reason: str) -> "Measured":
+        return Measured(method, failure=reason)
+
+    @property
+    def quality(self) -> float:
+        return float(self.evaluation["adapted"][self.evaluation["main_metric"]])
+
+    def main(self) -> Metric:
+        """The main metric of the answers, which can be resampled."""
+        return main_metric(self.evaluation["kind"], [p["adapted"] for p in self.predictions], self.predictions)
+
+    def memory_gb(self) -> float:
+        """The peak above the process after its imports."""
+        return float(self.cost["peak_memory_gb"] - self.cost["start_memory_gb"])
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The methods by name, one `Measured` a seed, in the order they were asked for."""
+
+    methods: dict[str, list[Measured]]
+    data: str
+    folder: Path
+    differences: dict[str, Difference]
+    best: str | None
+
+    @staticmethod
+    def of(found: dict[str, list[Measured]], data: str, folder: Path) -> "Comparison":
+        """`differences` are each method − the best, on the same rows."""
+        there = {name: runs[0] for name, runs in found.items() if not runs[0].failure}
+        if not there:
+            return Comparison(found, data, folder, {}, None)
+        main = {name: run.main() for name, run in there.items()}
+        sign = -1 if next(iter(main.values())).lower_is_better else 1
+        best = max(there, key=lambda name: sign * there[name].quality)
+        differences = {n: paired_difference(main[best], m) for n, m in main.items() if n != best}
+        return Comparison(found, data, folder, differences, best)
+
+    @property
+    def there(self) -> dict[str, Measured]:
+        """The first run of each method that did not fail."""
+        return {name: runs[0] for name, runs in self.methods.items() if not runs[0].failure}
+
+    @property
+    def metric(self) -> str:
+        return str(next(iter(self.there.values())).evaluation["main_metric"])
+
+    def as_good(self) -> list[str]:
+        """The best method and those that cannot be told from it."""
+        same = [n for n, d in self.differences.items() if d.verdict in ("not distinguishable", "too few rows to tell")]
+        return [name for name in self.methods if name == self.best or name in same]
+
+    @property
+    def rows(self) -> int:
+        """How many they were evaluated on."""
+        return int(next(iter(self.there.values())).evaluation["rows"]) if self.there else 0
+
+    def trivial(self) -> tuple[str, float]:
+        """The best of the answers that need no model: what it is, and its score."""
+        found = {what: each[self.metric] for what, each in self.there[str(self.best)].evaluation["trivial"].items()}
+        sign = -1 if self.there[str(self.best)].main().lower_is_better else 1
+        name = max(found, key=lambda what: sign * found[what])
+        return name, float(found[name])
+
+    def recommended(self) -> str | None:
+        """Of the methods as good as the best: one that needs no training, or the one that took least memory. None on few rows."""
+        if self.rows < FEWEST_ROWS:
+            return None
+        good = self.as_good()
+        free = [name for name in good if name not in TRAINED]
+        return free[0] if free else min(good, key=lambda name: self.there[name].memory_gb(), default=None)
+
+    def json(self) -> dict[str, Any]:
+        """The object of `--json`: `methods` by name, and what follows from them."""
+        return {
+            "methods": {name: self._entry(name, runs) for name, runs in self.methods.items()},
+            "metric": self.metric if self.there else None,
+            "best": self.best,
+            "as_good_as_the_best": self.as_good() if self.there else [],
+            "recommended": self.recommended() if self.there else None,
+            "words": list(self.words()),
+            "data": self.data,
+            "rows": self.rows,
+            "trivial": dict(zip(("what", "quality"), self.trivial(), strict=True)) if self.there else None,
+        }
+
+    def _entry(self, name: str, runs: list[Measured]) -> dict[str, Any]:
+        run = runs[0]
+        if run.failure:
+            return {"failed": run.failure}
+        main, scores = run.evaluation["main_metric"], run.evaluation["adapted"]
+        general = {language: g["adapted"] - g["base"] for language, g in run.evaluation["general"].items()}
+        return {
+            "metric": main,
+            "quality": run.quality,
+            "interval": run.evaluation["interval"]["adapted"][main],
+            "against_best": told(self.differences[name]) if name in self.differences else None,
+            "scores": {k: v for k, v in scores.items() if not isinstance(v, dict)},
+            **run.cost,
+            "memory_above_imports_gb": run.memory_gb(),
+            "answer_seconds": scores.get("latency"),
+            "stop_rate": scores.get("stop_rate"),
+            "answer_tokens_per_second": scores.get("tokens_per_second"),
+            "forgetting": general,
+            "seeds": [each.quality for each in runs if not each.failure],
+            "folder": run.folder,
+        }
+
+    def words(self) -> Iterator[str]:
+        """The recommendation, and whether the LoRA paper's claims hold here."""
+        if not self.there:
+            yield "No method came to its end."
+            return
+        yield self._recommendation() if self.recommended() else self._too_few()
+        yield self._against_trivial()
+        yield from self._claims()
+
+    def _too_few(self) -> str:
+        best = str(self.best)
+        return (
+            f"{self.rows} rows are too few to choose by: {best} has the highest {label(self.metric)}, "
+            f"{number(self.metric, self.there[best].quality)}, which may be luck. Keep more rows apart, by a larger file, --test or --test-data."
+        )
+
+    def _against_trivial(self) -> str:
+        what, score = self.trivial()
+        best = self.there[str(self.best)]
+        better = best.evaluation["over_trivial"]["verdict"] == "better"
+        than = "which every method here fails to beat by more than luck" if not better else f"which {self.best} beats"
+        return (
+            f"An answer that needs no model ({what}) reaches {number(self.metric, score)} {label(self.metric)}, {than}."
+        )
+
+    def _recommendation(self) -> str:
+        choice, good, best = self.recommended(), self.as_good(), str(self.best)
+        rest = [name for name in good if name != choice]
+        reached = f"{number(self.metric, self.there[str(choice)].quality)} {label(self.metric)}"
+        if not rest:
+            return f"Take {choice}: {reached}, better than every other method here by more than luck."
+        why = "it needs no training" if choice not in TRAINED else "it takes the least memory of them"
+        than = "" if choice == best else f" (best: {best}, {number(self.metric, self.there[best].quality)})"
+        return f"Take {choice}: {reached}{than}. On these rows it cannot be told from {' and '.join(rest)}, and {why}."
+
+    def _claims(self) -> Iterator[str]:
+        if not {"lora", "full"} <= self.there.keys():
+            return
+        lora, full = self.there["lora"], self.there["full"]
+        gap = paired_difference(full.main(), lora.main())
+        quality = {"better": "better than", "worse": "worse than"}.get(gap.verdict, "not distinguishable from")
+        yield f"LoRA is {quality} full fine-tuning in quality ({label(self.metric)}: difference {interval(self.metric, told(gap))})."
+        for what, a, b, claim, shown in (
+            ("memory", lora.memory_gb(), full.memory_gb(), CLAIMS["memory"], "{:.2f} against {:.2f} GB above the process after imports"),
+            ("training time", lora.cost["seconds"], full.cost["seconds"], CLAIMS["seconds"], "{:.0f} against {:.0f} s"),
+            ("size on disk", lora.cost["size_mb"], full.cost["size_mb"], 1.0, "{:.1f} against {:.1f} MB"),
+        ):  # fmt: skip
+            claimed = f"at most {claim:.2f} times is the claim" if claim < 1 else "smaller is the claim"
+            verdict = "shown true" if a <= claim * b and a < b else "shown false"
+            yield f"LoRA's {what} is {a / b:.2f} times full fine-tuning's ({shown.format(a, b)}); {claimed}: {verdict}."
+
+
+_COLUMNS: tuple[tuple[str, str, str], ...] = (  # heading, key, format
+    ("trainable", "trainable_parameters", "{:,}"),
+    ("memory, GB", "peak_memory_gb", "{:.2f}"),
+    ("above imports, GB", "memory_above_imports_gb", "{:.2f}"),
+    ("training, s", "seconds", "{:.0f}"),
+    ("rate search, s", "search_seconds", "{:.0f}"),
+    ("tokens/s", "training_tokens_per_second", "{:.0f}"),
+    ("on disk, MB", "size_mb", "{:.1f}"),
+    ("one answer, s", "answer_seconds", "{:.2f}"),
+    ("ends by itself", "stop_rate", "{:.0%}"),
+    ("learning rate", "learning_rate", "{:.2g}"),
+)
+
+
+def table(comparison: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Headings and lines of the comparison's table, as text."""
+    languages = sorted({k for m in comparison["methods"].values() for k in m.get("forgetting", {})})
+    heads = ["method", label(comparison["metric"]), "95 % interval", *(head for head, _, _ in _COLUMNS)]
+    heads += [f"forgetting {language}, nats" for language in languages]
+    lines = []
+    for name, entry in comparison["methods"].items():
+        if "failed" in entry:
+            lines.append([name, "failed", *[""] * (len(heads) - 2)])
+            continue
+        low, high = (number(entry["metric"], x) for x in entry["interval"])
+        seeds = entry["seeds"]
+        spread = (
+            f" ({len(seeds)} seeds: {number(entry['metric'], average(seeds))} ± {number(entry['metric'], stdev(seeds))})"
+            if len(seeds) > 1
+            else ""
+        )
+        lines.append(
+            [
+                name,
+                number(entry["metric"], entry["quality"]) + spread,
+                f"{low} to {high}",
+                *(form.format(entry[key]) if entry.get(key) is not None else "—" for _, key, form in _COLUMNS),
+                *(f"{entry['forgetting'][k]:+.2f}" if k in entry["forgetting"] else "—" for k in languages),
+            ]
+        )
+    return heads, lines
+
+
+def write_page(comparison: Comparison, path: Path) -> None:
+    """One file, readable without network."""
+    found = comparison.json()
+    heads, lines = table(found) if comparison.there else ([], [])
+    trained = {n: e for n, e in found["methods"].items() if e.get("seconds") and n in TRAINED}
+    flat = {n: e["quality"] for n, e in found["methods"].items() if "quality" in e and n not in TRAINED}
+    costs = (("seconds", "training, seconds"), ("memory_above_imports_gb", "memory above imports, GB"))
+    plots = [
+        quality_against_cost(
+            {n: (e[key], e["quality"], e["interval"]) for n, e in trained.items()}, flat, what, label(found["metric"])
+        )
+        for key, what in costs
+        if trained
+    ]
+    examples = []
+    names = list(comparison.there)
+    if names and comparison.there[names[0]].predictions:
+        rows = zip(*(comparison.there[name].predictions for name in names), strict=True)
+        examples = [
+            (row[0]["prompt"], row[0]["references"][0], [each["adapted"] for each in row]) for row in list(rows)[:6]
+        ]
+    text = page(
+        "comparison.html", trained=[found["methods"][n]["folder"] for n in sorted(trained, key=lambda n: n != found["recommended"])], comparison=found, heads=heads, lines=lines, plots=plots, examples=examples, names=names,
+        failures={n: e["failed"] for n, e in found["methods"].items() if "failed" in e}, label=label(found["metric"]) if found["metric"] else "",
+    )  # fmt: skip
+    write_atomic(path, text)

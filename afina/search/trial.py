@@ -1,0 +1,120 @@
+"""Short trainings on one base: loaded once, adapted, trained, cleared, as often as wanted."""
+
+import gc
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from afina.core.errors import Interrupted
+from afina.core.events import Event, HeldOut, Listener, Step
+from afina.lora.attached import take_off
+from afina.runs.assemble import adapt, assemble, planned
+from afina.settings import RunSettings
+from afina.training.loop import Trainer
+
+HELD_OUT = 96  # rows that a trial is judged on: the same for all, so that few are enough
+
+
+@dataclass(frozen=True)
+class Trial:
+    """The lowest held-out loss of a short training, its cost, and its end. `losses` are (rows seen, held-out loss); `training`
+    has the loss of each step."""
+
+    loss: float
+    rows: int
+    tokens: int
+    seconds: float
+    training_seconds: float
+    reason: str
+    losses: list[tuple[int, float]]
+    training: list[float]
+
+
+class Bench:
+    """A base with its data, on which one configuration after another is tried."""
+
+    def __init__(self, settings: RunSettings, listener: Listener) -> None:
+        """Raises `InputError` as training does."""
+        self.whole = whole = assemble(settings, listener)
+        self.settings, self.base, self.data = whole.settings, whole.base, whole.data
+        self.rows = len(whole.data.train)
+        self.held_out = whole.data.held_out[:HELD_OUT]
+
+    def full_rows(self, settings: RunSettings) -> int:
+        """How many rows a training with these settings sees."""
+        plan, _ = planned(settings, self.base, self.data)
+        return round(plan.epochs * self.rows)
+
+    def rate(self, settings: RunSettings) -> float:
+        """The learning rate that the rules choose for these settings, or the one they hold."""
+        return planned(settings, self.base, self.data)[0].learning_rate
+
+    def run(
+        self,
+        settings: RunSettings,
+        rows: int,
+        evaluations: int = 1,
+        *,
+        listener: Listener,
+        hopeless: Callable[[HeldOut], bool] | None = None,
+        rates: Callable[[int], Sequence[float]] | None = None,
+        then: Callable[[], None] = lambda: None,
+    ) -> Trial:
+        """Trains on `rows` rows, whatever the settings' epochs say, and looks at the held-out loss so many times on the way.
+
+        `then` is done with the adapter still in its place. `hopeless` ends it early; `rates` gives the learning rates of a number of steps, in the place of the schedule.
+        Raises `NonFiniteLoss` where it diverges, and `Interrupted`.
+        """
+        gc.collect()
+        try:
+            adapt(self.base, settings, self.data)
+            plan, _ = planned(settings, self.base, self.data)
+            steps = max(1, round(rows / self.rows * plan.steps_per_epoch))
+            plan = plan.model_copy(update={"steps": steps, "eval_steps": max(1, -(-steps // evaluations))})
+            training: list[float] = []
+            losses: list[tuple[int, float]] = []
+
+            def both(event: Event) -> None:
+                if isinstance(event, Step):
+                    training.append(event.loss)
+                    listener(event)
+                if isinstance(event, HeldOut):
+                    losses.append((round(event.step / plan.steps_per_epoch * self.rows), event.loss))
+
+            trainer = Trainer(
+                base=self.base,
+                train=self.data.train,
+                held_out=self.held_out,
+                settings=settings.train.model_copy(update={"early_stopping": 0}),
+                plan=plan,
+                seed=settings.seed,
+                listener=both,
+                save=lambda: None,
+                checkpoints=None,
+                hopeless=hopeless,
+                rates=rates(steps) if rates else None,
+                first_look=False,
+                rehearse=False,
+            )
+            done = trainer.run()
+            if done.reason == "interrupted":
+                raise Interrupted("interrupted in a trial; what was finished before it is kept")
+            then()
+            seconds = done.tokens / done.tokens_per_second if done.tokens_per_second else done.seconds
+            return Trial(
+                min(loss for _, loss in losses),
+                losses[-1][0],
+                done.tokens,
+                done.seconds,
+                seconds,
+                done.reason,
+                losses,
+                training,
+            )
+        finally:
+            take_off(self.base.model.module)
+
+
+def with_train(settings: RunSettings, **values: Any) -> RunSettings:
+    """The settings with other training settings."""
+    return settings.model_copy(update={"train": settings.train.model_copy(update=values)})

@@ -1,0 +1,91 @@
+"""Joined products against the same layers one by one, in both number formats."""
+
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import nn
+
+from afina.core.device import default_cache
+from afina.engine import kernels
+from afina.engine.joined import Joined
+from afina.lora import LoraConfig, inject
+
+
+class Found(NamedTuple):
+    y: torch.Tensor
+    dx: torch.Tensor
+    grads: dict[str, torch.Tensor]
+
+
+def owner(rank: int) -> nn.Module:
+    torch.manual_seed(0)
+    module = nn.Module()
+    for name, width in (("q", 64), ("k", 32), ("v", 96)):
+        module.add_module(name, nn.Linear(48, width, bias=name == "k"))
+    inject(module, LoraConfig(rank=rank, target_modules=("q", "v"), alpha=7.0))
+    for name, p in module.named_parameters():
+        if "lora" in name:
+            p.data = 0.2 * torch.randn(p.shape)
+    return module.train()
+
+
+def run(module: nn.Module, call, tokens: int, dtype: torch.dtype) -> Found:
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(tokens, 48, generator=generator).to(dtype).requires_grad_()
+    y = call(x)
+    y.backward(torch.randn(y.shape, generator=generator).to(dtype))
+    return Found(
+        y.detach().float(), x.grad.float(), {n: p.grad for n, p in module.named_parameters() if p.grad is not None}
+    )
+
+
+@pytest.mark.parametrize("tokens", [64, 37, 1])
+@pytest.mark.parametrize(("rank", "dtype", "tolerance"), [
+    (16, torch.float32, 1e-5), (16, torch.bfloat16, 0.02), (32, torch.bfloat16, 0.02), (5, torch.bfloat16, 0.02),
+])  # fmt: skip
+@pytest.mark.parametrize("fused", [True, False])
+def test_joined_is_the_layers_side_by_side(
+    tokens: int, rank: int, dtype: torch.dtype, tolerance: float, fused: bool
+) -> None:
+    exact = owner(rank)
+    expected = run(exact, lambda x: torch.cat([exact.q(x), exact.k(x), exact.v(x)], 1), tokens, torch.float32)
+    module = owner(rank)
+    for layer in (module.q.base, module.k, module.v.base):
+        layer.to(dtype)
+    joined = Joined(module, "q", "k", "v")
+    library = kernels.load(default_cache()) if fused else None
+    found = run(module, lambda x: joined(x, library), tokens, dtype)
+    assert found.grads.keys() == expected.grads.keys()
+    pairs = [(found.y, expected.y), (found.dx, expected.dx)]
+    pairs += [(found.grads[name], value) for name, value in expected.grads.items()]
+    for a, b in pairs:
+        assert (a - b).abs().max() <= tolerance * b.abs().max()
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 7, 32])
+@pytest.mark.parametrize("rank", [0, 5, 16, 40])
+def test_few_rows_in_bf16_are_the_layers(rows: int, rank: int) -> None:
+    library = kernels.load(default_cache())
+    if library is None or not library.multiplies_pairs:
+        pytest.skip("no compiler, or no bf16 products, here")
+    torch.manual_seed(0)
+    module = nn.Module()
+    for name, width in (("q", 64), ("k", 35), ("v", 18)):
+        module.add_module(name, nn.Linear(96, width, bias=name == "k"))
+    if rank:
+        inject(module, LoraConfig(rank=rank, target_modules=("q", "v"), alpha=7.0))
+        for name, p in module.named_parameters():
+            if "lora" in name:
+                p.data = 0.2 * torch.randn(p.shape)
+    module.eval()
+    x = torch.randn(rows, 96).bfloat16()
+    with torch.inference_mode():
+        exact = torch.cat([module.q(x.float()), module.k(x.float()), module.v(x.float())], 1)
+        for layer in module.children():
+            getattr(layer, "base", layer).to(torch.bfloat16)
+        joined = Joined(module, "q", "k", "v")
+        found = joined(x, library)
+        assert joined._ready is not None
+        assert joined._ready.serves(x)
+    assert (found.float() - exact).abs().max() <= 0.02 * exact.abs().max()

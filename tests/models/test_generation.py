@@ -1,0 +1,110 @@
+"""Generation against transformers' own: greedy, sampled, penalised, stopped."""
+
+import copy
+
+import pytest
+import torch
+from conftest import tiny_module
+
+from afina.lora import LoraConfig, inject, merge
+from afina.models import generate
+from afina.models.generation import Sampling, _Text
+
+WORDS = ("hello", "a much longer prompt than that", "x", "once upon a time", "2 + 2", "why?", "Lisboa", "um dois três")
+
+
+def theirs(prompt: list[int], new: int, **arguments) -> list[int]:
+    ids = torch.tensor([prompt])
+    out = tiny_module().generate(
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, do_sample=False, pad_token_id=0, **arguments
+    )
+    tokens = out[0, len(prompt) :].tolist()
+    return tokens[: tokens.index(2)] if 2 in tokens else tokens
+
+
+@pytest.fixture
+def prompts(tiny) -> list[list[int]]:
+    return [tiny.tokenizer.encode(text) for text in WORDS]
+
+
+@pytest.mark.parametrize("batch", [1, 3, 8])
+def test_greedy_is_transformers_whatever_the_batch(tiny, prompts, batch: int) -> None:
+    seen: list[tuple[int, int]] = []
+    answers = generate(tiny, prompts, 20, batch_size=batch, on_progress=lambda *at: seen.append(at))
+    for prompt, answer in zip(prompts, answers, strict=True):
+        expected = theirs(prompt, 20)
+        assert answer.text == tiny.tokenizer.decode(expected).strip()
+        assert answer.tokens == len(expected)
+        assert answer.stopped == (len(expected) < 20)
+    assert seen[-1] == (8, 8)
+    assert generate(tiny, [], 20) == []
+
+
+def test_what_prompts_share_is_read_once(tiny, monkeypatch) -> None:
+    words = "the instructions that come before each of these questions, word for word: " * 2
+    prompts = [tiny.tokenizer.encode(words + text) for text in WORDS]
+    starts = []
+    start = type(tiny.model).start
+    monkeypatch.setattr(type(tiny.model), "start", lambda *a: starts.append(a[3]) or start(*a))
+    for prompt, answer in zip(prompts, generate(tiny, prompts, 15, batch_size=3), strict=True):
+        assert answer.text == tiny.tokenizer.decode(theirs(prompt, 15)).strip()
+    assert tiny.tokenizer.decode(starts[0]) in words
+    assert len(starts[0]) > 20
+    # A prompt may be no more than what the others begin with.
+    whole = prompts[0][: len(starts[0])]
+    assert generate(tiny, [whole, *prompts], 15)[0] == generate(tiny, [whole], 15)[0]
+
+
+def test_repetition_penalty_is_transformers(tiny, prompts) -> None:
+    for prompt, answer in zip(prompts, generate(tiny, prompts, 15, Sampling(repetition_penalty=1.5)), strict=True):
+        assert answer.text == tiny.tokenizer.decode(theirs(prompt, 15, repetition_penalty=1.5)).strip()
+
+
+def test_the_same_seed_gives_the_same_answer_in_any_company(tiny, prompts) -> None:
+    how = [Sampling(temperature=1.5, seed=i) for i in range(8)]
+    together = generate(tiny, prompts, 12, how, batch_size=8)
+    assert together == generate(tiny, prompts, 12, how, batch_size=3)
+    assert together[5] == generate(tiny, [prompts[5]], 12, how[5])[0]
+    assert together != generate(tiny, prompts, 12, [Sampling(temperature=1.5, seed=i + 9) for i in range(8)])
+    assert generate(tiny, prompts, 12, Sampling(temperature=1.5, top_k=1, seed=4)) == generate(tiny, prompts, 12)
+    assert generate(tiny, prompts, 12, Sampling(temperature=2.0, top_p=1e-6)) == generate(tiny, prompts, 12)
+
+
+@pytest.mark.parametrize(
+    "how", [{"temperature": 0.7}, {"temperature": 1.3, "top_p": 0.6}, {"temperature": 1.0, "top_k": 4}]
+)
+def test_tokens_come_as_often_as_they_should(how) -> None:
+    from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+    logits = torch.randn(30, generator=torch.Generator().manual_seed(0)) * 2
+    scores = TemperatureLogitsWarper(how["temperature"])(None, logits[None].clone())
+    if "top_k" in how:
+        scores = TopKLogitsWarper(how["top_k"])(None, scores)
+    if "top_p" in how:
+        scores = TopPLogitsWarper(how["top_p"])(None, scores)
+    expected = scores[0].softmax(0)
+    text = _Text(0, [], Sampling(**how, seed=1), torch.device("cpu"))
+    drawn = torch.bincount(torch.tensor([text.choose(logits) for _ in range(4000)]), minlength=30) / 4000
+    assert (drawn[expected == 0] == 0).all()
+    assert (drawn - expected).abs().max() < 0.03
+
+
+def test_stop_strings_end_the_answer_before_them(tiny, prompts) -> None:
+    whole = generate(tiny, prompts, 20)
+    text = max((answer.text for answer in whole), key=len)
+    string = text[3:5]
+    cut = generate(tiny, prompts, 20, Sampling(stop=(string, "never there")))
+    for before, after in zip(whole, cut, strict=True):
+        assert after.text == before.text.split(string)[0].strip()
+        assert after.stopped or string not in before.text
+
+
+def test_merged_or_not_the_answer_is_the_same(tiny, prompts) -> None:
+    inject(tiny.model.module, LoraConfig(rank=4))
+    for name, parameter in sorted(tiny.model.module.named_parameters()):
+        if "lora_b" in name:
+            parameter.data += 0.05
+    adapted = generate(tiny, prompts, 10)
+    merged = copy.copy(tiny.model)
+    merged.module = merge(tiny.model.module)
+    assert adapted == generate(type(tiny)(**{**vars(tiny), "model": merged}), prompts, 10)
