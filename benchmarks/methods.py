@@ -26,7 +26,7 @@ from afina.core.errors import AfinaError
 from afina.engine.blocks import quantise_linears
 from afina.lora import LoraConfig, inject, save_adapter, trainable_parameters
 from afina.lora.config import FROM_BASE
-from afina.lora.merging import thaw
+from afina.lora.merging import dequantise
 from afina.models import load_base
 
 PAGE = Path(__file__).parents[1] / "docs" / "methods.md"
@@ -113,7 +113,7 @@ def compare(settings: dict[str, Any], folder: Path) -> tuple[float, float, str]:
     if config.init == "loftq":
         for each in (model, twin):
             quantise_linears(each, "int8", torch.float32)
-        thaw(twin)
+        dequantise(twin)
     calibrate = lambda: loss(model).backward() if config.init == "lora_ga" else loss(model)  # noqa: E731
     inject(model, config, 0, calibrate, weights.__getitem__)
     own = {name: p for name, p in model.named_parameters() if p.requires_grad}

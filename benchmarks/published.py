@@ -6,12 +6,12 @@ python benchmarks/published.py
 from pathlib import Path
 
 from afina.data.settings import DataSettings
-from afina.forecast.estimate import Forecast, forecast
+from afina.forecast.estimate import Forecast, forecast_training
 from afina.forecast.machines import named
-from afina.forecast.workload import Work
+from afina.forecast.workload import Workload
 from afina.jobs.fit import NO_DATA, chosen
 from afina.lora.config import LoraConfig
-from afina.models.skeleton import Outline, outline
+from afina.models.skeleton import Skeleton, read_skeleton
 from afina.settings import RunSettings
 from afina.training.settings import TrainingSettings
 
@@ -54,13 +54,13 @@ SPEEDS = [
 
 def foreseen(
     name: str, method: str, rows: int, tokens: int, twice: bool, layers: str, machine: str
-) -> tuple[Outline, Forecast]:
+) -> tuple[Skeleton, Forecast]:
     train = TrainingSettings(batch_size=rows, tokens_per_pass=rows * tokens, checkpoint_activations=twice)
     lora = LoraConfig(target_modules=layers) if layers else LoraConfig()
     settings = RunSettings(base=name, data=DataSettings(path=NO_DATA), train=train, lora=lora)
-    work = Work([tokens] * 64, 1.0, tokens, 0, 0.0, 0, 0.0, 0)
-    base = outline(name, cache_dir=Path("none"))
-    return base, forecast(base, chosen(settings, method), work, named(machine))
+    work = Workload([tokens] * 64, 1.0, tokens, 0, 0.0, 0, 0.0, 0)
+    base = read_skeleton(name, cache_dir=Path("none"))
+    return base, forecast_training(base, chosen(settings, method), work, named(machine))
 
 
 def main() -> None:

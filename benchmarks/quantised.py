@@ -70,7 +70,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     from afina.data.template import Row
     from afina.engine import blocks
     from afina.lora import LoraConfig, inject
-    from afina.lora.merging import thaw
+    from afina.lora.merging import dequantise
     from afina.models.generation import generate
     from afina.models.load import load_base
     from afina.training import TrainingSettings
@@ -83,7 +83,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     base = load_base("starter", precision=options.precision, quantize=None if kind == "bf16" else kind)
     module: Any = base.model.module
     if options.worker.endswith(" in bf16"):
-        thaw(module)
+        dequantise(module)
     plain = load_base("starter", precision=options.precision)
     with torch.no_grad():
         packed = pack(rows[:8], torch.device("cpu"))

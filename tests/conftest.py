@@ -128,10 +128,10 @@ def tiny(tiny_folder: Path) -> Base:
 def starter() -> Base:
     """The real starter model, where it was downloaded before (`afina models pull starter`)."""
     from afina.core.device import default_cache
-    from afina.models.sources.catalogue import catalogue
+    from afina.models.sources.catalogue import known_models
     from afina.models.sources.locate import place
 
-    package = catalogue()["starter"].package
+    package = known_models()["starter"].package
     if package is None or not place(package, default_cache()).exists():
         pytest.skip("the starter model is not in the cache; `afina models pull starter` fetches it")
     return load_base("starter", precision="fp32", device="cpu")

@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from afina.core.errors import SettingsError, near
+from afina.core.registry import OneOf
 
 
 class Settings(BaseModel):
@@ -63,12 +64,16 @@ def fields(model: type[Settings], prefix: str = "") -> Iterator[FieldInfo]:
             default=field.default,
             switch=field.annotation is bool,
             text=_takes_text(field.annotation),
-            choices=_choices(field.annotation),
+            choices=_choices(field),
         )
 
 
-def _choices(annotation: Any) -> tuple[str, ...]:
+def _choices(field: Any) -> tuple[str, ...]:
     """The words that a setting takes, where it takes only these (or nothing)."""
+    for each in field.metadata:
+        if isinstance(each, OneOf):
+            return each.registry.names()
+    annotation = field.annotation
     members = get_args(annotation) if isinstance(annotation, UnionType) else (annotation,)
     return next((get_args(member) for member in members if get_origin(member) is Literal), ())
 
@@ -120,6 +125,11 @@ def build(model: type[S], values: dict[str, Any]) -> S:
     except ValidationError as error:
         known = {info.path: info for info in fields(model)}
         raise SettingsError([_explain(problem, known) for problem in error.errors()]) from error
+
+
+def changed(settings: S, values: dict[str, Any]) -> S:
+    """A copy of `settings` with other `values`, by dotted path, validated as a whole. Raises `SettingsError` as `build` does."""
+    return build(type(settings), merge(settings.model_dump(), nest(values)))
 
 
 def _explain(problem: Any, known: dict[str, FieldInfo]) -> str:

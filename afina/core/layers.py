@@ -9,7 +9,7 @@ from torch import nn
 class Quantised(Protocol):
     """A frozen layer whose weights are kept in few bits. Its `weight` is made anew whenever it is read, and cannot be trained."""
 
-    def thawed(self) -> nn.Module:
+    def dequantised(self) -> nn.Module:
         """The layer with ordinary numbers for weights."""
 
 

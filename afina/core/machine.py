@@ -21,7 +21,7 @@ _SETTINGS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "HF_HUB_OFFLINE", "HF_ENDPOIN
 _PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 
 
-class Machine(Settings):
+class MachineFacts(Settings):
     """Memory and disk in bytes; `memory_limit` is what this process may use, `load` how many processes want the processor now."""
 
     afina: str
@@ -47,10 +47,10 @@ class Machine(Settings):
     proxies: bool
 
 
-def look(places: dict[str, Path]) -> Machine:
+def look(places: dict[str, Path]) -> MachineFacts:
     """The machine as it is now; `places` are folders that are written to, by what they are for."""
     swap = psutil.swap_memory()
-    return Machine(
+    return MachineFacts(
         afina=__version__,
         python=platform.python_version(),
         system=f"{platform.system()} {platform.machine()}",

@@ -155,7 +155,7 @@ def read_parts(settings: DataSettings, seed: int) -> Parts:
             shared.append(f"{both} prompts of {of.path} are also trained on: its scores will flatter the adapter")
         return mask
 
-    def apart(part: float, most: int, seed: int) -> Mask:
+    def draw(part: float, most: int, seed: int) -> Mask:
         """Some of the training rows, which are then none any more."""
         nonlocal train
         mask = np.zeros(len(asked), bool)
@@ -166,11 +166,11 @@ def read_parts(settings: DataSettings, seed: int) -> Parts:
     if settings.test_path:
         test = other(_of_test(settings), settings.test_rows, is_test=True)
     elif settings.test:
-        test = apart(settings.test, settings.test_rows, seed + 1)
+        test = draw(settings.test, settings.test_rows, seed + 1)
     else:
         test = np.zeros(len(asked), bool)
     if settings.eval_path is None:
-        held = apart(settings.held_out, settings.held_out_rows, seed)
+        held = draw(settings.held_out, settings.held_out_rows, seed)
     else:
         held = other(_of_eval(settings), settings.held_out_rows)
     return Parts(settings, seed, train, held, test, answers, rejected, notes, shared)

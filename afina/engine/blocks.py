@@ -198,7 +198,7 @@ class BlockLinear(nn.Linear):
         y: Tensor = _Product.apply(x, self.blocks)  # type: ignore[no-untyped-call]
         return y if self.bias is None else y + self.bias
 
-    def thawed(self) -> nn.Linear:
+    def dequantised(self) -> nn.Linear:
         """The layer with its numbers as an ordinary weight."""
         with torch.device("meta"):
             plain = nn.Linear(self.in_features, self.out_features, self.bias is not None)

@@ -64,7 +64,7 @@ class BlockEmbedding(Embedding):
     def _vectors(self, ids: Tensor) -> Tensor:
         return self.blocks.take(ids.flatten()).numbers().view(*ids.shape, -1)
 
-    def thawed(self) -> Embedding:
+    def dequantised(self) -> Embedding:
         """The layer with its numbers as an ordinary weight."""
         with torch.device("meta"):
             plain = Embedding(self.num_embeddings, self.embedding_dim, self.embed_scale)

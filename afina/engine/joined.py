@@ -73,8 +73,8 @@ class Joined:
             return None
         frozen = [getattr(layer, "base", layer) for layer in layers]
         adapters: list[LowRank | None] = [layer if getattr(layer, "enabled", False) else None for layer in layers]
-        here = [a for a in adapters if a is not None]
-        ranks = sum(a.lora_a.shape[0] for a in here)
+        present = [a for a in adapters if a is not None]
+        ranks = sum(a.lora_a.shape[0] for a in present)
         weights: Held | Unpacked
         if any(isinstance(layer, BlockLinear) for layer in frozen):
             low = torch.empty(
@@ -85,7 +85,7 @@ class Joined:
             store = self._joined(frozen, ranks)
             weights, low = Held(frozen, store), store[sum(output_sizes(frozen)) :]
         at = 0
-        for adapter in here:
+        for adapter in present:
             low[at : at + len(adapter.lora_a)].copy_(adapter.lora_a)
             at += len(adapter.lora_a)
         bias = self._bias(frozen, sum(output_sizes(frozen)) + ranks, low.dtype)

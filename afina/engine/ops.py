@@ -102,7 +102,7 @@ def like_rows(x: Tensor) -> Tensor:
     return x.new_empty(x.shape[0], stride)[:, : x.shape[1]]
 
 
-class _Forgetful:
+class _NoContext:
     """The context of a forward pass that no backward pass follows."""
 
     def save_for_backward(self, *_: Any) -> None: ...
@@ -112,7 +112,7 @@ class _Forgetful:
 
 def _run(function: Any, *arguments: Any) -> Any:
     """Applies an autograd function, without its bookkeeping where no gradient is wanted."""
-    return function.apply(*arguments) if torch.is_grad_enabled() else function.forward(_Forgetful(), *arguments)
+    return function.apply(*arguments) if torch.is_grad_enabled() else function.forward(_NoContext(), *arguments)
 
 
 # ------------------------------------------------------------------------------------------------ RMSNorm

@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from typing import Any
 
-from afina.forecast.machines import Place
+from afina.forecast.machines import Machine
 from afina.forecast.memory import GB, MASTERS, MOMENTS, Memory, held, with_passes
 from afina.forecast.seconds import Seconds
-from afina.forecast.workload import Work, case_of, passes_of
-from afina.models.skeleton import Outline
+from afina.forecast.workload import Workload, case_of, passes_of
+from afina.models.skeleton import Skeleton
 from afina.settings import RunSettings
 from afina.training.baselines import RATE_AS_FULL
 from afina.training.settings import Model, Plan, plan
@@ -52,19 +52,19 @@ class Forecast:
         }
 
 
-def forecast(base: Outline, settings: RunSettings, work: Work, place: Place) -> Forecast:
+def forecast_training(base: Skeleton, settings: RunSettings, workload: Workload, machine: Machine) -> Forecast:
     """Raises `AdapterError` and `SettingsError` as training does."""
-    case = case_of(base, settings, work, place)
+    case = case_of(base, settings, workload, machine)
     train, found = case.settings.train, case.trained
     fixed = held(case)
     model = Model(
         int(base.config.hidden_size),
         round(case.kept * found.depth),
-        max(0, place.available - fixed.training),
+        max(0, machine.available - fixed.training),
         base.task == "classify",
         settings.method in RATE_AS_FULL,
     )
-    made, _ = plan(train, work.lengths, model, settings.seed)
+    made, _ = plan(train, workload.lengths, model, settings.seed)
     passes = passes_of(case)
     seconds = Seconds(case, made.checkpoint_activations)
     trained_on = seconds.training(passes)
@@ -78,11 +78,11 @@ def forecast(base: Outline, settings: RunSettings, work: Work, place: Place) -> 
     return Forecast(
         settings=case.settings,
         memory=with_passes(fixed, case, passes, made.checkpoint_activations),
-        available=place.available,
-        seconds=rehearsal + epoch * made.epochs + watching + written * place.speed.write,
+        available=machine.available,
+        seconds=rehearsal + epoch * made.epochs + watching + written * machine.speed.write,
         epoch_seconds=epoch,
         evaluation=seconds.answers(),
-        download=0 if base.here else base.file_bytes,
+        download=0 if base.is_local else base.file_bytes,
         disk=2 * state + saved,
         kept=saved,
         plan=made,

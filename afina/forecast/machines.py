@@ -14,7 +14,7 @@ from afina.models.load import import_libraries
 
 
 @dataclass(frozen=True)
-class Place:
+class Machine:
     """`available` bytes for the process, of which its `libraries` take some before anything is loaded."""
 
     name: str
@@ -27,7 +27,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Machine:
+class PublishedMachine:
     """A machine by its published figures: bytes that are free for a training, dense products a second (floating-point operations in 16 bits),
     bytes a second from memory."""
 
@@ -38,32 +38,32 @@ class Machine:
 
 
 MACHINES = {
-    "24gb": Machine("a card of 24 GB (RTX 4090)", 23.5e9, 165e12, 1008e9),
-    "80gb": Machine("a card of 80 GB (A100)", 79e9, 312e12, 2039e9),
-    "laptop": Machine("a laptop of 16 GB (Apple M4)", 12e9, 2.9e12, 120e9),
+    "24gb": PublishedMachine("a card of 24 GB (RTX 4090)", 23.5e9, 165e12, 1008e9),
+    "80gb": PublishedMachine("a card of 80 GB (A100)", 79e9, 312e12, 2039e9),
+    "laptop": PublishedMachine("a laptop of 16 GB (Apple M4)", 12e9, 2.9e12, 120e9),
 }
-_ROUGH = Machine("a processor", 0, 8e11, 2e10)  # of which nothing is known
+_ROUGH = PublishedMachine("a processor", 0, 8e11, 2e10)  # of which nothing is known
 _REACHED = 0.5  # of a card's published operations: what fine-tunings of 7 B models reach, 0.38 to 0.68
 _CONTEXT = 0.6e9  # bytes that a card's libraries hold on it
 _WRITE = 1e-9
 _LAUNCH = 4e-4  # seconds: some forty kernels a layer, of ten microseconds
 
 
-def here(
+def this_machine(
     cache: Path, device: str | None = None, precision: str = "auto", measure: bool = True, listener: Listener = ignore
-) -> Place:
+) -> Machine:
     """This machine now, measured (some seconds, once); or else its speed, where it is not known from before, a rough guess."""
     before = libraries()
-    place = pick_device(device)
-    dtype, _ = pick_dtype(precision, place, cache)
-    speed = known(place, dtype, cache)
+    on = pick_device(device)
+    dtype, _ = pick_dtype(precision, on, cache)
+    speed = known(on, dtype, cache)
     if speed is None and measure:
         listener(Notice("measuring how fast this machine is, once (some ten seconds)"))
-        speed = measured(place, dtype, cache)
+        speed = measured(on, dtype, cache)
     held = int(memory_gb() * 1e9)
-    available = free_bytes(place) + (held if place.type == "cpu" else 0)
-    on_cpu = place.type == "cpu"
-    return Place(
+    available = free_bytes(on) + (held if on.type == "cpu" else 0)
+    on_cpu = on.type == "cpu"
+    return Machine(
         "this machine",
         available,
         before if on_cpu else int(_CONTEXT),
@@ -85,21 +85,23 @@ def libraries() -> int:
     return _before[0]
 
 
-def named(name: str) -> Place:
+def named(name: str) -> Machine:
     """Raises `SettingsError`."""
     if name not in MACHINES:
         raise SettingsError(
             f"--device {name!r} is no device or machine.{near(name, list(MACHINES))}",
             f"it takes cpu, cuda, mps, {', '.join(MACHINES)}",
         )
-    machine = MACHINES[name]
-    return Place(machine.title, int(machine.free), int(_CONTEXT), torch.bfloat16, _reckoned(machine), fused=False)
+    published = MACHINES[name]
+    return Machine(
+        published.title, int(published.free), int(_CONTEXT), torch.bfloat16, _reckoned(published), fused=False
+    )
 
 
-def _reckoned(machine: Machine) -> Speed:
+def _reckoned(published: PublishedMachine) -> Speed:
     """Two operations a parameter and token forward, two for the input's gradient, two for the weight's; every pass reads all weights
     from memory, and steps of the optimiser read and write six numbers of four bytes."""
-    operation, byte = 1 / (_REACHED * machine.operations), 1 / machine.bandwidth
+    operation, byte = 1 / (_REACHED * published.operations), 1 / published.bandwidth
     size = element_size(torch.bfloat16)
 
     def rates(products: int) -> Rates:

@@ -51,10 +51,10 @@ class Memory:
 
 def held(case: Case) -> Memory:
     """What does not depend on the rows."""
-    base, place, found = case.base, case.place, case.trained
-    size = model_bytes.element_size(place.dtype)
+    base, machine, found = case.base, case.machine, case.trained
+    size = model_bytes.element_size(machine.dtype)
     masters = MASTERS if size < 4 else 0
-    weights = model_bytes.weight_bytes(base.module, place.dtype, case.settings.quantize, case.heads)
+    weights = model_bytes.weight_bytes(base.module, machine.dtype, case.settings.quantize, case.heads)
     if case.settings.quantize == "keep":
         weights = base.file_bytes
     return Memory(
@@ -66,14 +66,14 @@ def held(case: Case) -> Memory:
         activations=0,
         logits=0,
         cache=0,
-        overhead=place.libraries + _A_WORD * int(getattr(base.config, "vocab_size", 0)),
+        overhead=machine.libraries + _A_WORD * int(getattr(base.config, "vocab_size", 0)),
     )
 
 
 def with_passes(fixed: Memory, case: Case, passes: Passes, recompute: bool) -> Memory:
     """`fixed` and what training's passes and the answers in the end take."""
-    base, work, found = case.base, case.work, case.trained
-    module, dtype = base.module, case.place.dtype
+    base, workload, found = case.base, case.workload, case.trained
+    module, dtype = base.module, case.machine.dtype
     size = model_bytes.element_size(dtype)
     a_token = case.kept * found.depth
     if recompute:
@@ -81,7 +81,7 @@ def with_passes(fixed: Memory, case: Case, passes: Passes, recompute: bool) -> M
     passing = model_bytes.passing_bytes(module, dtype)
     activations = passes.largest * max(a_token + passing / 2, passing)
     words = model_bytes.words(module)
-    logits = model_bytes.logit_bytes(module, dtype, max(1, round(passes.largest * work.labelled)))
+    logits = model_bytes.logit_bytes(module, dtype, max(1, round(passes.largest * workload.labelled)))
     head = words * int(base.config.hidden_size)
     if case.settings.method in ("full", "head") and base.task == "causal":
         logits += (4 + size) * head  # the head's gradient in fp32, and in its own format
@@ -92,17 +92,20 @@ def with_passes(fixed: Memory, case: Case, passes: Passes, recompute: bool) -> M
     moving = max(
         activations + logits + earlier,
         in_fp32,
-        min(TOKENS, work.held_out) * passing + PROBE_TOKENS * words * (size + 4),
+        min(TOKENS, workload.held_out) * passing + PROBE_TOKENS * words * (size + 4),
     )
     probed = PROBE_TOKENS * words * 4  # logits of the best weights, for the check after training
-    slots = min(BATCH, work.asked)
-    cache = min(READ_AT_ONCE, slots * work.longest) * passing + slots * words * (size + 4)
+    slots = min(BATCH, workload.asked)
+    cache = min(READ_AT_ONCE, slots * workload.longest) * passing + slots * words * (size + 4)
     if base.task != "classify":
-        cache += slots * (work.longest + work.most_new) * model_bytes.cache_bytes(module, dtype)
+        cache += slots * (workload.longest + workload.most_new) * model_bytes.cache_bytes(module, dtype)
     holes: float = 0
-    if case.place.fused:
+    if case.machine.fused:
         holes = (
-            _HOLES * a_token / case.kept * model_bytes.heap_bytes(module, dtype, int(max(work.lengths)), passes.largest)
+            _HOLES
+            * a_token
+            / case.kept
+            * model_bytes.heap_bytes(module, dtype, int(max(workload.lengths)), passes.largest)
         )
     gradients: float = moving if moving == in_fp32 else min(earlier, moving)
     of_logits = min(logits, moving - gradients)

@@ -8,44 +8,44 @@ from pathlib import Path
 from typing import Any
 
 from afina.core.errors import BaseModelError, InputError, SettingsError
-from afina.forecast.estimate import Forecast, forecast
-from afina.forecast.machines import Place
+from afina.forecast.estimate import Forecast, forecast_training
+from afina.forecast.machines import Machine
 from afina.forecast.memory import GB
-from afina.forecast.workload import Work
-from afina.models.skeleton import Outline, outline
-from afina.models.sources.catalogue import Entry, catalogue
+from afina.forecast.workload import Workload
+from afina.models.skeleton import Skeleton, read_skeleton
+from afina.models.sources.catalogue import Entry, known_models
 from afina.settings import RunSettings
 
 _SHORT_ROWS, _SMALL_PASS, _RANK = 256, 256, 16
 _SMALLER = 3  # other bases that are named
 _LEAST = {"full": 18.0, "nf4": 0.5, "int8": 1.0}  # bytes a parameter that are needed at least, else those of 16 bits
-Change = Callable[[RunSettings, Work], tuple[RunSettings, Work]]
+Change = Callable[[RunSettings, Workload], tuple[RunSettings, Workload]]
 
 
-def remedies(base: Outline, settings: RunSettings, work: Work, place: Place) -> list[tuple[str, Forecast]]:
+def remedies(base: Skeleton, settings: RunSettings, workload: Workload, machine: Machine) -> list[tuple[str, Forecast]]:
     """Flags that make it fit, with what it then needs: each that is enough alone, what costs least first; else the first few that are
     enough together."""
-    changes = list(_changes(base, settings, work))
-    alone = [(text, _forecast(base, *change(settings, work), place)) for text, change in changes]
+    changes = list(_changes(base, settings, workload))
+    alone = [(text, _forecast(base, *change(settings, workload), machine)) for text, change in changes]
     found = [(text, seen) for text, seen in alone if seen and seen.fits]
     texts: list[str] = []
     for text, change in changes if not found else []:
-        settings, work = change(settings, work)
+        settings, workload = change(settings, workload)
         texts.append(text)
-        seen = _forecast(base, settings, work, place)
+        seen = _forecast(base, settings, workload, machine)
         if seen and seen.fits:
             return [(" ".join(texts), seen)]
     return found
 
 
-def _forecast(base: Outline, settings: RunSettings, work: Work, place: Place) -> Forecast | None:
+def _forecast(base: Skeleton, settings: RunSettings, workload: Workload, machine: Machine) -> Forecast | None:
     try:
-        return forecast(base, settings, work, place)
+        return forecast_training(base, settings, workload, machine)
     except InputError:  # a change that this base has no use for
         return None
 
 
-def _changes(base: Outline, settings: RunSettings, work: Work) -> Iterator[tuple[str, Change]]:
+def _changes(base: Skeleton, settings: RunSettings, workload: Workload) -> Iterator[tuple[str, Change]]:
     """What could be changed, as flags and as what they do to settings and rows; what costs least first."""
 
     def of(part: str, **values: Any) -> Change:
@@ -57,10 +57,10 @@ def _changes(base: Outline, settings: RunSettings, work: Work) -> Iterator[tuple
             replace(w, lengths=[min(int(n), most) for n in w.lengths], longest=min(w.longest, most)),
         )
 
-    longest = int(max(work.lengths))
+    longest = int(max(workload.lengths))
     if not settings.train.checkpoint_activations:
         yield "--train.checkpoint_activations true", of("train", checkpoint_activations=True)
-    if settings.train.tokens_per_pass > _SMALL_PASS and len(work.lengths) > 1:
+    if settings.train.tokens_per_pass > _SMALL_PASS and len(workload.lengths) > 1:
         yield f"--train.tokens_per_pass {_SMALL_PASS}", of("train", tokens_per_pass=_SMALL_PASS)
     if longest > _SHORT_ROWS:
         most = 1 << ((longest - 1).bit_length() - 1)  # the next power of two below
@@ -77,35 +77,39 @@ def _changes(base: Outline, settings: RunSettings, work: Work) -> Iterator[tuple
 
 
 def smaller(
-    base: Outline, settings: RunSettings, work: Work, place: Place, cache: Path
+    base: Skeleton, settings: RunSettings, workload: Workload, machine: Machine, cache: Path
 ) -> list[tuple[Entry, Forecast]]:
     """Other bases of the catalogue that do the same and fit, the largest first."""
     kind = base.entry.kind if base.entry else {"classify": "encoder", "seq2seq": "seq2seq"}.get(base.task, "instruct")
     least = _LEAST.get(settings.method) or _LEAST.get(settings.quantize or "", 2.0)
-    most = min(base.parameters, place.available / least)
+    most = min(base.parameters, machine.available / least)
     found: list[tuple[Entry, Forecast]] = []
-    for entry in sorted(catalogue().values(), key=lambda each: -each.parameters):
+    for entry in sorted(known_models().values(), key=lambda each: -each.parameters):
         if len(found) < _SMALLER and entry.kind == kind and entry.parameters < most:
             with suppress(BaseModelError):  # of an architecture that this version of transformers does not know
-                seen = _forecast(_outline(entry.name, cache), settings, work, place)
+                seen = _forecast(_outline(entry.name, cache), settings, workload, machine)
                 if seen and seen.fits:
                     found.append((entry, seen))
     return found
 
 
 @lru_cache(64)
-def _outline(name: str, cache: Path) -> Outline:
-    return outline(name, cache_dir=cache, classes=("", ""))
+def _outline(name: str, cache: Path) -> Skeleton:
+    return read_skeleton(name, cache_dir=cache, classes=("", ""))
 
 
-def refuse_what_cannot_fit(base: Outline, settings: RunSettings, work: Work, place: Place, cache: Path) -> Forecast:
+def refuse_what_cannot_fit(
+    base: Skeleton, settings: RunSettings, workload: Workload, machine: Machine, cache: Path
+) -> Forecast:
     """The forecast; raises `SettingsError` with the remedies where it says that memory will not do."""
-    seen = forecast(base, settings, work, place)
+    seen = forecast_training(base, settings, workload, machine)
     if seen.fits or settings.allow_swap:
         return seen
-    hints = [f"{text} (needs {each.memory.total / GB:.1f} GB)" for text, each in remedies(base, settings, work, place)]
+    hints = [
+        f"{text} (needs {each.memory.total / GB:.1f} GB)" for text, each in remedies(base, settings, workload, machine)
+    ]
     if not hints:
-        fitting = smaller(base, settings, work, place, cache)
+        fitting = smaller(base, settings, workload, machine, cache)
         hints = [f"--base {entry.name} (needs {each.memory.total / GB:.1f} GB)" for entry, each in fitting]
     raise SettingsError(
         f"--base {base.name} with method {settings.method} needs about {seen.memory.total / GB:.1f} GB of memory, and "

@@ -21,7 +21,7 @@ class Seconds:
     """The seconds of a case's passes."""
 
     def __init__(self, case: Case, recompute: bool) -> None:
-        self.case, self.speed, self.recompute = case, case.place.speed, recompute
+        self.case, self.speed, self.recompute = case, case.machine.speed, recompute
         module, quantize = case.base.module, case.settings.quantize
         config: Any = case.base.config
         self.hidden, self.layers = int(config.hidden_size), int(config.num_hidden_layers)
@@ -71,29 +71,34 @@ class Seconds:
 
     def look(self) -> float:
         """The loss of the held-out rows."""
-        work = self.case.work
-        mean = work.tokens / max(1, len(work.lengths))
+        workload = self.case.workload
+        mean = workload.tokens / max(1, len(workload.lengths))
         return self.reading(
-            work.held_out, -(-work.held_out // TOKENS), work.held_out * mean / 2, work.held_out * work.labelled
+            workload.held_out,
+            -(-workload.held_out // TOKENS),
+            workload.held_out * mean / 2,
+            workload.held_out * workload.labelled,
         )
 
     def probe(self) -> float:
         """Logits for the check after training."""
-        work = self.case.work
-        tokens = min(PROBE_TOKENS / work.labelled, work.held_out)
-        return self.reading(tokens, min(1, work.held_out), 0, tokens * work.labelled)
+        workload = self.case.workload
+        tokens = min(PROBE_TOKENS / workload.labelled, workload.held_out)
+        return self.reading(tokens, min(1, workload.held_out), 0, tokens * workload.labelled)
 
     def answers(self) -> float:
         """Of the base and the adapted model, after training."""
-        work = self.case.work
-        prompts = work.asked * work.prompt
-        read = self.reading(prompts, -(-work.asked // BATCH), prompts * work.prompt / 2, work.asked)
+        workload = self.case.workload
+        prompts = workload.asked * workload.prompt
+        read = self.reading(prompts, -(-workload.asked // BATCH), prompts * workload.prompt / 2, workload.asked)
         if self.case.base.task == "classify":
             return 2 * read
         general = sum(len(text) for name in LANGUAGES for text in paragraphs(name)) / CHARACTERS
         read += self.reading(general, -(-general // TOKENS), 0, general)
         step = self.parameters * self.width.few + BATCH * self.words * self.hidden * self.speed.head[0] + self.unpack
-        steps: float = (work.asked / BATCH + ALONE) * (min(work.most_new, 2 * work.answer) + work.answer)
+        steps: float = (workload.asked / BATCH + ALONE) * (
+            min(workload.most_new, 2 * workload.answer) + workload.answer
+        )
         return float(2 * read + steps * step * self.slower)
 
 

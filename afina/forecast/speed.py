@@ -93,27 +93,27 @@ def _between(a: Any, b: Any, share: float) -> Any:
     return a ** (1 - share) * b**share
 
 
-def measured(place: torch.device, dtype: torch.dtype, cache: Path) -> Speed:
+def measured(device: torch.device, dtype: torch.dtype, cache: Path) -> Speed:
     """How fast this machine is; measured once, and kept in `cache`."""
-    found = known(place, dtype, cache)
+    found = known(device, dtype, cache)
     if found is None:
-        found = _measure(place, dtype, cache)
+        found = _measure(device, dtype, cache)
         with suppress(OutputError):
-            write_json(_file(cache), _kept(cache) | {_key(place, dtype): found.model_dump(mode="json")})
+            write_json(_file(cache), _kept(cache) | {_key(device, dtype): found.model_dump(mode="json")})
     return found
 
 
-def known(place: torch.device, dtype: torch.dtype, cache: Path) -> Speed | None:
+def known(device: torch.device, dtype: torch.dtype, cache: Path) -> Speed | None:
     """What was measured before on such a device, with this torch, as many threads and this number format."""
     with suppress(KeyError, ValueError):  # nothing, or of an earlier version
-        return Speed.model_validate(_kept(cache)[_key(place, dtype)])
+        return Speed.model_validate(_kept(cache)[_key(device, dtype)])
     return None
 
 
-def _key(place: torch.device, dtype: torch.dtype) -> str:
-    name = torch.cuda.get_device_name(place) if place.type == "cuda" else processor()
+def _key(device: torch.device, dtype: torch.dtype) -> str:
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
     source = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12]  # other measurements, other figures
-    return f"{place.type} {name} {torch.get_num_threads()} {dtype} torch {torch.__version__} {source}"
+    return f"{device.type} {name} {torch.get_num_threads()} {dtype} torch {torch.__version__} {source}"
 
 
 def _file(cache: Path) -> Path:
@@ -126,29 +126,29 @@ def _kept(cache: Path) -> dict[str, Any]:
     return {}
 
 
-def _measure(place: torch.device, dtype: torch.dtype, cache: Path) -> Speed:
+def _measure(device: torch.device, dtype: torch.dtype, cache: Path) -> Speed:
     keep_freed_memory()
-    fused = kernels.load(cache) if place.type == "cpu" else None
-    models = {width: _model(width, layers, place, dtype, fused) for width, layers in _LAYERS.items()}
-    took = _Took()
+    fused = kernels.load(cache) if device.type == "cpu" else None
+    models = {width: _model(width, layers, device, dtype, fused) for width, layers in _LAYERS.items()}
+    timings = _Timings()
     for _ in range(_ROUNDS):
         for width, model in models.items():
-            _layers(took, width, model)
-        _attention(took, models[_MIDDLE], fused)
-        _head(took, models[_MIDDLE])
-        if place.type == "cpu":
-            _unpack(took, dtype)
+            _layers(timings, width, model)
+        _attention(timings, models[_MIDDLE], fused)
+        _head(timings, models[_MIDDLE])
+        if device.type == "cpu":
+            _unpack(timings, dtype)
     return Speed(
-        widths={width: _width(took, width, model) for width, model in models.items()},
-        attention=_attention_rates(took, models[_MIDDLE]),
-        head=_head_rates(took, models[_MIDDLE]),
-        adam=took["adam"] / sum(p.numel() for p in models[_MIDDLE].module.layers().parameters()),
-        unpack=took["unpack"] / _NUMBERS if place.type == "cpu" else 0.0,
+        widths={width: _width(timings, width, model) for width, model in models.items()},
+        attention=_attention_rates(timings, models[_MIDDLE]),
+        head=_head_rates(timings, models[_MIDDLE]),
+        adam=timings["adam"] / sum(p.numel() for p in models[_MIDDLE].module.layers().parameters()),
+        unpack=timings["unpack"] / _NUMBERS if device.type == "cpu" else 0.0,
         write=_write(cache),
     )
 
 
-class _Took:
+class _Timings:
     """Seconds of each thing by its name: the least over rounds.
 
     In rounds, for what else runs on the machine comes in bursts: each thing is timed at moments some seconds apart. In the first,
@@ -158,14 +158,14 @@ class _Took:
     def __init__(self) -> None:
         self._found: dict[Any, list[float]] = {}
 
-    def time(self, name: Any, work: Callable[[], Any]) -> None:
-        self._found.setdefault(name, []).append(_once(work))
+    def time(self, name: Any, function: Callable[[], Any]) -> None:
+        self._found.setdefault(name, []).append(_once(function))
 
     def __getitem__(self, name: Any) -> float:
         return _SLOWER * min(self._found[name])
 
 
-def _model(width: int, layers: int, place: torch.device, dtype: torch.dtype, fused: Any) -> DecoderModel:
+def _model(width: int, layers: int, device: torch.device, dtype: torch.dtype, fused: Any) -> DecoderModel:
     """Random layers such as those of Llama's family."""
     from transformers import LlamaConfig
 
@@ -176,7 +176,7 @@ def _model(width: int, layers: int, place: torch.device, dtype: torch.dtype, fus
         hidden_size=width, intermediate_size=3 * width, num_hidden_layers=layers, num_attention_heads=heads,
         num_key_value_heads=heads // 2, vocab_size=_WORDS, tie_word_embeddings=True,
     )  # fmt: skip
-    module = decoder_skeleton(config, architecture(config), fused).to(dtype).to_empty(device=place)
+    module = decoder_skeleton(config, architecture(config), fused).to(dtype).to_empty(device=device)
     module.tie()
     with torch.no_grad():
         for parameter in module.parameters():
@@ -186,62 +186,62 @@ def _model(width: int, layers: int, place: torch.device, dtype: torch.dtype, fus
 
 
 def _packed(model: DecoderModel, tokens: int, row: int, labelled: int) -> Packed:
-    place = next(model.module.parameters()).device
-    ids = torch.randint(0, _WORDS, (tokens,), device=place)
+    device = next(model.module.parameters()).device
+    ids = torch.randint(0, _WORDS, (tokens,), device=device)
     labels = torch.full_like(ids, IGNORED)
     labels[:labelled] = ids[:labelled]
     return Packed(ids, labels, Segments(tuple(range(0, tokens + 1, row))))
 
 
-def _once(work: Callable[[], Any]) -> float:
+def _once(function: Callable[[], Any]) -> float:
     start = time.perf_counter()
-    work()
+    function()
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter() - start
 
 
 def _train(model: DecoderModel, packed: Packed) -> Callable[[], None]:
-    def work() -> None:
+    def function() -> None:
         model.module.train()
         model.summed_loss(packed).backward()
         model.module.zero_grad(set_to_none=True)
 
-    return work
+    return function
 
 
 def _read(model: DecoderModel, packed: Packed) -> Callable[[], None]:
-    def work() -> None:
+    def function() -> None:
         model.module.eval()
         with torch.no_grad():
             model.summed_loss(packed)
 
-    return work
+    return function
 
 
-def _layers(took: _Took, width: int, model: DecoderModel) -> None:
+def _layers(timings: _Timings, width: int, model: DecoderModel) -> None:
     """Passes through the layers, with one label; in the middle width also the optimiser."""
     module: nn.Module = model.module
     short, long = (_packed(model, tokens, _ROW, 1) for tokens in (_SHORT, _LONG))
 
-    def both(kind: str, work: Callable[[DecoderModel, Packed], Callable[[], None]]) -> None:
-        took.time((width, kind, _SHORT), work(model, short))
-        took.time((width, kind, _LONG), work(model, long))
+    def both(kind: str, function: Callable[[DecoderModel, Packed], Callable[[], None]]) -> None:
+        timings.time((width, kind, _SHORT), function(model, short))
+        timings.time((width, kind, _LONG), function(model, long))
 
     both("forward", _read)
-    took.time((width, "few"), _read(model, _packed(model, _FEW, 1, 1)))
+    timings.time((width, "few"), _read(model, _packed(model, _FEW, 1, 1)))
     inject(module, LoraConfig())
-    took.time((width, "adapted"), _read(model, long))
+    timings.time((width, "adapted"), _read(model, long))
     both("lora", _train)
     take_off(module)
     inject(module, baseline(module, "last", _LAYERS[width]))  # the words' gradients are those of the head
     both("full", _train)
     if width == _MIDDLE:
-        _adam(took, module)
+        _adam(timings, module)
     take_off(module)
 
 
-def _adam(took: _Took, module: nn.Module) -> None:
+def _adam(timings: _Timings, module: nn.Module) -> None:
     """A step over the layers' weights: gradients in fp32, their norm, AdamW, and the weights written back."""
     optimizer = Optimizer(module, 0.0)
 
@@ -253,10 +253,10 @@ def _adam(took: _Took, module: nn.Module) -> None:
     gradients()
     optimizer.step(1e-5, 1.0)  # makes the moments
     gradients()
-    took.time("adam", lambda: optimizer.step(1e-5, 1.0))
+    timings.time("adam", lambda: optimizer.step(1e-5, 1.0))
 
 
-def _attention(took: _Took, model: DecoderModel, fused: Any) -> None:
+def _attention(timings: _Timings, model: DecoderModel, fused: Any) -> None:
     """Of one long row, and of the short ones that are in the passes."""
     spec = model.module.arch.specs[0]
     like = next(model.module.parameters())
@@ -270,60 +270,62 @@ def _attention(took: _Took, model: DecoderModel, fused: Any) -> None:
         attend(leaf, row).sum().backward()
 
     for row in (_ROW, _LONG):
-        took.time(("attention", row), partial(attend, values, row))
-        took.time(("attention and back", row), partial(back, row))
+        timings.time(("attention", row), partial(attend, values, row))
+        timings.time(("attention and back", row), partial(back, row))
 
 
-def _head(took: _Took, model: DecoderModel) -> None:
+def _head(timings: _Timings, model: DecoderModel) -> None:
     """Passes in which every token is labelled."""
     module: nn.Module = model.module
     packed = _packed(model, _SHORT, _ROW, _SHORT)
-    took.time("head", _read(model, packed))
+    timings.time("head", _read(model, packed))
     inject(module, LoraConfig())
-    took.time("head under adapters", _train(model, packed))
+    timings.time("head under adapters", _train(model, packed))
     take_off(module)
     inject(module, baseline(module, "head", 1))
-    took.time("head trained", _train(model, packed))
+    timings.time("head trained", _train(model, packed))
     take_off(module)
 
 
-def _unpack(took: _Took, dtype: torch.dtype) -> None:
+def _unpack(timings: _Timings, dtype: torch.dtype) -> None:
     blocks = quantise(torch.randn(_NUMBERS >> 10, 1 << 10), "nf4", dtype)
     assert blocks is not None
-    took.time("unpack", blocks.numbers)
+    timings.time("unpack", blocks.numbers)
 
 
-def _width(took: _Took, width: int, model: DecoderModel) -> Width:
+def _width(timings: _Timings, width: int, model: DecoderModel) -> Width:
     parameters = sum(p.numel() for p in model.module.layers().parameters())
 
     def rates(kind: str) -> Rates:
-        short, long = took[width, kind, _SHORT], took[width, kind, _LONG]
+        short, long = timings[width, kind, _SHORT], timings[width, kind, _LONG]
         a_token = max(0.0, long - short) / (_LONG - _SHORT)
         return Rates(a_pass=max(0.0, short - _SHORT * a_token) / parameters, a_token=a_token / parameters)
 
     forward = rates("forward")
-    adapted = (took[width, "adapted"] / parameters - forward.a_pass) / _LONG
+    adapted = (timings[width, "adapted"] / parameters - forward.a_pass) / _LONG
     return Width(
         forward=forward,
         adapted=Rates(a_pass=forward.a_pass, a_token=max(forward.a_token, adapted)),
         lora=rates("lora"),
         full=rates("full"),
-        few=took[width, "few"] / parameters,
+        few=timings[width, "few"] / parameters,
     )
 
 
-def _attention_rates(took: _Took, model: DecoderModel) -> tuple[float, float]:
+def _attention_rates(timings: _Timings, model: DecoderModel) -> tuple[float, float]:
     """By how much one long row takes longer than short ones."""
     units = _LONG * (_LONG - _ROW) / 2 * model.module.arch.specs[0].q_size
-    forward, back = (max(0.0, took[kind, _LONG] - took[kind, _ROW]) for kind in ("attention", "attention and back"))
+    forward, back = (
+        max(0.0, timings[kind, _LONG] - timings[kind, _ROW]) for kind in ("attention", "attention and back")
+    )
     return forward / units, back / units
 
 
-def _head_rates(took: _Took, model: DecoderModel) -> tuple[float, float, float]:
+def _head_rates(timings: _Timings, model: DecoderModel) -> tuple[float, float, float]:
     units = _SHORT * _WORDS * model.module.arch.hidden
-    plain = took[_MIDDLE, "forward", _SHORT]
-    forward, trained = took["head"] - plain, took["head trained"] - plain
-    frozen = took["head under adapters"] - took[_MIDDLE, "lora", _SHORT]
+    plain = timings[_MIDDLE, "forward", _SHORT]
+    forward, trained = timings["head"] - plain, timings["head trained"] - plain
+    frozen = timings["head under adapters"] - timings[_MIDDLE, "lora", _SHORT]
     return max(0.0, forward) / units, max(0.0, frozen) / units, max(0.0, frozen, trained) / units
 
 

@@ -8,11 +8,11 @@ from typing import Any
 
 from afina.data.load import Dataset
 from afina.engine.ops import ROUND
-from afina.forecast.machines import Place
+from afina.forecast.machines import Machine
 from afina.lora.config import LoraConfig
 from afina.lora.counting import Trained, trained
 from afina.models.footprint import activation_bytes
-from afina.models.skeleton import Outline, heads_beside
+from afina.models.skeleton import Skeleton, heads_beside
 from afina.settings import RunSettings
 from afina.training.baselines import baseline
 from afina.training.settings import CLASSIFIER_BATCH_SIZE, batches
@@ -22,7 +22,7 @@ _LOOKED_AT = 2_000  # optimiser steps of a pass whose rows are looked at; the re
 
 
 @dataclass(frozen=True)
-class Work:
+class Workload:
     """The rows that a run reads. `lengths` of those trained on, in tokens; `labelled` is the share of their tokens that are learned;
     `held_out` are tokens; `asked` rows are answered in the end, of `prompt` tokens on average and
     `longest` at most, with `answer` tokens on average and `most_new` at most. `counted` says how that is known."""
@@ -42,7 +42,7 @@ class Work:
         return int(sum(self.lengths))
 
 
-ONE_ROW = Work([64], 1.0, 0, 0, 0.0, 0, 0.0, 0)  # the least that there is to do
+ONE_ROW = Workload([64], 1.0, 0, 0, 0.0, 0, 0.0, 0)  # the least that there is to do
 
 
 def room_for(longest: float) -> int:
@@ -50,11 +50,11 @@ def room_for(longest: float) -> int:
     return math.ceil(1.25 * longest) + 8
 
 
-def work_of(data: Dataset, most_new: int) -> Work:
+def workload_of(data: Dataset, most_new: int) -> Workload:
     asked = data.test
     learned = sum(row.labelled for row in asked)
     read = sum(len(row.input_ids) for row in asked) - learned
-    return Work(
+    return Workload(
         lengths=data.train.lengths,  # type: ignore[arg-type]
         labelled=data.train.labelled / max(1, data.train.tokens),
         held_out=sum(len(row.input_ids) for row in data.held_out),
@@ -68,19 +68,19 @@ def work_of(data: Dataset, most_new: int) -> Work:
 
 @dataclass(frozen=True)
 class Case:
-    """What is foreseen: a base trained with `settings` on the rows of `work` at a place. `heads` stay as they are beside the adapter,
+    """What is foreseen: a base trained with `settings` on the rows of `workload` at a place. `heads` stay as they are beside the adapter,
     `kept` are the bytes a token that a backward pass through the whole base needs."""
 
-    base: Outline
+    base: Skeleton
     settings: RunSettings
-    work: Work
-    place: Place
+    workload: Workload
+    machine: Machine
     heads: tuple[str, ...]
     trained: Trained
     kept: int
 
 
-def case_of(base: Outline, settings: RunSettings, work: Work, place: Place) -> Case:
+def case_of(base: Skeleton, settings: RunSettings, workload: Workload, machine: Machine) -> Case:
     """Raises `AdapterError` and `SettingsError` as training does."""
     classifier = base.task == "classify"
     if classifier and settings.train.batch_size is None:
@@ -91,8 +91,8 @@ def case_of(base: Outline, settings: RunSettings, work: Work, place: Place) -> C
         config = settings.lora.saving(heads)
     else:
         config = baseline(base.module, settings.method, settings.last_layers, heads)
-    kept = activation_bytes(base.module, place.dtype, int(max(work.lengths)), place.fused)
-    return Case(base, settings, work, place, heads, numbers_trained(base.module, config), kept)
+    kept = activation_bytes(base.module, machine.dtype, int(max(workload.lengths)), machine.fused)
+    return Case(base, settings, workload, machine, heads, numbers_trained(base.module, config), kept)
 
 
 def numbers_trained(module: Any, config: LoraConfig) -> Trained:
@@ -120,13 +120,13 @@ class Passes:
 
 def passes_of(case: Case) -> Passes:
     """An epoch's passes, by the first of it."""
-    train, work = case.settings.train, case.work
-    groups = batches(train, work.lengths, case.settings.seed, 0)
+    train, workload = case.settings.train, case.workload
+    groups = batches(train, workload.lengths, case.settings.seed, 0)
     some = groups[:_LOOKED_AT]
     count = tokens = whole = largest = 0
     square = 0.0
     for numbers in some:
-        rows = sorted(int(work.lengths[i]) for i in numbers)
+        rows = sorted(int(workload.lengths[i]) for i in numbers)
         for lengths in _packed(rows, train.tokens_per_pass, train.micro_batch_size):
             own = sum(lengths)
             filled = -(-own // ROUND) * ROUND if case.base.is_decoder else max(lengths) * len(lengths)
@@ -137,7 +137,7 @@ def passes_of(case: Case) -> Passes:
         count=round(scale * count),
         tokens=round(scale * tokens),
         square=scale * square,
-        labelled=scale * whole * work.labelled,
+        labelled=scale * whole * workload.labelled,
         largest=largest,
         summed=count > len(some),
     )

@@ -16,18 +16,18 @@ from afina.core.files import read_json, write_json
 from afina.data.layouts import Kind
 from afina.data.load import Parts, characters, read_parts, trained_on
 from afina.data.quality.signals import language
-from afina.forecast.estimate import Forecast, forecast
-from afina.forecast.machines import here
+from afina.forecast.estimate import Forecast, forecast_training
+from afina.forecast.machines import this_machine
 from afina.jobs.compare import begun, with_rows_apart
-from afina.jobs.fit import work_for
-from afina.measure.evaluation import told
+from afina.jobs.fit import workload_for
+from afina.measure.evaluation import difference_json
 from afina.measure.intervals import Difference, paired_difference
 from afina.measure.metrics.scores import mean
 from afina.measure.metrics.table import MAIN
-from afina.models.skeleton import Outline, outline
-from afina.models.sources.catalogue import Entry, catalogue, select
+from afina.models.skeleton import Skeleton, read_skeleton
+from afina.models.sources.catalogue import Entry, known_models, select
 from afina.models.sources.locate import is_here
-from afina.runs.worker import apart
+from afina.runs.worker import run_in_process
 from afina.search.base_trial import Probe
 from afina.settings import RunSettings
 
@@ -128,7 +128,7 @@ class Choice:
             "guess": self.guess,
             "best": best.name if best else None,
             "revision": best.probe.revision if best and best.probe else None,
-            "lead": told(self.lead) if self.lead else None,
+            "lead": difference_json(self.lead) if self.lead else None,
             "tried": [each.json() for each in self.tried],
             "others": [each.json() for each in self.others],
         }
@@ -156,20 +156,20 @@ def choose(
     listener(Notice(f"the task looks like {task}" + (f" in {', '.join(spoken)}" if spoken else "")))
     if kind == "classification" and len(parts.answers.shares) == 1:
         listener(Notice("every answer is the same: there is nothing to learn, and nothing to choose by", warning=True))
-    place = here(cache, settings.device, settings.precision, listener=listener)
+    machine = this_machine(cache, settings.device, settings.precision, listener=listener)
     texts = characters(parts)
     settings = with_rows_apart(settings)
 
-    def forecasts(name: str, config: Outline) -> Forecast:
+    def forecasts(name: str, config: Skeleton) -> Forecast:
         own = settings.model_copy(update={"base": name, "data": parts.settings})
-        return forecast(config, own, work_for(config, own, parts, listener, texts), place)
+        return forecast_training(config, own, workload_for(config, own, parts, listener, texts), machine)
 
     def candidate(name: str, reasons: tuple[str, ...]) -> Candidate:
         config = _outline(name, kind, parts.answers.classes, settings, cache)
-        entry = catalogue().get(name)
+        entry = known_models().get(name)
         unknown = tuple(code for code in spoken if entry and code not in entry.languages)
         licence = entry.licence if entry else None
-        return Candidate(name, config.parameters, licence, config.here, forecasts(name, config), reasons, unknown)
+        return Candidate(name, config.parameters, licence, config.is_local, forecasts(name, config), reasons, unknown)
 
     if bases:
         found = [candidate(name, ("you named it",)) for name in dict.fromkeys(bases)]
@@ -178,7 +178,7 @@ def choose(
                 listener(Notice(f"{each.name} does not fit into memory here: not tried", warning=True))
         wanted = [each for each in found if each.forecast.fits]
     else:
-        found = _of_catalogue(task, spoken, licence, place.available, cache, candidate)
+        found = _of_catalogue(task, spoken, licence, machine.available, cache, candidate)
         wanted = [each for each in found if each.is_here]
         wanted += [each for each in found if not each.is_here][:_FETCHED] if download else []
     if not wanted:
@@ -225,8 +225,8 @@ def _languages(parts: Parts) -> tuple[str, ...]:
     return tuple(code for code, n in found.most_common() if n >= _SPOKEN * total)
 
 
-def _outline(name: str, kind: Kind, classes: Sequence[str], settings: RunSettings, cache: Path) -> Outline:
-    found = outline(name, cache_dir=cache, classes=classes)
+def _outline(name: str, kind: Kind, classes: Sequence[str], settings: RunSettings, cache: Path) -> Skeleton:
+    found = read_skeleton(name, cache_dir=cache, classes=classes)
     if found.task == "classify" and kind != "classification":
         raise SettingsError(f"{name} names classes only, and the answers here are none", "leave it out of --bases")
     return found
@@ -237,7 +237,7 @@ def _of_catalogue(
 ) -> list[Candidate]:
     """Those that can do the task, know its languages, fit, and train in two hours; those praised for it first, then the larger."""
     found: list[tuple[Entry, Candidate]] = []
-    for entry in select(catalogue().values(), task, commercial=licence == "commercial"):
+    for entry in select(known_models().values(), task, commercial=licence == "commercial"):
         known = all(code in entry.languages for code in spoken)
         if 2 * entry.parameters > available or not (known or is_here(entry.name, cache)):
             continue
@@ -260,7 +260,9 @@ def _probed(each: Candidate, settings: RunSettings, share: float, out: Path, lis
     own = settings.model_copy(update={"base": each.name})
     try:
         if not file.exists():
-            apart("probe", {"settings": own.model_dump(mode="json"), "file": str(file), "share": share}, listener)
+            run_in_process(
+                "probe", {"settings": own.model_dump(mode="json"), "file": str(file), "share": share}, listener
+            )
         return replace(each, probe=Probe(**read_json(file)))
     except (RunFailed, InputError) as error:
         listener(Notice(f"{each.name} failed: {error}", warning=True))

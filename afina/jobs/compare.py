@@ -13,7 +13,7 @@ from afina.core.events import Done, Listener, Notice, end_of, ignore, read_event
 from afina.core.files import check_writable, read_json, write_json, write_yaml
 from afina.runs.folder import LOCK, RunFolder, is_complete
 from afina.runs.trackers import check_trackers
-from afina.runs.worker import apart
+from afina.runs.worker import run_in_process
 from afina.search.comparison import Comparison, Measured, write_page
 from afina.settings import RunSettings
 from afina.training.settings import Method
@@ -179,7 +179,7 @@ def _ask(settings: RunSettings, method: str, out: Path, listener: Listener) -> M
     return part(
         folder,
         lambda: Measured.of(method, folder, read_json(folder / "cost.json")),
-        lambda: apart("ask", asked, listener),
+        lambda: run_in_process("ask", asked, listener),
         listener,
     )
 
@@ -203,7 +203,7 @@ def _train(settings: RunSettings, method: str, out: Path, budget: Budget, seed: 
     return part(
         folder,
         lambda: Measured.of(method, folder, _cost(folder, search)),
-        lambda: apart("train", {"settings": values | {"out": str(folder)}}, listener),
+        lambda: run_in_process("train", {"settings": values | {"out": str(folder)}}, listener),
         listener,
     )
 
@@ -214,7 +214,7 @@ def _rates(values: dict[str, Any], file: Path, listener: Listener) -> dict[str, 
         found: dict[str, Any] = read_json(file)
         if "rate" in found:
             return found
-    apart("rates", {"settings": values, "file": str(file)}, listener)
+    run_in_process("rates", {"settings": values, "file": str(file)}, listener)
     return dict(read_json(file))
 
 

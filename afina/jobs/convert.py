@@ -209,15 +209,15 @@ def _loralib(state: dict[str, Tensor], path: Path, alpha: float | None, parts: S
 
 def _fused(pieces: Sequence[Update | None], outputs: Sequence[int]) -> Update:
     """One update of a layer whose outputs are those of several, side by side."""
-    here = [piece for piece in pieces if piece is not None]
-    b = torch.zeros(sum(outputs), sum(piece.rank for piece in here))
+    present = [piece for piece in pieces if piece is not None]
+    b = torch.zeros(sum(outputs), sum(piece.rank for piece in present))
     at = rank_at = 0
     for piece, n in zip(pieces, outputs, strict=True):
         if piece is not None:
             b[at : at + n, rank_at : rank_at + piece.rank] = piece.b
             rank_at += piece.rank
         at += n
-    return Update(torch.cat([piece.a for piece in here]), b, here[0].scaling)
+    return Update(torch.cat([piece.a for piece in present]), b, present[0].scaling)
 
 
 # ------------------------------------------------------------------------------------------------ LitGPT

@@ -8,9 +8,9 @@ from typing import Any
 
 from afina.core.device import default_cache, pick_device, pick_dtype
 from afina.core.finding import Finding, State
-from afina.core.machine import Machine, look
+from afina.core.machine import MachineFacts, look
 from afina.engine import kernels
-from afina.models.sources.catalogue import catalogue
+from afina.models.sources.catalogue import known_models
 from afina.models.sources.locate import damaged
 
 GB = 1e9
@@ -23,7 +23,7 @@ _BUSY = 0.5  # processes of others a core
 class Examined:
     """The machine's facts, and what follows from them."""
 
-    machine: Machine
+    machine: MachineFacts
     findings: list[Finding]
 
     @property
@@ -47,7 +47,7 @@ def doctor(cache_dir: Path | None = None) -> Examined:
     return Examined(machine, findings)
 
 
-def judge(m: Machine) -> Iterator[Finding]:
+def judge(m: MachineFacts) -> Iterator[Finding]:
     """What follows from the machine's facts alone."""
     features = ", ".join(m.features) or "no features known"
     yield Finding("processor", "ok", f"{m.processor}: {m.cores} cores, {features}")
@@ -106,7 +106,7 @@ def _elsewhere(name: str, otherwise: str) -> str:
     return f"{otherwise}, or give {'--cache-dir' if name == 'cache' else '--out'} elsewhere"
 
 
-def _threads(m: Machine) -> Finding:
+def _threads(m: MachineFacts) -> Finding:
     found = f"torch uses {m.threads} of {m.cores} cores"
     told = (
         "OMP_NUM_THREADS"
@@ -123,7 +123,7 @@ def _threads(m: Machine) -> Finding:
     return Finding("threads", "ok", found)
 
 
-def _gpus(m: Machine) -> Iterator[Finding]:
+def _gpus(m: MachineFacts) -> Iterator[Finding]:
     if m.gpus:
         yield Finding("GPU", "ok", ", ".join(m.gpus))
     elif m.gpu_devices and m.cuda_build is None:
@@ -141,7 +141,7 @@ def _gpus(m: Machine) -> Iterator[Finding]:
         yield Finding("GPU", "ok", "none; the processor does the work")
 
 
-def _kernels(m: Machine, cache: Path) -> Finding:
+def _kernels(m: MachineFacts, cache: Path) -> Finding:
     begun = time.monotonic()
     fused = kernels.load(cache)
     if fused is not None:
@@ -168,7 +168,7 @@ def _number_format(cache: Path) -> Finding:
 
 def _models(cache: Path) -> Iterator[Finding]:
     """The catalogue's models that are in the cache, whole or not."""
-    for name, entry in catalogue().items():
+    for name, entry in known_models().items():
         if entry.package is None:
             continue
         broken = damaged(entry.package, cache)

@@ -11,13 +11,13 @@ from afina.core.errors import InputError
 from afina.core.events import Listener, Notice, ignore
 from afina.data.load import Parts, characters, read_parts, render_parts
 from afina.data.settings import DataSettings
-from afina.forecast.estimate import Forecast, forecast
-from afina.forecast.machines import MACHINES, Place, here, libraries, named
+from afina.forecast.estimate import Forecast, forecast_training
+from afina.forecast.machines import MACHINES, Machine, libraries, named, this_machine
 from afina.forecast.memory import GB
 from afina.forecast.remedies import remedies, smaller
-from afina.forecast.workload import CHARACTERS, Work, room_for, work_of
+from afina.forecast.workload import CHARACTERS, Workload, room_for, workload_of
 from afina.models.load import load_tokenizer
-from afina.models.skeleton import Outline, need_classes, outline
+from afina.models.skeleton import Skeleton, need_classes, read_skeleton
 from afina.models.sources.catalogue import Entry
 from afina.settings import RunSettings
 
@@ -34,7 +34,7 @@ class At:
     """The methods at a place: what each needs, or the error that says why it cannot be; where one does not fit, the flags that would
     make it, and smaller bases that would fit as they are."""
 
-    place: Place
+    machine: Machine
     methods: dict[Method, Forecast | str]
     changes: dict[Method, list[tuple[str, Forecast]]]
     bases: dict[Method, list[tuple[str, Forecast]]]
@@ -49,7 +49,7 @@ class At:
             if not each.fits:
                 found[method]["remedies"] = [{"flags": text} | _short(seen) for text, seen in self.changes[method]]
                 found[method]["bases"] = [{"base": name} | _short(seen) for name, seen in self.bases[method]]
-        return {"machine": self.place.name, "methods": found}
+        return {"machine": self.machine.name, "methods": found}
 
 
 def _short(seen: Forecast) -> dict[str, float]:
@@ -60,19 +60,19 @@ def _short(seen: Forecast) -> dict[str, float]:
 class Fit:
     """`first` is this machine, or the one that was asked for; `others` are by name."""
 
-    base: Outline
-    work: Work
+    base: Skeleton
+    workload: Workload
     first: At
     others: dict[str, At]
 
     def json(self) -> dict[str, Any]:
-        base, work = self.base, self.work
+        base, workload = self.base, self.workload
         return {
             "base": base.name,
             "parameters": base.parameters,
-            "here": base.here,
+            "here": base.is_local,
             "work": {
-                "rows": len(work.lengths), "tokens": work.tokens, "longest": int(max(work.lengths)), "known": work.counted,
+                "rows": len(workload.lengths), "tokens": workload.tokens, "longest": int(max(workload.lengths)), "known": workload.counted,
             },
             **self.first.json(),
             "machines": {name: each.json() for name, each in self.others.items()},
@@ -93,7 +93,7 @@ def fit(
         parts = read_parts(settings.data, settings.data_seed).resolved()
         settings = settings.model_copy(update={"data": parts.settings})
     classes = parts.answers.classes if parts else ("", "")
-    base = outline(
+    base = read_skeleton(
         settings.base,
         revision=settings.revision,
         cache_dir=cache,
@@ -103,30 +103,32 @@ def fit(
     )
     if base.task == "classify":
         need_classes(classes)
-    if base.here and not base.file_bytes:
+    if base.is_local and not base.file_bytes:
         listener(Notice(f"{base.name} has no weights: this is said of its configuration alone", warning=True))
-    work = work_for(base, settings, parts, listener)
+    workload = workload_for(base, settings, parts, listener)
     if machine and machine.partition(":")[0] not in ("cpu", "cuda", "mps"):
-        places = [named(machine)]
+        machines = [named(machine)]
     else:
-        places = [here(cache, machine, settings.precision, listener=listener)]
-        places += [named(name) for name in MACHINES] if machine is None else []
-    first, *others = (_at(base, settings, work, each, methods, None if i else cache) for i, each in enumerate(places))
-    return Fit(base, work, first, dict(zip(MACHINES, others, strict=False)))
+        machines = [this_machine(cache, machine, settings.precision, listener=listener)]
+        machines += [named(name) for name in MACHINES] if machine is None else []
+    first, *others = (
+        _at(base, settings, workload, each, methods, None if i else cache) for i, each in enumerate(machines)
+    )
+    return Fit(base, workload, first, dict(zip(MACHINES, others, strict=False)))
 
 
 def fitting(entries: Iterable[Entry], cache: Path) -> dict[str, int]:
     """The entries that LoRA can adapt in the memory that is free here, and the bytes that it takes, for rows of a usual length."""
-    place, work = here(cache, measure=False), _usual()
+    machine, workload = this_machine(cache, measure=False), _usual()
     settings = RunSettings(data=DataSettings(path=NO_DATA))
     found = {}
     for entry in entries:
-        if 2 * entry.parameters > place.available:
+        if 2 * entry.parameters > machine.available:
             continue
         with suppress(InputError):  # of an architecture that this version of transformers does not know
-            base = outline(entry.name, cache_dir=cache, classes=("", ""))
-            memory = forecast(base, settings, work, place).memory.total
-            if memory <= place.available:
+            base = read_skeleton(entry.name, cache_dir=cache, classes=("", ""))
+            memory = forecast_training(base, settings, workload, machine).memory.total
+            if memory <= machine.available:
                 found[entry.name] = memory
     return found
 
@@ -140,7 +142,12 @@ def chosen(settings: RunSettings, method: Method) -> RunSettings:
 
 
 def _at(
-    base: Outline, settings: RunSettings, work: Work, place: Place, methods: Sequence[Method], cache: Path | None
+    base: Skeleton,
+    settings: RunSettings,
+    workload: Workload,
+    machine: Machine,
+    methods: Sequence[Method],
+    cache: Path | None,
 ) -> At:
     """With `cache`, bases that would fit are looked for too (it takes a second)."""
     found: dict[Method, Forecast | str] = {}
@@ -149,27 +156,27 @@ def _at(
     for method in methods:
         wanted = chosen(settings, method)
         try:
-            seen = forecast(base, wanted, work, place)
+            seen = forecast_training(base, wanted, workload, machine)
         except InputError as error:
             found[method] = str(error)
             continue
         found[method] = seen
         if not seen.fits:
-            changes[method] = remedies(base, wanted, work, place)
+            changes[method] = remedies(base, wanted, workload, machine)
             asked = not changes[method] and (method == "lora" or len(methods) == 1)
-            fitting_ones = smaller(base, wanted, work, place, cache) if cache and asked else []
+            fitting_ones = smaller(base, wanted, workload, machine, cache) if cache and asked else []
             bases[method] = [(entry.name, each) for entry, each in fitting_ones]
-    return At(place, found, changes, bases)
+    return At(machine, found, changes, bases)
 
 
-def work_for(
-    base: Outline, settings: RunSettings, parts: Parts | None, listener: Listener, texts: Texts | None = None
-) -> Work:
+def workload_for(
+    base: Skeleton, settings: RunSettings, parts: Parts | None, listener: Listener, texts: Texts | None = None
+) -> Workload:
     """The rows in tokens: counted where the base is here, else reckoned by their characters (`texts`, which are read where they are not
     given)."""
     if parts is None:
         return _usual(settings.data.max_length)
-    if base.here:
+    if base.is_local:
         classes = parts.answers.classes if base.task == "classify" else ()
         tokenizer, context = load_tokenizer(
             settings.base, revision=settings.revision, cache_dir=settings.cache_dir, classes=classes
@@ -177,7 +184,7 @@ def work_for(
         data = render_parts(parts, tokenizer, context, settings.cache_dir, listener)
         for line in data.notices:
             listener(Notice(line, warning=True))
-        return work_of(data, room_for(data.most_labelled))
+        return workload_of(data, room_for(data.most_labelled))
     texts = texts or characters(parts)
     most = min(settings.data.max_length or 1 << 30, base.context_length)
     lengths = [min(most, round((asked + answer) / CHARACTERS) + _TEMPLATE) for asked, answer in texts]
@@ -185,20 +192,20 @@ def work_for(
     tested = int(parts.test.sum() or parts.held_out.sum())
     mean = sum(lengths) / len(lengths)
     answer = sum(answers) / len(answers)
-    work = Work(
+    workload = Workload(
         lengths, min(1.0, answer / mean), round(mean * int(parts.held_out.sum())), tested, max(1.0, mean - answer), max(lengths), answer,
         room_for(max(answers)),
     )  # fmt: skip
     return replace(
-        work,
+        workload,
         counted=f"reckoned by the texts' lengths, for the tokenizer of {base.name} is not here; in a language that it knows little they may be twice as many",
     )
 
 
-def _usual(max_length: int | None = None) -> Work:
+def _usual(max_length: int | None = None) -> Workload:
     tokens = min(_TOKENS, max_length or _TOKENS)
     half, asked = tokens // 2, _ROWS // 10
-    return Work(
+    return Workload(
         [tokens] * _ROWS, 0.5, asked * tokens, asked, half, half, half, 2 * half,
         f"no data were given: {_ROWS:,} rows of {tokens} tokens are reckoned with",
     )  # fmt: skip

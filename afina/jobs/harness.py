@@ -12,7 +12,7 @@ from afina.core.layers import replace
 from afina.engine.decoder import Decoder
 from afina.lora.extras import swaps
 from afina.lora.injection import wrappers
-from afina.lora.merging import merge, thaw
+from afina.lora.merging import dequantise, merge
 from afina.models.load import as_transformers, quiet
 from afina.runs.folder import Adapted, is_merged, open_run
 
@@ -122,7 +122,7 @@ def _bare(adapted: Adapted) -> Any:
     swaps(module).clear()
     for path, wrapper in list(wrappers(module)):
         replace(module, path, wrapper.base)
-    thaw(module)
+    dequantise(module)
     return module
 
 

@@ -15,7 +15,7 @@ from afina.core.events import Listener, Notice, ignore
 from afina.core.files import read_json, write_json, write_yaml
 from afina.jobs.compare import begun, ending, part, with_rows_apart
 from afina.runs.trackers import check_trackers
-from afina.runs.worker import apart, finish, start
+from afina.runs.worker import finish, run_in_process, start
 from afina.search.comparison import Measured
 from afina.search.study import configured, defaults, open_study, read_repeats, trial_rows
 from afina.search.tuning import Tuning, write_page
@@ -63,16 +63,16 @@ def _tune(settings: RunSettings, effort: Effort, out: Path, listener: Listener) 
         _forget_damaged(out / name, listener)
     _forget_cut_off(out)
     if effort.workers == 1 and not effort.ray:
-        apart("search", arguments | {"parts": ["probe", "trials", "repeat"], "worker": 0}, listener)
+        run_in_process("search", arguments | {"parts": ["probe", "trials", "repeat"], "worker": 0}, listener)
     else:
-        apart("search", arguments | {"parts": ["probe"], "worker": 0}, listener)
+        run_in_process("search", arguments | {"parts": ["probe"], "worker": 0}, listener)
         if effort.ray:
             from afina.search.ray_workers import search_on_ray
 
             search_on_ray(arguments, effort.workers)
         else:
             _together(arguments, effort.workers, settings, listener)
-        apart("search", arguments | {"parts": ["repeat"], "worker": 0}, listener)
+        run_in_process("search", arguments | {"parts": ["repeat"], "worker": 0}, listener)
     study, probe = open_study(out), read_json(out / "probe.json")
     if not any(trial.state.name == "COMPLETE" for trial in study.trials):
         raise RunFailed(
@@ -105,7 +105,7 @@ def _final(name: str, folder: Path) -> Measured:
 
 def _train(name: str, settings: dict[str, Any], listener: Listener) -> None:
     listener(Notice(f"— a whole training with the {'best' if name == 'best' else 'default'} settings —"))
-    apart("train", {"settings": settings}, listener)
+    run_in_process("train", {"settings": settings}, listener)
 
 
 def _check(settings: RunSettings, effort: Effort) -> None:

@@ -108,9 +108,9 @@ def combine(
     paths = list(dict.fromkeys(path for adapter in adapters for path in adapter))
     result: dict[str, Factors] = {}
     for path in paths:
-        here = [(adapter[path], w) for adapter, w in zip(adapters, weights, strict=True) if path in adapter]
-        check_one_base(path, [factors for factors, _ in here])
-        result[path] = _fill(_combined(here, kind, new_rank, pruning), new_rank)
+        present = [(adapter[path], w) for adapter, w in zip(adapters, weights, strict=True) if path in adapter]
+        check_one_base(path, [factors for factors, _ in present])
+        result[path] = _fill(_combined(present, kind, new_rank, pruning), new_rank)
     return _write(result, new_rank, Path(folders[0]), Path(out))
 
 
@@ -132,24 +132,26 @@ def rerank(folder: Path | str, rank: int, out: Path | str) -> float:
     return float((lost / total) ** 0.5) if total else 0.0
 
 
-def _combined(here: list[tuple[Factors, float]], kind: Kind, rank: int, pruning: Pruning) -> tuple[Tensor, Tensor]:
+def _combined(present: list[tuple[Factors, float]], kind: Kind, rank: int, pruning: Pruning) -> tuple[Tensor, Tensor]:
     if kind == "cat":
-        return torch.cat([f.a * (w * f.scaling) for f, w in here]), torch.cat([f.b for f, _ in here], 1)
+        return torch.cat([f.a * (w * f.scaling) for f, w in present]), torch.cat([f.b for f, _ in present], 1)
     if kind == "svd":
-        return _cut(_decomposed(here), rank)
+        return _cut(_decomposed(present), rank)
     merge = _MERGES[kind.removesuffix("_svd")]
     if kind.endswith("_svd"):
-        delta = merge([f.delta() for f, _ in here], torch.tensor([w for _, w in here]), pruning)
+        delta = merge([f.delta() for f, _ in present], torch.tensor([w for _, w in present]), pruning)
         return _cut(torch.linalg.svd(delta, full_matrices=False), rank)
-    shares = torch.tensor([w * f.scaling for f, w in here])
+    shares = torch.tensor([w * f.scaling for f, w in present])
     roots = shares.abs().sqrt()  # a negative weight's sign goes to one side
-    return merge([f.a for f, _ in here], roots * shares.sign(), pruning), merge([f.b for f, _ in here], roots, pruning)
+    return merge([f.a for f, _ in present], roots * shares.sign(), pruning), merge(
+        [f.b for f, _ in present], roots, pruning
+    )
 
 
-def _decomposed(here: list[tuple[Factors, float]]) -> tuple[Tensor, Tensor, Tensor]:
+def _decomposed(present: list[tuple[Factors, float]]) -> tuple[Tensor, Tensor, Tensor]:
     """The singular parts of Σ w·ΔW, from the factors: QR of each side, and a small SVD between; no (out, in) matrix exists."""
-    b, tall = torch.linalg.qr(torch.cat([f.b * (w * f.scaling) for f, w in here], 1))
-    a, wide = torch.linalg.qr(torch.cat([f.a for f, _ in here]).T)
+    b, tall = torch.linalg.qr(torch.cat([f.b * (w * f.scaling) for f, w in present], 1))
+    a, wide = torch.linalg.qr(torch.cat([f.a for f, _ in present]).T)
     u, sizes, vt = torch.linalg.svd(tall @ wide.T)
     return b @ u[:, : len(sizes)], sizes, vt[: len(sizes)] @ a.T
 

@@ -28,7 +28,7 @@ def merge(model: M) -> M:
         if id(weight) in shared and hasattr(merged, "config"):
             merged.config.tie_word_embeddings = False
 
-    thaw(merged)
+    dequantise(merged)
     for path, wrapper in list(wrappers(merged)):
         base = wrapper.base
         if isinstance(wrapper, LoraLayer):
@@ -51,11 +51,11 @@ def merge(model: M) -> M:
     return merged  # type: ignore[no-any-return]
 
 
-def thaw(model: nn.Module) -> None:
+def dequantise(model: nn.Module) -> None:
     """Gives the quantised layers of `model` ordinary weights, in place: sums have no room in few bits."""
     for path, module in list(model.named_modules()):
         if isinstance(module, Quantised):
-            replace(model, path, module.thawed())
+            replace(model, path, module.dequantised())
 
 
 def _shared_weights(model: nn.Module) -> set[int]:

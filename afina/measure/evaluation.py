@@ -52,9 +52,9 @@ class Evaluation:
         found = {
             **self.scores,
             "interval": self.intervals,
-            "difference": {name: told(d) for name, d in self.differences.items()},
+            "difference": {name: difference_json(d) for name, d in self.differences.items()},
             "trivial": self.trivial,
-            "over_trivial": told(self.over_trivial),
+            "over_trivial": difference_json(self.over_trivial),
             "general": self.general,
             "groups": self.groups,
             "findings": self.findings,
@@ -67,7 +67,7 @@ class Evaluation:
         return dict(_defined(found))
 
 
-def told(difference: Difference) -> dict[str, Any]:
+def difference_json(difference: Difference) -> dict[str, Any]:
     return asdict(difference) | {"verdict": difference.verdict}
 
 
@@ -197,7 +197,7 @@ def _general(base: Outcome, adapted: Outcome) -> dict[str, dict[str, Any]]:
         found[language] = {
             "base": before.score(),
             "adapted": after.score(),
-            "difference": told(paired_difference(before, after)),
+            "difference": difference_json(paired_difference(before, after)),
             "paragraphs": len(paragraphs(language)),
         }
     return found

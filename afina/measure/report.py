@@ -174,11 +174,11 @@ def write_report(run: Path) -> Path:
 def _done_line(config: dict[str, Any], facts: dict[str, Any]) -> str:
     """What was done, in a sentence."""
     rows, data = facts["rows"], Path(config["data"]["path"]).name
-    apart = f", {rows['test']} evaluated on in the end" if rows["test"] else ""
+    run_in_process = f", {rows['test']} evaluated on in the end" if rows["test"] else ""
     return (
         f"{facts['base']['name']} ({facts['base']['parameters'] / 1e6:.0f} M parameters) was adapted to {data} with "
         f"{METHOD_NAMES[config['method']]}: {facts['trainable_parameters'] / 1e6:.2f} M parameters were trained on {rows['train']} rows, "
-        f"watched on {rows['held_out']} rows held out{apart}."
+        f"watched on {rows['held_out']} rows held out{run_in_process}."
     )
 
 

@@ -1,7 +1,7 @@
 """Step 1, the base model: from a name to a frozen model, its tokenizer and its facts.
 
 Comes in: a catalogue name, a hub id, a folder or a GGUF file. Goes out: `Base`. Never trains.
-Public: `load_base`, `describe`, `Base`, `Facts`, `Tokenizer`, `generate`, `catalogue`.
+Public: `load_base`, `describe`, `Base`, `Facts`, `Tokenizer`, `generate`, `known_models`.
 """
 
 from typing import TYPE_CHECKING
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from afina.models.load import Facts as Facts
     from afina.models.load import describe as describe
     from afina.models.load import load_base as load_base
-    from afina.models.sources.catalogue import catalogue as catalogue
+    from afina.models.sources.catalogue import known_models as known_models
     from afina.models.tokenizer import Tokenizer as Tokenizer
 
 __getattr__, __all__ = exports(
@@ -23,7 +23,7 @@ __getattr__, __all__ = exports(
         "Base": "afina.models.load",
         "Facts": "afina.models.load",
         "Tokenizer": "afina.models.tokenizer",
-        "catalogue": "afina.models.sources.catalogue",
+        "known_models": "afina.models.sources.catalogue",
         "describe": "afina.models.load",
         "generate": "afina.models.generation",
         "load_base": "afina.models.load",

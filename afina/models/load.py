@@ -22,13 +22,13 @@ from afina.models.formats import gguf, gguf_models
 from afina.models.formats import safetensors_files as weights
 from afina.models.model import CausalModel, DecoderModel, Quantize, Task, TransformersModel
 from afina.models.skeleton import (
+    build_skeleton,
     causal_skeleton,
     config_of,
     context_of,
     decoder_skeleton,
     heads_beside,
     need_classes,
-    skeleton,
     task_of,
 )
 from afina.models.sources import locate as sources
@@ -200,7 +200,7 @@ def describe(name: str, *, revision: str | None = None, cache_dir: Path | None =
     """The facts of a base without loading its weights (fetched first if it is not on this disk)."""
     source = sources.locate(name, revision, cache_dir or default_cache())
     task = task_of(source)
-    module = skeleton(config_of(source), task)
+    module = build_skeleton(config_of(source), task)
     return _facts(source, module if task == "causal" else module.base_model)  # a head of classes is no part of the base
 
 

@@ -18,15 +18,15 @@ from afina.models.formats import gguf, gguf_models
 from afina.models.formats.safetensors_files import readable
 from afina.models.model import Task
 from afina.models.sources import locate as sources
-from afina.models.sources.catalogue import Entry, catalogue
+from afina.models.sources.catalogue import Entry, known_models
 from afina.models.sources.locate import Source
 
 
 @dataclass(frozen=True)
-class Outline:
+class Skeleton:
     """What is known of a base before its weights are there.
 
-    `module` is on the meta device. `file_bytes` are those of its weight files; `here` says whether nothing need be fetched to
+    `module` is on the meta device. `file_bytes` are those of its weight files; `is_local` says whether nothing need be fetched to
     read it.
     """
 
@@ -35,7 +35,7 @@ class Outline:
     task: Task
     context_length: int
     file_bytes: int
-    here: bool
+    is_local: bool
     revision: str | None = None
     entry: Entry | None = None
 
@@ -53,16 +53,16 @@ class Outline:
         return sum(p.numel() for p in self.module.parameters())
 
 
-def outline(
+def read_skeleton(
     name: str, *, revision: str | None = None, cache_dir: Path, task: Task | None = None, classes: Sequence[str] = (),
     listener: Listener = ignore,
-) -> Outline:  # fmt: skip
+) -> Skeleton:  # fmt: skip
     """The outline of the base called `name`, by what is on this disk, else by the catalogue, else by the hub: there its
     config.json is fetched, and the headers of its weight files. Raises `BaseModelError`."""
-    entry = catalogue().get(name) or next((each for each in catalogue().values() if each.hub_id == name), None)
-    here = sources.is_here(name, cache_dir, revision)
+    entry = known_models().get(name) or next((each for each in known_models().values() if each.hub_id == name), None)
+    is_local = sources.is_here(name, cache_dir, revision)
     size: int | None = None
-    if here or not (entry or sources.hub_id_of(name)):
+    if is_local or not (entry or sources.hub_id_of(name)):
         source = sources.locate(name, revision, cache_dir)  # says what is wrong with a name that means nothing
         config, size = config_of(source), _file_bytes(source)
     elif entry and revision is None:
@@ -74,10 +74,10 @@ def outline(
         source = Source(name, "hub", folder, folder.name)
         config = config_of(source)
     task = task or (task_of(source) if source else _TASKS.get(entry.kind, "causal") if entry else "causal")
-    module = skeleton(config, task, len(classes))
+    module = build_skeleton(config, task, len(classes))
     if size is None:  # of the catalogue: 16 bits a number
         size = 2 * sum(p.numel() for p in module.parameters())
-    return Outline(name, module, task, context_of(config), size, here, source.revision if source else None, entry)
+    return Skeleton(name, module, task, context_of(config), size, is_local, source.revision if source else None, entry)
 
 
 _MOST = {
@@ -99,11 +99,11 @@ def _file_bytes(source: Source) -> int:
     return sum(path.stat().st_size for path in source.path.glob("*.safetensors") if readable(path))
 
 
-def skeleton(config: Any, task: Task, classes: int = 0) -> Any:
+def build_skeleton(config: Any, task: Task, classes: int = 0) -> Any:
     """The model without memory for its weights: Afina's decoder where that can be the model, else transformers' class.
     Raises `BaseModelError`."""
     if task != "causal":
-        return _whole_skeleton(config, task, classes)
+        return _other_skeleton(config, task, classes)
     try:
         return decoder_skeleton(config, architecture(config), None)
     except Unsupported:
@@ -149,7 +149,7 @@ def causal_skeleton(config: Any) -> Any:
 
 
 @making_a_model()
-def _whole_skeleton(config: Any, task: Task, classes: int) -> nn.Module:
+def _other_skeleton(config: Any, task: Task, classes: int) -> nn.Module:
     """A classifier with a head for `classes` (or as its configuration has it), or an encoder-decoder."""
     from transformers import AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
 

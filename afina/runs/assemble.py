@@ -17,7 +17,7 @@ from afina.data.layouts import Kind
 from afina.data.load import Dataset, read_parts, render_parts
 from afina.data.quality.checks import check
 from afina.data.store import lengths
-from afina.forecast.machines import here
+from afina.forecast.machines import this_machine
 from afina.forecast.remedies import refuse_what_cannot_fit
 from afina.forecast.workload import ONE_ROW, room_for
 from afina.lora.config import LoraConfig
@@ -27,7 +27,7 @@ from afina.measure.outcomes import Questions
 from afina.models.encoders import ClassifierModel
 from afina.models.footprint import activation_bytes, free_bytes
 from afina.models.load import Base, load_base
-from afina.models.skeleton import Outline, outline
+from afina.models.skeleton import Skeleton, read_skeleton
 from afina.runs.folder import adapter_folder, check_base, read_facts, read_template
 from afina.settings import RunSettings
 from afina.training.baselines import RATE_AS_FULL, baseline
@@ -47,7 +47,7 @@ class Assembled:
     settings: RunSettings
     base: Base
     data: Dataset
-    outline: Outline | None
+    skeleton: Skeleton | None
 
     @property
     def cache(self) -> Path:
@@ -65,7 +65,7 @@ class Assembled:
     def asked(self) -> Questions:
         """The rows that are evaluated on: those kept apart, or else the held-out ones."""
         data = self.settings.data
-        own = f"{data.path} ({'part kept apart' if data.test else 'held-out part'})"
+        own = f"{data.path} ({'part kept run_in_process' if data.test else 'held-out part'})"
         source = data.test_path or (None if data.test else data.eval_path) or own
         return Questions(self.data.test_examples, self.data.test, self.kind, self.max_new_tokens, str(source))
 
@@ -90,7 +90,7 @@ def assemble(settings: RunSettings, listener: Listener) -> Assembled:
     keep_freed_memory()
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    outlined = _guarded(settings, parts.answers.classes)
+    skeleton = _guarded(settings, parts.answers.classes)
     base = load(settings, parts.answers.classes)
     if base.facts.hub_id:  # a branch may move on: what was loaded is what the run is of
         settings = settings.model_copy(update={"revision": base.facts.revision})
@@ -98,18 +98,22 @@ def assemble(settings: RunSettings, listener: Listener) -> Assembled:
     if isinstance(base.model, ClassifierModel) and settings.train.batch_size is None:
         train = settings.train.model_copy(update={"batch_size": CLASSIFIER_BATCH_SIZE})
         settings = settings.model_copy(update={"train": train})
-    return Assembled(settings, base, data, outlined)
+    return Assembled(settings, base, data, skeleton)
 
 
-def _guarded(settings: RunSettings, classes: Sequence[str]) -> Outline | None:
+def _guarded(settings: RunSettings, classes: Sequence[str]) -> Skeleton | None:
     """The base by its configuration. Raises `SettingsError` where not even a row of it would fit into memory; None where the
     configuration cannot be read, which loading the base explains."""
     cache = settings.cache_dir or default_cache()
     try:
-        found = outline(settings.base, revision=settings.revision, cache_dir=cache, task=settings.task, classes=classes)
+        found = read_skeleton(
+            settings.base, revision=settings.revision, cache_dir=cache, task=settings.task, classes=classes
+        )
     except BaseModelError:
         return None
-    refuse_what_cannot_fit(found, settings, ONE_ROW, here(cache, settings.device, settings.precision, False), cache)
+    refuse_what_cannot_fit(
+        found, settings, ONE_ROW, this_machine(cache, settings.device, settings.precision, False), cache
+    )
     return found
 
 

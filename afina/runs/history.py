@@ -10,7 +10,7 @@ from afina.core.config import fields, read_yaml
 from afina.core.errors import InputError
 from afina.core.events import Done, end_of, read_events
 from afina.core.files import read_json, read_jsonl
-from afina.measure.evaluation import told
+from afina.measure.evaluation import difference_json
 from afina.measure.intervals import paired_difference
 from afina.measure.metrics.table import main_metric
 from afina.measure.report import interval, label, number, table, verdict
@@ -201,7 +201,7 @@ def _paired(first: Path, second: Path, a: dict[str, Any], b: dict[str, Any]) -> 
     if asked[0] != asked[1]:
         return {"words": "They were evaluated on different rows, so that their scores cannot be compared row by row."}
     one, two = (main_metric(a["kind"], [row["adapted"] for row in each], each) for each in rows)
-    difference = told(paired_difference(one, two))
+    difference = difference_json(paired_difference(one, two))
     words = {"better": "The second is better", "worse": "The second is worse"}.get(
         difference["verdict"], f"The two cannot be told apart ({difference['verdict']})"
     )

@@ -17,11 +17,11 @@ from afina.core.events import Done, Event, Listener, MetricsFile, Notice, forget
 from afina.core.files import write_json, write_jsonl, write_yaml
 from afina.data.load import Dataset
 from afina.data.template import Row
-from afina.forecast.estimate import Forecast, forecast
-from afina.forecast.machines import here
+from afina.forecast.estimate import Forecast, forecast_training
+from afina.forecast.machines import this_machine
 from afina.forecast.memory import GB
 from afina.forecast.remedies import refuse_what_cannot_fit
-from afina.forecast.workload import work_of
+from afina.forecast.workload import workload_of
 from afina.lora.config import LoraConfig
 from afina.lora.injection import trainable_parameters
 from afina.lora.peft_files import load_adapter, save_adapter
@@ -142,14 +142,14 @@ _MEASURED_FROM = (
 
 def _forecast(whole: Assembled, listener: Listener) -> Forecast | None:
     """What the training will need. Raises `SettingsError` where that is more memory than is free."""
-    if whole.outline is None:
+    if whole.skeleton is None:
         return None
-    settings, work = whole.settings, work_of(whole.data, whole.max_new_tokens)
-    place = here(whole.cache, settings.device, settings.precision, measure=False)
-    seen = refuse_what_cannot_fit(whole.outline, settings, work, place, whole.cache)
+    settings, workload = whole.settings, workload_of(whole.data, whole.max_new_tokens)
+    place = this_machine(whole.cache, settings.device, settings.precision, measure=False)
+    seen = refuse_what_cannot_fit(whole.skeleton, settings, workload, place, whole.cache)
     if seen.seconds > _MEASURED_FROM and not place.measured:
-        place = here(whole.cache, settings.device, settings.precision, listener=listener)
-        seen = forecast(whole.outline, settings, work, place)
+        place = this_machine(whole.cache, settings.device, settings.precision, listener=listener)
+        seen = forecast_training(whole.skeleton, settings, workload, place)
     listener(
         Notice(
             f"forecast: {seen.memory.total / GB:.1f} GB of memory ({seen.available / GB:.1f} GB are free), training "

@@ -17,25 +17,25 @@ from afina.core.events import Event, Listener, parse, row
 from afina.core.interrupt import StopRequest
 
 # Each takes its arguments by name, and a listener; and gives what JSON can say, or nothing.
-WORK = {
+TARGETS = {
     "train": "afina.search.compared:train_method",
     "rates": "afina.search.compared:search_rate",
     "ask": "afina.search.compared:ask_base",
     "probe": "afina.search.base_trial:probe",
-    "search": "afina.search.study:work",
+    "search": "afina.search.study:search_trials",
 }
 
 
-def apart(work: str, arguments: dict[str, Any], listener: Listener) -> Any:
-    """What the function `work` gives in a process of its own. Its errors are raised here; Ctrl-C is handed on to it."""
-    with start(work, arguments) as process:
+def run_in_process(target: str, arguments: dict[str, Any], listener: Listener) -> Any:
+    """What the function `target` gives in a process of its own. Its errors are raised here; Ctrl-C is handed on to it."""
+    with start(target, arguments) as process:
         return finish(process, listener)
 
 
-def start(work: str, arguments: dict[str, Any]) -> subprocess.Popen[str]:
+def start(target: str, arguments: dict[str, Any]) -> subprocess.Popen[str]:
     """Begins the work in a process of its own, which ends when this one does."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "afina.runs.worker", work],
+        [sys.executable, "-m", "afina.runs.worker", target],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -85,14 +85,14 @@ def _main() -> None:
     os.dup2(2, 1)  # what libraries print goes to standard error
     arguments = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    module, _, name = WORK[sys.argv[1]].partition(":")
-    work: Callable[..., Any] = getattr(import_module(module), name)
+    module, _, name = TARGETS[sys.argv[1]].partition(":")
+    target: Callable[..., Any] = getattr(import_module(module), name)
 
     def listener(event: Event) -> None:
         out.write(json.dumps(row(event)) + "\n")
 
     try:
-        last: dict[str, Any] = {"result": work(**arguments, listener=listener)}
+        last: dict[str, Any] = {"result": target(**arguments, listener=listener)}
     except AfinaError as error:
         last = {"error": type(error).__name__, "text": str(error)}
     except KeyboardInterrupt:

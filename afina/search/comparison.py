@@ -8,7 +8,7 @@ from statistics import stdev
 from typing import Any
 
 from afina.core.files import read_json, read_jsonl, write_atomic
-from afina.measure.evaluation import told
+from afina.measure.evaluation import difference_json
 from afina.measure.intervals import FEWEST_ROWS, Difference, paired_difference
 from afina.measure.metrics.scores import Metric
 from afina.measure.metrics.table import main_metric
@@ -140,7 +140,7 @@ class Comparison:
             "metric": main,
             "quality": run.quality,
             "interval": run.evaluation["interval"]["adapted"][main],
-            "against_best": told(self.differences[name]) if name in self.differences else None,
+            "against_best": difference_json(self.differences[name]) if name in self.differences else None,
             "scores": {k: v for k, v in scores.items() if not isinstance(v, dict)},
             **run.cost,
             "memory_above_imports_gb": run.memory_gb(),
@@ -193,7 +193,7 @@ class Comparison:
         lora, full = self.there["lora"], self.there["full"]
         gap = paired_difference(full.main(), lora.main())
         quality = {"better": "better than", "worse": "worse than"}.get(gap.verdict, "not distinguishable from")
-        yield f"LoRA is {quality} full fine-tuning in quality ({label(self.metric)}: difference {interval(self.metric, told(gap))})."
+        yield f"LoRA is {quality} full fine-tuning in quality ({label(self.metric)}: difference {interval(self.metric, difference_json(gap))})."
         for what, a, b, claim, shown in (
             ("memory", lora.memory_gb(), full.memory_gb(), CLAIMS["memory"], "{:.2f} against {:.2f} GB above the process after imports"),
             ("training time", lora.cost["seconds"], full.cost["seconds"], CLAIMS["seconds"], "{:.0f} against {:.0f} s"),

@@ -6,7 +6,7 @@ from typing import Any
 
 from afina.core.errors import RunFailed
 from afina.core.events import ignore
-from afina.search.study import work
+from afina.search.study import search_trials
 
 
 def search_on_ray(arguments: dict[str, Any], workers: int) -> None:
@@ -24,7 +24,7 @@ def search_on_ray(arguments: dict[str, Any], workers: int) -> None:
     own = arguments | {"folder": folder, "settings": arguments["settings"] | {"threads": share}}
 
     def search(config: dict[str, Any]) -> None:
-        work(**own, parts=["trials"], worker=config["worker"], listener=ignore)
+        search_trials(**own, parts=["trials"], worker=config["worker"], listener=ignore)
 
     tuner = tune.Tuner(
         tune.with_resources(search, {"cpu": share}),

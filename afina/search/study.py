@@ -90,7 +90,7 @@ def spent(study: "optuna.Study") -> float:
     return sum(t.duration.total_seconds() for t in study.trials if t.duration and t.state.name in _ENDED)
 
 
-def work(
+def search_trials(
     settings: dict[str, Any], folder: str, parts: Sequence[str], budget: dict[str, Any], worker: int, listener: Listener
 ) -> None:
     """Does `parts` of the search in `folder`, in this order: probe (learning rates), trials, repeat (with other seeds).
@@ -207,7 +207,7 @@ class _Search:
         except (NonFiniteLoss, AdapterError) as error:
             study.tell(trial, state=optuna.trial.TrialState.PRUNED)  # a failed one was cut off, and does not count
             end = "diverged" if isinstance(error, NonFiniteLoss) else f"not possible here: {str(error).splitlines()[0]}"
-            self.listener(Notice(f"trial {trial.number}: {told(chosen)}: {end}"))
+            self.listener(Notice(f"trial {trial.number}: {describe_choice(chosen)}: {end}"))
             return
         except BaseException:
             study.tell(trial, state=optuna.trial.TrialState.FAIL)
@@ -220,7 +220,7 @@ class _Search:
         else:
             study.tell(trial, found.loss)
         end = f"given up at {found.losses[-1][1]:.4f}" if pruned else f"held-out loss {found.loss:.4f}"
-        self.listener(Notice(f"trial {trial.number}: {told(chosen)}: {end}"))
+        self.listener(Notice(f"trial {trial.number}: {describe_choice(chosen)}: {end}"))
 
     def repeat(self) -> None:
         """The best configuration and the defaults once more with other seeds, which change the order of rows and the start."""
@@ -266,7 +266,7 @@ def best_of(study: "optuna.Study") -> dict[str, Any]:
     return dict(study.best_trial.params)
 
 
-def told(chosen: dict[str, Any]) -> str:
+def describe_choice(chosen: dict[str, Any]) -> str:
     """What was chosen, in words; what is the default is left out."""
     plain = [
         f"{name} {chosen[name]}"

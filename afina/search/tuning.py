@@ -8,7 +8,7 @@ from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any
 
 from afina.core.files import write_atomic
-from afina.measure.evaluation import told
+from afina.measure.evaluation import difference_json
 from afina.measure.intervals import Difference, paired_difference
 from afina.measure.pages import page
 from afina.measure.plots import bars, search_history, search_rates
@@ -120,7 +120,7 @@ class Tuning:
         }.get(found.verdict, found.verdict)
         return (
             f"On the {found.rows} rows kept apart, which the search never saw: defaults {a}, searched {b} {label(metric)} "
-            f"(95 % interval of the difference {interval(metric, told(found))}); {judged}. {self._losses()}"
+            f"(95 % interval of the difference {interval(metric, difference_json(found))}); {judged}. {self._losses()}"
         )
 
     def _losses(self) -> str:
@@ -171,7 +171,7 @@ class Tuning:
             "next_hour": list(self.next_hour()),
             "repeats": self.repeats,
             "gain": {"loss": gain[0], "standard_error": gain[1]} if gain else None,
-            "test": told(test) if test else None,
+            "test": difference_json(test) if test else None,
             "quality": {name: run.quality for name, run in self.finals.items()},
             "importances": self.importances,
             "trial_rows": self.trial_rows,

@@ -38,12 +38,12 @@ def _console() -> Console:
 
 def show_fit(found: "Fit", data: str, given: dict[str, Any]) -> None:
     """Prints the forecasts to standard output, and the command that trains; `given` are the settings of the command line."""
-    console, base, work = _console(), found.base, found.work
+    console, base, work = _console(), found.base, found.workload
     console.print(
         f"{base.name}: {size(base.parameters)} parameters; {len(work.lengths):,} rows, {work.tokens:,} tokens "
         f"({work.counted}), the longest {int(max(work.lengths)):,}"
     )
-    if not base.here:
+    if not base.is_local:
         console.print(f"its files are not here: about {base.file_bytes / 1e9:.1f} GB to fetch")
     _machine(console, found.first, full=True)
     for each in found.others.values():
@@ -103,7 +103,7 @@ def _machine(console: Console, at: "At", full: bool) -> None:
         )  # fmt: skip
         if not seen.fits:
             notes += _would_fit(at, method)
-    console.print(f"\n{at.place.name}: {at.place.available / 1e9:.1f} GB free (sizes in GB)", style="bold")
+    console.print(f"\n{at.machine.name}: {at.machine.available / 1e9:.1f} GB free (sizes in GB)", style="bold")
     console.print(grid)
     for note in notes:
         console.print(note)

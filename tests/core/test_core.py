@@ -105,3 +105,35 @@ def test_precision_is_measured_once_and_kept(tmp_path: Path, monkeypatch: pytest
     assert device.pick_dtype("auto", cpu, tmp_path)[0] == torch.bfloat16  # as kept
     assert json.loads((tmp_path / "bf16_speedup.json").read_text()).popitem()[1] == 3.0
     assert device.pick_dtype("auto", cpu, tmp_path / "other")[0] == torch.float32
+
+
+def test_a_table_reads_its_package_once_and_takes_things_from_outside(tmp_path, monkeypatch) -> None:
+    from types import SimpleNamespace
+    from typing import Annotated
+
+    from afina.core.config import Settings, build, changed, fields
+    from afina.core.registry import OneOf, Registry
+
+    package = tmp_path / "shapes"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "_shared.py").write_text("raise AssertionError('not a thing')")
+    (package / "square.py").write_text("from types import SimpleNamespace\nSHAPE = SimpleNamespace(name='square')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    shapes = Registry("shapes", "SHAPE", "shape")
+
+    class Drawing(Settings):
+        shape: Annotated[str, OneOf(shapes)] = "square"
+        """What is drawn."""
+
+    assert shapes.names() == ("square",)
+    assert next(fields(Drawing)).choices == ("square",)
+    assert Drawing.model_json_schema()["properties"]["shape"]["enum"] == ["square"]
+    with pytest.raises(SettingsError, match=r"no shape 'sqare'\. Did you mean 'square'"):
+        build(Drawing, {"shape": "sqare"})
+    with shapes.added(SimpleNamespace(name="circle")):
+        assert changed(Drawing(), {"shape": "circle"}).shape == "circle"
+        with pytest.raises(SettingsError, match="already"):
+            shapes.add(SimpleNamespace(name="circle"))
+    with pytest.raises(SettingsError, match="no shape 'circle'"):
+        shapes["circle"]

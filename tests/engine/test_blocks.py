@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import save_tiny, tiny_config, tiny_module
-from test_gguf import FAMILIES, write
+from gguf_files import FAMILIES, write
 from torch import nn
 from torch.nn import functional as F
 from transformers import BertForSequenceClassification
@@ -20,7 +20,7 @@ from afina.engine.blocks import NF4, BlockLinear, Blocks, nf4_levels, parameter_
 from afina.engine.joined import Joined
 from afina.engine.ops import Segments
 from afina.lora import LoraConfig, inject, merge
-from afina.lora.merging import thaw
+from afina.lora.merging import dequantise
 from afina.models import load_base
 from afina.models.model import Packed
 
@@ -95,7 +95,7 @@ def test_a_layer_is_the_product_with_its_numbers(tile: int, monkeypatch, how) ->
     (dx,) = torch.autograd.grad(y, x, dy)
     assert torch.allclose(y, F.linear(x, layer.weight, layer.bias), atol=1e-4)
     assert torch.allclose(dx, dy @ layer.weight, atol=1e-4)
-    assert torch.equal(layer.thawed()(x), F.linear(x, layer.weight, layer.bias))
+    assert torch.equal(layer.dequantised()(x), F.linear(x, layer.weight, layer.bias))
     layer.to(torch.bfloat16)
     assert layer(x.detach().to(torch.bfloat16)).dtype == layer.weight.dtype == torch.bfloat16
 
@@ -122,7 +122,7 @@ def owner(kind: str) -> nn.Module:
 def test_joined_layers_over_blocks_are_those_over_numbers(kind: str, rows: int) -> None:
     library = kernels.load(default_cache())
     module, plain = owner(kind), owner(kind)
-    thaw(plain)
+    dequantise(plain)
     x = torch.randn(rows, 128, generator=torch.Generator().manual_seed(rows)).to(torch.bfloat16)
     with torch.no_grad():
         found, expected = (Joined(each.eval(), "q", "k", "v")(x, library) for each in (module, plain))

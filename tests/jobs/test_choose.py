@@ -18,7 +18,7 @@ from afina.jobs import choose as module
 from afina.jobs.choose import Candidate, Choice, choose
 from afina.jobs.compare import with_rows_apart
 from afina.models.load import load_base
-from afina.runs.worker import apart
+from afina.runs.worker import run_in_process
 from afina.search.base_trial import Probe, probe
 from afina.settings import RunSettings
 from afina.training.loss import row_losses
@@ -39,9 +39,9 @@ def data(tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """No benchmark of the machine, which is tested elsewhere; and probes in this process (but for one test)."""
-    here = module.here
-    monkeypatch.setattr(module, "here", lambda *arguments, **_: here(*arguments, measure=False))
-    monkeypatch.setattr(module, "apart", lambda _, arguments, listener: probe(**arguments, listener=listener))
+    this_machine = module.this_machine
+    monkeypatch.setattr(module, "here", lambda *arguments, **_: this_machine(*arguments, measure=False))
+    monkeypatch.setattr(module, "run_in_process", lambda _, arguments, listener: probe(**arguments, listener=listener))
 
 
 def settings(data: Path, folder: Path) -> RunSettings:
@@ -144,7 +144,7 @@ def test_what_cannot_be_tried(
 def test_the_command_at_the_end(
     data: Path, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "apart", apart)
+    monkeypatch.setattr(module, "run_in_process", run_in_process)
     asked = ["choose", str(data), "--prompt", "{q}", "--completion", "{a}", "--cache-dir", str(tmp_path / "cache"),
              "--out", str(tmp_path / "choice"), "--bases", str(tiny_folder), "--threads", "1"]  # fmt: skip
     assert main(asked) == 0

@@ -20,7 +20,7 @@ from afina.settings import RunSettings
 
 
 def here(work: str, arguments: dict, listener) -> object:
-    """`apart` without another process."""
+    """`run_in_process` without another process."""
     module, _, name = worker.WORK[work].partition(":")
     return getattr(import_module(module), name)(**json.loads(json.dumps(arguments)), listener=listener)
 
@@ -30,12 +30,12 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What was done, in order."""
     done: list[str] = []
 
-    def apart(work: str, arguments: dict, listener) -> object:
+    def run_in_process(work: str, arguments: dict, listener) -> object:
         done.append(work)
         return here(work, arguments, listener)
 
-    monkeypatch.setattr("afina.jobs.compare.apart", apart)
-    monkeypatch.setattr("afina.jobs.tune.apart", apart)
+    monkeypatch.setattr("afina.jobs.compare.run_in_process", run_in_process)
+    monkeypatch.setattr("afina.jobs.tune.run_in_process", run_in_process)
     return done
 
 
@@ -176,12 +176,12 @@ def test_minutes_and_seeds(settings: RunSettings, in_process: list[str]) -> None
 
 
 def test_a_method_that_fails_does_not_lose_the_others(settings: RunSettings, monkeypatch) -> None:
-    def apart(work: str, arguments: dict, listener) -> object:
+    def run_in_process(work: str, arguments: dict, listener) -> object:
         if arguments["settings"]["method"] == "full":
             raise RunFailed("out of memory")
         return here(work, arguments, listener)
 
-    monkeypatch.setattr("afina.jobs.compare.apart", apart)
+    monkeypatch.setattr("afina.jobs.compare.run_in_process", run_in_process)
     found = compare(settings, ["base", "full"]).json()
     assert found["methods"]["full"] == {"failed": "out of memory"}
     assert found["methods"]["base"]["quality"] == 0
@@ -203,16 +203,16 @@ def test_comparisons_that_make_no_sense(settings: RunSettings, methods, change, 
 
 
 def test_a_process_of_its_own_hands_on_events_results_and_errors(settings: RunSettings) -> None:
-    from afina.runs.worker import apart
+    from afina.runs.worker import run_in_process
 
     events = []
     file = settings.out / "rates.json"
-    apart("rates", {"settings": settings.model_dump(mode="json"), "file": str(file)}, events.append)
+    run_in_process("rates", {"settings": settings.model_dump(mode="json"), "file": str(file)}, events.append)
     assert json.loads(file.read_text())["rate"] > 0
     assert any(isinstance(event, Notice) and "held-out loss" in event.text for event in events)
     wrong = settings.model_dump(mode="json") | {"base": str(settings.out / "absent")}
     with pytest.raises(BaseModelError) as error:
-        apart("rates", {"settings": wrong, "file": str(file)}, events.append)
+        run_in_process("rates", {"settings": wrong, "file": str(file)}, events.append)
     assert error.value.exit_code == 2
 
 
@@ -311,9 +311,9 @@ def test_the_test_part_is_never_seen_by_the_search(settings: RunSettings, in_pro
 
     monkeypatch.setattr(trials.Bench, "__init__", kept)
     tune(settings, Effort(trials=3))
-    apart = {row.where for row in bench[0].data.test}
-    assert apart
-    assert not seen & apart
+    run_in_process = {row.where for row in bench[0].data.test}
+    assert run_in_process
+    assert not seen & run_in_process
 
 
 def test_every_choice_reaches_the_settings(settings: RunSettings) -> None:

@@ -13,13 +13,13 @@ from safetensors.torch import load_file, save_file
 import afina
 from afina.core.errors import InputError
 from afina.core.finding import Finding
-from afina.core.machine import Machine, look
+from afina.core.machine import MachineFacts, look
 from afina.jobs import doctor as doctor_module
 from afina.jobs.doctor import doctor, judge
 from afina.runs.diagnosis import examine
 from afina.ui.cli import main
 
-HEALTHY = Machine(
+HEALTHY = MachineFacts(
     afina="1", python="3.11", system="Linux x86_64", versions={"torch": "2.13.0", "transformers": "5.0"}, outdated=(),
     processor="A processor", features=("avx2",), cores=4, threads=4, load=0.3, memory_limit=16 * 10**9,
     memory_free=12 * 10**9, swap_used=0, disk_free={"cache": 10**11, "this folder": 10**11},
@@ -60,10 +60,10 @@ def test_planted_fault(change: dict, what: str, remedy: str) -> None:
 
 def test_real_faults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Without a compiler, with a damaged model in the cache, and one thread by the environment."""
-    from afina.models.sources.catalogue import catalogue
+    from afina.models.sources.catalogue import known_models
     from afina.models.sources.locate import place
 
-    package = catalogue()["starter"].package
+    package = known_models()["starter"].package
     assert package is not None
     file = place(package, tmp_path)
     file.parent.mkdir(parents=True)

@@ -12,16 +12,16 @@ from afina.core.events import Notice
 from afina.data.settings import DataSettings
 from afina.engine.blocks import quantise_linears
 from afina.forecast import remedies
-from afina.forecast.estimate import forecast
-from afina.forecast.machines import here, named
+from afina.forecast.estimate import forecast_training
+from afina.forecast.machines import named, this_machine
 from afina.forecast.speed import Rates, Speed, Width
-from afina.forecast.workload import ONE_ROW, Work
+from afina.forecast.workload import ONE_ROW, Workload
 from afina.jobs.fit import NO_DATA, fit, fitting
 from afina.jobs.train import train
 from afina.lora.config import LoraConfig
 from afina.models import footprint as sizes
 from afina.models.load import Base, load_base
-from afina.models.skeleton import outline, skeleton
+from afina.models.skeleton import build_skeleton, read_skeleton
 from afina.settings import RunSettings
 from afina.training.settings import TrainingSettings
 from afina.ui.cli import main
@@ -48,7 +48,7 @@ def test_weights_are_those_of_the_loaded_model(quantize, tmp_path: Path) -> None
     config = tiny_config()
     config.hidden_size, config.intermediate_size, config.head_dim = 64, 128, 16
     model = AutoModelForCausalLM.from_config(config).requires_grad_(False)
-    counted = sizes.weight_bytes(skeleton(config, "causal"), torch.float32, quantize)
+    counted = sizes.weight_bytes(build_skeleton(config, "causal"), torch.float32, quantize)
     if quantize:
         quantise_linears(model, quantize, torch.float32)
         counted -= 2 * 64 * 128 * 4  # the scratch, which comes with the first product
@@ -75,8 +75,8 @@ def parts(base: str, method: str, length: int, batch: int = 1, recompute: bool =
         train=train,
         lora=LoraConfig(**lora),
     )
-    work = Work([length] * 64, 1.0, length, 0, 0.0, 0, 0.0, 0)
-    return forecast(outline(base, cache_dir=Path("none")), made, work, named("80gb"))
+    work = Workload([length] * 64, 1.0, length, 0, 0.0, 0, 0.0, 0)
+    return forecast_training(read_skeleton(base, cache_dir=Path("none")), made, work, named("80gb"))
 
 
 def test_published_figures() -> None:
@@ -173,9 +173,9 @@ def test_fit_command(data: Path, tiny_folder: Path, tmp_path: Path, capsys: pyte
 
 def test_a_base_that_is_not_here(data: Path, tmp_path: Path) -> None:
     found = fit(settings(data, base="llama-3.1-70b", cache_dir=tmp_path), machine="24gb")
-    assert not found.base.here
-    assert "not here" in found.work.counted
-    assert found.work.longest > 5
+    assert not found.base.this_machine
+    assert "not here" in found.workload.counted
+    assert found.workload.longest > 5
     lora, qlora = found.first.methods["lora"], found.first.methods["qlora"]
     assert not isinstance(lora, str)
     assert not isinstance(qlora, str)
@@ -191,8 +191,8 @@ def test_a_base_that_is_not_here(data: Path, tmp_path: Path) -> None:
 
 
 def test_remedies_fit() -> None:
-    base, wanted = outline("llama-3.1-8b", cache_dir=Path("none")), settings(base="llama-3.1-8b")
-    work = Work([2048] * 50, 0.5, 2048, 4, 1024, 1024, 1024, 1024)
+    base, wanted = read_skeleton("llama-3.1-8b", cache_dir=Path("none")), settings(base="llama-3.1-8b")
+    work = Workload([2048] * 50, 0.5, 2048, 4, 1024, 1024, 1024, 1024)
     found = remedies.remedies(base, wanted, work, named("24gb"))
     assert found
     assert all(each.memory.total <= each.available for _, each in found)
@@ -202,11 +202,11 @@ def test_remedies_fit() -> None:
 
 
 def test_models_that_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from afina.models.sources.catalogue import catalogue
+    from afina.models.sources.catalogue import known_models
 
     names = ("starter", "minilm", "qwen2.5-0.5b", "llama-3.1-8b", "llama-3.1-70b")
     monkeypatch.setattr("afina.forecast.machines.free_bytes", lambda _: int(3e9))
-    found = fitting([catalogue()[name] for name in names if name in catalogue()], tmp_path)
+    found = fitting([known_models()[name] for name in names if name in known_models()], tmp_path)
     assert {"starter", "minilm"} <= set(found)
     assert "llama-3.1-8b" not in found
 
@@ -256,19 +256,21 @@ def test_weights_are_no_views_of_their_file(tiny_folder: Path) -> None:
 
 
 def test_one_row_is_the_least(tiny_folder: Path, tmp_path: Path) -> None:
-    base = outline(str(tiny_folder), cache_dir=tmp_path)
-    place = here(tmp_path, "cpu", "fp32", measure=False)
-    least = forecast(base, settings(base=str(tiny_folder)), ONE_ROW, place)
-    more = forecast(base, settings(base=str(tiny_folder)), Work([500] * 20, 0.5, 500, 4, 250, 250, 250, 250), place)
+    base = read_skeleton(str(tiny_folder), cache_dir=tmp_path)
+    place = this_machine(tmp_path, "cpu", "fp32", measure=False)
+    least = forecast_training(base, settings(base=str(tiny_folder)), ONE_ROW, place)
+    more = forecast_training(
+        base, settings(base=str(tiny_folder)), Workload([500] * 20, 0.5, 500, 4, 250, 250, 250, 250), place
+    )
     assert least.memory.total < more.memory.total
     assert least.seconds < more.seconds
 
 
 def test_outline_of_nothing(tmp_path: Path) -> None:
     with pytest.raises(BaseModelError, match="no catalogue name"):
-        outline("no-such", cache_dir=tmp_path)
+        read_skeleton("no-such", cache_dir=tmp_path)
     with pytest.raises(BaseModelError, match="no catalogue name"):
-        outline("x" * 5_000, cache_dir=tmp_path)
+        read_skeleton("x" * 5_000, cache_dir=tmp_path)
 
 
 def test_a_base_with_damaged_weights_is_not_recommended(

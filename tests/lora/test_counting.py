@@ -37,9 +37,9 @@ def test_trained_numbers_are_those_of_the_adapter(name: str) -> None:
 
 @pytest.mark.parametrize(("method", "depth"), [("full", 1.0), ("head", 0.0), ("last", 0.5)])
 def test_alternatives_on_the_meta_device(method, depth: float) -> None:
-    from afina.models.skeleton import skeleton
+    from afina.models.skeleton import build_skeleton
 
-    model = skeleton(tiny_config(), "causal")
+    model = build_skeleton(tiny_config(), "causal")
     counted = trained(model, baseline(model, method, 1))
     real = tiny_module()
     inject(real, baseline(real, method, 1))

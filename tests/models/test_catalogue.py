@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from afina.models.sources.catalogue import TASKS, Entry, catalogue, licences, select
+from afina.models.sources.catalogue import TASKS, Entry, known_models, licences, select
 from afina.ui.cli import main
 
 _LAYERS = ("num_hidden_layers", "num_layers", "num_decoder_layers", "encoder_layers", "decoder_layers", "n_layer", "n_layers")  # fmt: skip
@@ -37,16 +37,16 @@ def counted(entry: Entry) -> int:
 
 
 def test_there_are_enough_of_all_sizes() -> None:
-    sizes = sorted(entry.parameters for entry in catalogue().values())
+    sizes = sorted(entry.parameters for entry in known_models().values())
     assert len(sizes) >= 40
     assert sizes[0] < 2e8
     assert sizes[-1] > 6e10
-    assert {"base", "instruct", "encoder", "seq2seq"} == {entry.kind for entry in catalogue().values()}
-    hub = [entry.hub_id for entry in catalogue().values() if entry.hub_id]
+    assert {"base", "instruct", "encoder", "seq2seq"} == {entry.kind for entry in known_models().values()}
+    hub = [entry.hub_id for entry in known_models().values() if entry.hub_id]
     assert len(hub) == len(set(hub))
 
 
-@pytest.mark.parametrize("entry", catalogue().values(), ids=catalogue())
+@pytest.mark.parametrize("entry", known_models().values(), ids=known_models())
 def test_entry(entry: Entry) -> None:
     assert (entry.hub_id is None) != (entry.package is None)
     assert entry.licence in licences()
@@ -62,13 +62,13 @@ def test_entry(entry: Entry) -> None:
 
 
 def test_what_is_selected() -> None:
-    translate = select(catalogue().values(), "translation", "pt", commercial=True)
+    translate = select(known_models().values(), "translation", "pt", commercial=True)
     assert translate
     assert all("pt" in e.languages and e.commercial != "no" and e.kind != "encoder" for e in translate)
     praised = [bool(entry.praised("translation")) for entry in translate]
     assert praised == sorted(praised, reverse=True)
-    assert any(e.kind == "encoder" for e in select(catalogue().values(), "classification"))
-    assert len(select(catalogue().values())) == len(catalogue())
+    assert any(e.kind == "encoder" for e in select(known_models().values(), "classification"))
+    assert len(select(known_models().values())) == len(known_models())
 
 
 def test_listed_and_shown(capsys: pytest.CaptureFixture[str]) -> None:
@@ -88,4 +88,4 @@ def test_listed_and_shown(capsys: pytest.CaptureFixture[str]) -> None:
     assert "Did you mean 'translation'" in capsys.readouterr().err
     assert main(["models", "list", "--license", "GPL"]) == 2
     assert main(["models", "show", "starter", "--language", "pt"]) == 2
-    assert set(TASKS) >= {claim.task for entry in catalogue().values() for claim in entry.strengths}
+    assert set(TASKS) >= {claim.task for entry in known_models().values() for claim in entry.strengths}

@@ -12,7 +12,7 @@ from afina.core.errors import BaseModelError
 from afina.engine.ops import Segments
 from afina.models import describe, generate, load_base
 from afina.models.model import Packed
-from afina.models.skeleton import outline
+from afina.models.skeleton import read_skeleton
 from afina.models.tokenizer import wrap
 
 
@@ -141,7 +141,7 @@ def test_bases_that_cannot_be(tmp_path: Path) -> None:
 def test_a_configuration_that_makes_no_model_is_said(key: str, value: object, tmp_path: Path) -> None:
     file = save_tiny(tmp_path / "odd") / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {key: value}))
-    for read in (outline, load_base):
+    for read in (read_skeleton, load_base):
         with pytest.raises(BaseModelError, match=r"configuration describes no model|config\.json: "):
             read(str(file.parent), cache_dir=tmp_path)
 
@@ -150,9 +150,9 @@ def test_catalogue_file_with_a_wrong_hash_is_never_used(tmp_path: Path, monkeypa
     import zipfile
 
     from afina.models.sources import locate as sources
-    from afina.models.sources.catalogue import catalogue
+    from afina.models.sources.catalogue import known_models
 
-    package = catalogue()["starter"].package
+    package = known_models()["starter"].package
     assert package is not None
 
     def fake_pip(name, package, folder: Path) -> Path:

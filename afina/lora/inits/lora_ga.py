@@ -21,7 +21,7 @@ def start(layers: list[LoraLinear], calibrate: Callable[[], None]) -> None:
     """
     quantised = {layer: layer.base for layer in layers if isinstance(layer.base, Quantised)}
     for layer, base in quantised.items():
-        layer.base = base.thawed()
+        layer.base = base.dequantised()
     weights = [layer.base.weight for layer in layers]
     for layer, weight in zip(layers, weights, strict=True):
         layer.enabled = False

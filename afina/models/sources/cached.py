@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from afina.core.errors import BaseModelError, near, writing
-from afina.models.sources.catalogue import catalogue
+from afina.models.sources.catalogue import known_models
 from afina.models.sources.locate import folder_of
 
 _MADE = ("rows", "outcomes", "kernels")  # what is made again where it is missing
@@ -31,7 +31,7 @@ def kept(cache: Path) -> list[Kept]:
 def take_away(name: str, cache: Path) -> int:
     """Removes what is kept under `name`; the bytes that were freed. Raises `BaseModelError` where there is nothing of that name."""
     found = kept(cache)
-    entry = catalogue().get(name)
+    entry = known_models().get(name)
     wanted = [each for each in found if each.name in (name, entry.hub_id if entry else name)]
     if not wanted:
         raise BaseModelError(
@@ -50,7 +50,7 @@ def take_away(name: str, cache: Path) -> int:
 
 
 def _packages(cache: Path) -> Iterator[Kept]:
-    for name, entry in catalogue().items():
+    for name, entry in known_models().items():
         if entry.package is None:
             continue
         folder = folder_of(entry.package, cache)

@@ -106,7 +106,7 @@ def licences() -> dict[str, Licence]:
     return _file()[0]
 
 
-def catalogue() -> dict[str, Entry]:
+def known_models() -> dict[str, Entry]:
     """All entries by name, in the file's order."""
     return _file()[1]
 

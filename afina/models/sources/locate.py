@@ -16,7 +16,7 @@ from typing import Any
 
 from afina.core.errors import BaseModelError, OutputError, brief, near, writing
 from afina.core.files import sha256, write_atomic
-from afina.models.sources.catalogue import Package, catalogue
+from afina.models.sources.catalogue import Package, known_models
 
 _NO_WEIGHTS = "base {!r} has no config.json with safetensors weights on the hub"
 _PATIENCE = 20.0  # seconds without a byte from the hub
@@ -52,7 +52,7 @@ class Source:
 
 def hub_id_of(name: str) -> str | None:
     """The id on the hub of the base called `name`, where that is what the name means."""
-    entry = catalogue().get(name)
+    entry = known_models().get(name)
     if entry:
         return entry.hub_id
     return name if HUB_ID.fullmatch(name) and not name.startswith((".", "-")) and not os.path.exists(name) else None
@@ -60,7 +60,7 @@ def hub_id_of(name: str) -> str | None:
 
 def is_here(name: str, cache: Path, revision: str | None = None) -> bool:
     """Whether the base can be read without fetching anything: weights too."""
-    entry, hub_id = catalogue().get(name), hub_id_of(name)
+    entry, hub_id = known_models().get(name), hub_id_of(name)
     if hub_id:
         from huggingface_hub import try_to_load_from_cache
 
@@ -90,7 +90,7 @@ def locate(name: str, revision: str | None, cache: Path) -> Source:
     path = Path(name).expanduser()  # looked at by os.path, to which a name too long for a file is merely none
     if not name:
         raise BaseModelError("--base is empty", "`afina models list` shows the catalogue")
-    entry = catalogue().get(name)
+    entry = known_models().get(name)
     if entry and entry.package:
         if revision:
             raise BaseModelError(f"base {name!r} is pinned; --revision {revision!r} goes with a hub model only")
@@ -115,7 +115,7 @@ def locate(name: str, revision: str | None, cache: Path) -> Source:
         return _hub(name, revision, cache)
     raise BaseModelError(
         f"base {name!r} is no catalogue name, folder, .gguf file or hub id (owner/model)."
-        + near(name, list(catalogue())),
+        + near(name, list(known_models())),
         "`afina models list` shows the catalogue",
     )
 

@@ -34,7 +34,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from afina.models.sources.catalogue import catalogue
+    from afina.models.sources.catalogue import known_models
 
     if options.delete and (options.action != "cache" or not options.name):
         raise SettingsError("--delete goes with `afina models cache NAME`", "`afina models cache` lists the names")
@@ -50,7 +50,7 @@ def run(options: argparse.Namespace) -> int:
         raise SettingsError(f"afina models {options.action} needs a NAME", "`afina models list` shows the catalogue")
     if options.kind or options.language or options.license or options.fits:
         raise SettingsError("--kind, --language, --license and --fits go with `afina models list`", "leave them out")
-    entry = catalogue().get(options.name)
+    entry = known_models().get(options.name)
     if options.action == "show" and entry and not options.revision:
         if options.json:
             say(json.dumps(_facts(entry)))
@@ -71,7 +71,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _list(options: argparse.Namespace) -> int:
-    from afina.models.sources.catalogue import TASKS, catalogue, licences, select
+    from afina.models.sources.catalogue import TASKS, known_models, licences, select
 
     if options.kind and options.kind not in TASKS:
         raise SettingsError(
@@ -82,14 +82,14 @@ def _list(options: argparse.Namespace) -> int:
             f"--license {options.license!r} is not in the catalogue.{near(options.license, list(licences()))}",
             f"it takes `commercial`, or one of: {', '.join(licences())}",
         )
-    spoken = sorted({code for entry in catalogue().values() for code in entry.languages})
+    spoken = sorted({code for entry in known_models().values() for code in entry.languages})
     if options.language and options.language not in spoken:
         raise SettingsError(
             f"--language {options.language!r} is no language of the catalogue.",
             f"it takes a code of two letters: {', '.join(spoken)}",
         )
     commercial = options.license == "commercial"
-    found = select(catalogue().values(), options.kind, options.language, commercial)
+    found = select(known_models().values(), options.kind, options.language, commercial)
     if options.license and not commercial:
         found = [entry for entry in found if entry.licence == options.license]
     needs: dict[str, int] = {}
