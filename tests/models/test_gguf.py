@@ -2,60 +2,14 @@
 
 from pathlib import Path
 
-import gguf
-import numpy as np
 import pytest
 import torch
 from gguf_files import FAMILIES, write
 from transformers import (
     AutoModelForCausalLM,
-    PreTrainedModel,
 )
 
-from afina.engine.decoder import Decoder
-from afina.engine.ops import Segments
 from afina.models import load_base
-from afina.models.model import Packed
-
-
-def llama_3_factors() -> np.ndarray:
-    """As the converter computes them (Llama 3.1's reference code)."""
-    waves = 2 * np.pi * 500000.0 ** (np.arange(0, 32, 2) / 32)
-    smooth = np.clip((8192 / waves - 1) / 3, 0, 1)
-    return np.float32(1 / ((1 - smooth) / 32 + smooth))
-
-
-def blocks(array: np.ndarray, dtype: gguf.GGMLQuantizationType) -> np.ndarray:
-    """The array quantised, or, for the kinds that the package only reads, random blocks with small scales."""
-    try:
-        return gguf.quants.quantize(np.ascontiguousarray(array), dtype)
-    except NotImplementedError:
-        size, width = gguf.GGML_QUANT_SIZES[dtype]
-        count = array.size // size
-        raw = np.random.default_rng(array.shape[0]).integers(0, 256, (count, width), dtype=np.uint8)
-        for at in SCALES[dtype.name]:
-            raw[:, at : at + 2] = np.frombuffer(np.float16(0.0005).tobytes(), np.uint8)
-        return raw.reshape(array.shape[0], -1)
-
-
-SCALES = {
-    "Q2_K": (80, 82),
-    "Q3_K": (108,),
-    "Q4_K": (0, 2),
-    "Q5_K": (0, 2),
-    "Q6_K": (208,),
-}  # bytes at which fp16 scales lie
-
-
-def compare(path: Path, other: PreTrainedModel) -> None:
-    base = load_base(str(path), precision="fp32")
-    assert isinstance(base.model.module, Decoder)
-    ids = torch.arange(3, 60)
-    with torch.no_grad():
-        found = base.model.label_logits(Packed(ids, ids, Segments((0, len(ids)))))
-        expected = other(ids[None]).logits[0]
-    assert expected.std() > 1e-3
-    assert torch.allclose(found, expected, atol=1e-4 * max(1.0, expected.abs().max().item()))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
