@@ -135,14 +135,3 @@ SCALES = {
     "Q5_K": (0, 2),
     "Q6_K": (208,),
 }  # bytes at which fp16 scales lie
-
-
-def compare(path: Path, other: PreTrainedModel) -> None:
-    base = load_base(str(path), precision="fp32")
-    assert isinstance(base.model.module, Decoder)
-    ids = torch.arange(3, 60)
-    with torch.no_grad():
-        found = base.model.label_logits(Packed(ids, ids, Segments((0, len(ids)))))
-        expected = other(ids[None]).logits[0]
-    assert expected.std() > 1e-3
-    assert torch.allclose(found, expected, atol=1e-4 * max(1.0, expected.abs().max().item()))

@@ -4,12 +4,26 @@ from pathlib import Path
 
 import pytest
 import torch
-from gguf_files import FAMILIES, write
+from gguf_files import FAMILIES, SCALES, write
 from transformers import (
     AutoModelForCausalLM,
 )
 
+from afina.engine.decoder import Decoder
+from afina.engine.ops import Segments
 from afina.models import load_base
+from afina.models.model import Packed
+
+
+def compare(path: Path, other: PreTrainedModel) -> None:
+    base = load_base(str(path), precision="fp32")
+    assert isinstance(base.model.module, Decoder)
+    ids = torch.arange(3, 60)
+    with torch.no_grad():
+        found = base.model.label_logits(Packed(ids, ids, Segments((0, len(ids)))))
+        expected = other(ids[None]).logits[0]
+    assert expected.std() > 1e-3
+    assert torch.allclose(found, expected, atol=1e-4 * max(1.0, expected.abs().max().item()))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
