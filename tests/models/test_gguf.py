@@ -7,6 +7,7 @@ import torch
 from gguf_files import FAMILIES, SCALES, write
 from transformers import (
     AutoModelForCausalLM,
+    PreTrainedModel,
 )
 
 from afina.engine.decoder import Decoder
