@@ -40,7 +40,7 @@ def data(tmp_path: Path) -> Path:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """No benchmark of the machine, which is tested elsewhere; and probes in this process (but for one test)."""
     this_machine = module.this_machine
-    monkeypatch.setattr(module, "here", lambda *arguments, **_: this_machine(*arguments, measure=False))
+    monkeypatch.setattr(module, "this_machine", lambda *arguments, **_: this_machine(*arguments, measure=False))
     monkeypatch.setattr(module, "run_in_process", lambda _, arguments, listener: probe(**arguments, listener=listener))
 
 
