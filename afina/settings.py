@@ -52,7 +52,7 @@ class RunSettings(Settings):
     allow_swap: bool = False
     """Train even where the forecast is more memory than is free."""
     cache_dir: Path | None = None
-    """Where downloaded models are kept; by default the user's cache folder."""
+    """Where downloaded models are kept; by default $AFINA_CACHE, else the user's cache folder."""
     data: DataSettings
     train: TrainingSettings = TrainingSettings()
     lora: LoraConfig = LoraConfig()

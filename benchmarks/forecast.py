@@ -93,13 +93,13 @@ def main() -> None:
 
 def warm() -> None:
     """Measures the machine now: a shared one is not as fast from one minute to the next."""
-    from afina.core.device import default_cache, pick_device, pick_dtype
+    from afina.core.device import cache_folder, pick_device, pick_dtype
     from afina.forecast.speed import measured
 
-    path = default_cache() / "speed.json"
+    path = cache_folder() / "speed.json"
     path.unlink(missing_ok=True)
     place = pick_device()
-    measured(place, pick_dtype("auto", place, default_cache())[0], default_cache())
+    measured(place, pick_dtype("auto", place, cache_folder())[0], cache_folder())
 
 
 def one(model: str, method: str, batch: int, length: int, steps: int, folder: Path, models: Path) -> dict[str, Any]:

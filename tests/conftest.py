@@ -1,11 +1,13 @@
 """Tiny random models and small files: everything here runs offline and in seconds."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
+from afina.core.device import cache_folder
 from afina.models.load import Base, load_base
 
 torch.set_num_threads(1)  # for models this small, threads only wait for each other
@@ -111,12 +113,26 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny(tmp_path_factory.mktemp("base") / "tiny-llama")
 
 
-@pytest.fixture(autouse=True)
-def _own_shelf(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+USER_CACHE = cache_folder()
+
+
+def own_cache(folder: Path) -> Path:
+    """A cache of the tests' own at `folder`; what takes long to make or to fetch is the user's."""
+    folder.mkdir(parents=True)
+    for name in ("kernels", "models"):
+        (USER_CACHE / name).mkdir(parents=True, exist_ok=True)
+    for name in ("kernels", "models", "bf16_speedup.json", "speed.json"):
+        if (USER_CACHE / name).exists():
+            (folder / name).symlink_to(USER_CACHE / name)
+    return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _session_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Prepared rows and a base's answers do not go into the user's cache."""
-    folder = tmp_path_factory.getbasetemp() / "cache"
-    monkeypatch.setattr("afina.data.load.default_cache", lambda: folder)
-    monkeypatch.setattr("afina.measure.evaluation.default_cache", lambda: folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AFINA_CACHE", str(own_cache(tmp_path_factory.getbasetemp() / "cache")))
+        yield
 
 
 @pytest.fixture
@@ -127,12 +143,11 @@ def tiny(tiny_folder: Path) -> Base:
 @pytest.fixture(scope="session")
 def starter() -> Base:
     """The real starter model, where it was downloaded before (`afina models pull starter`)."""
-    from afina.core.device import default_cache
     from afina.models.sources.catalogue import known_models
     from afina.models.sources.locate import place
 
     package = known_models()["starter"].package
-    if package is None or not place(package, default_cache()).exists():
+    if package is None or not place(package, USER_CACHE).exists():
         pytest.skip("the starter model is not in the cache; `afina models pull starter` fetches it")
     return load_base("starter", precision="fp32", device="cpu")
 

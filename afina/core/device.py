@@ -2,6 +2,7 @@
 
 import ctypes
 import json
+import os
 import platform
 import sys
 import time
@@ -19,9 +20,10 @@ from afina.core.files import write_json
 PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
-def default_cache() -> Path:
-    """Where models and measurements are kept unless `--cache-dir` says otherwise."""
-    return Path(platformdirs.user_cache_dir("afina"))
+def cache_folder(given: Path | None = None) -> Path:
+    """Where downloads, prepared rows, kernels and measurements are kept: `given` (`--cache-dir`), else the folder that the
+    environment variable AFINA_CACHE names, else the user's cache folder."""
+    return given or Path(os.environ.get("AFINA_CACHE") or platformdirs.user_cache_dir("afina"))
 
 
 def pick_device(name: str | None = None) -> torch.device:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from afina.core.device import default_cache
+from afina.core.device import cache_folder
 from afina.core.errors import DataError
 from afina.core.events import Listener, Progress, ignore
 from afina.core.files import read_json, write_json
@@ -203,7 +203,7 @@ def render_parts(
     """
     settings = parts.settings
     max_length = min(settings.max_length or DEFAULT_MAX_LENGTH, context)
-    shelf = Shelf(cache_dir or default_cache(), _key(parts, tokenizer, max_length))
+    shelf = Shelf(cache_folder(cache_dir), _key(parts, tokenizer, max_length))
     with shelf as folder:
         if folder is not None:
             _render_into(folder, parts, Fitter(tokenizer, max_length, settings.too_long, context), listener)

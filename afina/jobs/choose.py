@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from afina.core.device import default_cache
+from afina.core.device import cache_folder
 from afina.core.errors import InputError, RunFailed, SettingsError
 from afina.core.events import Listener, Notice, ignore
 from afina.core.files import read_json, write_json
@@ -148,7 +148,7 @@ def choose(
         raise SettingsError(f"--license {licence!r} is none that is known here", "it takes `commercial`")
     if bases is not None and not bases:
         raise SettingsError("--bases names no base", "give names with commas between, or leave it out")
-    cache = settings.cache_dir or default_cache()
+    cache = cache_folder(settings.cache_dir)
     out = settings.out or Path("runs") / f"{settings.data.path.stem}-choose"
     parts = read_parts(settings.data, settings.data_seed).resolved()
     kind: Kind = parts.settings.kind or "generation"

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from afina.core.config import fields
-from afina.core.device import default_cache
+from afina.core.device import cache_folder
 from afina.core.errors import DataError
 from afina.core.files import check_writable, write_atomic, write_json, write_jsonl
 from afina.data.load import DEFAULT_MAX_LENGTH, read_examples
@@ -193,7 +193,7 @@ def _tokenizer(
     base: str, settings: DataSettings, cache_dir: Path | None, needed: bool = False
 ) -> tuple[Tokenizer | None, int]:
     """The base's tokenizer and the longest row; none where the default base would have to be fetched first."""
-    if not needed and not is_here(base, cache_dir or default_cache()):
+    if not needed and not is_here(base, cache_folder(cache_dir)):
         return None, settings.max_length or DEFAULT_MAX_LENGTH
     tokenizer, context = load_tokenizer(base, cache_dir=cache_dir)
     return tokenizer, min(settings.max_length or DEFAULT_MAX_LENGTH, context)

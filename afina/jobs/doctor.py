@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from afina.core.device import default_cache, pick_device, pick_dtype
+from afina.core.device import cache_folder, pick_device, pick_dtype
 from afina.core.finding import Finding, State
 from afina.core.machine import MachineFacts, look
 from afina.engine import kernels
@@ -40,7 +40,7 @@ class Examined:
 
 def doctor(cache_dir: Path | None = None) -> Examined:
     """Looks at this machine. Measures for some seconds what nobody measured before, and compiles the kernels if they are not there."""
-    cache = cache_dir or default_cache()
+    cache = cache_folder(cache_dir)
     machine = look({"cache": cache, "this folder": Path.cwd()})
     findings = list(judge(machine))
     findings += [_kernels(machine, cache), _number_format(cache), *_models(cache)]

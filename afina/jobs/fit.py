@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from afina.core.device import default_cache
+from afina.core.device import cache_folder
 from afina.core.errors import InputError
 from afina.core.events import Listener, Notice, ignore
 from afina.data.load import Parts, characters, read_parts, render_parts
@@ -87,7 +87,7 @@ def fit(
     Raises `InputError` where the base or the data cannot be read.
     """
     libraries()  # before the rows and the tokenizer are read
-    cache = settings.cache_dir or default_cache()
+    cache = cache_folder(settings.cache_dir)
     parts = None
     if settings.data.path != NO_DATA:
         parts = read_parts(settings.data, settings.data_seed).resolved()

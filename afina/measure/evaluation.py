@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from afina.core.device import default_cache
+from afina.core.device import cache_folder
 from afina.core.events import Listener, ignore
 from afina.data.layouts import Kind
 from afina.lora.injection import disabled
@@ -94,7 +94,7 @@ def evaluate_adapted(
     """Lets the model with its adapter and without it answer, greedily, and evaluates both; the base's outcome is kept in the cache."""
     adapted = outcome(base, asked, listener, "adapted")
     with disabled(base.model.module):
-        plain = remembered(base, asked, listener, "base", cache_dir or default_cache())
+        plain = remembered(base, asked, listener, "base", cache_folder(cache_dir))
     return evaluate_outcomes(asked, plain, adapted, extra(asked, plain, adapted) if extra else (), mismatches)
 
 

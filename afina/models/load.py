@@ -9,7 +9,7 @@ from typing import Any, get_args
 import torch
 from safetensors import SafetensorError
 
-from afina.core.device import PRECISIONS, default_cache, pick_device, pick_dtype
+from afina.core.device import PRECISIONS, cache_folder, pick_device, pick_dtype
 from afina.core.errors import BaseModelError, SettingsError
 from afina.engine import kernels
 from afina.engine.blocks import Blocks, packing, parameter_count, quantise_linears
@@ -98,7 +98,7 @@ def load_base(  # noqa: PLR0913 - each by its name
     ):  # fmt: skip
         if value not in known:
             raise SettingsError(f"{flag} is {value!r}", f"it takes {', '.join(map(str, known))}")
-    cache = cache_dir or default_cache()
+    cache = cache_folder(cache_dir)
     source = sources.locate(name, revision, cache)
     place = pick_device(device)
     dtype, reason = pick_dtype(precision, place, cache)
@@ -198,7 +198,7 @@ def import_libraries() -> None:
 
 def describe(name: str, *, revision: str | None = None, cache_dir: Path | None = None) -> Facts:
     """The facts of a base without loading its weights (fetched first if it is not on this disk)."""
-    source = sources.locate(name, revision, cache_dir or default_cache())
+    source = sources.locate(name, revision, cache_folder(cache_dir))
     task = task_of(source)
     module = build_skeleton(config_of(source), task)
     return _facts(source, module if task == "causal" else module.base_model)  # a head of classes is no part of the base
@@ -305,7 +305,7 @@ def load_tokenizer(
 ) -> tuple[Tokenizer, int]:
     """The tokenizer of the base called `name` (a classifier's, of these classes), and its context in tokens, without its weights. Raises
     `BaseModelError`."""
-    source = sources.locate(name, revision, cache_dir or default_cache())
+    source = sources.locate(name, revision, cache_folder(cache_dir))
     if source.is_gguf:
         tok = tokenizer.from_gguf(gguf.GGUF(source.path), source.path)
     elif task_of(source) == "causal":

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from afina.core.device import default_cache, keep_freed_memory
+from afina.core.device import cache_folder, keep_freed_memory
 from afina.core.errors import AdapterError, BaseModelError, DataError, SettingsError
 from afina.core.events import Listener, Notice
 from afina.core.layers import is_conv1d
@@ -51,7 +51,7 @@ class Assembled:
 
     @property
     def cache(self) -> Path:
-        return self.settings.cache_dir or default_cache()
+        return cache_folder(self.settings.cache_dir)
 
     @property
     def kind(self) -> Kind:
@@ -104,7 +104,7 @@ def assemble(settings: RunSettings, listener: Listener) -> Assembled:
 def _guarded(settings: RunSettings, classes: Sequence[str]) -> Skeleton | None:
     """The base by its configuration. Raises `SettingsError` where not even a row of it would fit into memory; None where the
     configuration cannot be read, which loading the base explains."""
-    cache = settings.cache_dir or default_cache()
+    cache = cache_folder(settings.cache_dir)
     try:
         found = read_skeleton(
             settings.base, revision=settings.revision, cache_dir=cache, task=settings.task, classes=classes

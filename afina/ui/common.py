@@ -16,7 +16,12 @@ if TYPE_CHECKING:
 def run_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", type=Path, metavar="RUN", help="folder that `afina train` wrote, or an adapter's folder")
     parser.add_argument("--device", metavar="DEVICE", help="cpu, cuda, mps; by default the best that is there")
-    parser.add_argument("--cache-dir", type=Path, metavar="DIR", help="where downloaded models are kept")
+    parser.add_argument(
+        "--cache-dir",
+        type=Path,
+        metavar="DIR",
+        help="where downloaded models are kept [$AFINA_CACHE, else the user's cache folder]",
+    )
     parser.add_argument("--base", metavar="BASE", help="the base, where it is not where it was in training")
     parser.add_argument("--force", action="store_true", help="take a base that the adapter was not made for")
 

@@ -4,11 +4,13 @@ import json
 import os
 from pathlib import Path
 
+import platformdirs
 import pytest
 import torch
 
 from afina.core import device
 from afina.core.config import Settings, build, fields, merge, nest, read_yaml, setting
+from afina.core.device import cache_folder
 from afina.core.errors import OutputError, SettingsError
 from afina.core.events import Done, HeldOut, MetricsFile, Notice, Step, parse
 from afina.core.files import read_jsonl, sha256, write_atomic
@@ -137,3 +139,12 @@ def test_a_table_reads_its_package_once_and_takes_things_from_outside(tmp_path, 
             shapes.add(SimpleNamespace(name="circle"))
     with pytest.raises(SettingsError, match="no shape 'circle'"):
         shapes["circle"]
+
+
+def test_the_cache_is_the_given_folder_then_the_environments_then_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert cache_folder(Path("given")) == Path("given")
+    monkeypatch.setenv("AFINA_CACHE", "from-the-environment")
+    assert cache_folder(Path("given")) == Path("given")
+    assert cache_folder() == Path("from-the-environment")
+    monkeypatch.delenv("AFINA_CACHE")
+    assert cache_folder() == Path(platformdirs.user_cache_dir("afina"))

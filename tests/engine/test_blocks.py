@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import BertForSequenceClassification
 
-from afina.core.device import default_cache
+from afina.core.device import cache_folder
 from afina.core.errors import AdapterError, BaseModelError, SettingsError
 from afina.engine import blocks, kernels
 from afina.engine.blocks import NF4, BlockLinear, Blocks, nf4_levels, parameter_count, quantise, quantise_linears
@@ -33,7 +33,7 @@ def how(request, monkeypatch) -> None:
     if request.param == "by hand":
         monkeypatch.setattr(kernels, "loaded", lambda: None)
     else:
-        kernels.load(default_cache())
+        kernels.load(cache_folder())
 
 
 @pytest.mark.parametrize("number", blocks.GGML_FORMATS)
@@ -120,7 +120,7 @@ def owner(kind: str) -> nn.Module:
 @pytest.mark.parametrize("kind", ["blocks", "mixed"])
 @pytest.mark.parametrize("rows", [1, 2, 5, 32, 50])
 def test_joined_layers_over_blocks_are_those_over_numbers(kind: str, rows: int) -> None:
-    library = kernels.load(default_cache())
+    library = kernels.load(cache_folder())
     module, plain = owner(kind), owner(kind)
     dequantise(plain)
     x = torch.randn(rows, 128, generator=torch.Generator().manual_seed(rows)).to(torch.bfloat16)

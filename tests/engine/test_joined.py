@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from afina.core.device import default_cache
+from afina.core.device import cache_folder
 from afina.engine import kernels
 from afina.engine.joined import Joined
 from afina.lora import LoraConfig, inject
@@ -54,7 +54,7 @@ def test_joined_is_the_layers_side_by_side(
     for layer in (module.q.base, module.k, module.v.base):
         layer.to(dtype)
     joined = Joined(module, "q", "k", "v")
-    library = kernels.load(default_cache()) if fused else None
+    library = kernels.load(cache_folder()) if fused else None
     found = run(module, lambda x: joined(x, library), tokens, dtype)
     assert found.grads.keys() == expected.grads.keys()
     pairs = [(found.y, expected.y), (found.dx, expected.dx)]
@@ -66,7 +66,7 @@ def test_joined_is_the_layers_side_by_side(
 @pytest.mark.parametrize("rows", [1, 2, 3, 4, 7, 32])
 @pytest.mark.parametrize("rank", [0, 5, 16, 40])
 def test_few_rows_in_bf16_are_the_layers(rows: int, rank: int) -> None:
-    library = kernels.load(default_cache())
+    library = kernels.load(cache_folder())
     if library is None or not library.multiplies_pairs:
         pytest.skip("no compiler, or no bf16 products, here")
     torch.manual_seed(0)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from afina.core.device import default_cache
+from afina.core.device import cache_folder
 from afina.engine import kernels
 from afina.engine.kv_cache import Cache
 from afina.engine.ops import AttentionSpec, Segments
@@ -20,7 +20,7 @@ SPECS = {
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.02)])
 def test_reading_and_stepping_are_torchs(name: str, dtype: torch.dtype, tolerance: float) -> None:
     spec = SPECS[name]
-    library = kernels.load(default_cache())
+    library = kernels.load(cache_folder())
     if library is None:
         pytest.skip("no compiler here")
     caches = [Cache((spec,), 5, 120, type_, torch.device("cpu")) for type_ in (dtype, torch.float32)]

@@ -13,6 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from conftest import own_cache
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -103,6 +104,7 @@ class Served:
 
     def __init__(self, folder: Path, home: Path) -> None:
         self.folder, self.home = folder, home
+        self.cache = own_cache(home / "afina")
         self.cuts, self.corrupt = 0, 0
         self.asked: list[str] = []
         self.ranges: list[str | None] = []  # of the weights, that were fetched
@@ -118,7 +120,7 @@ class Served:
         environment = os.environ | {
             "HF_ENDPOINT": f"http://127.0.0.1:{self.server.server_port}",
             "HF_HOME": str(self.home),
-            "XDG_CACHE_HOME": str(self.home),
+            "AFINA_CACHE": str(self.cache),
             "HF_HUB_DISABLE_XET": "1",
         }
         command = [sys.executable, "-c", code, *arguments]
@@ -229,26 +231,26 @@ def test_caches_are_listed_and_cleaned(hub: Served) -> None:
     assert hub.afina("models", "list", "--delete").returncode == 2
 
 
-FIT = """
+SKELETON = """
 import sys
 from pathlib import Path
-from afina.models.skeleton import outline
-found = outline("someone/tiny", cache_dir=Path(sys.argv[1]))
-print(found.here, found.parameters, found.file_bytes, found.revision, found.is_decoder)
+from afina.models.skeleton import read_skeleton
+found = read_skeleton("someone/tiny", cache_dir=Path(sys.argv[1]))
+print(found.is_local, found.parameters, found.file_bytes, found.revision, found.is_decoder)
 """
 
 
-def test_an_outline_takes_the_headers_alone(hub: Served) -> None:
-    done = hub.run(FIT, str(hub.home))
+def test_a_skeleton_takes_the_headers_alone(hub: Served) -> None:
+    done = hub.run(SKELETON, str(hub.home))
     assert done.returncode == 0, done.stderr
-    here, parameters, size, revision, decoder = done.stdout.split()
-    assert (here, revision, decoder) == ("False", COMMIT, "True")
+    is_local, parameters, size, revision, decoder = done.stdout.split()
+    assert (is_local, revision, decoder) == ("False", COMMIT, "True")
     assert hub.ranges == ["bytes=0-100000"]
     assert not weights(hub.home)
     whole = (hub.folder / "model.safetensors").stat().st_size
     assert 0.9 * whole < int(size) < whole  # without the header
     assert int(parameters) == int(size) // 4
-    again = hub.run(FIT, str(hub.home), HF_HUB_OFFLINE="1")
+    again = hub.run(SKELETON, str(hub.home), HF_HUB_OFFLINE="1")
     assert again.returncode == 1
     assert "cannot be reached" in again.stderr
 

@@ -308,7 +308,7 @@ def _lengths(found: _Pass, kept: int, base: str) -> Iterator[DataFinding]:
         )
     if found.words and found.tokens / found.words > 2.5:
         text = f"{base} splits this language into {found.tokens / found.words:.1f} tokens a word: a base that knows it would learn faster"
-        yield DataFinding("crumbs", "warning", text, kept)
+        yield DataFinding("high_fertility", "warning", text, kept)
 
 
 def _leaks(settings: DataSettings, found: _Pass) -> Iterator[DataFinding]:

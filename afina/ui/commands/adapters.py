@@ -39,7 +39,10 @@ def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--parts", metavar="1,0,1", help="convert: loralib's enable_lora, for fused layers")
     parser.add_argument("--device", metavar="DEVICE", help="merge: cpu, cuda, mps")
     parser.add_argument(
-        "--cache-dir", type=Path, metavar="DIR", help="merge, convert: where downloaded models are kept"
+        "--cache-dir",
+        type=Path,
+        metavar="DIR",
+        help="merge, convert: where downloaded models are kept [$AFINA_CACHE, else the user's cache folder]",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 

@@ -43,7 +43,12 @@ def _own_flags(parser: argparse.ArgumentParser, action: str) -> None:
         parser.add_argument("--out", type=Path, metavar="DIR", required=True, help="new folder to write to")
     else:
         parser.add_argument("--base", default="starter", metavar="BASE", help="whose tokenizer counts [starter]")
-        parser.add_argument("--cache-dir", type=Path, metavar="DIR", help="where downloaded models are kept")
+        parser.add_argument(
+            "--cache-dir",
+            type=Path,
+            metavar="DIR",
+            help="where downloaded models are kept [$AFINA_CACHE, else the user's cache folder]",
+        )
         parser.add_argument("--html", type=Path, metavar="FILE", help="a page with plots as well")
     if action == "check":
         parser.add_argument("--json", action="store_true", help="print one JSON object")

@@ -12,7 +12,12 @@ def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "run", nargs="?", type=Path, metavar="RUN", help="a run that failed or came out poor, instead of this machine"
     )
-    parser.add_argument("--cache-dir", type=Path, metavar="DIR", help="where downloaded models are kept")
+    parser.add_argument(
+        "--cache-dir",
+        type=Path,
+        metavar="DIR",
+        help="where downloaded models are kept [$AFINA_CACHE, else the user's cache folder]",
+    )
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object, without personal data, for a report of a fault"
     )

@@ -29,7 +29,12 @@ def flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--revision", metavar="REV", help="branch, tag or commit of a hub model")
     parser.add_argument("--delete", action="store_true", help="cache: take NAME away")
-    parser.add_argument("--cache-dir", type=Path, metavar="DIR", help="where downloaded models are kept")
+    parser.add_argument(
+        "--cache-dir",
+        type=Path,
+        metavar="DIR",
+        help="where downloaded models are kept [$AFINA_CACHE, else the user's cache folder]",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
@@ -94,10 +99,10 @@ def _list(options: argparse.Namespace) -> int:
         found = [entry for entry in found if entry.licence == options.license]
     needs: dict[str, int] = {}
     if options.fits:
-        from afina.core.device import default_cache
+        from afina.core.device import cache_folder
         from afina.jobs.fit import fitting
 
-        needs = fitting(found, options.cache_dir or default_cache())
+        needs = fitting(found, cache_folder(options.cache_dir))
         found = [entry for entry in found if entry.name in needs]
     if options.json:
         more = {name: {"needs_gb": needs[name] / 1e9} for name in needs}
@@ -120,10 +125,10 @@ def _list(options: argparse.Namespace) -> int:
 
 
 def _cache(options: argparse.Namespace) -> int:
-    from afina.core.device import default_cache
+    from afina.core.device import cache_folder
     from afina.models.sources.cached import kept, take_away
 
-    cache = options.cache_dir or default_cache()
+    cache = cache_folder(options.cache_dir)
     if options.delete:
         freed = take_away(options.name, cache)
         say(json.dumps({"freed": freed}) if options.json else f"{options.name}: {freed / 1e6:.0f} MB freed")
