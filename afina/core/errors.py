@@ -7,12 +7,14 @@ AfinaError
 │   ├── BaseModelError    a base model that is missing, damaged or not supported
 │   ├── AdapterError      an adapter or run folder that does not fit
 │   └── OutputError       a place that cannot be written
-├── RunFailed             exit 1: the work was begun and came out wrong
+├── RunFailed             exit 1: a run was started and failed
 │   ├── NonFiniteLoss     the loss became NaN or infinite
-│   ├── OutOfMemory       a pass needs more memory than there is
+│   ├── OutOfMemory       a micro-batch needs more memory than there is
 │   ├── NothingTrains     no gradient reaches the adapter
 │   └── VerificationFailed  the adapter on disk is not the adapter that was trained
-└── Interrupted           exit 130: Ctrl-C; what was done so far is kept
+└── Interrupted           exit 130: Ctrl-C; what was finished is kept
+
+Each keeps what is wrong in `problems`, and what to do about it in `remedy`.
 """
 
 import errno
@@ -20,6 +22,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 
 def brief(error: BaseException) -> str:
@@ -28,19 +31,28 @@ def brief(error: BaseException) -> str:
 
 
 class AfinaError(Exception):
-    """The root. `str(error)` is the whole message for the user: what, where, expected, remedy."""
+    """The root of all. `str(error)` is the whole message for the user.
+
+    `problems` say what is wrong, where, and what was expected; `remedy` says what to do (empty where there is nothing to do).
+    """
 
     exit_code = 1
+
+    def __init__(self, problem: str | Sequence[str], remedy: str = "") -> None:
+        """`problem` is one problem or several; `str(error)` then has one on each line."""
+        self.problems = [problem] if isinstance(problem, str) else list(problem)
+        self.remedy = remedy
+        several = f"{len(self.problems)} problems:\n  " + "\n  ".join(self.problems)
+        text = self.problems[0] if len(self.problems) == 1 else several
+        super().__init__(f"{text}\n  → {remedy}" if remedy else text)
+
+    def json(self) -> dict[str, Any]:
+        """The object that `--json` prints in the place of a result."""
+        return {"error": {"problems": self.problems, "remedy": self.remedy}}
 
 
 class InputError(AfinaError):
     exit_code = 2
-
-    def __init__(self, problem: str | Sequence[str], remedy: str = "") -> None:
-        """`problem` says what is wrong, where, and what was expected (several: one a line); `remedy` what to do."""
-        problems = [problem] if isinstance(problem, str) else list(problem)
-        text = problems[0] if len(problems) == 1 else f"{len(problems)} problems:\n  " + "\n  ".join(problems)
-        super().__init__(f"{text}\n  → {remedy}" if remedy else text)
 
 
 class SettingsError(InputError): ...
@@ -101,7 +113,7 @@ _REASONS = {
 def writing(path: Path | str) -> Iterator[None]:
     """Turns an `OSError` inside the block into an `OutputError` that names `path` and the cause.
 
-    A reader of our output who has left (`| head`) is no error: `BrokenPipeError` goes through.
+    A reader that has closed our output (`| head`) is no error: `BrokenPipeError` goes through.
     """
     try:
         yield
@@ -109,4 +121,4 @@ def writing(path: Path | str) -> Iterator[None]:
         raise
     except OSError as error:
         reason = _REASONS.get(error.errno or 0, error.strerror or str(error))
-        raise OutputError(f"cannot write {path}: {reason}", "free the place, or write to another one") from error
+        raise OutputError(f"cannot write {path}: {reason}", "free some space, or write somewhere else") from error

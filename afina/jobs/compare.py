@@ -115,7 +115,7 @@ def begun(path: Path, settings: RunSettings, more: dict[str, Any], what: str) ->
             yield
         except (Interrupted, KeyboardInterrupt):
             kept = f"what was finished is kept in {out}" if _holds_more(path) else "nothing was finished yet"
-            raise Interrupted(f"interrupted; {kept}\n  → the same command goes on with it") from None
+            raise Interrupted(f"interrupted; {kept}", "the same command resumes it") from None
         finally:
             if not _holds_more(path):
                 path.unlink(missing_ok=True)

@@ -76,7 +76,7 @@ def _tune(settings: RunSettings, effort: Effort, out: Path, listener: Listener) 
     study, probe = open_study(out), read_json(out / "probe.json")
     if not any(trial.state.name == "COMPLETE" for trial in study.trials):
         raise RunFailed(
-            f"no trial came to its end\n  → look at {out}, or begin anew with another --out and a longer search"
+            "no trial was completed", f"look at {out}, or start again with another --out and a longer search"
         )
     best, plain = dict(study.best_trial.params), defaults(probe["rule"])
     repeats = read_repeats(out)

@@ -67,10 +67,12 @@ def verify(reloaded: Base, rows: Sequence[Row], trained: Tensor) -> Verification
     if not result.from_training <= allowed:
         raise VerificationFailed(
             f"the saved adapter does not give the trained model's logits: they differ by {result.from_training:.2g}, "
-            f"allowed is {allowed:.2g}\n  → do not use this adapter; please report it with the run's config.yaml"
+            f"allowed is {allowed:.2g}",
+            "do not use this adapter; please report it with the run's config.yaml",
         )
     if result.from_base == 0:
         raise VerificationFailed(
-            "the adapter changes nothing: its logits are the base's\n  → train longer or with a higher --train.learning_rate"
+            "the adapter changes nothing: its logits are the base's",
+            "train longer or with a higher --train.learning_rate",
         )
     return result

@@ -116,8 +116,8 @@ def _train(place: RunFolder, settings: RunSettings, listener: Listener, *, resum
         if done.reason == "interrupted":
             write_report(folder)
             raise Interrupted(
-                f"stopped after step {done.steps} of {steps.steps}; the adapter of that step is in {run.adapter}\n"
-                f"  → `afina train --resume {folder}` goes on"
+                f"stopped after step {done.steps} of {steps.steps}; the adapter of that step is in {run.adapter}",
+                f"`afina train --resume {folder}` resumes it",
             )
         if foreseen:
             _compare(foreseen, done, folder, listener)
@@ -130,8 +130,8 @@ def _train(place: RunFolder, settings: RunSettings, listener: Listener, *, resum
             return result
         except KeyboardInterrupt:
             raise Interrupted(
-                f"interrupted after training; the adapter in {folder / 'adapter'} is complete, but not evaluated\n"
-                f"  → `afina train --resume {folder}` evaluates it"
+                f"interrupted after training; the adapter in {folder / 'adapter'} is complete, but not evaluated",
+                f"`afina train --resume {folder}` evaluates it",
             ) from None
 
 

@@ -69,15 +69,8 @@ def finish(process: subprocess.Popen[str], listener: Listener) -> Any:
             raise Interrupted("interrupted")
         raise RunFailed(f"a process of this work ended with code {code} and said nothing (killed, or out of memory?)")
     if "error" in found:
-        raise _error(found["error"], found["text"])
+        raise getattr(errors, found["error"], RunFailed)(found["problems"], found["remedy"])
     return found["result"]
-
-
-def _error(name: str, text: str) -> AfinaError:
-    kind = getattr(errors, name, RunFailed)
-    error: AfinaError = kind.__new__(kind)
-    Exception.__init__(error, text)
-    return error
 
 
 def _main() -> None:
@@ -94,9 +87,9 @@ def _main() -> None:
     try:
         last: dict[str, Any] = {"result": target(**arguments, listener=listener)}
     except AfinaError as error:
-        last = {"error": type(error).__name__, "text": str(error)}
+        last = {"error": type(error).__name__, "problems": error.problems, "remedy": error.remedy}
     except KeyboardInterrupt:
-        last = {"error": "Interrupted", "text": "interrupted"}
+        last = {"error": "Interrupted", "problems": ["interrupted"], "remedy": ""}
     out.write(json.dumps(last) + "\n")
 
 

@@ -138,9 +138,9 @@ class Trainer:
                     raise
                 tokens = sum(len(row.input_ids) for row in longest)
                 raise OutOfMemory(
-                    f"the longest pass ({tokens:,} tokens, with {longest[-1].where}) does not fit into memory\n"
-                    "  → `afina fit BASE DATA` with the same flags says what would; --train.checkpoint_activations true, a lower "
-                    "--train.tokens_per_pass or --data.max_length need less"
+                    f"the longest pass ({tokens:,} tokens, with {longest[-1].where}) does not fit into memory",
+                    "`afina fit BASE DATA` with the same flags says what would; --train.checkpoint_activations true, a lower "
+                    "--train.tokens_per_pass or --data.max_length need less",
                 ) from error
         module.zero_grad(set_to_none=True)
         seconds = time.monotonic() - begun
@@ -183,12 +183,12 @@ class Trainer:
         if not (math.isfinite(loss) and math.isfinite(norm)):
             places = ", ".join(row.where for row in rows)
             raise NonFiniteLoss(
-                f"step {step}: the loss is {loss}, its gradient's norm {norm}; the batch was {places}\n"
-                "  → lower --train.learning_rate, or use --precision fp32; the best adapter so far, if any, is kept"
+                f"step {step}: the loss is {loss}, its gradient's norm {norm}; the batch was {places}",
+                "lower --train.learning_rate, or use --precision fp32; the best adapter so far, if any, is kept",
             )
         if step == 1 and norm == 0:
             raise NothingTrains(
-                "step 1: no gradient reaches the adapter\n  → choose other layers with --lora.target_modules"
+                "step 1: no gradient reaches the adapter", "choose other layers with --lora.target_modules"
             )
 
     def _evaluate(self) -> None:
@@ -196,7 +196,7 @@ class Trainer:
         now = self._now
         loss = mean_loss(self.base, self.held_out)
         if not math.isfinite(loss):
-            raise NonFiniteLoss(f"step {now.step}: the held-out loss is {loss}\n  → lower --train.learning_rate")
+            raise NonFiniteLoss(f"step {now.step}: the held-out loss is {loss}", "lower --train.learning_rate")
         best = now.step > 0 and loss < now.best
         if best:
             now.best, now.since_best = loss, 0

@@ -2,13 +2,14 @@
 
 import argparse
 import importlib
+import json
 import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, NoReturn
 
-from afina.core.errors import AfinaError, SettingsError, near, writing
+from afina.core.errors import AfinaError, Interrupted, SettingsError, near, writing
 from afina.version import __version__
 
 _EPILOG = """\
@@ -40,9 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         with writing("standard output"):
             sys.stdout.flush()
     except AfinaError as error:
-        return _fail(str(error), error.exit_code)
+        return _fail(error, "--json" in arguments)
     except KeyboardInterrupt:
-        return _fail("interrupted", 130)
+        return _fail(Interrupted("interrupted"), "--json" in arguments)
     except BrokenPipeError:
         os.dup2(
             os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
@@ -51,14 +52,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
-def _fail(message: str, code: int) -> int:
+def _fail(error: AfinaError, as_json: bool) -> int:
+    """Tells the error on standard error, and as an object on standard output too where one is expected there."""
     try:
+        if as_json:
+            print(json.dumps(error.json(), ensure_ascii=False))
         sys.stdout.flush()
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     with suppress(OSError):  # a full disk behind standard error must not change the exit code
-        print(f"afina: {message}", file=sys.stderr)
-    return code
+        print(f"afina: {error}", file=sys.stderr)
+    return error.exit_code
 
 
 def _run(arguments: list[str]) -> int:

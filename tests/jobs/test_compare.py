@@ -265,7 +265,7 @@ def test_a_search_that_was_cut_off_goes_on(settings: RunSettings, in_process: li
         return run(self, *args, **more)
 
     monkeypatch.setattr(trials.Bench, "run", killed)
-    with pytest.raises(Interrupted, match="the same command goes on"):
+    with pytest.raises(Interrupted, match="the same command resumes it"):
         tune(settings, Effort(trials=4))
     assert [t.state.name for t in open_study(settings.out).trials] == ["COMPLETE", "COMPLETE", "FAIL"]
     found = tune(settings, Effort(trials=4))
