@@ -1,0 +1,87 @@
+"""Runs, adapters, caches and settings that an earlier version wrote are read, and mean the same."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import afina
+from afina.core.config import build, merge, read_yaml
+from afina.core.device import default_cache
+from afina.core.files import read_json, read_jsonl
+from afina.data.store import Rows
+from afina.lora import load_adapter
+from afina.measure import outcomes
+from afina.models import load_base
+from afina.runs.history import show_run
+from afina.settings import RunSettings
+
+
+@pytest.fixture
+def recorded(tmp_path: Path) -> Path:
+    folder = tmp_path / "recorded"
+    shutil.copytree(Path(__file__).parent / "recorded", folder)
+    for file in folder.rglob("*"):
+        if file.is_file() and b"@FOLDER@" in (content := file.read_bytes()):
+            file.write_bytes(content.replace(b"@FOLDER@", str(folder).encode()))
+    kernels = default_cache() / "kernels"
+    if kernels.is_dir():  # compiling them again would take longer than all else here
+        shutil.copytree(kernels, folder / "cache" / "kernels")
+    return folder
+
+
+def test_a_finished_run_is_shown_and_its_settings_are_the_same(recorded: Path) -> None:
+    config = read_yaml(recorded / "finished" / "config.yaml")
+    settings = build(RunSettings, merge(config, {"out": recorded / "finished"}))
+    dumped = settings.model_dump(mode="json")
+    for name, value in config.items():
+        for key, each in value.items() if isinstance(value, dict) else [(None, value)]:
+            assert (dumped[name][key] if key else dumped[name]) == each, (name, key)
+    shown = show_run(recorded / "finished")
+    assert json.dumps(shown).count("accuracy")
+
+
+def test_a_killed_run_is_resumed_to_the_adapter_it_would_have_had(recorded: Path) -> None:
+    afina.resume(recorded / "killed")
+    found, expected = (
+        load_file(recorded / name / "adapter" / "adapter_model.safetensors") for name in ("killed", "finished")
+    )
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():  # other processors round otherwise
+        assert torch.allclose(found[name], value, atol=1e-4), name
+    losses = [
+        [(row["step"], round(row["loss"], 4)) for row in read_jsonl(recorded / name / "metrics.jsonl") if "loss" in row]
+        for name in ("killed", "finished")
+    ]
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("name", ["finished", "dora", "vera"])
+def test_adapters_are_read(name: str, recorded: Path) -> None:
+    base = load_base(str(recorded / "base"), precision="fp32", device="cpu")
+    config = load_adapter(base.model.module, recorded / name / "adapter")
+    assert config.variant == {"finished": "lora"}.get(name, name)
+    stored = load_file(recorded / name / "adapter" / "adapter_model.safetensors")
+    assert sum(value.numel() for value in stored.values()) >= sum(
+        p.numel() for p in base.model.module.parameters() if p.requires_grad
+    )
+
+
+def test_prepared_rows_are_read(recorded: Path) -> None:
+    rows = Rows(recorded / "cache" / "rows" / "prepared" / "train")
+    assert len(rows) == 54
+    assert rows[0].where.startswith(str(recorded / "colours.jsonl"))
+    base = load_base(str(recorded / "base"), precision="fp32", device="cpu")
+    assert "blue" in base.tokenizer.decode(rows[0].input_ids) or "red" in base.tokenizer.decode(rows[0].input_ids)
+
+
+def test_what_a_base_answered_is_read(recorded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outcomes, "_key", lambda *_: "base")
+    monkeypatch.setattr(outcomes, "outcome", lambda *_: pytest.fail("the base was asked again"))
+    outcome = outcomes.remembered(None, None, lambda _: None, "base", recorded / "cache")
+    kept = read_json(recorded / "cache" / "outcomes" / "base.json")
+    assert [answer.text for answer in outcome.answers] == [text for text, *_ in kept["answers"]]
+    assert [list(pair) for pair in outcome.nats] == kept["nats"]
