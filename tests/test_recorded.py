@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 import afina
 from afina.core.config import build, merge, read_yaml
-from afina.core.device import default_cache
+from afina.core.device import cache_folder
 from afina.core.files import read_json, read_jsonl
 from afina.data.store import Rows
 from afina.lora import load_adapter
@@ -27,7 +27,7 @@ def recorded(tmp_path: Path) -> Path:
     for file in folder.rglob("*"):
         if file.is_file() and b"@FOLDER@" in (content := file.read_bytes()):
             file.write_bytes(content.replace(b"@FOLDER@", str(folder).encode()))
-    kernels = default_cache() / "kernels"
+    kernels = cache_folder(None) / "kernels"
     if kernels.is_dir():  # compiling them again would take longer than all else here
         shutil.copytree(kernels, folder / "cache" / "kernels")
     return folder
