@@ -46,7 +46,7 @@ def prepare(options: argparse.Namespace, needed: int, peers: set[str]) -> dict[s
     base = load_base("starter", precision=options.precision)
     settings = DataSettings(path=options.rows, prompt=options.prompt, completion=options.completion)
     data = load_data(settings, base)
-    order = sorted([*data.train, *data.held_out], key=lambda row: int(row.where.rsplit(":", 1)[-1]))
+    order = sorted([*data.train, *data.held_out], key=lambda row: int(row.location.rsplit(":", 1)[-1]))
     rows = (order * (needed // len(order) + 1))[:needed]
     parts = [{"ids": row.input_ids, "labels": row.labels} for row in rows]
     (options.shared / "rows.json").write_text(json.dumps(parts))

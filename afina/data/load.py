@@ -10,6 +10,7 @@ import json
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -211,7 +212,14 @@ def render_parts(
     held_out = Rows(shelf.folder / "held_out")
     test = Rows(shelf.folder / "test")
     examples = [
-        Example(**{**e, "messages": tuple(e["messages"]), "references": tuple(e["references"])})
+        Example(
+            tuple(e.pop("messages")),
+            e.pop("completion"),
+            tuple(e.pop("references")),
+            e.pop("source"),
+            e.pop("where"),
+            **e,
+        )
         for e in facts["examples"]
     ]
     rejected = Rejections(itertools.chain(parts.rejected, (Rejected(*row) for row in facts["rejected"])))
@@ -267,10 +275,15 @@ def _render_into(folder: Path, parts: Parts, fitter: "Fitter", listener: Listene
             raise DataError([f"{settings.path}: no {what} row is left", *every.lines()], "give more or shorter rows")
     facts = {
         "notices": fitter.notices(),
-        "rejected": [[row.where, row.reason] for row in fitter.rejected],
-        "examples": [asdict(example) for example in kept[id(test)] or kept[id(held_out)]],
+        "rejected": [[row.location, row.reason] for row in fitter.rejected],
+        "examples": [_stored(example) for example in kept[id(test)] or kept[id(held_out)]],
     }
     write_json(folder / "facts.json", facts)
+
+
+def _stored(example: Example) -> dict[str, Any]:
+    values = asdict(example)
+    return {"where": values.pop("location"), **values}
 
 
 def _again(settings: DataSettings, count: int, is_test: bool) -> Iterator[Example]:
@@ -287,7 +300,7 @@ def _again(settings: DataSettings, count: int, is_test: bool) -> Iterator[Exampl
 
 def find_examples(settings: DataSettings, places: Collection[str]) -> list[Example]:
     """The examples of the training file that stand at the given places (`Row.where`)."""
-    return [example for example in _usable(_of_train(settings), Notes(), Rejections()) if example.where in places]
+    return [example for example in _usable(_of_train(settings), Notes(), Rejections()) if example.location in places]
 
 
 def trained_on(parts: Parts) -> Iterator[Example]:
@@ -341,7 +354,7 @@ class Fitter:
                 try:
                     pairs = self._fitted(example, row)
                 except Unusable as reason:
-                    self.rejected.add(Rejected(example.where, str(reason)))
+                    self.rejected.add(Rejected(example.location, str(reason)))
                     continue
                 for pair in pairs:
                     yield *pair, mark
@@ -390,9 +403,11 @@ class Fitter:
 def _check_labels(row: Row, example: Example, tokenizer: Tokenizer) -> None:
     """A row must teach something, and teach the model to stop."""
     if not row.labelled:
-        raise DataError(f"{row.where}: no token of it would be learned", "check the completion and the chat template")
+        raise DataError(
+            f"{row.location}: no token of it would be learned", "check the completion and the chat template"
+        )
     if not example.unfinished and row.labels[-1] not in tokenizer.stop_ids:
         raise DataError(
-            f"{row.where}: the end of the answer is not learned, so the model would never stop",
+            f"{row.location}: the end of the answer is not learned, so the model would never stop",
             "choose a base whose chat template ends turns with a special token",
         )

@@ -37,7 +37,7 @@ class Example:
     completion: str | None
     references: tuple[str, ...]
     source: str
-    where: str
+    location: str
     unfinished: bool = False
     last_only: bool = False  # of the assistant's turns only the last is learned
 
@@ -134,7 +134,7 @@ def examples(settings: DataSettings, notes: Notes, *, needs_completion: bool) ->
         try:
             yield convert(row)
         except Unusable as reason:
-            yield Rejected(row.where, str(reason))
+            yield Rejected(row.location, str(reason))
 
 
 def _renamed(rows: Iterator[Record | Rejected], settings: DataSettings) -> Iterator[Record | Rejected]:
@@ -264,7 +264,7 @@ def _from_text(record: Record, template: Template) -> Example:
     if not text.strip():
         raise Unusable("the text is empty")
     check_unicode(text)
-    return Example((), text, (), text, record.where)
+    return Example((), text, (), text, record.location)
 
 
 def _from_messages(record: Record, column: str, settings: DataSettings, needs_completion: bool) -> Example:
@@ -333,7 +333,7 @@ def _example(
             raise Unusable(f"column {settings.references!r} has no reference")
     for text in (*(message["content"] for message in messages), answer or "", *references):
         check_unicode(text)
-    return Example(tuple(messages), answer, references, source, record.where, last_only=settings.learn == "last")
+    return Example(tuple(messages), answer, references, source, record.location, last_only=settings.learn == "last")
 
 
 def check_unicode(text: str) -> None:

@@ -18,14 +18,14 @@ class Record:
     """One row of a file; `where` is 'file:line' (of a JSON list 'file, item n')."""
 
     values: dict[str, Any]
-    where: str
+    location: str
 
 
 @dataclass(frozen=True)
 class Rejected:
     """A row that cannot be used, and why."""
 
-    where: str
+    location: str
     reason: str
 
 
@@ -75,7 +75,7 @@ class Rejections:
             self.add(row)
 
     def add(self, row: Rejected) -> None:
-        self._places.add(row.where)
+        self._places.add(row.location)
         self._which.append(self._reasons.setdefault(row.reason, len(self._reasons)))
 
     def __len__(self) -> int:
@@ -97,7 +97,7 @@ class Rejections:
         for row in self:
             counts[row.reason] += 1
             if counts[row.reason] <= 3:
-                places.setdefault(row.reason, []).append(row.where)
+                places.setdefault(row.reason, []).append(row.location)
         return {f"{reason} ({', '.join(places[reason])}{', …' * (n > 3)})": n for reason, n in counts.most_common()}
 
 

@@ -50,7 +50,7 @@ class RowsWriter:
         with writing(self._folder):
             self._ids.write(array("i", row.input_ids))
             self._labels.write(array("i", row.labels))
-            self._index.write(_ENTRY.pack(self._end, *self._places.parts(row.where)))
+            self._index.write(_ENTRY.pack(self._end, *self._places.parts(row.location)))
 
     def close(self) -> None:
         with writing(self._folder):

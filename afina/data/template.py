@@ -21,7 +21,7 @@ class Row:
 
     input_ids: list[int]
     labels: list[int]
-    where: str
+    location: str
 
     @property
     def labelled(self) -> int:
@@ -47,7 +47,7 @@ def render(tokenizer: Tokenizer, example: Example) -> Row:
     if tokenizer.plain:
         return _row_plain(tokenizer, example)
     pieces = _pieces(tokenizer, example)
-    return _joined(tokenizer, [(piece, tokenizer.encode(piece.text)) for piece in pieces], example.where)
+    return _joined(tokenizer, [(piece, tokenizer.encode(piece.text)) for piece in pieces], example.location)
 
 
 M = TypeVar("M")
@@ -83,7 +83,7 @@ def _rows(
 ) -> list[Row | Unusable]:
     ids = iter(job.result())
     return [
-        _joined(tokenizer, [(piece, next(ids)) for piece in text], example.where) if isinstance(text, list) else text
+        _joined(tokenizer, [(piece, next(ids)) for piece in text], example.location) if isinstance(text, list) else text
         for (example, _), text in zip(batch, texts, strict=True)
     ]
 
@@ -130,7 +130,7 @@ def _completion(example: Example) -> str:
     return example.completion
 
 
-def _joined(tokenizer: Tokenizer, pieces: Sequence[tuple[_Piece, list[int]]], where: str) -> Row:
+def _joined(tokenizer: Tokenizer, pieces: Sequence[tuple[_Piece, list[int]]], location: str) -> Row:
     ids: list[int] = []
     labels: list[int] = []
     for piece, found in pieces:
@@ -139,7 +139,7 @@ def _joined(tokenizer: Tokenizer, pieces: Sequence[tuple[_Piece, list[int]]], wh
     if labels:
         labels[0] = IGNORED  # nothing stands before it that it could be told from
     whole = _with_bos(tokenizer, ids)
-    return Row(whole, [IGNORED] * (len(whole) - len(ids)) + labels, where)
+    return Row(whole, [IGNORED] * (len(whole) - len(ids)) + labels, location)
 
 
 def _row_plain(tokenizer: Tokenizer, example: Example) -> Row:
@@ -152,11 +152,11 @@ def _row_plain(tokenizer: Tokenizer, example: Example) -> Row:
     if not tokenizer.classes:
         _check_texts(tokenizer, [{"role": "assistant", "content": completion}])
         answer = [*tokenizer.encode(completion), *tokenizer.stop_ids]
-        return Row(ids + answer, [IGNORED] * len(ids) + answer, example.where)
+        return Row(ids + answer, [IGNORED] * len(ids) + answer, example.location)
     if completion not in tokenizer.classes:
         raise Unusable(f"its class {completion!r} is not one of those that the model knows")
     labels = [IGNORED, tokenizer.classes.index(completion), *[IGNORED] * (len(ids) - 2)]
-    return Row(ids, labels, example.where)
+    return Row(ids, labels, example.location)
 
 
 def text_ids(tokenizer: Tokenizer, text: str) -> list[int]:

@@ -95,11 +95,11 @@ def _row(settings: DataSettings, row: int, base: str, cache_dir: Path | None) ->
         if number < row:
             continue
         if isinstance(found, Rejected):
-            raise DataError(f"row {row} ({found.where}) cannot be used: {found.reason}", "mend it")
+            raise DataError(f"row {row} ({found.location}) cannot be used: {found.reason}", "mend it")
         try:
             return rendered(tokenizer, render(tokenizer, found))
         except Unusable as reason:
-            raise DataError(f"row {row} ({found.where}) cannot be used: {reason}", "mend it") from reason
+            raise DataError(f"row {row} ({found.location}) cannot be used: {reason}", "mend it") from reason
     raise DataError(f"{settings.path} has fewer than {row} rows", "give a smaller --row")
 
 
@@ -127,7 +127,7 @@ def prepare_data(settings: DataSettings, how: PrepareSettings, out: Path) -> Pre
     if result.test:
         _write(out / f"test.{how.format}", result.test)
     if rejected:
-        write_jsonl(out / "rejected.jsonl", [{"where": r.where, "reason": r.reason} for r in rejected])
+        write_jsonl(out / "rejected.jsonl", [{"where": r.location, "reason": r.reason} for r in rejected])
     write_atomic(out / "README.md", _card(settings, how, result).encode())
     write_json(
         out / "prepared.json", {"source": str(settings.path), **how.model_dump(mode="json"), "done": result.done}
@@ -167,13 +167,13 @@ def _times(settings: DataSettings, how: PrepareSettings, examples: Sequence[Exam
         return []
     if how.by is None:
         raise DataError("a split by time needs the column that orders the rows", "give --by COLUMN")
-    values = {r.where: r.values.get(how.by) for r in read(settings, Notes()) if isinstance(r, Record)}
-    absent = [e.where for e in examples if values.get(e.where) is None]
+    values = {r.location: r.values.get(how.by) for r in read(settings, Notes()) if isinstance(r, Record)}
+    absent = [e.location for e in examples if values.get(e.location) is None]
     if absent:
         raise DataError(
             f"{absent[0]} has no {how.by!r}, by which rows are ordered in time", "name another column with --by"
         )
-    return [str(values[e.where]) for e in examples]
+    return [str(values[e.location]) for e in examples]
 
 
 def _card(settings: DataSettings, how: PrepareSettings, result: Prepared) -> str:

@@ -46,7 +46,9 @@ def generate(  # noqa: PLR0913 - each by its name
         for line in rejected.lines():
             listener(Notice(f"not answered: {line}", warning=True))
         conversations = [list(example.messages) for example in examples]
-        rows = [{"where": e.where, "prompt": e.messages[-1]["content"] if e.messages else e.source} for e in examples]
+        rows = [
+            {"where": e.location, "prompt": e.messages[-1]["content"] if e.messages else e.source} for e in examples
+        ]
     else:
         system = adapted.facts.get("data", {}).get("system")
         start = [{"role": "system", "content": system}] if system else []

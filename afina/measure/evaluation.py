@@ -208,7 +208,7 @@ def _predictions(
 ) -> list[dict[str, Any]]:
     return [
         {
-            "where": example.where,
+            "where": example.location,
             "prompt": example.messages[-1]["content"],
             "references": list(example.references),
             "base": base.answers[i].text,

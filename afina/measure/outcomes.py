@@ -95,7 +95,7 @@ def _alone(base: Base, prompt: list[int], max_new_tokens: int) -> float:
 def _prompt(row: Row) -> Row:
     """The row with its prompt labelled, and nothing else."""
     labels = [token if label == IGNORED else IGNORED for token, label in zip(row.input_ids, row.labels, strict=True)]
-    return Row(row.input_ids, labels, row.where)
+    return Row(row.input_ids, labels, row.location)
 
 
 def remembered(base: Base, asked: Questions, listener: Listener, name: str, cache: Path) -> Outcome:

@@ -42,7 +42,7 @@ def rendered(tokenizer: Tokenizer, row: Row) -> Rendered:
             held = []
     if held:
         tokens.append((str(tokenizer.inner.decode(held)), row.labels[-1] != IGNORED))
-    return Rendered(row.where, tokens)
+    return Rendered(row.location, tokens)
 
 
 def row_page(row: Rendered) -> str:

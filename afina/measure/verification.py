@@ -49,7 +49,7 @@ def _first(rows: Sequence[Row]) -> list[Row]:
         if not labelled:
             break
         end = labelled[-1] + 1 if len(labelled) < row.labelled else len(row.labels)
-        found.append(Row(row.input_ids[:end], row.labels[:end], row.where))
+        found.append(Row(row.input_ids[:end], row.labels[:end], row.location))
         left -= len(labelled)
     return found
 

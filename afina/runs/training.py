@@ -324,7 +324,9 @@ class _Run:
         )
         write_yaml(folder / "config.yaml", resolved)
         if self.data.rejected:
-            write_jsonl(folder / "rejected.jsonl", [{"where": r.where, "reason": r.reason} for r in self.data.rejected])
+            write_jsonl(
+                folder / "rejected.jsonl", [{"where": r.location, "reason": r.reason} for r in self.data.rejected]
+            )
         save_tokenizer(self.base, self.adapter)
         write_json(self.adapter / "afina.json", self.facts)
         write_card(folder)

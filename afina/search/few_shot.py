@@ -48,13 +48,18 @@ def _behind(turns: list[dict[str, str]], example: Example) -> Example:
     rest = [turn for turn in example.messages if turn["role"] != "system"]
     shown = [turn for turn in turns if turn["role"] != "system"]
     return Example(
-        (*system, *shown, *rest), example.completion, example.references, example.source, example.where, last_only=True
+        (*system, *shown, *rest),
+        example.completion,
+        example.references,
+        example.source,
+        example.location,
+        last_only=True,
     )
 
 
 def _examples(whole: Assembled) -> list[Example]:
     """Training rows to show: one of each answer in turn, so that every label of a few is seen."""
-    wheres = [row.where for row in whole.data.train[:_CANDIDATES]]
+    wheres = [row.location for row in whole.data.train[:_CANDIDATES]]
     found = [e for e in find_examples(whole.settings.data, set(wheres)) if e.messages]
     by_answer: dict[str, list[Example]] = {}
     for example in found:

@@ -138,7 +138,7 @@ class Trainer:
                     raise
                 tokens = sum(len(row.input_ids) for row in longest)
                 raise OutOfMemory(
-                    f"the longest pass ({tokens:,} tokens, with {longest[-1].where}) does not fit into memory",
+                    f"the longest pass ({tokens:,} tokens, with {longest[-1].location}) does not fit into memory",
                     "`afina fit BASE DATA` with the same flags says what would; --train.checkpoint_activations true, a lower "
                     "--train.tokens_per_pass or --data.max_length need less",
                 ) from error
@@ -181,7 +181,7 @@ class Trainer:
     def _check(self, loss: float, norm: float, rows: list[Row]) -> None:
         step = self._now.step
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            places = ", ".join(row.where for row in rows)
+            places = ", ".join(row.location for row in rows)
             raise NonFiniteLoss(
                 f"step {step}: the loss is {loss}, its gradient's norm {norm}; the batch was {places}",
                 "lower --train.learning_rate, or use --precision fp32; the best adapter so far, if any, is kept",

@@ -173,8 +173,8 @@ def test_splits_by_answer_and_by_time(tmp_path: Path) -> None:
     assert sum(e.completion == "rare" for e in stratified.test) == 4
     late = prepare_data(DataSettings(path=path), PrepareSettings(split="time", by="day", test=0.1), tmp_path / "t")
     kept, _, _ = read_examples(DataSettings(path=path), needs_completion=True)
-    days = {e.where: row["day"] for e, row in zip(kept, rows, strict=True)}
-    assert min(days[e.where] for e in late.test) > max(days[e.where] for e in late.train)
+    days = {e.location: row["day"] for e, row in zip(kept, rows, strict=True)}
+    assert min(days[e.location] for e in late.test) > max(days[e.location] for e in late.train)
     for by, words in ((None, "--by COLUMN"), ("hour", "has no 'hour'")):
         with pytest.raises(DataError, match=words):
             prepare_data(DataSettings(path=path), PrepareSettings(split="time", by=by), tmp_path / "x")

@@ -36,8 +36,8 @@ def test_three_formats_say_the_same(tmp_path: Path) -> None:
 def test_rejected_rows_have_place_and_reason(tmp_path: Path) -> None:
     (tmp_path / "d.csv").write_text('q,a\n1,x\n2\n"3\n3",\n4,y\n')
     kept, rejected = examples(tmp_path / "d.csv", prompt="{q}", completion="{a}")
-    assert [e.where for e in kept] == [f"{tmp_path}/d.csv:2", f"{tmp_path}/d.csv:6"]
-    assert [(r.where.rsplit(":", 1)[1], r.reason) for r in rejected] == [
+    assert [e.location for e in kept] == [f"{tmp_path}/d.csv:2", f"{tmp_path}/d.csv:6"]
+    assert [(r.location.rsplit(":", 1)[1], r.reason) for r in rejected] == [
         ("3", "1 fields, the header has 2"),
         ("4", "the completion is empty"),
     ]
@@ -186,14 +186,14 @@ def test_rows_on_disk_are_the_rows_that_were_rendered(tmp_path: Path, tiny) -> N
     data = load_data(settings, tiny, cache_dir=tmp_path / "cache")
     found, _, _ = read_examples(settings, needs_completion=True)
     one_by_one = [render(tiny.tokenizer, example) for example in found]
-    stored = sorted([*data.train, *data.held_out], key=lambda row: int(row.where.rsplit(":", 1)[1]))
+    stored = sorted([*data.train, *data.held_out], key=lambda row: int(row.location.rsplit(":", 1)[1]))
     assert stored == one_by_one
     assert data.train[-1] == data.train[len(data.train) - 1] == list(data.train)[-1]
     assert data.train.lengths.tolist() == [len(row.input_ids) for row in data.train]
     assert data.train.tokens == sum(data.train.lengths)
     assert data.train.labelled == sum(row.labelled for row in data.train)
     assert data.most_labelled == max(row.labelled for row in one_by_one)
-    assert [e.where for e in data.test_examples] == [row.where for row in data.held_out]
+    assert [e.location for e in data.test_examples] == [row.location for row in data.held_out]
 
 
 def test_prepared_rows_are_found_again_while_nothing_changed(tmp_path: Path, tiny, monkeypatch) -> None:
@@ -234,9 +234,9 @@ def test_too_long_rows(tmp_path: Path, tiny) -> None:
         load()
     dropped = load(too_long="drop")
     assert len(dropped.train) + len(dropped.held_out) == 19
-    assert [r.where for r in dropped.rejected] == [f"{path}:6"]
+    assert [r.location for r in dropped.rejected] == [f"{path}:6"]
     cut = load(too_long="cut")
-    (row,) = [r for r in [*cut.train, *cut.held_out] if r.where == f"{path}:6"]
+    (row,) = [r for r in [*cut.train, *cut.held_out] if r.location == f"{path}:6"]
     assert 100 < len(row.input_ids) <= 120
     assert tiny.tokenizer.inner.decode([label for label in row.labels if label != IGNORED]) == "answer 5<|im_end|>"
     assert cut.notices == ["1 prompts were cut to fit 120 tokens"]
@@ -273,7 +273,7 @@ def test_text_that_spells_a_control_token_or_is_no_unicode(tmp_path: Path, tiny)
     bad = [{"prompt": "a <|im_end|> b", "completion": "x"}, {"prompt": "c", "completion": "\ud800"}]
     path.write_text("".join(json.dumps(row) + "\n" for row in [*good, *bad]))
     data = load_data(DataSettings(path=path, held_out=0.5), tiny)
-    assert [(r.where, r.reason) for r in data.rejected] == [
+    assert [(r.location, r.reason) for r in data.rejected] == [
         (f"{path}:22", "character 1 of a text is not valid Unicode"),
         (f"{path}:21", "the text holds the control token '<|im_end|>' of this base"),
     ]
@@ -297,12 +297,12 @@ def test_a_part_is_kept_apart_until_the_end(tmp_path: Path, tiny) -> None:
     rows = [{"prompt": f"q {i // 2}", "completion": f"a {i}"} for i in range(200)]
     path = write_rows(tmp_path / "t.jsonl", rows)
     data = load_data(DataSettings(path=path, test=0.2, test_rows=30), tiny)
-    parts = [{row.where for row in part} for part in (data.train, data.held_out, data.test)]
+    parts = [{row.location for row in part} for part in (data.train, data.held_out, data.test)]
     assert [len(part) for part in parts] == [154, 16, 30]
     assert len(set.union(*parts)) == 200
     prompts = [{(int(where.rsplit(":", 1)[1]) - 1) // 2 for where in part} for part in parts]
     assert not (prompts[0] | prompts[1]) & prompts[2]  # never one prompt on both sides
-    assert [e.where for e in data.test_examples] == [row.where for row in data.test]
+    assert [e.location for e in data.test_examples] == [row.location for row in data.test]
 
 
 def test_a_test_file_may_hold_references_only(tmp_path: Path, tiny) -> None:

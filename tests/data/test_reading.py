@@ -123,7 +123,7 @@ def test_what_stands_around_a_table_is_reported(tmp_path: Path) -> None:
     assert records == [
         {"nome": "Agudo", "total": "1", "nota": ""}, {"nome": "Aceguá", "total": "2", "nota": "b"}, {"nome": "Total", "total": "3", "nota": ""},
     ]  # fmt: skip
-    assert [(r.where.rsplit(":", 1)[1], r.reason) for r in rejected] == [
+    assert [(r.location.rsplit(":", 1)[1], r.reason) for r in rejected] == [
         ("8", "1 fields, the header has 3"), ("9", "2 fields, the header has 3"),
     ]  # fmt: skip
     assert sum("left out before the header" in line for line in notes) == 2
@@ -276,7 +276,7 @@ def test_files_that_are_not_what_they_say(tmp_path: Path) -> None:
     (tmp_path / "lines.jsonl").write_bytes(b'{"a": 1}\n' * 6 + b'{"a": \n[1]\n')
     records, rejected, _ = rows(tmp_path / "lines.jsonl")
     assert len(records) == 6
-    assert [r.where.rsplit(":", 1)[1] for r in rejected] == ["7", "8"]
+    assert [r.location.rsplit(":", 1)[1] for r in rejected] == ["7", "8"]
 
 
 def test_real_messy_tables(shared: Path) -> None:

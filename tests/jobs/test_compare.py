@@ -296,12 +296,12 @@ def test_the_test_part_is_never_seen_by_the_search(settings: RunSettings, in_pro
     original = loop.gradients
 
     def watched(base, rows, *more):
-        seen.update(row.where for row in rows)
+        seen.update(row.location for row in rows)
         return original(base, rows, *more)
 
     monkeypatch.setattr(loop, "gradients", watched)
     look = loop.mean_loss
-    monkeypatch.setattr(loop, "mean_loss", lambda base, rows: seen.update(r.where for r in rows) or look(base, rows))
+    monkeypatch.setattr(loop, "mean_loss", lambda base, rows: seen.update(r.location for r in rows) or look(base, rows))
     bench = []
     init = trials.Bench.__init__
 
@@ -311,7 +311,7 @@ def test_the_test_part_is_never_seen_by_the_search(settings: RunSettings, in_pro
 
     monkeypatch.setattr(trials.Bench, "__init__", kept)
     tune(settings, Effort(trials=3))
-    run_in_process = {row.where for row in bench[0].data.test}
+    run_in_process = {row.location for row in bench[0].data.test}
     assert run_in_process
     assert not seen & run_in_process
 

@@ -109,7 +109,7 @@ def test_trained_on_the_prompt(
     add = store.RowsWriter.add
 
     def all_learned(self, row: Row) -> None:
-        add(self, Row(row.input_ids, [IGNORED, *row.input_ids[1:]], row.where))
+        add(self, Row(row.input_ids, [IGNORED, *row.input_ids[1:]], row.location))
 
     monkeypatch.setattr(store.RowsWriter, "add", all_learned)
     result = afina.train(settings(tiny_folder, colours_file, tmp_path / "run").model_copy(update={"seed": 7}))
@@ -124,7 +124,7 @@ def test_never_stops(tiny_folder: Path, colours_file: Path, tmp_path: Path, monk
     add = store.RowsWriter.add
 
     def without_end(self, row: Row) -> None:
-        add(self, Row(row.input_ids, [*row.labels[:-1], IGNORED], row.where))
+        add(self, Row(row.input_ids, [*row.labels[:-1], IGNORED], row.location))
 
     monkeypatch.setattr(store.RowsWriter, "add", without_end)
     monkeypatch.setattr(load, "_check_labels", lambda *_: None)

@@ -118,17 +118,17 @@ class _Pass:
         if self.tokenizer is not None:
             row = render(self.tokenizer, example)
             if len(row.input_ids) > self.max_length:
-                self.note("long" if example.messages else "divided", example.where)
+                self.note("long" if example.messages else "divided", example.location)
             if row.labelled >= self.max_length and example.messages:
-                self.note("lost", example.where)
+                self.note("lost", example.location)
             self.lengths.append(len(row.input_ids))
             self.answers.append(row.labelled)
             self.tokens += len(self.tokenizer.encode(example.source[:2000]))
             self.words += len(_WORDS.findall(example.source[:2000]))
         if len(self.samples) < _SAMPLES:
             asked = str(example.messages[-1]["content"]) if example.messages else ""
-            self.samples.append({"where": example.where, "prompt": asked, "completion": answer})
-        self.places.add(example.where)
+            self.samples.append({"where": example.location, "prompt": asked, "completion": answer})
+        self.places.add(example.location)
         self.prompts.add(example.prompt_key)
         self.wholes.add(f"{example.prompt_key}\n{answer}")
         self.sketches.add(example.source)
@@ -136,13 +136,13 @@ class _Pass:
         if example.messages and len(self.labels) <= _MOST_LABELS:
             self.labels[answer] += 1
         if len(_WORDS.findall(answer)) <= 1 and len(example.messages) > 1:
-            self.note("one word", example.where)
+            self.note("one word", example.location)
         self.languages[language(example.source) or "?"] += 1
         if any(damaged(text) for text in texts):
-            self.note("damaged", example.where)
+            self.note("damaged", example.location)
             self.repair = self.repair or next((t for text in texts if damaged(text) and (t := repaired(text))), None)
         for kind in {kind for text in texts for kind, _, _ in personal(text)}:
-            self.note(f"personal: {kind}", example.where)
+            self.note(f"personal: {kind}", example.location)
 
 
 def check(
@@ -167,7 +167,7 @@ def check(
                 gathered.add(row)
                 continue
             except Unusable as error:
-                row = Rejected(row.where, str(error))
+                row = Rejected(row.location, str(error))
         rejected.add(row)
     kept = len(gathered.places)
     findings = [DataFinding("mapping", "error", text, rows_in) for text in unmapped]
@@ -205,7 +205,7 @@ def _tolerant(settings: DataSettings, notes: Notes, unmapped: list[str]) -> Iter
         notes.lines.clear()
         unmapped.append(re.sub(r"\s+", " ", str(error)))
         for row in read(settings, notes):  # raises again where the file itself is unreadable
-            yield row if isinstance(row, Rejected) else Rejected(row.where, "no layout is known for its columns")
+            yield row if isinstance(row, Rejected) else Rejected(row.location, "no layout is known for its columns")
 
 
 def _judge(found: _Pass, rows_in: int, kept: int, base: str, mapped: bool) -> Iterator[DataFinding]:
