@@ -1,5 +1,7 @@
-"""Where rooms meet that do not know each other: what layers show of themselves, and how one takes another's place."""
+"""Where rooms meet that do not know each other: what layers show of themselves, how one takes another's place, and evaluation mode."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Protocol, runtime_checkable
 
 from torch import nn
@@ -22,3 +24,14 @@ def replace(model: nn.Module, path: str, module: nn.Module) -> None:
     """Puts `module` in the place of the one at `path`."""
     parent, _, name = path.rpartition(".")
     setattr(model.get_submodule(parent), name, module)
+
+
+@contextmanager
+def evaluation_mode(module: nn.Module) -> Iterator[None]:
+    """Inside the block `module` is in evaluation mode; afterwards in the mode it was in, whatever happens."""
+    was_training = module.training
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(was_training)

@@ -1,13 +1,16 @@
-"""From rows to the tensors of one forward pass."""
+"""From rows to micro-batches, and from a micro-batch to the tensors of its forward pass."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
 
 import torch
 
 from afina.data.template import Row
 from afina.engine.ops import Segments
 from afina.models.model import IGNORED, Packed
+
+T = TypeVar("T")
 
 
 def pack(rows: Sequence[Row], device: torch.device) -> Packed:
@@ -22,17 +25,32 @@ def pack(rows: Sequence[Row], device: torch.device) -> Packed:
     return Packed(torch.tensor(ids, device=device), torch.tensor(labels, device=device), Segments(tuple(bounds)))
 
 
-def packs(rows: Sequence[Row], max_tokens: int, max_rows: int | None = None) -> list[list[Row]]:
-    """The rows, by length, in groups of up to `max_tokens` tokens (a longer row goes alone) and `max_rows` rows."""
-    groups: list[list[Row]] = []
+def grouped(
+    items: Iterable[T], length: Callable[[T], int], max_tokens: int, max_items: int | None = None
+) -> list[list[T]]:
+    """The items, in their order, in groups of up to `max_tokens` tokens (a longer item goes alone) and `max_items` items."""
+    groups: list[list[T]] = []
     tokens = 0
-    for row in sorted(rows, key=lambda row: len(row.input_ids)):
-        tokens += len(row.input_ids)
-        if not groups or tokens > max_tokens or len(groups[-1]) == max_rows:
+    for item in items:
+        own = length(item)
+        tokens += own
+        if not groups or tokens > max_tokens or len(groups[-1]) == max_items:
             groups.append([])
-            tokens = len(row.input_ids)
-        groups[-1].append(row)
+            tokens = own
+        groups[-1].append(item)
     return groups
+
+
+def micro_batches(rows: Sequence[Row], max_tokens: int, max_rows: int | None = None) -> list[list[Row]]:
+    """The rows in micro-batches of up to `max_tokens` tokens (a longer row goes alone) and `max_rows` rows.
+
+    They are sorted by length: models that pad waste least, and the others see passes of like shape.
+    """
+    return grouped(sorted(rows, key=_length), _length, max_tokens, max_rows)
+
+
+def _length(row: Row) -> int:
+    return len(row.input_ids)
 
 
 def epoch_order(count: int, seed: int, epoch: int) -> list[int]:

@@ -19,6 +19,7 @@ from afina.core.config import Settings
 from afina.core.device import keep_freed_memory, processor
 from afina.core.errors import InputError, OutputError
 from afina.core.files import read_json, write_atomic, write_json
+from afina.core.layers import evaluation_mode
 from afina.engine import kernels, ops
 from afina.engine.blocks import quantise
 from afina.engine.ops import Segments
@@ -212,8 +213,7 @@ def _train(model: DecoderModel, packed: Packed) -> Callable[[], None]:
 
 def _read(model: DecoderModel, packed: Packed) -> Callable[[], None]:
     def function() -> None:
-        model.module.eval()
-        with torch.no_grad():
+        with torch.no_grad(), evaluation_mode(model.module):
             model.summed_loss(packed)
 
     return function

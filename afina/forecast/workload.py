@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from afina.data.batch import grouped
 from afina.data.load import Dataset
 from afina.engine.ops import ROUND
 from afina.forecast.machines import Machine
@@ -127,7 +128,7 @@ def passes_of(case: Case) -> Passes:
     square = 0.0
     for numbers in some:
         rows = sorted(int(workload.lengths[i]) for i in numbers)
-        for lengths in _packed(rows, train.tokens_per_pass, train.micro_batch_size):
+        for lengths in grouped(rows, int, train.tokens_per_pass, train.micro_batch_size):
             own = sum(lengths)
             filled = -(-own // ROUND) * ROUND if case.base.is_decoder else max(lengths) * len(lengths)
             count, tokens, whole, largest = count + 1, tokens + filled, whole + own, max(largest, filled)
@@ -141,13 +142,3 @@ def passes_of(case: Case) -> Passes:
         largest=largest,
         summed=count > len(some),
     )
-
-
-def _packed(lengths: list[int], most: int, rows: int | None) -> list[list[int]]:
-    """As `data.batch.packs` groups rows of these lengths."""
-    groups: list[list[int]] = []
-    for length in lengths:
-        if not groups or sum(groups[-1]) + length > most or len(groups[-1]) == rows:
-            groups.append([])
-        groups[-1].append(length)
-    return groups

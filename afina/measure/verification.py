@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from afina.core.errors import VerificationFailed
+from afina.core.layers import evaluation_mode
 from afina.data.batch import pack
 from afina.data.template import Row
 from afina.lora.injection import disabled
@@ -33,10 +34,8 @@ class Verification:
 def probe(base: Base, rows: Sequence[Row]) -> Tensor:
     """Logits of the model as it is now at the labelled positions of the first few of `rows`, in fp32."""
     module = base.model.module
-    was_training = module.training
-    module.eval()
-    logits = base.model.label_logits(pack(_first(rows), next(module.parameters()).device))
-    module.train(was_training)
+    with evaluation_mode(module):
+        logits = base.model.label_logits(pack(_first(rows), next(module.parameters()).device))
     return logits.float().cpu()
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
+from afina.core.layers import evaluation_mode
 from afina.models.model import IGNORED, Answer, Packed, Writing, losses_of
 from afina.models.tokenizer import Tokenizer
 
@@ -57,19 +58,17 @@ class _Whole:
         on_progress: Callable[[int, int], None] | None,
     ) -> list[Answer]:  # fmt: skip
         """The answer to each of `prompts` (token ids), in their order; longest first, in batches."""
-        was_training = self.module.training
-        self.module.eval()
         device = next(self.module.parameters()).device
         order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
         found: dict[int, Answer] = {}
-        while len(found) < len(prompts):
-            longest = len(prompts[order[len(found)]])
-            group = order[len(found) : len(found) + max(1, READ_AT_ONCE // longest)]
-            rows = [torch.tensor(prompts[i], device=device) for i in group]
-            found |= zip(group, self._answer(tokenizer, rows, max_new_tokens), strict=True)
-            if on_progress:
-                on_progress(len(found), len(prompts))
-        self.module.train(was_training)
+        with evaluation_mode(self.module):
+            while len(found) < len(prompts):
+                longest = len(prompts[order[len(found)]])
+                group = order[len(found) : len(found) + max(1, READ_AT_ONCE // longest)]
+                rows = [torch.tensor(prompts[i], device=device) for i in group]
+                found |= zip(group, self._answer(tokenizer, rows, max_new_tokens), strict=True)
+                if on_progress:
+                    on_progress(len(found), len(prompts))
         return [found[i] for i in range(len(prompts))]
 
     def _answer(self, tokenizer: Tokenizer, rows: list[Tensor], max_new_tokens: int) -> list[Answer]:

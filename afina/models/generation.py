@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from afina.core.layers import evaluation_mode
 from afina.models.encoders import ClassifierModel, Seq2SeqModel
 from afina.models.load import Base
 from afina.models.model import Answer
@@ -80,11 +81,20 @@ def generate(
         return []
     if isinstance(base.model, ClassifierModel | Seq2SeqModel):
         return base.model.answers(base.tokenizer, prompts, max_new_tokens, on_progress)
-    module = base.model.module
-    was_training = module.training
-    module.eval()
-    device = next(module.parameters()).device
     how = [sampling] * len(prompts) if isinstance(sampling, Sampling) else list(sampling)
+    with evaluation_mode(base.model.module):
+        return _written(base, prompts, max_new_tokens, how, batch_size, on_progress)
+
+
+def _written(
+    base: Base,
+    prompts: Sequence[list[int]],
+    max_new_tokens: int,
+    how: Sequence[Sampling],
+    batch_size: int,
+    on_progress: Callable[[int, int], None] | None,
+) -> list[Answer]:
+    device = next(base.model.module.parameters()).device
     texts = [_Text(i, prompt, how[i], device) for i, prompt in enumerate(prompts)]
     waiting = sorted(texts, key=lambda text: -len(text.prompt))
     answers: dict[int, Answer] = {}
@@ -118,7 +128,6 @@ def generate(
                     on_progress(len(answers), len(texts))
             if active:
                 logits_BV = writing.step(torch.tensor([text.ids[-1] for text in active], device=device))
-    module.train(was_training)
     return [answers[i] for i in range(len(texts))]
 
 

@@ -13,7 +13,7 @@ from afina.core.device import memory_gb, peak_memory_gb
 from afina.core.errors import NonFiniteLoss, NothingTrains, OutOfMemory
 from afina.core.events import Done, HeldOut, Listener, Notice, Step
 from afina.core.interrupt import StopRequest
-from afina.data.batch import pack, packs
+from afina.data.batch import micro_batches, pack
 from afina.data.store import lengths
 from afina.data.template import Row
 from afina.models.load import Base
@@ -33,7 +33,7 @@ def gradients(base: Base, rows: Sequence[Row], tokens: int, most: int | None = N
     device = next(base.model.module.parameters()).device
     labelled = sum(row.labelled for row in rows)
     loss, read = 0.0, 0
-    for group in packs(rows, tokens, most):
+    for group in micro_batches(rows, tokens, most):
         packed = pack(group, device)
         part = base.model.summed_loss(packed) / labelled
         part.backward()
@@ -125,7 +125,7 @@ class Trainer:
         known = lengths(self.train)
         groups = batches(settings, known, self.seed, 0)[: self.plan.steps]
         numbers = max(groups, key=lambda group: (max(known[i] for i in group), sum(known[i] for i in group)))
-        rows = packs([self.train[i] for i in numbers], settings.tokens_per_pass, settings.micro_batch_size)
+        rows = micro_batches([self.train[i] for i in numbers], settings.tokens_per_pass, settings.micro_batch_size)
         longest = max(rows, key=lambda group: sum(len(row.input_ids) for row in group))
         devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
         module.train()

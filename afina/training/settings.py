@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from afina.core.config import Settings, setting
-from afina.data.batch import epoch_order
+from afina.data.batch import epoch_order, grouped
 
 Method = Literal["lora", "full", "head", "last", "bias"]  # what is trained (baselines.py)
 METHOD_NAMES: dict[str, str] = {
@@ -79,15 +79,7 @@ def batches(settings: TrainingSettings, lengths: Sequence[int], seed: int, epoch
     if settings.tokens_per_batch is None:
         size = settings.batch_size or BATCH_SIZE
         return [order[at : at + size] for at in range(0, len(order), size)]
-    groups: list[list[int]] = []
-    tokens = 0
-    for row in order:
-        tokens += int(lengths[row])
-        if not groups or tokens > settings.tokens_per_batch:
-            groups.append([])
-            tokens = int(lengths[row])
-        groups[-1].append(row)
-    return groups
+    return grouped(order, lambda row: int(lengths[row]), settings.tokens_per_batch)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import torch
 from conftest import byte_tokenizer, write_rows
 
 from afina.core.errors import DataError
-from afina.data.batch import epoch_order, pack, packs
+from afina.data.batch import epoch_order, micro_batches, pack
 from afina.data.load import load_data, read_examples
 from afina.data.mapping import Template, Unusable
 from afina.data.quality.duplicates import digest
@@ -263,8 +263,8 @@ def test_packs_shift_labels_and_keep_rows_apart(tmp_path: Path) -> None:
     assert packed.labels_T[:n][at].tolist() == packed.ids_T[1 : n + 1][at].tolist() == tok.encode("b<|im_end|>")
     assert (packed.tokens, packed.labelled) == (n + len(long.input_ids), 2 + 5)
     rows = [long, short, long, short, short]
-    assert [len(group) for group in packs(rows, n * 2)] == [2, 1, 1, 1]
-    assert [len(group) for group in packs(rows, 10_000, 2)] == [2, 2, 1]
+    assert [len(group) for group in micro_batches(rows, n * 2)] == [2, 1, 1, 1]
+    assert [len(group) for group in micro_batches(rows, 10_000, 2)] == [2, 2, 1]
 
 
 def test_text_that_spells_a_control_token_or_is_no_unicode(tmp_path: Path, tiny) -> None:
