@@ -54,8 +54,8 @@ def prepare(options: argparse.Namespace, needed: int, peers: set[str]) -> dict[s
         from transformers import LlamaForCausalLM
 
         file = gguf.GGUF(Path(base.facts.path))
-        model = LlamaForCausalLM(gguf_models.config(file))
-        state = gguf_models.weights(file, model.config, model.state_dict(), torch.float32)
+        model = LlamaForCausalLM(gguf_models.read_config(file))
+        state = gguf_models.read_weights(file, model.config, model.state_dict(), torch.float32)
         model.load_state_dict(state, strict=False)
         model.tie_weights()
         model.to(torch.bfloat16).save_pretrained(options.shared / "model")

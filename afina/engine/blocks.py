@@ -178,7 +178,7 @@ def unpacked(blocks: Blocks) -> Tensor:
     return out
 
 
-Packing = Callable[[str, Tensor], Tensor | Blocks]  # of a weight by its name
+Quantiser = Callable[[str, Tensor], Tensor | Blocks]  # what a weight, by its name, becomes as it is read
 
 
 class BlockLinear(nn.Linear):
@@ -269,20 +269,22 @@ def linear_layers(model: nn.Module, leave: Sequence[str] = ()) -> dict[str, Any]
     }
 
 
-def as_read(name: str, weight: Tensor) -> Tensor | Blocks:
+def full_precision(name: str, weight: Tensor) -> Tensor | Blocks:
+    """The `Quantiser` that quantises nothing."""
     return weight
 
 
-def packing(model: nn.Module, kind: str | None, dtype: torch.dtype) -> Packing:
-    """What makes nf4 or int8 of the weights of the model's linear layers as they are read, so that never all are in memory."""
+def quantiser_for(model: nn.Module, kind: str | None, dtype: torch.dtype) -> Quantiser:
+    """Quantises the weights of the model's linear layers to nf4 or int8 one by one as they are read, so that they never are all
+    in memory at full precision."""
     if kind not in ("nf4", "int8"):
-        return as_read
+        return full_precision
     layers = {f"{path}.weight": layer for path, layer in linear_layers(model).items()}
 
-    def packed(name: str, weight: Tensor) -> Tensor | Blocks:
+    def quantised(name: str, weight: Tensor) -> Tensor | Blocks:
         return (_in_blocks(layers[name], weight, kind, dtype) if name in layers else None) or weight
 
-    return packed
+    return quantised
 
 
 def _in_blocks(layer: nn.Module, weight: Tensor, kind: str, dtype: torch.dtype) -> Blocks | None:

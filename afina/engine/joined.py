@@ -1,11 +1,14 @@
 """One matrix product for linear layers that read the same input, their low-rank updates included.
 
-T tokens, I inputs, O outputs (of all parts together), R ranks (of all parts together).
+T tokens, I inputs, O outputs (of all layers together), R ranks (of all adapters together).
 
 With Ŵ = [W; A], the frozen weights and below them the adapters' A, one product gives ŷ = x Ŵᵀ = [y₀ | x Aᵀ], to which the
-small s·(x Aᵀ)Bᵀ are added part by part. Backward, with dlow = s·dy B, one product gives dx = [dy | dlow] Ŵ as well; then
-dA = dlowᵀ x and dB = s·dyᵀ (x Aᵀ). The frozen weights live in Ŵ alone: the layers' own `weight` are views of its rows. Where a
-layer keeps its weights in blocks (blocks.py), Ŵ is written out just before a product needs it.
+small s·(x Aᵀ)Bᵀ are added layer by layer. Backward, with dlow = s·dy B, one product gives dx = [dy | dlow] Ŵ as well; then
+dA = dlowᵀ x and dB = s·dyᵀ (x Aᵀ). The frozen weights exist in Ŵ alone: the layers' own `weight` are views of its rows. Where a
+layer keeps its weights in blocks (blocks.py), Ŵ is dequantised just before a product needs it.
+
+Example: q (64, 48) and v (96, 48) with adapters of rank 16 share a Ŵ of (64 + 96 + 16 + 16, 48); x of (T, 48) gives T rows of
+192, of which the last 32 are x Aᵀ; q's y is columns 0 to 64 plus columns 160 to 176 times s·Bᵀ.
 """
 
 import copy
@@ -18,118 +21,98 @@ from torch.nn import functional as F
 
 from afina.engine import kernels
 from afina.engine.blocks import BlockLinear
-from afina.engine.frozen import (
-    Conv1D,
-    Held,
-    Unpacked,
+from afina.engine.joined_weights import (
+    DenseWeights,
+    QuantisedWeights,
+    dtype_of,
     input_size,
-    kept_of,
-    number_type,
+    is_transposed,
     output_sizes,
-    row_view,
-    transposed,
+    storage_of,
+    weight_OI,
 )
 from afina.engine.kernels import Kernels
-from afina.engine.low_rank import LowRank, Update, outer
+from afina.engine.layers import Conv1D
+from afina.engine.low_rank import LowRankLayer, LowRankUpdate, outer_product
 
 # Rows up to which a product is bound by reading the weights from memory, and our own kernel is faster than the matrix library.
 FEW = 8 if torch.cpu._is_amx_tile_supported() else 32
 
 
-class Joined:
+class JoinedLinear:
     """The layers `names` of `owner`, applied to one input: (T, I) → (T, O), the outputs side by side.
 
-    The layers may be plain, or adapted by a `LowRank` layer at any time; anything else in their place is called as it is.
+    The layers may be plain, or wrapped by a `LowRankLayer` at any time; layers of any other kind are called one by one.
     """
 
     def __init__(self, owner: nn.Module, *names: str) -> None:
         self._owner, self._names = owner, names
-        self._store: Tensor | None = None
-        self._ready: _Ready | None = None
+        self._weights: Tensor | None = None  # Ŵ, with room for the ranks that were needed so far
+        self._product: _JoinedProduct | None = None  # reused while nothing changes
 
     def __call__(self, x_TI: Tensor, fused: Kernels | None = None, steady: bool = False) -> Tensor:
-        """`steady` promises that the layers are as they were at the last call, which saves looking."""
-        # After a pass in training the weights change, and fused optimisers do not count it as a new version.
-        keep = not (torch.is_grad_enabled() or self._owner.training)
-        ready = self._ready if keep else None
+        """`steady` promises that no layer has changed since the last call, which saves checking."""
+        # After a training step the weights have changed, and fused optimisers do not count it as a new version.
+        reusable = not (torch.is_grad_enabled() or self._owner.training)
+        product = self._product if reusable else None
         layers = self._owner._modules
-        if ready is None or not (steady or ready.holds(tuple(layers[name] for name in self._names), fused)):
-            made = self._prepare([layers[name] for name in self._names], fused)
-            if made is None:
-                self._ready = None
+        if product is None or not (steady or product.is_current(tuple(layers[name] for name in self._names), fused)):
+            product = self._prepare([layers[name] for name in self._names], fused)
+            if product is None:
+                self._product = None
                 return torch.cat([getattr(self._owner, name)(x_TI) for name in self._names], -1)
-            ready = made
-            self._ready = made if keep else None
-        if not torch.is_grad_enabled() or not (x_TI.requires_grad or ready.trained()):
-            return ready.few(x_TI) if ready.serves(x_TI) else ready.product(x_TI)[0]
-        y: Tensor = _Product.apply(x_TI, ready, *ready.parameters())  # type: ignore[no-untyped-call]
+            self._product = product if reusable else None
+        if not torch.is_grad_enabled() or not (x_TI.requires_grad or product.is_trained()):
+            return product.few_rows(x_TI) if product.suits_few_rows(x_TI) else product.forward(x_TI)[0]
+        y: Tensor = _JoinedFunction.apply(x_TI, product, *product.parameters())  # type: ignore[no-untyped-call]
         return y
 
-    @torch.inference_mode(False)  # what is kept serves training too
+    @torch.inference_mode(False)  # training may use these tensors later
     @torch.no_grad()
-    def _prepare(self, layers: list[Any], fused: Kernels | None) -> "_Ready | None":
-        """What the product needs, from the layers as they are now; None where they cannot be joined."""
-        if not all(_joinable(layer) for layer in layers):
+    def _prepare(self, layers: list[Any], fused: Kernels | None) -> "_JoinedProduct | None":
+        """The product of the layers as they are now; None where they cannot be joined."""
+        if not all(_is_joinable(layer) for layer in layers):
             return None
         frozen = [getattr(layer, "base", layer) for layer in layers]
-        adapters: list[LowRank | None] = [layer if getattr(layer, "enabled", False) else None for layer in layers]
+        adapters: list[LowRankLayer | None] = [layer if getattr(layer, "enabled", False) else None for layer in layers]
         present = [a for a in adapters if a is not None]
         ranks = sum(a.lora_a.shape[0] for a in present)
-        weights: Held | Unpacked
+        weights: DenseWeights | QuantisedWeights
         if any(isinstance(layer, BlockLinear) for layer in frozen):
             low = torch.empty(
-                ranks, input_size(frozen[0]), dtype=number_type(frozen[0]), device=kept_of(frozen[0]).device
+                ranks, input_size(frozen[0]), dtype=dtype_of(frozen[0]), device=storage_of(frozen[0]).device
             )
-            weights = Unpacked(frozen, low, fused)
+            weights = QuantisedWeights(frozen, low, fused)
         else:
-            store = self._joined(frozen, ranks)
-            weights, low = Held(frozen, store), store[sum(output_sizes(frozen)) :]
+            joined = self._joined_weights(frozen, ranks)
+            weights, low = DenseWeights(frozen, joined), joined[sum(output_sizes(frozen)) :]
         at = 0
         for adapter in present:
             low[at : at + len(adapter.lora_a)].copy_(adapter.lora_a)
             at += len(adapter.lora_a)
-        bias = self._bias(frozen, sum(output_sizes(frozen)) + ranks, low.dtype)
-        return _Ready(tuple(layers), frozen, adapters, weights, low, bias, fused)
+        bias = self._joined_bias(frozen, sum(output_sizes(frozen)) + ranks, low.dtype)
+        return _JoinedProduct(tuple(layers), frozen, adapters, weights, low, bias, fused)
 
-    def _joined(self, frozen: list[Any], ranks: int) -> Tensor:
-        """Ŵ, made anew where the layers' weights are no longer its rows or where there is no room for the adapters' A."""
+    def _joined_weights(self, frozen: list[Any], ranks: int) -> Tensor:
+        """Ŵ, made anew where the layers' weights are no longer its rows or where it has too few rows for the adapters' A."""
         if len(frozen) == 1 and not ranks:
-            return row_view(frozen[0])
+            return weight_OI(frozen[0])
         rows = sum(output_sizes(frozen)) + ranks
-        store = self._store
+        joined = self._weights
         if (
-            store is None
-            or len(store) < rows
-            or store.dtype != frozen[0].weight.dtype
-            or not self._holds(store, frozen)
+            joined is None
+            or len(joined) < rows
+            or joined.dtype != frozen[0].weight.dtype
+            or not _are_rows_of(joined, frozen)
         ):
-            store = self._store = self._join(frozen, rows)
-        return store[:rows]
+            joined = self._weights = _join(frozen, rows)
+        return joined[:rows]
 
-    def _holds(self, store: Tensor, frozen: list[Any]) -> bool:
-        at = store.data_ptr()
-        for layer in frozen:
-            if layer.weight.data_ptr() != at:
-                return False
-            at += layer.weight.numel() * store.element_size()
-        return True
-
-    def _join(self, frozen: list[Any], rows: int) -> Tensor:
-        weights = [row_view(layer) for layer in frozen]
-        store = weights[0].new_empty(rows, weights[0].shape[1])
-        at = 0
-        for layer, weight in zip(frozen, weights, strict=True):
-            mine = store[at : at + len(weight)]
-            mine.copy_(weight)
-            layer.weight.data = mine.T if transposed(layer) else mine
-            at += len(weight)
-        return store
-
-    def _bias(self, frozen: list[Any], rows: int, dtype: torch.dtype) -> Tensor | None:
+    def _joined_bias(self, frozen: list[Any], rows: int, dtype: torch.dtype) -> Tensor | None:
         """The layers' biases, and zeros for the adapters' A."""
         if all(layer.bias is None for layer in frozen):
             return None
-        bias = torch.zeros(rows, dtype=dtype, device=kept_of(frozen[0]).device)
+        bias = torch.zeros(rows, dtype=dtype, device=storage_of(frozen[0]).device)
         at = 0
         for layer, n in zip(frozen, output_sizes(frozen), strict=True):
             if layer.bias is not None:
@@ -137,12 +120,35 @@ class Joined:
             at += n
         return bias
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Joined":
+    def __deepcopy__(self, memo: dict[int, Any]) -> "JoinedLinear":
         """A copy over the copied layers, which joins them for itself."""
-        return Joined(copy.deepcopy(self._owner, memo), *self._names)
+        return JoinedLinear(copy.deepcopy(self._owner, memo), *self._names)
 
 
-def _joinable(layer: Any) -> bool:
+def _are_rows_of(joined: Tensor, frozen: list[Any]) -> bool:
+    """Whether the layers' weights are views of the first rows of `joined`."""
+    address = joined.data_ptr()
+    for layer in frozen:
+        if layer.weight.data_ptr() != address:
+            return False
+        address += layer.weight.numel() * joined.element_size()
+    return True
+
+
+def _join(frozen: list[Any], rows: int) -> Tensor:
+    """The layers' weights as the first of `rows` rows of a new tensor, of which their own become views."""
+    weights = [weight_OI(layer) for layer in frozen]
+    joined = weights[0].new_empty(rows, weights[0].shape[1])
+    at = 0
+    for layer, weight in zip(frozen, weights, strict=True):
+        view = joined[at : at + len(weight)]
+        view.copy_(weight)
+        layer.weight.data = view.T if is_transposed(layer) else view
+        at += len(weight)
+    return joined
+
+
+def _is_joinable(layer: Any) -> bool:
     frozen = getattr(layer, "base", layer)
     if not isinstance(frozen, nn.Linear | Conv1D):
         return False
@@ -153,150 +159,151 @@ def _joinable(layer: Any) -> bool:
     )
 
 
-class _Ready:
-    """A joined product in the state that its layers had when it was made: Ŵ, its rows A (R, I), the updates, the bias."""
+class _JoinedProduct:
+    """The joined product of layers in the state in which they were when it was made: Ŵ, its rows A (R, I), updates, bias."""
 
     def __init__(
-        self, layers: tuple[Any, ...], frozen: list[Any], adapters: list[LowRank | None], weights: Held | Unpacked,
-        low_RI: Tensor, bias: Tensor | None, fused: Kernels | None,
+        self, layers: tuple[Any, ...], frozen: list[Any], adapters: list[LowRankLayer | None],
+        weights: DenseWeights | QuantisedWeights, low_RI: Tensor, bias: Tensor | None, fused: Kernels | None,
     ) -> None:  # fmt: skip
         self.layers, self.frozen, self.adapters = layers, frozen, adapters
         self.weights, self.low, self.bias, self.fused = weights, low_RI, bias, fused
         self.outputs = output_sizes(frozen)
         self.total = sum(self.outputs)
         # (update, its columns of y, its columns of x Aᵀ)
-        self.places: list[tuple[Update, slice, slice]] = []
-        at = rank_at = 0
+        self.updates: list[tuple[LowRankUpdate, slice, slice]] = []
+        column = rank = 0
         for adapter, n in zip(adapters, self.outputs, strict=True):
             if adapter is not None:
-                update = Update(adapter, n, low_RI.dtype, fused)
-                self.places.append((update, slice(at, at + n), slice(rank_at, rank_at + update.rank)))
-                rank_at += update.rank
-            at += n
-        fast = low_RI.shape[1] % kernels.LANES == 0 and all(update.fast for update, _, _ in self.places)
+                update = LowRankUpdate(adapter, n, low_RI.dtype, fused)
+                self.updates.append((update, slice(column, column + n), slice(rank, rank + update.rank)))
+                rank += update.rank
+            column += n
+        fast = low_RI.shape[1] % kernels.LANES == 0 and all(update.is_fused for update, _, _ in self.updates)
         self.outer_fused = fused if fast else None  # for dA
-        self._wrapped = [layer for layer, own in zip(layers, frozen, strict=True) if layer is not own]
-        self._kept = [kept_of(layer) for layer in frozen]
-        # Layers that are switched off may be of any kind.
-        self._adapters = [
-            p for layer in self._wrapped if hasattr(layer, "lora_a") for p in (layer.lora_a, layer.lora_b)
+        self._wrappers = [layer for layer, own in zip(layers, frozen, strict=True) if layer is not own]
+        self._storages = [storage_of(layer) for layer in frozen]
+        # Layers that are disabled may be of any kind.
+        self._adapter_parameters = [
+            p for layer in self._wrappers if hasattr(layer, "lora_a") for p in (layer.lora_a, layer.lora_b)
         ]
-        self._state = self._look()
-        self._parts: tuple[Any, list[Tensor]] | None = None
+        self._state = self._current_state()
+        self._slices: tuple[Any, list[Tensor]] | None = None
 
-    def _look(self) -> list[Any]:
+    def _current_state(self) -> list[Any]:
         return [
-            *[kept.data_ptr() for kept in self._kept],
+            *[storage.data_ptr() for storage in self._storages],
             *[id(layer.bias) for layer in self.frozen],
-            *[parameter._version for parameter in self._adapters],
-            *[layer.enabled for layer in self._wrapped],
+            *[parameter._version for parameter in self._adapter_parameters],
+            *[layer.enabled for layer in self._wrappers],
         ]
 
-    def holds(self, layers: tuple[Any, ...], fused: Kernels | None) -> bool:
+    def is_current(self, layers: tuple[Any, ...], fused: Kernels | None) -> bool:
         """Whether these are the layers, with weights that have not changed."""
-        if layers != self.layers or (fused is None) != (self.fused is None) or self._look() != self._state:
+        if layers != self.layers or (fused is None) != (self.fused is None) or self._current_state() != self._state:
             return False
-        return all(kept_of(layer) is kept for layer, kept in zip(self.frozen, self._kept, strict=True))
+        return all(storage_of(layer) is own for layer, own in zip(self.frozen, self._storages, strict=True))
 
     def parameters(self) -> list[Tensor]:
-        """What may get a gradient, in the order in which `_Product` returns them."""
+        """What may get a gradient, in the order in which `_JoinedFunction` returns them."""
         tensors = [p for a in self.adapters if a is not None for p in (a.lora_a, a.lora_b)]
         return tensors + [p for f in self.frozen for p in f._parameters.values() if p is not None and p.requires_grad]
 
-    def trained(self) -> bool:
+    def is_trained(self) -> bool:
         return any(parameter.requires_grad for parameter in self.parameters())
 
-    def product(self, x_TI: Tensor) -> tuple[Tensor, Tensor | None]:
-        """y (T, O), and x Aᵀ (T, R), beside which it lies in memory."""
+    def forward(self, x_TI: Tensor) -> tuple[Tensor, Tensor | None]:
+        """y (T, O), and x Aᵀ (T, R): columns of one tensor."""
         joined = self.weights.product(x_TI, self.bias)
-        if not self.places:
+        if not self.updates:
             return joined, None
         y, low = joined[:, : self.total], joined[:, self.total :]
-        for update, outputs, ranks in self.places:
+        for update, outputs, ranks in self.updates:
             update.add(y[:, outputs], low[:, ranks])
         return y, low
 
-    def serves(self, x_TI: Tensor) -> bool:
-        """Whether `few` can take the product, and is the faster one."""
+    def suits_few_rows(self, x_TI: Tensor) -> bool:
+        """Whether `few_rows` can take the product, and is the faster one."""
         return (
             self.fused is not None
             and self.fused.multiplies_pairs
             and x_TI.shape[0] <= FEW
             and x_TI.dtype == self.low.dtype == torch.bfloat16
             and x_TI.shape[1] % (2 * kernels.LANES) == 0
-            and self.weights.plain
+            and self.weights.row_major
         )
 
-    def few(self, x_TI: Tensor) -> Tensor:
-        """y (T, O) for few rows: one pass over the weights as fast as memory gives them, the updates in the same sums."""
+    def few_rows(self, x_TI: Tensor) -> Tensor:
+        """y (T, O) for few rows: the weights are read once, as fast as memory gives them, the updates in the same sums."""
         assert self.fused is not None
-        parts, _ = self._parts or self._few_parts()
+        slices, _ = self._slices or self._output_slices()
         y = x_TI.new_empty(x_TI.shape[0], self.total)
         self.fused.call(
-            "few_rows", x_TI, x_TI.stride(0), self.bias, y, self.total, ctypes.addressof(parts), len(parts),
+            "few_rows", x_TI, x_TI.stride(0), self.bias, y, self.total, ctypes.addressof(slices), len(slices),
             *x_TI.shape, torch.get_num_threads(),
         )  # fmt: skip
         return y
 
-    def _few_parts(self) -> tuple[Any, list[Tensor]]:
-        """What the kernel is told of the updates, and the tensors that this points to."""
-        parts, kept = [], []
-        at = a = 0
-        for adapter, n, place in zip(self.adapters, self.outputs, self.weights.places(), strict=True):
+    def _output_slices(self) -> tuple[Any, list[Tensor]]:
+        """The kernel's description of each layer and its update, and the tensors that it points to, which must stay alive."""
+        slices, tensors = [], []
+        column = rank_at = 0
+        for adapter, n, address in zip(self.adapters, self.outputs, self.weights.addresses(), strict=True):
             if adapter is None:
-                parts.append(kernels.Part(at, at + n, 0, None, None, *place))
+                slices.append(kernels.OutputSlice(column, column + n, 0, None, None, *address))
             else:
                 rank = adapter.lora_b.shape[1]
                 b = F.pad(
                     (adapter.lora_b.detach() * adapter.scaling).to(self.low.dtype), (0, -rank % (2 * kernels.LANES))
                 )
-                parts.append(kernels.Part(at, at + n, rank, self.low[a].data_ptr(), b.data_ptr(), *place))
-                kept.append(b)
-                a += rank
-            at += n
-        self._parts = (kernels.Part * len(parts))(*parts), kept
-        return self._parts
+                a = self.low[rank_at].data_ptr()
+                slices.append(kernels.OutputSlice(column, column + n, rank, a, b.data_ptr(), *address))
+                tensors.append(b)
+                rank_at += rank
+            column += n
+        self._slices = (kernels.OutputSlice * len(slices))(*slices), tensors
+        return self._slices
 
 
-class _Product(torch.autograd.Function):
+class _JoinedFunction(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, ready: _Ready, *_: Tensor) -> Tensor:
-        y, low = ready.product(x)
-        ctx.ready = ready
+    def forward(ctx: Any, x: Tensor, product: _JoinedProduct, *_: Tensor) -> Tensor:
+        y, low = product.forward(x)
+        ctx.product = product
         ctx.save_for_backward(x, low)
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Any:
         x, low = ctx.saved_tensors
-        ready: _Ready = ctx.ready
+        product: _JoinedProduct = ctx.product
         grads: list[Tensor] = []
         if low is None:
-            dx = ready.weights.back(dy) if ctx.needs_input_grad[0] else None
+            dx = product.weights.product_back(dy) if ctx.needs_input_grad[0] else None
         else:
-            whole = _with_room(dy, ready.total + len(ready.low))
-            dy, dlow = whole[:, : ready.total], whole[:, ready.total :]
-            for update, outputs, ranks in ready.places:
+            joined = _widened(dy, product.total + len(product.low))
+            dy, dlow = joined[:, : product.total], joined[:, product.total :]
+            for update, outputs, ranks in product.updates:
                 update.project(dy[:, outputs], dlow[:, ranks])
-            dx = ready.weights.back(whole) if ctx.needs_input_grad[0] else None
-            da = outer(x, dlow, 1.0, ready.outer_fused)
-            for update, outputs, ranks in ready.places:
+            dx = product.weights.product_back(joined) if ctx.needs_input_grad[0] else None
+            da = outer_product(x, dlow, 1.0, product.outer_fused)
+            for update, outputs, ranks in product.updates:
                 grads += (da[:, ranks].T, update.gradient(dy[:, outputs], low[:, ranks]))
         own = []
-        for layer, d in zip(ready.frozen, dy.split(ready.outputs, 1), strict=True):
-            if kept_of(layer).requires_grad:
+        for layer, d in zip(product.frozen, dy.split(product.outputs, 1), strict=True):
+            if storage_of(layer).requires_grad:
                 dw = d.T @ x
-                own.append(dw.T if transposed(layer) else dw)
+                own.append(dw.T if is_transposed(layer) else dw)
             if layer.bias is not None and layer.bias.requires_grad:
                 own.append(d.sum(0))
         return dx, None, *grads, *own
 
 
-def _with_room(dy: Tensor, columns: int) -> Tensor:
-    """dy (T, O) as the first columns of a (T, `columns`) tensor: in place where its rows have the room beside them."""
-    room = dy.untyped_storage().nbytes() // dy.element_size()
-    if dy.stride() == (columns, 1) and dy.storage_offset() == 0 and room >= len(dy) * columns:
+def _widened(dy: Tensor, columns: int) -> Tensor:
+    """dy (T, O) as the first columns of a (T, `columns`) tensor: in place where its memory has these columns already."""
+    numbers = dy.untyped_storage().nbytes() // dy.element_size()
+    if dy.stride() == (columns, 1) and dy.storage_offset() == 0 and numbers >= len(dy) * columns:
         return dy.as_strided((len(dy), columns), (columns, 1))
-    whole = dy.new_empty(len(dy), columns)
-    whole[:, : dy.shape[1]] = dy
-    return whole
+    joined = dy.new_empty(len(dy), columns)
+    joined[:, : dy.shape[1]] = dy
+    return joined

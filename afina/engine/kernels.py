@@ -76,9 +76,9 @@ class Attention(ctypes.Structure):
     )
 
 
-class Part(ctypes.Structure):
-    """Outputs of a joined product: their low-rank update, A (rank, K) and s·B with its ranks filled up with zeros, and their
-    weights, as bf16 numbers or as rows of blocks."""
+class OutputSlice(ctypes.Structure):
+    """The outputs `begin` to `end` of a joined product: their low-rank update, A (rank, K) and s·B with its ranks padded with
+    zeros, and their weights, as bf16 numbers or as rows of blocks."""
 
     _fields_ = (
         *((name, Long) for name in ("begin", "end", "rank")),
@@ -88,7 +88,7 @@ class Part(ctypes.Structure):
     )
 
 
-NUMBERS = -1  # the format of a part whose weights are in no blocks
+NUMBERS = -1  # the format of weights that are not in blocks
 
 
 class Kernels:

@@ -1,4 +1,7 @@
-"""The small products of an adapter beside a frozen layer, in kernels of their own where the processor has what these need."""
+"""The small products of a LoRA adapter, in fused kernels where the processor multiplies pairs of bf16 numbers.
+
+T tokens, O outputs, r the rank, R ranks of several adapters together, N any width.
+"""
 
 from typing import Any, Protocol
 
@@ -9,11 +12,11 @@ from afina.engine import kernels
 from afina.engine.kernels import Kernels
 
 
-class LowRank(Protocol):
-    """What a layer that adapts another (`lora.LoraLinear`) shows of itself, so that its products can be joined with others."""
+class LowRankLayer(Protocol):
+    """What a layer that wraps another (`lora.LoraLinear`) must have, so that its products can be joined with others'."""
 
     base: Any
-    additive: bool  # the output is base(x) + scaling · B(A x) and no more
+    additive: bool  # the output is base(x) + scaling · B(A x), nothing else
     lora_a: nn.Parameter
     lora_b: nn.Parameter
     scaling: float
@@ -21,10 +24,10 @@ class LowRank(Protocol):
     dropout: nn.Dropout
 
 
-class Update:
+class LowRankUpdate:
     """s·B of one adapter, ready for its three products: (T, r) with Bᵀ, (T, O) with B, and (T, O)ᵀ with (T, r)."""
 
-    def __init__(self, adapter: LowRank, outputs: int, dtype: torch.dtype, fused: Kernels | None) -> None:
+    def __init__(self, adapter: LowRankLayer, outputs: int, dtype: torch.dtype, fused: Kernels | None) -> None:
         self.rank, self._scaling = adapter.lora_b.shape[1], adapter.scaling
         self._fused: Kernels | None = None
         if (
@@ -42,7 +45,7 @@ class Update:
             self._b = (adapter.lora_b.detach() * self._scaling).to(dtype)
 
     @property
-    def fast(self) -> bool:
+    def is_fused(self) -> bool:
         return self._fused is not None
 
     def add(self, y_TO: Tensor, low_TR: Tensor) -> None:
@@ -67,10 +70,10 @@ class Update:
 
     def gradient(self, dy_TO: Tensor, low_TR: Tensor) -> Tensor:
         """dB = s·dyᵀ low, (O, r) in fp32."""
-        return outer(dy_TO, low_TR, self._scaling, self._fused)
+        return outer_product(dy_TO, low_TR, self._scaling, self._fused)
 
 
-def outer(x_TN: Tensor, low_TR: Tensor, scale: float, fused: Kernels | None) -> Tensor:
+def outer_product(x_TN: Tensor, low_TR: Tensor, scale: float, fused: Kernels | None) -> Tensor:
     """scale · xᵀ low, (N, R) in fp32."""
     if fused is None:
         return (x_TN.T @ low_TR).float().mul_(scale)

@@ -170,14 +170,14 @@ def _model(width: int, layers: int, device: torch.device, dtype: torch.dtype, fu
     """Random layers such as those of Llama's family."""
     from transformers import LlamaConfig
 
-    from afina.engine.families import architecture
+    from afina.engine.families import architecture_of
 
     heads = width // 64
     config = LlamaConfig(
         hidden_size=width, intermediate_size=3 * width, num_hidden_layers=layers, num_attention_heads=heads,
         num_key_value_heads=heads // 2, vocab_size=_WORDS, tie_word_embeddings=True,
     )  # fmt: skip
-    module = decoder_skeleton(config, architecture(config), fused).to(dtype).to_empty(device=device)
+    module = decoder_skeleton(config, architecture_of(config), fused).to(dtype).to_empty(device=device)
     module.tie()
     with torch.no_grad():
         for parameter in module.parameters():
@@ -260,11 +260,11 @@ def _attention(timings: _Timings, model: DecoderModel, fused: Any) -> None:
     """Of one long row, and of the short ones that are in the passes."""
     spec = model.module.arch.specs[0]
     like = next(model.module.parameters())
-    values = torch.randn(_LONG, spec.qk_size + spec.kv_heads * spec.width, dtype=like.dtype, device=like.device)
+    values = torch.randn(_LONG, spec.qk_size + spec.kv_size, dtype=like.dtype, device=like.device)
     leaf = values.clone().requires_grad_()
 
     def attend(qkv: Tensor, row: int) -> Tensor:
-        return ops.attention(fused, qkv, spec, None, Segments(tuple(range(0, _LONG + 1, row))))
+        return ops.attend(fused, qkv, spec, None, Segments(tuple(range(0, _LONG + 1, row))))
 
     def back(row: int) -> None:
         attend(leaf, row).sum().backward()

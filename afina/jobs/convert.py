@@ -19,8 +19,8 @@ from torch import Tensor
 
 from afina.core.errors import AdapterError, InputError
 from afina.core.files import read_json, write_json
+from afina.engine.architecture import Architecture
 from afina.engine.decoder import Decoder
-from afina.engine.families import Architecture
 from afina.lora.config import LoraConfig
 from afina.lora.injection import inject
 from afina.lora.peft_files import PREFIX, adapter_state, save_adapter
@@ -257,7 +257,7 @@ def _litgpt(state: dict[str, Tensor], settings: Path) -> Any:
             at = f"{names.layers}.{number}.{names.attention if part == 'attn' else 'mlp'}"
             if name == "qkv":
                 spec = arch.specs[number]
-                outputs = [spec.q_size, spec.kv_heads * spec.width, spec.kv_heads * spec.width]
+                outputs = [spec.q_size, spec.kv_size, spec.kv_size]
                 rows = iter(b.split([n for n, on in zip(outputs, enabled, strict=True) if on]))
                 chunks = iter(a.split(rank))
                 pieces = [replace(update, a=next(chunks), b=next(rows)) if on else None for on in enabled]
@@ -266,7 +266,7 @@ def _litgpt(state: dict[str, Tensor], settings: Path) -> Any:
                 else:
                     fused = _fused(pieces, outputs)
                     if arch.interleaved:  # q, k and v of a head lie together
-                        b = fused.b.unflatten(0, (3, spec.heads, spec.width)).transpose(0, 1).flatten(0, 2)
+                        b = fused.b.unflatten(0, (3, spec.heads, spec.head_dim)).transpose(0, 1).flatten(0, 2)
                         fused = replace(fused, b=b)
                     found[f"{at}.{names.qkv[0]}"] = fused
             elif part == "attn" or name == "proj":

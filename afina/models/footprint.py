@@ -56,7 +56,7 @@ def _kept(module: Any, dtype: torch.dtype, longest: int) -> list[int]:
     arch, kept = module.arch, []
     for spec in arch.specs:
         kept += 4 * [size * arch.hidden]
-        kept += [size * (spec.qk_size + spec.kv_heads * spec.width), size * spec.q_size, 4 * spec.heads]
+        kept += [size * (spec.qk_size + spec.kv_size), size * spec.q_size, 4 * spec.heads]
         kept += [size * arch.inner * (2 if arch.gated else 1), size * arch.inner]
     return kept
 
@@ -85,7 +85,7 @@ def layer_input_bytes(module: Any, dtype: torch.dtype) -> int:
 def cache_bytes(module: Any, dtype: torch.dtype) -> int:
     """Bytes a token of a text in the making: its keys and values in every layer."""
     if isinstance(module, Decoder):
-        return sum(2 * spec.kv_heads * spec.width * element_size(dtype) for spec in module.arch.specs)
+        return sum(2 * spec.kv_size * element_size(dtype) for spec in module.arch.specs)
     return 2 * element_size(dtype) * int(module.config.num_hidden_layers) * int(module.config.hidden_size)
 
 

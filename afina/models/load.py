@@ -12,14 +12,14 @@ from safetensors import SafetensorError
 from afina.core.device import PRECISIONS, cache_folder, pick_device, pick_dtype
 from afina.core.errors import BaseModelError, SettingsError
 from afina.engine import kernels
-from afina.engine.blocks import Blocks, packing, parameter_count, quantise_linears
+from afina.engine.architecture import Unsupported
+from afina.engine.blocks import Blocks, parameter_count, quantise_linears, quantiser_for
 from afina.engine.decoder import Decoder
-from afina.engine.families import Unsupported, architecture
+from afina.engine.families import architecture_of
 from afina.engine.kernels import Kernels
 from afina.models import tokenizer
 from afina.models.encoders import ClassifierModel, Seq2SeqModel
-from afina.models.formats import gguf, gguf_models
-from afina.models.formats import safetensors_files as weights
+from afina.models.formats import gguf, gguf_models, safetensors_files
 from afina.models.model import CausalModel, DecoderModel, Quantize, Task, TransformersModel
 from afina.models.skeleton import (
     build_skeleton,
@@ -237,10 +237,12 @@ def _from_gguf(source: Source, dtype: torch.dtype, fused: Kernels | None, quanti
     keep = quantize == "keep"
     file = gguf.GGUF(source.path)
     tok = tokenizer.from_gguf(file, source.path)
-    config = gguf_models.config(file)
+    config = gguf_models.read_config(file)
     if config:
-        module = decoder_skeleton(config, architecture(config), fused)
-        found = gguf_models.weights(file, config, module.state_dict(), dtype, packing(module, quantize, dtype), keep)
+        module = decoder_skeleton(config, architecture_of(config), fused)
+        found = gguf_models.read_weights(
+            file, config, module.state_dict(), dtype, quantiser_for(module, quantize, dtype), keep
+        )
         if keep and not any(isinstance(value, Blocks) for value in found.values()):
             raise BaseModelError(f"--quantize keep: {source.path} holds no blocks", "use --quantize nf4 or int8")
         return _fill(source, module, found), tok, None
@@ -261,7 +263,7 @@ def _from_gguf(source: Source, dtype: torch.dtype, fused: Kernels | None, quanti
             "use the model's folder of *.safetensors files",
         )
     try:
-        arch = architecture(other.config)
+        arch = architecture_of(other.config)
     except Unsupported as reason:
         return other, tok, str(reason)
     return _fill(source, decoder_skeleton(other.config, arch, fused), other.state_dict()), tok, None
@@ -329,11 +331,19 @@ def _from_folder(source: Source, dtype: torch.dtype, fused: Kernels | None, quan
     config = config_of(source)
     tok = _folder_tokenizer(source)
     try:
-        arch = architecture(config)
+        arch = architecture_of(config)
     except Unsupported as reason:
         return _through_transformers(source, config, dtype), tok, str(reason)
     module = decoder_skeleton(config, arch, fused)
-    return _fill(source, module, weights.read(source.path, arch, dtype, packing(module, quantize, dtype))), tok, None
+    return (
+        _fill(
+            source,
+            module,
+            safetensors_files.read_weights(source.path, arch, dtype, quantiser_for(module, quantize, dtype)),
+        ),
+        tok,
+        None,
+    )
 
 
 def _through_transformers(source: Source, config: Any, dtype: torch.dtype) -> Any:

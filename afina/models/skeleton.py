@@ -11,11 +11,12 @@ from torch import nn
 from afina.core.errors import BaseModelError, brief
 from afina.core.events import Listener, Notice, ignore
 from afina.core.files import read_json
+from afina.engine.architecture import CONFIGURATION_ERRORS, Architecture, Unsupported, checking_configuration
 from afina.engine.decoder import Decoder
-from afina.engine.families import NONSENSE, Architecture, Unsupported, architecture, making_a_model
+from afina.engine.families import architecture_of
 from afina.engine.kernels import Kernels
 from afina.models.formats import gguf, gguf_models
-from afina.models.formats.safetensors_files import readable
+from afina.models.formats.safetensors_files import check_header
 from afina.models.model import Task
 from afina.models.sources import locate as sources
 from afina.models.sources.catalogue import Entry, known_models
@@ -96,7 +97,10 @@ def _known_config(entry: Entry) -> Any:
 def _file_bytes(source: Source) -> int:
     if source.is_gguf:
         return source.path.stat().st_size
-    return sum(path.stat().st_size for path in source.path.glob("*.safetensors") if readable(path))
+    files = list(source.path.glob("*.safetensors"))
+    for path in files:
+        check_header(path)
+    return sum(path.stat().st_size for path in files)
 
 
 def build_skeleton(config: Any, task: Task, classes: int = 0) -> Any:
@@ -105,7 +109,7 @@ def build_skeleton(config: Any, task: Task, classes: int = 0) -> Any:
     if task != "causal":
         return _other_skeleton(config, task, classes)
     try:
-        return decoder_skeleton(config, architecture(config), None)
+        return decoder_skeleton(config, architecture_of(config), None)
     except Unsupported:
         return causal_skeleton(config)
 
@@ -128,13 +132,13 @@ def need_classes(classes: Sequence[str]) -> None:
         )
 
 
-@making_a_model()
+@checking_configuration()
 def decoder_skeleton(config: Any, arch: Architecture, fused: Kernels | None) -> Decoder:
     with torch.device("meta"):
         return Decoder(arch, config, fused)
 
 
-@making_a_model()
+@checking_configuration()
 def causal_skeleton(config: Any) -> Any:
     """In transformers' class."""
     from transformers import AutoModelForCausalLM
@@ -148,7 +152,7 @@ def causal_skeleton(config: Any) -> Any:
         ) from error
 
 
-@making_a_model()
+@checking_configuration()
 def _other_skeleton(config: Any, task: Task, classes: int) -> nn.Module:
     """A classifier with a head for `classes` (or as its configuration has it), or an encoder-decoder."""
     from transformers import AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
@@ -173,16 +177,16 @@ def config_of(source: Source) -> Any:
     if source.is_gguf:
         file = gguf.GGUF(source.path)
         try:
-            return gguf_models.config(file) or AutoConfig.from_pretrained(
+            return gguf_models.read_config(file) or AutoConfig.from_pretrained(
                 source.path.parent, gguf_file=source.path.name
             )
-        except (OSError, *NONSENSE) as error:
+        except (OSError, *CONFIGURATION_ERRORS) as error:
             family = file.metadata.get("general.architecture")
             raise BaseModelError(f"{source.path}: architecture {family!r} is not supported ({error})") from error
     try:
         _within_reason(read_json(source.path / "config.json"))
         return AutoConfig.from_pretrained(source.path, trust_remote_code=False, local_files_only=True)
-    except (OSError, *NONSENSE) as error:
+    except (OSError, *CONFIGURATION_ERRORS) as error:
         raise BaseModelError(f"{source.path}/config.json: {brief(error)}", "choose another base") from error
 
 
@@ -199,7 +203,7 @@ def _within_reason(raw: Any) -> None:
         raise ValueError(f"{heads} attention heads cannot share {few} heads of keys and values")
 
 
-@making_a_model()
+@checking_configuration()
 def task_of(source: Source) -> Task:
     """What a base was made for, by the classes that its config.json names."""
     if source.is_gguf:

@@ -8,8 +8,9 @@ import torch
 from conftest import byte_tokenizer
 from torch.nn import functional as F
 
+from afina.engine.architecture import Unsupported
 from afina.engine.decoder import Decoder
-from afina.engine.families import Unsupported, architecture
+from afina.engine.families import architecture_of
 from afina.engine.ops import Segments
 from afina.lora import LoraConfig, inject, merge
 from afina.models.load import load_base
@@ -293,7 +294,7 @@ def test_unknown_architectures_are_said_to_be_unsupported() -> None:
     import transformers
 
     with pytest.raises(Unsupported, match="opt"):
-        architecture(transformers.OPTConfig())
+        architecture_of(transformers.OPTConfig())
     with pytest.raises(Unsupported, match="relu"):
-        architecture(transformers.LlamaConfig(hidden_act="relu"))
+        architecture_of(transformers.LlamaConfig(hidden_act="relu"))
     assert isinstance(Decoder, type)

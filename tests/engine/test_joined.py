@@ -8,7 +8,7 @@ from torch import nn
 
 from afina.core.device import cache_folder
 from afina.engine import kernels
-from afina.engine.joined import Joined
+from afina.engine.joined import JoinedLinear
 from afina.lora import LoraConfig, inject
 
 
@@ -53,7 +53,7 @@ def test_joined_is_the_layers_side_by_side(
     module = owner(rank)
     for layer in (module.q.base, module.k, module.v.base):
         layer.to(dtype)
-    joined = Joined(module, "q", "k", "v")
+    joined = JoinedLinear(module, "q", "k", "v")
     library = kernels.load(cache_folder()) if fused else None
     found = run(module, lambda x: joined(x, library), tokens, dtype)
     assert found.grads.keys() == expected.grads.keys()
@@ -84,8 +84,8 @@ def test_few_rows_in_bf16_are_the_layers(rows: int, rank: int) -> None:
         exact = torch.cat([module.q(x.float()), module.k(x.float()), module.v(x.float())], 1)
         for layer in module.children():
             getattr(layer, "base", layer).to(torch.bfloat16)
-        joined = Joined(module, "q", "k", "v")
+        joined = JoinedLinear(module, "q", "k", "v")
         found = joined(x, library)
-        assert joined._ready is not None
-        assert joined._ready.serves(x)
+        assert joined._product is not None
+        assert joined._product.suits_few_rows(x)
     assert (found.float() - exact).abs().max() <= 0.02 * exact.abs().max()

@@ -28,7 +28,7 @@ def test_reading_and_stepping_are_torchs(name: str, dtype: torch.dtype, toleranc
 
     def go(slots: list[int], lengths: list[int]) -> None:
         segments = Segments((0, *torch.tensor(lengths).cumsum(0).tolist()))
-        width = spec.qk_size + spec.kv_heads * spec.width
+        width = spec.qk_size + spec.kv_size
         qkv = torch.randn(sum(lengths), width, generator=generator).to(dtype)
         found = []
         for cache, fused, x in zip(caches, (library, None), (qkv, qkv.float()), strict=True):

@@ -9,18 +9,16 @@ from torch import Tensor
 
 from afina.core.errors import BaseModelError, InputError, brief
 from afina.core.files import read_json
-from afina.engine.blocks import Blocks, Packing, as_read
-from afina.engine.families import Architecture
-
-# Constants that some checkpoints store although every program computes them: masks and rotary frequencies.
-_COMPUTED = (".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias", "rotary_emb.inv_freq")
+from afina.engine.architecture import Architecture
+from afina.engine.blocks import Blocks, Quantiser, full_precision
 
 _AT_ONCE = 128 << 20  # bytes of a file that are mapped at one time
-_RENAMED = {"embed_out.weight": "lm_head.weight"}  # in GPT-NeoX's files, and in the model
 
 
-def read(folder: Path, arch: Architecture, dtype: torch.dtype, packed: Packing = as_read) -> dict[str, Tensor | Blocks]:
-    """All weights in `folder` by transformers' names, in `dtype` and then as `packed` has them, in memory of their own.
+def read_weights(
+    folder: Path, arch: Architecture, dtype: torch.dtype, quantiser: Quantiser = full_precision
+) -> dict[str, Tensor | Blocks]:
+    """All weights in `folder` by transformers' names, each in `dtype` and then as `quantiser` gives it, in its own memory.
 
     Raises `BaseModelError`.
     """
@@ -29,14 +27,14 @@ def read(folder: Path, arch: Architecture, dtype: torch.dtype, packed: Packing =
     path = folder
     try:
         for path in _files(folder):
-            names[path] = _names(path)
+            names[path] = [name for name in _names(path) if not name.endswith(arch.computed)]
         root = arch.names.embedding.split(".")[0] + "."
         bare = not any(name.startswith(root) for each in names.values() for name in each)  # saved without its head
         for path, each in names.items():
             for stored, tensor in _tensors(path, each):
-                name = _RENAMED.get(stored, stored)
+                name = arch.renamed.get(stored, stored)
                 name = root + name if bare and not name.startswith(arch.names.head) else name
-                found[name] = packed(name, tensor.to(dtype, copy=True))
+                found[name] = quantiser(name, tensor.to(dtype, copy=True))
     except (OSError, SafetensorError) as error:
         raise BaseModelError(
             f"{path}: the weights cannot be loaded ({str(error).splitlines()[0][:200]})", "download it again"
@@ -44,29 +42,28 @@ def read(folder: Path, arch: Architecture, dtype: torch.dtype, packed: Packing =
     return found
 
 
-def readable(path: Path) -> bool:
-    """True; raises `BaseModelError` where the header of a safetensors file is not whole."""
+def check_header(path: Path) -> None:
+    """Raises `BaseModelError` where the header of a safetensors file is damaged."""
     try:
         _names(path)
     except (OSError, SafetensorError) as error:
         raise BaseModelError(f"{path}: its header cannot be read ({brief(error)})", "download it again") from error
-    return True
 
 
 def _names(path: Path) -> list[str]:
     with safe_open(path, framework="pt") as file:
-        return [name for name in file.keys() if not name.endswith(_COMPUTED)]  # noqa: SIM118 - not a dict
+        return list(file.keys())
 
 
 def _tensors(path: Path, names: list[str]) -> Iterator[tuple[str, Tensor]]:
-    """Views of the file's tensors. Pages of a memory map stay with the process as long as any tensor is a view of it, beside
-    the joined products' own rows (linear.py), so the map is left, and made anew, after every so many bytes."""
-    left = list(names)
-    while left:
+    """Views of the file's tensors. The pages of a memory map stay resident as long as any tensor is a view of it, beside the
+    rows of joined products (engine/joined.py), so the file is mapped anew after every so many bytes."""
+    remaining = list(names)
+    while remaining:
         read = 0
         with safe_open(path, framework="pt") as file:
-            while left and read < _AT_ONCE:
-                name = left.pop()
+            while remaining and read < _AT_ONCE:
+                name = remaining.pop()
                 tensor = file.get_tensor(name)
                 read += tensor.nbytes
                 yield name, tensor

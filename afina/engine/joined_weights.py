@@ -1,0 +1,115 @@
+"""The frozen weights of joined layers: in memory at full precision, or in blocks that are dequantised when a product needs them.
+
+T tokens, I inputs, O outputs (of all layers together), R ranks of their adapters. Ŵ is (O + R, I): the layers' weights, and
+below them their adapters' A.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from afina.engine import blocks, kernels
+from afina.engine.blocks import BlockLinear
+from afina.engine.kernels import Kernels
+from afina.engine.layers import Conv1D
+
+
+def is_transposed(layer: Any) -> bool:
+    """Whether the layer's weight is (inputs, outputs)."""
+    return isinstance(layer, Conv1D)
+
+
+def weight_OI(layer: Any) -> Tensor:
+    weight: Tensor = layer.weight
+    return weight.T if is_transposed(layer) else weight
+
+
+def output_sizes(frozen: list[Any]) -> list[int]:
+    return [layer.nf if is_transposed(layer) else layer.out_features for layer in frozen]
+
+
+def input_size(layer: Any) -> int:
+    return int(weight_OI(layer).shape[1] if is_transposed(layer) else layer.in_features)
+
+
+def storage_of(layer: Any) -> Tensor:
+    """The tensor that holds a layer's weights: the weight itself, or its blocks."""
+    weight = layer._parameters.get("weight")
+    storage: Tensor = layer.blocks.data if weight is None else weight
+    return storage
+
+
+def dtype_of(layer: Any) -> torch.dtype:
+    """The dtype that the layer computes with."""
+    dtype: torch.dtype = layer.blocks.dtype if isinstance(layer, BlockLinear) else layer.weight.dtype
+    return dtype
+
+
+class DenseWeights:
+    """Ŵ in memory."""
+
+    def __init__(self, frozen: list[Any], joined: Tensor) -> None:
+        self.joined = joined
+        self.row_major = joined.stride(1) == 1
+        self._outputs = output_sizes(frozen)
+
+    def product(self, x_TI: Tensor, bias: Tensor | None) -> Tensor:
+        """x Ŵᵀ, (T, O + R)."""
+        return F.linear(x_TI, self.joined, bias)
+
+    def product_back(self, dy_TO: Tensor) -> Tensor:
+        """dy Ŵ, (T, I)."""
+        return dy_TO @ self.joined
+
+    def addresses(self) -> list[tuple[int, int, int]]:
+        """Address, bytes per row and format of each layer's weights."""
+        row = self.joined.stride(0) * self.joined.element_size()
+        start = self.joined.data_ptr()
+        return [(start + row * sum(self._outputs[:i]), row, kernels.NUMBERS) for i in range(len(self._outputs))]
+
+
+class QuantisedWeights:
+    """Ŵ dequantised from the layers' blocks, into the scratch that all layers share, whenever a product needs it."""
+
+    def __init__(self, frozen: list[Any], low_RI: Tensor, fused: Kernels | None) -> None:
+        self._frozen, self._low, self._fused = frozen, low_RI, fused
+        self.row_major = all(isinstance(layer, BlockLinear) or not is_transposed(layer) for layer in frozen)
+        alone = len(frozen) == 1 and not len(low_RI)
+        # Too large to be dequantised at one time: the output head.
+        self._large = frozen[0].blocks if alone and frozen[0].blocks.numel() > blocks.TILE else None
+
+    def _dequantised(self) -> Tensor:
+        outputs = output_sizes(self._frozen)
+        like = next(layer.blocks for layer in self._frozen if isinstance(layer, BlockLinear))
+        out = blocks.scratch(sum(outputs) + len(self._low), self._low.shape[1], like)
+        at = 0
+        for layer, n in zip(self._frozen, outputs, strict=True):
+            if isinstance(layer, BlockLinear):
+                layer.blocks.write(out[at : at + n], self._fused)
+            else:
+                out[at : at + n] = weight_OI(layer)
+            at += n
+        out[at:] = self._low
+        return out
+
+    def product(self, x_TI: Tensor, bias: Tensor | None) -> Tensor:
+        """x Ŵᵀ, (T, O + R)."""
+        if self._large is None:
+            return F.linear(x_TI, self._dequantised(), bias)
+        y = blocks.product(x_TI, self._large)
+        return y if bias is None else y + bias
+
+    def product_back(self, dy_TO: Tensor) -> Tensor:
+        """dy Ŵ, (T, I)."""
+        return dy_TO @ self._dequantised() if self._large is None else blocks.product_back(dy_TO, self._large)
+
+    def addresses(self) -> list[tuple[int, int, int]]:
+        """Address, bytes per row and format of each layer's weights."""
+        found = []
+        for layer in self._frozen:
+            storage = storage_of(layer)
+            kind = layer.blocks.kind if isinstance(layer, BlockLinear) else kernels.NUMBERS
+            found.append((storage.data_ptr(), storage.stride(0) * storage.element_size(), kind))
+        return found

@@ -1,0 +1,170 @@
+"""Causal attention within the rows of a pack, in training, and with cached keys and values, in generation.
+
+T tokens, packed; S rows; H heads of D, Hkv of them of keys and values; E = (H + 2·Hkv)·D: queries, keys and values side by side.
+"""
+
+import ctypes
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from afina.engine import kernels
+from afina.engine.kernels import Kernels
+from afina.engine.ops._autograd import apply, empty_with_stride
+from afina.engine.ops.rotary import AttentionSpec, Rotation, rotary_struct, rotate, rotate_by_torch
+from afina.engine.ops.segments import Segments
+
+
+def attend(
+    fused: Kernels | None, qkv_TE: Tensor, spec: AttentionSpec, rotation: Rotation | None, segments: Segments
+) -> Tensor:
+    """Causal attention of each row of the pack to itself alone; (T, H·D). Queries and keys are rotated here.
+
+    Costs what the rows cost one by one, not the square of the pack's length.
+    """
+    if fused is None or (rotation is not None and rotation.trains_norms):
+        return _attend_by_torch(qkv_TE, spec, rotation, segments)
+    out: Tensor = apply(_Attention, fused, qkv_TE, spec, rotation, segments)
+    return out
+
+
+def _attention_struct(spec: AttentionSpec, segments: Segments) -> kernels.Attention:
+    return kernels.Attention(
+        len(segments.lengths),
+        segments.bounds_tensor.data_ptr(),
+        spec.c_heads(),
+        spec.scale,
+        spec.window,
+        spec.cap,
+        torch.get_num_threads(),
+    )
+
+
+class _Attention(torch.autograd.Function):
+    """Formulas: attention.cpp. qkv, the output and log Σ exp of the scores are saved; the rest is recomputed."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, fused: Kernels, qkv: Tensor, spec: AttentionSpec, rotation: Rotation | None, segments: Segments
+    ) -> Tensor:
+        qk = rotate(fused, qkv, spec, rotation)
+        k, v = qk[:, spec.q_size :], qkv[:, spec.qk_size :]
+        out, lse = qk.new_empty(len(qk), spec.q_size), torch.empty(len(qk), spec.heads)
+        struct = _attention_struct(spec, segments)
+        fused.call(
+            "attention_forward", qk, qk.stride(0), k, k.stride(0), v, v.stride(0), out, lse, ctypes.addressof(struct)
+        )
+        ctx.fused, ctx.spec, ctx.rotation, ctx.segments = fused, spec, rotation, segments
+        ctx.save_for_backward(qkv, out, lse)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, dout: Tensor) -> Any:
+        qkv, out, lse = ctx.saved_tensors
+        fused, spec, rotation, segments = ctx.fused, ctx.spec, ctx.rotation, ctx.segments
+        dout = dout.contiguous()
+        qk = rotate(fused, qkv, spec, rotation)
+        k, v = qk[:, spec.q_size :], qkv[:, spec.qk_size :]
+        d = empty_with_stride(qkv)
+        struct = _attention_struct(spec, segments)
+        fused.call(
+            "attention_backward", qk, qk.stride(0), k, k.stride(0), v, v.stride(0), out, lse, dout, d, d.stride(0),
+            ctypes.addressof(struct),
+        )  # fmt: skip
+        if rotation is not None:
+            rotary = rotary_struct(spec, rotation)  # d and qkv share their stride
+            fused.call(
+                "rotary_backward", d, qkv, d.stride(0), ctypes.addressof(rotary), len(d), torch.get_num_threads()
+            )
+        return None, d, None, None, None
+
+
+def _attend_by_torch(qkv_TE: Tensor, spec: AttentionSpec, rotation: Rotation | None, segments: Segments) -> Tensor:
+    """The rows are spread over a padded batch. Padding comes last, so the causal mask hides it."""
+    v_THD = qkv_TE[:, spec.qk_size :].unflatten(1, (-1, spec.head_dim))
+    positions = segments.positions_T.to(qkv_TE.device)
+    if rotation is None:
+        q_THD, k_THD = (
+            x.unflatten(1, (-1, spec.head_dim))
+            for x in (qkv_TE[:, : spec.q_size], qkv_TE[:, spec.q_size : spec.qk_size])
+        )
+    else:
+        q_THD, k_THD = rotate_by_torch(qkv_TE, spec, rotation)
+    rows = segments.rows_T.to(positions.device)
+    shape = (len(segments.lengths), segments.longest)
+
+    def spread(x_THD: Tensor) -> Tensor:
+        batch = x_THD.new_zeros(*shape, *x_THD.shape[1:])
+        return batch.index_put((rows, positions.long()), x_THD).transpose(1, 2)
+
+    out = dense_attention(spread(q_THD), spread(k_THD), spread(v_THD), spec)
+    return out.transpose(1, 2)[rows, positions.long()].flatten(1)
+
+
+def dense_attention(
+    q_BHTD: Tensor, k_BHSD: Tensor, v_BHSD: Tensor, spec: AttentionSpec, mask_BTS: Tensor | None = None
+) -> Tensor:
+    """Attention over a padded batch, in torch on any device (here S keys); causal where no mask is given."""
+    grouped = spec.heads != spec.kv_heads
+    if not spec.cap and not (spec.window and mask_BTS is None and spec.window < k_BHSD.shape[2]):
+        mask = None if mask_BTS is None else mask_BTS[:, None]
+        return F.scaled_dot_product_attention(
+            q_BHTD, k_BHSD, v_BHSD, mask, is_causal=mask is None, scale=spec.scale, enable_gqa=grouped
+        )
+    if mask_BTS is None:
+        at = torch.arange(k_BHSD.shape[2], device=q_BHTD.device)
+        mask_BTS = (at[:, None] >= at) & (at[:, None] - at < (spec.window or len(at)))
+    k, v = (x.repeat_interleave(spec.heads // spec.kv_heads, 1) for x in (k_BHSD, v_BHSD))
+    scores = (q_BHTD @ k.transpose(2, 3)).float() * spec.scale
+    if spec.cap:
+        scores = spec.cap * torch.tanh(scores / spec.cap)
+    mask = mask_BTS if mask_BTS.dim() == 2 else mask_BTS[:, None]
+    return scores.masked_fill(~mask, float("-inf")).softmax(-1).to(v.dtype) @ v
+
+
+class Past(NamedTuple):
+    """The cache that segments continue: segment s follows the before_S[s] tokens in slot slots_S[s] of keys and values
+    (slots, Hkv, room, D)."""
+
+    keys: Tensor
+    values: Tensor
+    slots_S: Tensor
+    before_S: Tensor
+
+
+def attend_cached(
+    fused: Kernels | None, qk_TE: Tensor, v_TE: Tensor, spec: AttentionSpec, past: Past, segments: Segments
+) -> Tensor:
+    """Attention, after rotation, of segments to their past and to themselves; (T, H·D). Their keys and values join the past."""
+    if fused is None:
+        return _attend_cached_by_torch(qk_TE, v_TE, spec, past, segments)
+    out = qk_TE.new_empty(qk_TE.shape[0], spec.q_size)
+    one_each = len(segments.lengths) == qk_TE.shape[0]
+    struct = _attention_struct(spec, segments)
+    fused.call(
+        "attention_step" if one_each else "attention_read", qk_TE, qk_TE.stride(0), v_TE, v_TE.stride(0),
+        past.keys, past.values, past.keys.shape[2], past.slots_S, past.before_S, out, ctypes.addressof(struct),
+    )  # fmt: skip
+    return out
+
+
+def _attend_cached_by_torch(qk_TE: Tensor, v_TE: Tensor, spec: AttentionSpec, past: Past, segments: Segments) -> Tensor:
+    keys, values = past.keys, past.values
+    device = keys.device
+    slots, before = past.slots_S.to(device).long(), past.before_S.to(device).long()
+    rows, own = segments.rows_T.to(device), segments.positions_T.to(device).long()
+    at = before[rows] + own
+    keys[slots[rows], :, at] = qk_TE[:, spec.q_size :].unflatten(1, (spec.kv_heads, -1))
+    values[slots[rows], :, at] = v_TE.unflatten(1, (spec.kv_heads, -1))
+    longest = int(at.max()) + 1
+    last = before[:, None] + torch.arange(segments.longest, device=device)  # position of each query
+    at = torch.arange(longest, device=device)
+    seen = at <= last[..., None]
+    if spec.window:
+        seen &= at > last[..., None] - spec.window
+    q = qk_TE.new_zeros(len(slots), segments.longest, spec.heads, spec.head_dim)
+    q[rows, own] = qk_TE[:, : spec.q_size].unflatten(1, (spec.heads, -1))
+    out = dense_attention(q.transpose(1, 2), keys[slots, :, :longest], values[slots, :, :longest], spec, seen)
+    return out.transpose(1, 2)[rows, own].flatten(1)
