@@ -65,7 +65,7 @@ class Assembled:
     def asked(self) -> Questions:
         """The rows that are evaluated on: those kept apart, or else the held-out ones."""
         data = self.settings.data
-        own = f"{data.path} ({'part kept run_in_process' if data.test else 'held-out part'})"
+        own = f"{data.path} ({'test split' if data.test else 'held-out split'})"
         source = data.test_path or (None if data.test else data.eval_path) or own
         return Questions(self.data.test_examples, self.data.test, self.kind, self.max_new_tokens, str(source))
 

@@ -19,9 +19,9 @@ from afina.search.tuning import Tuning
 from afina.settings import RunSettings
 
 
-def here(work: str, arguments: dict, listener) -> object:
+def run_here(target: str, arguments: dict, listener) -> object:
     """`run_in_process` without another process."""
-    module, _, name = worker.WORK[work].partition(":")
+    module, _, name = worker.TARGETS[target].partition(":")
     return getattr(import_module(module), name)(**json.loads(json.dumps(arguments)), listener=listener)
 
 
@@ -30,9 +30,9 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What was done, in order."""
     done: list[str] = []
 
-    def run_in_process(work: str, arguments: dict, listener) -> object:
-        done.append(work)
-        return here(work, arguments, listener)
+    def run_in_process(target: str, arguments: dict, listener) -> object:
+        done.append(target)
+        return run_here(target, arguments, listener)
 
     monkeypatch.setattr("afina.jobs.compare.run_in_process", run_in_process)
     monkeypatch.setattr("afina.jobs.tune.run_in_process", run_in_process)
@@ -176,10 +176,10 @@ def test_minutes_and_seeds(settings: RunSettings, in_process: list[str]) -> None
 
 
 def test_a_method_that_fails_does_not_lose_the_others(settings: RunSettings, monkeypatch) -> None:
-    def run_in_process(work: str, arguments: dict, listener) -> object:
+    def run_in_process(target: str, arguments: dict, listener) -> object:
         if arguments["settings"]["method"] == "full":
             raise RunFailed("out of memory")
-        return here(work, arguments, listener)
+        return run_here(target, arguments, listener)
 
     monkeypatch.setattr("afina.jobs.compare.run_in_process", run_in_process)
     found = compare(settings, ["base", "full"]).json()
@@ -311,9 +311,9 @@ def test_the_test_part_is_never_seen_by_the_search(settings: RunSettings, in_pro
 
     monkeypatch.setattr(trials.Bench, "__init__", kept)
     tune(settings, Effort(trials=3))
-    run_in_process = {row.location for row in bench[0].data.test}
-    assert run_in_process
-    assert not seen & run_in_process
+    test = {row.location for row in bench[0].data.test}
+    assert test
+    assert not seen & test
 
 
 def test_every_choice_reaches_the_settings(settings: RunSettings) -> None:

@@ -173,7 +173,7 @@ def test_fit_command(data: Path, tiny_folder: Path, tmp_path: Path, capsys: pyte
 
 def test_a_base_that_is_not_here(data: Path, tmp_path: Path) -> None:
     found = fit(settings(data, base="llama-3.1-70b", cache_dir=tmp_path), machine="24gb")
-    assert not found.base.this_machine
+    assert not found.base.is_local
     assert "not here" in found.workload.counted
     assert found.workload.longest > 5
     lora, qlora = found.first.methods["lora"], found.first.methods["qlora"]
