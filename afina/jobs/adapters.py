@@ -17,7 +17,9 @@ from afina.lora.merging import merge
 from afina.lora.peft_files import CONFIG, WEIGHTS, read_config, read_weights
 from afina.models.load import as_transformers, quiet
 from afina.models.model import IGNORED, CausalModel, DecoderModel, Packed
-from afina.runs.folder import adapter_folder, check_new, facts_of, is_merged, open_run, read_facts, save_tokenizer
+from afina.runs.facts import adapter_folder, facts_of, is_merged, read_facts, save_tokenizer
+from afina.runs.folder import check_new
+from afina.runs.opening import open_run
 
 _PROBES = 8  # prompts on which a merged model is compared with the adapted one
 
@@ -104,7 +106,7 @@ def merge_adapter(
     model = adapted.base
     module: Any = model.model.module
     quantised = bool(adapted.facts.get("quantize"))
-    into = open_run(run, **opening, whole=True).base if quantised else model
+    into = open_run(run, **opening, dequantise=True).base if quantised else model
     merged: Any = merge(into.model.module)
     predictions = run / "predictions.jsonl"
     texts = [row["prompt"] for row in read_jsonl(predictions)[:_PROBES]] if predictions.exists() else ["Hello."]

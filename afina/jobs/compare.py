@@ -109,7 +109,7 @@ def begun(path: Path, settings: RunSettings, more: dict[str, Any], what: str) ->
     if out.exists() and not out.is_dir():
         raise OutputError(f"--out {out} is a file, expected a folder", "choose another --out")
     plan = {"settings": settings.model_copy(update={"track": ()}).model_dump(mode="json"), **more}
-    with RunFolder(out).held():
+    with RunFolder(out).locked():
         _agree(path, plan, what)
         try:
             yield

@@ -25,7 +25,8 @@ from afina.lora.config import LoraConfig
 from afina.lora.injection import inject
 from afina.lora.peft_files import PREFIX, adapter_state, save_adapter
 from afina.models.load import load_base
-from afina.runs.folder import check_new, facts_of, save_tokenizer
+from afina.runs.facts import facts_of, save_tokenizer
+from afina.runs.folder import check_new
 
 MLX, LITGPT = "adapters.safetensors", "lit_model.lora.pth"
 

@@ -15,7 +15,9 @@ from afina.measure.judge import Judge
 from afina.measure.outcomes import Outcome, Questions
 from afina.measure.own_metrics import OwnMetric, own_metric
 from afina.measure.report import LABELS, write_report
-from afina.runs.folder import is_merged, open_run, record
+from afina.runs.facts import is_merged
+from afina.runs.folder import record
+from afina.runs.opening import open_run
 
 
 def evaluate(  # noqa: PLR0913 - each by its name

@@ -12,7 +12,8 @@ from afina.data.mapping import Unusable
 from afina.data.template import prompt_ids, text_ids
 from afina.lora.injection import disabled
 from afina.models.generation import generate as generate_tokens
-from afina.runs.folder import is_merged, open_run
+from afina.runs.facts import is_merged
+from afina.runs.opening import open_run
 
 
 def generate(  # noqa: PLR0913 - each by its name

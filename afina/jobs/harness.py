@@ -14,7 +14,8 @@ from afina.lora.extras import swaps
 from afina.lora.injection import wrappers
 from afina.lora.merging import dequantise, merge
 from afina.models.load import as_transformers, quiet
-from afina.runs.folder import Adapted, is_merged, open_run
+from afina.runs.facts import is_merged
+from afina.runs.opening import Adapted, open_run
 
 BATCH = 8  # rows that lm_eval pads to one length and reads at once
 

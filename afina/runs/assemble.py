@@ -28,7 +28,8 @@ from afina.models.encoders import ClassifierModel
 from afina.models.footprint import activation_bytes, free_bytes
 from afina.models.load import Base, load_base
 from afina.models.skeleton import Skeleton, read_skeleton
-from afina.runs.folder import adapter_folder, check_base, read_facts, read_template
+from afina.runs.facts import adapter_folder, check_base, read_facts
+from afina.runs.opening import read_template
 from afina.settings import RunSettings
 from afina.training.baselines import RATE_AS_FULL, baseline
 from afina.training.loop import gradients

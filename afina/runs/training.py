@@ -34,7 +34,8 @@ from afina.models.encoders import ClassifierModel, Seq2SeqModel
 from afina.models.load import Base, import_libraries
 from afina.models.model import DecoderModel, TransformersModel
 from afina.runs.assemble import Assembled, adapt, assemble, load, planned
-from afina.runs.folder import RunFolder, check_folder, facts_of, record, save_tokenizer
+from afina.runs.facts import facts_of, save_tokenizer
+from afina.runs.folder import RunFolder, check_folder, record
 from afina.runs.trackers import Trackers
 from afina.settings import RunSettings
 from afina.training.checkpoint import State, fingerprint, read_latest
@@ -89,7 +90,7 @@ def resume_run(folder: Path | str, listener: Listener = ignore) -> TrainResult:
         )
     settings = build(RunSettings, merge(read_yaml(config), {"out": folder}))
     place = RunFolder(folder)
-    place.keep()
+    place.commit()
     return _train(place, settings, listener, resuming=True)
 
 
@@ -107,11 +108,11 @@ def _train(place: RunFolder, settings: RunSettings, listener: Listener, *, resum
     run = _Run(settings, base, data, asked, lora, steps, reasons, place)
     run.announce(listener)
     foreseen = None if resuming else _forecast(whole, listener)
-    with place.held(), closing(trackers):
+    with place.locked(), closing(trackers):
         try:
             done = run.train(listener, resuming, start, trackers)
         except BaseException:
-            run.place.take_back()
+            run.place.roll_back()
             raise
         if done.reason == "interrupted":
             write_report(folder)
@@ -264,7 +265,7 @@ class _Run:
         )
         state = self._state(checkpoints, mark) if resuming else None
         if not resuming:
-            self.place.begin()
+            self.place.start()
         self._write_facts()
         forget_after(self.settings.folder / "metrics.jsonl", state.step if state else -1)
         metrics_file = MetricsFile(self.settings.folder / "metrics.jsonl")
@@ -337,4 +338,4 @@ class _Run:
         name = facts.hub_id or (facts.path if facts.kind in ("folder", "gguf") else facts.name)
         save_adapter(self.base.model.module, self.lora, self.adapter, name, _TASKS[type(self.base.model)][1])
         self.trained = probe(self.base, self.data.held_out)
-        self.place.keep()
+        self.place.commit()

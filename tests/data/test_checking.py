@@ -159,7 +159,7 @@ def test_prepared_data_are_clean_split_and_the_same_in_any_order(tmp_path: Path)
     assert sides[0] & sides[1]
     other = prepare_data(DataSettings(path=path), how.model_copy(update={"seed": 4}), tmp_path / "other")
     assert {e.messages[-1]["content"] for e in other.test} != parts[0]
-    with pytest.raises(OutputError, match="holds something already"):
+    with pytest.raises(OutputError, match="is not empty"):
         prepare_data(DataSettings(path=path), how, tmp_path / "other")
 
 

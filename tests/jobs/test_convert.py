@@ -117,7 +117,7 @@ def test_litgpt(tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     other = save_tiny(tmp_path / "other", seed=1)
     assert main(["generate", str(out), "a07", "--base", str(other)]) == 2
     assert main(["adapters", "convert", str(tmp_path / "lit"), "--out", str(out)]) == 2
-    with pytest.raises(OutputError, match="holds something already"):
+    with pytest.raises(OutputError, match="is not empty"):
         convert_adapter(tmp_path / "lit", out, base=str(tiny_folder))
 
 

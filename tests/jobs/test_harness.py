@@ -15,7 +15,7 @@ from afina.jobs.harness import _load, _side_by_side, harness
 from afina.lora import LoraConfig, inject, save_adapter
 from afina.lora.injection import lora_layers
 from afina.models.load import Base
-from afina.runs.folder import facts_of, save_tokenizer
+from afina.runs.facts import facts_of, save_tokenizer
 
 TASK = """
 task: {name}

@@ -35,7 +35,7 @@ def test_two_processes_do_not_train_in_one_folder(tmp_path: Path) -> None:
     from afina.runs.folder import LOCK, RunFolder, check_folder
 
     pytest.importorskip("fcntl")
-    first, second = (RunFolder(tmp_path / "run").held() for _ in range(2))
+    first, second = (RunFolder(tmp_path / "run").locked() for _ in range(2))
     with first, pytest.raises(OutputError, match="another process"), second:
         pass
     assert not (tmp_path / "run").exists()

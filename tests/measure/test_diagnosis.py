@@ -62,10 +62,10 @@ def test_zeroed(copy: Path, colours_file: Path) -> None:
 
 def test_wrong_base(copy: Path, colours_file: Path, tmp_path: Path) -> None:
     other = save_tiny(tmp_path / "other", seed=1)
-    with pytest.raises(AdapterError, match="was made for the base 'tiny-llama'"):
+    with pytest.raises(AdapterError, match="was trained on the base 'tiny-llama'"):
         told(copy, colours_file, base=str(other))
     words = told(copy, colours_file, base=str(other), force=True)
-    assert "was made for the base 'tiny-llama'" in words
+    assert "was trained on the base 'tiny-llama'" in words
 
 
 def test_wrong_base_that_nobody_named(copy: Path, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from afina.models import load_base
 from afina.models.encoders import ClassifierModel, Seq2SeqModel
 from afina.models.generation import generate
 from afina.models.model import TransformersModel
-from afina.runs.folder import open_run
+from afina.runs.opening import open_run
 from afina.training.settings import METHOD_NAMES
 
 SIZES = {

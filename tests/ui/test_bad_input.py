@@ -104,7 +104,7 @@ CASES: dict[str, tuple[list[str], str]] = {
         train("good.jsonl", "--lora.target_modules", "q_prj"),
         "'q_prj' matches no layer. Did you mean 'q_proj'",
     ),
-    "adapter of another base": (train("good.jsonl", "--adapter", "run", base="other-base"), "was made for the base"),
+    "adapter of another base": (train("good.jsonl", "--adapter", "run", base="other-base"), "was trained on the base"),
     "adapter that is none": (train("good.jsonl", "--adapter", "notrun"), "holds no adapter"),
     "existing run": (train("good.jsonl", out="run"), "--overwrite"),
     "folder of other things": (train("good.jsonl", "--overwrite", out="other"), "not a run's"),

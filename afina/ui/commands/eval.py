@@ -47,7 +47,7 @@ def _on_data(options: argparse.Namespace) -> int:
     if bool(options.judge) != bool(options.judge_model):
         raise SettingsError("--judge and --judge-model belong together", "give both: an address and a model's name")
     from afina.jobs.evaluate import evaluate
-    from afina.runs.folder import adapter_folder
+    from afina.runs.facts import adapter_folder
     from afina.ui.display import Display, show_result
 
     with Display() as display:

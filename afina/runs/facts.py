@@ -1,0 +1,95 @@
+"""What an adapter's folder says of the adapter: the base it was trained on, how it is prompted, and whether a base fits it."""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from afina.core.errors import AdapterError, InputError
+from afina.core.files import read_json, write_atomic
+from afina.models.load import Base
+
+DEFAULT_NEW_TOKENS = 256  # for adapters that do not record how long their answers are
+
+
+def adapter_folder(run: Path) -> Path:
+    """The adapter's folder in the run folder `run`, or `run` itself if it is one. Raises `AdapterError`."""
+    for folder in (run / "adapter", run):
+        if (folder / "adapter_config.json").is_file():
+            return folder
+    if not run.exists():
+        raise AdapterError(f"run {run}: no such folder", "give the folder that `afina train` wrote (its --out)")
+    raise AdapterError(f"run {run} holds no adapter", "give the folder that `afina train` wrote (its --out)")
+
+
+def is_merged(run: Path) -> bool:
+    """Whether `run` is a model that an adapter was merged into (`afina adapters merge`)."""
+    return (run / "afina.json").is_file() and (run / "config.json").is_file()
+
+
+def read_facts(folder: Path) -> dict[str, Any]:
+    """`afina.json` of an adapter's folder; an empty dict for adapters of other programs. Raises `AdapterError`."""
+    path = folder / "afina.json"
+    if not path.exists():
+        return {}
+    try:
+        facts = read_json(path)
+        needed = ("base", "load", "template_sha256", "data", "kind", "max_new_tokens", "precision")
+        absent = [key for key in needed if key not in facts]
+    except (InputError, TypeError) as error:
+        raise AdapterError(str(error), "use the adapter's folder as `afina train` wrote it") from error
+    if absent:
+        raise AdapterError(f"{path} lacks {', '.join(absent)}", "use the adapter's folder as `afina train` wrote it")
+    return dict(facts)
+
+
+def facts_of(base: Base, name: str) -> dict[str, Any]:
+    """The content of `afina.json` for an adapter of `base`, which was requested as `name`.
+
+    What only a run knows (templates, kind of task, length of the answers) has the default that an adapter from elsewhere gets.
+    """
+    local = base.facts.kind in ("folder", "gguf")
+    return {
+        "base": base.facts.card(),
+        "load": {
+            "name": base.facts.path if local else name,
+            "revision": base.facts.revision if base.facts.hub_id else None,
+        },
+        "precision": "bf16" if "bfloat16" in str(base.dtype) else "fp32",
+        "tokenizer_sha256": base.tokenizer.hash(),
+        "template_sha256": base.tokenizer.template_hash(),
+        "data": {},
+        "classes": list(base.tokenizer.classes),
+        "kind": "generation",
+        "max_new_tokens": DEFAULT_NEW_TOKENS,
+    }
+
+
+def save_tokenizer(base: Base, folder: Path) -> None:
+    """Writes the tokenizer and its chat template beside the adapter."""
+    with tempfile.TemporaryDirectory() as temporary:
+        base.tokenizer.inner.save_pretrained(temporary)
+        for file in Path(temporary).iterdir():
+            write_atomic(folder / file.name, file.read_bytes())
+
+
+def mismatches(facts: dict[str, Any], base: Base, folder: Path) -> list[str]:
+    """How `base` differs from the one the adapter was trained on: weights, tokenizer or chat template, a sentence each."""
+    if not facts:
+        return []
+    trained_on, differences = facts["base"], []
+    if trained_on["sha256"] != base.facts.sha256:
+        differences.append(
+            f"adapter {folder} was trained on the base {trained_on['name']!r} (weights {trained_on['sha256'][:12]}…), "
+            f"this is {base.facts.name!r} (weights {base.facts.sha256[:12]}…)"
+        )
+    if facts.get("tokenizer_sha256", base.tokenizer.hash()) != base.tokenizer.hash():
+        differences.append(f"adapter {folder} was trained with another tokenizer than {base.facts.name!r} has now")
+    if facts["template_sha256"] != base.tokenizer.template_hash():
+        differences.append(f"adapter {folder} was trained with another chat template than {base.facts.name!r} has now")
+    return differences
+
+
+def check_base(facts: dict[str, Any], base: Base, folder: Path) -> None:
+    """Raises `AdapterError` with the first of the `mismatches`."""
+    for line in mismatches(facts, base, folder):
+        raise AdapterError(line, "use the base it was trained on, unchanged; --force uses this one anyway")
