@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, model_validator
 
 from afina.core.config import Settings, setting
+from afina.core.registry import OneOf
+from afina.core.tracker import TRACKERS
 from afina.data.settings import DataSettings
 from afina.lora.config import LoraConfig
 from afina.models.model import Quantize, Task
@@ -43,8 +45,8 @@ class RunSettings(Settings):
     """File with a chat template (Jinja) in the place of the base's own."""
     quantize: Quantize | None = None
     """Keep the frozen base in few bits, for less memory: nf4 (4 bits), int8, or keep: a GGUF file's matrices as they are."""
-    track: Annotated[tuple[str, ...], BeforeValidator(_listed)] = ()
-    """Also tell the run's numbers to: tensorboard, mlflow, wandb, trackio (several with commas; each an extra of the package)."""
+    track: Annotated[tuple[Annotated[str, OneOf(TRACKERS)], ...], BeforeValidator(_listed)] = ()
+    """Trackers to log the run's numbers to, separated by commas; each is installed by an extra of its name."""
     device: str | None = None
     """cpu, cuda, mps; by default the best that is there."""
     threads: int | None = setting(None, ge=1)

@@ -69,8 +69,9 @@ def fields(model: type[Settings], prefix: str = "") -> Iterator[FieldInfo]:
 
 
 def _choices(field: Any) -> tuple[str, ...]:
-    """The words that a setting takes, where it takes only these (or nothing)."""
-    for each in field.metadata:
+    """The words that a setting takes, where it takes only these (or nothing, or several of them)."""
+    inner = [each for member in get_args(field.annotation) for each in getattr(member, "__metadata__", ())]
+    for each in [*field.metadata, *inner]:
         if isinstance(each, OneOf):
             return each.registry.names()
     annotation = field.annotation

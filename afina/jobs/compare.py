@@ -12,7 +12,7 @@ from afina.core.errors import InputError, Interrupted, OutputError, RunFailed, S
 from afina.core.events import Done, Listener, Notice, end_of, ignore, read_events
 from afina.core.files import check_writable, read_json, write_json, write_yaml
 from afina.runs.folder import LOCK, RunFolder, is_complete
-from afina.runs.trackers import check_trackers
+from afina.runs.tracking import check_trackers
 from afina.runs.worker import run_in_process
 from afina.search.comparison import Comparison, Measured, write_page
 from afina.settings import RunSettings

@@ -14,7 +14,7 @@ from afina.core.errors import InputError, RunFailed, SettingsError
 from afina.core.events import Listener, Notice, ignore
 from afina.core.files import read_json, write_json, write_yaml
 from afina.jobs.compare import begun, ending, part, with_rows_apart
-from afina.runs.trackers import check_trackers
+from afina.runs.tracking import check_trackers
 from afina.runs.worker import finish, run_in_process, start
 from afina.search.comparison import Measured
 from afina.search.study import configured, defaults, open_study, read_repeats, trial_rows

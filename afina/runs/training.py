@@ -36,7 +36,7 @@ from afina.models.model import DecoderModel, TransformersModel
 from afina.runs.assemble import Assembled, adapt, assemble, load, planned
 from afina.runs.facts import facts_of, save_tokenizer
 from afina.runs.folder import RunFolder, check_folder, record
-from afina.runs.trackers import Trackers
+from afina.runs.tracking import Trackers
 from afina.settings import RunSettings
 from afina.training.checkpoint import State, fingerprint, read_latest
 from afina.training.loop import Trainer

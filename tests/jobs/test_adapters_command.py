@@ -97,7 +97,7 @@ def test_merged_is_the_adapted_model(runs: tuple[Path, Path], tmp_path: Path, ca
     assert asked[0] == asked[1]
     with pytest.raises(AdapterError, match="leave --base-too out"):
         afina.generate(tmp_path / "merged", ["a07"], base_too=True)
-    with pytest.raises(AdapterError, match="leave --base and --force out"):
+    with pytest.raises(AdapterError, match="leave out --base and --force"):
         afina.generate(tmp_path / "merged", ["a07"], base="starter")
     assert ask(capsys, "merge", tmp_path / "merged", "--out", tmp_path / "again")[0] == 2
     with pytest.raises(AdapterError, match="without a base to compare"):

@@ -239,7 +239,7 @@ def test_ctrl_c_leaves_a_usable_adapter(run, tiny_folder: Path, tmp_path: Path) 
 def test_a_saved_adapter_that_is_not_the_trained_one_is_found(
     run, tiny_folder: Path, tmp_path: Path, monkeypatch
 ) -> None:
-    from afina.jobs import train as job
+    from afina.runs import training as job
 
     def damaged(model, folder):
         config = load_adapter(model, folder)

@@ -3,15 +3,19 @@
 import os
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 
+from afina.core.config import build, fields
 from afina.core.errors import SettingsError
 from afina.core.events import Done, Event, HeldOut, Notice, Step, ignore
-from afina.runs.trackers import Trackers
+from afina.core.tracker import TRACKERS, Log, Tracker
+from afina.runs.tracking import Trackers
+from afina.settings import RunSettings
 
 CONFIG = {"seed": 0, "revision": None, "data": {"path": "d.jsonl", "limit": None}}
 EVENTS: list[Event] = [
@@ -131,9 +135,28 @@ def test_a_broken_package_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     def broken(_: str) -> None:
         raise TypeError("Descriptors cannot be created directly")
 
-    monkeypatch.setattr("afina.runs.trackers.import_module", broken)
+    monkeypatch.setattr("afina.runs.tracking.import_module", broken)
     with pytest.raises(SettingsError, match=r"Descriptors.*\n.*pip install 'afina\[wandb\]'"):
         Trackers(["wandb"], ignore)
+
+
+def test_a_tracker_from_elsewhere(tmp_path: Path) -> None:
+    """One that is registered is offered, opened, told the numbers and closed, and nothing else knows of it."""
+    calls: Calls = []
+
+    def opened(run: Path, config: dict[str, Any], closing: ExitStack) -> Log:
+        calls.append(("open", config))
+        closing.callback(calls.append, ("closed", run))
+        return lambda values, step: calls.append(("log", (values, step)))
+
+    with TRACKERS.added(Tracker("notebook", "json", opened)):
+        assert "notebook" in next(each.choices for each in fields(RunSettings) if each.path == "track")
+        assert build(RunSettings, {"data": {"path": "d.jsonl"}, "track": "notebook"}).track == ("notebook",)
+        track("notebook", tmp_path / "one")
+    assert (calls[0], calls[-1]) == (("open", CONFIG), ("closed", tmp_path / "one"))
+    check_numbers([numbers for what, numbers in calls if what == "log"])
+    with pytest.raises(SettingsError, match="there is no tracker 'notebook'"):
+        build(RunSettings, {"data": {"path": "d.jsonl"}, "track": "notebook"})
 
 
 def failures(news: list[Event]) -> list[str]:
