@@ -109,7 +109,7 @@ def test_another_base_is_taken_by_force_only(runs: tuple[Path, Path], tmp_path: 
     other = save_tiny(tmp_path / "other", seed=1)
     own = afina.generate(runs[0], ["a07"])
     assert afina.generate(runs[0], ["a07"], base=str(copy)) == own
-    with pytest.raises(AdapterError, match="--force takes this one"):
+    with pytest.raises(AdapterError, match="--force uses this one"):
         afina.generate(runs[0], ["a07"], base=str(other))
     assert afina.generate(runs[0], ["a07"], base=str(other), force=True)[0]["prompt"] == "a07"
     tokenizer = json.loads((copy / "tokenizer.json").read_text())
