@@ -15,15 +15,17 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from conftest import save_tiny
 
 ADAPTER = "adapter/adapter_model.safetensors"
-SETTINGS = (
-    "--epochs",
-    "40",
+SETTINGS = [
     "--train.checkpoint_steps",
     "4",
     "--train.eval_steps",
@@ -32,7 +34,7 @@ SETTINGS = (
     "0",
     "--precision",
     "bf16",
-)
+]
 
 
 def main() -> None:
@@ -41,61 +43,75 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        equal, where = trial(Path(folder), options.kills, options.seed)
+        equal, where = Trial(Path(folder)).run(options.kills, options.seed)
     print(f"{options.kills} kills: {equal} ends bit-identical to the run never killed")
     print("killed after: " + ", ".join(where))
     sys.exit(equal != options.kills)
 
 
-def trial(folder: Path, kills: int, seed: int) -> tuple[int, list[str]]:
-    """(how many of the `kills` ended with the same adapter, where each was killed)."""
-    rows = [{"prompt": f"word {i}" * (1 + i % 4), "completion": f"answer {i % 7}"} for i in range(90)]
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    save_tiny(folder / "tiny")
-    begun = time.monotonic()
-    start(folder, folder / "whole").wait()
-    whole = time.monotonic() - begun
-    expected = (folder / "whole" / ADAPTER).read_bytes()
-    chance = random.Random(seed)
-    equal, where = 0, []
-    for kill in range(kills):
-        run, struck = folder / f"run-{kill}", False
-        while not struck:  # again where the run was over before
-            shutil.rmtree(run, ignore_errors=True)
-            struck = strike(start(folder, run), run, chance.uniform(0.2, 1.0) * whole, writing=kill % 3 == 0)
-        where.append(reached(run))
-        if kill % 5 == 0:
-            strike(go_on(folder, run), run, chance.uniform(0.2, 0.8) * whole, writing=False)
-        go_on(folder, run).wait()
-        equal += (run / ADAPTER).read_bytes() == expected
-    return equal, where
-
-
-def start(folder: Path, run: Path) -> subprocess.Popen[bytes]:
-    return afina(str(folder / "rows.jsonl"), "--base", str(folder / "tiny"), "--out", str(run), *SETTINGS)
-
-
-def go_on(folder: Path, run: Path) -> subprocess.Popen[bytes]:
-    """Resumes; a run killed before it had written its settings, or after it was complete, has nothing to resume."""
-    if (run / "evaluation.json").exists():
-        return subprocess.Popen(["true"])
-    return afina("--resume", str(run)) if (run / "config.yaml").exists() else start(folder, run)
-
-
-def afina(*arguments: str) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "afina", "train", *arguments]
+def afina(*arguments: str) -> Any:
+    """A command in a process of its own."""
+    command = [sys.executable, "-m", "afina", *arguments]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
-def strike(process: subprocess.Popen[bytes], run: Path, seconds: float, writing: bool) -> bool:
-    """SIGKILL after `seconds`, or then as soon as a checkpoint is being written; False where the run was over before."""
-    end = time.monotonic() + seconds
+@dataclass
+class Trial:
+    """Kills and resumes trainings of `steps` steps in `folder`; `launch` starts a command, as `afina` does."""
+
+    folder: Path
+    steps: int = 450
+    launch: Callable[..., Any] = afina
+
+    def run(self, kills: int, seed: int) -> tuple[int, list[str]]:
+        """(how many of the `kills` ended with the same adapter, where each was killed)."""
+        rows = [{"prompt": f"word {i}" * (1 + i % 4), "completion": f"answer {i % 7}"} for i in range(90)]
+        (self.folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        save_tiny(self.folder / "tiny")
+        self._start(self.folder / "whole").wait()
+        expected = (self.folder / "whole" / ADAPTER).read_bytes()
+        chance = random.Random(seed)
+        equal, where = 0, []
+        for kill in range(kills):
+            run, struck = self.folder / f"run-{kill}", False
+            while not struck:  # again where the run was over before
+                shutil.rmtree(run, ignore_errors=True)
+                struck = strike(self._start(run), run, chance.randrange(self.steps - 20), writing=kill % 3 == 0)
+            where.append(reached(run))
+            if kill % 5 == 0:
+                strike(self._resume(run), run, chance.randrange(self.steps - 20), writing=False)
+            self._resume(run).wait()
+            equal += (run / ADAPTER).read_bytes() == expected
+        return equal, where
+
+    def _start(self, run: Path) -> Any:
+        rows, base = self.folder / "rows.jsonl", self.folder / "tiny"
+        epochs = self.steps * 8 / 81  # 8 of 81 rows a step; the others are held out
+        named = ("train", str(rows), "--base", str(base), "--out", str(run), "--epochs", f"{epochs:.4f}")
+        return self.launch(*named, *SETTINGS)
+
+    def _resume(self, run: Path) -> Any:
+        """A run killed before it had written its settings is started again; one that is complete has nothing to resume."""
+        if (run / "evaluation.json").exists():
+            return self.launch("--version")
+        return self.launch("train", "--resume", str(run)) if (run / "config.yaml").exists() else self._start(run)
+
+
+def strike(process: Any, run: Path, step: int, writing: bool) -> bool:
+    """SIGKILL once `step` is reached, or then as soon as a checkpoint is being written; False where the run was over before."""
+    late = False
     while process.poll() is None:
-        late = time.monotonic() > end
+        late = late or steps_done(run) >= step
         if late and (not writing or list((run / "checkpoints").glob(".step-*"))):
             process.send_signal(signal.SIGKILL)
-        time.sleep(0.0005 if late else 0.02)
+        time.sleep(0.0005 if late else 0.005)
     return process.wait() == -signal.SIGKILL
+
+
+def steps_done(run: Path) -> int:
+    with suppress(OSError):
+        return (run / "metrics.jsonl").read_bytes().count(b'"event": "step"')
+    return 0
 
 
 def reached(run: Path) -> str:

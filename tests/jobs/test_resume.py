@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from forked import Forked
 
 import afina
 from afina.core.errors import InputError
@@ -15,7 +16,8 @@ import kill_and_resume
 
 
 def test_killed_at_random_moments_the_adapter_is_the_same(tmp_path: Path) -> None:
-    equal, where = kill_and_resume.trial(tmp_path, 2, seed=4)
+    trial = kill_and_resume.Trial(tmp_path, steps=90, launch=lambda *arguments: Forked(arguments))
+    equal, where = trial.run(kills=2, seed=4)
     assert equal == 2, where
     rows = read_jsonl(tmp_path / "run-1" / "metrics.jsonl")
     whole = read_jsonl(tmp_path / "whole" / "metrics.jsonl")

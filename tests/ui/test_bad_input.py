@@ -1,13 +1,12 @@
 """Bad input: one clear message on standard error, exit code 2, no traceback, and nothing written or lost."""
 
 import os
-import resource
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
+import forked
 import pytest
 from conftest import save_tiny, write_rows
 
@@ -183,21 +182,16 @@ def test_a_reader_that_leaves_is_no_error(place: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_news_that_cannot_be_told_do_not_end_the_work(place: Path) -> None:
+def test_news_that_cannot_be_told_do_not_end_the_work(place: Path, tmp_path: Path) -> None:
     with Path("/dev/full").open("w") as full:
-        command = [sys.executable, "-m", "afina", "generate", "run", "Hi", "--device", "cpu"]
-        done = subprocess.run(command, cwd=place, stdout=subprocess.PIPE, stderr=full, text=True, check=False)
+        done = forked.run(["generate", "run", "Hi", "--device", "cpu"], tmp_path, cwd=place, stderr=full)
     assert done.returncode == 0
-
-
-def limit_files(size: int) -> Callable[[], None]:
-    return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
 
 def test_file_size_limit(place: Path, tiny_folder: Path, tmp_path: Path) -> None:
     """The adapter's weights do not fit: a message, and no half of a file."""
     arguments = train("good.jsonl", base=str(tiny_folder), out=str(tmp_path / "out"))
-    done = run_afina(arguments, place, stdout=subprocess.PIPE, preexec_fn=limit_files(20_000))
+    done = forked.run(arguments, tmp_path, cwd=place, file_limit=20_000)
     assert done.returncode == 2, done.stderr
     assert "exceed the size limit" in done.stderr
     assert "Traceback" not in done.stderr

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from conftest import write_rows
+from forked import Forked
 
 import afina
 from afina.core.config import fields, read_yaml
@@ -121,28 +122,19 @@ def test_models(tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_ctrl_c_is_130_and_keeps_the_adapter(run: Path, tiny_folder: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "afina", "train", str(run / "d.jsonl"), "--prompt", "{q}", "--completion", "{a}"]
-    command += [
-        "--base",
-        str(tiny_folder),
-        "--out",
-        str(tmp_path / "x"),
-        "--epochs",
-        "100000",
-        *QUICK,
-        "--train.early_stopping",
-        "0",
-    ]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr
-        for line in process.stderr:
-            if line.startswith("step "):
-                break
+    command = ["train", str(run / "d.jsonl"), "--prompt", "{q}", "--completion", "{a}", "--base", str(tiny_folder)]
+    command += ["--out", str(tmp_path / "x"), "--epochs", "1000", *QUICK, "--train.early_stopping", "0"]
+    with (tmp_path / "errors").open("w+") as errors:
+        process = Forked(command, stderr=errors)
+        while not (tmp_path / "x" / "metrics.jsonl").exists() or "step" not in (tmp_path / "errors").read_text():
+            assert process.poll() is None, (tmp_path / "errors").read_text()
+            time.sleep(0.01)
         process.send_signal(signal.SIGINT)
-        rest = process.stderr.read()
-    assert process.returncode == 130, rest
-    assert "afina: stopped after step" in rest
-    assert "Traceback" not in rest
+        process.wait()
+    told = (tmp_path / "errors").read_text()
+    assert process.returncode == 130, told
+    assert "afina: stopped after step" in told
+    assert "Traceback" not in told
     assert main(["generate", str(tmp_path / "x"), "a01", "--device", "cpu"]) == 0
 
 
