@@ -1,8 +1,12 @@
 """Tiny random models and small files: everything here runs offline and in seconds."""
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
+
+# For models this small threads only wait for each other; so also in the processes that tests start.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 import torch
@@ -10,7 +14,7 @@ import torch
 from afina.core.device import cache_folder
 from afina.models.load import Base, load_base
 
-torch.set_num_threads(1)  # for models this small, threads only wait for each other
+torch.set_num_threads(1)
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
