@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from afina.core.errors import AfinaError
 from afina.engine.blocks import quantise_linears
 from afina.lora import LoraConfig, inject, save_adapter, trainable_parameters
-from afina.lora.config import FROM_BASE
+from afina.lora.inits import INITS
 from afina.lora.merging import dequantise
 from afina.models import load_base
 
@@ -149,7 +149,7 @@ def compare(settings: dict[str, Any], folder: Path) -> tuple[float, float, str]:
 
 def _trained(grad: Tensor, name: str, config: LoraConfig) -> Tensor:
     """Without the ranks that a start from the base keeps frozen, and that PEFT would train."""
-    if config.init not in FROM_BASE or "lora_" not in name:
+    if not INITS[config.init].from_base or "lora_" not in name:
         return grad
     return grad[: config.rank] if "lora_A" in name else grad[:, : config.rank]
 

@@ -23,7 +23,7 @@ from afina.core.layers import evaluation_mode
 from afina.engine import kernels, ops
 from afina.engine.blocks import quantise
 from afina.engine.ops import Segments
-from afina.lora.attached import take_off
+from afina.lora.adapters import unload
 from afina.lora.config import LoraConfig
 from afina.lora.injection import inject
 from afina.models.model import IGNORED, DecoderModel, Packed
@@ -233,12 +233,12 @@ def _layers(timings: _Timings, width: int, model: DecoderModel) -> None:
     inject(module, LoraConfig())
     timings.time((width, "adapted"), _read(model, long))
     both("lora", _train)
-    take_off(module)
+    unload(module)
     inject(module, baseline(module, "last", _LAYERS[width]))  # the words' gradients are those of the head
     both("full", _train)
     if width == _MIDDLE:
         _adam(timings, module)
-    take_off(module)
+    unload(module)
 
 
 def _adam(timings: _Timings, module: nn.Module) -> None:
@@ -281,10 +281,10 @@ def _head(timings: _Timings, model: DecoderModel) -> None:
     timings.time("head", _read(model, packed))
     inject(module, LoraConfig())
     timings.time("head under adapters", _train(model, packed))
-    take_off(module)
+    unload(module)
     inject(module, baseline(module, "head", 1))
     timings.time("head trained", _train(model, packed))
-    take_off(module)
+    unload(module)
 
 
 def _unpack(timings: _Timings, dtype: torch.dtype) -> None:

@@ -8,10 +8,8 @@ from typing import Any
 
 from afina.core.errors import AdapterError, InputError, SettingsError, near
 from afina.core.events import Listener, Notice, ignore
-from afina.core.layers import replace
 from afina.engine.decoder import Decoder
-from afina.lora.extras import swaps
-from afina.lora.injection import wrappers
+from afina.lora.adapters import unload
 from afina.lora.merging import dequantise, merge
 from afina.models.load import as_transformers, quiet
 from afina.runs.facts import is_merged
@@ -118,11 +116,7 @@ def _load(manager: Any, names: Sequence[str]) -> list[Any]:
 def _bare(adapted: Adapted) -> Any:
     """The base's module, from which the adapter is taken for good; in as many bits as the merged one has."""
     module: Any = adapted.base.model.module
-    for each in swaps(module):
-        each.enabled = False
-    swaps(module).clear()
-    for path, wrapper in list(wrappers(module)):
-        replace(module, path, wrapper.base)
+    unload(module)
     dequantise(module)
     return module
 

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 from afina.core.lazy import exports
 
 if TYPE_CHECKING:
+    from afina.lora.adapters import Adapters as Adapters
     from afina.lora.arithmetic import combine as combine
     from afina.lora.arithmetic import rerank as rerank
-    from afina.lora.attached import Adapters as Adapters
     from afina.lora.config import LoraConfig as LoraConfig
     from afina.lora.injection import disabled as disabled
     from afina.lora.injection import inject as inject
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __getattr__, __all__ = exports(
     __name__,
     {
-        "Adapters": "afina.lora.attached",
+        "Adapters": "afina.lora.adapters",
         "LoraConfig": "afina.lora.config",
         "adapter_state": "afina.lora.peft_files",
         "combine": "afina.lora.arithmetic",

@@ -16,6 +16,7 @@ from afina.core.files import read_json
 from afina.lora.config import LoraConfig
 from afina.lora.peft_files import CONFIG, PREFIX, read_config, read_weights, write_adapter
 from afina.lora.targets import pattern_value
+from afina.lora.variants import VARIANTS
 
 Kind = Literal[
     "linear", "cat", "svd", "ties", "ties_svd", "dare_linear", "dare_linear_svd", "dare_ties", "dare_ties_svd"
@@ -60,7 +61,7 @@ def read_factors(folder: Path) -> dict[str, Factors]:
                 alpha = pattern_value(config.alpha_pattern, path, config.alpha)
                 b = state[name.removesuffix(a_end) + b_end].float()
                 found[path + a_end] = Factors(state[name].float(), b, config.scaling(int(rank), alpha))
-    if len(state) != 2 * len(found) or config.variant not in ("lora", "lora_fa"):
+    if len(state) != 2 * len(found) or not VARIANTS[config.variant].summable:
         raise AdapterError(
             f"adapter {folder} is more than A and B, and cannot be summed", "merge it into its base instead"
         )

@@ -1,17 +1,19 @@
-"""What an adapter is made of."""
+"""The settings of an adapter."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from math import sqrt
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, field_validator, model_validator
 
-from afina.core.config import Settings, setting
+from afina.core.config import Settings, build, changed, setting
+from afina.core.registry import OneOf
+from afina.lora.inits import INITS
+from afina.lora.variants import VARIANTS
 
 ALL_LINEAR = "all-linear"
 PRESETS = (ALL_LINEAR, "attention", "mlp")
-FROM_BASE = ("pissa", "olora", "lora_ga")  # starts that are a part of the base, or subtracted from it
 
 
 def _names(value: Any) -> Any:
@@ -38,7 +40,6 @@ def _numbers(value: Any) -> Any:
 
 Names = Annotated[str | tuple[str, ...], BeforeValidator(_names)]
 Numbers = Annotated[tuple[int, ...], BeforeValidator(_numbers)]
-Start = Literal["kaiming", "gaussian", "orthogonal", "pissa", "olora", "loftq", "eva", "lora_ga"]
 
 
 def _check_pattern(pattern: str) -> None:
@@ -58,18 +59,18 @@ class LoraConfig(Settings):
     rslora: bool = False
     """Scale by alpha / √rank instead, which keeps large ranks learning (rsLoRA, Kalajdzievski 2023)."""
     dropout: float = setting(0.0, ge=0, lt=1)
-    """Part of the adapter's inputs that is zeroed in training."""
-    variant: Literal["lora", "dora", "vera", "lora_fa"] = "lora"
-    """lora; dora (magnitude and direction); vera (two vectors, shared random A and B); lora_fa (A stays frozen)."""
-    init: Start = "kaiming"
-    """How A and B start: kaiming, gaussian, orthogonal, pissa, olora, loftq, eva or lora_ga (see docs/methods.md)."""
+    """Dropout probability of the adapter's inputs, in training."""
+    variant: Annotated[str, OneOf(VARIANTS)] = "lora"
+    """The form of the update (docs/methods.md has the formula of each)."""
+    init: Annotated[str, OneOf(INITS)] = "kaiming"
+    """How A and B are initialised (docs/methods.md has the formula of each)."""
     eva_rho: float = setting(1.0, ge=1)
-    """With eva: ranks up to this factor larger where the inputs need them, smaller elsewhere, as many in all."""
+    """With init eva: ranks up to this factor larger where the inputs need them, and smaller elsewhere; the sum stays."""
     target_modules: Names = ALL_LINEAR
-    """Layers to adapt: all-linear (all but the output head, experts' tensors too), attention, mlp, names or ends of paths, or
-    re:PATTERN."""
+    """Layers to adapt: all-linear (all but the output head, experts' tensors too), attention, mlp, names or ends of
+    paths, or re:PATTERN."""
     exclude_modules: Names = ()
-    """Names or ends of paths (or re:PATTERN) that are left alone."""
+    """Layers not to adapt, by names or ends of paths, or re:PATTERN."""
     layers: Numbers = ()
     """Numbers of the layers to adapt, such as 0-3,8 (all where empty)."""
     rank_pattern: dict[str, int] = setting({})
@@ -79,48 +80,47 @@ class LoraConfig(Settings):
     bias: Literal["none", "all", "lora_only"] = "none"
     """Biases to train as well: none, all, or those of adapted layers."""
     modules_to_save: Names = ()
-    """Modules to train whole, as copies beside the base's (heads, norms), by names or ends of paths."""
+    """Modules to train in full, as copies beside the base's (heads, norms), by names or ends of paths."""
     trainable_tokens: Numbers = ()
-    """Numbers (ids) of tokens whose rows of the embedding are trained (and of the output head where the two are tied)."""
+    """Ids of tokens whose embeddings are trained (and their rows of the output head where the two are tied)."""
 
     def saving(self, heads: Sequence[str]) -> "LoraConfig":
-        """The configuration that trains the modules at the paths `heads` whole, too."""
+        """The configuration that trains the modules at the paths `heads` in full, too."""
         named = (self.modules_to_save,) if isinstance(self.modules_to_save, str) else self.modules_to_save
-        return self.model_copy(update={"modules_to_save": tuple(dict.fromkeys([*named, *heads]))}) if heads else self
+        return changed(self, {"modules_to_save": tuple(dict.fromkeys([*named, *heads]))}) if heads else self
 
     def scaling(self, rank: int, alpha: float) -> float:
         return alpha / (sqrt(rank) if self.rslora else rank)
 
     def saved(self) -> "LoraConfig":
-        """What the adapter is once saved. A start that is part of the base is subtracted by as many ranks again (see `LoraLinear`)."""
-        if self.init not in FROM_BASE:
+        """The configuration of the adapter on disk: an init from the base doubles its ranks (see `LoraLinear`)."""
+        if not INITS[self.init].from_base:
             return self
-        grown = sqrt(2) if self.rslora else 2.0
-        return self.model_copy(
-            update={
-                "init": "kaiming",
-                "rank": 2 * self.rank,
-                "alpha": grown * self.alpha,
-                "rank_pattern": {pattern: 2 * rank for pattern, rank in self.rank_pattern.items()},
-                "alpha_pattern": {pattern: grown * alpha for pattern, alpha in self.alpha_pattern.items()},
-            }
-        )
+        factor = sqrt(2) if self.rslora else 2.0  # leaves the scaling as it is
+        doubled = {
+            "init": "kaiming",
+            "rank": 2 * self.rank,
+            "alpha": factor * self.alpha,
+            "rank_pattern": {pattern: 2 * rank for pattern, rank in self.rank_pattern.items()},
+            "alpha_pattern": {pattern: factor * alpha for pattern, alpha in self.alpha_pattern.items()},
+        }
+        return build(LoraConfig, self.model_dump() | doubled)
 
     @model_validator(mode="after")
     def _fits_together(self) -> "LoraConfig":
         if not (self.target_modules or self.modules_to_save or self.trainable_tokens or self.bias == "all"):
             raise ValueError("target_modules is empty: name at least one layer, all-linear, attention or mlp")
-        if self.init != "kaiming" and self.variant == "vera":
-            raise ValueError(f"init {self.init!r} is of no use to vera, whose A and B are random")
-        if self.init in FROM_BASE and self.variant == "dora":
-            raise ValueError(f"init {self.init!r} changes what dora takes the magnitude of; use kaiming")
-        if self.rslora and self.variant == "vera":
-            raise ValueError("vera has no scaling, so rslora would change nothing")
-        if self.init == "orthogonal" and any(rank % 2 for rank in (self.rank, *self.rank_pattern.values())):
-            raise ValueError("init 'orthogonal' needs even ranks")
-        if self.eva_rho != 1 and self.init != "eva":
-            raise ValueError("eva_rho is read with init 'eva' only")
+        problems = [*VARIANTS[self.variant].refuses(self), *INITS[self.init].refuses(self), *self._unread()]
+        if problems:
+            raise ValueError("; ".join(problems))
         return self
+
+    def _unread(self) -> Iterator[str]:
+        """Settings that are changed though only another init reads them."""
+        for init in INITS:
+            for name in init.settings:
+                if init.name != self.init and getattr(self, name) != type(self).model_fields[name].default:
+                    yield f"{name} is read with init {init.name!r} only"
 
     @field_validator("target_modules", "exclude_modules", "modules_to_save")
     @classmethod

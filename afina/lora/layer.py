@@ -1,31 +1,64 @@
-"""The LoRA layers: they wrap a frozen layer and never change it.
+"""What adapted layers are made of: the description of a target, and the base classes of the modules that wrap it."""
 
-    y = W x + s · B (A x),   s = alpha / rank   (Hu et al. 2021, https://arxiv.org/abs/2106.09685, equation 3)
-
-A is (rank, in), B is (out, rank). A starts random and B at zero (for embeddings the other way round), so the adapted model
-starts as the base. Both are kept in fp32 and used in the dtype of their input.
-"""
-
-import math
-from typing import Any, NamedTuple
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from afina.core.layers import is_conv1d
+if TYPE_CHECKING:
+    from afina.lora.config import LoraConfig
+
+TargetKind = Literal["linear", "embedding", "experts"]
 
 
 class Size(NamedTuple):
-    """What a configuration says of one layer."""
+    """One tensor that is adapted: `experts` matrices (outputs, inputs), and the `rank` and `scaling` of their updates.
 
+    Of an embedding, `inputs` is the size of the vocabulary and `outputs` the width.
+    """
+
+    outputs: int
+    inputs: int
     rank: int
     scaling: float
+    experts: int = 1
+
+
+class Numbers(NamedTuple):
+    """How many numbers an adapter adds: `trained` get gradients, `fixed` get none."""
+
+    trained: int
+    fixed: int = 0
+
+    @classmethod
+    def total(cls, numbers: Iterable["Numbers"]) -> "Numbers":
+        each = list(numbers)
+        return cls(sum(n.trained for n in each), sum(n.fixed for n in each))
+
+
+@dataclass(frozen=True)
+class Target:
+    """A module to adapt and its dotted `path`.
+
+    `sizes` are by the names of its tensors: "weight" for a layer, one or several for a module that holds experts.
+    """
+
+    path: str
+    module: Any
+    kind: TargetKind
+    sizes: dict[str, Size]
     dropout: float
+
+    @property
+    def size(self) -> Size:
+        """The size of a layer's weight, or of the first tensor of experts."""
+        return next(iter(self.sizes.values()))
 
 
 class Wrapper(nn.Module):
-    """A module of an adapter in the place of one of the model's, its `base`; `enabled` off makes it be its base."""
+    """A module of an adapter that takes the place of one of the model's, its `base`. Not `enabled`, it acts as its base."""
 
     def __init__(self, base: Any) -> None:
         super().__init__()
@@ -39,110 +72,59 @@ class Wrapper(nn.Module):
 
 
 class LoraLayer(Wrapper):
-    """What all adapted layers share.
+    """The base class of all adapted layers: what a variant says of a single layer.
 
-    `additive`: the output is base(x) + scaling · B(A x) and no more, so that others may join the products.
+    `kind`: of the targets that it wraps. `additive`: the output is base(x) + scaling · B(A x) and nothing else, so that a decoder may join the products of
+    several layers. `decays`: the optimiser's weight decay applies to its parameters. `transposed`: the base's weight is
+    (in, out). `target_parameters`: the names of the base's tensors that are adapted where the base is not a layer
+    itself (experts).
     """
 
-    additive = True
+    kind: TargetKind = "linear"
+    additive: bool = False
+    decays: bool = False
+    transposed: bool = False
+    target_parameters: tuple[str, ...] = ()
 
-    def __init__(self, base: Any, size: Size) -> None:
-        super().__init__(base)
-        self.rank, self.scaling = size.rank, size.scaling
-        self.dropout = nn.Dropout(size.dropout)
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "additive" not in cls.__dict__:  # never inherited: a subclass that adds to the formula must not be joined
+            cls.additive = False
+
+    def __init__(self, target: Target, generator: torch.Generator) -> None:
+        super().__init__(target.module)
+        self.rank, self.scaling = target.size.rank, target.size.scaling
+        self.dropout = nn.Dropout(target.dropout)
+
+    @classmethod
+    def check(cls, target: Target, config: "LoraConfig") -> None:
+        """Raises `AdapterError` where `config` asks for what this layer cannot do at `target`."""
+
+    @classmethod
+    def numbers(cls, target: Target) -> Numbers:
+        """How many numbers the layer adds: by default those of A and B, experts · rank · (in + out)."""
+        return Numbers(sum(s.experts * s.rank * (s.inputs + s.outputs) for s in target.sizes.values()))
+
+    def frozen_numbers(self) -> int:
+        """How many numbers of its trained parameters never change."""
+        return 0
+
+    def fast_parameters(self) -> list[nn.Parameter]:
+        """The parameters that LoRA+ gives a higher learning rate: every B."""
+        return []
 
     def tensors(self) -> dict[str, Tensor]:
         """What is saved of the layer, by the end of PEFT's name for it."""
         raise NotImplementedError
 
+    def shared_tensors(self) -> dict[str, Tensor]:
+        """What all layers share and is saved once, by PEFT's name for it after `base_model.`."""
+        return {}
+
     def merged_weight(self) -> Tensor:
-        """The weight, in fp32 and the base's shape, with which the base layer alone would do what this layer does."""
+        """The weight, in fp32 and the base's shape, with which the base alone would compute what this layer does."""
         raise NotImplementedError
 
     def merged(self) -> dict[str, Tensor]:
-        """The base's tensors that change when the update is folded in, by their names."""
+        """The base's tensors that change when the update is merged, by their names."""
         return {"weight": self.merged_weight()}
-
-
-class LoraLinear(LoraLayer):
-    """LoRA around `nn.Linear`, or around transformers' `Conv1D`, whose weight is (in, out). x is (…, in), y (…, out)."""
-
-    def __init__(self, base: Any, size: Size, generator: torch.Generator) -> None:
-        super().__init__(base, size)
-        self.transposed = is_conv1d(base)
-        self.frozen_ranks = 0
-        outputs, inputs = self.frozen_weight().shape
-        device = base.weight.device
-        start = torch.empty(size.rank, inputs)
-        nn.init.kaiming_uniform_(start, a=math.sqrt(5), generator=generator)
-        self.lora_a = nn.Parameter(start.to(device))
-        self.lora_b = nn.Parameter(torch.zeros(outputs, size.rank, device=device))
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.base(x)
-        return y + self.update(x) if self.enabled else y
-
-    def update(self, x: Tensor) -> Tensor:
-        """s · B (A x)."""
-        low = F.linear(self.dropout(x), self.lora_a.to(x.dtype))
-        return F.linear(low * self.scaling, self.lora_b.to(x.dtype))
-
-    def frozen_weight(self) -> Tensor:
-        """W, (out, in)."""
-        weight: Tensor = self.base.weight.detach()
-        return weight.T if self.transposed else weight
-
-    @torch.no_grad()
-    def start(self, a: Tensor, b: Tensor, from_base: bool = False) -> None:
-        """Lets the factors begin with `a` (rank, in) and `b` (out, rank).
-
-        `from_base`: the update begins with nothing all the same. What it begins with, s·B₀A₀, is taken away in the product
-        by as many frozen ranks again, s·[B, −B₀][A; A₀], rather than from the base, which others share.
-        """
-        rank = len(a)
-        if from_base:
-            a, b = torch.cat([a, a]), torch.cat([b, -b], 1)
-        self.rank, self.frozen_ranks = len(a), rank if from_base else 0
-        self.lora_a = nn.Parameter(a.to(self.lora_a).contiguous())
-        self.lora_b = nn.Parameter(b.to(self.lora_b).contiguous())
-        if from_base:
-            self.lora_a.register_hook(lambda grad: torch.cat([grad[:rank], torch.zeros_like(grad[rank:])]))
-            self.lora_b.register_hook(lambda grad: torch.cat([grad[:, :rank], torch.zeros_like(grad[:, rank:])], 1))
-
-    def tensors(self) -> dict[str, Tensor]:
-        return {"lora_A.weight": self.lora_a, "lora_B.weight": self.lora_b}
-
-    @torch.no_grad()
-    def delta(self) -> Tensor:
-        """s·BA, (out, in), in fp32."""
-        return self.scaling * (self.lora_b @ self.lora_a)
-
-    def merged_weight(self) -> Tensor:
-        merged = self.frozen_weight().float() + self.delta()
-        return merged.T if self.transposed else merged
-
-
-class LoraEmbedding(LoraLayer):
-    """LoRA around `nn.Embedding`: A is (rank, words), B is (width, rank). ids are (…), y is (…, width)."""
-
-    def __init__(self, base: Any, size: Size, generator: torch.Generator) -> None:
-        super().__init__(base, size)
-        words, width = base.weight.shape
-        device = base.weight.device
-        self.lora_a = nn.Parameter(torch.zeros(size.rank, words, device=device))
-        self.lora_b = nn.Parameter(torch.randn(width, size.rank, generator=generator).to(device))
-
-    def forward(self, ids: Tensor) -> Tensor:
-        y: Tensor = self.base(ids)
-        if not self.enabled:
-            return y
-        low = F.embedding(ids, self.lora_a.T.to(y.dtype))
-        scale = self.scaling * getattr(self.base, "embed_scale", 1.0)  # some models scale their embeddings
-        return y + F.linear(self.dropout(low), self.lora_b.to(y.dtype)) * scale
-
-    def tensors(self) -> dict[str, Tensor]:
-        return {"lora_embedding_A": self.lora_a, "lora_embedding_B": self.lora_b}
-
-    @torch.no_grad()
-    def merged_weight(self) -> Tensor:
-        return self.base.weight.float() + self.scaling * (self.lora_b @ self.lora_a).T  # type: ignore[no-any-return]

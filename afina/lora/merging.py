@@ -1,4 +1,4 @@
-"""Folding an adapter into a copy of its base."""
+"""Merging an adapter into a copy of its base."""
 
 import copy
 from typing import Any, TypeVar
@@ -7,9 +7,10 @@ import torch
 from torch import nn
 
 from afina.core.layers import Quantised, replace
-from afina.lora.extras import TokenRows, swaps
 from afina.lora.injection import wrappers
 from afina.lora.layer import LoraLayer
+from afina.lora.modules_to_save import trained_copies
+from afina.lora.trainable_tokens import TrainableTokens
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -33,26 +34,27 @@ def merge(model: M) -> M:
         base = wrapper.base
         if isinstance(wrapper, LoraLayer):
             for name, value in wrapper.merged().items():
-                own = getattr(base, name)
-                setattr(base, name, nn.Parameter(value.to(own.dtype), requires_grad=False))
-                untie(own)
-        elif isinstance(wrapper, TokenRows):
+                original = getattr(base, name)
+                setattr(base, name, nn.Parameter(value.to(original.dtype), requires_grad=False))
+                untie(original)
+        elif isinstance(wrapper, TrainableTokens):
             weight = base.weight
             rows = wrapper.rows.to(weight.dtype)
-            both = nn.Parameter(weight.index_copy(0, torch.tensor(wrapper.tokens), rows), requires_grad=False)
+            merged_weight = weight.index_copy(0, torch.tensor(wrapper.tokens), rows)
+            shared_by_all = nn.Parameter(merged_weight, requires_grad=False)
             for other in merged.modules():  # a tied head has the same rows
                 if getattr(other, "_parameters", {}).get("weight") is weight:
-                    other.weight = both
+                    other.weight = shared_by_all
         replace(merged, path, base)
-    for each in swaps(merged):
-        untie(getattr(each.own, "weight", None))
+    for each in trained_copies(merged):
+        untie(getattr(each.original, "weight", None))
         each.trained.requires_grad_(False)
-    swaps(merged).clear()
+    trained_copies(merged).clear()
     return merged  # type: ignore[no-any-return]
 
 
 def dequantise(model: nn.Module) -> None:
-    """Gives the quantised layers of `model` ordinary weights, in place: sums have no room in few bits."""
+    """Gives the quantised layers of `model` dequantised weights, in place: an update would be lost in quantised ones."""
     for path, module in list(model.named_modules()):
         if isinstance(module, Quantised):
             replace(model, path, module.dequantised())

@@ -14,10 +14,13 @@ from afina.core.errors import AdapterError, InputError, SettingsError
 from afina.core.files import read_json, write_json, write_tensors
 from afina.core.layers import is_conv1d
 from afina.lora.config import PRESETS, LoraConfig
-from afina.lora.extras import TokenRows, swaps
 from afina.lora.injection import inject, lora_layers
-from afina.lora.variants.experts import LoraExperts
-from afina.lora.variants.vera import VeraLinear
+from afina.lora.layer import LoraLayer
+from afina.lora.modules_to_save import trained_copies
+from afina.lora.targets import pattern_value
+from afina.lora.trainable_tokens import TrainableTokens
+from afina.lora.variants import VARIANTS
+from afina.lora.variants._protocol import Variant
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 PREFIX = "base_model.model."
@@ -35,7 +38,7 @@ _UNUSED: dict[str, tuple[Any, ...]] = {
     "velora_config": (None,),
 }
 
-# Starts with which PEFT changes the base itself, and does so again on loading.
+# Inits with which PEFT changes the base itself, and does so again on loading.
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
@@ -44,12 +47,11 @@ def adapter_state(model: nn.Module) -> dict[str, Tensor]:
     state: dict[str, Tensor] = {}
     for path, layer in lora_layers(model):
         state |= {f"{PREFIX}{path}.{end}": value for end, value in layer.tensors().items()}
-        if isinstance(layer, VeraLinear):
-            state |= {"base_model.vera_A": layer.shared.a, "base_model.vera_B": layer.shared.b}
+        state |= {f"base_model.{name}": value for name, value in layer.shared_tensors().items()}
     for path, module in model.named_modules():
-        if isinstance(module, TokenRows) and not any(module.rows is value for value in state.values()):
+        if isinstance(module, TrainableTokens) and not any(module.rows is value for value in state.values()):
             state[f"{PREFIX}{path}.token_adapter.trainable_tokens_delta"] = module.rows
-    for each in swaps(model):
+    for each in trained_copies(model):
         name = f"{PREFIX}{each.path}".replace(".base.", ".base_layer.")
         known = {id(value) for value in state.values()}  # what two modules share is saved once
         state |= {f"{name}.{end}".rstrip("."): v for end, v in each.tensors().items() if id(v) not in known}
@@ -59,7 +61,7 @@ def adapter_state(model: nn.Module) -> dict[str, Tensor]:
 def save_adapter(
     model: nn.Module, config: LoraConfig, folder: Path | str, base_name: str | None = None, task_type: str | None = None
 ) -> None:
-    """Writes the adapter in `model` to `folder`, each file whole. `base_name` is the hub id or path of the base.
+    """Writes the adapter in `model` to `folder`, each file atomically. `base_name` is the hub id or path of the base.
 
     Raises `OutputError` where the folder cannot be written and `AdapterError` where a weight is not finite.
     """
@@ -69,12 +71,12 @@ def save_adapter(
 
 
 def write_adapter(state: dict[str, Tensor], config: LoraConfig, like: Path, folder: Path) -> None:
-    """Writes plain LoRA weights by PEFT's names to `folder`, with what the adapter in `like` says of its base and layers."""
+    """Writes weights by PEFT's names to `folder`, with what the adapter in `like` says of its base and layers."""
     kept = ("task_type", "base_model_name_or_path", "fan_in_fan_out")
     raw = read_json(like / CONFIG)
     _write_weights(state, folder)
-    common = _common_config(config, {key: raw.get(key) for key in kept}, _to_peft(config.target_modules))
-    write_json(folder / CONFIG, common | _lora_config(config, config.rank_pattern, config.alpha_pattern))
+    common = _common_keys(config, {key: raw.get(key) for key in kept}, _to_peft(config.target_modules))
+    write_json(folder / CONFIG, VARIANTS[config.variant].to_peft(config, common))
 
 
 def _write_weights(state: dict[str, Tensor], folder: Path) -> None:
@@ -92,17 +94,15 @@ def not_finite(state: dict[str, Tensor]) -> list[str]:
 def load_adapter(model: nn.Module, folder: Path | str) -> LoraConfig:
     """Injects the adapter in `folder` into `model`; its configuration.
 
-    Every weight must be there, fit, and be used. Raises `AdapterError` otherwise, also for an option of PEFT's that Afina does
-    not have: ignoring it would give other logits.
+    Every weight must be there, fit, and be used. Raises `AdapterError` otherwise, also for an option of PEFT's that Afina
+    does not have: ignoring it would give other logits.
     """
     folder = Path(folder)
-    config = read_config(folder)
+    raw, variant = _read_peft(folder)
+    config = _config(raw, variant, folder / CONFIG)
     state = read_weights(folder)
-    raw = read_json(folder / CONFIG)
-    inject(model, config, seed=raw.get("projection_prng_key") or 0)
-    own = adapter_state(model)
-    if raw.get("save_projection") is False:  # vera's random matrices come from the seed
-        own = {name: value for name, value in own.items() if "vera_lambda" in name or "vera_" not in name}
+    inject(model, config, seed=variant.seed(raw))
+    own = {name: value for name, value in adapter_state(model).items() if not variant.may_be_absent(name, raw)}
     _drop_base_copies(model, state)
     problems = [f"{name} is missing" for name in own if name not in state]
     problems += [f"{name} belongs to no layer of this base" for name in state if name not in own]
@@ -123,6 +123,11 @@ def load_adapter(model: nn.Module, folder: Path | str) -> LoraConfig:
 
 def read_config(folder: Path) -> LoraConfig:
     """The `LoraConfig` that an `adapter_config.json` describes. Raises `AdapterError`."""
+    return _config(*_read_peft(folder), folder / CONFIG)
+
+
+def _read_peft(folder: Path) -> tuple[dict[str, Any], Variant]:
+    """The `adapter_config.json` in `folder`, and the variant that it describes. Raises `AdapterError`."""
     path = folder / CONFIG
     if not path.is_file():
         raise AdapterError(
@@ -132,43 +137,37 @@ def read_config(folder: Path) -> LoraConfig:
         raw = read_json(path)
     except InputError as error:
         raise AdapterError(str(error)) from error
-    kind = raw.get("peft_type") if isinstance(raw, dict) else type(raw).__name__
-    if kind not in ("LORA", "VERA"):
-        raise AdapterError(f"{path}: peft_type is {kind!r}, only 'LORA' and 'VERA' are supported")
-    start = raw.get("init_lora_weights", True)
-    if isinstance(start, str) and start.split("_niter")[0] in _CHANGES_BASE:
+    variant = next((v for v in VARIANTS if v.reads(raw)), None) if isinstance(raw, dict) else None
+    if variant is None:
+        kind = raw.get("peft_type") if isinstance(raw, dict) else type(raw).__name__
+        *others, last = sorted({repr(v.peft_type) for v in VARIANTS})
+        raise AdapterError(f"{path}: peft_type is {kind!r}, only {', '.join(others)} and {last} are supported")
+    init = raw.get("init_lora_weights", True)
+    if isinstance(init, str) and init.split("_niter")[0] in _CHANGES_BASE:
         raise AdapterError(
-            f"{path}: init_lora_weights is {start!r}, so these weights belong to a base that was changed",
+            f"{path}: init_lora_weights is {init!r}, so these weights belong to a base that was changed",
             "save it in PEFT with path_initial_model_for_weight_conversion, or load it there and merge it",
         )
     used = [f"{key} = {raw[key]!r}" for key, unused in _UNUSED.items() if key in raw and raw[key] not in unused]
     if used:
         raise AdapterError(f"{path} uses what Afina does not support: {', '.join(used)}")
+    return raw, variant
+
+
+def _config(raw: dict[str, Any], variant: Variant, path: Path) -> LoraConfig:
     try:
-        values = {
-            "rank": raw["r"],
+        common = {
+            "variant": variant.name,
             "target_modules": _targets(raw),
             "exclude_modules": _from_peft(raw.get("exclude_modules") or ()),
             "layers": _listed(raw.get("layers_to_transform")),
             "bias": raw.get("bias") or "none",
             "modules_to_save": _ends(raw.get("modules_to_save") or []),
         }
-        if kind == "VERA":
-            values |= {"variant": "vera", "dropout": raw.get("vera_dropout", 0.0)}
-        else:
-            values |= {
-                "alpha": raw["lora_alpha"],
-                "rslora": raw.get("use_rslora") or False,
-                "variant": "dora" if raw.get("use_dora") else "lora",
-                "dropout": raw.get("lora_dropout", 0.0),
-                "rank_pattern": raw.get("rank_pattern") or {},
-                "alpha_pattern": raw.get("alpha_pattern") or {},
-                "trainable_tokens": _tokens(raw.get("trainable_token_indices")),
-            }
-        return build(LoraConfig, values)
+        return build(LoraConfig, common | variant.from_peft(raw))
     except (KeyError, TypeError, SettingsError) as error:
         raise AdapterError(
-            f"{path} is not a whole LoRA configuration: {error}", "copy it again from where it was made"
+            f"{path} is not a complete LoRA configuration: {error}", "copy it again from where it was made"
         ) from error
 
 
@@ -179,15 +178,6 @@ def _ends(names: list[str]) -> str | tuple[str, ...]:
 
 def _listed(value: Any) -> tuple[int, ...]:
     return () if value is None else (value,) if isinstance(value, int) else tuple(value)
-
-
-def _tokens(value: Any) -> tuple[int, ...]:
-    """A list of tokens, or one list by the name of the embedding."""
-    if isinstance(value, dict):
-        if len(value) > 1:
-            raise TypeError(f"trainable_token_indices for several embeddings ({', '.join(value)}) are not supported")
-        value = next(iter(value.values()), None)
-    return _listed(value)
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
@@ -204,7 +194,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def _drop_base_copies(model: nn.Module, state: dict[str, Tensor]) -> None:
-    """PEFT saves a whole embedding beside its adapter; one that equals the base's own says nothing new."""
+    """PEFT saves the embedding itself beside its adapter; one that equals the base's own says nothing new."""
     for path, layer in lora_layers(model):
         name = f"{PREFIX}{path}.base_layer.weight"
         if name in state and torch.equal(state[name], layer.base.weight.to(state[name].dtype)):
@@ -212,7 +202,7 @@ def _drop_base_copies(model: nn.Module, state: dict[str, Tensor]) -> None:
 
 
 def _targets(raw: dict[str, Any]) -> str | tuple[str, ...]:
-    """PEFT keeps layers and tensors (of experts) apart."""
+    """PEFT lists layers and tensors (of experts) separately."""
     layers, tensors = raw["target_modules"] or (), raw.get("target_parameters") or ()
     if isinstance(layers, str) and tensors:
         raise TypeError(f"target_parameters beside a pattern for target_modules, {layers!r}")
@@ -232,27 +222,25 @@ def _to_peft(names: str | tuple[str, ...]) -> str | list[str] | None:
 
 
 def _peft_config(model: nn.Module, config: LoraConfig, base_name: str | None, task_type: str | None) -> dict[str, Any]:
-    targets = _to_peft(config.target_modules)
-    experts = _expert_targets(model)
-    if config.target_modules in PRESETS or config.layers or experts:
-        targets = _explicit_targets(model)
-    config = config.saved()
+    layers = dict(lora_layers(model))
+    parameters = [f"{path}.{name}" for path, layer in layers.items() for name in layer.target_parameters]
+    modules = _to_peft(config.target_modules)
+    if config.target_modules in PRESETS or config.layers or parameters:
+        modules = _explicit_targets(model)
+    config = _with_actual_ranks(config.saved(), layers)
     about = {
         "task_type": task_type,
         "base_model_name_or_path": base_name,
-        "fan_in_fan_out": any(getattr(layer, "transposed", False) for _, layer in lora_layers(model)),
-        "modules_to_save": [each.path for each in swaps(model) if isinstance(each.own, nn.Module)] or None,
+        "fan_in_fan_out": any(layer.transposed for layer in layers.values()),
+        "modules_to_save": [each.path for each in trained_copies(model) if each.is_module] or None,
     }
-    common = _common_config(config, about, targets)
-    if config.variant == "vera":
-        del common["exclude_modules"]  # PEFT's VeraConfig has none
-        return common | {"peft_type": "VERA", "vera_dropout": config.dropout, "save_projection": True}
-    if experts:
-        common["target_parameters"] = experts
-    return common | _lora_config(config, *_patterns(model, config))
+    common = _common_keys(config, about, modules)
+    if parameters:
+        common["target_parameters"] = parameters
+    return VARIANTS[config.variant].to_peft(config, common)
 
 
-def _common_config(config: LoraConfig, about: dict[str, Any], targets: str | list[str] | None) -> dict[str, Any]:
+def _common_keys(config: LoraConfig, about: dict[str, Any], targets: str | list[str] | None) -> dict[str, Any]:
     return about | {
         "inference_mode": True,
         "r": config.rank,
@@ -263,38 +251,23 @@ def _common_config(config: LoraConfig, about: dict[str, Any], targets: str | lis
     }
 
 
-def _lora_config(config: LoraConfig, ranks: dict[str, int], alphas: dict[str, float]) -> dict[str, Any]:
-    return {
-        "peft_type": "LORA",
-        "lora_alpha": int(config.alpha) if config.alpha.is_integer() else config.alpha,
-        "lora_dropout": config.dropout,
-        "rank_pattern": ranks,
-        "alpha_pattern": alphas,
-        "init_lora_weights": True,
-        "use_rslora": config.rslora,
-        "use_dora": config.variant == "dora",
-        "trainable_token_indices": list(config.trainable_tokens) or None,
+def _with_actual_ranks(config: LoraConfig, layers: dict[str, LoraLayer]) -> LoraConfig:
+    """`config` with ranks and alphas by path, where layers have other ranks than it says (init eva redistributes them)."""
+    layers = {path: layer for path, layer in layers.items() if not layer.target_parameters}
+    if all(layer.rank == pattern_value(config.rank_pattern, path, config.rank) for path, layer in layers.items()):
+        return config
+    roots = {path: layer.rank**0.5 if config.rslora else layer.rank for path, layer in layers.items()}
+    patterns = {
+        "rank_pattern": {re.escape(path): layer.rank for path, layer in layers.items()},
+        "alpha_pattern": {re.escape(path): layer.scaling * roots[path] for path, layer in layers.items()},
     }
-
-
-def _patterns(model: nn.Module, config: LoraConfig) -> tuple[dict[str, int], dict[str, float]]:
-    """Ranks and alphas by pattern; by path where eva gave layers ranks of their own."""
-    layers = {re.escape(path): layer for path, layer in lora_layers(model)}
-    if config.init != "eva" or {layer.rank for layer in layers.values()} == {config.rank}:
-        return config.rank_pattern, config.alpha_pattern
-    alphas = {key: layer.scaling * (layer.rank**0.5 if config.rslora else layer.rank) for key, layer in layers.items()}
-    return {key: layer.rank for key, layer in layers.items()}, alphas
-
-
-def _expert_targets(model: nn.Module) -> list[str]:
-    """The paths of the adapted tensors of experts."""
-    experts = [(path, layer) for path, layer in lora_layers(model) if isinstance(layer, LoraExperts)]
-    return [f"{path}.{name}" for path, layer in experts for name in layer.sizes]
+    return build(LoraConfig, config.model_dump() | patterns)
 
 
 def _explicit_targets(model: nn.Module) -> list[str]:
-    """`all-linear` as names, for readers whose idea of all differs: the last part of each path where these select the same."""
-    paths = [path for path, layer in lora_layers(model) if not isinstance(layer, LoraExperts)]
+    """`all-linear` as names, for readers whose idea of all differs: the last names of the paths where these select the
+    same layers, otherwise the paths."""
+    paths = [path for path, layer in lora_layers(model) if not layer.target_parameters]
     ends = sorted({path.rsplit(".", 1)[-1] for path in paths})
     plain = {p for p, m in model.named_modules() if isinstance(m, nn.Linear | nn.Embedding) or is_conv1d(m)}
     others = {p for p in plain if p.removesuffix(".base") not in paths}

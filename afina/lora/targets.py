@@ -1,30 +1,32 @@
 """Which layers an adapter is for, by the dotted paths of a model's modules."""
 
 import re
+from collections.abc import Sequence
 
 from torch import nn
 
 from afina.core.errors import AdapterError, near
 from afina.core.layers import is_conv1d
 from afina.lora.config import ALL_LINEAR, PRESETS, LoraConfig
-from afina.lora.variants.experts import expert_tensors
+from afina.lora.layer import Size, Target, TargetKind
+from afina.lora.variants._experts import expert_tensors, experts_transposed
 
 
 def find_targets(model: nn.Module, config: LoraConfig) -> list[str]:
     """The paths of the layers that `config` targets, in the model's order, then those of experts' tensors.
 
-    Raises `AdapterError` as `inject` does.
+    Raises `AdapterError` where a target matches nothing, naming near ones, or matches what cannot be adapted.
     """
     layers = {path: module for path, module in model.named_modules() if _adaptable(module)}
     adaptable = [*layers, *expert_tensors(model)]
     if config.target_modules in PRESETS:
         head = _output_head(model)
-        whole_words = {path for path, module in layers.items() if module is head or isinstance(module, nn.Embedding)}
-        wanted = [p for p in adaptable if p not in whole_words and _in_preset(p, str(config.target_modules))]
+        vocabulary = {path for path, module in layers.items() if module is head or isinstance(module, nn.Embedding)}
+        wanted = [p for p in adaptable if p not in vocabulary and _in_preset(p, str(config.target_modules))]
     else:
         wanted = [path for path in adaptable if matches(config.target_modules, path)]
-        _complain_of_unmatched(model, config, adaptable)
-    whole = saved_modules(model, config)
+        _refuse_unmatched(model, config, adaptable)
+    saved = saved_modules(model, config)
     numbers = {number for path in wanted if (number := layer_number(path)) is not None}
     unknown = [number for number in config.layers if number not in numbers]
     if unknown:
@@ -36,7 +38,7 @@ def find_targets(model: nn.Module, config: LoraConfig) -> list[str]:
         path
         for path in wanted
         if not matches(config.exclude_modules, path)
-        and not any(path == module or path.startswith(f"{module}.") for module in whole)
+        and not any(path == module or path.startswith(f"{module}.") for module in saved)
         and (not config.layers or layer_number(path) in config.layers)
     ]
     patterns = [*config.rank_pattern, *config.alpha_pattern]
@@ -53,6 +55,38 @@ def find_targets(model: nn.Module, config: LoraConfig) -> list[str]:
     return targets
 
 
+def described(model: nn.Module, paths: Sequence[str], config: LoraConfig) -> list[Target]:
+    """What is to be adapted at `paths` (of `find_targets`), with the sizes that `config` gives: layers in their order,
+    then the modules that hold tensors of experts."""
+    tensors = set(expert_tensors(model))
+    layers = [_layer(path, model.get_submodule(path), config) for path in paths if path not in tensors]
+    experts: dict[str, dict[str, Size]] = {}
+    for path in paths:
+        if path in tensors:
+            parent, _, name = path.rpartition(".")
+            module = model.get_submodule(parent)
+            weight = getattr(module, name)
+            count, outputs, inputs = weight.mT.shape if experts_transposed(module) else weight.shape
+            experts.setdefault(parent, {})[name] = _size(path, config, outputs, inputs, count)
+    return layers + [
+        Target(path, model.get_submodule(path), "experts", sizes, config.dropout) for path, sizes in experts.items()
+    ]
+
+
+def _layer(path: str, module: nn.Module, config: LoraConfig) -> Target:
+    rows, columns = module.weight.shape  # type: ignore[misc]
+    swapped = is_conv1d(module) or isinstance(module, nn.Embedding)
+    outputs, inputs = (columns, rows) if swapped else (rows, columns)
+    kind: TargetKind = "embedding" if isinstance(module, nn.Embedding) else "linear"
+    return Target(path, module, kind, {"weight": _size(path, config, outputs, inputs)}, config.dropout)
+
+
+def _size(path: str, config: LoraConfig, outputs: int, inputs: int, experts: int = 1) -> Size:
+    rank = int(pattern_value(config.rank_pattern, path, config.rank))
+    alpha = pattern_value(config.alpha_pattern, path, config.alpha)
+    return Size(outputs, inputs, rank, config.scaling(rank, alpha), experts)
+
+
 def _adaptable(module: nn.Module) -> bool:
     # The output layer of torch's own attention is never called: its weight is read.
     called = type(module).__name__ != "NonDynamicallyQuantizableLinear"
@@ -65,8 +99,8 @@ def _output_head(model: nn.Module) -> nn.Module | None:
 
 
 def _in_preset(path: str, preset: str) -> bool:
-    """Of what is neither the output head nor an embedding: all-linear every layer; attention those of a part called attention;
-    mlp the layers' others."""
+    """Of what is neither the output head nor an embedding: all-linear takes every layer; attention those inside a module
+    whose name says attention; mlp the others of the repeated layers."""
     attention = bool(re.search("attn|attention", path.lower()))
     numbered = layer_number(path) is not None
     return preset == ALL_LINEAR or (attention if preset == "attention" else numbered and not attention)
@@ -79,7 +113,7 @@ def layer_number(path: str) -> int | None:
 
 
 def saved_modules(model: nn.Module, config: LoraConfig) -> list[str]:
-    """The paths of the modules to be trained whole. Raises `AdapterError` where a name matches none."""
+    """The paths of the modules to be trained in full. Raises `AdapterError` where a name matches none."""
     if not config.modules_to_save:
         return []
     paths = [path for path, _ in model.named_modules() if path and matches(config.modules_to_save, path)]
@@ -94,16 +128,16 @@ def saved_modules(model: nn.Module, config: LoraConfig) -> list[str]:
 
 
 def matches(names: str | tuple[str, ...], path: str) -> bool:
-    """PEFT's rule: a name is a whole path or the end of one; a pattern (re:…) matches the whole path."""
+    """PEFT's rule: a name is a path or the end of one; a pattern (re:…) matches the entire path."""
     if isinstance(names, str):
         return bool(re.fullmatch(names.removeprefix("re:"), path))
     return any(path == name or path.endswith(f".{name}") for name in names)
 
 
-def _complain_of_unmatched(model: nn.Module, config: LoraConfig, adaptable: list[str]) -> None:
+def _refuse_unmatched(model: nn.Module, config: LoraConfig, adaptable: list[str]) -> None:
     names = config.target_modules
-    single = (names,) if isinstance(names, str) else tuple((name,) for name in names)
-    unmatched = [name for name in single if not any(matches(name, path) for path in adaptable)]
+    each = (names,) if isinstance(names, str) else tuple((name,) for name in names)
+    unmatched = [name for name in each if not any(matches(name, path) for path in adaptable)]
     if not unmatched:
         return
     ends = sorted({path.rsplit(".", 1)[-1] for path in adaptable})

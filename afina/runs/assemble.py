@@ -21,6 +21,8 @@ from afina.forecast.machines import this_machine
 from afina.forecast.remedies import refuse_what_cannot_fit
 from afina.forecast.workload import ONE_ROW, room_for
 from afina.lora.config import LoraConfig
+from afina.lora.inits import INITS
+from afina.lora.inits._protocol import Needs
 from afina.lora.injection import inject
 from afina.lora.peft_files import load_adapter, read_config
 from afina.measure.outcomes import Questions
@@ -38,7 +40,7 @@ from afina.training.settings import CLASSIFIER_BATCH_SIZE, Model, Plan, plan
 
 TEXT_TOKENS = 256  # that a model of plain text goes on by
 CHECKED = 100_000  # rows that are looked at before training; `afina data check` looks at all
-CALIBRATION = 32  # training rows that the starts eva and lora_ga look at
+CALIBRATION = 32  # training rows that an init looks at (eva, lora_ga)
 
 
 @dataclass(frozen=True)
@@ -159,17 +161,14 @@ def adapt(base: Base, settings: RunSettings, data: Dataset) -> LoraConfig:
         inject(module, config, settings.seed)
         return config
     if settings.adapter is None:
-        rows = data.train[:CALIBRATION]
-
-        def calibrate() -> None:
-            if settings.lora.init == "lora_ga":
-                gradients(base, rows, settings.train.tokens_per_pass)
-            else:
-                mean_loss(base, rows)
-
+        rows, needs = data.train[:CALIBRATION], INITS[settings.lora.init].needs
+        calibrations: dict[Needs, Callable[[], Any]] = {
+            "forward": lambda: mean_loss(base, rows),
+            "backward": lambda: gradients(base, rows, settings.train.tokens_per_pass),
+        }
         lora = settings.lora.saving(heads)  # what is new in the model is trained with the adapter, and saved with it
-        originals = _originals(settings, base) if lora.init == "loftq" and settings.quantize else None
-        inject(module, lora, settings.seed, calibrate, originals)
+        originals = _originals(settings, base) if needs == "originals" and settings.quantize else None
+        inject(module, lora, settings.seed, calibrations.get(needs), originals)
         return lora
     folder = adapter_folder(settings.adapter)
     given, stored = settings.lora, read_config(folder)
@@ -190,7 +189,7 @@ def _originals(settings: RunSettings, base: Base) -> Callable[[str], Tensor]:
     """The weights that the quantised layers were made from: those of the base, read again."""
     if settings.quantize == "keep":
         raise SettingsError(
-            "init 'loftq' makes up for what quantisation lost, and a GGUF file does not hold that",
+            f"init {settings.lora.init!r} makes up for what quantisation lost, and a GGUF file does not hold that",
             "use --quantize nf4 or int8, or another --lora.init",
         )
     plain = settings.model_copy(update={"quantize": None})

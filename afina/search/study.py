@@ -11,6 +11,8 @@ from afina.core.config import build
 from afina.core.errors import AdapterError, NonFiniteLoss
 from afina.core.events import HeldOut, Listener, Notice, Progress
 from afina.core.files import read_json, write_json
+from afina.lora.inits import INITS
+from afina.lora.variants import VARIANTS
 from afina.search.trial import Bench, Trial, with_train
 from afina.settings import RunSettings
 from afina.training.settings import BATCH_SIZE, MOST_BATCH
@@ -18,14 +20,6 @@ from afina.training.settings import BATCH_SIZE, MOST_BATCH
 if TYPE_CHECKING:
     import optuna
 
-# What a trial may change beside the learning rate, and what the defaults are. `form` is a method of LoRA.
-CHOICES: dict[str, tuple[Any, ...]] = {
-    "rank": (16, 8, 32, 64),
-    "targets": ("all-linear", "mlp", "attention"),
-    "form": ("lora", "rslora", "dora", "pissa"),
-    "batch": (1.0, 0.5, 2.0),  # times the settings' batch size
-    "epochs": (1.0, 0.5, 2.0),  # times the settings' passes
-}
 # The learning rate first, for nothing else can be judged at a wrong one; what makes trials longer or shorter last.
 STAGES: tuple[tuple[float, tuple[str, ...]], ...] = (
     (1 / 3, ()),
@@ -40,21 +34,39 @@ REPEATS = 3  # seeds with which the best and the defaults are trained before a w
 _PROBE_STEPS = 16, 40  # at least and at most, of the range of learning rates
 _PROBE_WIDTH = 30.0  # from the rule's divided by this to its multiple
 _WIDEST = 32.0  # between the lowest rate that is searched and the highest
-FORMS: dict[str, dict[str, Any]] = {"lora": {}, "rslora": {"rslora": True}, "dora": {"variant": "dora"}, "pissa": {"init": "pissa"}}  # fmt: skip
 
 STUDY = "tune"
 _ENDED = ("COMPLETE", "PRUNED")
 
 
+def forms() -> dict[str, dict[str, Any]]:
+    """The methods of LoRA that are tried: settings by the name of what they change."""
+    variants = {each.name: {"variant": each.name} for each in VARIANTS if each.tuned and each.name != "lora"}
+    inits = {each.name: {"init": each.name} for each in INITS if each.tuned}
+    return {"lora": {}, "rslora": {"rslora": True}, **variants, **inits}
+
+
+def choices() -> dict[str, tuple[Any, ...]]:
+    """What a trial may change beside the learning rate, the default first. `form` is a method of LoRA; `batch` and
+    `epochs` multiply the settings' batch size and epochs."""
+    return {
+        "rank": (16, 8, 32, 64),
+        "targets": ("all-linear", "mlp", "attention"),
+        "form": tuple(forms()),
+        "batch": (1.0, 0.5, 2.0),
+        "epochs": (1.0, 0.5, 2.0),
+    }
+
+
 def defaults(rate: float) -> dict[str, Any]:
-    return {"rate": rate, **{name: values[0] for name, values in CHOICES.items()}}
+    return {"rate": rate, **{name: values[0] for name, values in choices().items()}}
 
 
 def configured(settings: RunSettings, chosen: dict[str, Any], rows: int) -> RunSettings:
     """The settings of a whole training with what was chosen; `rows` are those that the settings alone would see."""
     lora = settings.lora.model_copy(
         update={"rank": chosen["rank"], "alpha": 2.0 * chosen["rank"], "target_modules": chosen["targets"]}
-        | FORMS[chosen["form"]]
+        | forms()[chosen["form"]]
     )
     size = settings.train.batch_size or BATCH_SIZE
     batch = min(MOST_BATCH, max(1, round(size * chosen["batch"])))
@@ -168,7 +180,7 @@ class _Search:
             if done >= 1:
                 return
             free = next(names for until, names in STAGES if done < until)
-            fixed = {name: values[0] for name, values in CHOICES.items() if name not in free}
+            fixed = {name: values[0] for name, values in choices().items() if name not in free}
             sampler = optuna.samplers.TPESampler(seed=1000 * self.worker + len(study.trials), n_startup_trials=6)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -187,7 +199,7 @@ class _Search:
 
         rate = trial.suggest_float("rate", probe["low"], probe["high"], log=True)
         chosen: dict[str, Any] = {"rate": rate} | {
-            name: trial.suggest_categorical(name, values) for name, values in CHOICES.items()
+            name: trial.suggest_categorical(name, values) for name, values in choices().items()
         }
         settings = configured(self.settings, chosen, self.rows)
         looks = max(1, round(LOOKS * chosen["epochs"]))
@@ -270,7 +282,7 @@ def describe_choice(chosen: dict[str, Any]) -> str:
     """What was chosen, in words; what is the default is left out."""
     plain = [
         f"{name} {chosen[name]}"
-        for name, values in CHOICES.items()
+        for name, values in choices().items()
         if chosen[name] != values[0] and name not in ("batch", "epochs")
     ]
     plain += [f"{name} × {chosen[name]:g}" for name in ("batch", "epochs") if chosen[name] != 1]

@@ -7,7 +7,7 @@ from typing import Any
 
 from afina.core.errors import Interrupted
 from afina.core.events import Event, HeldOut, Listener, Step
-from afina.lora.attached import take_off
+from afina.lora.adapters import unload
 from afina.runs.assemble import adapt, assemble, planned
 from afina.settings import RunSettings
 from afina.training.loop import Trainer
@@ -112,7 +112,7 @@ class Bench:
                 training,
             )
         finally:
-            take_off(self.base.model.module)
+            unload(self.base.model.module)
 
 
 def with_train(settings: RunSettings, **values: Any) -> RunSettings:

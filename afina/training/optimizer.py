@@ -3,11 +3,13 @@
 import torch
 from torch import Tensor, nn
 
+from afina.lora.injection import fast_parameters, undecayed_parameters
+
 
 class Optimizer:
     """Keeps fp32 moments, and fp32 masters of parameters that are stored in less, whose small updates would be rounded away.
 
-    Weight decay is for what is trained whole, not for adapters. `lora_plus` is the rate of every B over that of the rest
+    Weight decay is for what is trained in full, not for adapters. `lora_plus` is the rate of every B over that of the rest
     (LoRA+, Hayou et al. 2024, https://arxiv.org/abs/2402.12354, section 4).
     """
 
@@ -17,11 +19,11 @@ class Optimizer:
             name: p if p.dtype == torch.float32 else p.detach().float().requires_grad_()
             for name, p in self._own.items()
         }
+        undecayed, fast = ({id(p) for p in find(module)} for find in (undecayed_parameters, fast_parameters))
         groups: dict[tuple[float, float], list[Tensor]] = {}  # (decay, share of the rate) → parameters
         for name, master in self._masters.items():
-            kind = name.rsplit(".", 1)[-1]
-            adapter = kind.startswith(("lora_", "vera_"))
-            group = (0.0 if adapter else weight_decay, lora_plus if kind == "lora_b" else 1.0)
+            key = id(self._own[name])
+            group = (0.0 if key in undecayed else weight_decay, lora_plus if key in fast else 1.0)
             groups.setdefault(group, []).append(master)
         self._shares = [share for _, share in groups]
         self._adam = torch.optim.AdamW(

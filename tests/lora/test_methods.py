@@ -24,8 +24,8 @@ from afina.lora import (
     save_adapter,
     trainable_parameters,
 )
-from afina.lora.inits.eva import share_out
-from afina.lora.layer import LoraLinear
+from afina.lora.inits.eva import redistribute
+from afina.lora.variants.lora import LoraLinear
 
 IDS = torch.randint(3, 259, (2, 11), generator=torch.Generator().manual_seed(1))
 EXTRAS = {
@@ -223,7 +223,7 @@ def test_eva_takes_the_directions_of_the_inputs() -> None:
     with pytest.raises(AdapterError, match="looks at data"):
         inject(nn.Sequential(nn.Linear(4, 4)), LoraConfig(rank=2, init="eva", target_modules=("0",)))
     shares = {"a": torch.tensor([0.9, 0.5, 0.4]), "b": torch.tensor([0.3, 0.2, 0.1])}
-    assert share_out(shares, 4) == {"a": 3, "b": 1}
+    assert redistribute(shares, 4) == {"a": 3, "b": 1}
 
 
 def test_lora_ga_takes_the_first_step_of_full_fine_tuning() -> None:

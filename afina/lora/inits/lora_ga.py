@@ -1,43 +1,64 @@
-"""LoRA-GA: the first step goes where full fine-tuning's would (Wang et al. 2024, https://arxiv.org/abs/2407.05000, equation 11).
+"""LoRA-GA: the first step goes where full fine-tuning's would (Wang et al. 2024, https://arxiv.org/abs/2407.05000,
+equation 11).
 
-    dL/dW = U S Vᵀ,   A = c · the first `rank` rows of Vᵀ,   B = c · columns rank + 1 to 2·rank of U,   c = out^¼ / √γ,  γ = 16
+    dL/dW = U S Vᵀ,   A = c · the first `rank` rows of Vᵀ,   B = c · columns rank + 1 to 2·rank of U,
+    c = out^¼ / √γ,   γ = 16
 
-The update that A and B begin with is taken away from the product, so that training begins at the base.
+The initial update is subtracted in the product, so that training begins at the base.
 """
 
-from collections.abc import Callable
+from typing import TYPE_CHECKING
 
+from afina.core.errors import AdapterError
 from afina.core.layers import Quantised
-from afina.lora.inits.factors import largest
-from afina.lora.layer import LoraLinear
+from afina.lora.inits._decompositions import largest_components
+from afina.lora.inits._protocol import Init, Needs, Sources
+
+if TYPE_CHECKING:
+    from afina.lora.layer import Size
+    from afina.lora.variants.lora import LoraLinear
 
 GAMMA = 16.0
 
 
-def start(layers: list[LoraLinear], calibrate: Callable[[], None]) -> None:
-    """Takes the gradients of the frozen weights by `calibrate` (forward and backward over a few batches), and sets A and B.
+class _LoraGA(Init):
+    """Quantised weights have no gradients: during calibration they are held in memory dequantised."""
 
-    Weights of few bits have no gradients: for that time their numbers are in memory.
-    """
-    quantised = {layer: layer.base for layer in layers if isinstance(layer.base, Quantised)}
-    for layer, base in quantised.items():
-        layer.base = base.dequantised()
-    weights = [layer.base.weight for layer in layers]
-    for layer, weight in zip(layers, weights, strict=True):
-        layer.enabled = False
-        weight.requires_grad_(True)
-    try:
-        calibrate()
-        for layer, weight in zip(layers, weights, strict=True):
-            gradient = weight.grad.float()
-            u, _, vt = largest(gradient.T if layer.transposed else gradient, 2 * layer.rank)
-            r = len(vt) // 2
-            c = len(u) ** 0.25 / GAMMA**0.5
-            layer.start(c * vt[:r], c * u[:, r : 2 * r], from_base=True)
-    finally:
-        for layer, weight in zip(layers, weights, strict=True):
-            layer.enabled = True
-            weight.requires_grad_(False)
-            weight.grad = None
+    name = "lora_ga"
+    needs: Needs = "backward"
+    from_base = True
+
+    def largest_rank(self, size: "Size") -> int:
+        return min(size.outputs, size.inputs) // 2  # singular directions for A, and as many others for B
+
+    def initialise(self, layers: "dict[str, LoraLinear]", sources: Sources) -> None:
+        assert sources.calibrate is not None
+        quantised = {layer: layer.base for layer in layers.values() if isinstance(layer.base, Quantised)}
         for layer, base in quantised.items():
-            layer.base = base
+            layer.base = base.dequantised()
+        weights = {path: layer.base.weight for path, layer in layers.items()}
+        for path, layer in layers.items():
+            layer.enabled = False
+            weights[path].requires_grad_(True)
+        try:
+            sources.calibrate()
+            for path, layer in layers.items():
+                if weights[path].grad is None:
+                    raise AdapterError(
+                        f"init 'lora_ga': no gradient reaches {path}", "leave it out, or use another init"
+                    )
+                gradient = weights[path].grad.float()
+                u, _, vt = largest_components(gradient.T if layer.transposed else gradient, 2 * layer.rank)
+                rank = len(vt) // 2
+                c = len(u) ** 0.25 / GAMMA**0.5
+                layer.set_factors(c * vt[:rank], c * u[:, rank : 2 * rank], from_base=True)
+        finally:
+            for path, layer in layers.items():
+                layer.enabled = True
+                weights[path].requires_grad_(False)
+                weights[path].grad = None
+            for layer, base in quantised.items():
+                layer.base = base
+
+
+INIT = _LoraGA()

@@ -1,4 +1,4 @@
-"""Several adapters on one base: attached by name, switched in no time, the base's weights untouched."""
+"""Several adapters on one base: attached by name, switched without copying, the base's weights untouched."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,14 +9,14 @@ from torch import nn
 from afina.core.errors import AdapterError, near
 from afina.core.layers import replace
 from afina.lora.config import LoraConfig
-from afina.lora.extras import Swap, swaps
 from afina.lora.injection import wrappers
 from afina.lora.layer import Wrapper
+from afina.lora.modules_to_save import TrainedCopy, trained_copies
 from afina.lora.peft_files import load_adapter
 
 
 class Adapters:
-    """The adapters of `model`. One at most is in place; the others wait beside it as their own layers, sharing the base's.
+    """The adapters of `model`. At most one is active; the others are kept as layers of their own that share the base's.
 
     adapters = Adapters(model)
     adapters.attach("pt", "runs/pt"); adapters.attach("en", "runs/en")
@@ -26,7 +26,7 @@ class Adapters:
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        self._known: dict[str, tuple[dict[str, Wrapper], list[Swap]]] = {}
+        self._known: dict[str, tuple[dict[str, Wrapper], list[TrainedCopy]]] = {}
         self.active: str | None = None
 
     @property
@@ -34,7 +34,7 @@ class Adapters:
         return tuple(self._known)
 
     def attach(self, name: str, folder: Path | str) -> LoraConfig:
-        """Reads the adapter in `folder` and puts it in place. Raises `AdapterError`; then everything is as it was."""
+        """Reads the adapter in `folder` and makes it active. Raises `AdapterError`; then everything is as it was."""
         if name in self._known:
             raise AdapterError(f"an adapter {name!r} is attached already", "choose another name, or delete it first")
         before = self.active
@@ -42,26 +42,26 @@ class Adapters:
         try:
             config = load_adapter(self._model, Path(folder))
         except AdapterError:
-            self._take_off()
+            unload(self._model)
             self.use(before)
             raise
-        self._known[name] = (dict(wrappers(self._model)), list(swaps(self._model)))
+        self._known[name] = (dict(wrappers(self._model)), list(trained_copies(self._model)))
         self.active = name
         return config
 
     def use(self, name: str | None) -> None:
-        """Puts the adapter `name` in place of the active one; None leaves the base."""
+        """Makes the adapter `name` the active one; with None the model is its base."""
         if name is not None and name not in self._known:
             raise AdapterError(f"no adapter {name!r} is attached.{near(name, list(self._known))}", "attach it first")
         if name == self.active:
             return
-        self._take_off()
+        unload(self._model)
         if name is not None:
-            layers, swapped = self._known[name]
+            layers, copies = self._known[name]
             for path, layer in layers.items():
                 replace(self._model, path, layer)
-            swaps(self._model)[:] = swapped
-            for each in swapped:
+            trained_copies(self._model)[:] = copies
+            for each in copies:
                 each.enabled = True
         self.active = name
 
@@ -81,15 +81,11 @@ class Adapters:
         if self._known.pop(name, None) is None:
             raise AdapterError(f"no adapter {name!r} is attached.{near(name, list(self._known))}")
 
-    def _take_off(self) -> None:
-        take_off(self._model)
-        self.active = None
 
-
-def take_off(model: nn.Module) -> None:
-    """Leaves the base as it was before any adapter was put into it."""
-    for each in swaps(model):
+def unload(model: nn.Module) -> None:
+    """Takes the adapter out of `model` and leaves the base as it was before."""
+    for each in trained_copies(model):
         each.enabled = False
-    swaps(model).clear()
+    trained_copies(model).clear()
     for path, wrapper in list(wrappers(model)):
         replace(model, path, wrapper.base)
