@@ -1,4 +1,4 @@
-"""Compiles the C++ beside it for this processor, once, and calls it. Without a compiler `load` gives None and torch does the work."""
+"""Compiles the C++ in cpp/ for this processor, once, and calls it. Without a compiler `load` gives None, and torch computes."""
 
 import ctypes
 import hashlib
@@ -17,8 +17,8 @@ from afina.core.device import compiler, processor
 from afina.core.errors import OutputError
 from afina.core.files import write_atomic
 
-_FOLDER = Path(__file__).parent
-SOURCES = [_FOLDER / "kernels.cpp", _FOLDER / "blocks.cpp"]
+_FOLDER = Path(__file__).parent / "cpp"
+SOURCES = sorted(_FOLDER.glob("*.cpp"))
 _FLAGS = ("-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-std=c++17", "-fPIC", "-shared")
 _SUFFIX = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 _LIMIT = 30  # seconds that a compiler may take
@@ -141,7 +141,7 @@ def _load(cache: Path) -> Kernels | None:
     if program is None:
         return None
     identity = f"{processor()} {platform.machine()} {torch.__version__} {program} {_FLAGS}".encode()
-    text = b"".join(path.read_bytes() for path in sorted([*_FOLDER.glob("*.cpp"), *_FOLDER.glob("*.h")]))
+    text = b"".join(path.read_bytes() for path in [*SOURCES, *sorted(_FOLDER.glob("*.h"))])
     path = cache / "kernels" / f"{hashlib.sha256(text + identity).hexdigest()[:24]}.so"
     started = time.monotonic()
     compiled = not path.exists()

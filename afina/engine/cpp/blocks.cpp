@@ -1,7 +1,7 @@
-// Blocks of few bits, written out as numbers. Each function reads one block and gives its numbers in fp32; blocks.py says which
-// formats there are, how large their blocks, and holds the same in other words, with which each is tested.
+// Dequantisation. Each function reads one block and gives its numbers in fp32. The formats are ggml's, and NF4; each is
+// tested against the gguf package's reading of it.
 //
-// d is a block's step, m its smallest number, both in fp16; K-quants have parts with a scale and a smallest number of their own.
+// d is a block's scale, m its minimum, both in fp16; K-quants have sub-blocks with a scale and a minimum of their own.
 
 #include "blocks.h"
 
@@ -65,61 +65,64 @@ void q8_0(Bytes b, float *out) {
     for (int i = 0; i < 32; i += LANES) store(out + i, floats(widen_signed(b + 2 + i)) * d);
 }
 
-// 16 parts of 16; scale and smallest number have four bits each.
+// 16 sub-blocks of 16; scale and minimum have four bits each.
 void q2_k(Bytes b, float *out) {
     float d = half(b + 80), m = half(b + 82);
-    for (int part = 0; part < 16; part++) {
-        Bytes q = b + 16 + part / 8 * 32 + part % 2 * 16;
-        int shift = part % 8 / 2 * 2;
-        float scale = d * (b[part] & 15), least = m * (b[part] >> 4);
-        for (int i = 0; i < 16; i += LANES) store(out + part * 16 + i, floats(widen(q + i) >> shift & 3) * scale - least);
+    for (int sub = 0; sub < 16; sub++) {
+        Bytes q = b + 16 + sub / 8 * 32 + sub % 2 * 16;
+        int shift = sub % 8 / 2 * 2;
+        float scale = d * (b[sub] & 15), least = m * (b[sub] >> 4);
+        for (int i = 0; i < 16; i += LANES) store(out + sub * 16 + i,
+                                                  floats(widen(q + i) >> shift & 3) * scale - least);
     }
 }
 
-// 16 parts of 16; two low bits in `q`, the third in the mask; scales have six bits, four in one place and two in another.
+// 16 sub-blocks of 16; two low bits in `q`, the third in the mask; scales have six bits, four in one place and two in
+// another.
 void q3_k(Bytes b, float *out) {
     Bytes scales = b + 96;
     float d = half(b + 108);
-    for (int part = 0; part < 16; part++) {
-        Bytes q = b + 32 + part / 8 * 32 + part % 2 * 16, mask = b + part % 2 * 16;
-        int shift = part % 8 / 2 * 2, bit = part / 2;
-        int low = part < 8 ? scales[part] & 15 : scales[part - 8] >> 4;
-        int high = scales[8 + part % 4] >> (part / 4 * 2) & 3;
+    for (int sub = 0; sub < 16; sub++) {
+        Bytes q = b + 32 + sub / 8 * 32 + sub % 2 * 16, mask = b + sub % 2 * 16;
+        int shift = sub % 8 / 2 * 2, bit = sub / 2;
+        int low = sub < 8 ? scales[sub] & 15 : scales[sub - 8] >> 4;
+        int high = scales[8 + sub % 4] >> (sub / 4 * 2) & 3;
         float scale = d * ((low | high << 4) - 32);
         for (int i = 0; i < 16; i += LANES) {
             Ints low_bits = widen(q + i) >> shift & 3, third = widen(mask + i) >> bit & 1;
-            store(out + part * 16 + i, floats(low_bits + third * 4 - 4) * scale);
+            store(out + sub * 16 + i, floats(low_bits + third * 4 - 4) * scale);
         }
     }
 }
 
-// Scale and smallest number, six bits each, of part `i` among the eight of q4_k and q5_k.
+// Scale and minimum, six bits each, of sub-block `i` among the eight of q4_k and q5_k.
 inline void six_bits(Bytes s, int i, int &scale, int &least) {
     scale = i < 4 ? s[i] & 63 : (s[i + 4] & 15) | (s[i - 4] >> 6) << 4;
     least = i < 4 ? s[i + 4] & 63 : (s[i + 4] >> 4) | (s[i] >> 6) << 4;
 }
 
-// 8 parts of 32: two parts in each 32 bytes, in their low and their high halves.
+// 8 sub-blocks of 32: two in each 32 bytes, in their low and their high halves.
 void q4_k(Bytes b, float *out) {
     float d = half(b), m = half(b + 2);
-    for (int part = 0; part < 8; part++) {
-        int scale, least, shift = part % 2 * 4;
-        six_bits(b + 4, part, scale, least);
-        Bytes q = b + 16 + part / 2 * 32;
+    for (int sub = 0; sub < 8; sub++) {
+        int scale, least, shift = sub % 2 * 4;
+        six_bits(b + 4, sub, scale, least);
+        Bytes q = b + 16 + sub / 2 * 32;
         float step = d * scale, from = m * least;
-        for (int i = 0; i < 32; i += LANES) store(out + part * 32 + i, floats(widen(q + i) >> shift & 15) * step - from);
+        for (int i = 0; i < 32; i += LANES) store(out + sub * 32 + i,
+                                                  floats(widen(q + i) >> shift & 15) * step - from);
     }
 }
 void q5_k(Bytes b, float *out) {
     float d = half(b), m = half(b + 2);
-    for (int part = 0; part < 8; part++) {
-        int scale, least, shift = part % 2 * 4;
-        six_bits(b + 4, part, scale, least);
-        Bytes q = b + 48 + part / 2 * 32, fifth = b + 16;
+    for (int sub = 0; sub < 8; sub++) {
+        int scale, least, shift = sub % 2 * 4;
+        six_bits(b + 4, sub, scale, least);
+        Bytes q = b + 48 + sub / 2 * 32, fifth = b + 16;
         float step = d * scale, from = m * least;
         for (int i = 0; i < 32; i += LANES) {
-            Ints low = widen(q + i) >> shift & 15, high = widen(fifth + i) >> part & 1;
-            store(out + part * 32 + i, floats(low + high * 16) * step - from);
+            Ints low = widen(q + i) >> shift & 15, high = widen(fifth + i) >> sub & 1;
+            store(out + sub * 32 + i, floats(low + high * 16) * step - from);
         }
     }
 }
@@ -127,13 +130,13 @@ void q5_k(Bytes b, float *out) {
 // Two halves of 128; in each, four runs of 32 whose low four bits lie in 64 bytes and whose high two in 32.
 void q6_k(Bytes b, float *out) {
     float d = half(b + 208);
-    for (int part = 0; part < 16; part++) {
-        int in_half = part % 8, run = in_half / 2, at = in_half % 2 * 16;
-        Bytes low = b + part / 8 * 64 + run % 2 * 32 + at, high = b + 128 + part / 8 * 32 + at;
-        float scale = d * (int8_t)b[192 + part];
+    for (int sub = 0; sub < 16; sub++) {
+        int in_half = sub % 8, run = in_half / 2, at = in_half % 2 * 16;
+        Bytes low = b + sub / 8 * 64 + run % 2 * 32 + at, high = b + 128 + sub / 8 * 32 + at;
+        float scale = d * (int8_t)b[192 + sub];
         for (int i = 0; i < 16; i += LANES) {
             Ints both = (widen(low + i) >> (run / 2 * 4) & 15) + (widen(high + i) >> (run * 2) & 3) * 16 - 32;
-            store(out + part * 16 + i, floats(both) * scale);
+            store(out + sub * 16 + i, floats(both) * scale);
         }
     }
 }
@@ -170,8 +173,8 @@ constexpr float levels[16] = {
     0.4407098f, 0.562616944f, 0.722956717f, 1.0f,
 };
 
-// A row of NF4: lowest scale and step in fp32, a byte a block for its scale, and 32 bytes a block of 64, whose low halves are
-// its first 32 numbers.
+// A row of NF4: lowest scale and step in fp32, a byte per block for its scale, and 32 bytes per block of 64, whose low
+// halves are its first 32 numbers.
 template <class T>
 void nf4(Bytes from, long row_bytes, T *out, long stride, long rows, long K) {
     long blocks = K / 64;
@@ -219,7 +222,8 @@ void shared(Bytes from, long row_bytes, int format, T *out, long stride, long ro
     constexpr long at_once = 4;
 #pragma omp parallel for num_threads(threads)
     for (long r = 0; r < rows; r += at_once)
-        write(from + r * row_bytes, row_bytes, format, out + r * stride, stride, rows - r < at_once ? rows - r : at_once, K);
+        write(from + r * row_bytes, row_bytes, format, out + r * stride, stride,
+              rows - r < at_once ? rows - r : at_once, K);
 }
 
 }  // namespace

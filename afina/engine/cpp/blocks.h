@@ -1,4 +1,4 @@
-// Rows of frozen weights that are kept in blocks of few bits.
+// Rows of frozen weights that are quantised in blocks.
 
 #pragma once
 
@@ -11,5 +11,5 @@ enum Format {
     NF4 = 1000,
 };
 
-// Writes `rows` rows of K numbers, `stride` apart, from rows of `row_bytes`.
+// Dequantises `rows` rows of K numbers, `stride` apart, from rows of `row_bytes`.
 void unpack(const uint8_t *blocks, long row_bytes, int format, bf16 *out, long stride, long rows, long K);

@@ -1,0 +1,244 @@
+// Attention within segments, in training and against the cache: attention.py.
+
+#include <cmath>
+
+#include "attention.h"
+#include "functions.h"
+
+namespace {
+
+// C (M, N) = or += A·B in fp32; element (i, k) of A lies at a[i·ai + k·ak]; B and C are row-major, N a multiple of
+// LANES.
+template <int M, int V>
+inline void tile(long K, const float *a, long ai, long ak, const float *b, long ldb, float *c, long ldc, bool add) {
+    Floats acc[M][V];
+    for (int m = 0; m < M; m++)
+        for (int v = 0; v < V; v++) acc[m][v] = add ? load(c + m * ldc + v * LANES) : Floats{};
+    for (long k = 0; k < K; k++) {
+        Floats row[V];
+        for (int v = 0; v < V; v++) row[v] = load(b + k * ldb + v * LANES);
+        for (int m = 0; m < M; m++) {
+            float x = a[m * ai + k * ak];
+            for (int v = 0; v < V; v++) acc[m][v] += x * row[v];
+        }
+    }
+    for (int m = 0; m < M; m++)
+        for (int v = 0; v < V; v++) store(c + m * ldc + v * LANES, acc[m][v]);
+}
+template <int V>
+inline void column(long M, long K, const float *a, long ai, long ak, const float *b, long ldb, float *c, long ldc,
+                   bool add) {
+    long m = 0;
+    for (; m + 6 <= M; m += 6) tile<6, V>(K, a + m * ai, ai, ak, b, ldb, c + m * ldc, ldc, add);
+    for (; m + 2 <= M; m += 2) tile<2, V>(K, a + m * ai, ai, ak, b, ldb, c + m * ldc, ldc, add);
+    for (; m < M; m++) tile<1, V>(K, a + m * ai, ai, ak, b, ldb, c + m * ldc, ldc, add);
+}
+void product(long M, long N, long K, const float *a, long ai, long ak, const float *b, long ldb, float *c, long ldc,
+             bool add) {
+    long n = 0;
+    for (; n + 4 * LANES <= N; n += 4 * LANES) column<4>(M, K, a, ai, ak, b + n, ldb, c + n, ldc, add);
+    for (; n + 2 * LANES <= N; n += 2 * LANES) column<2>(M, K, a, ai, ak, b + n, ldb, c + n, ldc, add);
+    for (; n < N; n += LANES) column<1>(M, K, a, ai, ak, b + n, ldb, c + n, ldc, add);
+}
+
+// Rows of one head as fp32, (n, wide), and transposed, (wide, ld).
+template <class T>
+void copy_rows(const T *x, long stride, long n, long D, float *to, long wide, float scale = 1.0f) {
+    for (long t = 0; t < n; t++)
+        for (long i = 0; i < wide; i += LANES)
+            store(to + t * wide + i, i < D ? load(x + t * stride + i, D - i) * scale : Floats{});
+}
+template <class T>
+void copy_columns(const T *x, long stride, long n, long D, float *to, long ld) {
+    for (long t = 0; t < n; t++)
+        for (long i = 0; i < D; i++) to[i * ld + t] = get(x[t * stride + i]);
+}
+
+constexpr long QUERIES = 32, BLOCK = 64;  // of a tile of scores: queries, and keys
+
+// Scores of queries [i0, i0 + m) against keys [j0, j0 + keys), −inf where a key may not be seen.
+inline void mask_scores(float *S, long m, long i0, long j0, long keys, long window, float cap) {
+    const float never = -INFINITY;
+    for (long i = 0; i < m; i++) {
+        float *row = S + i * BLOCK;
+        if (cap > 0)
+            for (long j = 0; j < keys; j += LANES) store(row + j, cap * tanh(load(row + j) * (1.0f / cap)));
+        for (long j = i0 + i - j0 + 1 > 0 ? i0 + i - j0 + 1 : 0; j < keys; j++) row[j] = never;
+        if (window)
+            for (long j = 0; j <= i0 + i - window - j0 && j < keys; j++) row[j] = never;
+    }
+}
+
+// What n queries see of `before` + n keys and values, of which the last n are their own: the heads of q that share one
+// head of k and v. q and out are (n, H·D) from the first of these heads on; lse (n, H), log Σ exp of the scores, may
+// be left out.
+template <class T>
+void attend_group(const T *q, long sq, const T *k, long sk, const T *v, long sv, T *out, float *lse, long n,
+                  long before, const Attention &a) {
+    long D = a.heads.width, wide = padded(D), all = before + n, ld = (all + BLOCK - 1) / BLOCK * BLOCK;
+    Scratch memory(D * ld + all * wide + QUERIES * (2 * wide + BLOCK + 2));
+    float *KT = memory.take(D * ld), *V = memory.take(all * wide), *Q = memory.take(QUERIES * wide);
+    float *O = memory.take(QUERIES * wide), *S = memory.take(QUERIES * BLOCK);
+    float *top = memory.take(QUERIES), *total = memory.take(QUERIES);
+    copy_columns(k, sk, all, D, KT, ld);
+    copy_rows(v, sv, all, D, V, wide);
+    for (long h = 0; h < a.heads.q / a.heads.kv; h++)
+        for (long i0 = 0; i0 < n; i0 += QUERIES) {
+            long m = n - i0 < QUERIES ? n - i0 : QUERIES, at = before + i0;
+            copy_rows(q + i0 * sq + h * D, sq, m, D, Q, wide, a.scale);
+            for (long i = 0; i < m; i++) top[i] = -INFINITY, total[i] = 0;
+            memset(O, 0, m * wide * 4);
+            long j = a.window && at - a.window + 1 > 0 ? (at - a.window + 1) / BLOCK * BLOCK : 0;
+            for (; j < at + m; j += BLOCK) {
+                long keys = at + m - j < BLOCK ? at + m - j : BLOCK, across = padded(keys);
+                product(m, across, D, Q, wide, 1, KT + j, ld, S, BLOCK, false);
+                mask_scores(S, m, at, j, across, a.window, a.cap);
+                for (long i = 0; i < m; i++) {
+                    float *row = S + i * BLOCK;
+                    Floats peak = splat(top[i]);
+                    for (long x = 0; x < across; x += LANES) {
+                        Floats s = load(row + x);
+                        peak = s > peak ? s : peak;
+                    }
+                    float now = largest(peak);
+                    if (now == -INFINITY) {  // nothing to see in this block yet
+                        memset(row, 0, across * 4);
+                        continue;
+                    }
+                    Floats sums{};
+                    for (long x = 0; x < across; x += LANES) {
+                        Floats s = load(row + x), p = exp(s - now);
+                        p = s == -INFINITY ? Floats{} : p;
+                        sums += p;
+                        store(row + x, p);
+                    }
+                    float shrink = std::exp(top[i] - now);
+                    total[i] = total[i] * shrink + sum(sums);
+                    if (now != top[i])
+                        for (long x = 0; x < wide; x += LANES) store(&O[i * wide + x], load(&O[i * wide + x]) * shrink);
+                    top[i] = now;
+                }
+                product(m, wide, keys, S, BLOCK, 1, V + j * wide, wide, O, wide, true);
+            }
+            for (long i = 0; i < m; i++) {
+                T *o = out + (i0 + i) * a.heads.q * D + h * D;
+                for (long x = 0; x < D; x += LANES) store(o + x, load(&O[i * wide + x]) * (1.0f / total[i]), D - x);
+                if (lse) lse[(i0 + i) * a.heads.q + h] = top[i] + std::log(total[i]);
+            }
+        }
+}
+
+template <class T>
+void attention_forward(const T *q, long sq, const T *k, long sk, const T *v, long sv, T *out, float *lse, Attention a) {
+    long D = a.heads.width, group = a.heads.q / a.heads.kv;
+#pragma omp parallel for num_threads(a.threads) schedule(dynamic)
+    for (long piece = 0; piece < a.segments * a.heads.kv; piece++) {
+        long first = a.bounds[piece / a.heads.kv], n = a.bounds[piece / a.heads.kv + 1] - first;
+        long kv = piece % a.heads.kv, head = kv * group;
+        attend_group(q + first * sq + head * D, sq, k + first * sk + kv * D, sk, v + first * sv + kv * D, sv,
+                     out + (first * a.heads.q + head) * D, lse + first * a.heads.q + head, n, 0, a);
+    }
+}
+
+// The same against the cache: segment s follows the `lengths[s]` tokens in slot `slots[s]`, to which its keys and
+// values are added.
+template <class T>
+void attention_read(const T *qk, long sqk, const T *v, long sv, T *keys, T *values, long room, const int32_t *slots,
+                    const int32_t *lengths, T *out, Attention a) {
+    long D = a.heads.width, group = a.heads.q / a.heads.kv;
+#pragma omp parallel for num_threads(a.threads) schedule(dynamic)
+    for (long piece = 0; piece < a.segments * a.heads.kv; piece++) {
+        long s = piece / a.heads.kv, kv = piece % a.heads.kv, first = a.bounds[s], n = a.bounds[s + 1] - first;
+        long slot = (slots[s] * a.heads.kv + kv) * room * D, before = lengths[s], head = kv * group;
+        T *K = keys + slot, *V = values + slot;
+        for (long t = 0; t < n; t++) {
+            memcpy(K + (before + t) * D, qk + (first + t) * sqk + (a.heads.q + kv) * D, D * sizeof(T));
+            memcpy(V + (before + t) * D, v + (first + t) * sv + kv * D, D * sizeof(T));
+        }
+        attend_group(qk + first * sqk + head * D, sqk, K, D, V, D, out + (first * a.heads.q + head) * D,
+                     (float *)nullptr, n, before, a);
+    }
+}
+
+// P = exp(S − lse); dV = Pᵀ dO; dP = dO Vᵀ; dS = P ∘ (dP − rowsum(dO ∘ O)); dQ = dS K; dK = dSᵀ Q (Dao et al. 2022,
+// https://arxiv.org/abs/2205.14135, appendix B). With a cap, dS is multiplied by 1 − (S / cap)².
+template <class T>
+void attention_backward(const T *q, long sq, const T *k, long sk, const T *v, long sv, const T *out, const float *lse,
+                        const T *dout, T *dq, T *dk, T *dv, long sd, Attention a) {
+    long D = a.heads.width, wide = padded(D), group = a.heads.q / a.heads.kv;
+#pragma omp parallel for num_threads(a.threads) schedule(dynamic)
+    for (long piece = 0; piece < a.segments * a.heads.kv; piece++) {
+        long first = a.bounds[piece / a.heads.kv], n = a.bounds[piece / a.heads.kv + 1] - first;
+        long kv = piece % a.heads.kv, ld = (n + BLOCK - 1) / BLOCK * BLOCK;
+        Scratch memory(2 * D * ld + 3 * n * wide + QUERIES * (3 * wide + 2 * BLOCK));
+        float *KT = memory.take(D * ld), *VT = memory.take(D * ld), *K = memory.take(n * wide),
+            *dK = memory.take(n * wide);
+        float *dV = memory.take(n * wide), *Q = memory.take(QUERIES * wide), *dO = memory.take(QUERIES * wide);
+        float *dQ = memory.take(QUERIES * wide), *P = memory.take(QUERIES * BLOCK), *dS = memory.take(QUERIES * BLOCK);
+        copy_rows(k + first * sk + kv * D, sk, n, D, K, wide);
+        copy_columns(k + first * sk + kv * D, sk, n, D, KT, ld);
+        copy_columns(v + first * sv + kv * D, sv, n, D, VT, ld);
+        memset(dK, 0, 2 * n * wide * 4);  // and dV, which follows it
+        for (long h = kv * group; h < (kv + 1) * group; h++)
+            for (long i0 = 0; i0 < n; i0 += QUERIES) {
+                long m = n - i0 < QUERIES ? n - i0 : QUERIES, row0 = first + i0;
+                copy_rows(q + row0 * sq + h * D, sq, m, D, Q, wide, a.scale);
+                copy_rows(dout + (row0 * a.heads.q + h) * D, a.heads.q * D, m, D, dO, wide);
+                memset(dQ, 0, m * wide * 4);
+                long j = a.window && i0 - a.window + 1 > 0 ? (i0 - a.window + 1) / BLOCK * BLOCK : 0;
+                for (; j < i0 + m; j += BLOCK) {
+                    long keys = i0 + m - j < BLOCK ? i0 + m - j : BLOCK, across = padded(keys);
+                    product(m, across, D, Q, wide, 1, KT + j, ld, P, BLOCK, false);
+                    mask_scores(P, m, i0, j, across, a.window, a.cap);
+                    product(m, across, D, dO, wide, 1, VT + j, ld, dS, BLOCK, false);
+                    for (long i = 0; i < m; i++) {
+                        const T *o = out + ((row0 + i) * a.heads.q + h) * D;
+                        Floats dots{};
+                        for (long x = 0; x < D; x += LANES) dots += load(o + x, D - x) * load(&dO[i * wide + x]);
+                        float l = lse[(row0 + i) * a.heads.q + h], delta = sum(dots);
+                        for (long x = 0; x < across; x += LANES) {
+                            Floats s = load(&P[i * BLOCK + x]), p = exp(s - l),
+                                c = s * (a.cap > 0 ? 1.0f / a.cap : 0.0f);
+                            p = s == -INFINITY ? Floats{} : p;
+                            Floats g = p * (load(&dS[i * BLOCK + x]) - delta) * (1.0f - c * c);
+                            store(&P[i * BLOCK + x], p);
+                            store(&dS[i * BLOCK + x], s == -INFINITY ? Floats{} : g);
+                        }
+                    }
+                    product(keys, wide, m, P, 1, BLOCK, dO, wide, &dV[j * wide], wide, true);
+                    product(m, wide, keys, dS, BLOCK, 1, &K[j * wide], wide, dQ, wide, true);
+                    product(keys, wide, m, dS, 1, BLOCK, Q, wide, &dK[j * wide], wide, true);
+                }
+                for (long i = 0; i < m; i++)
+                    for (long x = 0; x < D; x += LANES)
+                        store(dq + (row0 + i) * sd + h * D + x, load(&dQ[i * wide + x]) * a.scale, D - x);
+            }
+        for (long t = 0; t < n; t++)
+            for (long x = 0; x < D; x += LANES) {
+                store(dk + (first + t) * sd + kv * D + x, load(&dK[t * wide + x]), D - x);  // Q carried the scale
+                store(dv + (first + t) * sd + kv * D + x, load(&dV[t * wide + x]), D - x);
+            }
+    }
+}
+
+}  // namespace
+
+// One plain name for each function and type, so that kernels.py can find it.
+#define EXPORT(T, S)                                                                                                   \
+    extern "C" {                                                                                                       \
+    void attention_forward_##S(const T *q, long sq, const T *k, long sk, const T *v, long sv, T *out, float *lse,      \
+                               const Attention *a) {                                                                   \
+        attention_forward(q, sq, k, sk, v, sv, out, lse, *a);                                                          \
+    }                                                                                                                  \
+    void attention_backward_##S(const T *q, long sq, const T *k, long sk, const T *v, long sv, const T *out,           \
+                                const float *lse, const T *dout, T *dqkv, long sd, const Attention *a) {               \
+        long nq = a->heads.q * a->heads.width, nk = a->heads.kv * a->heads.width;                                      \
+        attention_backward(q, sq, k, sk, v, sv, out, lse, dout, dqkv, dqkv + nq, dqkv + nq + nk, sd, *a);              \
+    }                                                                                                                  \
+    void attention_read_##S(const T *qk, long sqk, const T *v, long sv, T *keys, T *values, long room,                 \
+                            const int32_t *slots, const int32_t *lengths, T *out, const Attention *a) {                \
+        attention_read(qk, sqk, v, sv, keys, values, room, slots, lengths, out, *a);                                   \
+    }                                                                                                                  \
+    }
+EXPORT(float, fp32)
+EXPORT(bf16, bf16)

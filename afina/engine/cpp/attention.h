@@ -1,0 +1,42 @@
+// What attention's kernels share.
+
+#pragma once
+
+#include <vector>
+
+#include "vectors.h"
+
+namespace {
+
+struct Heads {
+    long q, kv, width, rotated;
+};
+
+struct Attention {
+    long segments;
+    const int32_t *bounds;  // segment s holds the rows bounds[s] to bounds[s + 1]
+    Heads heads;
+    float scale;
+    long window;  // 0: none; else a query sees this many keys, itself included
+    float cap;    // 0: none; else scores become cap·tanh(score / cap)
+    int threads;
+};
+
+inline long padded(long n) { return (n + LANES - 1) / LANES * LANES; }
+
+// Memory of a thread, reused from call to call and handed out piece by piece; not initialised.
+struct Scratch {
+    float *next;
+    explicit Scratch(long size) {
+        static thread_local std::vector<float> pool;
+        if ((long)pool.size() < size) pool.resize(size);
+        next = pool.data();
+    }
+    float *take(long n) {
+        float *piece = next;
+        next += n;
+        return piece;
+    }
+};
+
+}  // namespace

@@ -1,0 +1,119 @@
+// Low-rank updates, in bf16 dot products: low_rank.py.
+//
+// Products with one side of 16 or so, for which a matrix library's blocks are too large. Pairs of neighbours are
+// multiplied and added at once, so one operand of each product is laid out in pairs. Ranks are multiples of LANES,
+// widths of 2·LANES.
+
+#include <vector>
+
+#include "dots.h"
+
+#ifdef __AVX512BF16__
+
+namespace {
+
+inline bf16 rounded(float x) {
+    uint32_t u;
+    memcpy(&u, &x, 4);
+    return {(uint16_t)((u + 0x7fff + ((u >> 16) & 1)) >> 16)};
+}
+
+// s·B, B (n, r) in fp32, in pairs of ranks (r/2, n, 2) and in pairs of outputs (n/2, r, 2).
+void low_rank_pack(const float *b, float scale, bf16 *by_rank, bf16 *by_output, long n, long r) {
+    for (long o = 0; o < n; o++)
+        for (long i = 0; i < r; i++) {
+            bf16 x = rounded(b[o * r + i] * scale);
+            by_rank[(i / 2 * n + o) * 2 + i % 2] = x;
+            by_output[(o / 2 * r + i) * 2 + o % 2] = x;
+        }
+}
+
+// y (rows, n) += low (rows, r) · (s·B)ᵀ
+void low_rank_add(bf16 *y, long sy, const bf16 *low, long sl, const bf16 *by_rank, long rows, long n, long r,
+                  int threads) {
+#pragma omp parallel for num_threads(threads)
+    for (long t0 = 0; t0 < rows; t0 += 4) {
+        long m = rows - t0 < 4 ? rows - t0 : 4;
+        for (long o = 0; o < n; o += 2 * LANES) {
+            Floats acc[4][2];
+            for (long t = 0; t < 4; t++)
+                for (long v = 0; v < 2; v++) acc[t][v] = load(y + (t0 + (t < m ? t : 0)) * sy + o + v * LANES);
+            for (long i = 0; i < r; i += 2) {
+                Pairs b0 = pairs(by_rank + (i / 2 * n + o) * 2), b1 = pairs(by_rank + (i / 2 * n + o + LANES) * 2);
+                for (long t = 0; t < 4; t++) {
+                    Pairs a = repeated(low + (t0 + (t < m ? t : 0)) * sl + i);
+                    acc[t][0] = dot(acc[t][0], a, b0);
+                    acc[t][1] = dot(acc[t][1], a, b1);
+                }
+            }
+            for (long t = 0; t < m; t++)
+                for (long v = 0; v < 2; v++) store(y + (t0 + t) * sy + o + v * LANES, acc[t][v]);
+        }
+    }
+}
+
+// dlow (rows, r) = dy (rows, n) · s·B
+void low_rank_project(const bf16 *dy, long sdy, const bf16 *by_output, bf16 *dlow, long sdl, long rows, long n, long r,
+                      int threads) {
+#pragma omp parallel for num_threads(threads)
+    for (long t0 = 0; t0 < rows; t0 += 8) {
+        long m = rows - t0 < 8 ? rows - t0 : 8;
+        for (long i = 0; i < r; i += LANES) {
+            Floats acc[8] = {};
+            for (long o = 0; o < n; o += 2) {
+                Pairs b = pairs(by_output + (o / 2 * r + i) * 2);
+                for (long t = 0; t < 8; t++) acc[t] = dot(acc[t], repeated(dy + (t0 + (t < m ? t : 0)) * sdy + o), b);
+            }
+            for (long t = 0; t < m; t++) store(dlow + (t0 + t) * sdl + i, acc[t]);
+        }
+    }
+}
+
+// out (n, r) in fp32 = scale · xᵀ (n, rows) · low (rows, r)
+void low_rank_outer(const bf16 *x, long sx, const bf16 *low, long sl, float *out, float scale, long rows, long n,
+                    long r, int threads) {
+    long half = (rows + 1) / 2;
+    std::vector<uint32_t> paired(half * r);
+    for (long t = 0; t < half; t++)
+        for (long i = 0; i < r; i++) {
+            uint32_t second = 2 * t + 1 < rows ? low[(2 * t + 1) * sl + i].bits : 0;
+            paired[t * r + i] = low[2 * t * sl + i].bits | second << 16;
+        }
+#pragma omp parallel for num_threads(threads)
+    for (long o = 0; o < n; o += LANES)
+        for (long i = 0; i < r; i += LANES) {
+            Floats acc[LANES] = {};
+            for (long t = 0; t < half; t++) {
+                const bf16 *first = x + 2 * t * sx + o, *second = 2 * t + 1 < rows ? first + sx : first;
+                Words a = __builtin_convertvector((Halves) * (const HalvesAnywhere *)first, Words);
+                Words b = __builtin_convertvector((Halves) * (const HalvesAnywhere *)second, Words);
+                alignas(64) uint32_t both[LANES];
+                *(Words *)both = a | b << 16;
+                Pairs l = pairs(&paired[t * r + i]);
+                for (long v = 0; v < LANES; v++) acc[v] = dot(acc[v], repeated(both + v), l);
+            }
+            for (long v = 0; v < LANES; v++) store(out + (o + v) * r + i, acc[v] * scale);
+        }
+}
+
+}  // namespace
+
+extern "C" {
+void low_rank_pack_bf16(const float *b, float scale, bf16 *by_rank, bf16 *by_output, long n, long r) {
+    low_rank_pack(b, scale, by_rank, by_output, n, r);
+}
+void low_rank_add_bf16(bf16 *y, long sy, const bf16 *low, long sl, const bf16 *b, long rows, long n, long r,
+                       int threads) {
+    low_rank_add(y, sy, low, sl, b, rows, n, r, threads);
+}
+void low_rank_project_bf16(const bf16 *dy, long sdy, const bf16 *b, bf16 *dlow, long sdl, long rows, long n, long r,
+                           int threads) {
+    low_rank_project(dy, sdy, b, dlow, sdl, rows, n, r, threads);
+}
+void low_rank_outer_bf16(const bf16 *x, long sx, const bf16 *low, long sl, float *out, float scale, long rows, long n,
+                         long r, int threads) {
+    low_rank_outer(x, sx, low, sl, out, scale, rows, n, r, threads);
+}
+}
+
+#endif
