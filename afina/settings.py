@@ -7,10 +7,11 @@ from pydantic import BeforeValidator, model_validator
 
 from afina.core.config import Settings, setting
 from afina.core.registry import OneOf
+from afina.core.task import TaskName
 from afina.core.tracker import TRACKERS
 from afina.data.settings import DataSettings
 from afina.lora.config import LoraConfig
-from afina.models.model import Quantize, Task
+from afina.models.model import Quantize
 from afina.training.settings import Method, TrainingSettings
 
 
@@ -31,7 +32,7 @@ class RunSettings(Settings):
     """Run folder whose adapter is trained further, instead of a new one."""
     force: bool = False
     """Take the adapter of --adapter even where it was made for another base."""
-    task: Task | None = None
+    task: TaskName | None = None
     """The model's head: causal (writes text), classify (names one of the completions' classes) or seq2seq; by default the base's."""
     method: Method = "lora"
     """What is trained: lora, or an alternative to compare with: full, head (transfer learning), last (layers), bias."""

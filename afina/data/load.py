@@ -245,7 +245,7 @@ def _render_into(folder: Path, parts: Parts, fitter: "Fitter", listener: Listene
             places[mask] = number
         examples = ((e, int(place)) for e, place in zip(_again(of, count, is_test), places, strict=True) if place)
         for row, example, place in fitter.fit_marked(examples):
-            if not fitter.tokenizer.classes:
+            if fitter.tokenizer.task.writes_text:
                 _check_labels(row, example, fitter.tokenizer)
             writer = into[place - 1][1]
             writer.add(row)

@@ -33,7 +33,7 @@ def prompt_ids(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
     if not messages:
         raise Unusable("it is plain text, which asks nothing")
     _check_texts(tokenizer, messages)
-    if tokenizer.plain:
+    if not tokenizer.task.continues_text:
         return tokenizer.encode_input("\n".join(message["content"] for message in messages))
     return _with_bos(tokenizer, tokenizer.encode(_chat(tokenizer, messages, answer=True)))
 
@@ -44,7 +44,7 @@ def render(tokenizer: Tokenizer, example: Example) -> Row:
     The text is cut where generation would begin and tokenised in pieces, so that the ids of a prompt are the same here and
     at inference. An earlier assistant turn that the template changes or drops later raises `Unusable`.
     """
-    if tokenizer.plain:
+    if not tokenizer.task.continues_text:
         return _row_plain(tokenizer, example)
     pieces = _pieces(tokenizer, example)
     return _joined(tokenizer, [(piece, tokenizer.encode(piece.text)) for piece in pieces], example.location)
@@ -73,7 +73,7 @@ def render_batches(
 
 def _text(tokenizer: Tokenizer, example: Example) -> "_Text":
     try:
-        return _row_plain(tokenizer, example) if tokenizer.plain else _pieces(tokenizer, example)
+        return _pieces(tokenizer, example) if tokenizer.task.continues_text else _row_plain(tokenizer, example)
     except Unusable as reason:
         return reason
 
@@ -149,7 +149,7 @@ def _row_plain(tokenizer: Tokenizer, example: Example) -> Row:
     if not example.messages:
         raise Unusable("plain text is learned by bases that write text, such as starter")
     ids = prompt_ids(tokenizer, example.messages)
-    if not tokenizer.classes:
+    if tokenizer.task.writes_text:
         _check_texts(tokenizer, [{"role": "assistant", "content": completion}])
         answer = [*tokenizer.encode(completion), *tokenizer.stop_ids]
         return Row(ids + answer, [IGNORED] * len(ids) + answer, example.location)

@@ -61,7 +61,7 @@ def forecast_training(base: Skeleton, settings: RunSettings, workload: Workload,
         int(base.config.hidden_size),
         round(case.kept * found.depth),
         max(0, machine.available - fixed.training),
-        base.task == "classify",
+        base.task,
         settings.method in RATE_AS_FULL,
     )
     made, _ = plan(train, workload.lengths, model, settings.seed)

@@ -83,7 +83,7 @@ def with_passes(fixed: Memory, case: Case, passes: Passes, recompute: bool) -> M
     words = model_bytes.words(module)
     logits = model_bytes.logit_bytes(module, dtype, max(1, round(passes.largest * workload.labelled)))
     head = words * int(base.config.hidden_size)
-    if case.settings.method in ("full", "head") and base.task == "causal":
+    if case.settings.method in ("full", "head") and base.task.continues_text:
         logits += (4 + size) * head  # the head's gradient in fp32, and in its own format
     # Activations go while gradients come, but those of an earlier pass of the step are there already. When the optimiser steps, all
     # gradients of copies are there in fp32, and the head's in its own format too.
@@ -97,7 +97,7 @@ def with_passes(fixed: Memory, case: Case, passes: Passes, recompute: bool) -> M
     probed = PROBE_TOKENS * words * 4  # logits of the best weights, for the check after training
     slots = min(BATCH, workload.asked)
     cache = min(READ_AT_ONCE, slots * workload.longest) * passing + slots * words * (size + 4)
-    if base.task != "classify":
+    if base.task.writes_text:
         cache += slots * (workload.longest + workload.most_new) * model_bytes.cache_bytes(module, dtype)
     holes: float = 0
     if case.machine.fused:

@@ -72,7 +72,7 @@ def _changes(base: Skeleton, settings: RunSettings, workload: Workload) -> Itera
         yield f"--lora.rank {_RANK}", of("lora", rank=_RANK, alpha=2.0 * _RANK)
     if settings.quantize is None:
         yield "--quantize nf4", lambda s, w: (s.model_copy(update={"quantize": "nf4"}), w)
-    if settings.lora.target_modules == "all-linear" and base.task == "causal":
+    if settings.lora.target_modules == "all-linear" and base.task.continues_text:
         yield "--lora.target_modules attention", of("lora", target_modules="attention")
 
 
@@ -80,7 +80,7 @@ def smaller(
     base: Skeleton, settings: RunSettings, workload: Workload, machine: Machine, cache: Path
 ) -> list[tuple[Entry, Forecast]]:
     """Other bases of the catalogue that do the same and fit, the largest first."""
-    kind = base.entry.kind if base.entry else {"classify": "encoder", "seq2seq": "seq2seq"}.get(base.task, "instruct")
+    kind = base.entry.kind if base.entry else base.task.model_kind
     least = _LEAST.get(settings.method) or _LEAST.get(settings.quantize or "", 2.0)
     most = min(base.parameters, machine.available / least)
     found: list[tuple[Entry, Forecast]] = []

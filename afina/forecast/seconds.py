@@ -91,7 +91,7 @@ class Seconds:
         workload = self.case.workload
         prompts = workload.asked * workload.prompt
         read = self.reading(prompts, -(-workload.asked // BATCH), prompts * workload.prompt / 2, workload.asked)
-        if self.case.base.task == "classify":
+        if not self.case.base.task.writes_text:
             return 2 * read
         general = sum(len(text) for name in LANGUAGES for text in paragraphs(name)) / CHARACTERS
         read += self.reading(general, -(-general // TOKENS), 0, general)

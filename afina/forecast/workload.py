@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from afina.core.config import changed
 from afina.data.batch import grouped
 from afina.data.load import Dataset
 from afina.engine.ops import ROUND
@@ -13,10 +14,10 @@ from afina.forecast.machines import Machine
 from afina.lora.config import LoraConfig
 from afina.lora.counting import Trained, trained
 from afina.models.footprint import activation_bytes
-from afina.models.skeleton import Skeleton, heads_beside
+from afina.models.skeleton import Skeleton
 from afina.settings import RunSettings
 from afina.training.baselines import baseline
-from afina.training.settings import CLASSIFIER_BATCH_SIZE, batches
+from afina.training.settings import batches
 
 CHARACTERS = 3.7  # of a token
 _LOOKED_AT = 2_000  # optimiser steps of a pass whose rows are looked at; the rest are like them
@@ -83,11 +84,9 @@ class Case:
 
 def case_of(base: Skeleton, settings: RunSettings, workload: Workload, machine: Machine) -> Case:
     """Raises `AdapterError` and `SettingsError` as training does."""
-    classifier = base.task == "classify"
-    if classifier and settings.train.batch_size is None:
-        train = settings.train.model_copy(update={"batch_size": CLASSIFIER_BATCH_SIZE})
-        settings = settings.model_copy(update={"train": train})
-    heads = heads_beside(base.module) if classifier else ()
+    if settings.train.batch_size is None:
+        settings = changed(settings, {"train.batch_size": base.task.batch_size})
+    heads = base.heads
     if settings.method == "lora":
         config = settings.lora.saving(heads)
     else:

@@ -16,7 +16,7 @@ from afina.lora.arithmetic import Factors, Kind, check_one_base, combine, read_f
 from afina.lora.merging import merge
 from afina.lora.peft_files import CONFIG, WEIGHTS, read_config, read_weights
 from afina.models.load import as_transformers, quiet
-from afina.models.model import IGNORED, CausalModel, DecoderModel, Packed
+from afina.models.model import IGNORED, CausalModel, Packed
 from afina.runs.facts import adapter_folder, facts_of, is_merged, read_facts, save_tokenizer
 from afina.runs.folder import check_new
 from afina.runs.opening import open_run
@@ -116,12 +116,12 @@ def merge_adapter(
         for row in rows:
             ids = torch.tensor(row, device=next(module.parameters()).device)
             labels = ids.clone()
-            if model.tokenizer.plain:  # the last token stands for what is to be written
+            if not model.task.continues_text:  # the last token stands for what is to be written
                 labels[:-1] = IGNORED
             packed = Packed(ids, labels, Segments((0, len(row))))
             before, after = (_with(model.model, each).label_logits(packed).float() for each in (module, merged))
             difference = max(difference, float((before - after).abs().max() / before.abs().max()))
-    plain = as_transformers(merged) if isinstance(model.model, DecoderModel) else merged
+    plain = as_transformers(merged)
     with storing(out):
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out) as temporary, quiet():

@@ -227,7 +227,7 @@ def _languages(parts: Parts) -> tuple[str, ...]:
 
 def _outline(name: str, kind: Kind, classes: Sequence[str], settings: RunSettings, cache: Path) -> Skeleton:
     found = read_skeleton(name, cache_dir=cache, classes=classes)
-    if found.task == "classify" and kind != "classification":
+    if found.task.kind not in (None, kind):
         raise SettingsError(f"{name} names classes only, and the answers here are none", "leave it out of --bases")
     return found
 

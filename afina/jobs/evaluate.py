@@ -66,7 +66,7 @@ def evaluate(  # noqa: PLR0913 - each by its name
         )
         answered = asking
     classes = adapted.base.tokenizer.classes
-    strangers = [e for e in answered if classes and e.completion not in classes]
+    strangers = [e for e in answered if adapted.base.task.needs_classes and e.completion not in classes]
     if strangers:  # they have no loss, and no right answer
         listener(
             Notice(

@@ -101,7 +101,7 @@ def fit(
         classes=classes,
         listener=listener,
     )
-    if base.task == "classify":
+    if base.task.needs_classes:
         need_classes(classes)
     if base.is_local and not base.file_bytes:
         listener(Notice(f"{base.name} has no weights: this is said of its configuration alone", warning=True))
@@ -177,9 +177,12 @@ def workload_for(
     if parts is None:
         return _usual(settings.data.max_length)
     if base.is_local:
-        classes = parts.answers.classes if base.task == "classify" else ()
         tokenizer, context = load_tokenizer(
-            settings.base, revision=settings.revision, cache_dir=settings.cache_dir, classes=classes
+            settings.base,
+            base.task,
+            revision=settings.revision,
+            cache_dir=settings.cache_dir,
+            classes=parts.answers.classes,
         )
         data = render_parts(parts, tokenizer, context, settings.cache_dir, listener)
         for line in data.notices:
@@ -188,7 +191,7 @@ def workload_for(
     texts = texts or characters(parts)
     most = min(settings.data.max_length or 1 << 30, base.context_length)
     lengths = [min(most, round((asked + answer) / CHARACTERS) + _TEMPLATE) for asked, answer in texts]
-    answers = [1.0 if base.task == "classify" else answer / CHARACTERS + 2 for _, answer in texts]
+    answers = [1.0 if base.task.needs_classes else answer / CHARACTERS + 2 for _, answer in texts]
     tested = int(parts.test.sum() or parts.held_out.sum())
     mean = sum(lengths) / len(lengths)
     answer = sum(answers) / len(answers)

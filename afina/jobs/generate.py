@@ -56,7 +56,7 @@ def generate(  # noqa: PLR0913 - each by its name
         conversations = [[*start, {"role": "user", "content": prompt}] for prompt in prompts]
         rows = [{"prompt": prompt} for prompt in prompts]
     # A classifier writes nothing, so that all of the context is the prompt's.
-    room = model.facts.context_length - (0 if model.tokenizer.classes else adapted.max_new_tokens)
+    room = model.facts.context_length - (adapted.max_new_tokens if model.task.writes_text else 0)
     is_text = adapted.facts.get("kind") == "text"
     asked = []  # (row, token ids)
     for row, messages in zip(rows, conversations, strict=True):

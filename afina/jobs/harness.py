@@ -8,7 +8,6 @@ from typing import Any
 
 from afina.core.errors import AdapterError, InputError, SettingsError, near
 from afina.core.events import Listener, Notice, ignore
-from afina.engine.decoder import Decoder
 from afina.lora.adapters import unload
 from afina.lora.merging import dequantise, merge
 from afina.models.load import as_transformers, quiet
@@ -51,7 +50,7 @@ def harness(  # noqa: PLR0913 - each by its name
         manager = TaskManager()  # reads the headers of thousands of tasks: some seconds
         chosen = _load(manager, tasks)
     adapted = open_run(run, device=device, cache_dir=cache_dir, base=base, force=force)
-    if adapted.base.tokenizer.classes:
+    if not adapted.base.task.writes_text:
         raise AdapterError(
             f"{run} is a classifier, and lm_eval's tasks are for models that write text", "use afina eval"
         )
@@ -71,8 +70,8 @@ def harness(  # noqa: PLR0913 - each by its name
             )
         return found
 
-    with_adapter = scores("adapted", _plain(merge(adapted.base.model.module)))
-    without = scores("base", _plain(_bare(adapted)))
+    with_adapter = scores("adapted", as_transformers(merge(adapted.base.model.module)))
+    without = scores("base", as_transformers(_bare(adapted)))
     return {
         "tasks": {
             task: _side_by_side(found, with_adapter["results"][task]) for task, found in without["results"].items()
@@ -119,13 +118,6 @@ def _bare(adapted: Adapted) -> Any:
     unload(module)
     dequantise(module)
     return module
-
-
-def _plain(module: Any) -> Any:
-    """The model in transformers' own class, where it was."""
-    if not isinstance(module, Decoder):
-        return module
-    return as_transformers(module).to(next(module.parameters()).device)
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from afina.data.template import Row, prompt_ids
 from afina.measure.general import general_rows
 from afina.models.generation import generate
 from afina.models.load import Base
-from afina.models.model import IGNORED, Answer, DecoderModel, TransformersModel
+from afina.models.model import IGNORED, Answer
 from afina.training.loss import row_losses
 from afina.version import __version__
 
@@ -71,7 +71,7 @@ def outcome(base: Base, asked: Questions, listener: Listener, name: str) -> Outc
         answers = generate(base, prompts, asked.max_new_tokens, on_progress=progress)
         seconds = time.perf_counter() - begun
         latency = median(_alone(base, prompt, asked.max_new_tokens) for prompt in prompts[:ALONE])
-    writes = isinstance(base.model, DecoderModel | TransformersModel)
+    writes = base.task.continues_text
     general = general_rows(base.tokenizer, base.facts.context_length) if writes else {}
     prompts_alone = [_prompt(row) for row in asked.rows[:PROMPTS_READ]] if writes and asked.kind != "text" else []
     return Outcome(
@@ -81,7 +81,7 @@ def outcome(base: Base, asked: Questions, listener: Listener, name: str) -> Outc
         general={language: row_losses(base, rows) for language, rows in general.items()},
         seconds=seconds,
         latency=latency,
-        names_classes=bool(base.tokenizer.classes),
+        names_classes=not base.task.writes_text,
     )
 
 

@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 
 from afina.core.device import PRECISIONS, cache_folder, pick_device, pick_dtype
 from afina.core.errors import BaseModelError, SettingsError
+from afina.core.task import SEQ2SEQ, Task, TaskName, task_named
 from afina.engine import kernels
 from afina.engine.architecture import Unsupported
 from afina.engine.blocks import Blocks, parameter_count, quantise_linears, quantiser_for
@@ -20,7 +21,7 @@ from afina.engine.kernels import Kernels
 from afina.models import tokenizer
 from afina.models.encoders import ClassifierModel, Seq2SeqModel
 from afina.models.formats import gguf, gguf_models, safetensors_files
-from afina.models.model import CausalModel, DecoderModel, Quantize, Task, TransformersModel
+from afina.models.model import CausalModel, DecoderModel, Quantize, TransformersModel
 from afina.models.skeleton import (
     build_skeleton,
     causal_skeleton,
@@ -62,7 +63,7 @@ class Facts:
 class Base:
     """A frozen model with its tokenizer and facts; `dtype` is what it computes in, for `dtype_reason`.
 
-    `engine` says in words what runs it.
+    `engine` says in words what runs it; it `fell_back` where Afina's own decoder cannot, and a slower one does.
     """
 
     model: CausalModel
@@ -71,6 +72,11 @@ class Base:
     dtype: torch.dtype
     dtype_reason: str
     engine: str
+    fell_back: bool = False
+
+    @property
+    def task(self) -> Task:
+        return self.tokenizer.task
 
 
 def load_base(  # noqa: PLR0913 - each by its name
@@ -80,7 +86,7 @@ def load_base(  # noqa: PLR0913 - each by its name
     precision: str = "auto",
     device: str | None = None,
     cache_dir: Path | None = None,
-    task: Task | None = None,
+    task: TaskName | None = None,
     classes: Sequence[str] = (),
     quantize: Quantize | None = None,
     template: str | None = None,
@@ -93,8 +99,7 @@ def load_base(  # noqa: PLR0913 - each by its name
     Raises `BaseModelError`.
     """
     for flag, value, known in (
-        ("precision", precision, ("auto", *PRECISIONS)), ("task", task, (None, *get_args(Task))),
-        ("quantize", quantize, (None, *get_args(Quantize))),
+        ("precision", precision, ("auto", *PRECISIONS)), ("quantize", quantize, (None, *get_args(Quantize))),
     ):  # fmt: skip
         if value not in known:
             raise SettingsError(f"{flag} is {value!r}", f"it takes {', '.join(map(str, known))}")
@@ -102,7 +107,7 @@ def load_base(  # noqa: PLR0913 - each by its name
     source = sources.locate(name, revision, cache)
     place = pick_device(device)
     dtype, reason = pick_dtype(precision, place, cache)
-    task = task or task_of(source)
+    chosen = task_named(task) if task else task_of(source)
     keep = quantize == "keep"
     if keep and (not source.is_gguf or place.type != "cpu"):
         raise BaseModelError(
@@ -110,10 +115,10 @@ def load_base(  # noqa: PLR0913 - each by its name
             "use --quantize nf4 or int8",
         )
     fused = kernels.load(cache) if place.type == "cpu" else None
-    if task != "causal":
+    if not chosen.continues_text:
         if template is not None:
             raise BaseModelError(f"base {name!r} has no chat, so no chat template", "leave --template out")
-        return _whole(source, task, tuple(classes), place, (dtype, reason), quantize)
+        return _whole(source, chosen, tuple(classes), place, (dtype, reason), quantize)
     module, tok, why_not = (_from_gguf if source.is_gguf else _from_folder)(source, dtype, fused, quantize)
     if template is not None:
         tok = tokenizer.with_template(tok, template)
@@ -124,7 +129,9 @@ def load_base(  # noqa: PLR0913 - each by its name
     module.requires_grad_(False).eval().to(place)
     words = _quantised(module, quantize, dtype)
     model: Any = DecoderModel(module) if isinstance(module, Decoder) else TransformersModel(module)
-    return Base(model, tok, _facts(source, module), dtype, reason, _engine(place, fused, why_not) + words)
+    return Base(
+        model, tok, _facts(source, module), dtype, reason, _engine(place, fused, why_not) + words, why_not is not None
+    )
 
 
 def _quantised(module: Any, quantize: Quantize | None, dtype: torch.dtype, leave: Sequence[str] = ()) -> str:
@@ -144,30 +151,28 @@ def _whole(
     quantize: Quantize | None,
 ) -> Base:  # fmt: skip
     """An encoder with a new classification head, or an encoder-decoder, through transformers."""
-    from transformers import AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
+    import transformers
 
     if source.is_gguf:
         raise BaseModelError(f"{source.path}: GGUF files are read for --task causal only", "give a model folder")
     dtype, reason = chosen
     extra: dict[str, Any] = {}
-    maker: Any = AutoModelForSeq2SeqLM
-    if task == "seq2seq" and not config_of(source).is_encoder_decoder:
+    if task.writes_text and not config_of(source).is_encoder_decoder:
         raise BaseModelError(f"base {source.name!r} is no encoder-decoder", "leave --task out, or choose another base")
-    if task == "classify":
+    if task.needs_classes:
         need_classes(classes)
-        maker = AutoModelForSequenceClassification
         extra = {"num_labels": len(classes), "id2label": dict(enumerate(classes)), "ignore_mismatched_sizes": True}
-    tok = tokenizer.plain_from_folder(source.path, classes if task == "classify" else ())
+    tok = tokenizer.encoder_tokenizer(source.path, task, classes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # a new head starts the same wherever it is made
-        module, missing = _pretrained(maker, source, dtype, **extra)
+        module, missing = _pretrained(getattr(transformers, task.auto_class), source, dtype, **extra)
     if module.config.pad_token_id is None:  # a decoder's classifier looks for the last token before the padding
         module.config.pad_token_id = tok.pad_id
     if place.type == "cpu" and not module.config.is_encoder_decoder:
         module.set_attn_implementation("eager")  # fused attention's backward pass is slow on short rows
     module.requires_grad_(False).eval().to(place)
-    heads = _heads(module, missing) if task == "classify" else ()
-    kind = ClassifierModel if task == "classify" else Seq2SeqModel
+    heads = _heads(module, missing) if task.needs_classes else ()
+    kind = ClassifierModel if task.needs_classes else Seq2SeqModel
     engine = "through transformers: Afina's own decoder is for decoder-only models"
     engine += _quantised(module, quantize, dtype, heads)
     return Base(kind(module, tok.pad_id, heads), tok, _facts(source, module), dtype, reason, engine)
@@ -201,17 +206,22 @@ def describe(name: str, *, revision: str | None = None, cache_dir: Path | None =
     source = sources.locate(name, revision, cache_folder(cache_dir))
     task = task_of(source)
     module = build_skeleton(config_of(source), task)
-    return _facts(source, module if task == "causal" else module.base_model)  # a head of classes is no part of the base
+    return _facts(
+        source, module if task.continues_text else module.base_model
+    )  # a head of classes is no part of the base
 
 
-def as_transformers(module: Decoder) -> Any:
-    """The model in `transformers`' own class, with copies of the weights: to save it for other programs, or to compare."""
+def as_transformers(module: Any) -> Any:
+    """The model in `transformers`' own class, to save it for other programs, or to compare: `module` itself where it is of such a class,
+    else one with copies of the weights."""
+    if not isinstance(module, Decoder):
+        return module
     other = causal_skeleton(module.config)
     state = {name: value.detach().clone().contiguous() for name, value in module.state_dict().items()}
     other.load_state_dict(state, strict=True, assign=True)
     other.tie_weights()
     _materialise_buffers(other)
-    return other.requires_grad_(False).eval()
+    return other.requires_grad_(False).eval().to(next(module.parameters()).device)
 
 
 def _materialise_buffers(module: Any) -> None:
@@ -303,17 +313,28 @@ def _fill(source: Source, module: Decoder, found: Mapping[str, torch.Tensor | Bl
 
 
 def load_tokenizer(
-    name: str, *, revision: str | None = None, cache_dir: Path | None = None, classes: Sequence[str] = ()
+    name: str,
+    task: Task | None = None,
+    *,
+    revision: str | None = None,
+    cache_dir: Path | None = None,
+    classes: Sequence[str] = (),
 ) -> tuple[Tokenizer, int]:
-    """The tokenizer of the base called `name` (a classifier's, of these classes), and its context in tokens, without its weights. Raises
-    `BaseModelError`."""
+    """The tokenizer of the base called `name`, and its context in tokens, without its weights.
+
+    `task` is by default the base's own. A classifier's answers are its `classes`; without any they are read as text.
+    Raises `BaseModelError`.
+    """
     source = sources.locate(name, revision, cache_folder(cache_dir))
+    task = task or task_of(source)
+    if task.needs_classes and not classes:
+        task = SEQ2SEQ
     if source.is_gguf:
         tok = tokenizer.from_gguf(gguf.GGUF(source.path), source.path)
-    elif task_of(source) == "causal":
+    elif task.continues_text:
         tok = _folder_tokenizer(source)
     else:
-        tok = tokenizer.plain_from_folder(source.path, tuple(classes))
+        tok = tokenizer.encoder_tokenizer(source.path, task, classes)
     return tok, context_of(config_of(source))
 
 

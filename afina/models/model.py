@@ -57,7 +57,6 @@ class Answer:
     stopped: bool
 
 
-Task = Literal["causal", "classify", "seq2seq"]  # a model's head
 Quantize = Literal["nf4", "int8", "keep"]  # how frozen weights are kept in few bits; keep: as the GGUF file has them
 
 
@@ -77,9 +76,11 @@ class Writing(Protocol):
 
 
 class CausalModel(Protocol):
-    """A frozen decoder-only model. `module` is the network, with transformers' names, where adapters are injected."""
+    """A frozen decoder-only model. `module` is the network, with transformers' names, where adapters are injected;
+    `heads` are the paths of its modules that are new, and have to be trained and saved whole."""
 
     module: nn.Module
+    heads: tuple[str, ...]
 
     def summed_loss(self, packed: Packed) -> Tensor:
         """The sum over labelled positions of −log p(label), in nats, in fp32."""
@@ -106,6 +107,8 @@ def losses_of(logits_NV: Tensor, labels_N: Tensor) -> Tensor:
 
 class DecoderModel:
     """Afina's own decoder behind `CausalModel`."""
+
+    heads: tuple[str, ...] = ()
 
     def __init__(self, module: Decoder) -> None:
         self.module: Decoder = module
@@ -213,6 +216,8 @@ class _DecoderWriting:
 
 class TransformersModel:
     """Any causal model of transformers behind `CausalModel`: rows are padded, for it knows no packs."""
+
+    heads: tuple[str, ...] = ()
 
     def __init__(self, module: Any) -> None:
         self.module = module

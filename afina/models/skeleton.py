@@ -11,13 +11,13 @@ from torch import nn
 from afina.core.errors import BaseModelError, brief
 from afina.core.events import Listener, Notice, ignore
 from afina.core.files import read_json
+from afina.core.task import CAUSAL, CLASSIFY, SEQ2SEQ, TASKS, Task, TaskName, task_named
 from afina.engine.architecture import CONFIGURATION_ERRORS, Architecture, Unsupported, checking_configuration
 from afina.engine.decoder import Decoder
 from afina.engine.families import architecture_of
 from afina.engine.kernels import Kernels
 from afina.models.formats import gguf, gguf_models
 from afina.models.formats.safetensors_files import check_header
-from afina.models.model import Task
 from afina.models.sources import locate as sources
 from afina.models.sources.catalogue import Entry, known_models
 from afina.models.sources.locate import Source
@@ -50,12 +50,17 @@ class Skeleton:
         return isinstance(self.module, Decoder)
 
     @property
+    def heads(self) -> tuple[str, ...]:
+        """The paths of the modules that are new in the model, and trained whole."""
+        return heads_beside(self.module) if self.task.needs_classes else ()
+
+    @property
     def parameters(self) -> int:
         return sum(p.numel() for p in self.module.parameters())
 
 
 def read_skeleton(
-    name: str, *, revision: str | None = None, cache_dir: Path, task: Task | None = None, classes: Sequence[str] = (),
+    name: str, *, revision: str | None = None, cache_dir: Path, task: TaskName | None = None, classes: Sequence[str] = (),
     listener: Listener = ignore,
 ) -> Skeleton:  # fmt: skip
     """The outline of the base called `name`, by what is on this disk, else by the catalogue, else by the hub: there its
@@ -74,18 +79,24 @@ def read_skeleton(
         folder, size = sources.headers(entry.hub_id if entry and entry.hub_id else name, revision)
         source = Source(name, "hub", folder, folder.name)
         config = config_of(source)
-    task = task or (task_of(source) if source else _TASKS.get(entry.kind, "causal") if entry else "causal")
-    module = build_skeleton(config, task, len(classes))
+    if task:
+        chosen = task_named(task)
+    elif source:
+        chosen = task_of(source)
+    else:
+        chosen = next((each for each in TASKS.values() if entry and each.model_kind == entry.kind), CAUSAL)
+    module = build_skeleton(config, chosen, len(classes))
     if size is None:  # of the catalogue: 16 bits a number
         size = 2 * sum(p.numel() for p in module.parameters())
-    return Skeleton(name, module, task, context_of(config), size, is_local, source.revision if source else None, entry)
+    return Skeleton(
+        name, module, chosen, context_of(config), size, is_local, source.revision if source else None, entry
+    )
 
 
 _MOST = {
     "num_hidden_layers": 10_000, "num_attention_heads": 10_000, "hidden_size": 1_000_000, "vocab_size": 100_000_000,
     "max_position_embeddings": 10**9,
 }  # fmt: skip
-_TASKS: dict[str, Task] = {"seq2seq": "seq2seq", "encoder": "classify"}
 
 
 def _known_config(entry: Entry) -> Any:
@@ -106,7 +117,7 @@ def _file_bytes(source: Source) -> int:
 def build_skeleton(config: Any, task: Task, classes: int = 0) -> Any:
     """The model without memory for its weights: Afina's decoder where that can be the model, else transformers' class.
     Raises `BaseModelError`."""
-    if task != "causal":
+    if not task.continues_text:
         return _other_skeleton(config, task, classes)
     try:
         return decoder_skeleton(config, architecture_of(config), None)
@@ -155,18 +166,17 @@ def causal_skeleton(config: Any) -> Any:
 @checking_configuration()
 def _other_skeleton(config: Any, task: Task, classes: int) -> nn.Module:
     """A classifier with a head for `classes` (or as its configuration has it), or an encoder-decoder."""
-    from transformers import AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
+    import transformers
 
     if classes:
         config.num_labels = classes
-    maker: Any = AutoModelForSeq2SeqLM if task == "seq2seq" else AutoModelForSequenceClassification
     try:
         with torch.device("meta"):
-            made: nn.Module = maker.from_config(config)
+            made: nn.Module = getattr(transformers, task.auto_class).from_config(config)
             return made
     except ValueError as error:
         raise BaseModelError(
-            f"models of type {config.model_type!r} cannot be used with --task {task}", "choose another base"
+            f"models of type {config.model_type!r} cannot be used with --task {task.name}", "choose another base"
         ) from error
 
 
@@ -207,13 +217,13 @@ def _within_reason(raw: Any) -> None:
 def task_of(source: Source) -> Task:
     """What a base was made for, by the classes that its config.json names."""
     if source.is_gguf:
-        return "causal"
+        return CAUSAL
     config = config_of(source)
     named = " ".join(config.architectures or ())
     if config.is_encoder_decoder:
-        return "seq2seq"
+        return SEQ2SEQ
     causal = not named or "CausalLM" in named or "LMHead" in named
-    return "causal" if causal else "classify"
+    return CAUSAL if causal else CLASSIFY
 
 
 def context_of(config: Any) -> int:

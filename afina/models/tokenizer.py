@@ -6,6 +6,7 @@ is the end of turn, it is learned in training, and generation stops at it.
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 from jinja2.exceptions import TemplateError
 
 from afina.core.errors import BaseModelError
+from afina.core.task import CAUSAL, Task
 from afina.models.formats.gguf import GGUF
 from afina.models.templates import template_for
 
@@ -35,7 +37,7 @@ class Tokenizer:
     stop_ids: frozenset[int]
     turn_end: str
     turn_rest: str
-    plain: bool = False  # the texts are read as they are, without a chat around them (encoders)
+    task: Task = CAUSAL
     classes: tuple[str, ...] = ()  # the only answers of a classifier, in the order of its outputs
 
     def encode(self, text: str) -> list[int]:
@@ -90,7 +92,7 @@ class Tokenizer:
         return tuple(token.content for token in self.inner.added_tokens_decoder.values() if token.special)
 
     def template_hash(self) -> str:
-        told = "\n".join(["plain", *self.classes]) if self.plain else self.inner.chat_template
+        told = self.inner.chat_template if self.task.continues_text else "\n".join(["plain", *self.classes])
         return hashlib.sha256(told.encode()).hexdigest()
 
     def hash(self) -> str:
@@ -134,7 +136,7 @@ def wrap(inner: Any, extra_stops: list[int]) -> Tokenizer:
 
 def with_template(tokenizer: Tokenizer, template: str) -> Tokenizer:
     """The tokenizer with another chat template. Raises `BaseModelError` where it cannot render a question and an answer."""
-    if tokenizer.plain:
+    if not tokenizer.task.continues_text:
         raise BaseModelError("this base has no chat, so no chat template", "leave --template out")
     tokenizer.inner.chat_template = template
     try:
@@ -220,13 +222,22 @@ def from_folder(path: Path, extra_stops: list[int]) -> Tokenizer:
     return wrap(_read(path), extra_stops)
 
 
-def plain_from_folder(path: Path, classes: tuple[str, ...]) -> Tokenizer:
-    """The tokenizer of an encoder's folder; `classes` are empty where the model writes text. Raises `BaseModelError`."""
+def encoder_tokenizer(path: Path, task: Task, classes: Sequence[str]) -> Tokenizer:
+    """The tokenizer of an encoder's folder, for a `task` without a chat template; with its `classes` where it needs them. Raises
+    `BaseModelError`."""
     inner = _read(path)
     end = inner.eos_token_id if inner.eos_token_id is not None else inner.sep_token_id
     if inner.pad_token_id is None or end is None:
         raise BaseModelError(f"{path}: the tokenizer has no pad or no end token", "choose another base")
-    return Tokenizer(inner, int(inner.pad_token_id), frozenset([int(end)]), "", "", True, classes)
+    return Tokenizer(
+        inner,
+        int(inner.pad_token_id),
+        frozenset([int(end)]),
+        "",
+        "",
+        task,
+        tuple(classes) if task.needs_classes else (),
+    )
 
 
 def _read(path: Path) -> Any:

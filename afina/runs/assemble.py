@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from afina.core.config import changed
 from afina.core.device import cache_folder, keep_freed_memory
 from afina.core.errors import AdapterError, BaseModelError, DataError, SettingsError
 from afina.core.events import Listener, Notice
@@ -26,7 +27,6 @@ from afina.lora.inits._protocol import Needs
 from afina.lora.injection import inject
 from afina.lora.peft_files import load_adapter, read_config
 from afina.measure.outcomes import Questions
-from afina.models.encoders import ClassifierModel
 from afina.models.footprint import activation_bytes, free_bytes
 from afina.models.load import Base, load_base
 from afina.models.skeleton import Skeleton, read_skeleton
@@ -36,7 +36,7 @@ from afina.settings import RunSettings
 from afina.training.baselines import RATE_AS_FULL, baseline
 from afina.training.loop import gradients
 from afina.training.loss import mean_loss
-from afina.training.settings import CLASSIFIER_BATCH_SIZE, Model, Plan, plan
+from afina.training.settings import Model, Plan, plan
 
 TEXT_TOKENS = 256  # that a model of plain text goes on by
 CHECKED = 100_000  # rows that are looked at before training; `afina data check` looks at all
@@ -58,7 +58,7 @@ class Assembled:
 
     @property
     def kind(self) -> Kind:
-        return "classification" if self.base.tokenizer.classes else self.settings.data.kind or "generation"
+        return self.base.task.kind or self.settings.data.kind or "generation"
 
     @property
     def max_new_tokens(self) -> int:
@@ -98,9 +98,8 @@ def assemble(settings: RunSettings, listener: Listener) -> Assembled:
     if base.facts.hub_id:  # a branch may move on: what was loaded is what the run is of
         settings = settings.model_copy(update={"revision": base.facts.revision})
     data = render_parts(parts, base.tokenizer, base.facts.context_length, settings.cache_dir, listener)
-    if isinstance(base.model, ClassifierModel) and settings.train.batch_size is None:
-        train = settings.train.model_copy(update={"batch_size": CLASSIFIER_BATCH_SIZE})
-        settings = settings.model_copy(update={"train": train})
+    if settings.train.batch_size is None:
+        settings = changed(settings, {"train.batch_size": base.task.batch_size})
     return Assembled(settings, base, data, skeleton)
 
 
@@ -142,7 +141,7 @@ def planned(settings: RunSettings, base: Base, data: Dataset) -> tuple[Plan, lis
         base.facts.hidden_size,
         activation_bytes(module, base.dtype, int(max(rows)), getattr(module, "fused", None) is not None),
         free_bytes(device),
-        isinstance(base.model, ClassifierModel),
+        base.task,
         settings.method in RATE_AS_FULL,
     )
     return plan(settings.train, rows, model, settings.seed)
@@ -151,7 +150,7 @@ def planned(settings: RunSettings, base: Base, data: Dataset) -> tuple[Plan, lis
 def adapt(base: Base, settings: RunSettings, data: Dataset) -> LoraConfig:
     """Puts a new adapter, or the one of `settings.adapter`, into the base; its configuration."""
     module = base.model.module
-    heads = base.model.heads if isinstance(base.model, ClassifierModel) else ()
+    heads = base.model.heads
     if settings.method != "lora":
         if settings.lora != LoraConfig() or settings.adapter:
             raise SettingsError(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from afina.core.finding import Finding
 from afina.core.machine import memory_limit
+from afina.core.task import TASKS
 from afina.lora.peft_files import WEIGHTS, not_finite
 from afina.runs.files import RunFiles, read_run
 from afina.training.settings import MOST_BATCH
@@ -95,7 +96,8 @@ def _weights(run: RunFiles) -> Iterator[Finding]:
         yield Finding("adapter", "wrong", "every B is zero: it changes nothing", "train it, longer or at a higher rate")
     heads = run.peft.get("modules_to_save") or []
     absent = [head for head in heads if not any(f".{head}." in name for name in run.weights)]
-    if run.facts.get("task") == "classify" and absent:
+    task = TASKS.get(str(run.facts.get("task")))
+    if task and task.needs_classes and absent:
         found = f"the classifier's head ({', '.join(absent)}) is not in it: it would answer at random"
         yield Finding("adapter", "wrong", found, "train anew; keep adapter_model.safetensors whole when copying")
 

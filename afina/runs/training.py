@@ -30,9 +30,7 @@ from afina.measure.evaluation import Evaluation, evaluate_adapted
 from afina.measure.outcomes import Questions
 from afina.measure.report import write_report
 from afina.measure.verification import Verification, probe, verify
-from afina.models.encoders import ClassifierModel, Seq2SeqModel
 from afina.models.load import Base, import_libraries
-from afina.models.model import DecoderModel, TransformersModel
 from afina.runs.assemble import Assembled, adapt, assemble, load, planned
 from afina.runs.facts import facts_of, save_tokenizer
 from afina.runs.folder import RunFolder, check_folder, record
@@ -44,12 +42,6 @@ from afina.training.settings import Plan
 from afina.version import __version__
 
 CHECKPOINTS = "checkpoints"
-_TASKS: dict[type, tuple[str, str]] = {  # ours, and PEFT's task_type
-    DecoderModel: ("causal", "CAUSAL_LM"),
-    TransformersModel: ("causal", "CAUSAL_LM"),
-    ClassifierModel: ("classify", "SEQ_CLS"),
-    Seq2SeqModel: ("seq2seq", "SEQ_2_SEQ_LM"),
-}
 
 
 @dataclass(frozen=True)
@@ -222,7 +214,7 @@ class _Run:
             "quantize": self.settings.quantize,
             "own_template": self.settings.template is not None,
             "data": data.asking(),
-            "task": _TASKS[type(self.base.model)][0],
+            "task": self.base.task.name,
             "kind": self.asked.kind,
             "max_new_tokens": self.asked.max_new_tokens,
             "rows": {"train": len(self.data.train), "held_out": len(self.data.held_out), "test": len(self.data.test)},
@@ -233,7 +225,7 @@ class _Run:
     def announce(self, listener: Listener) -> None:
         data, base = self.data, self.base
         kept = f", {len(data.test)} kept apart until the end" if data.test != data.held_out else ""
-        listener(Notice(base.engine, warning=isinstance(base.model, TransformersModel)))
+        listener(Notice(base.engine, warning=base.fell_back))
         listener(
             Notice(
                 f"base {base.facts.name}: {base.facts.parameters / 1e6:.0f} M parameters, {base.facts.layers} layers"
@@ -336,6 +328,6 @@ class _Run:
         """Saves the adapter as it is now, and what its logits are, for the check after training."""
         facts = self.base.facts
         name = facts.hub_id or (facts.path if facts.kind in ("folder", "gguf") else facts.name)
-        save_adapter(self.base.model.module, self.lora, self.adapter, name, _TASKS[type(self.base.model)][1])
+        save_adapter(self.base.model.module, self.lora, self.adapter, name, self.base.task.task_type)
         self.trained = probe(self.base, self.data.held_out)
         self.place.commit()

@@ -47,7 +47,7 @@ def probe(settings: dict[str, Any], file: str, share: float, listener: Listener)
     whole, base = bench.whole, bench.base
     every = whole.asked()
     asked = replace(every, examples=every.examples[:ASKED], rows=every.rows[:ASKED])
-    names = bool(base.tokenizer.classes)
+    names = not base.task.writes_text
     zero = few = None
     if not names and asked.kind != "text":
         zero = _score(bench, asked, "base", listener)
@@ -63,7 +63,7 @@ def probe(settings: dict[str, Any], file: str, share: float, listener: Listener)
         if asked.kind != "text":
             found["score"] = _score(bench, asked, "adapted", listener)
 
-    rows = max(bench.settings.train.batch_size or 8, round(share * bench.full_rows(bench.settings)))
+    rows = max(bench.settings.train.batch_size or base.task.batch_size, round(share * bench.full_rows(bench.settings)))
     trial = bench.run(bench.settings, rows, listener=listener, then=judge)
     texts = [(e.source, e.completion or "") for e in asked.examples]
     words = sum(len(f"{a} {b}".split()) for a, b in texts)

@@ -30,7 +30,7 @@ def ask_base(settings: dict[str, Any], folder: str, shots: bool, listener: Liste
     import_libraries()
     start = memory_gb()
     whole = assemble(build(RunSettings, settings), listener)
-    if shots and whole.base.tokenizer.classes:
+    if shots and not whole.base.task.writes_text:
         raise RunFailed("a classifier names classes, and cannot be shown examples before a question")
     asked = whole.asked()
     plain = remembered(whole.base, asked, listener, "base", whole.cache)
@@ -52,7 +52,7 @@ def search_rate(settings: dict[str, Any], file: str, listener: Listener) -> None
     with suppress(InputError):  # it is not there yet, or was damaged
         found |= read_json(path)
     rule = bench.rate(bench.settings)
-    size = bench.settings.train.batch_size or 8
+    size = bench.settings.train.batch_size or bench.base.task.batch_size
     rows = min(bench.full_rows(bench.settings), max(_STEPS * size, round(_PART * bench.full_rows(bench.settings))))
 
     def look(rate: float) -> float:

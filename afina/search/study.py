@@ -11,11 +11,12 @@ from afina.core.config import build
 from afina.core.errors import AdapterError, NonFiniteLoss
 from afina.core.events import HeldOut, Listener, Notice, Progress
 from afina.core.files import read_json, write_json
+from afina.core.task import CAUSAL
 from afina.lora.inits import INITS
 from afina.lora.variants import VARIANTS
 from afina.search.trial import Bench, Trial, with_train
 from afina.settings import RunSettings
-from afina.training.settings import BATCH_SIZE, MOST_BATCH
+from afina.training.settings import MOST_BATCH
 
 if TYPE_CHECKING:
     import optuna
@@ -68,7 +69,7 @@ def configured(settings: RunSettings, chosen: dict[str, Any], rows: int) -> RunS
         update={"rank": chosen["rank"], "alpha": 2.0 * chosen["rank"], "target_modules": chosen["targets"]}
         | forms()[chosen["form"]]
     )
-    size = settings.train.batch_size or BATCH_SIZE
+    size = settings.train.batch_size or CAUSAL.batch_size
     batch = min(MOST_BATCH, max(1, round(size * chosen["batch"])))
     made = with_train(
         settings,
@@ -132,7 +133,7 @@ class _Search:
         It also tells how fast this machine is, and so how long a trial may be.
         """
         rule = self.bench.rate(self.settings)
-        size = self.settings.train.batch_size or BATCH_SIZE
+        size = self.settings.train.batch_size or CAUSAL.batch_size
 
         def rates(steps: int) -> list[float]:
             return [rule * _PROBE_WIDTH ** (2 * i / max(1, steps - 1) - 1) for i in range(steps)]

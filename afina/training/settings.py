@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from afina.core.config import Settings, setting
+from afina.core.task import CAUSAL, Task
 from afina.data.batch import epoch_order, grouped
 
 Method = Literal["lora", "full", "head", "last", "bias"]  # what is trained (baselines.py)
@@ -15,7 +16,6 @@ METHOD_NAMES: dict[str, str] = {
     "last": "its last layers trained",
     "bias": "its biases trained",
 }
-BATCH_SIZE, CLASSIFIER_BATCH_SIZE = 8, 32
 MOST_BATCH = 32  # larger ones hurt LoRA
 
 
@@ -77,7 +77,7 @@ def batches(settings: TrainingSettings, lengths: Sequence[int], seed: int, epoch
     """The rows of each optimiser step in `epoch` (0 first), by number; `lengths` are theirs, in tokens."""
     order = epoch_order(len(lengths), seed, epoch)
     if settings.tokens_per_batch is None:
-        size = settings.batch_size or BATCH_SIZE
+        size = settings.batch_size or CAUSAL.batch_size
         return [order[at : at + size] for at in range(0, len(order), size)]
     return grouped(order, lambda row: int(lengths[row]), settings.tokens_per_batch)
 
@@ -89,7 +89,7 @@ class Model:
     hidden_size: int
     activation_bytes: int = 0
     free_bytes: int = 0
-    classifier: bool = False  # one label a row: much less is learned from each
+    task: Task = CAUSAL
     whole: bool = False  # weights are trained whole, which calls for smaller steps than an adapter
 
 
@@ -99,10 +99,11 @@ def plan(settings: TrainingSettings, lengths: Sequence[int], model: Model, seed:
     rows = len(lengths)
     epochs = settings.epochs if settings.rows is None else settings.rows / rows
     if epochs is None:
-        seen, least, most = (40_000, 3, 10) if model.classifier else (1_600, 1, 5)
-        epochs = float(min(most, max(least, round(seen / rows))))
+        rule = model.task.epoch_rule
+        epochs = rule.epochs(rows)
         reasons.append(
-            f"epochs {epochs:g}: about {seen:,} rows are seen, in {least} to {most} passes; there are {rows} rows"
+            f"epochs {epochs:g}: about {rule.rows:,} rows are seen, in {rule.least} to {rule.most} passes; "
+            f"there are {rows} rows"
         )
     per_epoch = len(batches(settings, lengths, seed, 0))
     steps = max(1, round(epochs * per_epoch))

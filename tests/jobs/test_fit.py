@@ -9,6 +9,7 @@ from conftest import save_tiny, tiny_config
 
 from afina.core.errors import BaseModelError, OutOfMemory, SettingsError
 from afina.core.events import Notice
+from afina.core.task import CAUSAL
 from afina.data.settings import DataSettings
 from afina.engine.blocks import quantise_linears
 from afina.forecast import remedies
@@ -48,7 +49,7 @@ def test_weights_are_those_of_the_loaded_model(quantize, tmp_path: Path) -> None
     config = tiny_config()
     config.hidden_size, config.intermediate_size, config.head_dim = 64, 128, 16
     model = AutoModelForCausalLM.from_config(config).requires_grad_(False)
-    counted = sizes.weight_bytes(build_skeleton(config, "causal"), torch.float32, quantize)
+    counted = sizes.weight_bytes(build_skeleton(config, CAUSAL), torch.float32, quantize)
     if quantize:
         quantise_linears(model, quantize, torch.float32)
         counted -= 2 * 64 * 128 * 4  # the scratch, which comes with the first product

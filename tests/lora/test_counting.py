@@ -4,6 +4,7 @@ import pytest
 import torch
 from conftest import tiny_config, tiny_module
 
+from afina.core.task import CAUSAL
 from afina.lora import LoraConfig
 from afina.lora.counting import trained
 from afina.lora.injection import inject
@@ -39,7 +40,7 @@ def test_trained_numbers_are_those_of_the_adapter(name: str) -> None:
 def test_alternatives_on_the_meta_device(method, depth: float) -> None:
     from afina.models.skeleton import build_skeleton
 
-    model = build_skeleton(tiny_config(), "causal")
+    model = build_skeleton(tiny_config(), CAUSAL)
     counted = trained(model, baseline(model, method, 1))
     real = tiny_module()
     inject(real, baseline(real, method, 1))
