@@ -171,7 +171,7 @@ PROBLEMS: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "11 loss": (lambda r: steps(r, lambda s: {**s, "loss": float("nan")} if s["step"] > 9 else s), "loss", "became nan at step 10"),
     "11 weights": (lambda r: weights(r, lambda n, v: v * float("nan")), "adapter", "not finite"),
     "12 nothing trains": (lambda r: steps(r, lambda s: {**s, "grad_norm": 0.0}), "gradients", "no gradient"),
-    "13 large batches": (lambda r: setting(r, "batch_size: null", "batch_size: 128"), "batch", "128 rows a step"),
+    "13 large batches": (lambda r: setting(r, "batch_size: 8", "batch_size: 128"), "batch", "128 rows a step"),
     "15 steps lost": (lambda r: steps(r, lambda s: {**s, "step": s["step"] + 3 * (s["step"] > 20)}), "steps", "one by one"),
     "15 jump": (lambda r: steps(r, lambda s: {**s, "loss": 30.0 if s["step"] == 30 else s["loss"]}), "steps", "jumped at step 30"),
     "16 overfitting": (held_out, "overfitting", "rose to 9.00"),
