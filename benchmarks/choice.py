@@ -1,7 +1,8 @@
-"""How well `afina choose` foretells: its ranking of bases after short adaptations against that of whole trainings (Kendall's tau).
+"""How well `afina choose` foretells: its ranking of bases after short adaptations against that of whole trainings
+(Kendall's tau).
 
-Candidates are the starter, copies of it cut to fewer layers, and, where answers are classes, the encoder minilm. Whole trainings are
-`afina train` on the same rows, ranked by the main score on rows kept apart.
+Candidates are the starter, copies of it cut to fewer layers, and, where answers are classes, the encoder minilm. Whole
+trainings are `afina train` on the same rows, ranked by the main score on rows kept apart.
 
     python benchmarks/choice.py --rows FILE [--only NAME] [--minutes M] [--json]
 
@@ -106,7 +107,8 @@ def lines(found: dict[str, Any]) -> list[str]:
         probe = found["tried"][base]["probe"]
         short = "–" if probe["adapted"] is None else f"{probe['adapted']:.3f}"
         said.append(
-            f"  {Path(base).name:12} bits an answer {probe['bits_after']:7.2f}, score then {short:>6} ({probe['seconds']:4.0f} s of training); "
+            f"  {Path(base).name:12} bits an answer {probe['bits_after']:7.2f}, "
+            f"score then {short:>6} ({probe['seconds']:4.0f} s of training); "
             f"whole training {trained['score']:.3f} {found['metric']} ({trained['seconds']:4.0f} s)"
         )
     return said

@@ -133,4 +133,7 @@ def machine() -> str:
     from afina.core.device import processor
 
     amx = "amx" in Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else False
-    return f"{processor()}, {torch.get_num_threads()} threads, {'with' if amx else 'no'} AMX, {platform.system()}, torch {torch.__version__}"
+    return (
+        f"{processor()}, {torch.get_num_threads()} threads, {'with' if amx else 'no'} "
+        f"AMX, {platform.system()}, torch {torch.__version__}"
+    )

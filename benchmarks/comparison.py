@@ -2,8 +2,8 @@
 
     python benchmarks/comparison.py [--rows FILE] [--out runs/compare]
 
-FILE is E2E's train.jsonl; where sentiment_pt lies beside its folder, that is compared too. Without it: the tickets that come with
-Afina. What is in --out already is not repeated.
+FILE is E2E's train.jsonl; where sentiment_pt lies beside its folder, that is compared too. Without it: the tickets
+that come with Afina. What is in --out already is not repeated.
 """
 
 import argparse

@@ -2,8 +2,9 @@
 
 python benchmarks/data_speed.py [--rows-count 1000000] [--peer-rows 20000] [--plot FILE] [--json]
 
-Rows are generated: a question of a customer and its answer. Ours reads, renders, masks, tokenises and writes all of them; TRL's
-SFTTrainer gets the first of them, as messages, with a model of one tiny layer, so that what is timed is its preparation.
+Rows are generated: a question of a customer and its answer. Ours reads, renders, masks, tokenises and writes all of
+them; TRL's SFTTrainer gets the first of them, as messages, with a model of one tiny layer, so that what is timed is
+its preparation.
 """
 
 import argparse
@@ -38,8 +39,11 @@ def main() -> None:
         result = {"machine": common.machine()}
         peer, count = options.peer_rows, options.rows_count
         for name, program, n in (
-            ("trl", "trl", peer), ("afina_same_rows", "afina", peer), ("afina", "afina", count), ("check", "check", min(count, 200_000)),
-        ):  # fmt: skip
+            ("trl", "trl", peer),
+            ("afina_same_rows", "afina", peer),
+            ("afina", "afina", count),
+            ("check", "check", min(count, 200_000)),
+        ):
             result[name] = common.worker(__file__, f"{program}:{n}", options)
     result["times_as_fast"] = result["afina_same_rows"]["rows_a_second"] / result["trl"]["rows_a_second"]
     result["times_as_fast_whole"] = result["afina"]["rows_a_second"] / result["trl"]["rows_a_second"]
@@ -51,7 +55,8 @@ def main() -> None:
     print(result["machine"])
     print(f"TRL, {peer:,} rows: {result['trl']['rows_a_second']:,.0f} rows/s")
     print(
-        f"Afina, the same rows: {result['afina_same_rows']['rows_a_second']:,.0f} rows/s, {result['times_as_fast']:.1f} times"
+        f"Afina, the same rows: {result['afina_same_rows']['rows_a_second']:,.0f} "
+        f"rows/s, {result['times_as_fast']:.1f} times"
     )
     ours = result["afina"]
     print(
@@ -62,7 +67,8 @@ def main() -> None:
     )
     print(f"a second time, from the cache: {ours['seconds_again']:.1f} s instead of {ours['seconds']:.1f}")
     print(
-        f"afina data check: {result['check']['rows_a_second']:,.0f} rows/s, {result['check']['bytes_a_row']:.0f} bytes a row"
+        f"afina data check: {result['check']['rows_a_second']:,.0f} "
+        f"rows/s, {result['check']['bytes_a_row']:.0f} bytes a row"
     )
 
 

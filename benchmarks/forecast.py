@@ -1,8 +1,8 @@
 """Forecast against measured: peak memory and seconds of training, over methods, models, batches and lengths.
 
-Each case is `afina train` in a process of its own, ended once it has told how its forecast came out. Models but the starter
-and minilm, a classifier, are random, of 30 M to 1 B parameters; rows are words, of equal length but for one token in ten.
-Beyond 0.5 B parameters full fine-tuning must be refused.
+Each case is `afina train` in a process of its own, ended once it has told how its forecast came out. Models but the
+starter and minilm, a classifier, are random, of 30 M to 1 B parameters; rows are words, of equal length but for one
+token in ten. Beyond 0.5 B parameters full fine-tuning must be refused.
 
     python benchmarks/forecast.py [--only SUBSTRING] [--json]
 """
@@ -29,17 +29,41 @@ SIZES = {
 }
 # model, method, rows a step, tokens a row, steps
 CASES = [
-    ("starter", "lora", 8, 128, 8), ("starter", "lora", 8, 512, 3), ("starter", "lora", 1, 1024, 6), ("starter", "lora", 32, 64, 4),
-    ("starter", "full", 8, 128, 10), ("starter", "full", 4, 512, 10), ("starter", "head", 8, 256, 6), ("starter", "qlora", 8, 256, 3),
-    ("30M", "lora", 8, 128, 20), ("30M", "lora", 16, 64, 20), ("30M", "lora", 2, 1024, 8), ("30M", "full", 8, 128, 10),
-    ("30M", "full", 2, 512, 10), ("120M", "lora", 4, 256, 6), ("120M", "full", 8, 256, 10), ("120M", "head", 8, 128, 6),
-    ("360M", "lora", 8, 128, 4), ("360M", "lora", 4, 256, 4), ("360M", "full", 4, 128, 10), ("360M", "head", 4, 256, 4),
-    ("420M", "lora", 4, 256, 3), ("420M", "full", 2, 256, 10), ("420M", "full", 8, 64, 10), ("420M", "qlora", 4, 256, 3),
-    ("1B", "lora", 4, 128, 3), ("1B", "lora", 1, 512, 4), ("1B", "qlora", 4, 128, 3), ("1B", "head", 4, 128, 4),
+    ("starter", "lora", 8, 128, 8),
+    ("starter", "lora", 8, 512, 3),
+    ("starter", "lora", 1, 1024, 6),
+    ("starter", "lora", 32, 64, 4),
+    ("starter", "full", 8, 128, 10),
+    ("starter", "full", 4, 512, 10),
+    ("starter", "head", 8, 256, 6),
+    ("starter", "qlora", 8, 256, 3),
+    ("30M", "lora", 8, 128, 20),
+    ("30M", "lora", 16, 64, 20),
+    ("30M", "lora", 2, 1024, 8),
+    ("30M", "full", 8, 128, 10),
+    ("30M", "full", 2, 512, 10),
+    ("120M", "lora", 4, 256, 6),
+    ("120M", "full", 8, 256, 10),
+    ("120M", "head", 8, 128, 6),
+    ("360M", "lora", 8, 128, 4),
+    ("360M", "lora", 4, 256, 4),
+    ("360M", "full", 4, 128, 10),
+    ("360M", "head", 4, 256, 4),
+    ("420M", "lora", 4, 256, 3),
+    ("420M", "full", 2, 256, 10),
+    ("420M", "full", 8, 64, 10),
+    ("420M", "qlora", 4, 256, 3),
+    ("1B", "lora", 4, 128, 3),
+    ("1B", "lora", 1, 512, 4),
+    ("1B", "qlora", 4, 128, 3),
+    ("1B", "head", 4, 128, 4),
     ("1B", "full", 4, 128, 2),
-    ("minilm", "lora", 8, 128, 20), ("minilm", "lora", 32, 32, 20), ("minilm", "lora", 8, 400, 6), ("minilm", "full", 16, 128, 10),
+    ("minilm", "lora", 8, 128, 20),
+    ("minilm", "lora", 32, 32, 20),
+    ("minilm", "lora", 8, 400, 6),
+    ("minilm", "full", 16, 128, 10),
     ("minilm", "head", 16, 128, 20),
-]  # fmt: skip
+]
 WORDS = [
     "the",
     "of",
@@ -111,8 +135,13 @@ def one(model: str, method: str, batch: int, length: int, steps: int, folder: Pa
     flags = ["--method", "lora", "--quantize", "nf4"] if method == "qlora" else ["--method", method]
     flags += ["--task", "classify"] if classify else []
     flags += [
-        "--train.batch_size", str(batch), "--train.rows", str(batch * steps), "--train.eval_steps", str(-(-steps // 2)),
-    ]  # fmt: skip
+        "--train.batch_size",
+        str(batch),
+        "--train.rows",
+        str(batch * steps),
+        "--train.eval_steps",
+        str(-(-steps // 2)),
+    ]
     command = [
         sys.executable,
         "-m",
@@ -149,7 +178,8 @@ def line(case: dict[str, Any]) -> str:
         return f"{what}: ended before: {' '.join(case['refused'].split())[-260:]}"
     forecast, measured = case["forecast"], case["measured"]
     return (
-        f"{what}: memory {forecast['memory_gb']['training']:5.2f} and {measured['memory_gb']:5.2f} GB ({case['memory']:+4.0%}), "
+        f"{what}: memory {forecast['memory_gb']['training']:5.2f} and "
+        f"{measured['memory_gb']:5.2f} GB ({case['memory']:+4.0%}), "
         f"time {forecast['seconds']:5.1f} and {measured['seconds']:5.1f} s ({case['time']:+4.0%})"
     )
 
@@ -177,10 +207,18 @@ def random_model(size: str, folder: Path) -> Path:
         tokenizer = load_tokenizer("starter")[0].inner
         torch.manual_seed(0)
         config = LlamaConfig(
-            hidden_size=hidden, intermediate_size=inner, num_hidden_layers=layers, num_attention_heads=heads,
-            num_key_value_heads=few, vocab_size=49152, tie_word_embeddings=True, max_position_embeddings=8192,
-            bos_token_id=1, eos_token_id=2, pad_token_id=2,
-        )  # fmt: skip
+            hidden_size=hidden,
+            intermediate_size=inner,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            num_key_value_heads=few,
+            vocab_size=49152,
+            tie_word_embeddings=True,
+            max_position_embeddings=8192,
+            bos_token_id=1,
+            eos_token_id=2,
+            pad_token_id=2,
+        )
         LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(path)
         tokenizer.save_pretrained(path)
     return path

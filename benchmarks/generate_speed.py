@@ -2,7 +2,8 @@
 
     python benchmarks/generate_speed.py [--rows FILE --prompt T] [--batches 1,8,32] [--json]
 
-48 new tokens an answer, greedy, never stopping early; each measurement in a process of its own, several rounds, medians.
+48 new tokens an answer, greedy, never stopping early; each measurement in a process of its own, several rounds,
+medians.
 """
 
 import argparse

@@ -1,9 +1,10 @@
-"""Kills a training with SIGKILL at random moments, resumes it, and compares the adapter with one never killed, bit for bit.
+"""Kills a training with SIGKILL at random moments, resumes it, and compares the adapter with one never killed, bit for
+bit.
 
     python benchmarks/kill_and_resume.py [--kills 50] [--seed 0]
 
-A tiny random model and 400 steps, so that a run is mostly training. Every third kill waits for a checkpoint being written and
-strikes then; every fifth run is killed a second time while it resumes.
+A tiny random model and 400 steps, so that a run is mostly training. Every third kill waits for a checkpoint being
+written and strikes then; every fifth run is killed a second time while it resumes.
 """
 
 import argparse
@@ -91,14 +92,16 @@ class Trial:
         return self.launch(*named, *SETTINGS)
 
     def _resume(self, run: Path) -> Any:
-        """A run killed before it had written its settings is started again; one that is complete has nothing to resume."""
+        """A run killed before it had written its settings is started again; one that is complete has nothing to
+        resume."""
         if (run / "evaluation.json").exists():
             return self.launch("--version")
         return self.launch("train", "--resume", str(run)) if (run / "config.yaml").exists() else self._start(run)
 
 
 def strike(process: Any, run: Path, step: int, writing: bool) -> bool:
-    """SIGKILL once `step` is reached, or then as soon as a checkpoint is being written; False where the run was over before."""
+    """SIGKILL once `step` is reached, or then as soon as a checkpoint is being written; False where the run was over
+    before."""
     late = False
     while process.poll() is None:
         late = late or steps_done(run) >= step

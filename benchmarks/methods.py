@@ -2,8 +2,9 @@
 
     python benchmarks/methods.py [--write]
 
-A tiny random model is adapted, trained for three steps and saved; PEFT loads the file, and logits and the gradients of one more
-step are compared, as the largest difference over the largest value. Trainable parameters are the starter's at rank 16.
+A tiny random model is adapted, trained for three steps and saved; PEFT loads the file, and logits and the gradients
+of one more step are compared, as the largest difference over the largest value. Trainable parameters are the
+starter's at rank 16.
 """
 
 import argparse
@@ -77,7 +78,8 @@ def main() -> None:
     options = parser.parse_args()
     starter = load_base("starter", precision="bf16").model.module
     lines = [
-        "| method | paper | trainable parameters | twin of the start | largest difference, forward | gradients | loads in PEFT |",
+        "| method | paper | trainable parameters | twin of the start "
+        "| largest difference, forward | gradients | loads in PEFT |",
         "|---|---|---|---|---|---|---|",
     ]
     for method in METHODS:
@@ -85,7 +87,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             forward, gradients, loads = compare(method.settings, Path(folder))
         lines.append(
-            f"| {method.name} | {method.paper} | {size:,} | {method.start} | {forward:.1e} | {gradients:.1e} | {loads} |"
+            f"| {method.name} | {method.paper} | {size:,} | "
+            f"{method.start} | {forward:.1e} | {gradients:.1e} | {loads} |"
         )
         print(lines[-1], flush=True)
     if options.write:

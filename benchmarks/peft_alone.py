@@ -2,8 +2,8 @@
 
     python benchmarks/peft_alone.py [--write]
 
-Each case is PEFT alone, without Afina. It fails where PEFT raises, or where the reloaded or merged model's outputs differ from the
-trained one's by more than 1e-3 of the largest. With --write the failures go into docs/methods.md.
+Each case is PEFT alone, without Afina. It fails where PEFT raises, or where the reloaded or merged model's outputs
+differ from the trained one's by more than 1e-3 of the largest. With --write the failures go into docs/methods.md.
 """
 
 import argparse

@@ -2,8 +2,8 @@
 
     python benchmarks/precision.py --rows e2e/train.jsonl [--plot curves.svg] [--json]
 
-The distance of two curves is that of the means of their last 50 steps. bf16 is good enough where it is as near to fp32 with its
-own seed as fp32 with another seed is, whose adapter starts and rows come otherwise.
+The distance of two curves is that of the means of their last 50 steps. bf16 is good enough where it is as near to
+fp32 with its own seed as fp32 with another seed is, whose adapter starts and rows come otherwise.
 """
 
 import argparse

@@ -1,4 +1,5 @@
-"""The forecast's memory against figures that others published (docs/published.md has their addresses): nothing is measured here.
+"""The forecast's memory against figures that others published (docs/published.md has their addresses): nothing is
+measured here.
 
 python benchmarks/published.py
 """

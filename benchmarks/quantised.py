@@ -2,9 +2,10 @@
 
     python benchmarks/quantised.py --rows e2e/train.jsonl [--steps 200] [--json]
 
-For each way to keep the starter's weights: bytes of all frozen weights at their highest, scratch included; bytes a parameter of
-the linear layers; the mean training loss of the last 50 steps, beside the same training on the same numbers in bf16; tokens a
-second in training, and of one text in generation; and how far the base's logits are from those of the 16-bit base.
+For each way to keep the starter's weights: bytes of all frozen weights at their highest, scratch included; bytes a
+parameter of the linear layers; the mean training loss of the last 50 steps, beside the same training on the same
+numbers in bf16; tokens a second in training, and of one text in generation; and how far the base's logits are from
+those of the 16-bit base.
 """
 
 import argparse
@@ -51,13 +52,15 @@ def main() -> None:
     size = found["keep"]["file_bytes"]
     print(f"{common.machine()}; {options.steps} steps of {options.batch} rows; the file has {size / 1e6:.1f} MB")
     print(
-        f"{'weights':13} {'MB':>6} {'of file':>8} {'bytes/par':>10} {'loss':>8} {'in bf16':>9} {'tok/s':>7} {'new/s':>7} {'logits':>8}"
+        f"{'weights':13} {'MB':>6} {'of file':>8} {'bytes/par':>10} "
+        f"{'loss':>8} {'in bf16':>9} {'tok/s':>7} {'new/s':>7} {'logits':>8}"
     )
     for name, one in found.items():
         twin = found.get(KINDS[name] or "")
         against = f"{one['loss'] / twin['loss'] - 1:+.2%}" if twin else ""
         print(
-            f"{name:13} {one['weight_bytes'] / 1e6:6.1f} {one['weight_bytes'] / size:8.2f} {one['linear_bytes']:10.3f} {one['loss']:8.4f} "
+            f"{name:13} {one['weight_bytes'] / 1e6:6.1f} {one['weight_bytes'] / size:8.2f} "
+            f"{one['linear_bytes']:10.3f} {one['loss']:8.4f} "
             f"{against:>9} {one['tokens_per_second']:7.0f} {one['new_per_second']:7.1f} {one['distance']:8.4f}"
         )
 

@@ -34,7 +34,10 @@ SCRIPTS: dict[str, list[str]] = {
     "choice": ["choice.py", ROWS],
     "kill_and_resume": ["kill_and_resume.py"],
 }
-HEAD = "# Results of the benchmarks\n\nWritten by `make bench` (`benchmarks/results.py`); each script says what it measures.\n"
+HEAD = """# Results of the benchmarks
+
+Written by `make bench` (`benchmarks/results.py`); each script says what it measures.
+"""
 
 
 def main() -> None:

@@ -55,7 +55,8 @@ def main() -> None:
         main_metric = found["main_metric"]
         difference, over = found["difference"][main_metric], found["over_trivial"]
         print(
-            f"{name:14} {main_metric:14} base {found['base'][main_metric]:.3g}  adapted {found['adapted'][main_metric]:.3g}  "
+            f"{name:14} {main_metric:14} base {found['base'][main_metric]:.3g} "
+            f" adapted {found['adapted'][main_metric]:.3g}  "
             f"difference {difference['low']:.3g} to {difference['high']:.3g}  "
             f"over trivial {over['low']:.3g} to {over['high']:.3g}  ({found['rows']} rows)",
             flush=True,

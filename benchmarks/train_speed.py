@@ -2,10 +2,11 @@
 
     python benchmarks/train_speed.py [--rows FILE] [--batch N] [--prompt T --completion T] [--json]
 
-Each program runs in a process of its own, one after another, several rounds; medians are reported. Tokens are the prompt and
-completion tokens, without padding, of complete optimiser steps after the warm-up, over the first rows of the file, in its
-order. The peers may choose: bf16 weights with or without autocast, or fp32, whichever is fastest for them here.
-`limit` is what the processor's measured matrix peak would allow: peak ÷ (4 × parameters used) tokens a second.
+Each program runs in a process of its own, one after another, several rounds; medians are reported. Tokens are the
+prompt and completion tokens, without padding, of complete optimiser steps after the warm-up, over the first rows of
+the file, in its order. The peers may choose: bf16 weights with or without autocast, or fp32, whichever is fastest
+for them here. `limit` is what the processor's measured matrix peak would allow: peak ÷ (4 × parameters used) tokens
+a second.
 """
 
 import argparse
@@ -164,10 +165,21 @@ def trl_trainer(options: argparse.Namespace, rows: Rows, batch: int) -> tuple[An
     )
     fp32 = options.precision == "fp32"
     arguments = SFTConfig(
-        output_dir=str(options.shared / "trl"), per_device_train_batch_size=batch, num_train_epochs=1, learning_rate=RATE,
-        bf16=not fp32, use_cpu=True, report_to=[], save_strategy="no", logging_steps=1, gradient_checkpointing=False,
-        completion_only_loss=True, max_length=None, train_sampling_strategy="sequential", disable_tqdm=True,
-    )  # fmt: skip
+        output_dir=str(options.shared / "trl"),
+        per_device_train_batch_size=batch,
+        num_train_epochs=1,
+        learning_rate=RATE,
+        bf16=not fp32,
+        use_cpu=True,
+        report_to=[],
+        save_strategy="no",
+        logging_steps=1,
+        gradient_checkpointing=False,
+        completion_only_loss=True,
+        max_length=None,
+        train_sampling_strategy="sequential",
+        disable_tqdm=True,
+    )
     times: list[float] = []
 
     class Clock(TrainerCallback):
@@ -210,9 +222,17 @@ def run_litgpt(options: argparse.Namespace) -> dict[str, float]:
     from safetensors.torch import load_file
 
     config = Config.from_name(
-        "SmolLM2-135M-Instruct", lora_r=RANK, lora_alpha=ALPHA, lora_dropout=0.0, lora_query=True, lora_key=True,
-        lora_value=True, lora_projection=True, lora_mlp=True, lora_head=False,
-    )  # fmt: skip
+        "SmolLM2-135M-Instruct",
+        lora_r=RANK,
+        lora_alpha=ALPHA,
+        lora_dropout=0.0,
+        lora_query=True,
+        lora_key=True,
+        lora_value=True,
+        lora_projection=True,
+        lora_mlp=True,
+        lora_head=False,
+    )
     dtype = torch.float32 if options.precision == "fp32" else torch.bfloat16
     torch.set_default_dtype(dtype)
     model = GPT(config)

@@ -21,8 +21,8 @@ PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def cache_folder(given: Path | None = None) -> Path:
-    """Where downloads, prepared rows, kernels and measurements are kept: `given` (`--cache-dir`), else the folder that the
-    environment variable AFINA_CACHE names, else the user's cache folder."""
+    """Where downloads, prepared rows, kernels and measurements are kept: `given` (`--cache-dir`), else the folder
+    that the environment variable AFINA_CACHE names, else the user's cache folder."""
     return given or Path(os.environ.get("AFINA_CACHE") or platformdirs.user_cache_dir("afina"))
 
 
@@ -129,7 +129,8 @@ LARGE_BLOCK = 2 << 20  # bytes: memory of so many and more goes back to the syst
 
 
 def keep_freed_memory() -> None:
-    """Tells glibc to keep freed memory for the next tensor: giving it back and fetching it anew costs a third of a step.
+    """Tells glibc to keep freed memory for the next tensor: giving it back and fetching it anew costs a third of a
+    step.
 
     One arena for all threads, since autograd frees in one thread what another allocated; large blocks still go
     back, or the heap would grow by fragments. Does nothing where the C library is another one.

@@ -56,7 +56,8 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class Done:
-    """Training ended after `steps`, because of `reason`: completed, early stopping, interrupted or pruned (a trial of a search).
+    """Training ended after `steps`, because of `reason`: completed, early stopping, interrupted or pruned (a trial of a
+    search).
 
     Memory is resident memory: at most, and before the data and the base were loaded.
     """

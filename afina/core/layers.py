@@ -1,4 +1,5 @@
-"""Where rooms meet that do not know each other: what layers show of themselves, how one takes another's place, and evaluation mode."""
+"""Where rooms meet that do not know each other: what layers show of themselves, how one takes another's place, and
+evaluation mode."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +10,8 @@ from torch import nn
 
 @runtime_checkable
 class Quantised(Protocol):
-    """A frozen layer whose weights are kept in few bits. Its `weight` is made anew whenever it is read, and cannot be trained."""
+    """A frozen layer whose weights are quantised. Its `weight` is dequantised anew whenever it is read, and cannot
+    be trained."""
 
     def dequantised(self) -> nn.Module:
         """The layer with ordinary numbers for weights."""

@@ -1,4 +1,5 @@
-"""What this machine is and has, as facts that may be shown to others: no names of people, hosts or folders of theirs."""
+"""What this machine is and has, as facts that may be shown to others: no names of people, hosts or folders of
+theirs."""
 
 import os
 import platform
@@ -22,7 +23,8 @@ _PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 
 
 class MachineFacts(Settings):
-    """Memory and disk in bytes; `memory_limit` is what this process may use, `load` how many processes want the processor now."""
+    """Memory and disk in bytes; `memory_limit` is what this process may use, `load` how many processes want the
+    processor now."""
 
     afina: str
     python: str

@@ -4,8 +4,8 @@ A room of such things (LoRA's variants, metrics, readers of files) holds a modul
 
     VARIANTS: Registry[Variant] = Registry("afina.lora.variants", "VARIANT", "variant")
 
-Each module gives its thing under the attribute named there (or several, as a tuple). Modules are imported when the table is
-first read; those whose names begin with an underscore are shared code and are not looked at.
+Each module gives its thing under the attribute named there (or several, as a tuple). Modules are imported when the
+table is first read; those whose names begin with an underscore are shared code and are not looked at.
 """
 
 import importlib

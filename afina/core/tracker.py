@@ -18,8 +18,9 @@ Log = Callable[[dict[str, float], int], None]  # values by name, at a step
 class Tracker:
     """`package` is imported before training begins, so that a missing one is reported early.
 
-    `open(run, config, closing)` starts a run named after the folder `run`, with the settings `config`, and returns what logs
-    numbers to it; what it pushes onto `closing` is called at the end. `before_import` prepares the environment.
+    `open(run, config, closing)` starts a run named after the folder `run`, with the settings `config`, and returns
+    what logs numbers to it; what it pushes onto `closing` is called at the end. `before_import` prepares the
+    environment.
     """
 
     name: str

@@ -15,7 +15,8 @@ N = TypeVar("N", int, float, Tensor)
 
 @dataclass(frozen=True)
 class World:
-    """This process is number `rank` of `size`. What is said of all processes must be called by all of them, in the same order."""
+    """This process is number `rank` of `size`. What is said of all processes must be called by all of them, in the
+    same order."""
 
     rank: int = 0
     size: int = 1
