@@ -1,8 +1,8 @@
 """Processes that begin with the libraries imported, which takes several seconds of processor time otherwise.
 
 A server imports them once and forks a child for each command. A child has its own working directory, environment, process group and
-signals, runs `afina.ui.cli.main` as `python -m afina` does, and ends as a process does; only the imports are shared. What is tested
-of imports themselves needs a process of its own.
+signals, runs `afina.ui.cli.main` as `python -m afina` does (or `code`, as `python -c`), and ends as a process does; only the
+imports are shared. What is tested of imports themselves, or of a process's end, needs a process of its own.
 """
 
 import atexit
@@ -17,27 +17,46 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-_IMPORTED = ("afina.runs.training", "afina.jobs.train", "afina.jobs.generate", "afina.ui.cli", "afina.models.load")
+EVERYTHING = (
+    "transformers.modeling_utils",
+    "afina.runs.training",
+    "afina.jobs.train",
+    "afina.jobs.generate",
+    "afina.ui.cli",
+)
+# What takes long of transformers' imports, without itself and the hub's library, which read the environment when imported.
+TORCH = (
+    "torch",
+    "torch._dynamo",
+    "torch.distributed.tensor",
+    "numpy",
+    "pydantic",
+    "yaml",
+    "tokenizers",
+    "safetensors.torch",
+)
 
 
 class Forked:
     """A command that runs in a child of the server; used like `subprocess.Popen`. `stdout` and `stderr` are files to write to."""
 
     def __init__(
-        self, arguments: Sequence[str], cwd: Path | None = None, stdout: Any = None, stderr: Any = None,
-        env: dict[str, str] | None = None, file_limit: int | None = None,
-    ) -> None:  # fmt: skip
-        request = {
-            "argv": list(arguments),
-            "cwd": str(cwd or Path.cwd()),
-            "env": env or dict(os.environ),
-            "limit": file_limit,
-        }
-        address = _server()
+        self,
+        arguments: Sequence[str],
+        cwd: Path | None = None,
+        stdout: Any = None,
+        stderr: Any = None,
+        imported: tuple[str, ...] = EVERYTHING,
+        **more: Any,
+    ) -> None:
+        """`more`: `env`, `code` to run instead of a command, `file_limit` in bytes."""
+        request = {"argv": list(arguments), "cwd": str(cwd or Path.cwd()), "env": dict(os.environ), **more}
+        address = _server(imported)
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.connect(address)
         payload = json.dumps(request).encode()
@@ -88,36 +107,28 @@ def _read(connection: socket.socket, count: int) -> bytes:
     return found
 
 
-_running: list[str] = []
+@cache
+def _server(imported: tuple[str, ...]) -> str:
+    """The address of the server that has these modules, which is started when it is first needed."""
+    address = str(Path(tempfile.mkdtemp(prefix="afina-")) / "server")
+    process = subprocess.Popen([sys.executable, __file__, address, *imported], stdin=subprocess.PIPE)
+    atexit.register(process.terminate)
+    while True:
+        with socket.socket(socket.AF_UNIX) as connection:
+            if process.poll() is not None:
+                raise RuntimeError("the server of processes did not start")
+            if connection.connect_ex(address) == 0:
+                return address
+        time.sleep(0.05)
 
 
-def _server() -> str:
-    """The address of the server, which is started at first."""
-    if not _running:
-        address = str(Path(tempfile.mkdtemp(prefix="afina-")) / "server")
-        process = subprocess.Popen([sys.executable, __file__, address], stdin=subprocess.PIPE)
-        while True:
-            with socket.socket(socket.AF_UNIX) as probe:
-                if process.poll() is not None:
-                    raise RuntimeError("the server of processes did not start")
-                if probe.connect_ex(address) == 0:
-                    break
-            time.sleep(0.05)
-        _running.append(address)
-        atexit.register(process.terminate)
-    return _running[0]
-
-
-def _serve(address: str) -> None:
+def _serve(address: str, *imported: str) -> None:
     import importlib
 
     threading.Thread(target=_end_with_parent, daemon=True).start()
     server = socket.socket(socket.AF_UNIX)
-    for name in _IMPORTED:
+    for name in imported:
         importlib.import_module(name)
-    from afina.models.load import import_libraries
-
-    import_libraries()
     server.bind(address)
     server.listen()
     while True:
@@ -155,17 +166,22 @@ def _child(request: dict[str, Any], files: list[int], sockets: Sequence[socket.s
         os.chdir(request["cwd"])
         os.environ.clear()
         os.environ.update(request["env"])
-        if request["limit"] is not None:
+        if "file_limit" in request:
             import resource
 
-            resource.setrlimit(resource.RLIMIT_FSIZE, (request["limit"],) * 2)
-        sys.argv = ["afina", *request["argv"]]
+            resource.setrlimit(resource.RLIMIT_FSIZE, (request["file_limit"],) * 2)
+        sys.argv = ["-c" if "code" in request else "afina", *request["argv"]]
         sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
-        from afina.ui.cli import main
+        if "code" in request:
+            exec(request["code"], {"__name__": "__main__"})
+            code = 0
+        else:
+            from afina.ui.cli import main
 
-        code = main()
+            code = main()
         sys.stdout.flush()
     except SystemExit as error:
+        sys.stdout.flush()
         code = int(error.code or 0)
     except BaseException:
         import traceback
@@ -181,4 +197,4 @@ def _end_with_parent() -> None:
 
 
 if __name__ == "__main__":
-    _serve(sys.argv[1])
+    _serve(*sys.argv[1:])

@@ -4,14 +4,14 @@ import hashlib
 import json
 import os
 import shutil
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
+import forked
 import pytest
 from conftest import own_cache
 
@@ -115,21 +115,22 @@ class Served:
         self.server.shutdown()
         self.server.server_close()
 
-    def run(self, code: str, *arguments: str, **extra: str) -> subprocess.CompletedProcess[str]:
-        """Runs Python that meets this hub. (The hub's library reads its address and cache from the environment when it is imported.)"""
+    def run(self, code: str, *arguments: str, **extra: str) -> SimpleNamespace:
+        """Runs Python that meets this hub, in a process that has not imported the hub's library yet, which reads its
+        address and cache from the environment when it is imported."""
         environment = os.environ | {
             "HF_ENDPOINT": f"http://127.0.0.1:{self.server.server_port}",
             "HF_HOME": str(self.home),
             "AFINA_CACHE": str(self.cache),
             "HF_HUB_DISABLE_XET": "1",
         }
-        command = [sys.executable, "-c", code, *arguments]
-        return subprocess.run(command, env=environment | extra, capture_output=True, text=True, check=False)
+        self.home.mkdir(exist_ok=True)
+        return forked.run(arguments, self.home, env=environment | extra, code=code, imported=forked.TORCH)
 
-    def load(self, name: str, **extra: str) -> subprocess.CompletedProcess[str]:
+    def load(self, name: str, **extra: str) -> SimpleNamespace:
         return self.run(SMALL_CHUNKS + LOAD, name, **extra)
 
-    def afina(self, *arguments: str, **extra: str) -> subprocess.CompletedProcess[str]:
+    def afina(self, *arguments: str, **extra: str) -> SimpleNamespace:
         return self.run("import sys; from afina.ui.cli import main; sys.exit(main())", *arguments, **extra)
 
 
