@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass, replace
 
 from afina.forecast.workload import Case, Passes
-from afina.measure.verification import PROBE_TOKENS
+from afina.measure.verification import REFERENCE_TOKENS
 from afina.models import footprint as model_bytes
 from afina.models.generation import BATCH
 from afina.models.model import READ_AT_ONCE
@@ -92,9 +92,9 @@ def with_passes(fixed: Memory, case: Case, passes: Passes, recompute: bool) -> M
     moving = max(
         activations + logits + earlier,
         in_fp32,
-        min(TOKENS, workload.held_out) * passing + PROBE_TOKENS * words * (size + 4),
+        min(TOKENS, workload.held_out) * passing + REFERENCE_TOKENS * words * (size + 4),
     )
-    probed = PROBE_TOKENS * words * 4  # logits of the best weights, for the check after training
+    probed = REFERENCE_TOKENS * words * 4  # logits of the best weights, for the check after training
     slots = min(BATCH, workload.asked)
     cache = min(READ_AT_ONCE, slots * workload.longest) * passing + slots * words * (size + 4)
     if base.task.writes_text:

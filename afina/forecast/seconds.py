@@ -6,9 +6,9 @@ from afina.engine.ops import ROUND
 from afina.forecast.speed import Width
 from afina.forecast.workload import CHARACTERS, Case, Passes, numbers_trained
 from afina.lora.config import LoraConfig
-from afina.measure.general import LANGUAGES, paragraphs
-from afina.measure.outcomes import ALONE
-from afina.measure.verification import PROBE_TOKENS
+from afina.measure.general_text import LANGUAGES, paragraphs
+from afina.measure.outputs import ALONE
+from afina.measure.verification import REFERENCE_TOKENS
 from afina.models import footprint as model_bytes
 from afina.models.generation import BATCH
 from afina.training.baselines import RATE_AS_FULL
@@ -83,7 +83,7 @@ class Seconds:
     def probe(self) -> float:
         """Logits for the check after training."""
         workload = self.case.workload
-        tokens = min(PROBE_TOKENS / workload.labelled, workload.held_out)
+        tokens = min(REFERENCE_TOKENS / workload.labelled, workload.held_out)
         return self.reading(tokens, min(1, workload.held_out), 0, tokens * workload.labelled)
 
     def answers(self) -> float:

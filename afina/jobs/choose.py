@@ -22,8 +22,8 @@ from afina.jobs.compare import begun, with_rows_apart
 from afina.jobs.fit import workload_for
 from afina.measure.evaluation import difference_json
 from afina.measure.intervals import Difference, paired_difference
-from afina.measure.metrics.scores import mean
-from afina.measure.metrics.table import MAIN
+from afina.measure.metric import mean
+from afina.measure.metrics import main_metric
 from afina.models.skeleton import Skeleton, read_skeleton
 from afina.models.sources.catalogue import Entry, known_models, select
 from afina.models.sources.locate import is_here
@@ -104,7 +104,7 @@ class Choice:
         if self.guess is None or self.best is None or self.best.probe is None:
             return True
         bits = self.best.probe.bits
-        return paired_difference(mean("bits", bits), mean("bits", [self.guess] * len(bits))).verdict == "better"
+        return paired_difference(mean(bits), mean([self.guess] * len(bits))).verdict == "better"
 
     @property
     def best(self) -> Candidate | None:
@@ -116,7 +116,7 @@ class Choice:
         seen = [each.probe for each in self.tried if each.probe]
         if len(seen) < 2 or len(seen[0].bits) != len(seen[1].bits):
             return None
-        return paired_difference(mean("bits", seen[0].bits), mean("bits", seen[1].bits))
+        return paired_difference(mean(seen[0].bits), mean(seen[1].bits))
 
     def json(self) -> dict[str, Any]:
         best = self.best
@@ -203,7 +203,7 @@ def choose(
             raise RunFailed(f"no base could be tried: {tried[0].failed}")
         others = [each for each in found if each.name not in names][:_LISTED]
         classes = tuple(parts.answers.shares) if kind == "classification" else ()
-        choice = Choice(task, MAIN[kind], spoken, share, tried, others, out, classes)
+        choice = Choice(task, main_metric(kind).name, spoken, share, tried, others, out, classes)
         write_json(out / "choice.json", choice.json())
     return choice
 

@@ -19,7 +19,7 @@ from afina.data.rows import Notes, Record, Rejected
 from afina.data.settings import DataSettings
 from afina.data.splits import sample
 from afina.data.template import render
-from afina.measure.pages import Rendered, check_page, rendered, row_page
+from afina.measure.pages.data_pages import Rendered, check_page, rendered, row_page
 from afina.models.load import load_tokenizer
 from afina.models.sources.locate import is_here
 from afina.models.tokenizer import Tokenizer

@@ -9,12 +9,14 @@ from afina.core.errors import AdapterError, DataError, SettingsError
 from afina.core.events import Listener, Notice, ignore
 from afina.data.kinds import Answers
 from afina.data.load import DEFAULT_MAX_LENGTH, Fitter, read_examples
-from afina.measure.card import write_card
-from afina.measure.evaluation import Evaluation, Extra, Pairs, evaluate_adapted
+from afina.measure.evaluation import Evaluation
+from afina.measure.evaluator import evaluate_adapted
 from afina.measure.judge import Judge
-from afina.measure.outcomes import Outcome, Questions
-from afina.measure.own_metrics import OwnMetric, own_metric
-from afina.measure.report import LABELS, write_report
+from afina.measure.metric import Predictions
+from afina.measure.outputs import EvaluationSet
+from afina.measure.own_metrics import read_metrics
+from afina.measure.pages.card import write_card
+from afina.measure.pages.report import write_report
 from afina.runs.facts import is_merged
 from afina.runs.folder import record
 from afina.runs.opening import open_run
@@ -45,8 +47,8 @@ def evaluate(  # noqa: PLR0913 - each by its name
         raise AdapterError(f"{run} is a merged model, without a base to compare it with", "give the run it came from")
     if (run / "config.yaml").exists():
         read_yaml(run / "config.yaml")  # the page needs it at the end; better to know now
-    own = _own(metrics)
-    extra = _extra(own, Judge(*judge) if judge else None, listener)
+    own = read_metrics(metrics)
+    referee = Judge(*judge) if judge else None
     keep_freed_memory()
     adapted = open_run(run, device=device, cache_dir=cache_dir, base=base, force=force)
     other = adapted.facts.get("base", {}).get("sha256") not in (None, adapted.base.facts.sha256)
@@ -87,13 +89,13 @@ def evaluate(  # noqa: PLR0913 - each by its name
     rows = [row for row, _ in fitted]
     kept = [example for _, example in fitted] + strangers
     kind = "text" if is_text else adapted.facts.get("kind") or Answers(e.references[0] for e in kept).kind(notes.layout)
-    asked = Questions(kept, rows, kind, adapted.max_new_tokens, str(data))
+    eval_set = EvaluationSet(kept, rows, kind, adapted.max_new_tokens, str(data))
     if is_text and (metrics or judge):
         raise SettingsError("--metric and --judge score answers, and plain text has none", "leave them out")
     for metric in own:  # what is wrong with it shows before the models answer
-        metric.score([kept[0].references[0]], [kept[0].references])
+        metric.compute(Predictions(kind, [kept[0].references[0]], [kept[0].references]))
     result = evaluate_adapted(
-        adapted.base, asked, listener, cache_dir=cache_dir, extra=extra, mismatches=adapted.mismatches
+        adapted.base, eval_set, listener, cache_dir=cache_dir, own=own, judge=referee, mismatches=adapted.mismatches
     )
     if other:
         return result
@@ -102,29 +104,3 @@ def evaluate(  # noqa: PLR0913 - each by its name
         write_card(run)
         write_report(run)
     return result
-
-
-def _own(metrics: Sequence[str]) -> list[OwnMetric]:
-    """The user's own metrics. Raises `SettingsError` before any work is done."""
-    own = [own_metric(spec) for spec in metrics]
-    taken = [metric.name for metric in own if metric.name in {*LABELS, "judge"}]
-    if taken or len({metric.name for metric in own}) < len(own):
-        raise SettingsError(
-            f"--metric: there is a metric {(taken or [own[0].name])[0]!r} already", "rename the function"
-        )
-    return own
-
-
-def _extra(own: Sequence[OwnMetric], referee: Judge | None, listener: Listener) -> Extra:
-    """What the user's own metrics and the judge say of the answers."""
-
-    def pairs(asked: Questions, base: Outcome, adapted: Outcome) -> Pairs:
-        references = [example.references for example in asked.examples]
-        found = [(each.score(base.texts, references), each.score(adapted.texts, references)) for each in own]
-        if referee is not None:
-            questions = [example.messages[-1]["content"] for example in asked.examples]
-            judged = referee.compare(questions, references, base.texts, adapted.texts, listener)
-            found.append((judged.base, judged.adapted))
-        return found
-
-    return pairs

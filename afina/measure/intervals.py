@@ -1,4 +1,4 @@
-"""How much of a score, or of a difference, could be luck."""
+"""Confidence intervals of scores and of differences, by the bootstrap over rows."""
 
 import math
 from collections.abc import Callable
@@ -8,16 +8,16 @@ from statistics import NormalDist
 
 import numpy as np
 
-from afina.measure.metrics.scores import Floats, Metric
+from afina.measure.metric import Floats, RowStats
 
 RESAMPLES = 1000
-FEWEST_ROWS = 10  # below, resampling sees too little of what could have been
+FEWEST_ROWS = 10  # below, resampling sees too little of the variation
 LEVEL = 0.95
 
 
 @dataclass(frozen=True)
 class Difference:
-    """`value` = b − a with the bounds of its 95 % interval; NaN where it is undefined."""
+    """`value` = b − a with the bounds of its 95 % confidence interval; NaN where it is undefined."""
 
     value: float
     low: float
@@ -37,48 +37,51 @@ class Difference:
         return "better" if (self.low > 0) != self.lower_is_better else "worse"
 
 
-def paired_difference(a: Metric, b: Metric, seed: int = 0) -> Difference:
+def paired_difference(a: RowStats, b: RowStats, lower_is_better: bool = False, seed: int = 0) -> Difference:
     """b − a on the same rows, with the 95 % interval of the paired bootstrap over rows.
 
-    Koehn 2004, "Statistical Significance Tests for Machine Translation Evaluation", section 4: the rows are drawn anew with
+    Koehn 2004, "Statistical Significance Tests for Machine Translation Evaluation", section 4: the rows are drawn with
     replacement, the same draw for both, and the score is formed of the drawn rows' sums.
     """
     width = a.stats.shape[1]
     low, high = _bounds(
         np.hstack([a.stats, b.stats]), lambda total, n: b.value(total[width:], n) - a.value(total[:width], n), seed
     )
-    return Difference(b.score() - a.score(), low, high, len(a.stats), b.lower_is_better)
+    return Difference(b.score() - a.score(), low, high, len(a.stats), lower_is_better)
 
 
-def interval(metric: Metric, seed: int = 0) -> tuple[float, float]:
-    """The 95 % interval of a score, by the bootstrap over rows; NaN where it is undefined.
+def interval(score: RowStats, seed: int = 0) -> tuple[float, float]:
+    """The 95 % confidence interval of a score, by the bootstrap over rows; NaN where it is undefined.
 
-    Where every row says no, or every row yes, resampling would see no doubt: there it is the exact one of n equal draws
+    Where every row has 0, or every row 1, resampling would give an interval of no width: there it is the exact binomial one
     (Clopper and Pearson 1934, https://doi.org/10.1093/biomet/26.4.404).
     """
-    rows, n = metric.stats, len(metric.stats)
+    rows, n = score.stats, len(score.stats)
     if rows.shape[1] == 1 and n > 1 and rows.min() == rows.max() and rows[0, 0] in (0.0, 1.0):
-        doubt = 1 - ((1 - LEVEL) / 2) ** (1 / n)
-        return (0.0, doubt) if rows[0, 0] == 0 else (1 - doubt, 1.0)
-    return _bounds(metric.stats, metric.value, seed)
+        width = 1 - ((1 - LEVEL) / 2) ** (1 / n)
+        return (0.0, width) if rows[0, 0] == 0 else (1 - width, 1.0)
+    return _bounds(score.stats, score.value, seed)
 
 
 def _bounds(stats: Floats, value: Callable[[Floats, int], float], seed: int) -> tuple[float, float]:
-    """Percentiles of the resampled scores, expanded for few rows: the plain ones are too narrow by the factor √((n−1)/n) and by the
-    normal's quantile in the place of Student's (Hesterberg 2015, https://doi.org/10.1080/00031305.2015.1089789, section 3.3)."""
+    """Percentiles of the resampled scores, expanded for few rows.
+
+    The plain ones are too narrow by the factor √((n−1)/n) and by the normal's quantile in the place of Student's (Hesterberg 2015,
+    https://doi.org/10.1080/00031305.2015.1089789, section 3.3).
+    """
     n = len(stats)
     if n < 2:
         return math.nan, math.nan
     rng = np.random.default_rng(seed)
-    found = np.empty(RESAMPLES)
+    scores = np.empty(RESAMPLES)
     for i in range(RESAMPLES):
         times = np.bincount(rng.integers(n, size=n), minlength=n)
-        found[i] = value(times @ stats, n)
-    found = found[~np.isnan(found)]  # a resample may lack what the score needs
-    if len(found) < LEVEL * RESAMPLES:
+        scores[i] = value(times @ stats, n)
+    scores = scores[~np.isnan(scores)]  # a resample may lack what the score needs
+    if len(scores) < LEVEL * RESAMPLES:
         return math.nan, math.nan
     tail = 100 * _tail(n)
-    low, high = np.percentile(found, [tail, 100 - tail])
+    low, high = np.percentile(scores, [tail, 100 - tail])
     return float(low), float(high)
 
 

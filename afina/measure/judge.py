@@ -1,6 +1,6 @@
-"""Another model as the judge of two answers, behind an address that speaks OpenAI's protocol (`--judge URL --judge-model NAME`).
+"""Another model as the judge of two answers, behind a server with OpenAI's API (`--judge URL --judge-model NAME`).
 
-The judge sees each pair in both orders, for judges favour a position: an answer wins where it is preferred in both, and everything
+The judge sees each pair in both orders, because judges favour a position: an answer wins where it is preferred in both, and everything
 else is a tie (Zheng et al. 2023, https://arxiv.org/abs/2306.05685, section 3.4).
 """
 
@@ -19,14 +19,13 @@ from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from afina.core.errors import InputError, SettingsError
 from afina.core.events import Listener, Notice, Progress, ignore
-from afina.measure.metrics.scores import Metric, mean
 
 KEYS = ("AFINA_JUDGE_KEY", "OPENAI_API_KEY")
-AT_ONCE = 4  # requests under way
+AT_ONCE = 4  # requests in flight
 TRIES = 4
-PAUSE = 1.0  # seconds before the second try, doubled before each further one
+PAUSE = 1.0  # seconds before the second try, doubled before each further try
 LONGEST_PAUSE = 60.0  # whatever the server asks for
-TIMEOUT = 120.0  # seconds without a word from the server
+TIMEOUT = 120.0  # seconds without a byte from the server
 
 Verdict = Literal["base", "adapted", "tie"]
 _SHARE: dict[Verdict, float] = {"base": 0.0, "tie": 0.5, "adapted": 1.0}
@@ -41,23 +40,28 @@ _VERDICT = re.compile(r"\W*(?:(?:my|the|final|answer|verdict|is)\W+)*(A|B|TIE)(?
 
 @dataclass(frozen=True)
 class Judgement:
-    """`base` and `adapted` are the metric "judge", the share of wins (ties half); `verdicts` what was found row by row.
+    """`verdicts` row by row. `unreadable` replies were neither A, B nor TIE; in `swayed` rows the order decided. Both make ties."""
 
-    `unreadable` replies were neither A, B nor TIE; in `swayed` rows the order of the answers decided. Both make ties.
-    """
-
-    base: Metric
-    adapted: Metric
     verdicts: list[Verdict]
     unreadable: int
     swayed: int
+
+    @property
+    def adapted(self) -> list[float]:
+        """Row by row: 1 where the adapted model's answer won, 0 where it lost, ½ for a tie."""
+        return [_SHARE[verdict] for verdict in self.verdicts]
+
+    @property
+    def base(self) -> list[float]:
+        """The same for the base's answers."""
+        return [1 - share for share in self.adapted]
 
 
 class Judge:
     """The judge `model` behind `url`, which may end in the host, in `/v1`, or in `/v1/chat/completions`."""
 
     def __init__(self, url: str, model: str) -> None:
-        """The key comes from AFINA_JUDGE_KEY, else OPENAI_API_KEY; without one none is sent. Raises `SettingsError`."""
+        """The API key comes from AFINA_JUDGE_KEY, or else OPENAI_API_KEY; without either none is sent. Raises `SettingsError`."""
         self.url, self.model = _completions(url), model
         self._key_from = next((name for name in KEYS if os.environ.get(name, "").strip()), None)
         key = os.environ[self._key_from].strip() if self._key_from else ""
@@ -75,9 +79,9 @@ class Judge:
         adapted: Sequence[str],
         listener: Listener = ignore,
     ) -> Judgement:
-        """Has the answers of both models judged, row by row; equal answers are a tie without asking.
+        """Has the answers of both models judged, row by row; equal answers are a tie without a request.
 
-        Raises `InputError` where the judge cannot be reached, does not let us in, or does not answer as it should.
+        Raises `InputError` where the judge cannot be reached, refuses access, or does not reply as it should.
         """
         pairs = list(zip(questions, references, base, adapted, strict=True))
         asked = [(row, order) for row, (_, _, a, b) in enumerate(pairs) if a.strip() != b.strip() for order in (0, 1)]
@@ -97,7 +101,7 @@ class Judge:
                 for future in as_completed(futures):
                     replies[futures[future]] = future.result()
                     listener(Progress("replies of the judge", len(replies), len(asked)))
-            except BaseException:  # Ctrl-C too: what was not asked yet is not asked any more
+            except BaseException:  # Ctrl-C too: no further request is sent
                 self._stop.set()
                 pool.shutdown(cancel_futures=True)
                 raise
@@ -106,7 +110,7 @@ class Judge:
         )
 
     def _reply(self, prompt: str) -> str:
-        """What the judge says. Tries again where the server is busy, broken or away."""
+        """The judge's reply. Retries where the server is busy, failing or away."""
         messages = [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": prompt}]
         body = json.dumps({"model": self.model, "messages": messages, "temperature": 0}).encode()
         request = Request(self.url, body, self._headers, method="POST")  # noqa: S310 - http(s) only, see _completions
@@ -126,7 +130,7 @@ class Judge:
                     reason = error.reason if isinstance(error, URLError) else error
                     raise InputError(
                         f"the judge at {self.url} cannot be reached: {reason or type(error).__name__}",
-                        "check --judge, and that the server runs",
+                        "check --judge, and that the server is running",
                     ) from error
             if self._stop.wait(pause):
                 break
@@ -136,7 +140,7 @@ class Judge:
         what = f"the judge at {self.url} answers {error.code} {error.reason}"
         if error.code in (401, 403):
             sent = f"the key in {self._key_from} is not accepted" if self._key_from else "no key was sent"
-            return InputError(f"{what}: {sent}", f"put the judge's key into the environment as {KEYS[0]}")
+            return InputError(f"{what}: {sent}", f"set {KEYS[0]} to the judge's key")
         if 300 <= error.code < 400:
             return InputError(f"{what}: it is at {error.headers.get('Location')}", "give --judge that address")
         if _passing(error):
@@ -145,7 +149,7 @@ class Judge:
 
 
 class _NoRedirects(HTTPRedirectHandler):
-    """A redirect is an error: followed, it would lose the question and carry the key to another server."""
+    """A redirect is an error: following it would lose the question and send the key to another server."""
 
     def redirect_request(
         self, req: Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
@@ -154,12 +158,12 @@ class _NoRedirects(HTTPRedirectHandler):
 
 
 def _passing(error: HTTPError) -> bool:
-    """Whether the server is only busy or broken for now."""
+    """Whether the server is only busy or failing for now."""
     return error.code == 429 or error.code >= 500
 
 
 def _completions(url: str) -> str:
-    """The address of chat completions. Raises `SettingsError` where `url` is none of http or https."""
+    """The URL of chat completions. Raises `SettingsError` where `url` is not one of http or https."""
     url = url.strip()
     try:
         parts = urlsplit(url)
@@ -167,7 +171,7 @@ def _completions(url: str) -> str:
     except ValueError:
         good = None
     if not good or not url.isascii() or re.search(r"\s", url):
-        raise SettingsError(f"--judge {url!r} is not an address", "give one such as http://localhost:8000/v1")
+        raise SettingsError(f"--judge {url!r} is not a URL", "give one such as http://localhost:8000/v1")
     path = parts.path.rstrip("/")
     if not path.endswith("/chat/completions"):
         path += "/chat/completions" if re.search(r"/v\d\w*$", path) else "/v1/chat/completions"
@@ -175,13 +179,13 @@ def _completions(url: str) -> str:
 
 
 def _prompt(question: str, references: Sequence[str], first: str, second: str) -> str:
-    told = [
+    sections = [
         ("Question", question),
         *(("Reference", text) for text in references),
         ("Answer A", first),
         ("Answer B", second),
     ]
-    return "\n\n".join(f"[{name}]\n{text}\n[End of {name.lower()}]" for name, text in told) + "\n\nA, B or TIE?"
+    return "\n\n".join(f"[{name}]\n{text}\n[End of {name.lower()}]" for name, text in sections) + "\n\nA, B or TIE?"
 
 
 def _content(body: bytes, url: str) -> str:
@@ -197,10 +201,10 @@ def _content(body: bytes, url: str) -> str:
 
 
 def _read(reply: str) -> str | None:
-    """A, B or TIE: the last line of the reply or its first, whichever is nothing else."""
+    """A, B or TIE: the last line of the reply, or else its first, if it says nothing more."""
     lines = reply.rsplit("</think>", 1)[-1].strip().splitlines()
-    found = lines and (_VERDICT.fullmatch(lines[-1]) or _VERDICT.fullmatch(lines[0]))
-    return found[1].upper() if found else None
+    match = lines and (_VERDICT.fullmatch(lines[-1]) or _VERDICT.fullmatch(lines[0]))
+    return match[1].upper() if match else None
 
 
 def _judgement(replies: Sequence[tuple[Verdict | None, Verdict | None]], listener: Listener) -> Judgement:
@@ -209,16 +213,19 @@ def _judgement(replies: Sequence[tuple[Verdict | None, Verdict | None]], listene
     swayed = sum({*pair} == {"base", "adapted"} for pair in replies)
     if unreadable:
         listener(
-            Notice(f"{unreadable} replies of the judge were not A, B or TIE: their rows count as ties", warning=True)
+            Notice(f"{unreadable} replies of the judge were not A, B or TIE; their rows count as ties", warning=True)
         )
     if swayed:
-        listener(Notice(f"in {swayed} of {len(replies)} rows the judge preferred a position, not an answer: ties"))
-    shares = [_SHARE[verdict] for verdict in verdicts]
-    return Judgement(mean("judge", [1 - s for s in shares]), mean("judge", shares), verdicts, unreadable, swayed)
+        listener(
+            Notice(
+                f"in {swayed} of {len(replies)} rows the judge preferred a position, not an answer; they count as ties"
+            )
+        )
+    return Judgement(verdicts, unreadable, swayed)
 
 
 def _said(error: HTTPError) -> str:
-    """What the server says of the matter, in its own words."""
+    """What the server says about it, in its own words."""
     try:
         return _short(error.read())
     except (OSError, HTTPException):

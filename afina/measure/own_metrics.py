@@ -11,45 +11,29 @@ from types import ModuleType
 from typing import Any, SupportsFloat
 
 from afina.core.errors import SettingsError, near
-from afina.measure.metrics.scores import Metric, mean
+from afina.measure.metric import Group, Metric, Predictions, RowStats, mean
+from afina.measure.metrics import METRICS
 
 
-@dataclass(frozen=True)
-class OwnMetric:
-    """`function(answer, references)` gives a row's score; higher is better, and the metric is the mean over the rows."""
-
-    name: str
-    path: Path
-    function: Callable[[str, list[str]], Any]
-
-    def score(self, answers: Sequence[str], references: Sequence[Sequence[str]]) -> Metric:
-        """The metric of these answers. Raises `SettingsError` where the function fails or gives no finite number."""
-        rows = enumerate(zip(answers, references, strict=True), 1)
-        return mean(self.name, [self._row(row, answer, list(refs)) for row, (answer, refs) in rows])
-
-    def _row(self, row: int, answer: str, references: list[str]) -> float:
-        where = f"--metric {self.path}:{self.name}, row {row}, answer {_short(answer)}"
-        try:
-            found = self.function(answer, references)
-            value = float(found) if isinstance(found, SupportsFloat) else math.nan
-        except Exception as error:
-            raise SettingsError(
-                f"{where}: {_told(error, self.path)}",
-                f"mend {self.name}(answer, references), which is called once a row",
-            ) from error
-        if not math.isfinite(value):
-            raise SettingsError(f"{where}: it gave {_short(found)}, expected a finite number", f"mend {self.name}")
-        return value
+def read_metrics(specs: Sequence[str]) -> list[Metric]:
+    """The metrics FILE.py:FUNCTION of `specs`. Raises `SettingsError`, also where a name is taken."""
+    own = [own_metric(spec) for spec in specs]
+    taken = [metric.name for metric in own if metric.name in METRICS]
+    if taken or len({metric.name for metric in own}) < len(own):
+        name = (taken or [own[0].name])[0]
+        raise SettingsError(f"--metric: there is already a metric {name!r}", "rename the function")
+    return own
 
 
-def own_metric(spec: str) -> OwnMetric:
-    """The metric `FILE.py:FUNCTION`. The file is run, as `import` would, and may import its neighbours.
+def own_metric(spec: str) -> Metric:
+    """The metric FILE.py:FUNCTION: `function(answer, references)` scores a row, higher is better, and the score is the mean.
 
-    Raises `SettingsError` where there is no such file or function, or where the file fails.
+    The file is run, as `import` would, and may import its neighbours. Raises `SettingsError` where there is no such file or function,
+    or where the file fails; so does computing the metric where the function fails or returns no finite number.
     """
-    place, _, name = spec.rpartition(":")
-    path = Path(place)
-    if not place or not name.isidentifier() or path.suffix != ".py":
+    file, _, name = spec.rpartition(":")
+    path = Path(file)
+    if not file or not name.isidentifier() or path.suffix != ".py":
         raise SettingsError(f"--metric {spec!r} does not name a file and a function", "write it as FILE.py:FUNCTION")
     if not path.is_file():
         raise SettingsError(f"--metric {spec}: there is no file {path}", "check the path")
@@ -62,7 +46,36 @@ def own_metric(spec: str) -> OwnMetric:
             f"--metric {spec}: no function {name!r} in {path}, {has}.{near(name, known)}",
             "write it as FILE.py:FUNCTION",
         )
-    return OwnMetric(name, path, function)
+    return Metric(name, name, Group.OWN, _MeanOf(name, path, function))
+
+
+@dataclass(frozen=True)
+class _MeanOf:
+    """The mean of `function(answer, references)` over the rows."""
+
+    name: str
+    path: Path
+    function: Callable[[str, list[str]], Any]
+
+    def __call__(self, predictions: Predictions) -> RowStats:
+        rows = enumerate(zip(predictions.answers, predictions.references, strict=True), 1)
+        return mean([self._score(row, answer, list(references)) for row, (answer, references) in rows])
+
+    def _score(self, row: int, answer: str, references: list[str]) -> float:
+        location = f"--metric {self.path}:{self.name}, row {row}, answer {_short(answer)}"
+        try:
+            result = self.function(answer, references)
+            value = float(result) if isinstance(result, SupportsFloat) else math.nan
+        except Exception as error:
+            raise SettingsError(
+                f"{location}: {_cause(error, self.path)}",
+                f"fix {self.name}(answer, references), which is called once per row",
+            ) from error
+        if not math.isfinite(value):
+            raise SettingsError(
+                f"{location}: it returned {_short(result)}, expected a finite number", f"fix {self.name}"
+            )
+        return value
 
 
 def _run(path: Path) -> ModuleType:
@@ -79,12 +92,12 @@ def _run(path: Path) -> ModuleType:
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
-        raise SettingsError(f"--metric {path} cannot be imported: {_told(error, path)}", "mend the file") from error
+        raise SettingsError(f"--metric {path} cannot be imported: {_cause(error, path)}", "fix the file") from error
     return module
 
 
-def _told(error: BaseException, path: Path) -> str:
-    """What went wrong, and the last line of the file that had a part in it."""
+def _cause(error: BaseException, path: Path) -> str:
+    """What went wrong, and the last line of the file that was involved."""
     text = f"{type(error).__name__}: {error.msg if isinstance(error, SyntaxError) else error}"
     lines = [
         frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == path.absolute()

@@ -14,10 +14,10 @@ from afina.lora.injection import disabled
 from afina.models.load import Base
 from afina.models.model import IGNORED
 
-PROBE_ROWS, PROBE_TOKENS = (
+REFERENCE_ROWS, REFERENCE_TOKENS = (
     4,
     128,
-)  # at most so many labelled positions, of each of which the logits of all words are kept
+)  # at most so many rows and labels; of each label, the logits of the whole vocabulary
 # Relative to the largest logit: the same sums in the same order, so only a different path may round differently.
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 
@@ -31,7 +31,7 @@ class Verification:
 
 
 @torch.no_grad()
-def probe(base: Base, rows: Sequence[Row]) -> Tensor:
+def reference_logits(base: Base, rows: Sequence[Row]) -> Tensor:
     """Logits of the model as it is now at the labelled positions of the first few of `rows`, in fp32."""
     module = base.model.module
     with evaluation_mode(module):
@@ -40,27 +40,27 @@ def probe(base: Base, rows: Sequence[Row]) -> Tensor:
 
 
 def _first(rows: Sequence[Row]) -> list[Row]:
-    """The first few rows; the last of them ends with the last label that is looked at."""
-    found: list[Row] = []
-    left = PROBE_TOKENS
-    for row in rows[:PROBE_ROWS]:
+    """The first few rows; the last of them ends with the last label that is compared."""
+    first: list[Row] = []
+    left = REFERENCE_TOKENS
+    for row in rows[:REFERENCE_ROWS]:
         labelled = [i for i, label in enumerate(row.labels) if label != IGNORED][:left]
         if not labelled:
             break
         end = labelled[-1] + 1 if len(labelled) < row.labelled else len(row.labels)
-        found.append(Row(row.input_ids[:end], row.labels[:end], row.location))
+        first.append(Row(row.input_ids[:end], row.labels[:end], row.location))
         left -= len(labelled)
-    return found
+    return first
 
 
 def verify(reloaded: Base, rows: Sequence[Row], trained: Tensor) -> Verification:
-    """Compares a fresh base with the adapter read from disk against the `trained` probe, and against itself without.
+    """Compares a fresh base, with the adapter read from disk, with the logits `trained` and with itself without the adapter.
 
-    Raises `VerificationFailed` where the first differs or the second does not.
+    `trained` are the `reference_logits` after training. Raises `VerificationFailed` where they differ, or where the adapter changes nothing.
     """
-    again = probe(reloaded, rows)
+    again = reference_logits(reloaded, rows)
     with disabled(reloaded.model.module):
-        plain = probe(reloaded, rows)
+        plain = reference_logits(reloaded, rows)
     result = Verification((again - trained).abs().max().item(), (again - plain).abs().max().item())
     allowed = TOLERANCE[reloaded.dtype] * trained.abs().max().item()
     if not result.from_training <= allowed:
@@ -71,7 +71,7 @@ def verify(reloaded: Base, rows: Sequence[Row], trained: Tensor) -> Verification
         )
     if result.from_base == 0:
         raise VerificationFailed(
-            "the adapter changes nothing: its logits are the base's",
+            "the adapter changes nothing: its logits equal the base's",
             "train longer or with a higher --train.learning_rate",
         )
     return result

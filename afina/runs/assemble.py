@@ -26,7 +26,7 @@ from afina.lora.inits import INITS
 from afina.lora.inits._protocol import Needs
 from afina.lora.injection import inject
 from afina.lora.peft_files import load_adapter, read_config
-from afina.measure.outcomes import Questions
+from afina.measure.outputs import EvaluationSet
 from afina.models.footprint import activation_bytes, free_bytes
 from afina.models.load import Base, load_base
 from afina.models.skeleton import Skeleton, read_skeleton
@@ -65,12 +65,12 @@ class Assembled:
         """What the longest answer needs, and some more."""
         return TEXT_TOKENS if self.kind == "text" else room_for(self.data.most_labelled)
 
-    def asked(self) -> Questions:
+    def asked(self) -> EvaluationSet:
         """The rows that are evaluated on: those kept apart, or else the held-out ones."""
         data = self.settings.data
         own = f"{data.path} ({'test split' if data.test else 'held-out split'})"
         source = data.test_path or (None if data.test else data.eval_path) or own
-        return Questions(self.data.test_examples, self.data.test, self.kind, self.max_new_tokens, str(source))
+        return EvaluationSet(self.data.test_examples, self.data.test, self.kind, self.max_new_tokens, str(source))
 
 
 def assemble(settings: RunSettings, listener: Listener) -> Assembled:

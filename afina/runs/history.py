@@ -12,8 +12,9 @@ from afina.core.events import Done, end_of, read_events
 from afina.core.files import read_json, read_jsonl
 from afina.measure.evaluation import difference_json
 from afina.measure.intervals import paired_difference
-from afina.measure.metrics.table import main_metric
-from afina.measure.report import interval, label, number, table, verdict
+from afina.measure.metric import Predictions
+from afina.measure.metrics import METRICS
+from afina.measure.pages.summary import interval, label, number, table, verdict
 from afina.settings import RunSettings
 
 _REMEDY = (
@@ -200,8 +201,12 @@ def _paired(first: Path, second: Path, a: dict[str, Any], b: dict[str, Any]) -> 
     asked = [[(row["where"], row["prompt"], row["references"]) for row in each] for each in rows]
     if asked[0] != asked[1]:
         return {"words": "They were evaluated on different rows, so that their scores cannot be compared row by row."}
-    one, two = (main_metric(a["kind"], [row["adapted"] for row in each], each) for each in rows)
-    difference = difference_json(paired_difference(one, two))
+    metric = METRICS[name]
+    one, two = (
+        metric.stats(Predictions(a["kind"], [row["adapted"] for row in each], [row["references"] for row in each]))
+        for each in rows
+    )
+    difference = difference_json(paired_difference(one, two, metric.lower_is_better))
     words = {"better": "The second is better", "worse": "The second is worse"}.get(
         difference["verdict"], f"The two cannot be told apart ({difference['verdict']})"
     )

@@ -25,11 +25,12 @@ from afina.forecast.workload import workload_of
 from afina.lora.config import LoraConfig
 from afina.lora.injection import trainable_parameters
 from afina.lora.peft_files import load_adapter, save_adapter
-from afina.measure.card import write_card
-from afina.measure.evaluation import Evaluation, evaluate_adapted
-from afina.measure.outcomes import Questions
-from afina.measure.report import write_report
-from afina.measure.verification import Verification, probe, verify
+from afina.measure.evaluation import Evaluation
+from afina.measure.evaluator import evaluate_adapted
+from afina.measure.outputs import EvaluationSet
+from afina.measure.pages.card import write_card
+from afina.measure.pages.report import write_report
+from afina.measure.verification import Verification, reference_logits, verify
 from afina.models.load import Base, import_libraries
 from afina.runs.assemble import Assembled, adapt, assemble, load, planned
 from afina.runs.facts import facts_of, save_tokenizer
@@ -169,7 +170,7 @@ def _compare(foreseen: Forecast, done: Done, folder: Path, listener: Listener) -
 def _finish(
     settings: RunSettings,
     held_out: list[Row],
-    asked: Questions,
+    asked: EvaluationSet,
     facts: dict[str, Any],
     trained: Tensor,
     listener: Listener,
@@ -199,7 +200,7 @@ class _Run:
     settings: RunSettings
     base: Base
     data: Dataset
-    asked: Questions
+    asked: EvaluationSet
     lora: LoraConfig
     plan: Plan
     reasons: list[str]
@@ -329,5 +330,5 @@ class _Run:
         facts = self.base.facts
         name = facts.hub_id or (facts.path if facts.kind in ("folder", "gguf") else facts.name)
         save_adapter(self.base.model.module, self.lora, self.adapter, name, self.base.task.task_type)
-        self.trained = probe(self.base, self.data.held_out)
+        self.trained = reference_logits(self.base, self.data.held_out)
         self.place.commit()

@@ -11,8 +11,9 @@ from afina.core.errors import DataError
 from afina.core.events import Listener, Notice, Progress
 from afina.core.files import write_json
 from afina.data.template import prompt_ids
-from afina.measure.metrics.table import MAIN, metrics
-from afina.measure.outcomes import Questions
+from afina.measure.metric import Predictions
+from afina.measure.metrics import main_metric
+from afina.measure.outputs import EvaluationSet
 from afina.models.generation import generate
 from afina.search.few_shot import after_examples
 from afina.search.trial import Bench
@@ -91,7 +92,7 @@ def _bits(bench: Bench) -> list[float]:
     return [nats / math.log(2) for nats, _ in row_losses(bench.base, bench.held_out)]
 
 
-def _score(bench: Bench, asked: Questions, what: str, listener: Listener) -> float:
+def _score(bench: Bench, asked: EvaluationSet, what: str, listener: Listener) -> float:
     """The main score of the answers of the model as it is now."""
     base = bench.base
     prompts = [prompt_ids(base.tokenizer, example.messages) for example in asked.examples]
@@ -101,5 +102,4 @@ def _score(bench: Bench, asked: Questions, what: str, listener: Listener) -> flo
 
     answers = [each.text for each in generate(base, prompts, asked.max_new_tokens, on_progress=progress)]
     references = [example.references for example in asked.examples]
-    name = MAIN[asked.kind]
-    return next(m for m in metrics(asked.kind, answers, references, only=name) if m.name == name).score()
+    return main_metric(asked.kind).stats(Predictions(asked.kind, answers, references)).score()

@@ -1,7 +1,6 @@
 """The parts of a comparison, each of which runs in a process of its own (worker.py): ask the base, find a learning rate, train."""
 
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +9,8 @@ from afina.core.device import memory_gb, peak_memory_gb
 from afina.core.errors import InputError, NonFiniteLoss, RunFailed
 from afina.core.events import Listener, Notice
 from afina.core.files import read_json, write_json
-from afina.measure.evaluation import evaluate_outcomes
-from afina.measure.outcomes import outcome, remembered
+from afina.measure.evaluator import evaluate_outputs
+from afina.measure.outputs import cached_outputs, outputs_of
 from afina.models.load import import_libraries
 from afina.runs.assemble import assemble
 from afina.runs.folder import record
@@ -33,12 +32,11 @@ def ask_base(settings: dict[str, Any], folder: str, shots: bool, listener: Liste
     if shots and not whole.base.task.writes_text:
         raise RunFailed("a classifier names classes, and cannot be shown examples before a question")
     asked = whole.asked()
-    plain = remembered(whole.base, asked, listener, "base", whole.cache)
-    other = outcome(whole.base, after_examples(whole, asked, listener), listener, "few-shot") if shots else plain
-    evaluation = replace(evaluate_outcomes(asked, plain, other), findings=[])  # those are about adapters
+    plain = cached_outputs(whole.base, asked, listener, "base", whole.cache)
+    other = outputs_of(whole.base, after_examples(whole, asked, listener), listener, "few-shot") if shots else plain
     cost = {"peak_memory_gb": peak_memory_gb(), "start_memory_gb": start}
     write_json(Path(folder) / "cost.json", cost)
-    record(Path(folder), evaluation)
+    record(Path(folder), evaluate_outputs(asked, plain, other))
 
 
 def search_rate(settings: dict[str, Any], file: str, listener: Listener) -> None:

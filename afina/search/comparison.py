@@ -10,11 +10,11 @@ from typing import Any
 from afina.core.files import read_json, read_jsonl, write_atomic
 from afina.measure.evaluation import difference_json
 from afina.measure.intervals import FEWEST_ROWS, Difference, paired_difference
-from afina.measure.metrics.scores import Metric
-from afina.measure.metrics.table import main_metric
-from afina.measure.pages import page
-from afina.measure.plots import quality_against_cost
-from afina.measure.report import interval, label, number
+from afina.measure.metric import Metric, Predictions, RowStats
+from afina.measure.metrics import METRICS
+from afina.measure.pages.plots import quality_against_cost
+from afina.measure.pages.rendering import render_page
+from afina.measure.pages.summary import interval, label, number
 
 TRAINED = ("head", "last-k", "lora", "full", "bias")
 CLAIMS = {"memory": 1 / 3, "seconds": 1 / 1.25}  # of full fine-tuning's: what the LoRA paper says of LoRA
@@ -51,9 +51,15 @@ class Measured:
     def quality(self) -> float:
         return float(self.evaluation["adapted"][self.evaluation["main_metric"]])
 
-    def main(self) -> Metric:
-        """The main metric of the answers, which can be resampled."""
-        return main_metric(self.evaluation["kind"], [p["adapted"] for p in self.predictions], self.predictions)
+    @property
+    def metric(self) -> Metric:
+        """The main metric of its evaluation."""
+        return METRICS[self.evaluation["main_metric"]]
+
+    def main(self) -> RowStats:
+        """The main score of the answers, which can be resampled."""
+        answers, references = ([row[name] for row in self.predictions] for name in ("adapted", "references"))
+        return self.metric.stats(Predictions(self.evaluation["kind"], answers, references))
 
     def memory_gb(self) -> float:
         """The peak above the process after its imports."""
@@ -77,9 +83,10 @@ class Comparison:
         if not there:
             return Comparison(found, data, folder, {}, None)
         main = {name: run.main() for name, run in there.items()}
-        sign = -1 if next(iter(main.values())).lower_is_better else 1
+        lower = next(iter(there.values())).metric.lower_is_better
+        sign = -1 if lower else 1
         best = max(there, key=lambda name: sign * there[name].quality)
-        differences = {n: paired_difference(main[best], m) for n, m in main.items() if n != best}
+        differences = {n: paired_difference(main[best], m, lower) for n, m in main.items() if n != best}
         return Comparison(found, data, folder, differences, best)
 
     @property
@@ -104,7 +111,7 @@ class Comparison:
     def trivial(self) -> tuple[str, float]:
         """The best of the answers that need no model: what it is, and its score."""
         found = {what: each[self.metric] for what, each in self.there[str(self.best)].evaluation["trivial"].items()}
-        sign = -1 if self.there[str(self.best)].main().lower_is_better else 1
+        sign = -1 if self.there[str(self.best)].metric.lower_is_better else 1
         name = max(found, key=lambda what: sign * found[what])
         return name, float(found[name])
 
@@ -191,7 +198,7 @@ class Comparison:
         if not {"lora", "full"} <= self.there.keys():
             return
         lora, full = self.there["lora"], self.there["full"]
-        gap = paired_difference(full.main(), lora.main())
+        gap = paired_difference(full.main(), lora.main(), lora.metric.lower_is_better)
         quality = {"better": "better than", "worse": "worse than"}.get(gap.verdict, "not distinguishable from")
         yield f"LoRA is {quality} full fine-tuning in quality ({label(self.metric)}: difference {interval(self.metric, difference_json(gap))})."
         for what, a, b, claim, shown in (
@@ -268,7 +275,7 @@ def write_page(comparison: Comparison, path: Path) -> None:
         examples = [
             (row[0]["prompt"], row[0]["references"][0], [each["adapted"] for each in row]) for row in list(rows)[:6]
         ]
-    text = page(
+    text = render_page(
         "comparison.html", trained=[found["methods"][n]["folder"] for n in sorted(trained, key=lambda n: n != found["recommended"])], comparison=found, heads=heads, lines=lines, plots=plots, examples=examples, names=names,
         failures={n: e["failed"] for n, e in found["methods"].items() if "failed" in e}, label=label(found["metric"]) if found["metric"] else "",
     )  # fmt: skip

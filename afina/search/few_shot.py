@@ -7,7 +7,7 @@ from afina.core.events import Listener, Notice
 from afina.data.load import find_examples
 from afina.data.mapping import Example
 from afina.data.template import Row, prompt_ids, render
-from afina.measure.outcomes import Questions
+from afina.measure.outputs import EvaluationSet
 from afina.models.load import Base
 from afina.runs.assemble import Assembled
 
@@ -17,7 +17,7 @@ _CANDIDATES = 256  # training rows from which they are taken
 _SHARE = 0.6  # of the context that they may fill
 
 
-def after_examples(whole: Assembled, asked: Questions, listener: Listener) -> Questions:
+def after_examples(whole: Assembled, asked: EvaluationSet, listener: Listener) -> EvaluationSet:
     """The questions, each behind a few training rows with their answers; fewer of them where the context is short."""
     room = whole.base.facts.context_length - asked.max_new_tokens
     examples = _examples(whole)
@@ -32,7 +32,7 @@ def after_examples(whole: Assembled, asked: Questions, listener: Listener) -> Qu
         if longest <= _SHARE * room or (longest <= room and len(examples) == 1):
             listener(Notice(f"few-shot: {len(examples)} examples before each question"))
             rows = _rows(whole.base, put)
-            return Questions(put, rows, asked.kind, asked.max_new_tokens, asked.source)
+            return EvaluationSet(put, rows, asked.kind, asked.max_new_tokens, asked.source)
         examples = examples[:-1]
     raise DataError(
         "the rows are too long to be shown as examples before a question", "leave few-shot out of --methods"

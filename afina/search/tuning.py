@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from afina.core.files import write_atomic
 from afina.measure.evaluation import difference_json
 from afina.measure.intervals import Difference, paired_difference
-from afina.measure.pages import page
-from afina.measure.plots import bars, search_history, search_rates
-from afina.measure.report import interval, label, number
+from afina.measure.pages.plots import bars, search_history, search_rates
+from afina.measure.pages.rendering import render_page
+from afina.measure.pages.summary import interval, label, number
 from afina.search.comparison import Measured
 
 if TYPE_CHECKING:
@@ -84,7 +84,8 @@ class Tuning:
         """best − defaults on the rows that were kept apart, by the main metric."""
         if "best" not in self.finals:
             return None
-        return paired_difference(self.finals["defaults"].main(), self.finals["best"].main())
+        plain, best = self.finals["defaults"], self.finals["best"]
+        return paired_difference(plain.main(), best.main(), best.metric.lower_is_better)
 
     def words(self) -> Iterator[str]:
         pruned = sum(trial["state"] == "pruned" for trial in self.trials)
@@ -238,7 +239,7 @@ def write_page(tuning: Tuning, path: Path) -> None:
     if found["importances"]:
         ranked = sorted(found["importances"].items(), key=lambda each: -each[1])
         plots.append(("What mattered", bars([(n, 100 * v) for n, v in ranked], "per cent of the variance")))
-    text = page(
+    text = render_page(
         "tuning.html",
         tuning=found,
         lines=lines,

@@ -16,8 +16,8 @@ from rich.text import Text
 
 from afina.core.events import Done, Event, HeldOut, Notice, Progress, Step, minutes
 from afina.data.quality.checks import Check, percentiles
-from afina.measure.pages import Rendered
-from afina.measure.report import general_lines, interval, label, number, table, trivial_lines, verdict
+from afina.measure.pages.data_pages import Rendered
+from afina.measure.pages.summary import general_lines, interval, label, number, table, trivial_lines, verdict
 
 if TYPE_CHECKING:
     from afina.core.finding import Finding
@@ -92,7 +92,7 @@ def show_result(evaluation: dict[str, Any], paths: dict[str, Path]) -> None:
     grid = Table(
         title=f"{evaluation['rows']} rows of {evaluation['data']}", title_justify="left", box=None, pad_edge=False
     )
-    grid.add_column("score")
+    grid.add_column("metric")
     for name in ("base", "adapted", "difference", "95 % interval"):
         grid.add_column(name, justify="right")
     for row in table(evaluation):
@@ -102,9 +102,9 @@ def show_result(evaluation: dict[str, Any], paths: dict[str, Path]) -> None:
     for finding in evaluation["findings"]:
         console.print("[yellow]warning[/] ", end="")
         console.print(finding, markup=False)
-    console.print(f"Trivial answers: {'; '.join(trivial_lines(evaluation))}.", markup=False)
+    console.print(f"Trivial baselines: {'; '.join(trivial_lines(evaluation))}.", markup=False)
     for line in general_lines(evaluation):
-        console.print(f"Elsewhere: {line}.", markup=False)
+        console.print(f"Forgetting: {line}.", markup=False)
     for name, signature in evaluation["signatures"].items():
         console.print(f"[dim]{name} {signature}[/]")
     for name, path in paths.items():

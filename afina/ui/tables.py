@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from afina.core.events import minutes
-from afina.measure.report import LABELS, number
+from afina.measure.pages.summary import label, number
 from afina.ui.common import size
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def show_choice(found: "Choice", data: str, given: dict[str, Any]) -> None:
     grid = Table(box=None, pad_edge=False)
     grid.add_column("base")
     heads = (
-        "parameters", "bits an answer", "before", LABELS[found.metric], "zero-shot", "few-shot", "tokens a word", "bits a byte", "GB", "training",
+        "parameters", "bits an answer", "before", label(found.metric), "zero-shot", "few-shot", "tokens a word", "bits a byte", "GB", "training",
     )  # fmt: skip
     for head in heads:
         grid.add_column(head, justify="right")

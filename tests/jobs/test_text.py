@@ -17,7 +17,9 @@ from afina.data.quality.preparation import rows_of
 from afina.data.settings import DataSettings
 from afina.data.template import divide, render
 from afina.measure.intervals import paired_difference
-from afina.measure.metrics.texts import bits_per_byte, byte_frequencies
+from afina.measure.metrics import METRICS
+from afina.measure.metrics.likelihood import bits_per_byte
+from afina.measure.trivial_baselines import byte_frequencies
 from afina.models.model import IGNORED
 from afina.ui.cli import main
 
@@ -64,7 +66,7 @@ def test_training_evaluating_and_going_on(story: Path, tiny_folder: Path, tmp_pa
     assert found.scores["adapted"]["bits_per_byte"] < found.scores["base"]["bits_per_byte"]
     assert found.differences["bits_per_byte"].verdict == "better"
     assert found.scores["base"]["perplexity"] == pytest.approx(math.exp(found.scores["base"]["loss"]))
-    assert "bits a byte" in result.report.read_text()
+    assert "bits per byte" in result.report.read_text()
     more = evaluate(result.folder, story)
     assert more.scores["adapted"]["bits_per_byte"] < more.scores["base"]["bits_per_byte"]
     (answer,) = generate(result.folder, ["Chapter 121. The"])
@@ -88,7 +90,8 @@ def test_bits_per_byte_by_hand(tiny, story: Path) -> None:
     text = example.completion or ""
     assert bits_per_byte(nats, [text]).score() == pytest.approx(loss / math.log(2) / len(text.encode()), rel=1e-4)
     assert byte_frequencies(["aabb", "ab"]).score() == pytest.approx(1.0)
-    worse = paired_difference(bits_per_byte([1.0] * 20, ["abc"] * 20), bits_per_byte([2.0] * 20, ["abc"] * 20))
+    lower = METRICS["bits_per_byte"].lower_is_better
+    worse = paired_difference(bits_per_byte([1.0] * 20, ["abc"] * 20), bits_per_byte([2.0] * 20, ["abc"] * 20), lower)
     assert (worse.value > 0, worse.verdict) == (True, "worse")
 
 

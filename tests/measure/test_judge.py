@@ -13,6 +13,8 @@ from afina.core.events import Notice, Progress
 from afina.measure import judge as module
 from afina.measure.intervals import paired_difference
 from afina.measure.judge import Judge, Judgement
+from afina.measure.metric import Predictions, RowStats
+from afina.measure.metrics import METRICS
 
 QUESTIONS = ["q1", "q2", "q3", "q4"]
 REFERENCES = [["r1"], ["r2", "other"], ["r3"], ["r4"]]
@@ -35,6 +37,12 @@ def parts(request: dict) -> tuple[str, str]:
 def longer(request: dict) -> str:
     a, b = parts(request)
     return "A" if len(a) > len(b) else "B"
+
+
+def preferred(judged: Judgement) -> list[RowStats]:
+    """The metric "judge" of the base and of the adapted model."""
+    shares = (judged.base, judged.adapted)
+    return [METRICS["judge"].stats(Predictions("chat", BASE, REFERENCES, preferred=share)) for share in shares]
 
 
 @contextmanager
@@ -80,9 +88,9 @@ def test_wins_are_counted_in_both_orders(monkeypatch) -> None:
     with server(longer) as (url, seen):
         found = compare(url, events)
     assert found.verdicts == ["adapted", "base", "tie", "adapted"]
-    assert (found.base.name, found.adapted.name) == ("judge", "judge")
-    assert (found.base.score(), found.adapted.score()) == (1.5 / 4, 2.5 / 4)
-    assert paired_difference(found.base, found.adapted).value == 0.25
+    base, adapted = preferred(found)
+    assert (base.score(), adapted.score()) == (1.5 / 4, 2.5 / 4)
+    assert paired_difference(base, adapted).value == 0.25
     assert (found.unreadable, found.swayed) == (0, 0)
     assert len(seen) == 6  # nobody is asked about equal answers
     path, key, request = seen[0]
@@ -99,7 +107,7 @@ def test_a_judge_that_prefers_a_position_finds_ties() -> None:
     with server(lambda _: "A") as (url, seen):
         found = compare(f"{url}/v1", events)
     assert found.verdicts == ["tie"] * 4
-    assert (found.base.score(), found.adapted.score(), found.swayed) == (0.5, 0.5, 3)
+    assert ([each.score() for each in preferred(found)], found.swayed) == ([0.5, 0.5], 3)
     assert any(isinstance(e, Notice) and "in 3 of 4 rows" in e.text for e in events)
     assert seen[0][1] is None
 

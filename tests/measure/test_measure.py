@@ -8,10 +8,13 @@ import pytest
 from afina.data.kinds import Answers
 from afina.data.layouts import Layout
 from afina.measure.intervals import interval, paired_difference
-from afina.measure.metrics.scores import Metric
-from afina.measure.metrics.table import confusion, metrics, per_class, per_field, trivial_answers
-from afina.measure.metrics.texts import distinct, repetition
-from afina.measure.report import number, verdict
+from afina.measure.metric import Predictions, RowStats
+from afina.measure.metrics import METRICS, metrics_for
+from afina.measure.metrics.classification import confusion, per_class
+from afina.measure.metrics.fields import per_field
+from afina.measure.metrics.variety import distinct, repetition
+from afina.measure.pages.summary import number, verdict
+from afina.measure.trivial_baselines import trivial_answers
 
 TEXT_ANSWERS = ["The cat sat on the mat.", "there is a dog", "Completely wrong", "a b c d e"]
 TEXT_REFERENCES = [
@@ -22,15 +25,26 @@ TEXT_REFERENCES = [
 ]
 
 
+LABELLED = "classification"
+
+
+def metrics(kind, answers, references) -> dict[str, RowStats]:
+    """What can be computed from answers and references alone."""
+    predictions = Predictions(kind, answers, references)
+    fitting = [m for m in metrics_for(kind) if m.group.name in ("QUALITY", "EXACTNESS") or m.name == "repetition"]
+    computed = {m.name: m.compute(predictions) for m in fitting}
+    return {name: each for name, each in computed.items() if isinstance(each, RowStats)}
+
+
 def scores(kind, answers, references) -> dict[str, float]:
-    return {m.name: m.score() for m in metrics(kind, answers, references)}
+    return {name: each.score() for name, each in metrics(kind, answers, references).items()}
 
 
 def test_bleu_and_chrf_are_sacrebleus() -> None:
     from sacrebleu import BLEU, CHRF
 
     streams = [[refs[i] if i < len(refs) else None for refs in TEXT_REFERENCES] for i in range(2)]
-    found = scores("text", TEXT_ANSWERS, TEXT_REFERENCES)
+    found = scores("generation", TEXT_ANSWERS, TEXT_REFERENCES)
     assert found["bleu"] == pytest.approx(BLEU(lowercase=True).corpus_score(TEXT_ANSWERS, streams).score)
     assert found["bleu_cased"] == pytest.approx(BLEU().corpus_score(TEXT_ANSWERS, streams).score)
     assert found["chrf"] == pytest.approx(CHRF().corpus_score(TEXT_ANSWERS, streams).score)
@@ -48,11 +62,12 @@ def test_classification_is_scikit_learns() -> None:
     assert found["accuracy"] == pytest.approx(accuracy_score(wanted, given))
     assert found["macro_f1"] == pytest.approx(f1_score(wanted, given, labels=labels, average="macro", zero_division=0))
     report = classification_report(wanted, given, labels=labels, output_dict=True, zero_division=np.nan)
-    matrix = confusion(given, [(w,) for w in wanted])
+    predictions = Predictions(LABELLED, given, [(w,) for w in wanted])
+    matrix = confusion(predictions)
     assert matrix["labels"] == labels
     assert [row[:3] for row in matrix["counts"]] == confusion_matrix(wanted, given, labels=labels).tolist()
     assert sum(map(sum, matrix["counts"])) == 200
-    for label, row in per_class(given, [(w,) for w in wanted]).items():
+    for label, row in per_class(predictions).items():
         assert row["f1"] == pytest.approx(report[label]["f1-score"])
         assert row["precision"] == pytest.approx(report[label]["precision"])
         assert row["recall"] == pytest.approx(report[label]["recall"])
@@ -66,7 +81,7 @@ def test_structured() -> None:
     assert found["field_accuracy"] == pytest.approx((1 + 1 / 2 + 2 / 3 + 0 + 0 + 1) / 6)
     assert found["exact_match"] == pytest.approx(2 / 6)
     assert found["valid_json"] == pytest.approx(5 / 6)
-    assert per_field(answers, references) == {"a": 3 / 5, "b": 2 / 5}
+    assert per_field(Predictions("structured", answers, references)) == {"a": 3 / 5, "b": 2 / 5}
     # True is not 1, and null is a value.
     assert scores("structured", ['{"a": true, "b": null}'], [('{"a": 1, "b": null}',)])["field_accuracy"] == 0.5
 
@@ -96,12 +111,12 @@ def test_trivial_answers() -> None:
     assert trivial_answers("classification", ["q"] * 3, [("a",), ("b",), ("b",)]) == {"majority label": ["b"] * 3}
     found = trivial_answers("structured", ["q"] * 3, [('{"a": 1}',), ('{"a": 1, "b": 2}',), ('{"a": 2}',)])
     assert [json.loads(x) for x in found["most frequent values"]] == [{"a": 1}] * 3
-    found = trivial_answers("text", ["One. Two.", "Three"], [("x",), ("y",)])
+    found = trivial_answers("generation", ["One. Two.", "Three"], [("x",), ("y",)])
     assert found == {"copied input": ["One. Two.", "Three"], "first sentence": ["One", "Three"]}
 
 
-def mean_metric(values) -> Metric:
-    return Metric("m", np.array(values, dtype=float)[:, None], lambda total, n: float(total[0] / n))
+def mean_metric(values) -> RowStats:
+    return RowStats(np.array(values, dtype=float)[:, None], lambda total, n: float(total[0] / n))
 
 
 @pytest.mark.parametrize(("rows", "shape"), [(60, "normal"), (40, "yes or no"), (16, "normal")])
@@ -122,10 +137,10 @@ def test_intervals_cover_the_truth_as_often_as_they_say(rows: int, shape: str, m
 
 def test_what_is_undefined_says_so() -> None:
     silent = metrics("chat", ["", ""], [("a b",), ("c",)])
-    assert np.isnan(next(m for m in silent if m.name == "repetition").score())
+    assert np.isnan(silent["repetition"].score())
     assert np.isnan(distinct(["", ""], 1))
     empty = metrics("structured", ["{}"] * 12, [("{}",)] * 12)
-    precision = next(m for m in empty if m.name == "field_precision")
+    precision = empty["field_precision"]
     assert np.isnan(precision.score())
     assert np.isnan(interval(precision)[0])
     assert paired_difference(precision, precision).verdict == "undefined"
@@ -134,7 +149,7 @@ def test_what_is_undefined_says_so() -> None:
     row = {"value": None, "low": None, "high": None, "rows": 12, "verdict": "undefined"}
     evaluation = {"main_metric": "accuracy", "difference": {"accuracy": row}, "over_trivial": row}
     assert "undefined on 12 rows" in verdict(evaluation)
-    found = per_class(["b", "b"], [("a",), ("b",)])
+    found = per_class(Predictions(LABELLED, ["b", "b"], [("a",), ("b",)]))
     assert np.isnan(found["a"]["precision"])  # no answer was "a"
 
 
@@ -155,9 +170,9 @@ def test_ter_is_sacrebleus() -> None:
     from sacrebleu import TER
 
     streams = [[refs[i] if i < len(refs) else None for refs in TEXT_REFERENCES] for i in range(2)]
-    found = {m.name: m for m in metrics("translation", TEXT_ANSWERS, TEXT_REFERENCES)}
+    found = metrics("translation", TEXT_ANSWERS, TEXT_REFERENCES)
     assert found["ter"].score() == pytest.approx(TER().corpus_score(TEXT_ANSWERS, streams).score)
-    assert found["ter"].lower_is_better
+    assert METRICS["ter"].lower_is_better
     assert found["ter"].signature == "nrefs:var|case:lc|tok:tercom|norm:no|punct:yes|asian:no|version:2.6.0"
     assert found["bleu"].signature.startswith("nrefs:var|case:lc|eff:no|tok:13a|smooth:exp")
 
@@ -183,8 +198,8 @@ def test_variety_and_repetition_by_nltks_runs() -> None:
 
 def test_perfect_labels_stay_perfect_in_every_resample() -> None:
     wanted = [("a",)] * 11 + [("b",)]
-    good = metrics("classification", [w for (w,) in wanted], wanted)[1]
-    bad = metrics("classification", ["c"] * 12, wanted)[1]
+    good = metrics("classification", [w for (w,) in wanted], wanted)["macro_f1"]
+    bad = metrics("classification", ["c"] * 12, wanted)["macro_f1"]
     d = paired_difference(bad, good)
     assert (d.low, d.high) == (1.0, 1.0)
 
@@ -195,7 +210,7 @@ def test_verdicts() -> None:
     assert paired_difference(low, high).verdict == "better"
     assert paired_difference(high, low).verdict == "worse"
     assert paired_difference(low, low).verdict == "not distinguishable"
-    same = metrics("text", TEXT_ANSWERS * 3, TEXT_REFERENCES * 3)[0]
+    same = metrics("generation", TEXT_ANSWERS * 3, TEXT_REFERENCES * 3)["bleu"]
     assert paired_difference(same, same).value == 0
 
 

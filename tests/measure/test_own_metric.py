@@ -6,6 +6,7 @@ import pytest
 
 from afina.core.errors import InputError
 from afina.measure.intervals import paired_difference
+from afina.measure.metric import Metric, Predictions, RowStats
 from afina.measure.own_metrics import own_metric
 
 GOOD = """
@@ -33,6 +34,10 @@ def alone(answer):
 """
 
 
+def score(metric: Metric, answers: list[str], references: list[list[str]]) -> RowStats:
+    return metric.stats(Predictions("generation", answers, references))
+
+
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     (tmp_path / "helper_of_the_metric.py").write_text("")
@@ -42,27 +47,28 @@ def file(tmp_path: Path) -> Path:
 
 def test_the_mean_over_rows(file: Path, monkeypatch) -> None:
     references = [["a b", "c"], ["a b"], ["x"]]
-    found = own_metric(f"{file}:overlap").score(["c", "a", "y"], references)
-    assert (found.name, found.lower_is_better) == ("overlap", False)
+    metric = own_metric(f"{file}:overlap")
+    found = score(metric, ["c", "a", "y"], references)
+    assert (metric.name, metric.lower_is_better) == ("overlap", False)
     assert found.score() == pytest.approx((1 + 0.5 + 0) / 3)
-    worse = own_metric(f"{file}:overlap").score(["", "", ""], references)
+    worse = score(metric, ["", "", ""], references)
     assert paired_difference(worse, found).value == pytest.approx(0.5)
     monkeypatch.chdir(file.parent)
-    assert own_metric("mine.py:overlap").score(["a b"], [["a b"]]).score() == 1
+    assert score(own_metric("mine.py:overlap"), ["a b"], [["a b"]]).score() == 1
 
 
 @pytest.mark.parametrize(
     ("name", "said"),
     [
         ("fails", "row 2, answer 'abc': ZeroDivisionError: division by zero (line 13)"),
-        ("words", "it gave '0.5', expected a finite number"),
-        ("nan", "row 1, answer 'ab': it gave nan"),
+        ("words", "it returned '0.5', expected a finite number"),
+        ("nan", "row 1, answer 'ab': it returned nan"),
         ("alone", "takes 1 positional argument"),
     ],
 )
 def test_a_function_that_is_not_right(file: Path, name: str, said: str) -> None:
     with pytest.raises(InputError) as error:
-        own_metric(f"{file}:{name}").score(["ab", "abc"], [["x"], ["y"]])
+        score(own_metric(f"{file}:{name}"), ["ab", "abc"], [["x"], ["y"]])
     assert said in str(error.value)
 
 

@@ -124,7 +124,7 @@ def test_difference_in_words(tmp_path: Path) -> None:
 
 def test_what_cannot_be_compared_says_why(tmp_path: Path) -> None:
     run, text = make_run(tmp_path / "run"), make_run(tmp_path / "text", kind="text")
-    assert diff_runs(run, text)["words"].startswith("They were scored differently: accuracy, and bits a byte")
+    assert diff_runs(run, text)["words"].startswith("They were scored differently: accuracy, and bits per byte")
     assert diff_runs(text, text)["words"].startswith("Their answers row by row are not there")
     other = make_run(tmp_path / "other")
     lines = (other / "predictions.jsonl").read_text().replace('"q3"', '"q three"')

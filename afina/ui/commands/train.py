@@ -15,7 +15,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     from afina.jobs.train import resume, train
-    from afina.measure.report import try_command
+    from afina.measure.pages.report import try_command
     from afina.ui.display import Display, show_result
 
     if options.resume:

@@ -5,12 +5,12 @@ from typing import Any
 
 from afina.core.config import read_yaml
 from afina.core.files import read_json, write_atomic
-from afina.measure.report import general_lines, table, verdict
+from afina.measure.pages.summary import general_lines, table, verdict
 from afina.training.settings import METHOD_NAMES
 
 
 def write_card(run: Path) -> None:
-    """Writes `adapter/README.md`: what it is, what it was trained on, how it is asked, and, once it was evaluated, how good it is."""
+    """Writes `adapter/README.md`: what it is, what it was trained on, how to prompt it, and, once evaluated, how good it is."""
     config = read_yaml(run / "config.yaml")
     facts = read_json(run / "adapter" / "afina.json")
     evaluation = read_json(run / "evaluation.json") if (run / "evaluation.json").exists() else None
@@ -19,26 +19,28 @@ def write_card(run: Path) -> None:
 
 def _card(config: dict[str, Any], facts: dict[str, Any], evaluation: dict[str, Any] | None) -> str:
     base, rows, method = facts["base"], facts["rows"], config["method"]
-    head = ["library_name: peft"] if method == "lora" else []  # PEFT loads no weights trained whole
+    head = (
+        ["library_name: peft"] if method == "lora" else []
+    )  # PEFT loads adapters, not weights of the base that were trained
     head += [f"base_model: {base['hub_id']}"] if base["hub_id"] else []
     head += [f"license: {base['licence']}"] if base["licence"] else []
     lora = config["lora"]
     what = f"Rank {lora['rank']}, alpha {lora['alpha']:g}"
     if method != "lora":
-        what = "Its trained weights, for `afina generate` and `afina eval`"
-    few = f", on the base in few bits ({config['quantize']})" if config["quantize"] else ""
+        what = "The trained weights, for `afina generate` and `afina eval`"
+    quantised = f", on the base quantised to {config['quantize']}" if config["quantize"] else ""
     templates = [f"- {name}: `{value}`" for name, value in facts["data"].items() if value is not None]
     lines = [
         "---", *head, "---", "",
         f"# {base['name']} with {METHOD_NAMES[method]}", "",
         f"{what}, {facts['trainable_parameters']:,} trained parameters; trained on {rows['train']} rows of "
-        f"{Path(config['data']['path']).name} with Afina {facts['afina']}{few}.", "",
-        "It expects the base's own chat template (kept here) and these texts:", "",
-        *(templates or ["- as the rows' own messages, or prompt and completion"]),
+        f"{Path(config['data']['path']).name} with Afina {facts['afina']}{quantised}.", "",
+        "It expects the base's chat template (included here) and these templates:", "",
+        *(templates or ["- none: the rows' own messages, or prompt and completion"]),
     ]  # fmt: skip
     if evaluation:
         lines += ["", "## Evaluation", "", f"{evaluation['rows']} rows of {Path(evaluation['data']).name}. {verdict(evaluation)}", ""]  # fmt: skip
-        lines += ["| score | base | adapted | difference | 95 % interval |", "|---|---:|---:|---:|---:|"]
+        lines += ["| metric | base | adapted | difference | 95 % interval |", "|---|---:|---:|---:|---:|"]
         lines += [
             f"| {r['label']} | {r['base']} | {r['adapted']} | {r['difference']} | {r['interval']} |"
             for r in table(evaluation)

@@ -1,37 +1,28 @@
-"""Pages of one file each, readable without network: what all share, and the page of a data check."""
+"""The page of a data check, and of a row as the model sees it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from afina.data.quality.checks import Check
 from afina.data.template import Row
-from afina.measure.plots import bars, histogram
+from afina.measure.pages.plots import bars, histogram
+from afina.measure.pages.rendering import render_page
 from afina.models.model import IGNORED
 from afina.models.tokenizer import Tokenizer
 
 _MOST_BARS = 40
 
 
-def page(template: str, **values: Any) -> str:
-    """The page of a template beside this file."""
-    from jinja2 import Environment, FileSystemLoader
-
-    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
-    return environment.get_template(template).render(**values)
-
-
 @dataclass(frozen=True)
 class Rendered:
-    """A row as tokens: the text of each, and whether it is learned."""
+    """A row as tokens: the text of each, and whether it has a label."""
 
     where: str
     tokens: list[tuple[str, bool]]
 
 
 def rendered(tokenizer: Tokenizer, row: Row) -> Rendered:
-    """Tokens that share a character (of several bytes) are shown together."""
+    """The tokens of `row`; those that share a character of several bytes are joined."""
     tokens: list[tuple[str, bool]] = []
     held: list[int] = []
     for token, label in zip(row.input_ids, row.labels, strict=True):
@@ -46,14 +37,14 @@ def rendered(tokenizer: Tokenizer, row: Row) -> Rendered:
 
 
 def row_page(row: Rendered) -> str:
-    return page("row.html", row=row)
+    return render_page("row.html", row=row)
 
 
 def check_page(check: Check, rows: Sequence[Rendered], max_length: int, following: str) -> str:
     plots = []
     if check.lengths:
-        plots.append(("Length of rows", histogram(check.lengths, "tokens a row", max_length)))
-        plots.append(("Length of answers", histogram(check.answers, "tokens learned a row")))
+        plots.append(("Row lengths", histogram(check.lengths, "tokens per row", max_length)))
+        plots.append(("Answer lengths", histogram(check.answers, "labelled tokens per row")))
     if 1 < len(check.labels) <= _MOST_BARS:
         plots.append(("Answers", bars(list(check.labels.items()), "rows")))
-    return page("check.html", check=check, rendered=rows, plots=plots, next=following)
+    return render_page("check.html", check=check, rendered=rows, plots=plots, next=following)

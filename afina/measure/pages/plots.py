@@ -1,4 +1,4 @@
-"""Plots as SVG text, readable on a light and on a dark page."""
+"""Plots as SVG text, readable on light and dark pages."""
 
 import io
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ _COLOURS = ("#3f7fbf", "#d1495b", "#3a9c6b", "#c98a1b", "#8f63b5")  # readable o
 
 
 def histogram(values: Sequence[int], what: str, limit: int | None = None) -> str:
-    """How many rows have which length; a line at `limit` where some come near it."""
+    """How many rows have which length; a line at `limit` if some come near it."""
     figure, axes = _figure()
     axes.hist(values, bins=min(60, max(5, len(set(values)))), color=_TRAIN)
     if limit is not None and max(values) > 0.5 * limit:
@@ -24,7 +24,7 @@ def histogram(values: Sequence[int], what: str, limit: int | None = None) -> str
 
 
 def bars(counts: Sequence[tuple[str, float]], what: str) -> str:
-    """A bar a name, the largest on top."""
+    """A bar per name, the largest on top."""
     figure, axes = _figure(height=0.7 + 0.28 * len(counts))
     axes.barh([name[:40] for name, _ in counts][::-1], [count for _, count in counts][::-1], color=_TRAIN)
     axes.set_xlabel(what)
@@ -44,9 +44,9 @@ def loss_curve(steps: Sequence[Step], held_out: Sequence[HeldOut]) -> str:
     )
     best = [e for e in held_out if e.best]
     if best:
-        axes.plot(best[-1].step, best[-1].loss, "o", markersize=11, markerfacecolor="none", color=_HELD, label="kept")
+        axes.plot(best[-1].step, best[-1].loss, "o", markersize=11, markerfacecolor="none", color=_HELD, label="saved")
     axes.set_xlabel("step")
-    axes.set_ylabel("loss, nats a token")
+    axes.set_ylabel("loss, nats per token")
     axes.set_ylim(bottom=0)
     axes.legend(frameon=False, labelcolor=_INK)
     return _svg(figure, axes)
@@ -55,7 +55,7 @@ def loss_curve(steps: Sequence[Step], held_out: Sequence[HeldOut]) -> str:
 def quality_against_cost(
     points: dict[str, tuple[float, float, Sequence[float]]], flat: dict[str, float], cost: str, quality: str
 ) -> str:
-    """(cost, quality, its interval) of each method that was trained; those that were not are lines across."""
+    """(cost, quality, its interval) of each method that was trained; those that were not are horizontal lines."""
     figure, axes = _figure()
     for i, (name, value) in enumerate(flat.items()):
         axes.axhline(value, color=_INK, linestyle=("--", ":")[i % 2], linewidth=1, label=name)
@@ -69,22 +69,22 @@ def quality_against_cost(
 
 
 def search_history(trials: Sequence[tuple[int, float, bool]]) -> str:
-    """(number, held-out loss, came to its end) of each trial, and the best so far."""
+    """(number, held-out loss, finished) of each trial, and the best so far."""
     figure, axes = _figure()
     ended = [(number, loss) for number, loss, complete in trials if complete]
     pruned = [(number, loss) for number, loss, complete in trials if not complete]
-    axes.plot([n for n, _ in pruned], [loss for _, loss in pruned], "x", color=_INK, label="given up")
+    axes.plot([n for n, _ in pruned], [loss for _, loss in pruned], "x", color=_INK, label="pruned")
     axes.plot([n for n, _ in ended], [loss for _, loss in ended], "o", color=_COLOURS[0], label="finished")
     best = [min(loss for _, loss in ended[: i + 1]) for i in range(len(ended))]
     axes.step([n for n, _ in ended], best, where="post", color=_HELD, label="best so far")
     axes.set_xlabel("trial")
-    axes.set_ylabel("held-out loss, nats a token")
+    axes.set_ylabel("held-out loss, nats per token")
     axes.legend(frameon=False, labelcolor=_INK)
     return _svg(figure, axes)
 
 
 def search_rates(trials: Sequence[tuple[float, float]], default: float) -> str:
-    """(learning rate, held-out loss) of each trial that came to its end; a line at the default rate."""
+    """(learning rate, held-out loss) of each finished trial; a line at the default rate."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     figure, axes = _figure()
@@ -95,7 +95,7 @@ def search_rates(trials: Sequence[tuple[float, float]], default: float) -> str:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda rate, _: f"{rate:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("learning rate")
-    axes.set_ylabel("held-out loss, nats a token")
+    axes.set_ylabel("held-out loss, nats per token")
     axes.legend(frameon=False, labelcolor=_INK)
     return _svg(figure, axes)
 

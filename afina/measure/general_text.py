@@ -1,4 +1,4 @@
-"""What adaptation cost elsewhere: the loss on general text, which has nothing to do with the task (a probe of forgetting).
+"""The general text on which forgetting is measured: its loss before and after adaptation to a task it has nothing to do with.
 
 The texts are in `afina/examples`: forty paragraphs of many topics in English, and forty in Portuguese.
 """
@@ -11,7 +11,7 @@ from afina.data.template import Row, render
 from afina.models.tokenizer import Tokenizer
 
 LANGUAGES = {"en": "English", "pt": "Portuguese"}
-FORGOTTEN = 0.2  # nats a token: the model is a fifth less sure of every word than it was
+FORGOTTEN = 0.2  # nats per token: each word is a fifth less probable than before
 
 
 @lru_cache
@@ -21,7 +21,7 @@ def paragraphs(language: str) -> list[str]:
 
 
 def general_rows(tokenizer: Tokenizer, most: int) -> dict[str, list[Row]]:
-    """A row a paragraph, of up to `most` tokens, by language."""
+    """A row per paragraph, of up to `most` tokens, by language."""
     return {
         language: [
             _row(tokenizer, Example((), text, (), "", f"general text {language}:{i}", unfinished=True), most)

@@ -1,0 +1,131 @@
+"""What one model does on the rows of an evaluation: its answers, their speed, and its loss on the expected ones."""
+
+import hashlib
+import json
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+
+from afina.core.device import processor
+from afina.core.errors import InputError, OutputError
+from afina.core.events import Listener, Progress
+from afina.core.files import read_json, write_json
+from afina.data.layouts import Kind
+from afina.data.mapping import Example
+from afina.data.template import Row, prompt_ids
+from afina.measure.general_text import general_rows
+from afina.models.generation import generate
+from afina.models.load import Base
+from afina.models.model import IGNORED, Answer
+from afina.training.loss import row_losses
+from afina.version import __version__
+
+PROMPTS_READ = 64  # rows whose loss on the prompt is measured
+ALONE = 5  # prompts that are answered one at a time, to measure the latency
+_CACHED = 200  # files that the cache keeps
+
+
+@dataclass(frozen=True)
+class EvaluationSet:
+    """The rows to evaluate on: `examples`, and the same rendered with their answers. `source` says in words where they are from."""
+
+    examples: Sequence[Example]
+    rows: Sequence[Row]
+    kind: Kind
+    max_new_tokens: int
+    source: str
+
+
+@dataclass(frozen=True)
+class ModelOutputs:
+    """`nats` are the summed losses of the expected answers, each with its number of tokens; `prompt_nats` those of the prompts, and
+    `general` those of the general texts, by language. `seconds` are for all answers in batches, `latency` for one alone. A classifier
+    `names_classes` and writes no text.
+    """
+
+    answers: list[Answer]
+    nats: list[tuple[float, int]]
+    prompt_nats: list[tuple[float, int]]
+    general: dict[str, list[tuple[float, int]]]
+    seconds: float
+    latency: float
+    names_classes: bool
+
+    @property
+    def texts(self) -> list[str]:
+        return [answer.text for answer in self.answers]
+
+
+def outputs_of(base: Base, eval_set: EvaluationSet, listener: Listener, name: str) -> ModelOutputs:
+    """What the model, as it is now, does on `eval_set`: it generates greedily. `name` is for progress messages."""
+    answers, seconds, latency = [], 0.0, 0.0
+    if eval_set.kind != "text":
+        prompts = [prompt_ids(base.tokenizer, example.messages) for example in eval_set.examples]
+
+        def progress(done: int, total: int) -> None:
+            listener(Progress(f"answers of the {name} model", done, total))
+
+        begun = time.perf_counter()
+        answers = generate(base, prompts, eval_set.max_new_tokens, on_progress=progress)
+        seconds = time.perf_counter() - begun
+        latency = median(_latency(base, prompt, eval_set.max_new_tokens) for prompt in prompts[:ALONE])
+    writes = base.task.continues_text
+    general = general_rows(base.tokenizer, base.facts.context_length) if writes else {}
+    prompt_rows = [_prompt(row) for row in eval_set.rows[:PROMPTS_READ]] if writes and eval_set.kind != "text" else []
+    return ModelOutputs(
+        answers=answers,
+        nats=row_losses(base, eval_set.rows),
+        prompt_nats=row_losses(base, prompt_rows),
+        general={language: row_losses(base, texts) for language, texts in general.items()},
+        seconds=seconds,
+        latency=latency,
+        names_classes=not base.task.writes_text,
+    )
+
+
+def _latency(base: Base, prompt: list[int], max_new_tokens: int) -> float:
+    """Seconds that one answer takes by itself."""
+    begun = time.perf_counter()
+    generate(base, [prompt], max_new_tokens)
+    return time.perf_counter() - begun
+
+
+def _prompt(row: Row) -> Row:
+    """The row with the labels on its prompt, and nowhere else."""
+    labels = [token if label == IGNORED else IGNORED for token, label in zip(row.input_ids, row.labels, strict=True)]
+    return Row(row.input_ids, labels, row.location)
+
+
+def cached_outputs(base: Base, eval_set: EvaluationSet, listener: Listener, name: str, cache: Path) -> ModelOutputs:
+    """`outputs_of` a base without an adapter, from the cache if this machine has run it on the same rows before."""
+    path = cache / "outcomes" / f"{_key(base, eval_set)}.json"
+    with suppress(InputError, KeyError, TypeError):
+        cached = read_json(path)
+        return ModelOutputs(
+            answers=[Answer(*answer) for answer in cached["answers"]],
+            nats=[(n, t) for n, t in cached["nats"]],
+            prompt_nats=[(n, t) for n, t in cached["prompt_nats"]],
+            general={name: [(n, t) for n, t in pairs] for name, pairs in cached["general"].items()},
+            seconds=cached["seconds"],
+            latency=cached["latency"],
+            names_classes=cached["names_classes"],
+        )
+    new = outputs_of(base, eval_set, listener, name)
+    with suppress(OutputError, OSError):  # a cache that cannot be written only costs time
+        write_json(path, asdict(new) | {"answers": [[a.text, a.tokens, a.stopped] for a in new.answers]})
+        for old in sorted(path.parent.iterdir(), key=lambda file: file.stat().st_mtime)[:-_CACHED]:
+            old.unlink(missing_ok=True)
+    return new
+
+
+def _key(base: Base, eval_set: EvaluationSet) -> str:
+    """Equal where the same model runs on the same rows in the same way."""
+    parts = [
+        __version__, processor(), base.facts.sha256, base.facts.path, str(base.dtype), base.engine, base.tokenizer.hash(),
+        base.tokenizer.template_hash(), sorted(base.tokenizer.stop_ids), base.tokenizer.classes, eval_set.max_new_tokens,
+        [(example.messages, row.input_ids, row.labels) for example, row in zip(eval_set.examples, eval_set.rows, strict=False)],
+    ]  # fmt: skip
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]

@@ -1,0 +1,12 @@
+"""Pages of one file each, readable without a network, from the templates beside this file."""
+
+from pathlib import Path
+from typing import Any
+
+
+def render_page(template: str, **values: Any) -> str:
+    """The page that `templates/<template>` makes of `values`; text is escaped."""
+    from jinja2 import Environment, FileSystemLoader
+
+    environment = Environment(loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True)
+    return environment.get_template(template).render(**values)
