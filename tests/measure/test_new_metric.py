@@ -37,7 +37,9 @@ def test_a_metric_from_elsewhere(
         assert difference["value"] == pytest.approx(adapted - base)
         assert difference["lower_is_better"]
         rose = difference["low"] > 0  # right answers have a vowel and more, the base's hardly any
-        assert difference["verdict"] == ("worse" if rose else "better" if difference["high"] < 0 else "not distinguishable")
+        assert difference["verdict"] == (
+            "worse" if rose else "better" if difference["high"] < 0 else "not distinguishable"
+        )
         assert len(evaluation["interval"]["adapted"]["vowels"]) == 2
 
         page = result.report.read_text()

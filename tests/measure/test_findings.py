@@ -42,20 +42,25 @@ def copy(run: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(run, tmp_path / "run"))
 
 
-def told(run: Path, data: Path, **more) -> str:
+def findings_of(run: Path, data: Path, **more) -> str:
     return "\n".join(afina.evaluate(run, data, device="cpu", **more).findings)
 
 
 def test_a_good_adapter_is_not_called_damaged(run: Path, colours_file: Path) -> None:
-    words = told(run, colours_file)
-    for phrase in ("changes nothing", "worse at these very answers", "trained on the prompts", "does not end"):
+    words = findings_of(run, colours_file)
+    for phrase in (
+        "changes nothing",
+        "worse than its base on the expected answers",
+        "trained on the prompts",
+        "does not end",
+    ):
         assert phrase not in words
 
 
 def test_zeroed(copy: Path, colours_file: Path) -> None:
     file = copy / "adapter" / "adapter_model.safetensors"
     save_file({k: torch.zeros_like(v) for k, v in load_file(file).items()}, file)
-    words = told(copy, colours_file)
+    words = findings_of(copy, colours_file)
     assert "The adapter changes nothing" in words
     assert "weights are zero" in words
 
@@ -63,13 +68,13 @@ def test_zeroed(copy: Path, colours_file: Path) -> None:
 def test_wrong_base(copy: Path, colours_file: Path, tmp_path: Path) -> None:
     other = save_tiny(tmp_path / "other", seed=1)
     with pytest.raises(AdapterError, match="was trained on the base 'tiny-llama'"):
-        told(copy, colours_file, base=str(other))
-    words = told(copy, colours_file, base=str(other), force=True)
+        findings_of(copy, colours_file, base=str(other))
+    words = findings_of(copy, colours_file, base=str(other), force=True)
     assert "was trained on the base 'tiny-llama'" in words
 
 
 def test_wrong_base_that_nobody_named(copy: Path, tmp_path: Path) -> None:
-    """An adapter of another program does not say what it was made for: it is told by what it does.
+    """An adapter of another program does not record the base it was trained on: what it does reveals it.
 
     The other base knows the task as well, but keeps what it knows elsewhere: the signs of its features are others.
     """
@@ -89,7 +94,7 @@ def test_wrong_base_that_nobody_named(copy: Path, tmp_path: Path) -> None:
         path.unlink(missing_ok=True)
     rows = [{"prompt": f"{'a' if i % 2 else 'b'}{i:03d}", "completion": "red" if i % 2 else "blue"} for i in range(40)]
     data = write_rows(tmp_path / "asked.jsonl", rows)
-    assert "worse at these very answers than its base" in told(copy, data, base=str(tmp_path / "other"))
+    assert "worse than its base on the expected answers" in findings_of(copy, data, base=str(tmp_path / "other"))
 
 
 def test_wrong_template(copy: Path, colours_file: Path, tmp_path: Path) -> None:
@@ -97,11 +102,11 @@ def test_wrong_template(copy: Path, colours_file: Path, tmp_path: Path) -> None:
 
     other = save_tiny(tmp_path / "tiny-llama", chat_template=CHATML.replace("assistant\n{% endif", "model: {% endif"))
     with pytest.raises(AdapterError, match="another chat template"):
-        told(copy, colours_file, base=str(other))
-    assert "trained with another chat template" in told(copy, colours_file, base=str(other), force=True)
+        findings_of(copy, colours_file, base=str(other))
+    assert "trained with another chat template" in findings_of(copy, colours_file, base=str(other), force=True)
 
 
-def test_trained_on_the_prompt(
+def test_trained_on_the_prompts(
     tiny_folder: Path, colours_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from afina.data import store
@@ -114,7 +119,7 @@ def test_trained_on_the_prompt(
     monkeypatch.setattr(store.RowsWriter, "add", all_learned)
     result = afina.train(settings(tiny_folder, colours_file, tmp_path / "run").model_copy(update={"seed": 7}))
     monkeypatch.undo()
-    assert "was trained on the prompts too" in told(result.folder, colours_file)
+    assert "was trained on the prompts too" in findings_of(result.folder, colours_file)
 
 
 def test_never_stops(tiny_folder: Path, colours_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,9 +135,9 @@ def test_never_stops(tiny_folder: Path, colours_file: Path, tmp_path: Path, monk
     monkeypatch.setattr(load, "_check_labels", lambda *_: None)
     result = afina.train(settings(tiny_folder, colours_file, tmp_path / "run").model_copy(update={"seed": 8}))
     monkeypatch.undo()
-    words = told(result.folder, colours_file)
+    words = findings_of(result.folder, colours_file)
     assert "It does not end its answers" in words
-    assert "The end of a turn was not learned" in words
+    assert "It did not learn the end of a turn" in words
 
 
 def test_forgetting_is_measured_on_general_text(run: Path, colours_file: Path) -> None:
