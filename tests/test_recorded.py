@@ -14,7 +14,7 @@ from afina.core.device import cache_folder
 from afina.core.files import read_json, read_jsonl
 from afina.data.store import Rows
 from afina.lora import load_adapter
-from afina.measure import outcomes
+from afina.measure import outputs
 from afina.models import load_base
 from afina.runs.history import show_run
 from afina.settings import RunSettings
@@ -79,9 +79,9 @@ def test_prepared_rows_are_read(recorded: Path) -> None:
 
 
 def test_what_a_base_answered_is_read(recorded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(outcomes, "_key", lambda *_: "base")
-    monkeypatch.setattr(outcomes, "outcome", lambda *_: pytest.fail("the base was asked again"))
-    outcome = outcomes.remembered(None, None, lambda _: None, "base", recorded / "cache")
+    monkeypatch.setattr(outputs, "_key", lambda *_: "base")
+    monkeypatch.setattr(outputs, "outputs_of", lambda *_: pytest.fail("the base was asked again"))
+    found = outputs.cached_outputs(None, None, lambda _: None, "base", recorded / "cache")
     kept = read_json(recorded / "cache" / "outcomes" / "base.json")
-    assert [answer.text for answer in outcome.answers] == [text for text, *_ in kept["answers"]]
-    assert [list(pair) for pair in outcome.nats] == kept["nats"]
+    assert [answer.text for answer in found.answers] == [text for text, *_ in kept["answers"]]
+    assert [list(pair) for pair in found.nats] == kept["nats"]
