@@ -148,10 +148,10 @@ def tiny(tiny_folder: Path) -> Base:
 def starter() -> Base:
     """The real starter model, where it was downloaded before (`afina models pull starter`)."""
     from afina.models.sources.catalogue import known_models
-    from afina.models.sources.locate import place
+    from afina.models.sources.packages import package_path
 
     package = known_models()["starter"].package
-    if package is None or not place(package, USER_CACHE).exists():
+    if package is None or not package_path(package, USER_CACHE).exists():
         pytest.skip("the starter model is not in the cache; `afina models pull starter` fetches it")
     return load_base("starter", precision="fp32", device="cpu")
 

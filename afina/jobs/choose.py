@@ -26,7 +26,7 @@ from afina.measure.metric import mean
 from afina.measure.metrics import main_metric
 from afina.models.skeleton import Skeleton, read_skeleton
 from afina.models.sources.catalogue import Entry, known_models, select
-from afina.models.sources.locate import is_here
+from afina.models.sources.source import is_local
 from afina.runs.worker import run_in_process
 from afina.search.base_trial import Probe
 from afina.settings import RunSettings
@@ -239,7 +239,7 @@ def _of_catalogue(
     found: list[tuple[Entry, Candidate]] = []
     for entry in select(known_models().values(), task, commercial=licence == "commercial"):
         known = all(code in entry.languages for code in spoken)
-        if 2 * entry.parameters > available or not (known or is_here(entry.name, cache)):
+        if 2 * entry.parameters > available or not (known or is_local(entry.name, cache)):
             continue
         reasons = [f"praised for {task}: {claim.claim}" for claim in entry.praised(task)[:1]]
         reasons += [f"knows {', '.join(spoken)}"] if known and spoken else []

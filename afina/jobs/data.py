@@ -21,7 +21,7 @@ from afina.data.splits import sample
 from afina.data.template import render
 from afina.measure.pages.data_pages import Rendered, check_page, rendered, row_page
 from afina.models.load import load_tokenizer
-from afina.models.sources.locate import is_here
+from afina.models.sources.source import is_local
 from afina.models.tokenizer import Tokenizer
 from afina.runs.folder import check_new
 
@@ -193,7 +193,7 @@ def _tokenizer(
     base: str, settings: DataSettings, cache_dir: Path | None, needed: bool = False
 ) -> tuple[Tokenizer | None, int]:
     """The base's tokenizer and the longest row; none where the default base would have to be fetched first."""
-    if not needed and not is_here(base, cache_folder(cache_dir)):
+    if not needed and not is_local(base, cache_folder(cache_dir)):
         return None, settings.max_length or DEFAULT_MAX_LENGTH
     tokenizer, context = load_tokenizer(base, cache_dir=cache_dir)
     return tokenizer, min(settings.max_length or DEFAULT_MAX_LENGTH, context)

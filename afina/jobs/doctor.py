@@ -11,7 +11,7 @@ from afina.core.finding import Finding, State
 from afina.core.machine import MachineFacts, look
 from afina.engine import kernels
 from afina.models.sources.catalogue import known_models
-from afina.models.sources.locate import damaged
+from afina.models.sources.packages import damaged_files
 
 GB = 1e9
 _FEW_MEMORY, _FEW_DISK = 2 * GB, 2 * GB  # the starter trains in 1.5 GB; its files and a run take one
@@ -171,7 +171,7 @@ def _models(cache: Path) -> Iterator[Finding]:
     for name, entry in known_models().items():
         if entry.package is None:
             continue
-        broken = damaged(entry.package, cache)
+        broken = damaged_files(entry.package, cache)
         if broken is None:
             continue
         state: State = "wrong" if broken else "ok"

@@ -32,8 +32,7 @@ from afina.models.skeleton import (
     need_classes,
     task_of,
 )
-from afina.models.sources import locate as sources
-from afina.models.sources.locate import Source
+from afina.models.sources.source import Source, locate
 from afina.models.tokenizer import Tokenizer
 
 
@@ -104,7 +103,7 @@ def load_base(  # noqa: PLR0913 - each by its name
         if value not in known:
             raise SettingsError(f"{flag} is {value!r}", f"it takes {', '.join(map(str, known))}")
     cache = cache_folder(cache_dir)
-    source = sources.locate(name, revision, cache)
+    source = locate(name, revision, cache)
     place = pick_device(device)
     dtype, reason = pick_dtype(precision, place, cache)
     chosen = task_named(task) if task else task_of(source)
@@ -203,7 +202,7 @@ def import_libraries() -> None:
 
 def describe(name: str, *, revision: str | None = None, cache_dir: Path | None = None) -> Facts:
     """The facts of a base without loading its weights (fetched first if it is not on this disk)."""
-    source = sources.locate(name, revision, cache_folder(cache_dir))
+    source = locate(name, revision, cache_folder(cache_dir))
     task = task_of(source)
     module = build_skeleton(config_of(source), task)
     return _facts(
@@ -325,7 +324,7 @@ def load_tokenizer(
     `task` is by default the base's own. A classifier's answers are its `classes`; without any they are read as text.
     Raises `BaseModelError`.
     """
-    source = sources.locate(name, revision, cache_folder(cache_dir))
+    source = locate(name, revision, cache_folder(cache_dir))
     task = task or task_of(source)
     if task.needs_classes and not classes:
         task = SEQ2SEQ

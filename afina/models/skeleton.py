@@ -18,9 +18,9 @@ from afina.engine.families import architecture_of
 from afina.engine.kernels import Kernels
 from afina.models.formats import gguf, gguf_models
 from afina.models.formats.safetensors_files import check_header
-from afina.models.sources import locate as sources
 from afina.models.sources.catalogue import Entry, known_models
-from afina.models.sources.locate import Source
+from afina.models.sources.hub import fetch_headers
+from afina.models.sources.source import Source, hub_id_of, is_local, locate
 
 
 @dataclass(frozen=True)
@@ -66,17 +66,17 @@ def read_skeleton(
     """The outline of the base called `name`, by what is on this disk, else by the catalogue, else by the hub: there its
     config.json is fetched, and the headers of its weight files. Raises `BaseModelError`."""
     entry = known_models().get(name) or next((each for each in known_models().values() if each.hub_id == name), None)
-    is_local = sources.is_here(name, cache_dir, revision)
+    local = is_local(name, cache_dir, revision)
     size: int | None = None
-    if is_local or not (entry or sources.hub_id_of(name)):
-        source = sources.locate(name, revision, cache_dir)  # says what is wrong with a name that means nothing
+    if local or not (entry or hub_id_of(name)):
+        source = locate(name, revision, cache_dir)  # says what is wrong with a name that means nothing
         config, size = config_of(source), _file_bytes(source)
     elif entry and revision is None:
         config, source = _known_config(entry), None
         size = entry.package.size_mb * 1_000_000 if entry.package else None
     else:
         listener(Notice(f"asking the hub for the shapes of {name}"))
-        folder, size = sources.headers(entry.hub_id if entry and entry.hub_id else name, revision)
+        folder, size = fetch_headers(entry.hub_id if entry and entry.hub_id else name, revision)
         source = Source(name, "hub", folder, folder.name)
         config = config_of(source)
     if task:
@@ -88,9 +88,7 @@ def read_skeleton(
     module = build_skeleton(config, chosen, len(classes))
     if size is None:  # of the catalogue: 16 bits a number
         size = 2 * sum(p.numel() for p in module.parameters())
-    return Skeleton(
-        name, module, chosen, context_of(config), size, is_local, source.revision if source else None, entry
-    )
+    return Skeleton(name, module, chosen, context_of(config), size, local, source.revision if source else None, entry)
 
 
 _MOST = {

@@ -61,11 +61,11 @@ def test_planted_fault(change: dict, what: str, remedy: str) -> None:
 def test_real_faults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Without a compiler, with a damaged model in the cache, and one thread by the environment."""
     from afina.models.sources.catalogue import known_models
-    from afina.models.sources.locate import place
+    from afina.models.sources.packages import package_path
 
     package = known_models()["starter"].package
     assert package is not None
-    file = place(package, tmp_path)
+    file = package_path(package, tmp_path)
     file.parent.mkdir(parents=True)
     file.write_bytes(b"half of it")
     monkeypatch.setenv("PATH", str(tmp_path))

