@@ -1,9 +1,12 @@
 """Step 3, the mathematics: LoRA on any `nn.Module`.
 
-Comes in: a model and a `LoraConfig`, or an adapter's folder. Goes out: the model with trainable low-rank layers, adapter
-files in PEFT's format, a merged copy. Needs torch, safetensors and `afina.core` only: no data, no tokenizer, no loop.
-Public: `LoraConfig`, `inject`, `find_targets`, `lora_layers`, `disabled`, `save_adapter`, `load_adapter`, `merge`,
-`trainable_parameters`, `Adapters`, `combine`, `rerank`.
+Comes in: a model and a `LoraConfig`, or an adapter's folder. Goes out: the model with trainable low-rank layers,
+adapter files in PEFT's format, a merged copy. Needs torch, safetensors and `afina.core` only: no data, no tokenizer, no
+loop. `variants/` has a file per form of the update, `inits/` one per initialisation of A and B; `targets` finds the
+layers, `injection` wraps them, `modules_to_save` and `trainable_tokens` train what is not low-rank, `peft_files` reads
+and writes, `counting` counts without building, `arithmetic` combines adapters on disk, `adapters` switches them.
+Public: `LoraConfig`, `inject`, `find_targets`, `lora_layers`, `disabled`, `trainable_parameters`, `adapter_state`,
+`save_adapter`, `load_adapter`, `read_config`, `merge`, `Adapters`, `combine`, `rerank`.
 """
 
 from typing import TYPE_CHECKING

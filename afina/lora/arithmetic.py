@@ -1,6 +1,8 @@
-"""Sums of adapters, and adapters of lower rank, on files: no base is needed.
+"""Weighted sums of adapters, and adapters of lower rank, on files: no base is needed.
 
 A layer's update is ΔW = s·BA. New adapters have scaling 1 (alpha = rank), as PEFT's `add_weighted_adapter` makes them.
+
+Shapes: R rank, I inputs, O outputs, S ranks of all adapters in a sum.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,6 +12,7 @@ from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from afina.core.errors import AdapterError
 from afina.core.files import read_json
@@ -40,19 +43,22 @@ class Factors(NamedTuple):
 
 @dataclass(frozen=True)
 class Pruning:
-    """Of each tensor only the share `density` is kept: the largest values (TIES), or random ones, scaled up (DARE)."""
+    """Keeps the share `density` of each tensor: the largest values (TIES), or random ones, scaled up (DARE)."""
 
     density: float
     seed: int
 
 
 def read_factors(folder: Path) -> dict[str, Factors]:
-    """(layer and kind → factors) of the adapter in `folder`. Raises `AdapterError` where it is more than plain LoRA."""
+    """The factors of the adapter in `folder`, by the names of A without PEFT's prefix.
+
+    Raises `AdapterError` where the adapter is more than A and B of layers.
+    """
     config = read_config(folder)
     if read_json(folder / CONFIG).get("target_parameters"):
-        raise AdapterError(f"{folder} adapts experts, whose adapters are not added up or cut here")
+        raise AdapterError(f"{folder} adapts experts, whose adapters cannot be summed or cut to a lower rank")
     state = read_weights(folder)
-    found: dict[str, Factors] = {}
+    factors: dict[str, Factors] = {}
     for name in sorted(state):
         for a_end, b_end in _ENDS.values():
             if name.endswith(a_end):
@@ -60,17 +66,17 @@ def read_factors(folder: Path) -> dict[str, Factors]:
                 rank = pattern_value(config.rank_pattern, path, config.rank)
                 alpha = pattern_value(config.alpha_pattern, path, config.alpha)
                 b = state[name.removesuffix(a_end) + b_end].float()
-                found[path + a_end] = Factors(state[name].float(), b, config.scaling(int(rank), alpha))
-    if len(state) != 2 * len(found) or not VARIANTS[config.variant].summable:
+                factors[path + a_end] = Factors(state[name].float(), b, config.scaling(int(rank), alpha))
+    if len(state) != 2 * len(factors) or not VARIANTS[config.variant].summable:
         raise AdapterError(
             f"adapter {folder} is more than A and B, and cannot be summed", "merge it into its base instead"
         )
-    return found
+    return factors
 
 
-def check_one_base(path: str, found: Sequence[Factors]) -> None:
+def check_one_base(path: str, updates: Sequence[Factors]) -> None:
     """Raises `AdapterError` where the updates of one layer are not of one shape."""
-    shapes = {(factors.b.shape[0], factors.a.shape[1]) for factors in found}
+    shapes = {(factors.b.shape[0], factors.a.shape[1]) for factors in updates}
     if len(shapes) > 1:
         raise AdapterError(
             f"the adapters are for different bases: {path} has shapes {sorted(shapes)}", "give adapters of one base"
@@ -83,14 +89,14 @@ def combine(
 ) -> LoraConfig:  # fmt: skip
     """Writes the weighted sum of the adapters in `folders` to `out`; its configuration.
 
-    linear: A = Σ √(w s) A, B = Σ √(w s) B, all of one rank (close to the sum of updates where adapters are alike).
-    cat: exact, with the ranks added up. svd: the sum of updates cut to `rank` (the largest by default).
-    ties (Yadav et al. 2023, https://arxiv.org/abs/2306.01708): the largest values of each, those of the majority's sign averaged.
-    dare (Yu et al. 2023, https://arxiv.org/abs/2311.03099): random values of each, scaled up. On A and B apart, or with _svd on the
-    updates. Raises `AdapterError` where adapters do not fit together.
+    linear: A = Σ √(w s) A, B = Σ √(w s) B, all of one rank (close to the sum of updates where adapters are similar).
+    cat: exact, with the sum of the ranks. svd: the sum of updates cut to `rank` (by default the largest of theirs).
+    ties (Yadav et al. 2023, https://arxiv.org/abs/2306.01708): the largest values of each, averaged over those with the
+    majority's sign. dare (Yu et al. 2023, https://arxiv.org/abs/2311.03099): random values of each, scaled up. Both
+    on A and B separately, or with _svd on the updates. Raises `AdapterError` where adapters do not fit together.
     """
     if kind not in get_args(Kind):
-        raise AdapterError(f"there is no way {kind!r} to combine adapters", f"choose from {', '.join(get_args(Kind))}")
+        raise AdapterError(f"adapters cannot be combined by {kind!r}", f"choose from {', '.join(get_args(Kind))}")
     if len(folders) != len(weights) or len(folders) < 2:
         raise AdapterError(
             f"{len(folders)} adapters and {len(weights)} weights were given", "give two or more, and a weight each"
@@ -111,12 +117,13 @@ def combine(
     for path in paths:
         present = [(adapter[path], w) for adapter, w in zip(adapters, weights, strict=True) if path in adapter]
         check_one_base(path, [factors for factors, _ in present])
-        result[path] = _fill(_combined(present, kind, new_rank, pruning), new_rank)
+        result[path] = _padded(_combined(present, kind, new_rank, pruning), new_rank)
     return _write(result, new_rank, Path(folders[0]), Path(out))
 
 
 def rerank(folder: Path | str, rank: int, out: Path | str) -> float:
-    """Writes the adapter cut to `rank`, by the largest singular values; what is lost, ‖ΔW − ΔW′‖ / ‖ΔW‖ over all layers."""
+    """Writes the adapter cut to `rank` by its largest singular values; the relative error, ‖ΔW − ΔW′‖ / ‖ΔW‖, over all
+    layers. Raises `AdapterError` where the adapter has a lower rank already."""
     folder = Path(folder)
     lost = total = 0.0
     result = {}
@@ -125,10 +132,10 @@ def rerank(folder: Path | str, rank: int, out: Path | str) -> float:
     if rank > highest:
         raise AdapterError(f"the adapter in {folder} has rank {highest}, {rank} is more", "give a lower rank")
     for path, factors in known.items():
-        parts = _decomposed([(factors, 1.0)])
-        lost += float(parts[1][rank:].square().sum())
-        total += float(parts[1].square().sum())
-        result[path] = _fill(_cut(parts, rank), rank)
+        components = _decomposed([(factors, 1.0)])
+        lost += float(components[1][rank:].square().sum())
+        total += float(components[1].square().sum())
+        result[path] = _padded(_cut(components, rank), rank)
     _write(result, rank, folder, Path(out))
     return float((lost / total) ** 0.5) if total else 0.0
 
@@ -150,16 +157,17 @@ def _combined(present: list[tuple[Factors, float]], kind: Kind, rank: int, pruni
 
 
 def _decomposed(present: list[tuple[Factors, float]]) -> tuple[Tensor, Tensor, Tensor]:
-    """The singular parts of Σ w·ΔW, from the factors: QR of each side, and a small SVD between; no (out, in) matrix exists."""
-    b, tall = torch.linalg.qr(torch.cat([f.b * (w * f.scaling) for f, w in present], 1))
-    a, wide = torch.linalg.qr(torch.cat([f.a for f, _ in present]).T)
-    u, sizes, vt = torch.linalg.svd(tall @ wide.T)
-    return b @ u[:, : len(sizes)], sizes, vt[: len(sizes)] @ a.T
+    """The singular components of Σ w·ΔW, from the factors: QR of each side and a small SVD between, so that no (out,
+    in) matrix is formed."""
+    q_OS, left = torch.linalg.qr(torch.cat([f.b * (w * f.scaling) for f, w in present], 1))
+    q_IS, right = torch.linalg.qr(torch.cat([f.a for f, _ in present]).T)
+    u, sizes, vt = torch.linalg.svd(left @ right.T)
+    return q_OS @ u[:, : len(sizes)], sizes, vt[: len(sizes)] @ q_IS.T
 
 
-def _cut(parts: tuple[Tensor, Tensor, Tensor], rank: int) -> tuple[Tensor, Tensor]:
-    """A and B of the `rank` largest of the singular parts (U, S, Vᵀ)."""
-    u, sizes, vt = parts
+def _cut(components: tuple[Tensor, Tensor, Tensor], rank: int) -> tuple[Tensor, Tensor]:
+    """A and B of the `rank` largest of the singular components (U, S, Vᵀ)."""
+    u, sizes, vt = components
     return vt[:rank], u[:, :rank] * sizes[:rank]
 
 
@@ -204,22 +212,22 @@ def _dropped(tensors: list[Tensor], pruning: Pruning) -> list[Tensor]:
 
 
 def _agreed(tensors: list[Tensor], weights: Tensor) -> Tensor:
-    """The weighted mean, value by value, of those that have the sign of their sum."""
+    """The elementwise weighted mean of the values that have the sign of their sum."""
     stacked = torch.stack(tensors)
     agree = stacked.sign() == torch.where(stacked.sum(0) >= 0, 1, -1)
     weighted = stacked * weights.view(-1, *[1] * (stacked.dim() - 1))
     return (weighted * agree).sum(0) / agree.sum(0).clamp(min=1)
 
 
-def _fill(factors: tuple[Tensor, Tensor], rank: int) -> Factors:
-    """With zeros up to `rank`, so that all layers have one."""
-    a, b = factors
-    more = rank - len(a)
-    return Factors(torch.nn.functional.pad(a, (0, 0, 0, more)), torch.nn.functional.pad(b, (0, more)), 1.0)
+def _padded(factors: tuple[Tensor, Tensor], rank: int) -> Factors:
+    """The factors with zeros up to `rank`, so that all layers have the same."""
+    a_RI, b_OR = factors
+    missing = rank - len(a_RI)
+    return Factors(F.pad(a_RI, (0, 0, 0, missing)), F.pad(b_OR, (0, missing)), 1.0)
 
 
 def _write(result: dict[str, Factors], rank: int, like: Path, out: Path) -> LoraConfig:
-    """An adapter of plain LoRA with the base and the kinds of layers of the one in `like`."""
+    """Writes an adapter of plain LoRA to `out`, for the base of the one in `like`."""
     state: dict[str, Tensor] = {}
     paths = []
     for key, factors in result.items():

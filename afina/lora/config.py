@@ -23,23 +23,23 @@ def _names(value: Any) -> Any:
     return value
 
 
-def _numbers(value: Any) -> Any:
+def _integers(value: Any) -> Any:
     """'0-3,8' → (0, 1, 2, 3, 8)."""
     if not isinstance(value, str):
         return (value,) if isinstance(value, int) else value
-    found: list[int] = []
-    for part in value.split(","):
-        first, dash, last = part.strip().partition("-")
+    numbers: list[int] = []
+    for each in value.split(","):
+        first, dash, last = each.strip().partition("-")
         if not first.isdigit() or (dash and not last.isdigit()):
-            raise ValueError(f"{part.strip()!r} is no number or range such as 0-3")
+            raise ValueError(f"{each.strip()!r} is neither a number nor a range such as 0-3")
         if dash and int(last) < int(first):
-            raise ValueError(f"{part.strip()!r} runs backwards")
-        found += range(int(first), int(last if dash else first) + 1)
-    return tuple(found)
+            raise ValueError(f"{each.strip()!r} runs backwards")
+        numbers += range(int(first), int(last if dash else first) + 1)
+    return tuple(numbers)
 
 
 Names = Annotated[str | tuple[str, ...], BeforeValidator(_names)]
-Numbers = Annotated[tuple[int, ...], BeforeValidator(_numbers)]
+Integers = Annotated[tuple[int, ...], BeforeValidator(_integers)]
 
 
 def _check_pattern(pattern: str) -> None:
@@ -65,14 +65,14 @@ class LoraConfig(Settings):
     init: Annotated[str, OneOf(INITS)] = "kaiming"
     """How A and B are initialised (docs/methods.md has the formula of each)."""
     eva_rho: float = setting(1.0, ge=1)
-    """With init eva: ranks up to this factor larger where the inputs need them, and smaller elsewhere; the sum stays."""
+    """With init eva: ranks up to this factor larger where the inputs need them, smaller elsewhere; the sum stays."""
     target_modules: Names = ALL_LINEAR
     """Layers to adapt: all-linear (all but the output head, experts' tensors too), attention, mlp, names or ends of
     paths, or re:PATTERN."""
     exclude_modules: Names = ()
     """Layers not to adapt, by names or ends of paths, or re:PATTERN."""
-    layers: Numbers = ()
-    """Numbers of the layers to adapt, such as 0-3,8 (all where empty)."""
+    layers: Integers = ()
+    """Integers of the layers to adapt, such as 0-3,8 (all where empty)."""
     rank_pattern: dict[str, int] = setting({})
     """Ranks for layers whose path ends with a pattern, such as {'layers.0.*q_proj': 32}."""
     alpha_pattern: dict[str, float] = setting({})
@@ -81,7 +81,7 @@ class LoraConfig(Settings):
     """Biases to train as well: none, all, or those of adapted layers."""
     modules_to_save: Names = ()
     """Modules to train in full, as copies beside the base's (heads, norms), by names or ends of paths."""
-    trainable_tokens: Numbers = ()
+    trainable_tokens: Integers = ()
     """Ids of tokens whose embeddings are trained (and their rows of the output head where the two are tied)."""
 
     def saving(self, heads: Sequence[str]) -> "LoraConfig":
@@ -135,5 +135,5 @@ class LoraConfig(Settings):
         for pattern in value:
             _check_pattern(pattern)
         if any(number <= 0 for number in value.values()):
-            raise ValueError("ranks and alphas are greater than 0")
+            raise ValueError("ranks and alphas must be greater than 0")
         return value

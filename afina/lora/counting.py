@@ -1,4 +1,4 @@
-"""How many numbers an adapter trains, without building it: for models of which only the shapes are known."""
+"""How many parameters an adapter trains, without building it: for models of which only the shapes are known."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,8 +12,8 @@ from afina.lora.variants import VARIANTS
 
 @dataclass(frozen=True)
 class Trained:
-    """Numbers that get gradients: in `adapter` beside the weights (with the frozen ranks of inits from the base), and in
-    `copies` of what is trained in full. `fixed` numbers of the adapter get none (VeRA's shared A and B, LoRA-FA's A).
+    """How many parameters get gradients: those of the `adapter` (with the frozen ranks of inits from the base), and
+    `copies` of what is trained in full. `fixed` ones of the adapter get none (VeRA's shared A and B, LoRA-FA's A).
     `depth` is the share of the repeated layers that the backward pass goes through.
     """
 
@@ -28,11 +28,13 @@ class Trained:
 
 
 def trained(model: nn.Module, config: LoraConfig) -> Trained:
-    """What `inject` would make of `model`, which may be on the meta device. Raises `AdapterError` as `inject` does where
-    a target matches nothing or is of a kind that the variant does not adapt."""
+    """What `inject` would train of `model`, which may be on the meta device.
+
+    Raises `AdapterError` as `inject` does where a target matches nothing or cannot be adapted by the variant.
+    """
     saved = saved_modules(model, config)
     paths = find_targets(model, config)
-    added = VARIANTS[config.variant].numbers(described(model, paths, config.saved()))
+    added = VARIANTS[config.variant].parameter_count(described(model, paths, config.saved()))
     copied = {id(p): p.numel() for path in saved for p in model.get_submodule(path).parameters()}
     ends = tuple(f"{path}.bias" for path in paths)
     for name, parameter in model.named_parameters():

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from afina.core.errors import AdapterError
 from afina.core.layers import Quantised, replace
 from afina.lora.config import LoraConfig
-from afina.lora.inits import INITS
-from afina.lora.inits._protocol import Sources
+from afina.lora.inits import INITS, Sources
 from afina.lora.layer import LoraLayer, Wrapper
 from afina.lora.modules_to_save import TrainedCopy, train_copies, trained_biases, trained_copies
 from afina.lora.targets import described, find_targets, saved_modules

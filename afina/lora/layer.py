@@ -26,16 +26,16 @@ class Size(NamedTuple):
     experts: int = 1
 
 
-class Numbers(NamedTuple):
-    """How many numbers an adapter adds: `trained` get gradients, `fixed` get none."""
+class ParameterCount(NamedTuple):
+    """How many parameters an adapter adds: `trained` get gradients, `fixed` get none."""
 
     trained: int
     fixed: int = 0
 
     @classmethod
-    def total(cls, numbers: Iterable["Numbers"]) -> "Numbers":
-        each = list(numbers)
-        return cls(sum(n.trained for n in each), sum(n.fixed for n in each))
+    def total(cls, counts: Iterable["ParameterCount"]) -> "ParameterCount":
+        each = list(counts)
+        return cls(sum(count.trained for count in each), sum(count.fixed for count in each))
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Target:
 
 
 class Wrapper(nn.Module):
-    """A module of an adapter that takes the place of one of the model's, its `base`. Not `enabled`, it acts as its base."""
+    """A module of an adapter in place of one of the model's, its `base`. Not `enabled`, it acts as its base."""
 
     def __init__(self, base: Any) -> None:
         super().__init__()
@@ -74,10 +74,10 @@ class Wrapper(nn.Module):
 class LoraLayer(Wrapper):
     """The base class of all adapted layers: what a variant says of a single layer.
 
-    `kind`: of the targets that it wraps. `additive`: the output is base(x) + scaling · B(A x) and nothing else, so that a decoder may join the products of
-    several layers. `decays`: the optimiser's weight decay applies to its parameters. `transposed`: the base's weight is
-    (in, out). `target_parameters`: the names of the base's tensors that are adapted where the base is not a layer
-    itself (experts).
+    `kind`: of the targets that it wraps. `additive`: the output is base(x) + scaling · B(A x) and nothing else, so that
+    a decoder may join the products of several layers. `decays`: the optimiser's weight decay applies to its parameters.
+    `transposed`: the base's weight is (in, out). `target_parameters`: the names of the base's tensors that are adapted
+    where the base is not a layer itself (experts).
     """
 
     kind: TargetKind = "linear"
@@ -101,12 +101,12 @@ class LoraLayer(Wrapper):
         """Raises `AdapterError` where `config` asks for what this layer cannot do at `target`."""
 
     @classmethod
-    def numbers(cls, target: Target) -> Numbers:
-        """How many numbers the layer adds: by default those of A and B, experts · rank · (in + out)."""
-        return Numbers(sum(s.experts * s.rank * (s.inputs + s.outputs) for s in target.sizes.values()))
+    def parameter_count(cls, target: Target) -> ParameterCount:
+        """How many parameters the layer adds: by default those of A and B, experts · rank · (in + out)."""
+        return ParameterCount(sum(s.experts * s.rank * (s.inputs + s.outputs) for s in target.sizes.values()))
 
     def frozen_numbers(self) -> int:
-        """How many numbers of its trained parameters never change."""
+        """How many entries of its trained parameters never change."""
         return 0
 
     def fast_parameters(self) -> list[nn.Parameter]:

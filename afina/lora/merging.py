@@ -19,8 +19,8 @@ M = TypeVar("M", bound=nn.Module)
 def merge(model: M) -> M:
     """A new model with the merged weight in place of each adapted layer, without adapter; `model` stays as it is.
 
-    Sums are formed in fp32 and rounded once to the weight's dtype. A weight that other layers share (tied embeddings) is
-    untied first: only the adapted layer changes, as in the adapted model.
+    Sums are formed in fp32 and rounded once to the weight's dtype. A weight that other layers share (tied embeddings)
+    is untied first: only the adapted layer changes, as in the adapted model.
     """
     merged: Any = copy.deepcopy(model)
     shared = _shared_weights(merged)
@@ -54,7 +54,7 @@ def merge(model: M) -> M:
 
 
 def dequantise(model: nn.Module) -> None:
-    """Gives the quantised layers of `model` dequantised weights, in place: an update would be lost in quantised ones."""
+    """Dequantises the layers of `model`, in place: quantised weights are too coarse for an update."""
     for path, module in list(model.named_modules()):
         if isinstance(module, Quantised):
             replace(model, path, module.dequantised())

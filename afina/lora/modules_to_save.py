@@ -12,7 +12,7 @@ from afina.lora.config import LoraConfig
 
 @dataclass
 class TrainedCopy:
-    """A trained copy that takes the place of a module or bias `name` of `owner`; not `enabled`, the base's own is there."""
+    """A trained copy in place of the module or bias `name` of `owner`. Not `enabled`, the base's own is there."""
 
     path: str
     owner: nn.Module

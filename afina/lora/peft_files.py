@@ -19,8 +19,7 @@ from afina.lora.layer import LoraLayer
 from afina.lora.modules_to_save import trained_copies
 from afina.lora.targets import pattern_value
 from afina.lora.trainable_tokens import TrainableTokens
-from afina.lora.variants import VARIANTS
-from afina.lora.variants._protocol import Variant
+from afina.lora.variants import VARIANTS, Variant
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 PREFIX = "base_model.model."
@@ -87,15 +86,15 @@ def _write_weights(state: dict[str, Tensor], folder: Path) -> None:
 
 
 def not_finite(state: dict[str, Tensor]) -> list[str]:
-    """The names of the tensors that hold a value that is not finite, by their extremes: `isfinite` takes a copy of a tensor."""
+    """The names of the tensors with values that are not finite, by their extremes: `isfinite` alone needs a copy."""
     return [k for k, v in state.items() if v.numel() and not torch.stack(v.float().aminmax()).isfinite().all()]
 
 
 def load_adapter(model: nn.Module, folder: Path | str) -> LoraConfig:
     """Injects the adapter in `folder` into `model`; its configuration.
 
-    Every weight must be there, fit, and be used. Raises `AdapterError` otherwise, also for an option of PEFT's that Afina
-    does not have: ignoring it would give other logits.
+    Every weight must be there, fit, and be used. Raises `AdapterError` otherwise, also for an option of PEFT's that
+    Afina does not have: ignoring it would give other logits.
     """
     folder = Path(folder)
     raw, variant = _read_peft(folder)
@@ -252,7 +251,7 @@ def _common_keys(config: LoraConfig, about: dict[str, Any], targets: str | list[
 
 
 def _with_actual_ranks(config: LoraConfig, layers: dict[str, LoraLayer]) -> LoraConfig:
-    """`config` with ranks and alphas by path, where layers have other ranks than it says (init eva redistributes them)."""
+    """`config` with ranks and alphas by path, where layers have other ranks than it says: eva redistributes them."""
     layers = {path: layer for path, layer in layers.items() if not layer.target_parameters}
     if all(layer.rank == pattern_value(config.rank_pattern, path, config.rank) for path, layer in layers.items()):
         return config

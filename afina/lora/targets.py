@@ -99,8 +99,8 @@ def _output_head(model: nn.Module) -> nn.Module | None:
 
 
 def _in_preset(path: str, preset: str) -> bool:
-    """Of what is neither the output head nor an embedding: all-linear takes every layer; attention those inside a module
-    whose name says attention; mlp the others of the repeated layers."""
+    """Of what is neither the output head nor an embedding: all-linear takes every layer; attention those inside a
+    module whose name says attention; mlp the others of the repeated layers."""
     attention = bool(re.search("attn|attention", path.lower()))
     numbered = layer_number(path) is not None
     return preset == ALL_LINEAR or (attention if preset == "attention" else numbered and not attention)
@@ -108,8 +108,8 @@ def _in_preset(path: str, preset: str) -> bool:
 
 def layer_number(path: str) -> int | None:
     """The first number in the path: that of the repeated layer."""
-    found = re.search(r"(?:^|\.)(\d+)(?:\.|$)", path)
-    return int(found[1]) if found else None
+    number = re.search(r"(?:^|\.)(\d+)(?:\.|$)", path)
+    return int(number[1]) if number else None
 
 
 def saved_modules(model: nn.Module, config: LoraConfig) -> list[str]:
@@ -151,7 +151,7 @@ def _refuse_unmatched(model: nn.Module, config: LoraConfig, adaptable: list[str]
 
 
 def pattern_value(patterns: dict[str, int] | dict[str, float], path: str, default: float) -> float:
-    """The value of the first pattern that matches the end of `path` (PEFT's rule for rank_pattern and alpha_pattern)."""
+    """The value of the first pattern that matches the end of `path`: PEFT's rule for rank_pattern and alpha_pattern."""
     return next((value for key, value in patterns.items() if ends_with(key, path)), default)
 
 

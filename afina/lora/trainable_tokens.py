@@ -14,7 +14,7 @@ from afina.lora.layer import LoraLayer, Wrapper
 
 
 class TrainableTokens(Wrapper):
-    """An embedding with trained `rows` for the `tokens`, initialised to the base's. ids are (…), the output (…, width)."""
+    """An embedding with trained `rows` for the `tokens`, at first the base's. ids are (…), the output is (…, width)."""
 
     def __init__(self, base: Any, tokens: tuple[int, ...], rows: nn.Parameter | None = None) -> None:
         super().__init__(base)
@@ -52,8 +52,8 @@ class TrainableTokensHead(Wrapper):
 def train_tokens(model: nn.Module, tokens: tuple[int, ...], saved: list[str]) -> None:
     """Makes the embeddings of `tokens` trainable, and their rows of a tied output head.
 
-    `saved` are the paths of the modules that are trained in full. Raises `AdapterError` where the model does not name its
-    embedding, where that is trained otherwise, or where a token does not exist.
+    `saved` are the paths of the modules that are trained in full. Raises `AdapterError` where the model does not name
+    its embedding, where that is trained otherwise, or where a token does not exist.
     """
     known: Any = model
     if not hasattr(model, "get_input_embeddings"):

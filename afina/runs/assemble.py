@@ -22,8 +22,7 @@ from afina.forecast.machines import this_machine
 from afina.forecast.remedies import refuse_what_cannot_fit
 from afina.forecast.workload import ONE_ROW, room_for
 from afina.lora.config import LoraConfig
-from afina.lora.inits import INITS
-from afina.lora.inits._protocol import Needs
+from afina.lora.inits import INITS, Needs
 from afina.lora.injection import inject
 from afina.lora.peft_files import load_adapter, read_config
 from afina.measure.outputs import EvaluationSet

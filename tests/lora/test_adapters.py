@@ -87,13 +87,13 @@ def test_dare_keeps_the_expected_value(tmp_path: Path, folders: list[Path]) -> N
 def test_a_lower_rank_states_what_is_lost(tmp_path: Path, folders: list[Path]) -> None:
     combine(folders, [1.0, 0.5], tmp_path / "cat", kind="cat")
     assert rerank(tmp_path / "cat", 8, tmp_path / "same") == pytest.approx(0, abs=1e-6)
-    whole, same, less = tiny_module(), tiny_module(), tiny_module()
-    load_adapter(whole, tmp_path / "cat")
+    full, same, less = tiny_module(), tiny_module(), tiny_module()
+    load_adapter(full, tmp_path / "cat")
     load_adapter(same, tmp_path / "same")
-    assert torch.allclose(output(whole), output(same), atol=1e-4)
+    assert torch.allclose(output(full), output(same), atol=1e-4)
     error = rerank(tmp_path / "cat", 3, tmp_path / "less")
     load_adapter(less, tmp_path / "less")
-    deltas = [dict(lora_layers(m)) for m in (whole, less)]
+    deltas = [dict(lora_layers(m)) for m in (full, less)]
     lost = sum((deltas[0][p].delta() - deltas[1][p].delta()).square().sum() for p in deltas[0])
     total = sum(layer.delta().square().sum() for layer in deltas[0].values())
     assert error == pytest.approx((lost / total).sqrt().item(), rel=1e-4)

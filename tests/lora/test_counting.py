@@ -62,5 +62,5 @@ def test_experts_are_counted() -> None:
     attention = 2 * 4 * (32 + 32 + 32 + 16 + 32 + 16 + 32 + 32)
     router = 2 * 4 * (32 + 4)
     experts = 2 * 4 * 4 * ((2 * 48 + 32) + (32 + 48))
-    found = trained(model, LoraConfig(rank=4)).adapter
-    assert found in (attention + experts, attention + router + experts)
+    adapter = trained(model, LoraConfig(rank=4)).adapter
+    assert adapter in (attention + experts, attention + router + experts)

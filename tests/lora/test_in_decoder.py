@@ -45,8 +45,8 @@ def reloaded(base, config, folder: Path):
     again = tiny_module()
     load_adapter(again, folder)
     with torch.no_grad():
-        found = base.model.label_logits(Packed(IDS, IDS, Segments((0, 11))))
-        assert torch.allclose(again(IDS[None]).logits[0], found, atol=1e-4)
+        logits = base.model.label_logits(Packed(IDS, IDS, Segments((0, 11))))
+        assert torch.allclose(again(IDS[None]).logits[0], logits, atol=1e-4)
     return again
 
 
@@ -81,15 +81,15 @@ def test_baselines_train_what_they_say(method: str, tiny, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("name", ["vera", "dora", "tokens", "modules"])
 def test_switched_off_in_the_decoder_it_is_the_base(name: str, tiny) -> None:
-    whole = Packed(IDS, IDS, Segments((0, 11)))
+    packed = Packed(IDS, IDS, Segments((0, 11)))
     with torch.no_grad():
-        plain = tiny.model.label_logits(whole)
+        plain = tiny.model.label_logits(packed)
         inject(tiny.model.module, CONFIGS[name])
         for p in tiny.model.module.parameters():
             if p.requires_grad:
                 p.add_(0.1)
-        adapted = tiny.model.label_logits(whole)
+        adapted = tiny.model.label_logits(packed)
         with disabled(tiny.model.module):
-            assert torch.allclose(tiny.model.label_logits(whole), plain, atol=1e-5)
-        assert torch.equal(tiny.model.label_logits(whole), adapted)
+            assert torch.allclose(tiny.model.label_logits(packed), plain, atol=1e-5)
+        assert torch.equal(tiny.model.label_logits(packed), adapted)
     assert not torch.allclose(adapted, plain, atol=1e-3)

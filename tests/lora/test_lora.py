@@ -119,7 +119,7 @@ def test_what_peft_may_ask_for_and_we_lack_is_refused(tmp_path: Path) -> None:
     load_adapter(tiny_module(), folder)
 
 
-def test_weights_must_be_whole_and_fit(tmp_path: Path) -> None:
+def test_weights_must_be_complete_and_fit(tmp_path: Path) -> None:
     folder = saved(tmp_path)
     path = folder / "adapter_model.safetensors"
     state = load_file(path)

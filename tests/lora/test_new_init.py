@@ -11,8 +11,7 @@ from safetensors.torch import load_file
 from afina.core.config import build, read_yaml
 from afina.core.errors import AdapterError, SettingsError
 from afina.lora import LoraConfig, inject, load_adapter, lora_layers
-from afina.lora.inits import INITS
-from afina.lora.inits._protocol import Init, Needs, Sources
+from afina.lora.inits import INITS, Init, Needs, Sources
 from afina.lora.variants.lora import LoraLinear
 from afina.ui.cli import main
 

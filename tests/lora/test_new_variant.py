@@ -1,7 +1,7 @@
-"""A variant from outside the package, (IA)³ (Liu et al. 2022, https://arxiv.org/abs/2205.05638), on the way of every other.
+"""A variant from outside the package, (IA)³ (Liu et al. 2022, https://arxiv.org/abs/2205.05638), used as any other.
 
 Nothing in the package knows it: what its one object says must be enough for the command line, training, files, merging,
-counting and the report. PEFT has the method, so that the files can be compared with PEFT's reading of them.
+counting and the report. PEFT has the method, so the files can be compared with PEFT's reading of them.
 """
 
 from collections.abc import Iterator, Mapping
@@ -21,9 +21,8 @@ from afina.core.errors import AdapterError, SettingsError
 from afina.core.files import read_json
 from afina.lora import LoraConfig, combine, disabled, inject, load_adapter, merge, save_adapter, trainable_parameters
 from afina.lora.counting import trained
-from afina.lora.layer import LoraLayer, Numbers, Target
-from afina.lora.variants import VARIANTS
-from afina.lora.variants._protocol import Variant
+from afina.lora.layer import LoraLayer, ParameterCount, Target
+from afina.lora.variants import VARIANTS, Variant
 from afina.training.optimizer import Optimizer
 from afina.ui.cli import main
 
@@ -38,8 +37,8 @@ class Ia3Linear(LoraLayer):
         self.ia3_l = nn.Parameter(torch.ones(target.size.outputs, 1, device=target.module.weight.device))
 
     @classmethod
-    def numbers(cls, target: Target) -> Numbers:
-        return Numbers(target.size.outputs)
+    def parameter_count(cls, target: Target) -> ParameterCount:
+        return ParameterCount(target.size.outputs)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.base(x)
@@ -93,8 +92,8 @@ def test_trained_from_the_command_line(tiny_folder: Path, colours: Path, tmp_pat
     assert len(weights) == 14
     assert all((value - 1).abs().max() > 1e-3 for value in weights.values())
     assert "ia3" in (run / "report.html").read_text()
-    found = read_json(run / "evaluation.json")
-    assert found["adapted"]["loss"] < found["base"]["loss"]
+    evaluation = read_json(run / "evaluation.json")
+    assert evaluation["adapted"]["loss"] < evaluation["base"]["loss"]
     (row,) = afina.generate(run, ["a77"], device="cpu")
     assert {"prompt", "answer"} <= row.keys()
     assert main(["adapters", "merge", str(run), "--out", str(tmp_path / "merged"), "--device", "cpu"]) == 0
@@ -109,8 +108,8 @@ def test_trained_from_the_command_line(tiny_folder: Path, colours: Path, tmp_pat
 def test_injected_counted_saved_and_merged(kind: str, tmp_path: Path) -> None:
     def states(model: nn.Module) -> Tensor:
         with torch.no_grad():
-            found = model(IDS)
-        return found.logits if kind == "llama" else found.last_hidden_state
+            result = model(IDS)
+        return result.logits if kind == "llama" else result.last_hidden_state
 
     model, config = tiny_module(kind), LoraConfig(variant="ia3")
     plain, counted = states(model), trained(model, config)
@@ -135,7 +134,7 @@ def test_what_it_refuses(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="ia3 has no dropout"):
         build(LoraConfig, {"variant": "ia3", "dropout": 0.1})
     model, config = tiny_module(), LoraConfig(variant="ia3")
-    with pytest.raises(AdapterError, match="ia3 is for linear layers; model.embed_tokens is an embedding"):
+    with pytest.raises(AdapterError, match=r"ia3 is for linear layers; model\.embed_tokens is an embedding"):
         inject(model, LoraConfig(variant="ia3", target_modules=("embed_tokens",)))
     inject(model, config)
     save_adapter(model, config, tmp_path / "a")

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from afina.core.layers import replace
+from afina.lora.inits import Init, Needs, Sources
 from afina.lora.inits._decompositions import largest_components
-from afina.lora.inits._protocol import Init, Needs, Sources
 from afina.lora.layer import Wrapper
 
 if TYPE_CHECKING:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from afina.lora.inits._protocol import LayerwiseInit
+from afina.lora.inits import LayerwiseInit
 
 
 class _Gaussian(LayerwiseInit):

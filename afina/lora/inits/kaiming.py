@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from afina.lora.inits._protocol import Init, Sources
+from afina.lora.inits import Init, Sources
 
 if TYPE_CHECKING:
     from afina.lora.variants.lora import LoraLinear

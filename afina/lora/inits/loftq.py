@@ -4,8 +4,8 @@ https://arxiv.org/abs/2310.08659, algorithm 1 with one step, for the quantised b
 from typing import TYPE_CHECKING
 
 from afina.core.errors import AdapterError
+from afina.lora.inits import Init, Needs, Sources
 from afina.lora.inits._decompositions import low_rank_factors
-from afina.lora.inits._protocol import Init, Needs, Sources
 
 if TYPE_CHECKING:
     from afina.lora.layer import Size

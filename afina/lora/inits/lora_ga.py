@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from afina.core.errors import AdapterError
 from afina.core.layers import Quantised
+from afina.lora.inits import Init, Needs, Sources
 from afina.lora.inits._decompositions import largest_components
-from afina.lora.inits._protocol import Init, Needs, Sources
 
 if TYPE_CHECKING:
     from afina.lora.layer import Size

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from afina.lora.inits._protocol import LayerwiseInit
+from afina.lora.inits import LayerwiseInit
 
 if TYPE_CHECKING:
     from afina.lora.config import LoraConfig

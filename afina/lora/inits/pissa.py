@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from afina.lora.inits import LayerwiseInit
 from afina.lora.inits._decompositions import low_rank_factors
-from afina.lora.inits._protocol import LayerwiseInit
 
 if TYPE_CHECKING:
     from afina.lora.layer import Size

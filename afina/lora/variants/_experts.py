@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class LoraExperts(LoraLayer):
-    """LoRA around a module that holds tensors of experts, (E, out, in), or (E, in, out) where it says `is_transposed`."""
+    """LoRA around a module with tensors of experts, (E, out, in), or (E, in, out) where it says `is_transposed`."""
 
     kind = "experts"
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 from afina.core.errors import AdapterError
-from afina.lora.layer import LoraLayer, Numbers, Target
+from afina.lora.layer import LoraLayer, ParameterCount, Target
 
 if TYPE_CHECKING:
     from afina.lora.config import LoraConfig
@@ -17,9 +17,9 @@ _KINDS = {"linear": "is a linear layer", "embedding": "is an embedding", "expert
 class Variant(Protocol):
     """A way to update frozen weights. The defaults are those of A and B in PEFT's LoRA format.
 
-    `layers`: its classes of layers, one per kind of target; other targets are refused. `peft_type`: PEFT's name for the format.
-    `summable`: an adapter on disk is A and B and nothing else, so that adapters can be combined and cut to a lower
-    rank (`arithmetic`). `tuned`: `afina tune` tries it.
+    `layers`: its classes of layers, one per kind of target; other targets are refused. `peft_type`: PEFT's name for the
+    format. `summable`: an adapter on disk is A and B and nothing else, so that adapters can be combined and cut to a
+    lower rank (`arithmetic`). `tuned`: `afina tune` tries it.
     """
 
     name: str
@@ -41,9 +41,12 @@ class Variant(Protocol):
         """The layers that take the places of `targets`, in their order, drawn from `generator` in that order."""
         return [self._layer(target)(target, generator) for target in targets]
 
-    def numbers(self, targets: Sequence[Target]) -> Numbers:
-        """How many numbers the layers of `targets` add, with what they share. Raises `AdapterError` as `check` does."""
-        return Numbers.total(self._layer(target).numbers(target) for target in targets)
+    def parameter_count(self, targets: Sequence[Target]) -> ParameterCount:
+        """How many parameters the layers of `targets` add, with what they share.
+
+        Raises `AdapterError` where a target is of a kind that cannot be adapted.
+        """
+        return ParameterCount.total(self._layer(target).parameter_count(target) for target in targets)
 
     def reads(self, raw: Mapping[str, Any]) -> bool:
         """Whether the adapter_config.json `raw` describes an adapter of this variant."""

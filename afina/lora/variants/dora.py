@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from afina.lora.inits import INITS
-from afina.lora.layer import Numbers, Target
-from afina.lora.variants._protocol import Variant
+from afina.lora.layer import ParameterCount, Target
+from afina.lora.variants import Variant
 from afina.lora.variants.lora import LoraLinear
 
 if TYPE_CHECKING:
@@ -31,8 +31,8 @@ class DoraLinear(LoraLinear):
         self.lora_magnitude = nn.Parameter(self.frozen_weight().float().norm(dim=1))
 
     @classmethod
-    def numbers(cls, target: Target) -> Numbers:
-        return Numbers(super().numbers(target).trained + target.size.outputs)
+    def parameter_count(cls, target: Target) -> ParameterCount:
+        return ParameterCount(super().parameter_count(target).trained + target.size.outputs)
 
     def forward(self, x_TI: Tensor) -> Tensor:
         y_TO: Tensor = self.base(x_TI)

@@ -20,15 +20,15 @@ from afina.core.layers import is_conv1d
 from afina.lora.inits import INITS
 from afina.lora.inits.kaiming import kaiming_uniform
 from afina.lora.layer import LoraLayer, Target
+from afina.lora.variants import Variant
 from afina.lora.variants._experts import LoraExperts
-from afina.lora.variants._protocol import Variant
 
 if TYPE_CHECKING:
     from afina.lora.config import LoraConfig
 
 
 class LoraLinear(LoraLayer):
-    """LoRA around `nn.Linear`, or around transformers' `Conv1D`, whose weight is (in, out). x is (…, in), y (…, out)."""
+    """LoRA around `nn.Linear`, or transformers' `Conv1D`, whose weight is (in, out). x is (…, in), y (…, out)."""
 
     additive = True
 

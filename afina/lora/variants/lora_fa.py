@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from afina.lora.layer import Numbers, Target
-from afina.lora.variants._protocol import Variant
+from afina.lora.layer import ParameterCount, Target
+from afina.lora.variants import Variant
 from afina.lora.variants.lora import LoraEmbedding, LoraLinear
 
 
@@ -24,9 +24,9 @@ class FrozenALinear(LoraLinear):
         self.lora_a.requires_grad_(False)
 
     @classmethod
-    def numbers(cls, target: Target) -> Numbers:
+    def parameter_count(cls, target: Target) -> ParameterCount:
         size = target.size
-        return Numbers(size.rank * size.outputs, size.rank * size.inputs)
+        return ParameterCount(size.rank * size.outputs, size.rank * size.inputs)
 
     def set_factors(self, a_RI: Tensor, b_OR: Tensor, from_base: bool = False) -> None:
         super().set_factors(a_RI, b_OR, from_base)

@@ -19,8 +19,8 @@ from torch.nn import functional as F
 from afina.core.layers import is_conv1d
 from afina.lora.inits import INITS
 from afina.lora.inits.kaiming import kaiming_uniform
-from afina.lora.layer import LoraLayer, Numbers, Target
-from afina.lora.variants._protocol import Variant
+from afina.lora.layer import LoraLayer, ParameterCount, Target
+from afina.lora.variants import Variant
 
 if TYPE_CHECKING:
     from afina.lora.config import LoraConfig
@@ -47,8 +47,8 @@ class VeraLinear(LoraLayer):
         self.vera_lambda_b = nn.Parameter(torch.zeros(self.outputs, device=device))
 
     @classmethod
-    def numbers(cls, target: Target) -> Numbers:
-        return Numbers(target.size.rank + target.size.outputs)
+    def parameter_count(cls, target: Target) -> ParameterCount:
+        return ParameterCount(target.size.rank + target.size.outputs)
 
     def forward(self, x_TI: Tensor) -> Tensor:
         y_TO: Tensor = self.base(x_TI)
@@ -94,9 +94,9 @@ class _Vera(Variant):
         shared = Projections(targets, generator)
         return [VeraLinear(target, generator, shared) for target in targets]
 
-    def numbers(self, targets: Sequence[Target]) -> Numbers:
+    def parameter_count(self, targets: Sequence[Target]) -> ParameterCount:
         rank, inputs, outputs = _shared_sizes(targets)
-        return Numbers(super().numbers(targets).trained, rank * (inputs + outputs))
+        return ParameterCount(super().parameter_count(targets).trained, rank * (inputs + outputs))
 
     def from_peft(self, raw: Mapping[str, Any]) -> dict[str, Any]:
         return {"rank": raw["r"], "dropout": raw.get("vera_dropout", 0.0)}

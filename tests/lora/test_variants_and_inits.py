@@ -1,4 +1,4 @@
-"""Each method against PEFT where it has the same, else against its formula: forward, gradients, saved file, merged."""
+"""Each variant and init against PEFT where it has the same, else its formula: output, gradients, files, merging."""
 
 import copy
 from pathlib import Path
@@ -40,14 +40,14 @@ EXTRAS = {
     "pissa, rslora": {"init": "pissa", "rslora": True},
     "olora": {"init": "olora"},
     "eva": {"init": "eva"},
-    "eva, ranks shared out": {"init": "eva", "eva_rho": 2.0},
+    "eva, ranks redistributed": {"init": "eva", "eva_rho": 2.0},
     "lora_ga": {"init": "lora_ga"},
     "layers": {"layers": (1,)},
     "attention": {"target_modules": "attention"},
     "mlp": {"target_modules": "mlp"},
     "biases": {"bias": "all"},
     "own biases": {"bias": "lora_only"},
-    "whole modules": {"modules_to_save": ("norm", "ln_f")},
+    "modules in full": {"modules_to_save": ("norm", "ln_f")},
     "tokens": {"trainable_tokens": (5, 7, 200)},
 }
 
@@ -61,11 +61,11 @@ WITH_BIASES = ("gpt2", "bert")
 def output(model) -> torch.Tensor:
     if getattr(model.config, "is_encoder_decoder", False):
         return model(input_ids=IDS, decoder_input_ids=IDS).logits
-    found = model(IDS)
+    result = model(IDS)
     return (
-        found.logits
-        if hasattr(found, "logits")
-        else torch.cat([found.last_hidden_state, found.pooler_output[:, None]], 1)
+        result.logits
+        if hasattr(result, "logits")
+        else torch.cat([result.last_hidden_state, result.pooler_output[:, None]], 1)
     )
 
 
@@ -82,9 +82,9 @@ def injected(kind: str, seed: int = 0, **settings) -> tuple[nn.Module, LoraConfi
     config = LoraConfig(rank=4, alpha=12, **settings)
 
     def calibrate() -> None:
-        found = loss(model)
+        value = loss(model)
         if config.init == "lora_ga":
-            found.backward()
+            value.backward()
 
     inject(model, config, seed, calibrate)
     return model, config
@@ -104,7 +104,7 @@ def train(model: nn.Module, steps: int = 3) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", EXTRAS)
-def test_starts_as_the_base_trains_saves_and_merges(kind: str, name: str, tmp_path: Path) -> None:
+def test_begins_as_the_base_trains_saves_and_merges(kind: str, name: str, tmp_path: Path) -> None:
     base = tiny_module(kind)
     before = {key: value.clone() for key, value in base.state_dict().items()}
     if kind not in WITH_BIASES and "biases" in name:
@@ -144,7 +144,7 @@ PEFT = {
     "dora": PeftConfig(use_dora=True),
     "vera": VeraConfig(target_modules=["q_proj"]),
     "biases": PeftConfig(bias="all"),
-    "whole modules": PeftConfig(modules_to_save=["norm"]),
+    "modules in full": PeftConfig(modules_to_save=["norm"]),
     "tokens": PeftConfig(trainable_token_indices=[5, 9]),
     "layers": PeftConfig(target_modules=["q_proj"], layers_to_transform=[1]),
 }
@@ -163,7 +163,7 @@ def peft_config(name: str, kind: str):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", PEFT)
-def test_theirs_in_ours_with_the_same_gradients(kind: str, name: str, tmp_path: Path) -> None:
+def test_peft_s_adapters_have_the_same_gradients(kind: str, name: str, tmp_path: Path) -> None:
     theirs = get_peft_model(tiny_module(kind), peft_config(name, kind))
     train(theirs)
     theirs.save_pretrained(tmp_path)
@@ -180,16 +180,16 @@ def test_theirs_in_ours_with_the_same_gradients(kind: str, name: str, tmp_path: 
 
 
 @pytest.mark.parametrize("name", ["pissa", "olora"])
-def test_starts_from_the_base_are_peft_s(name: str) -> None:
+def test_inits_from_the_base_are_peft_s(name: str) -> None:
     theirs = get_peft_model(
         tiny_module(), PeftConfig(r=4, lora_alpha=12, target_modules="all-linear", init_lora_weights=name)
     )
     model, _ = injected("llama", init=name)
-    found = dict(lora_layers(model))
+    layers = dict(lora_layers(model))
     for path, module in theirs.get_base_model().named_modules():
         if hasattr(module, "lora_A"):
             theirs_ba = module.lora_B["default"].weight @ module.lora_A["default"].weight
-            ours = found[path]
+            ours = layers[path]
             assert torch.allclose(ours.lora_b[:, :4] @ ours.lora_a[:4], theirs_ba, atol=1e-5)
 
 
@@ -248,7 +248,7 @@ def test_lora_ga_takes_the_first_step_of_full_fine_tuning() -> None:
     assert not layer.base.weight.requires_grad
 
 
-def test_orthogonal_starts_with_nothing_though_neither_is_zero() -> None:
+def test_orthogonal_begins_at_zero_though_neither_factor_is() -> None:
     model, _ = injected("llama", init="orthogonal")
     layer = next(lora_layers(model))[1]
     assert layer.lora_a.abs().max() > 0.01
@@ -265,15 +265,15 @@ def test_what_is_trained() -> None:
     assert names(variant="dora") == {"lora_a", "lora_b", "lora_magnitude"}
     assert names(bias="all") == {"lora_a", "lora_b", "bias"}
     assert names(trainable_tokens=(3,)) == {"lora_a", "lora_b", "rows"}
-    plain, start = (trainable_parameters(injected("llama", init=name)[0]) for name in ("kaiming", "pissa"))
-    assert plain == start == sum(p.numel() for p in trained(injected("llama")[0]).values())
+    plain, pissa = (trainable_parameters(injected("llama", init=name)[0]) for name in ("kaiming", "pissa"))
+    assert plain == pissa == sum(p.numel() for p in trained(injected("llama")[0]).values())
     attention, mlp = (injected("llama", target_modules=name)[0] for name in ("attention", "mlp"))
     assert {p.split(".")[3] for p, _ in lora_layers(attention)} == {"self_attn"}
     assert {p.split(".")[3] for p, _ in lora_layers(mlp)} == {"mlp"}
     assert {p.split(".")[2] for p, _ in lora_layers(injected("llama", layers=(1,))[0])} == {"1"}
 
 
-def test_the_frozen_half_of_a_start_stays(tmp_path: Path) -> None:
+def test_the_frozen_ranks_of_an_init_stay(tmp_path: Path) -> None:
     model, config = injected("llama", init="pissa")
     layer = next(layer for _, layer in lora_layers(model) if isinstance(layer, LoraLinear))
     a, b = layer.lora_a.detach().clone(), layer.lora_b.detach().clone()
