@@ -1,17 +1,28 @@
-"""All settings of a run, in one tree: what `afina train` takes as flags and as YAML."""
+"""All settings of a run, in one tree: what `afina train` takes as flags and as YAML, and what it makes of them.
 
+`resolve` fills in what a user left open. It looks at the settings and at the declared `Facts` alone, so that training,
+forecasts and searches do the same; the rules themselves stand in the rooms that each part of the result is for.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, model_validator
 
-from afina.core.config import Settings, setting
+from afina.core.config import Settings, changed, merge, nest, setting
+from afina.core.device import Compute
+from afina.core.errors import SettingsError
 from afina.core.registry import OneOf
-from afina.core.task import TaskName
+from afina.core.task import Task, TaskName
 from afina.core.tracker import TRACKERS
+from afina.data.layouts import Kind, Layout
 from afina.data.settings import DataSettings
 from afina.lora.config import LoraConfig
 from afina.models.model import Quantize
+from afina.models.settings import BaseChoice
+from afina.training.plan import Plan, PlanFacts, make_plan
 from afina.training.settings import Method, TrainingSettings
 
 
@@ -76,3 +87,106 @@ class RunSettings(Settings):
     @property
     def folder(self) -> Path:
         return self.out or Path("runs") / self.data.path.stem
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is found where a run begins, and its settings do not say.
+
+    `base` is the name by which the base is found again, `revision` the commit of a hub's; `heads` are the paths of what is
+    new in it. `trained` is the configuration that the method or the adapter trained further brings, where `lora` does not
+    say what is trained; `quantize` is how the base was kept when that adapter was trained. `lengths` are those of the training
+    rows in tokens, `activation_bytes` what the backward pass keeps per token, `free_bytes` what is free for activations.
+    `files` are the absolute paths of the files that settings name, by dotted path.
+    """
+
+    task: Task
+    lengths: Sequence[int]
+    hidden_size: int
+    activation_bytes: int
+    free_bytes: int
+    precision: Literal["bf16", "fp32"]
+    precision_reason: str
+    threads: int
+    base: str
+    revision: str | None = None
+    heads: tuple[str, ...] = ()
+    trained: LoraConfig | None = None
+    quantize: Quantize | None = None
+    kind: Kind | None = None
+    layout: Layout | None = None
+    files: dict[str, Path] = field(default_factory=dict)
+
+
+class Resolved(Settings):
+    """The settings of a run with nothing left open, a part for each room; and why each open one was chosen as it is."""
+
+    asked: RunSettings
+    base: BaseChoice
+    compute: Compute
+    data: DataSettings
+    adapter: LoraConfig
+    plan: Plan
+    reasons: tuple[str, ...]
+    files: dict[str, Path]
+
+    @property
+    def settings(self) -> RunSettings:
+        """The same as settings: those that resolve to this again."""
+        return changed(
+            self.asked,
+            {
+                "base": self.base.name,
+                "revision": self.base.revision,
+                "quantize": self.base.quantize,
+                "precision": self.compute.precision,
+                "threads": self.compute.threads,
+                "data": self.data.model_dump(),
+                "lora": self.adapter.model_dump(),
+                **{f"train.{name}": value for name, value in self.plan.settings().items()},
+            },
+        )
+
+    def config(self) -> dict[str, Any]:
+        """What `config.yaml` holds: settings that mean the same in any folder, and can be given to any."""
+        dumped = self.settings.model_dump(mode="json", exclude={"out", "overwrite"})
+        return merge(dumped, nest({path: str(file) for path, file in self.files.items()}))
+
+
+def adapter_config(settings: RunSettings, heads: Sequence[str], trained: LoraConfig | None) -> LoraConfig:
+    """What is trained, as the configuration of an adapter: `trained` where the method or an adapter brings it, else a new
+    adapter, with the `heads` trained in full. Raises `SettingsError` where `lora` says otherwise."""
+    given = settings.lora
+    if trained is None:
+        return given.saving(heads)
+    if settings.method != "lora" and (settings.adapter or given not in (LoraConfig(), trained)):
+        raise SettingsError(f"--method {settings.method} trains no LoRA adapter", "leave --lora.* and --adapter out")
+    if given not in (LoraConfig(), trained):
+        raise SettingsError(
+            f"--adapter {settings.adapter} brings its own LoRA settings (rank {trained.rank}), and --lora.* gives others",
+            "leave the --lora.* settings out",
+        )
+    return trained
+
+
+def resolve(settings: RunSettings, facts: Facts) -> Resolved:
+    """Fills in what `settings` leave open: what a user gave is kept, the rest follows from `facts` by rule.
+
+    It reads nothing else and changes nothing. Raises `SettingsError` where settings and facts do not go together.
+    """
+    rules = PlanFacts(facts.lengths, facts.hidden_size, facts.task, facts.activation_bytes, facts.free_bytes)
+    plan, reasons = make_plan(settings.train, rules, settings.seed, settings.method)
+    return Resolved(
+        asked=settings,
+        base=BaseChoice(
+            name=facts.base,
+            revision=facts.revision or settings.revision,
+            quantize=settings.quantize or facts.quantize,
+        ),
+        compute=Compute(device=settings.device, precision=facts.precision, threads=settings.threads or facts.threads),
+        data=settings.data.resolved(facts.kind, facts.layout),
+        adapter=adapter_config(settings, facts.heads, facts.trained),
+        plan=plan,
+        reasons=(f"{facts.precision} for the base: {facts.precision_reason}", *reasons),
+        files=facts.files,
+    )

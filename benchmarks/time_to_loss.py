@@ -69,11 +69,11 @@ def run_afina(options: argparse.Namespace) -> dict[str, Any]:
     from afina.data.template import Row
     from afina.lora import LoraConfig, inject
     from afina.models.load import load_base
-    from afina.training import TrainingSettings, mean_loss, plan
+    from afina.training import TrainingSettings, make_plan, mean_loss
     from afina.training.loop import gradients
     from afina.training.optimizer import Optimizer
     from afina.training.schedule import learning_rate
-    from afina.training.settings import Model
+    from afina.training.plan import PlanFacts
 
     keep_freed_memory()
     rows: Rows = read_rows(options)
@@ -81,7 +81,7 @@ def run_afina(options: argparse.Namespace) -> dict[str, Any]:
     base = load_base("starter", precision=options.precision)
     inject(base.model.module, LoraConfig())
     settings = TrainingSettings(batch_size=BATCH, epochs=1)
-    steps, _ = plan(settings, [len(row.input_ids) for row in train], Model(base.facts.hidden_size), 0)
+    steps, _ = make_plan(settings, PlanFacts([len(row.input_ids) for row in train], base.facts.hidden_size), 0)
     optimizer = Optimizer(base.model.module, settings.weight_decay)
     seconds, loss = 0.0, float("inf")
     for step in range(steps.steps):

@@ -73,7 +73,7 @@ def test_adapters_are_read(name: str, recorded: Path) -> None:
 def test_prepared_rows_are_read(recorded: Path) -> None:
     rows = Rows(recorded / "cache" / "rows" / "prepared" / "train")
     assert len(rows) == 54
-    assert rows[0].where.startswith(str(recorded / "colours.jsonl"))
+    assert rows[0].location.startswith(str(recorded / "colours.jsonl"))
     base = load_base(str(recorded / "base"), precision="fp32", device="cpu")
     assert "blue" in base.tokenizer.decode(rows[0].input_ids) or "red" in base.tokenizer.decode(rows[0].input_ids)
 

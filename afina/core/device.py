@@ -9,15 +9,30 @@ import time
 from contextlib import suppress
 from pathlib import Path
 from shutil import which
+from typing import Literal
 
 import platformdirs
 import psutil
 import torch
 
+from afina.core.config import Settings
 from afina.core.errors import OutputError, SettingsError
 from afina.core.files import write_json
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+class Compute(Settings):
+    """What the arithmetic of a run is done by, with nothing left open but the device (None is the best that is there)."""
+
+    device: str | None
+    precision: Literal["bf16", "fp32"]
+    threads: int
+
+
+def precision_of(dtype: torch.dtype) -> Literal["bf16", "fp32"]:
+    """The name of a compute dtype."""
+    return "bf16" if dtype == torch.bfloat16 else "fp32"
 
 
 def cache_folder(given: Path | None = None) -> Path:

@@ -111,10 +111,7 @@ class Parts:
 
     def resolved(self) -> "Parts":
         """With settings that hold the templates of the layout that was recognised and the kind, so that they say all of it."""
-        layout, update = self.notes.layout, {"kind": self.kind}
-        if layout is not None and layout.prompt is not None:
-            update |= {"prompt": layout.prompt, "completion": layout.completion}  # type: ignore[dict-item]
-        return replace(self, settings=self.settings.model_copy(update=update))
+        return replace(self, settings=self.settings.resolved(self.kind, self.notes.layout))
 
 
 def read_parts(settings: DataSettings, seed: int) -> Parts:

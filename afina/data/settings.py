@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any, Literal
 
-from afina.core.config import Settings, setting
-from afina.data.layouts import Kind
+from afina.core.config import Settings, changed, setting
+from afina.data.layouts import Kind, Layout
 
 
 class DataSettings(Settings):
@@ -54,3 +54,10 @@ class DataSettings(Settings):
         """What another file must be read with to be asked as this one was."""
         names = ["prompt", "completion", "system", "map", *(["text"] if self.kind == "text" else [])]
         return {name: getattr(self, name) for name in names}
+
+    def resolved(self, kind: Kind | None, layout: Layout | None) -> "DataSettings":
+        """These with the kind of task and the templates of the layout that were recognised in the file."""
+        found: dict[str, Any] = {} if kind is None else {"kind": kind}
+        if layout is not None and layout.prompt is not None:
+            found |= {"prompt": layout.prompt, "completion": layout.completion}
+        return changed(self, found)

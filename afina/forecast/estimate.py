@@ -3,14 +3,16 @@
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
+from afina.core.device import precision_of
 from afina.forecast.machines import Machine
 from afina.forecast.memory import GB, MASTERS, MOMENTS, Memory, held, with_passes
 from afina.forecast.seconds import Seconds
-from afina.forecast.workload import Workload, case_of, passes_of
+from afina.forecast.workload import Case, Workload, case_of, passes_of
 from afina.models.skeleton import Skeleton
-from afina.settings import RunSettings
-from afina.training.baselines import RATE_AS_FULL
-from afina.training.settings import Model, Plan, plan
+from afina.settings import Facts, RunSettings, resolve
+from afina.training.plan import Plan
 
 
 @dataclass(frozen=True)
@@ -55,17 +57,9 @@ class Forecast:
 def forecast_training(base: Skeleton, settings: RunSettings, workload: Workload, machine: Machine) -> Forecast:
     """Raises `AdapterError` and `SettingsError` as training does."""
     case = case_of(base, settings, workload, machine)
-    train, found = case.settings.train, case.trained
-    fixed = held(case)
-    model = Model(
-        int(base.config.hidden_size),
-        round(case.kept * found.depth),
-        max(0, machine.available - fixed.training),
-        base.task,
-        settings.method in RATE_AS_FULL,
-    )
-    made, _ = plan(train, workload.lengths, model, settings.seed)
-    passes = passes_of(case)
+    found, fixed = case.trained, held(case)
+    made = resolve(settings, _facts(case, max(0, machine.available - fixed.training))).plan
+    passes = passes_of(case, made)
     seconds = Seconds(case, made.checkpoint_activations)
     trained_on = seconds.training(passes)
     epoch = trained_on + seconds.steps(made.steps_per_epoch)
@@ -73,10 +67,10 @@ def forecast_training(base: Skeleton, settings: RunSettings, workload: Workload,
     looks = 1 + -(-made.steps // made.eval_steps)  # and as many saves: after each but the first, and in the end
     saved = found.numbers * 4
     state = saved + found.numbers * (MASTERS + MOMENTS) + saved
-    written = (looks - 1 + made.steps // train.checkpoint_steps) * state + looks * saved
+    written = (looks - 1 + made.steps // settings.train.checkpoint_steps) * state + looks * saved
     watching = looks * (seconds.look() + seconds.probe())
     return Forecast(
-        settings=case.settings,
+        settings=settings,
         memory=with_passes(fixed, case, passes, made.checkpoint_activations),
         available=machine.available,
         seconds=rehearsal + epoch * made.epochs + watching + written * machine.speed.write,
@@ -87,4 +81,22 @@ def forecast_training(base: Skeleton, settings: RunSettings, workload: Workload,
         kept=saved,
         plan=made,
         trained=found.numbers,
+    )
+
+
+def _facts(case: Case, free_bytes: int) -> Facts:
+    base, machine = case.base, case.machine
+    return Facts(
+        task=base.task,
+        lengths=case.workload.lengths,
+        hidden_size=int(base.config.hidden_size),
+        activation_bytes=round(case.kept * case.trained.depth),
+        free_bytes=free_bytes,
+        precision=precision_of(machine.dtype),
+        precision_reason=f"as on {machine.name}",
+        threads=torch.get_num_threads(),
+        base=base.name,
+        revision=base.revision,
+        heads=base.heads,
+        trained=None if case.settings.method == "lora" else case.adapter,
     )

@@ -54,7 +54,7 @@ def held(case: Case) -> Memory:
     base, machine, found = case.base, case.machine, case.trained
     size = model_bytes.element_size(machine.dtype)
     masters = MASTERS if size < 4 else 0
-    weights = model_bytes.weight_bytes(base.module, machine.dtype, case.settings.quantize, case.heads)
+    weights = model_bytes.weight_bytes(base.module, machine.dtype, case.settings.quantize, case.base.heads)
     if case.settings.quantize == "keep":
         weights = base.file_bytes
     return Memory(

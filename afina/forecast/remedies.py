@@ -7,6 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from afina.core.config import changed
 from afina.core.errors import BaseModelError, InputError, SettingsError
 from afina.forecast.estimate import Forecast, forecast_training
 from afina.forecast.machines import Machine
@@ -48,8 +49,8 @@ def _forecast(base: Skeleton, settings: RunSettings, workload: Workload, machine
 def _changes(base: Skeleton, settings: RunSettings, workload: Workload) -> Iterator[tuple[str, Change]]:
     """What could be changed, as flags and as what they do to settings and rows; what costs least first."""
 
-    def of(part: str, **values: Any) -> Change:
-        return lambda s, w: (s.model_copy(update={part: getattr(s, part).model_copy(update=values)}), w)
+    def to(values: dict[str, Any]) -> Change:
+        return lambda s, w: (changed(s, values), w)
 
     def cut(most: int) -> Change:
         return lambda s, w: (
@@ -59,21 +60,21 @@ def _changes(base: Skeleton, settings: RunSettings, workload: Workload) -> Itera
 
     longest = int(max(workload.lengths))
     if not settings.train.checkpoint_activations:
-        yield "--train.checkpoint_activations true", of("train", checkpoint_activations=True)
+        yield "--train.checkpoint_activations true", to({"train.checkpoint_activations": True})
     if settings.train.tokens_per_pass > _SMALL_PASS and len(workload.lengths) > 1:
-        yield f"--train.tokens_per_pass {_SMALL_PASS}", of("train", tokens_per_pass=_SMALL_PASS)
+        yield f"--train.tokens_per_pass {_SMALL_PASS}", to({"train.tokens_per_pass": _SMALL_PASS})
     if longest > _SHORT_ROWS:
         most = 1 << ((longest - 1).bit_length() - 1)  # the next power of two below
         yield f"--data.max_length {most} --data.too_long cut", cut(most)
     if settings.method != "lora":
-        yield "--method lora", lambda s, w: (s.model_copy(update={"method": "lora"}), w)
+        yield "--method lora", to({"method": "lora", "last_layers": 2})  # which is read with method last only
         return
     if settings.lora.rank > _RANK:
-        yield f"--lora.rank {_RANK}", of("lora", rank=_RANK, alpha=2.0 * _RANK)
+        yield f"--lora.rank {_RANK}", to({"lora.rank": _RANK, "lora.alpha": 2.0 * _RANK})
     if settings.quantize is None:
-        yield "--quantize nf4", lambda s, w: (s.model_copy(update={"quantize": "nf4"}), w)
+        yield "--quantize nf4", to({"quantize": "nf4"})
     if settings.lora.target_modules == "all-linear" and base.task.continues_text:
-        yield "--lora.target_modules attention", of("lora", target_modules="attention")
+        yield "--lora.target_modules attention", to({"lora.target_modules": "attention"})
 
 
 def smaller(

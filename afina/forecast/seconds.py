@@ -31,7 +31,7 @@ class Seconds:
         self.channels = self.layers * heads * int(getattr(config, "head_dim", 0) or self.hidden // heads)
         self.width: Width = self.speed.at(self.hidden)
         self.slower = 1.0 if case.base.is_decoder else _THROUGH_TRANSFORMERS
-        quantised = model_bytes.quantised_layers(module, quantize, case.heads) if quantize else []
+        quantised = model_bytes.quantised_layers(module, quantize, case.base.heads) if quantize else []
         self.unpack = sum(layer.weight.numel() for layer in quantised) * self.speed.unpack
 
     def training(self, passes: Passes) -> float:

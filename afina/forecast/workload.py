@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from afina.core.config import changed
 from afina.data.batch import grouped
 from afina.data.load import Dataset
 from afina.engine.ops import ROUND
@@ -15,9 +14,9 @@ from afina.lora.config import LoraConfig
 from afina.lora.counting import Trained, trained
 from afina.models.footprint import activation_bytes
 from afina.models.skeleton import Skeleton
-from afina.settings import RunSettings
+from afina.settings import RunSettings, adapter_config
 from afina.training.baselines import baseline
-from afina.training.settings import batches
+from afina.training.plan import Plan
 
 CHARACTERS = 3.7  # of a token
 _LOOKED_AT = 2_000  # optimiser steps of a pass whose rows are looked at; the rest are like them
@@ -70,29 +69,26 @@ def workload_of(data: Dataset, most_new: int) -> Workload:
 
 @dataclass(frozen=True)
 class Case:
-    """What is foreseen: a base trained with `settings` on the rows of `workload` at a place. `heads` stay as they are beside the adapter,
-    `kept` are the bytes a token that a backward pass through the whole base needs."""
+    """What is forecast: a base trained with `settings` on the rows of `workload`, on a machine. `trained` are the numbers of
+    `adapter` in it; `kept` are the bytes per token that a backward pass through the whole base needs."""
 
     base: Skeleton
     settings: RunSettings
     workload: Workload
     machine: Machine
-    heads: tuple[str, ...]
+    adapter: LoraConfig
     trained: Trained
     kept: int
 
 
 def case_of(base: Skeleton, settings: RunSettings, workload: Workload, machine: Machine) -> Case:
     """Raises `AdapterError` and `SettingsError` as training does."""
-    if settings.train.batch_size is None:
-        settings = changed(settings, {"train.batch_size": base.task.batch_size})
-    heads = base.heads
-    if settings.method == "lora":
-        config = settings.lora.saving(heads)
-    else:
-        config = baseline(base.module, settings.method, settings.last_layers, heads)
+    named = None
+    if settings.method != "lora":
+        named = baseline(base.module, settings.method, settings.last_layers, base.heads)
+    config = adapter_config(settings, base.heads, named)
     kept = activation_bytes(base.module, machine.dtype, int(max(workload.lengths)), machine.fused)
-    return Case(base, settings, workload, machine, heads, numbers_trained(base.module, config), kept)
+    return Case(base, settings, workload, machine, config, numbers_trained(base.module, config), kept)
 
 
 def numbers_trained(module: Any, config: LoraConfig) -> Trained:
@@ -118,10 +114,10 @@ class Passes:
     summed: bool
 
 
-def passes_of(case: Case) -> Passes:
+def passes_of(case: Case, plan: Plan) -> Passes:
     """An epoch's passes, by the first of it."""
     train, workload = case.settings.train, case.workload
-    groups = batches(train, workload.lengths, case.settings.seed, 0)
+    groups = plan.batches(workload.lengths, case.settings.seed, 0)
     some = groups[:_LOOKED_AT]
     count = tokens = whole = largest = 0
     square = 0.0

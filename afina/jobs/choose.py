@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from afina.core.config import changed
 from afina.core.device import cache_folder
 from afina.core.errors import InputError, RunFailed, SettingsError
 from afina.core.events import Listener, Notice, ignore
@@ -161,7 +162,7 @@ def choose(
     settings = with_rows_apart(settings)
 
     def forecasts(name: str, config: Skeleton) -> Forecast:
-        own = settings.model_copy(update={"base": name, "data": parts.settings})
+        own = changed(settings, {"base": name, "data": parts.settings.model_dump()})
         return forecast_training(config, own, workload_for(config, own, parts, listener, texts), machine)
 
     def candidate(name: str, reasons: tuple[str, ...]) -> Candidate:
@@ -189,7 +190,7 @@ def choose(
         )
     full = sum(each.forecast.seconds for each in wanted)
     names = [each.name for each in wanted]
-    plain = settings.model_copy(update={"base": "starter"})
+    plain = changed(settings, {"base": "starter"})
     with begun(out / "choose.yaml", plain, {"bases": names, "minutes": minutes}, "choice"):
         share = _share(out / "share.json", min(_SHARES[1], max(_SHARES[0], 60 * minutes * _TRAINING / full)))
         listener(
@@ -257,7 +258,7 @@ def _probed(each: Candidate, settings: RunSettings, share: float, out: Path, lis
     """The candidate with what was seen of it, now or before."""
     listener(Notice(f"— {each.name} —"))
     file = out / f"{each.name.strip('/').replace('/', '--')}.json"
-    own = settings.model_copy(update={"base": each.name})
+    own = changed(settings, {"base": each.name})
     try:
         if not file.exists():
             run_in_process(

@@ -7,7 +7,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
-from afina.core.config import read_yaml
+from afina.core.config import changed, read_yaml
 from afina.core.errors import InputError, Interrupted, OutputError, RunFailed, SettingsError, near
 from afina.core.events import Done, Listener, Notice, end_of, ignore, read_events
 from afina.core.files import check_writable, read_json, write_json, write_yaml
@@ -20,7 +20,7 @@ from afina.training.settings import Method
 
 METHODS = ("base", "few-shot", "head", "last-k", "lora", "full")
 _ASKED = ("base", "few-shot")  # need no training
-_KEPT_APART = 0.15  # of the rows, where nobody said which rows to evaluate on
+_TEST = 0.15  # of the rows are the test split, where no other was asked for
 _PLAN = "compare.yaml"
 
 
@@ -91,11 +91,10 @@ def _check(settings: RunSettings, methods: Sequence[str]) -> None:
 
 def with_rows_apart(settings: RunSettings) -> RunSettings:
     """The settings of every training of a comparison or search: with rows for the very end, one split whatever the seed, and no folder."""
-    data = settings.data
-    update: dict[str, Any] = {"seed": settings.data_seed}
-    if not (data.test or data.test_path):
-        update["test"] = _KEPT_APART
-    return settings.model_copy(update={"data": data.model_copy(update=update), "out": None, "overwrite": False})
+    values: dict[str, Any] = {"data.seed": settings.data_seed, "out": None, "overwrite": False}
+    if not (settings.data.test or settings.data.test_path):
+        values["data.test"] = _TEST
+    return changed(settings, values)
 
 
 @contextmanager
@@ -108,7 +107,7 @@ def begun(path: Path, settings: RunSettings, more: dict[str, Any], what: str) ->
     out = path.parent
     if out.exists() and not out.is_dir():
         raise OutputError(f"--out {out} is a file, expected a folder", "choose another --out")
-    plan = {"settings": settings.model_copy(update={"track": ()}).model_dump(mode="json"), **more}
+    plan = {"settings": changed(settings, {"track": ()}).model_dump(mode="json"), **more}
     with RunFolder(out).locked():
         _agree(path, plan, what)
         try:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from afina.core.config import build, changed
 from afina.core.device import cache_folder
 from afina.core.errors import InputError
 from afina.core.events import Listener, Notice, ignore
@@ -91,7 +92,7 @@ def fit(
     parts = None
     if settings.data.path != NO_DATA:
         parts = read_parts(settings.data, settings.data_seed).resolved()
-        settings = settings.model_copy(update={"data": parts.settings})
+        settings = changed(settings, {"data": parts.settings.model_dump()})
     classes = parts.answers.classes if parts else ("", "")
     base = read_skeleton(
         settings.base,
@@ -136,9 +137,15 @@ def fitting(entries: Iterable[Entry], cache: Path) -> dict[str, int]:
 def chosen(settings: RunSettings, method: Method) -> RunSettings:
     """The settings with a method of `METHODS`."""
     if method == "qlora":
-        return settings.model_copy(update={"method": "lora", "quantize": settings.quantize or "nf4"})
-    quantize = settings.quantize if method == "lora" else None
-    return settings.model_copy(update={"method": method, "quantize": quantize})
+        return changed(settings, {"method": "lora", "quantize": settings.quantize or "nf4"})
+    if method == "lora":
+        return changed(settings, {"method": "lora"})
+    values = settings.model_dump() | {
+        "method": method,
+        "quantize": None,
+        "lora": {},
+    }  # LoRA's settings say nothing here
+    return build(RunSettings, values)
 
 
 def _at(

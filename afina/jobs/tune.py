@@ -63,7 +63,7 @@ def _tune(settings: RunSettings, effort: Effort, out: Path, listener: Listener) 
         _forget_damaged(out / name, listener)
     _forget_cut_off(out)
     if effort.workers == 1 and not effort.ray:
-        run_in_process("search", arguments | {"parts": ["probe", "trials", "repeat"], "worker": 0}, listener)
+        resolved = run_in_process("search", arguments | {"parts": ["probe", "trials", "repeat"], "worker": 0}, listener)
     else:
         run_in_process("search", arguments | {"parts": ["probe"], "worker": 0}, listener)
         if effort.ray:
@@ -72,7 +72,7 @@ def _tune(settings: RunSettings, effort: Effort, out: Path, listener: Listener) 
             search_on_ray(arguments, effort.workers)
         else:
             _together(arguments, effort.workers, settings, listener)
-        run_in_process("search", arguments | {"parts": ["repeat"], "worker": 0}, listener)
+        resolved = run_in_process("search", arguments | {"parts": ["repeat"], "worker": 0}, listener)
     study, probe = open_study(out), read_json(out / "probe.json")
     if not any(trial.state.name == "COMPLETE" for trial in study.trials):
         raise RunFailed(
@@ -84,7 +84,7 @@ def _tune(settings: RunSettings, effort: Effort, out: Path, listener: Listener) 
     for name, chosen in (("defaults", plain), ("best", best)):
         if name == "best" and best == plain:
             continue
-        made = configured(settings, chosen, probe["full_rows"])
+        made = configured(settings, chosen, probe["full_rows"], resolved["batch_size"])
         write_yaml(out / f"{name}.yaml", made.model_dump(mode="json", exclude={"out", "overwrite"}))
         finals[name] = part(
             out / name,

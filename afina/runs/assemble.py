@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from afina.core.config import changed
-from afina.core.device import cache_folder, keep_freed_memory
+from afina.core.device import cache_folder, keep_freed_memory, precision_of
 from afina.core.errors import AdapterError, BaseModelError, DataError, SettingsError
 from afina.core.events import Listener, Notice
 from afina.core.layers import is_conv1d
 from afina.data.files import STANDARD_INPUT
 from afina.data.layouts import Kind
-from afina.data.load import Dataset, read_parts, render_parts
+from afina.data.load import Dataset, Parts, read_parts, render_parts
 from afina.data.quality.checks import check
 from afina.data.store import lengths
 from afina.forecast.machines import this_machine
@@ -28,14 +28,14 @@ from afina.lora.peft_files import load_adapter, read_config
 from afina.measure.outputs import EvaluationSet
 from afina.models.footprint import activation_bytes, free_bytes
 from afina.models.load import Base, load_base
+from afina.models.model import Quantize
 from afina.models.skeleton import Skeleton, read_skeleton
-from afina.runs.facts import adapter_folder, check_base, read_facts
+from afina.runs.facts import adapter_folder, check_base, load_name, read_facts
 from afina.runs.opening import read_template
-from afina.settings import RunSettings
-from afina.training.baselines import RATE_AS_FULL, baseline
+from afina.settings import Facts, Resolved, RunSettings, adapter_config, resolve
+from afina.training.baselines import baseline
 from afina.training.loop import gradients
 from afina.training.loss import mean_loss
-from afina.training.settings import Model, Plan, plan
 
 TEXT_TOKENS = 256  # that a model of plain text goes on by
 CHECKED = 100_000  # rows that are looked at before training; `afina data check` looks at all
@@ -44,12 +44,57 @@ CALIBRATION = 32  # training rows that an init looks at (eva, lora_ga)
 
 @dataclass(frozen=True)
 class Assembled:
-    """`settings` with everything resolved that the data, the base and its task decide."""
+    """What a run is put together from: its settings as a user gave them, the base, the rows rendered for it, and what was
+    recognised in their file. `skeleton` is the base by its configuration, where that can be read."""
 
     settings: RunSettings
     base: Base
     data: Dataset
+    parts: Parts
     skeleton: Skeleton | None
+
+    def resolve(self, settings: RunSettings) -> Resolved:
+        """The run's settings, or others for the same base and rows, with nothing left open. The base has no adapter yet.
+
+        Raises `AdapterError` and `SettingsError`."""
+        return resolve(settings, self._facts(settings, self._trained(settings)))
+
+    def adapt(self, settings: RunSettings) -> Resolved:
+        """Puts into the base what `settings` train: a new adapter, the one that is trained further, or a baseline. The same
+        settings with nothing left open. Raises `AdapterError` and `SettingsError`."""
+        trained = self._trained(settings)
+        _put_in(self, settings, adapter_config(settings, self.base.model.heads, trained))
+        return resolve(settings, self._facts(settings, trained))
+
+    def _trained(self, settings: RunSettings) -> LoraConfig | None:
+        """What is trained, where the settings of LoRA do not say it."""
+        if settings.method != "lora":
+            return baseline(self.base.model.module, settings.method, settings.last_layers, self.base.model.heads)
+        return read_config(adapter_folder(settings.adapter)) if settings.adapter else None
+
+    def _facts(self, settings: RunSettings, trained: LoraConfig | None) -> Facts:
+        """Memory is looked at now: with what is in the base by now."""
+        base, module, rows = self.base, self.base.model.module, lengths(self.data.train)
+        return Facts(
+            task=base.task,
+            lengths=rows,
+            hidden_size=base.facts.hidden_size,
+            activation_bytes=activation_bytes(
+                module, base.dtype, int(max(rows)), getattr(module, "fused", None) is not None
+            ),
+            free_bytes=free_bytes(next(module.parameters()).device),
+            precision=precision_of(base.dtype),
+            precision_reason=base.dtype_reason,
+            threads=torch.get_num_threads(),
+            base=load_name(base, settings.base),
+            revision=base.facts.revision if base.facts.hub_id else None,
+            heads=base.model.heads,
+            trained=trained,
+            quantize=_quantised_as(settings),
+            kind=self.parts.kind,
+            layout=self.parts.notes.layout,
+            files=_files(settings),
+        )
 
     @property
     def cache(self) -> Path:
@@ -57,7 +102,7 @@ class Assembled:
 
     @property
     def kind(self) -> Kind:
-        return self.base.task.kind or self.settings.data.kind or "generation"
+        return self.base.task.kind or self.parts.kind
 
     @property
     def max_new_tokens(self) -> int:
@@ -78,28 +123,37 @@ def assemble(settings: RunSettings, listener: Listener) -> Assembled:
         raise DataError(
             "training reads its data again on --resume, and standard input comes once", "write it to a file first"
         )
-    if settings.adapter and settings.quantize is None:
-        stored = read_facts(adapter_folder(settings.adapter)).get("quantize")
-        if stored:
-            listener(Notice(f"the base in {stored}, as the adapter was trained"))
-            settings = settings.model_copy(update={"quantize": stored})
+    if stored := _quantised_as(settings):
+        listener(Notice(f"the base is quantised to {stored}, as when the adapter was trained"))
     parts = read_parts(settings.data, settings.data_seed)  # what is wrong with a file is said before a model is loaded
     for finding in check(settings.data, most=CHECKED).findings:
         if finding.severity == "warning":
             listener(Notice(f"data: {finding.text}", warning=True))
     parts = parts.resolved()
-    settings = settings.model_copy(update={"data": parts.settings})
     keep_freed_memory()
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    skeleton = _guarded(settings, parts.answers.classes)
-    base = load(settings, parts.answers.classes)
-    if base.facts.hub_id:  # a branch may move on: what was loaded is what the run is of
-        settings = settings.model_copy(update={"revision": base.facts.revision})
+    quantised = changed(settings, {"quantize": stored or settings.quantize})
+    skeleton = _guarded(quantised, parts.answers.classes)
+    base = load(quantised, parts.answers.classes)
     data = render_parts(parts, base.tokenizer, base.facts.context_length, settings.cache_dir, listener)
-    if settings.train.batch_size is None:
-        settings = changed(settings, {"train.batch_size": base.task.batch_size})
-    return Assembled(settings, base, data, skeleton)
+    return Assembled(settings, base, data, parts, skeleton)
+
+
+def _quantised_as(settings: RunSettings) -> Quantize | None:
+    """How the base was kept when the adapter that is trained further was trained, where the settings do not say otherwise."""
+    if settings.adapter is None or settings.quantize:
+        return None
+    found: Quantize | None = read_facts(adapter_folder(settings.adapter)).get("quantize")
+    return found
+
+
+def _files(settings: RunSettings) -> dict[str, Path]:
+    """The absolute paths of the files that the settings name."""
+    data = settings.data
+    named = {"data.eval_path": data.eval_path, "data.test_path": data.test_path, "template": settings.template}
+    found = {name: path.resolve() for name, path in named.items() if path}
+    return {"data.path": data.path.resolve(), **found} if data.path.exists() else found  # else a data set of the hub
 
 
 def _guarded(settings: RunSettings, classes: Sequence[str]) -> Skeleton | None:
@@ -132,55 +186,25 @@ def load(settings: RunSettings, classes: Sequence[str]) -> Base:
     )
 
 
-def planned(settings: RunSettings, base: Base, data: Dataset) -> tuple[Plan, list[str]]:
-    """What the rules make of the settings, and their reasons."""
-    device = next(base.model.module.parameters()).device
-    rows, module = lengths(data.train), base.model.module
-    model = Model(
-        base.facts.hidden_size,
-        activation_bytes(module, base.dtype, int(max(rows)), getattr(module, "fused", None) is not None),
-        free_bytes(device),
-        base.task,
-        settings.method in RATE_AS_FULL,
-    )
-    return plan(settings.train, rows, model, settings.seed)
-
-
-def adapt(base: Base, settings: RunSettings, data: Dataset) -> LoraConfig:
-    """Puts a new adapter, or the one of `settings.adapter`, into the base; its configuration."""
-    module = base.model.module
-    heads = base.model.heads
-    if settings.method != "lora":
-        if settings.lora != LoraConfig() or settings.adapter:
-            raise SettingsError(
-                f"--method {settings.method} trains no LoRA adapter", "leave --lora.* and --adapter out"
-            )
-        config = baseline(module, settings.method, settings.last_layers, heads)
-        inject(module, config, settings.seed)
-        return config
-    if settings.adapter is None:
-        rows, needs = data.train[:CALIBRATION], INITS[settings.lora.init].needs
-        calibrations: dict[Needs, Callable[[], Any]] = {
-            "forward": lambda: mean_loss(base, rows),
-            "backward": lambda: gradients(base, rows, settings.train.tokens_per_pass),
-        }
-        lora = settings.lora.saving(heads)  # what is new in the model is trained with the adapter, and saved with it
-        originals = _originals(settings, base) if needs == "originals" and settings.quantize else None
-        inject(module, lora, settings.seed, calibrations.get(needs), originals)
-        return lora
-    folder = adapter_folder(settings.adapter)
-    given, stored = settings.lora, read_config(folder)
-    if given not in (LoraConfig(), stored):
-        raise SettingsError(
-            f"--adapter {settings.adapter} brings its own LoRA settings (rank {stored.rank}), and --lora.* gives others",
-            "leave the --lora.* settings out",
-        )
-    try:
-        if not settings.force:
-            check_base(read_facts(folder), base, folder)
-        return load_adapter(base.model.module, folder)
-    except AdapterError as error:
-        raise AdapterError(f"--adapter {settings.adapter}: {error}") from error
+def _put_in(run: Assembled, settings: RunSettings, config: LoraConfig) -> None:
+    """Injects what `config` says into the run's base, or loads the adapter that is trained further."""
+    base, module = run.base, run.base.model.module
+    if settings.adapter:
+        folder = adapter_folder(settings.adapter)
+        try:
+            if not settings.force:
+                check_base(read_facts(folder), base, folder)
+            load_adapter(module, folder)
+        except AdapterError as error:
+            raise AdapterError(f"--adapter {settings.adapter}: {error}") from error
+        return
+    rows, needs = run.data.train[:CALIBRATION], INITS[config.init].needs
+    calibrations: dict[Needs, Callable[[], Any]] = {
+        "forward": lambda: mean_loss(base, rows),
+        "backward": lambda: gradients(base, rows, settings.train.tokens_per_pass),
+    }
+    originals = _originals(settings, base) if needs == "originals" and settings.quantize else None
+    inject(module, config, settings.seed, calibrations.get(needs), originals)
 
 
 def _originals(settings: RunSettings, base: Base) -> Callable[[str], Tensor]:
@@ -190,8 +214,10 @@ def _originals(settings: RunSettings, base: Base) -> Callable[[str], Tensor]:
             f"init {settings.lora.init!r} makes up for what quantisation lost, and a GGUF file does not hold that",
             "use --quantize nf4 or int8, or another --lora.init",
         )
-    plain = settings.model_copy(update={"quantize": None})
-    module = load(plain, base.tokenizer.classes).model.module
+    module = load(
+        changed(settings, {"quantize": None, "revision": base.facts.revision or settings.revision}),
+        base.tokenizer.classes,
+    ).model.module
 
     def original(path: str) -> Tensor:
         layer: Any = module.get_submodule(path)

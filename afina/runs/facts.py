@@ -4,6 +4,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from afina.core.device import precision_of
 from afina.core.errors import AdapterError, InputError
 from afina.core.files import read_json, write_atomic
 from afina.models.load import Base
@@ -42,19 +43,23 @@ def read_facts(folder: Path) -> dict[str, Any]:
     return dict(facts)
 
 
+def load_name(base: Base, name: str) -> str:
+    """The name by which `base`, requested as `name`, is found from any folder."""
+    return base.facts.path if base.facts.kind in ("folder", "gguf") else name
+
+
 def facts_of(base: Base, name: str) -> dict[str, Any]:
     """The content of `afina.json` for an adapter of `base`, which was requested as `name`.
 
     What only a run knows (templates, kind of task, length of the answers) has the default that an adapter from elsewhere gets.
     """
-    local = base.facts.kind in ("folder", "gguf")
     return {
         "base": base.facts.card(),
         "load": {
-            "name": base.facts.path if local else name,
+            "name": load_name(base, name),
             "revision": base.facts.revision if base.facts.hub_id else None,
         },
-        "precision": "bf16" if "bfloat16" in str(base.dtype) else "fp32",
+        "precision": precision_of(base.dtype),
         "tokenizer_sha256": base.tokenizer.hash(),
         "template_sha256": base.tokenizer.template_hash(),
         "data": {},

@@ -1,28 +1,26 @@
-"""One training, from settings to a run folder: trained, verified by reading back, evaluated."""
+"""One training, from settings to a run folder: trained, verified by loading what was saved, evaluated."""
 
 import gc
 import shutil
+from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from afina.core.config import build, merge, read_yaml
+from afina.core.config import build, changed, merge, read_yaml
 from afina.core.device import memory_gb
 from afina.core.errors import InputError, Interrupted
 from afina.core.events import Done, Event, Listener, MetricsFile, Notice, forget_after, ignore, minutes
 from afina.core.files import write_json, write_jsonl, write_yaml
-from afina.data.load import Dataset
 from afina.data.template import Row
 from afina.forecast.estimate import Forecast, forecast_training
 from afina.forecast.machines import this_machine
 from afina.forecast.memory import GB
 from afina.forecast.remedies import refuse_what_cannot_fit
 from afina.forecast.workload import workload_of
-from afina.lora.config import LoraConfig
 from afina.lora.injection import trainable_parameters
 from afina.lora.peft_files import load_adapter, save_adapter
 from afina.measure.evaluation import Evaluation
@@ -31,15 +29,14 @@ from afina.measure.outputs import EvaluationSet
 from afina.measure.pages.card import write_card
 from afina.measure.pages.report import write_report
 from afina.measure.verification import Verification, reference_logits, verify
-from afina.models.load import Base, import_libraries
-from afina.runs.assemble import Assembled, adapt, assemble, load, planned
+from afina.models.load import import_libraries
+from afina.runs.assemble import Assembled, assemble, load
 from afina.runs.facts import facts_of, save_tokenizer
 from afina.runs.folder import RunFolder, check_folder, record
 from afina.runs.tracking import Trackers
-from afina.settings import RunSettings
+from afina.settings import Resolved, RunSettings
 from afina.training.checkpoint import State, fingerprint, read_latest
 from afina.training.loop import Trainer
-from afina.training.settings import Plan
 from afina.version import __version__
 
 CHECKPOINTS = "checkpoints"
@@ -47,7 +44,7 @@ CHECKPOINTS = "checkpoints"
 
 @dataclass(frozen=True)
 class TrainResult:
-    """Where everything lies, and how the adapted model does on the held-out rows."""
+    """Where everything was written, and how the adapted model does on the test split (or else the held-out rows)."""
 
     folder: Path
     adapter: Path
@@ -67,10 +64,10 @@ def train_run(settings: RunSettings, listener: Listener = ignore) -> TrainResult
 
 
 def resume_run(folder: Path | str, listener: Listener = ignore) -> TrainResult:
-    """Goes on with the run in `folder`, which was killed or interrupted, with the settings it recorded.
+    """Resumes the run in `folder`, which was killed or interrupted, with the settings it recorded.
 
     On the same machine it ends with the adapter that it would have had, bit for bit. A run that was killed before its first
-    checkpoint begins again. Raises as `train` does, also where the run is complete or its data are not what they were.
+    checkpoint starts again. Raises as `train_run` does, also where the run is complete or its data have changed.
     """
     folder = Path(folder)
     config = folder / "config.yaml"
@@ -88,38 +85,33 @@ def resume_run(folder: Path | str, listener: Listener = ignore) -> TrainResult:
 
 
 def _train(place: RunFolder, settings: RunSettings, listener: Listener, *, resuming: bool) -> TrainResult:
-    folder = settings.folder
     trackers = Trackers(settings.track, listener)
     import_libraries()
     start = memory_gb()
-    whole = assemble(settings, listener)
-    settings, base, data = whole.settings, whole.base, whole.data
-    lora = adapt(base, settings, data)
-    steps, reasons = planned(settings, base, data)
-    reasons = [f"{base.dtype} for the base: {base.dtype_reason}".replace("torch.", ""), *reasons]
-    asked = whole.asked()
-    run = _Run(settings, base, data, asked, lora, steps, reasons, place)
+    assembled = assemble(settings, listener)
+    run = _Run(assembled, assembled.adapt(settings), place)
     run.announce(listener)
-    foreseen = None if resuming else _forecast(whole, listener)
+    forecast = None if resuming else _forecast(assembled, run.resolved, listener)
     with place.locked(), closing(trackers):
         try:
             done = run.train(listener, resuming, start, trackers)
         except BaseException:
-            run.place.roll_back()
+            place.roll_back()
             raise
+        folder = settings.folder
         if done.reason == "interrupted":
             write_report(folder)
             raise Interrupted(
-                f"stopped after step {done.steps} of {steps.steps}; the adapter of that step is in {run.adapter}",
+                f"stopped after step {done.steps} of {run.resolved.plan.steps}; the adapter of that step is in {run.adapter}",
                 f"`afina train --resume {folder}` resumes it",
             )
-        if foreseen:
-            _compare(foreseen, done, folder, listener)
-        trained, facts = run.trained, run.facts
-        del base, whole, run  # the trained model goes before a fresh one comes
+        if forecast:
+            _compare(forecast, done, folder, listener)
+        trained = _Trained(run.resolved, run.data.held_out, run.asked, run.facts, run.logits)
+        del assembled, run  # the trained model goes before a fresh one comes
         gc.collect()
         try:
-            result = _finish(settings, data.held_out, asked, facts, trained, listener)
+            result = _finish(trained, listener)
             trackers.result(result.evaluation.json())
             return result
         except KeyboardInterrupt:
@@ -129,35 +121,35 @@ def _train(place: RunFolder, settings: RunSettings, listener: Listener, *, resum
             ) from None
 
 
-_MEASURED_FROM = (
-    60.0  # seconds that a training takes by a rough guess, from which on it is worth measuring this machine
-)
+# Seconds that a training takes by a rough estimate, from which on measuring this machine's speed is worth its time.
+_WORTH_MEASURING = 60.0
 
 
-def _forecast(whole: Assembled, listener: Listener) -> Forecast | None:
+def _forecast(assembled: Assembled, resolved: Resolved, listener: Listener) -> Forecast | None:
     """What the training will need. Raises `SettingsError` where that is more memory than is free."""
-    if whole.skeleton is None:
+    if assembled.skeleton is None:
         return None
-    settings, workload = whole.settings, workload_of(whole.data, whole.max_new_tokens)
-    place = this_machine(whole.cache, settings.device, settings.precision, measure=False)
-    seen = refuse_what_cannot_fit(whole.skeleton, settings, workload, place, whole.cache)
-    if seen.seconds > _MEASURED_FROM and not place.measured:
-        place = this_machine(whole.cache, settings.device, settings.precision, listener=listener)
-        seen = forecast_training(whole.skeleton, settings, workload, place)
+    settings = changed(assembled.settings, {"quantize": resolved.base.quantize})
+    workload = workload_of(assembled.data, assembled.max_new_tokens)
+    machine = this_machine(assembled.cache, settings.device, settings.precision, measure=False)
+    forecast = refuse_what_cannot_fit(assembled.skeleton, settings, workload, machine, assembled.cache)
+    if forecast.seconds > _WORTH_MEASURING and not machine.measured:
+        machine = this_machine(assembled.cache, settings.device, settings.precision, listener=listener)
+        forecast = forecast_training(assembled.skeleton, settings, workload, machine)
     listener(
         Notice(
-            f"forecast: {seen.memory.total / GB:.1f} GB of memory ({seen.available / GB:.1f} GB are free), training "
-            f"{minutes(seen.seconds)}, then answers {minutes(seen.evaluation)}"
+            f"forecast: {forecast.memory.total / GB:.1f} GB of memory ({forecast.available / GB:.1f} GB are free), "
+            f"training {minutes(forecast.seconds)}, then answers {minutes(forecast.evaluation)}"
         )
     )
-    return seen
+    return forecast
 
 
-def _compare(foreseen: Forecast, done: Done, folder: Path, listener: Listener) -> None:
-    """Says, and keeps, how the forecast came out."""
-    memory, seconds = foreseen.memory.training / GB, foreseen.seconds * done.steps / foreseen.plan.steps
+def _compare(forecast: Forecast, done: Done, folder: Path, listener: Listener) -> None:
+    """Reports the forecast beside what was measured, and records both."""
+    memory, seconds = forecast.memory.training / GB, forecast.seconds * done.steps / forecast.plan.steps
     measured = {"memory_gb": done.peak_memory_gb, "seconds": done.seconds, "steps": done.steps}
-    write_json(folder / "forecast.json", {"forecast": foreseen.json(), "measured": measured})
+    write_json(folder / "forecast.json", {"forecast": forecast.json(), "measured": measured})
     listener(
         Notice(
             f"forecast and measured: memory {memory:.2f} and {done.peak_memory_gb:.2f} GB "
@@ -167,26 +159,32 @@ def _compare(foreseen: Forecast, done: Done, folder: Path, listener: Listener) -
     )
 
 
-def _finish(
-    settings: RunSettings,
-    held_out: list[Row],
-    asked: EvaluationSet,
-    facts: dict[str, Any],
-    trained: Tensor,
-    listener: Listener,
-) -> TrainResult:
+@dataclass(frozen=True)
+class _Trained:
+    """What is left of a training when its model is gone: `logits` are the adapted model's, to compare with."""
+
+    resolved: Resolved
+    held_out: Sequence[Row]
+    asked: EvaluationSet
+    facts: dict[str, Any]
+    logits: Tensor
+
+
+def _finish(trained: _Trained, listener: Listener) -> TrainResult:
+    """Loads what was saved into a fresh base, verifies and evaluates it, and writes the report."""
+    settings = trained.resolved.settings
     folder = settings.folder
-    listener(Notice("reading the adapter back into a fresh base, and comparing"))
-    fresh = load(settings, facts["classes"])
+    listener(Notice("loading the saved adapter into a fresh base, and comparing"))
+    fresh = load(settings, trained.facts["classes"])
     load_adapter(fresh.model.module, folder / "adapter")
-    verification = verify(fresh, held_out, trained)
+    verification = verify(fresh, trained.held_out, trained.logits)
     listener(
         Notice(
-            f"verified: the logits of the adapter on disk differ by {verification.from_training:.2g} from training's, "
+            f"verified: the logits of the saved adapter differ by {verification.from_training:.2g} from those in training, "
             f"and by {verification.from_base:.2g} from the base's"
         )
     )
-    evaluation = evaluate_adapted(fresh, asked, listener, cache_dir=settings.cache_dir)
+    evaluation = evaluate_adapted(fresh, trained.asked, listener, cache_dir=settings.cache_dir)
     record(folder, evaluation)
     write_card(folder)
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
@@ -197,35 +195,34 @@ def _finish(
 class _Run:
     """What is known of a run once its data and base are there; writes the files that do not depend on training."""
 
-    settings: RunSettings
-    base: Base
-    data: Dataset
-    asked: EvaluationSet
-    lora: LoraConfig
-    plan: Plan
-    reasons: list[str]
+    assembled: Assembled
+    resolved: Resolved
     place: RunFolder
+    logits: Tensor = field(init=False)  # of the adapter as it was last saved, at a few labelled positions
 
     def __post_init__(self) -> None:
-        self.adapter = self.settings.folder / "adapter"
-        data = self.settings.data
+        self.base, self.data, self.asked = self.assembled.base, self.assembled.data, self.assembled.asked()
+        self.folder = self.place.folder
+        self.adapter = self.folder / "adapter"
+        settings = self.resolved.asked
         self.facts: dict[str, Any] = {
-            **facts_of(self.base, self.settings.base),
+            **facts_of(self.base, settings.base),
             "afina": __version__,
-            "quantize": self.settings.quantize,
-            "own_template": self.settings.template is not None,
-            "data": data.asking(),
+            "quantize": self.resolved.base.quantize,
+            "own_template": settings.template is not None,
+            "data": self.resolved.data.asking(),
             "task": self.base.task.name,
             "kind": self.asked.kind,
             "max_new_tokens": self.asked.max_new_tokens,
             "rows": {"train": len(self.data.train), "held_out": len(self.data.held_out), "test": len(self.data.test)},
             "trainable_parameters": trainable_parameters(self.base.model.module),
-            "reasons": self.reasons,
+            "reasons": list(self.resolved.reasons),
         }
 
     def announce(self, listener: Listener) -> None:
-        data, base = self.data, self.base
-        kept = f", {len(data.test)} kept apart until the end" if data.test != data.held_out else ""
+        """Tells what is trained, on what, and why each open setting was chosen as it is."""
+        data, base, resolved = self.data, self.base, self.resolved
+        test = f", {len(data.test)} in the test split" if data.test != data.held_out else ""
         listener(Notice(base.engine, warning=base.fell_back))
         listener(
             Notice(
@@ -234,22 +231,23 @@ class _Run:
         )
         listener(
             Notice(
-                f"data: {len(data.train)} rows to train on ({data.train.tokens:,} tokens, {data.train.labelled:,} of them learned), "
-                f"{len(data.held_out)} held out{kept}; the task looks like {self.facts['kind']}"
+                f"data: {len(data.train)} rows to train on ({data.train.tokens:,} tokens, {data.train.labelled:,} of them "
+                f"with a loss), {len(data.held_out)} held out{test}; the task looks like {self.facts['kind']}"
             )
         )
         for line in data.found:
             listener(Notice(line))
         for line in [*data.notices, *(f"not used: {line}" for line in data.rejected.lines())]:
             listener(Notice(line, warning=True))
-        what = f"adapter: rank {self.lora.rank}" if self.settings.method == "lora" else f"method {self.settings.method}"
+        method = resolved.asked.method
+        what = f"adapter: rank {resolved.adapter.rank}" if method == "lora" else f"method {method}"
         listener(Notice(f"{what}, {self.facts['trainable_parameters'] / 1e6:.2f} M trainable parameters"))
-        for reason in self.reasons:
+        for reason in resolved.reasons:
             listener(Notice(reason))
 
     def train(self, listener: Listener, resuming: bool, start_memory_gb: float, trackers: Trackers) -> Done:
-        """Makes the folder and trains into it, or goes on from its last checkpoint."""
-        checkpoints = self.settings.folder / CHECKPOINTS
+        """Creates the folder and trains into it, or resumes from its last checkpoint."""
+        checkpoints = self.folder / CHECKPOINTS
         mark = fingerprint(
             self.data.held_out + self.data.test,
             self.data.train.digest(),
@@ -260,25 +258,25 @@ class _Run:
         if not resuming:
             self.place.start()
         self._write_facts()
-        forget_after(self.settings.folder / "metrics.jsonl", state.step if state else -1)
-        metrics_file = MetricsFile(self.settings.folder / "metrics.jsonl")
+        metrics = self.folder / "metrics.jsonl"
+        forget_after(metrics, state.step if state else -1)
+        metrics_file = MetricsFile(metrics)
+        trackers.open(self.folder, read_yaml(self.folder / "config.yaml"))
 
-        trackers.open(self.settings.folder, read_yaml(self.settings.folder / "config.yaml"))
-
-        def both(event: Event) -> None:
+        def tell_all(event: Event) -> None:
             metrics_file(event)
             trackers(event)
             listener(event)
 
-        data, settings = self.data, self.settings
+        settings = self.resolved.asked
         trainer = Trainer(
             base=self.base,
-            train=data.train,
-            held_out=data.held_out,
+            train=self.data.train,
+            held_out=self.data.held_out,
             settings=settings.train,
-            plan=self.plan,
+            plan=self.resolved.plan,
             seed=settings.seed,
-            listener=both,
+            listener=tell_all,
             save=self._save,
             checkpoints=checkpoints,
             state=state,
@@ -288,47 +286,32 @@ class _Run:
         return trainer.run()
 
     def _state(self, checkpoints: Path, mark: str) -> State | None:
+        """The state of the last checkpoint, if there is one. Raises `InputError` where it is of other data or another base."""
         found = read_latest(checkpoints)
         if found is None:
             return None
         state, written_for = found
         if written_for != mark:
             raise InputError(
-                f"--resume {self.settings.folder}: the data or the base are not what the run began with",
-                "put the files back as they were, or train anew",
+                f"--resume {self.folder}: the data or the base are not what the run began with",
+                "put the files back as they were, or start a new run",
             )
         return state
 
     def _write_facts(self) -> None:
-        folder = self.settings.folder
-        resolved = self.settings.model_dump(mode="json", exclude={"out", "overwrite"})
-        resolved["base"] = self.facts["load"]["name"]
-        if self.settings.data.path.exists():  # no data set of the hub
-            resolved["data"]["path"] = str(self.settings.data.path.resolve())
-        for name in ("eval_path", "test_path"):
-            if path := getattr(self.settings.data, name):
-                resolved["data"][name] = str(path.resolve())
-        if self.settings.template:
-            resolved["template"] = str(self.settings.template.resolve())
-        resolved["lora"] = self.lora.model_dump(mode="json")
-        resolved["precision"] = self.facts["precision"]
-        resolved["threads"] = torch.get_num_threads()
-        resolved["train"] |= self.plan.model_dump(
-            include={"epochs", "learning_rate", "eval_steps", "checkpoint_activations"}
-        )
-        write_yaml(folder / "config.yaml", resolved)
+        write_yaml(self.folder / "config.yaml", self.resolved.config())
         if self.data.rejected:
             write_jsonl(
-                folder / "rejected.jsonl", [{"where": r.location, "reason": r.reason} for r in self.data.rejected]
+                self.folder / "rejected.jsonl", [{"where": r.location, "reason": r.reason} for r in self.data.rejected]
             )
         save_tokenizer(self.base, self.adapter)
         write_json(self.adapter / "afina.json", self.facts)
-        write_card(folder)
+        write_card(self.folder)
 
     def _save(self) -> None:
-        """Saves the adapter as it is now, and what its logits are, for the check after training."""
+        """Saves the adapter as it is now, and keeps some of its logits for the verification after training."""
         facts = self.base.facts
         name = facts.hub_id or (facts.path if facts.kind in ("folder", "gguf") else facts.name)
-        save_adapter(self.base.model.module, self.lora, self.adapter, name, self.base.task.task_type)
-        self.trained = reference_logits(self.base, self.data.held_out)
+        save_adapter(self.base.model.module, self.resolved.adapter, self.adapter, name, self.base.task.task_type)
+        self.logits = reference_logits(self.base, self.data.held_out)
         self.place.commit()

@@ -64,7 +64,7 @@ def probe(settings: dict[str, Any], file: str, share: float, listener: Listener)
         if asked.kind != "text":
             found["score"] = _score(bench, asked, "adapted", listener)
 
-    rows = max(bench.settings.train.batch_size or base.task.batch_size, round(share * bench.full_rows(bench.settings)))
+    rows = max(bench.plan(bench.settings).batch_size, round(share * bench.full_rows(bench.settings)))
     trial = bench.run(bench.settings, rows, listener=listener, then=judge)
     texts = [(e.source, e.completion or "") for e in asked.examples]
     words = sum(len(f"{a} {b}".split()) for a, b in texts)

@@ -4,7 +4,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from afina.core.config import build
+from afina.core.config import build, changed
 from afina.core.device import memory_gb, peak_memory_gb
 from afina.core.errors import InputError, NonFiniteLoss, RunFailed
 from afina.core.events import Listener, Notice
@@ -16,12 +16,12 @@ from afina.runs.assemble import assemble
 from afina.runs.folder import record
 from afina.runs.training import resume_run, train_run
 from afina.search.few_shot import after_examples
-from afina.search.trial import Bench, with_train
+from afina.search.trial import Bench
 from afina.settings import RunSettings
 
 RATES = (1 / 3, 1.0, 3.0)  # times the rule's rate; where the best is the first or the last, one more beyond it
 _STEPS = 20  # that a look at a rate takes at least
-_PART = 0.2  # of the training
+_SHARE = 0.2  # of the training
 
 
 def ask_base(settings: dict[str, Any], folder: str, shots: bool, listener: Listener) -> None:
@@ -49,15 +49,15 @@ def search_rate(settings: dict[str, Any], file: str, listener: Listener) -> None
     found: dict[str, Any] = {"tried": []}
     with suppress(InputError):  # it is not there yet, or was damaged
         found |= read_json(path)
-    rule = bench.rate(bench.settings)
-    size = bench.settings.train.batch_size or bench.base.task.batch_size
-    rows = min(bench.full_rows(bench.settings), max(_STEPS * size, round(_PART * bench.full_rows(bench.settings))))
+    plan, full_rows = bench.plan(bench.settings), bench.full_rows(bench.settings)
+    rule = plan.learning_rate
+    rows = min(full_rows, max(_STEPS * plan.batch_size, round(_SHARE * full_rows)))
 
     def look(rate: float) -> float:
         known = {each["rate"]: each["loss"] for each in found["tried"]}
         if rate not in known:
             try:
-                trial = bench.run(with_train(bench.settings, learning_rate=rate), rows, listener=listener)
+                trial = bench.run(changed(bench.settings, {"train.learning_rate": rate}), rows, listener=listener)
                 entry: dict[str, Any] = {
                     "rate": rate,
                     "loss": trial.loss,

@@ -60,7 +60,7 @@ def _behind(turns: list[dict[str, str]], example: Example) -> Example:
 def _examples(whole: Assembled) -> list[Example]:
     """Training rows to show: one of each answer in turn, so that every label of a few is seen."""
     wheres = [row.location for row in whole.data.train[:_CANDIDATES]]
-    found = [e for e in find_examples(whole.settings.data, set(wheres)) if e.messages]
+    found = [e for e in find_examples(whole.parts.settings, set(wheres)) if e.messages]
     by_answer: dict[str, list[Example]] = {}
     for example in found:
         by_answer.setdefault(example.completion or "", []).append(example)

@@ -7,14 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from afina.core.config import build
+from afina.core.config import build, changed
 from afina.core.errors import AdapterError, NonFiniteLoss
 from afina.core.events import HeldOut, Listener, Notice, Progress
 from afina.core.files import read_json, write_json
-from afina.core.task import CAUSAL
 from afina.lora.inits import INITS
 from afina.lora.variants import VARIANTS
-from afina.search.trial import Bench, Trial, with_train
+from afina.search.trial import Bench, Trial
 from afina.settings import RunSettings
 from afina.training.settings import MOST_BATCH
 
@@ -63,22 +62,19 @@ def defaults(rate: float) -> dict[str, Any]:
     return {"rate": rate, **{name: values[0] for name, values in choices().items()}}
 
 
-def configured(settings: RunSettings, chosen: dict[str, Any], rows: int) -> RunSettings:
-    """The settings of a whole training with what was chosen; `rows` are those that the settings alone would see."""
-    lora = settings.lora.model_copy(
-        update={"rank": chosen["rank"], "alpha": 2.0 * chosen["rank"], "target_modules": chosen["targets"]}
-        | forms()[chosen["form"]]
-    )
-    size = settings.train.batch_size or CAUSAL.batch_size
-    batch = min(MOST_BATCH, max(1, round(size * chosen["batch"])))
-    made = with_train(
+def configured(settings: RunSettings, chosen: dict[str, Any], rows: int, batch_size: int) -> RunSettings:
+    """The settings of a full training with what was chosen; the settings alone would see `rows` rows, `batch_size` per step."""
+    lora = {"rank": chosen["rank"], "alpha": 2.0 * chosen["rank"], "target_modules": chosen["targets"]}
+    return changed(
         settings,
-        learning_rate=chosen["rate"],
-        batch_size=batch,
-        rows=max(1, round(rows * chosen["epochs"])),
-        epochs=None,
+        {
+            "train.learning_rate": chosen["rate"],
+            "train.batch_size": min(MOST_BATCH, max(1, round(batch_size * chosen["batch"]))),
+            "train.rows": max(1, round(rows * chosen["epochs"])),
+            "train.epochs": None,
+            **{f"lora.{name}": value for name, value in {**lora, **forms()[chosen["form"]]}.items()},
+        },
     )
-    return made.model_copy(update={"lora": lora})
 
 
 def open_study(folder: Path) -> "optuna.Study":
@@ -105,10 +101,11 @@ def spent(study: "optuna.Study") -> float:
 
 def search_trials(
     settings: dict[str, Any], folder: str, parts: Sequence[str], budget: dict[str, Any], worker: int, listener: Listener
-) -> None:
+) -> dict[str, int]:
     """Does `parts` of the search in `folder`, in this order: probe (learning rates), trials, repeat (with other seeds).
 
     `budget` has `seconds` (of the search and the repetition) or `trials`; what was done before counts, and is not done again.
+    Gives the `batch_size` of the settings as they are for this base.
     """
     search = _Search(Bench(build(RunSettings, settings), listener), Path(folder), budget, worker, listener)
     if "probe" in parts and not search.probe_file.exists():
@@ -117,13 +114,14 @@ def search_trials(
         search.trials()
     if "repeat" in parts:
         search.repeat()
+    return {"batch_size": search.plan.batch_size}
 
 
 class _Search:
     def __init__(self, bench: Bench, folder: Path, budget: dict[str, Any], worker: int, listener: Listener) -> None:
         self.bench, self.folder, self.budget, self.worker, self.listener = bench, folder, budget, worker, listener
         self.settings = bench.settings
-        self.rows = bench.full_rows(self.settings)
+        self.rows, self.plan = bench.full_rows(self.settings), bench.plan(self.settings)
         self.probe_file = folder / "probe.json"
 
     def probe(self) -> None:
@@ -132,8 +130,7 @@ class _Search:
 
         It also tells how fast this machine is, and so how long a trial may be.
         """
-        rule = self.bench.rate(self.settings)
-        size = self.settings.train.batch_size or CAUSAL.batch_size
+        rule, size = self.plan.learning_rate, self.plan.batch_size
 
         def rates(steps: int) -> list[float]:
             return [rule * _PROBE_WIDTH ** (2 * i / max(1, steps - 1) - 1) for i in range(steps)]
@@ -202,7 +199,7 @@ class _Search:
         chosen: dict[str, Any] = {"rate": rate} | {
             name: trial.suggest_categorical(name, values) for name, values in choices().items()
         }
-        settings = configured(self.settings, chosen, self.rows)
+        settings = configured(self.settings, chosen, self.rows, self.plan.batch_size)
         looks = max(1, round(LOOKS * chosen["epochs"]))
         seen = 0
 
@@ -248,9 +245,8 @@ class _Search:
             for name, chosen in (("defaults", plain), ("best", best)):
                 if len(found[name]) >= seed:
                     continue
-                settings = configured(self.settings, chosen, self.rows).model_copy(
-                    update={"seed": self.settings.seed + seed}
-                )
+                own = changed(self.settings, {"seed": self.settings.seed + seed})
+                settings = configured(own, chosen, self.rows, self.plan.batch_size)
                 trial = self.bench.run(settings, round(rows * chosen["epochs"]), listener=self.listener)
                 found[name].append(trial.loss)
                 found["seconds"].append(trial.seconds)

@@ -3,14 +3,15 @@
 import gc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from afina.core.config import changed
 from afina.core.errors import Interrupted
 from afina.core.events import Event, HeldOut, Listener, Step
 from afina.lora.adapters import unload
-from afina.runs.assemble import adapt, assemble, planned
+from afina.runs.assemble import assemble
 from afina.settings import RunSettings
 from afina.training.loop import Trainer
+from afina.training.plan import Plan
 
 HELD_OUT = 96  # rows that a trial is judged on: the same for all, so that few are enough
 
@@ -42,12 +43,11 @@ class Bench:
 
     def full_rows(self, settings: RunSettings) -> int:
         """How many rows a training with these settings sees."""
-        plan, _ = planned(settings, self.base, self.data)
-        return round(plan.epochs * self.rows)
+        return round(self.whole.resolve(settings).plan.epochs * self.rows)
 
-    def rate(self, settings: RunSettings) -> float:
-        """The learning rate that the rules choose for these settings, or the one they hold."""
-        return planned(settings, self.base, self.data)[0].learning_rate
+    def plan(self, settings: RunSettings) -> Plan:
+        """What the rules make of these settings."""
+        return self.whole.resolve(settings).plan
 
     def run(
         self,
@@ -67,10 +67,9 @@ class Bench:
         """
         gc.collect()
         try:
-            adapt(self.base, settings, self.data)
-            plan, _ = planned(settings, self.base, self.data)
+            plan = self.whole.adapt(settings).plan
             steps = max(1, round(rows / self.rows * plan.steps_per_epoch))
-            plan = plan.model_copy(update={"steps": steps, "eval_steps": max(1, -(-steps // evaluations))})
+            plan = changed(plan, {"steps": steps, "eval_steps": max(1, -(-steps // evaluations))})
             training: list[float] = []
             losses: list[tuple[int, float]] = []
 
@@ -85,7 +84,7 @@ class Bench:
                 base=self.base,
                 train=self.data.train,
                 held_out=self.held_out,
-                settings=settings.train.model_copy(update={"early_stopping": 0}),
+                settings=changed(settings.train, {"early_stopping": 0}),
                 plan=plan,
                 seed=settings.seed,
                 listener=both,
@@ -113,8 +112,3 @@ class Bench:
             )
         finally:
             unload(self.base.model.module)
-
-
-def with_train(settings: RunSettings, **values: Any) -> RunSettings:
-    """The settings with other training settings."""
-    return settings.model_copy(update={"train": settings.train.model_copy(update=values)})

@@ -2,7 +2,7 @@
 
 Comes in: a base with trainable parameters, rows, settings. Goes out: trained parameters, and events on the way.
 What requires a gradient is trained; the room knows no other difference between LoRA and its alternatives.
-Public: `TrainingSettings`, `Plan`, `plan`, `Trainer`, `mean_loss`.
+Public: `TrainingSettings`, `Plan`, `make_plan`, `Trainer`, `mean_loss`.
 """
 
 from typing import TYPE_CHECKING
@@ -12,17 +12,17 @@ from afina.core.lazy import exports
 if TYPE_CHECKING:
     from afina.training.loop import Trainer as Trainer
     from afina.training.loss import mean_loss as mean_loss
-    from afina.training.settings import Plan as Plan
+    from afina.training.plan import Plan as Plan
+    from afina.training.plan import make_plan as make_plan
     from afina.training.settings import TrainingSettings as TrainingSettings
-    from afina.training.settings import plan as plan
 
 __getattr__, __all__ = exports(
     __name__,
     {
-        "Plan": "afina.training.settings",
+        "Plan": "afina.training.plan",
         "Trainer": "afina.training.loop",
         "TrainingSettings": "afina.training.settings",
+        "make_plan": "afina.training.plan",
         "mean_loss": "afina.training.loss",
-        "plan": "afina.training.settings",
     },
 )

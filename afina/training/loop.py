@@ -21,8 +21,9 @@ from afina.training import checkpoint
 from afina.training.checkpoint import State
 from afina.training.loss import mean_loss, perplexity
 from afina.training.optimizer import Optimizer
+from afina.training.plan import Plan
 from afina.training.schedule import learning_rate
-from afina.training.settings import Plan, TrainingSettings, batches
+from afina.training.settings import TrainingSettings
 
 
 def gradients(base: Base, rows: Sequence[Row], tokens: int, most: int | None = None) -> tuple[float, int]:
@@ -123,7 +124,7 @@ class Trainer:
         `OutOfMemory`."""
         module, settings = self.base.model.module, self.settings
         known = lengths(self.train)
-        groups = batches(settings, known, self.seed, 0)[: self.plan.steps]
+        groups = self.plan.batches(known, self.seed, 0)[: self.plan.steps]
         numbers = max(groups, key=lambda group: (max(known[i] for i in group), sum(known[i] for i in group)))
         rows = micro_batches([self.train[i] for i in numbers], settings.tokens_per_pass, settings.micro_batch_size)
         longest = max(rows, key=lambda group: sum(len(row.input_ids) for row in group))
@@ -148,7 +149,7 @@ class Trainer:
 
     def _batches(self, done: int) -> Iterator[list[Row]]:
         """The rows of each optimiser step after the first `done`; every epoch in an order of its own."""
-        epochs = (batches(self.settings, lengths(self.train), self.seed, epoch) for epoch in count())
+        epochs = (self.plan.batches(lengths(self.train), self.seed, epoch) for epoch in count())
         for numbers in islice(chain.from_iterable(epochs), done, self.plan.steps):
             yield [self.train[i] for i in numbers]
 

@@ -2,7 +2,8 @@
 
 import math
 
-from afina.training.settings import Plan, TrainingSettings
+from afina.training.plan import Plan
+from afina.training.settings import TrainingSettings
 
 
 def learning_rate(step: int, plan: Plan, settings: TrainingSettings) -> float:

@@ -8,7 +8,7 @@ import pytest
 from conftest import write_rows
 
 import afina
-from afina.core.config import build, read_yaml
+from afina.core.config import build, changed, read_yaml
 from afina.core.errors import BaseModelError, DataError, InputError, Interrupted, OutputError, RunFailed, SettingsError
 from afina.core.events import Notice
 from afina.jobs.compare import Budget, compare
@@ -94,7 +94,7 @@ def test_methods_are_compared_on_the_same_rows(settings: RunSettings, in_process
     assert compare(settings, methods).json() == found
     assert in_process == []
     with pytest.raises(OutputError, match=r"other settings \(train.epochs\)"):
-        compare(settings.model_copy(update={"train": settings.train.model_copy(update={"epochs": 9})}), methods)
+        compare(changed(settings, {"train.epochs": 9}), methods)
 
 
 def test_a_lock_that_a_killed_process_left_is_in_nobodys_way(settings: RunSettings, in_process: list[str]) -> None:
@@ -125,7 +125,7 @@ def test_damaged_parts_are_made_again_and_the_others_kept(settings: RunSettings,
 
 
 def test_a_mistake_does_not_keep_the_folder(settings: RunSettings, in_process: list[str]) -> None:
-    wrong = settings.model_copy(update={"data": settings.data.model_copy(update={"prompt": "{nope}"})})
+    wrong = changed(settings, {"data.prompt": "{nope}"})
     for work in (lambda s: compare(s, ["base"]), lambda s: tune(s, Effort(trials=1))):
         with pytest.raises(DataError, match="nope"):
             work(wrong)
@@ -136,11 +136,11 @@ def test_a_mistake_does_not_keep_the_folder(settings: RunSettings, in_process: l
         compare(settings.model_copy(update={"track": ("nonsense",)}), ["base"])
     settings.out.with_name("file").touch()
     with pytest.raises(OutputError, match="is a file"):
-        compare(settings.model_copy(update={"out": settings.out.with_name("file")}), ["base"])
+        compare(changed(settings, {"out": settings.out.with_name("file")}), ["base"])
 
 
 def test_few_rows_recommend_nothing(settings: RunSettings, in_process: list[str]) -> None:
-    few = settings.model_copy(update={"data": settings.data.model_copy(update={"test_rows": 6})})
+    few = changed(settings, {"data.test_rows": 6})
     found = compare(few, ["base", "lora"])
     assert found.json()["recommended"] is None
     words = " ".join(found.words())
@@ -282,7 +282,7 @@ def test_trials_leave_the_base_as_it_was(settings: RunSettings) -> None:
     bench = Bench(settings, ignore)
     before = mean_loss(bench.base, bench.data.held_out)
     first = bench.run(settings, 40, listener=ignore)
-    full = settings.model_copy(update={"method": "full"})
+    full = changed(settings, {"method": "full"})
     bench.run(full, 40, listener=ignore)
     assert mean_loss(bench.base, bench.data.held_out) == before
     assert bench.run(settings, 40, listener=ignore).losses == first.losses
@@ -318,11 +318,11 @@ def test_the_test_part_is_never_seen_by_the_search(settings: RunSettings, in_pro
 
 def test_every_choice_reaches_the_settings(settings: RunSettings) -> None:
     plain = defaults(1e-3)
-    same = configured(settings, plain, 100)
+    same = configured(settings, plain, 100, 8)
     assert same.lora == settings.lora
     assert same.train.learning_rate == 1e-3
     for name, value in {"rank": 8, "targets": "mlp", "form": "dora", "batch": 2.0, "epochs": 0.5}.items():
-        assert configured(settings, plain | {name: value}, 100) != same
+        assert configured(settings, plain | {name: value}, 100, 8) != same
 
 
 def test_luck_is_not_announced_as_a_winner() -> None:

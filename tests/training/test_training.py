@@ -17,12 +17,12 @@ from afina.data.settings import DataSettings
 from afina.lora import LoraConfig, adapter_state, inject, lora_layers
 from afina.models.footprint import activation_bytes
 from afina.models.load import Base, load_base
-from afina.training import Trainer, TrainingSettings, mean_loss, plan
+from afina.training import Trainer, TrainingSettings, make_plan, mean_loss
 from afina.training.checkpoint import State, read_latest, write
 from afina.training.loop import gradients
 from afina.training.optimizer import Optimizer
 from afina.training.schedule import learning_rate
-from afina.training.settings import Model, batches
+from afina.training.plan import Plan, PlanFacts
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def fit(data, tmp_path: Path):
 
 
 def trainer(base, data, training, checkpoints, listener=lambda _: None, save=lambda: None, state=None) -> Trainer:
-    steps, _ = plan(training, [len(row.input_ids) for row in data.train], Model(32), 0)
+    steps, _ = make_plan(training, PlanFacts([len(row.input_ids) for row in data.train], 32), 0)
     return Trainer(base, data.train, data.held_out, training, steps, 0, listener, save, checkpoints, state)
 
 
@@ -60,13 +60,17 @@ def test_loss_is_transformers_own(data, tiny: Base) -> None:
 
 def test_batches_by_tokens(data) -> None:
     lengths = [len(row.input_ids) for row in data.train]
-    groups = batches(TrainingSettings(tokens_per_batch=200), lengths, 0, 1)
+
+    def planned(**settings) -> Plan:
+        return make_plan(TrainingSettings(**settings), PlanFacts(lengths, 32), 0)[0]
+
+    groups = planned(tokens_per_batch=200).batches(lengths, 0, 1)
     assert sorted(row for group in groups for row in group) == list(range(len(lengths)))
     sums = [sum(lengths[row] for row in group) for group in groups]
     assert max(sums) <= 200
     assert min(sums[:-1]) > 200 - max(lengths)
-    assert batches(TrainingSettings(tokens_per_batch=1), lengths, 0, 0) == [
-        [row] for group in batches(TrainingSettings(), lengths, 0, 0) for row in group
+    assert planned(tokens_per_batch=1).batches(lengths, 0, 0) == [
+        [row] for group in planned().batches(lengths, 0, 0) for row in group
     ]
 
 
@@ -122,36 +126,36 @@ def test_early_stopping(fit, tiny: Base) -> None:
 def test_schedules() -> None:
     for name, end in (("linear", 0.0), ("cosine", 0.0), ("constant", 1.0)):
         settings = TrainingSettings(epochs=1, learning_rate=1.0, batch_size=1, warmup=0.1, schedule=name)
-        steps, _ = plan(settings, [10] * 100, Model(32), 0)
+        steps, _ = make_plan(settings, PlanFacts([10] * 100, 32), 0)
         rates = [learning_rate(step, steps, settings) for step in range(101)]
         assert rates[:10] == pytest.approx([0.1 * (i + 1) for i in range(10)])
         assert rates[10] == 1.0
         assert rates[100] == pytest.approx(end)
     settings = TrainingSettings(epochs=1, learning_rate=1.0, batch_size=1, warmup=0, schedule="cosine")
-    assert learning_rate(25, plan(settings, [10] * 100, Model(32), 0)[0], settings) == pytest.approx(
+    assert learning_rate(25, make_plan(settings, PlanFacts([10] * 100, 32), 0)[0], settings) == pytest.approx(
         0.5 * (1 + math.cos(math.pi / 4))
     )
 
 
 def test_the_plan_gives_its_reasons() -> None:
-    steps, reasons = plan(TrainingSettings(), [10] * 1600, Model(576), 0)
+    steps, reasons = make_plan(TrainingSettings(), PlanFacts([10] * 1600, 576), 0)
     assert (steps.epochs, steps.steps) == (1, 200)
     assert any("learning rate" in reason for reason in reasons)
-    short, _ = plan(TrainingSettings(), [10] * 40, Model(576), 0)
+    short, _ = make_plan(TrainingSettings(), PlanFacts([10] * 40, 576), 0)
     assert short.epochs == 5
     assert short.learning_rate == pytest.approx(1.5 * steps.learning_rate, rel=0.05)
-    assert plan(TrainingSettings(epochs=1, learning_rate=1e-3, eval_steps=5), [10] * 100, Model(576), 0)[1] == []
+    assert make_plan(TrainingSettings(epochs=1, learning_rate=1e-3, eval_steps=5), PlanFacts([10] * 100, 576), 0)[1] == []
 
 
-def test_activations_are_computed_twice_where_memory_is_short() -> None:
+def test_activations_are_recomputed_where_memory_is_short() -> None:
     rows = [100] * 20 + [3000]
-    enough, reasons = plan(TrainingSettings(), rows, Model(576, 1_000_000, 6_000_000_000), 0)
-    short, why = plan(TrainingSettings(), rows, Model(576, 1_000_000, 4_000_000_000), 0)
+    enough, reasons = make_plan(TrainingSettings(), PlanFacts(rows, 576, activation_bytes=1_000_000, free_bytes=6_000_000_000), 0)
+    short, why = make_plan(TrainingSettings(), PlanFacts(rows, 576, activation_bytes=1_000_000, free_bytes=4_000_000_000), 0)
     assert (enough.checkpoint_activations, short.checkpoint_activations) == (False, True)
     assert set(why) - set(reasons) == {
-        "activations are computed twice, to keep memory: a pass would need 3.0 GB, 4.0 GB are free"
+        "activations are recomputed in the backward pass, to save memory: a micro-batch would need 3.0 GB, 4.0 GB are free"
     }
-    asked, _ = plan(TrainingSettings(checkpoint_activations=False), rows, Model(576, 1_000_000, 0), 0)
+    asked, _ = make_plan(TrainingSettings(checkpoint_activations=False), PlanFacts(rows, 576, activation_bytes=1_000_000, free_bytes=0), 0)
     assert not asked.checkpoint_activations
 
 

@@ -1,0 +1,123 @@
+"""The plan of a training: its settings with nothing left open, and the rules that fill in what was."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from afina.core.config import Settings
+from afina.core.task import CAUSAL, Task
+from afina.data.batch import epoch_order, grouped
+from afina.training.baselines import RATE_AS_FULL
+from afina.training.settings import Method, TrainingSettings
+
+
+class Plan(Settings):
+    """Training settings with nothing left open."""
+
+    epochs: float
+    steps: int
+    steps_per_epoch: int
+    batch_size: int
+    tokens_per_batch: int | None = None
+    learning_rate: float
+    eval_steps: int
+    checkpoint_activations: bool
+
+    def settings(self) -> dict[str, float]:
+        """Those of the training settings that can be left open, by name."""
+        names = {"epochs", "batch_size", "learning_rate", "eval_steps", "checkpoint_activations"}
+        return self.model_dump(include=names)
+
+    def batches(self, lengths: Sequence[int], seed: int, epoch: int) -> list[list[int]]:
+        """The rows of each optimiser step in `epoch` (0 first), by number; `lengths` are theirs, in tokens."""
+        return _batches(self.batch_size, self.tokens_per_batch, lengths, epoch_order(len(lengths), seed, epoch))
+
+
+# The best rate for full fine-tuning falls with the model's width; LoRA's is about ten times that, and up to fifteen in
+# runs of under a hundred steps, nearly independent of rank ("LoRA Without Regret", 2025).
+_FULL_RATE_AT_2048 = 2e-5
+_LORA_FACTOR, _SHORT_RUN_FACTOR, _SHORT_RUN = 10, 15, 100
+_SHARE = 0.6  # of the free memory that activations may take; matrix products and the allocator want some too
+
+
+@dataclass(frozen=True)
+class PlanFacts:
+    """What the rules look at beside the settings: the `lengths` of the training rows in tokens, the model's width, its task,
+    the bytes per token that the backward pass keeps, and the bytes that are free for them."""
+
+    lengths: Sequence[int]
+    hidden_size: int
+    task: Task = CAUSAL
+    activation_bytes: int = 0
+    free_bytes: int = 0
+
+
+def make_plan(
+    settings: TrainingSettings, facts: PlanFacts, seed: int, method: Method = "lora"
+) -> tuple[Plan, list[str]]:
+    """Fills in by rule what `settings` leave open; the plan, and a line with the reason of each choice."""
+    reasons: list[str] = []
+    rows = len(facts.lengths)
+    epochs = settings.epochs if settings.rows is None else settings.rows / rows
+    if epochs is None:
+        rule = facts.task.epoch_rule
+        epochs = rule.epochs(rows)
+        reasons.append(
+            f"epochs {epochs:g}: enough to see about {rule.rows:,} rows, {rule.least} to {rule.most}; there are {rows} rows"
+        )
+    size = settings.batch_size or facts.task.batch_size
+    order = epoch_order(rows, seed, 0)
+    per_epoch = len(_batches(size, settings.tokens_per_batch, facts.lengths, order))
+    steps = max(1, round(epochs * per_epoch))
+    rate = settings.learning_rate
+    if rate is None:
+        rate, reason = _learning_rate(facts.hidden_size, steps, method)
+        reasons.append(reason)
+    every = settings.eval_steps
+    if every is None:
+        every = max(1, -(-steps // 5))
+        reasons.append(f"held-out evaluation every {every} of {steps} steps: about five times")
+    recompute = settings.checkpoint_activations
+    if recompute is None:
+        recompute = _is_short_of_memory(settings, facts)
+        if recompute:
+            reasons.append(
+                f"activations are recomputed in the backward pass, to save memory: a micro-batch would need "
+                f"{_activations(settings, facts) / 1e9:.1f} GB, {facts.free_bytes / 1e9:.1f} GB are free"
+            )
+    return Plan(
+        epochs=epochs,
+        steps=steps,
+        steps_per_epoch=per_epoch,
+        batch_size=size,
+        tokens_per_batch=settings.tokens_per_batch,
+        learning_rate=rate,
+        eval_steps=every,
+        checkpoint_activations=recompute,
+    ), reasons
+
+
+def _batches(
+    batch_size: int, tokens_per_batch: int | None, lengths: Sequence[int], order: Sequence[int]
+) -> list[list[int]]:
+    """The rows in `order`, in batches of `batch_size` rows, or of up to `tokens_per_batch` tokens where that is given."""
+    if tokens_per_batch is None:
+        return [list(order[at : at + batch_size]) for at in range(0, len(order), batch_size)]
+    return grouped(order, lambda row: int(lengths[row]), tokens_per_batch)
+
+
+def _learning_rate(hidden_size: int, steps: int, method: Method) -> tuple[float, str]:
+    """The rate, and its reason."""
+    factor = 1 if method in RATE_AS_FULL else _SHORT_RUN_FACTOR if steps < _SHORT_RUN else _LORA_FACTOR
+    rate = float(f"{factor * _FULL_RATE_AT_2048 * (2048 / hidden_size):.2g}")
+    short = f" (a short run of {steps} steps)" if factor == _SHORT_RUN_FACTOR else ""
+    return rate, f"learning rate {rate:g}: {factor} times what suits full fine-tuning at width {hidden_size}{short}"
+
+
+def _activations(settings: TrainingSettings, facts: PlanFacts) -> int:
+    """Bytes of the largest micro-batch: one of the limit in tokens, or the longest row alone."""
+    tokens = max(int(max(facts.lengths)), min(settings.tokens_per_pass, int(sum(facts.lengths))))
+    return tokens * facts.activation_bytes
+
+
+def _is_short_of_memory(settings: TrainingSettings, facts: PlanFacts) -> bool:
+    return _activations(settings, facts) > _SHARE * facts.free_bytes
