@@ -72,8 +72,8 @@ def run_afina(options: argparse.Namespace) -> dict[str, Any]:
     from afina.training import TrainingSettings, make_plan, mean_loss
     from afina.training.loop import gradients
     from afina.training.optimizer import Optimizer
-    from afina.training.schedule import learning_rate
     from afina.training.plan import PlanFacts
+    from afina.training.schedule import learning_rate
 
     keep_freed_memory()
     rows: Rows = read_rows(options)

@@ -58,8 +58,17 @@ def test_nothing_is_left_open() -> None:
     found = resolve(OPEN, FACTS)
     settings = found.settings
     assert None not in (getattr(settings.train, name) for name in found.plan.settings())
-    assert (settings.base, settings.revision, settings.precision, settings.threads) == ("/models/tiny", "abc", "bf16", 3)
-    assert (settings.data.kind, settings.data.prompt, settings.data.completion) == ("classification", "{text}", "{label}")
+    assert (settings.base, settings.revision, settings.precision, settings.threads) == (
+        "/models/tiny",
+        "abc",
+        "bf16",
+        3,
+    )
+    assert (settings.data.kind, settings.data.prompt, settings.data.completion) == (
+        "classification",
+        "{text}",
+        "{label}",
+    )
     assert settings.lora.modules_to_save == ("score",)
     assert settings.train.batch_size == CAUSAL.batch_size
     assert found.reasons[0] == "bf16 for the base: it is faster"

@@ -132,7 +132,7 @@ def test_a_mistake_does_not_keep_the_folder(settings: RunSettings, in_process: l
         assert settings.out is not None
         assert not settings.out.exists()
     assert list(compare(settings, ["base"]).there) == ["base"]
-    with pytest.raises(SettingsError, match="no such tracker"):
+    with pytest.raises(SettingsError, match="no tracker"):
         compare(settings.model_copy(update={"track": ("nonsense",)}), ["base"])
     settings.out.with_name("file").touch()
     with pytest.raises(OutputError, match="is a file"):
@@ -343,7 +343,7 @@ def test_luck_is_not_announced_as_a_winner() -> None:
     [
         (Effort(), {}, "--minutes M or --trials N"),
         (Effort(minutes=1, trials=2), {}, "exclude each other"),
-        (Effort(trials=2), {"track": ("nonsense",)}, "no such tracker"),
+        (Effort(trials=2), {"track": ("nonsense",)}, "no tracker"),
         (Effort(trials=2), {"method": "head"}, "new LoRA adapter"),
         (Effort(trials=2), {"lora": afina.RunSettings.model_fields["lora"].default.model_copy(update={"rank": 4})}, "--lora"),
     ],

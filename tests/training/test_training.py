@@ -21,8 +21,8 @@ from afina.training import Trainer, TrainingSettings, make_plan, mean_loss
 from afina.training.checkpoint import State, read_latest, write
 from afina.training.loop import gradients
 from afina.training.optimizer import Optimizer
-from afina.training.schedule import learning_rate
 from afina.training.plan import Plan, PlanFacts
+from afina.training.schedule import learning_rate
 
 
 @pytest.fixture
@@ -144,18 +144,28 @@ def test_the_plan_gives_its_reasons() -> None:
     short, _ = make_plan(TrainingSettings(), PlanFacts([10] * 40, 576), 0)
     assert short.epochs == 5
     assert short.learning_rate == pytest.approx(1.5 * steps.learning_rate, rel=0.05)
-    assert make_plan(TrainingSettings(epochs=1, learning_rate=1e-3, eval_steps=5), PlanFacts([10] * 100, 576), 0)[1] == []
+    assert (
+        make_plan(TrainingSettings(epochs=1, learning_rate=1e-3, eval_steps=5), PlanFacts([10] * 100, 576), 0)[1] == []
+    )
 
 
 def test_activations_are_recomputed_where_memory_is_short() -> None:
     rows = [100] * 20 + [3000]
-    enough, reasons = make_plan(TrainingSettings(), PlanFacts(rows, 576, activation_bytes=1_000_000, free_bytes=6_000_000_000), 0)
-    short, why = make_plan(TrainingSettings(), PlanFacts(rows, 576, activation_bytes=1_000_000, free_bytes=4_000_000_000), 0)
+    enough, reasons = make_plan(
+        TrainingSettings(), PlanFacts(rows, 576, activation_bytes=1_000_000, free_bytes=6_000_000_000), 0
+    )
+    short, why = make_plan(
+        TrainingSettings(), PlanFacts(rows, 576, activation_bytes=1_000_000, free_bytes=4_000_000_000), 0
+    )
     assert (enough.checkpoint_activations, short.checkpoint_activations) == (False, True)
     assert set(why) - set(reasons) == {
         "activations are recomputed in the backward pass, to save memory: a micro-batch would need 3.0 GB, 4.0 GB are free"
     }
-    asked, _ = make_plan(TrainingSettings(checkpoint_activations=False), PlanFacts(rows, 576, activation_bytes=1_000_000, free_bytes=0), 0)
+    asked, _ = make_plan(
+        TrainingSettings(checkpoint_activations=False),
+        PlanFacts(rows, 576, activation_bytes=1_000_000, free_bytes=0),
+        0,
+    )
     assert not asked.checkpoint_activations
 
 
