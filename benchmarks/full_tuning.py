@@ -100,12 +100,12 @@ def token_ms(base: Any) -> float:
 
     base.model.module.eval()
     with torch.inference_mode():
-        writing = base.model.start(1, 128)
-        token = writing.enter([list(range(5, 45))]).argmax(-1)
+        sequences = base.model.start(1, 128)
+        token = sequences.prefill([list(range(5, 45))]).argmax(-1)
         for i in range(NEW + 4):
             if i == 4:
                 begun = time.perf_counter()
-            token = writing.step(token).argmax(-1)
+            token = sequences.decode(token).argmax(-1)
     return (time.perf_counter() - begun) / NEW * 1000
 
 

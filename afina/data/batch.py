@@ -8,7 +8,7 @@ import torch
 
 from afina.data.template import Row
 from afina.engine.ops import Segments
-from afina.models.model import IGNORED, Packed
+from afina.models.model import IGNORE_INDEX, Packed
 
 T = TypeVar("T")
 
@@ -20,7 +20,7 @@ def pack(rows: Sequence[Row], device: torch.device) -> Packed:
     bounds = [0]
     for row in rows:
         ids += row.input_ids
-        labels += [*row.labels[1:], IGNORED]
+        labels += [*row.labels[1:], IGNORE_INDEX]
         bounds.append(len(ids))
     return Packed(torch.tensor(ids, device=device), torch.tensor(labels, device=device), Segments(tuple(bounds)))
 

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias, TypeVar
 from jinja2.exceptions import TemplateError
 
 from afina.data.mapping import Example, Unusable, check_unicode
-from afina.models.model import IGNORED
+from afina.models.model import IGNORE_INDEX
 from afina.models.tokenizer import Message, Tokenizer
 
 _MARGIN = 4  # tokens: a piece may be tokenised into a few more than it had in the whole
@@ -17,7 +17,7 @@ _WIDEST_TOKEN = 16  # characters; of longer ones a piece just gets fewer
 
 @dataclass(frozen=True)
 class Row:
-    """Token ids and labels of one example, of equal length; a label is its own token, or IGNORED."""
+    """Token ids and labels of one example, of equal length; a label is its own token, or IGNORE_INDEX."""
 
     input_ids: list[int]
     labels: list[int]
@@ -25,7 +25,7 @@ class Row:
 
     @property
     def labelled(self) -> int:
-        return len(self.labels) - self.labels.count(IGNORED)
+        return len(self.labels) - self.labels.count(IGNORE_INDEX)
 
 
 def prompt_ids(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
@@ -135,11 +135,11 @@ def _joined(tokenizer: Tokenizer, pieces: Sequence[tuple[_Piece, list[int]]], lo
     labels: list[int] = []
     for piece, found in pieces:
         ids += found
-        labels += found if piece.learned else [IGNORED] * len(found)
+        labels += found if piece.learned else [IGNORE_INDEX] * len(found)
     if labels:
-        labels[0] = IGNORED  # nothing stands before it that it could be told from
+        labels[0] = IGNORE_INDEX  # nothing stands before it that it could be told from
     whole = _with_bos(tokenizer, ids)
-    return Row(whole, [IGNORED] * (len(whole) - len(ids)) + labels, location)
+    return Row(whole, [IGNORE_INDEX] * (len(whole) - len(ids)) + labels, location)
 
 
 def _row_plain(tokenizer: Tokenizer, example: Example) -> Row:
@@ -152,10 +152,10 @@ def _row_plain(tokenizer: Tokenizer, example: Example) -> Row:
     if tokenizer.task.writes_text:
         _check_texts(tokenizer, [{"role": "assistant", "content": completion}])
         answer = [*tokenizer.encode(completion), *tokenizer.stop_ids]
-        return Row(ids + answer, [IGNORED] * len(ids) + answer, example.location)
+        return Row(ids + answer, [IGNORE_INDEX] * len(ids) + answer, example.location)
     if completion not in tokenizer.classes:
         raise Unusable(f"its class {completion!r} is not one of those that the model knows")
-    labels = [IGNORED, tokenizer.classes.index(completion), *[IGNORED] * (len(ids) - 2)]
+    labels = [IGNORE_INDEX, tokenizer.classes.index(completion), *[IGNORE_INDEX] * (len(ids) - 2)]
     return Row(ids, labels, example.location)
 
 

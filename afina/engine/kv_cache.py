@@ -21,6 +21,7 @@ class Cache:
         self, specs: tuple[AttentionSpec, ...], slots: int, room: int, dtype: torch.dtype, device: torch.device
     ) -> None:
         self.used = False
+        self.slots, self.room = slots, room
         self._lengths = torch.zeros(slots, dtype=torch.int32)
         shapes = [(slots, spec.kv_heads, room, spec.head_dim) for spec in specs]
         self._layers = [
@@ -34,6 +35,24 @@ class Cache:
         self._lengths[slots] = n
         for tensor in (tensor for layer in self._layers for tensor in layer) if n else ():
             tensor[slots, :, :n] = tensor[like, :, :n]
+
+    def grow(self, slots: int, room: int) -> None:
+        """Makes space for so many slots, and tokens in each; no fewer than there are. What they hold is copied."""
+        longest = int(self._lengths.max())
+        self._lengths = torch.cat([self._lengths, self._lengths.new_zeros(slots - self.slots)])
+
+        def grown(old: Tensor) -> Tensor:
+            new = old.new_zeros(slots, old.shape[1], room, old.shape[3])
+            new[: len(old), :, :longest] = old[:, :, :longest]
+            return new
+
+        for i, (keys, values) in enumerate(self._layers):
+            self._layers[i] = grown(keys), grown(values)
+        self.slots, self.room = slots, room
+
+    def longest(self, slots: list[int]) -> int:
+        """Tokens in the longest of the sequences in `slots`."""
+        return int(self._lengths[slots].max())
 
     def begin(self, slots: list[int]) -> None:
         self._slots = torch.tensor(slots, dtype=torch.int32)

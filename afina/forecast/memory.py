@@ -5,8 +5,8 @@ from dataclasses import asdict, dataclass, replace
 from afina.forecast.workload import Case, Passes
 from afina.measure.verification import REFERENCE_TOKENS
 from afina.models import footprint as model_bytes
-from afina.models.generation import BATCH
-from afina.models.model import READ_AT_ONCE
+from afina.models.batcher import MAX_BATCH_SIZE
+from afina.models.causal import PREFILL_TOKENS
 from afina.training.loss import TOKENS
 
 GB = 1e9
@@ -95,8 +95,8 @@ def with_passes(fixed: Memory, case: Case, passes: Passes, recompute: bool) -> M
         min(TOKENS, workload.held_out) * passing + REFERENCE_TOKENS * words * (size + 4),
     )
     probed = REFERENCE_TOKENS * words * 4  # logits of the best weights, for the check after training
-    slots = min(BATCH, workload.asked)
-    cache = min(READ_AT_ONCE, slots * workload.longest) * passing + slots * words * (size + 4)
+    slots = min(MAX_BATCH_SIZE, workload.asked)
+    cache = min(PREFILL_TOKENS, slots * workload.longest) * passing + slots * words * (size + 4)
     if base.task.writes_text:
         cache += slots * (workload.longest + workload.most_new) * model_bytes.cache_bytes(module, dtype)
     holes: float = 0

@@ -10,7 +10,7 @@ from afina.measure.general_text import LANGUAGES, paragraphs
 from afina.measure.outputs import ALONE
 from afina.measure.verification import REFERENCE_TOKENS
 from afina.models import footprint as model_bytes
-from afina.models.generation import BATCH
+from afina.models.batcher import MAX_BATCH_SIZE
 from afina.training.baselines import RATE_AS_FULL
 from afina.training.loss import TOKENS
 
@@ -90,13 +90,19 @@ class Seconds:
         """Of the base and the adapted model, after training."""
         workload = self.case.workload
         prompts = workload.asked * workload.prompt
-        read = self.reading(prompts, -(-workload.asked // BATCH), prompts * workload.prompt / 2, workload.asked)
+        read = self.reading(
+            prompts, -(-workload.asked // MAX_BATCH_SIZE), prompts * workload.prompt / 2, workload.asked
+        )
         if not self.case.base.task.writes_text:
             return 2 * read
         general = sum(len(text) for name in LANGUAGES for text in paragraphs(name)) / CHARACTERS
         read += self.reading(general, -(-general // TOKENS), 0, general)
-        step = self.parameters * self.width.few + BATCH * self.words * self.hidden * self.speed.head[0] + self.unpack
-        steps: float = (workload.asked / BATCH + ALONE) * (
+        step = (
+            self.parameters * self.width.few
+            + MAX_BATCH_SIZE * self.words * self.hidden * self.speed.head[0]
+            + self.unpack
+        )
+        steps: float = (workload.asked / MAX_BATCH_SIZE + ALONE) * (
             min(workload.most_new, 2 * workload.answer) + workload.answer
         )
         return float(2 * read + steps * step * self.slower)

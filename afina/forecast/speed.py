@@ -26,7 +26,8 @@ from afina.engine.ops import Segments
 from afina.lora.adapters import unload
 from afina.lora.config import LoraConfig
 from afina.lora.injection import inject
-from afina.models.model import IGNORED, DecoderModel, Packed
+from afina.models.causal import DecoderModel
+from afina.models.model import IGNORE_INDEX, Packed
 from afina.models.skeleton import decoder_skeleton
 from afina.training.baselines import baseline
 from afina.training.optimizer import Optimizer
@@ -189,7 +190,7 @@ def _model(width: int, layers: int, device: torch.device, dtype: torch.dtype, fu
 def _packed(model: DecoderModel, tokens: int, row: int, labelled: int) -> Packed:
     device = next(model.module.parameters()).device
     ids = torch.randint(0, _WORDS, (tokens,), device=device)
-    labels = torch.full_like(ids, IGNORED)
+    labels = torch.full_like(ids, IGNORE_INDEX)
     labels[:labelled] = ids[:labelled]
     return Packed(ids, labels, Segments(tuple(range(0, tokens + 1, row))))
 

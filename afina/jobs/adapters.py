@@ -16,7 +16,7 @@ from afina.lora.arithmetic import Factors, Kind, check_one_base, combine, read_f
 from afina.lora.merging import merge
 from afina.lora.peft_files import CONFIG, WEIGHTS, read_config, read_weights
 from afina.models.load import as_transformers, quiet
-from afina.models.model import IGNORED, CausalModel, Packed
+from afina.models.model import IGNORE_INDEX, Model, Packed
 from afina.runs.facts import adapter_folder, facts_of, is_merged, read_facts, save_tokenizer
 from afina.runs.folder import check_new
 from afina.runs.opening import open_run
@@ -117,7 +117,7 @@ def merge_adapter(
             ids = torch.tensor(row, device=next(module.parameters()).device)
             labels = ids.clone()
             if not model.task.continues_text:  # the last token stands for what is to be written
-                labels[:-1] = IGNORED
+                labels[:-1] = IGNORE_INDEX
             packed = Packed(ids, labels, Segments((0, len(row))))
             before, after = (_with(model.model, each).label_logits(packed).float() for each in (module, merged))
             difference = max(difference, float((before - after).abs().max() / before.abs().max()))
@@ -135,7 +135,7 @@ def merge_adapter(
     return difference
 
 
-def _with(model: CausalModel, module: Any) -> CausalModel:
+def _with(model: Model, module: Any) -> Model:
     other = copy.copy(model)
     other.module = module
     return other

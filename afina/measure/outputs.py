@@ -19,7 +19,7 @@ from afina.data.template import Row, prompt_ids
 from afina.measure.general_text import general_rows
 from afina.models.generation import generate
 from afina.models.load import Base
-from afina.models.model import IGNORED, Answer
+from afina.models.model import IGNORE_INDEX, Answer
 from afina.training.loss import row_losses
 from afina.version import __version__
 
@@ -95,7 +95,7 @@ def _latency(base: Base, prompt: list[int], max_new_tokens: int) -> float:
 
 def _prompt(row: Row) -> Row:
     """The row with the labels on its prompt, and nowhere else."""
-    labels = [token if label == IGNORED else IGNORED for token, label in zip(row.input_ids, row.labels, strict=True)]
+    labels = [token if label == IGNORE_INDEX else IGNORE_INDEX for token, label in zip(row.input_ids, row.labels, strict=True)]
     return Row(row.input_ids, labels, row.location)
 
 

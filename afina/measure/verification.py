@@ -12,7 +12,7 @@ from afina.data.batch import pack
 from afina.data.template import Row
 from afina.lora.injection import disabled
 from afina.models.load import Base
-from afina.models.model import IGNORED
+from afina.models.model import IGNORE_INDEX
 
 REFERENCE_ROWS, REFERENCE_TOKENS = (
     4,
@@ -44,7 +44,7 @@ def _first(rows: Sequence[Row]) -> list[Row]:
     first: list[Row] = []
     left = REFERENCE_TOKENS
     for row in rows[:REFERENCE_ROWS]:
-        labelled = [i for i, label in enumerate(row.labels) if label != IGNORED][:left]
+        labelled = [i for i, label in enumerate(row.labels) if label != IGNORE_INDEX][:left]
         if not labelled:
             break
         end = labelled[-1] + 1 if len(labelled) < row.labelled else len(row.labels)

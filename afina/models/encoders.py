@@ -1,8 +1,12 @@
-"""Models that read a text whole: classifiers, and encoder-decoders. They run through transformers, behind `CausalModel` as others do.
+"""Models with an encoder: classifiers and encoder-decoders. They run through `transformers`.
 
-Their rows are packed like any: a classifier's class stands at the first token, an encoder-decoder's answer follows the text.
+Their rows are packed as all are: the label of a classifier's row stands at its first token, the answer of an encoder-decoder's follows the
+text that the encoder reads.
+
+B rows, padded to T tokens each; N labelled positions.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,22 +16,24 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from afina.core.layers import evaluation_mode
-from afina.models.model import IGNORED, Answer, Packed, Writing, losses_of
+from afina.models.model import IGNORE_INDEX, Answer, Packed, token_losses
 from afina.models.tokenizer import Tokenizer
 
-ROUND = 8  # lengths are padded to a multiple of this: the matrix library prepares itself anew for each new shape
-READ_AT_ONCE = 4096  # tokens, padding included, of a pass that keeps nothing
+_ROUND = 8  # lengths are padded to a multiple of this, since the matrix library has a set-up cost for each new shape
+_PREFILL_TOKENS = 4096  # of a forward pass, padding included
 
 
-class _Whole:
+class _EncoderModel(ABC):
+    """An `Answerer`. Prompts are read whole, in batches, the longest first."""
+
     def __init__(self, module: Any, pad_id: int, heads: tuple[str, ...]) -> None:
         self.module: nn.Module = module
-        self.heads = heads  # paths of what is new in the model, and has to be trained whole
+        self.heads = heads
         self._pad = pad_id
         self._longest = int(getattr(module.config, "max_position_embeddings", 0) or 1 << 30)
 
     @property
-    def _any(self) -> Any:
+    def _network(self) -> Any:
         return self.module
 
     def summed_loss(self, packed: Packed) -> Tensor:
@@ -35,60 +41,59 @@ class _Whole:
         return F.cross_entropy(self.label_logits(packed).float(), labels_N, reduction="sum")
 
     def label_losses(self, packed: Packed) -> Tensor:
-        return losses_of(self.label_logits(packed), packed.labels_T[packed.labelled_N])
+        return token_losses(self.label_logits(packed), packed.labels_T[packed.labelled_N])
 
+    @abstractmethod
     def label_logits(self, packed: Packed) -> Tensor:
-        raise NotImplementedError
-
-    def start(self, texts: int, room: int, prefix: Sequence[int] = ()) -> Writing:
-        raise NotImplementedError("use `answers`")
+        """See `Model`."""
 
     def checkpoint_activations(self) -> None:
-        self._any.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        self._network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
     def _padded(self, rows: Sequence[Tensor]) -> dict[str, Tensor]:
-        ids = pad_sequence(list(rows), batch_first=True, padding_value=self._pad)
-        mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
-        room = min(-ids.shape[1] % ROUND, max(0, self._longest - ids.shape[1]))
-        return {"input_ids": F.pad(ids, (0, room), value=self._pad), "attention_mask": F.pad(mask, (0, room))}
+        ids_BT = pad_sequence(list(rows), batch_first=True, padding_value=self._pad)
+        mask_BT = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
+        more = min(-ids_BT.shape[1] % _ROUND, max(0, self._longest - ids_BT.shape[1]))
+        return {"input_ids": F.pad(ids_BT, (0, more), value=self._pad), "attention_mask": F.pad(mask_BT, (0, more))}
 
     @torch.inference_mode()
     def answers(
         self, tokenizer: Tokenizer, prompts: Sequence[list[int]], max_new_tokens: int,
         on_progress: Callable[[int, int], None] | None,
     ) -> list[Answer]:  # fmt: skip
-        """The answer to each of `prompts` (token ids), in their order; longest first, in batches."""
+        """See `Answerer`."""
         device = next(self.module.parameters()).device
         order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
         found: dict[int, Answer] = {}
         with evaluation_mode(self.module):
             while len(found) < len(prompts):
                 longest = len(prompts[order[len(found)]])
-                group = order[len(found) : len(found) + max(1, READ_AT_ONCE // longest)]
+                group = order[len(found) : len(found) + max(1, _PREFILL_TOKENS // longest)]
                 rows = [torch.tensor(prompts[i], device=device) for i in group]
                 found |= zip(group, self._answer(tokenizer, rows, max_new_tokens), strict=True)
                 if on_progress:
                     on_progress(len(found), len(prompts))
         return [found[i] for i in range(len(prompts))]
 
+    @abstractmethod
     def _answer(self, tokenizer: Tokenizer, rows: list[Tensor], max_new_tokens: int) -> list[Answer]:
-        raise NotImplementedError
+        """The answers to prompts that fit into a batch."""
 
 
-class ClassifierModel(_Whole):
-    """An encoder with a classification head: one label a row, the number of its class."""
+class ClassifierModel(_EncoderModel):
+    """An encoder with a classification head: one label per row, the number of its class."""
 
     def label_logits(self, packed: Packed) -> Tensor:
-        logits: Tensor = self._any(**self._padded(packed.ids_T.split(packed.segments.lengths))).logits
+        logits: Tensor = self._network(**self._padded(packed.ids_T.split(packed.segments.lengths))).logits
         return logits
 
     def _answer(self, tokenizer: Tokenizer, rows: list[Tensor], max_new_tokens: int) -> list[Answer]:
-        found = self._any(**self._padded(rows)).logits.float().argmax(-1).tolist()
+        found = self._network(**self._padded(rows)).logits.float().argmax(-1).tolist()
         return [Answer(tokenizer.classes[i], 1, True) for i in found]
 
 
-class Seq2SeqModel(_Whole):
-    """An encoder-decoder: the unlabelled tokens of a row are read, the labelled ones behind them are to be written."""
+class Seq2SeqModel(_EncoderModel):
+    """An encoder-decoder: the encoder reads the unlabelled tokens of a row, the decoder generates the labelled ones, which follow them."""
 
     def label_logits(self, packed: Packed) -> Tensor:
         sources, targets = [], []
@@ -96,18 +101,20 @@ class Seq2SeqModel(_Whole):
             packed.ids_T.split(packed.segments.lengths), packed.labels_T.split(packed.segments.lengths), strict=True
         )
         for ids, labels in pairs:
-            count = int((labels != IGNORED).sum())
+            count = int((labels != IGNORE_INDEX).sum())
             sources.append(ids[: len(ids) - count])
             targets.append(ids[len(ids) - count :])
-        labels_BT = pad_sequence(targets, batch_first=True, padding_value=IGNORED)
-        begun = self._any.prepare_decoder_input_ids_from_labels(labels=labels_BT)
-        logits = self._any(**self._padded(sources), decoder_input_ids=begun, use_cache=False).logits
+        labels_BT = pad_sequence(targets, batch_first=True, padding_value=IGNORE_INDEX)
+        shifted_BT = self._network.prepare_decoder_input_ids_from_labels(labels=labels_BT)
+        logits = self._network(**self._padded(sources), decoder_input_ids=shifted_BT, use_cache=False).logits
         return torch.cat([row[: len(target)] for row, target in zip(logits, targets, strict=True)])
 
     def _answer(self, tokenizer: Tokenizer, rows: list[Tensor], max_new_tokens: int) -> list[Answer]:
-        written = self._any.generate(**self._padded(rows), max_new_tokens=max_new_tokens, do_sample=False, num_beams=1)
+        written = self._network.generate(
+            **self._padded(rows), max_new_tokens=max_new_tokens, do_sample=False, num_beams=1
+        )
         answers = []
-        for ids in written[:, 1:].tolist():  # behind the token that begins every answer
+        for ids in written[:, 1:].tolist():  # after the token that begins every answer
             end = next((i for i, token in enumerate(ids) if token in tokenizer.stop_ids), None)
             own = ids if end is None else ids[:end]
             answers.append(Answer(tokenizer.decode(own).strip(), len(own), end is not None))

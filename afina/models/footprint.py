@@ -14,7 +14,8 @@ from afina.core.machine import memory_free
 from afina.engine import ops
 from afina.engine.blocks import NF4_BLOCK, linear_layers
 from afina.engine.decoder import Decoder
-from afina.models.model import SHORT, Quantize
+from afina.models.causal import EAGER_TOKENS
+from afina.models.model import Quantize
 
 # So many times as much is kept by our decoder without fused kernels, and by transformers' models (counted by autograd's hooks: BERT 0.9,
 # ModernBERT, T5 and GPT-J 1.3 to 1.5).
@@ -49,7 +50,7 @@ def _kept(module: Any, dtype: torch.dtype, longest: int) -> list[int]:
         width, inner, layers = _sizes(module)
         heads = int(getattr(module.config, "num_attention_heads", 1))
         plain = (
-            longest if _head(module) is None else min(longest, SHORT)
+            longest if _head(module) is None else min(longest, EAGER_TOKENS)
         )  # of longer rows a model that writes keeps no scores
         scores = _SCORES * [size * heads * plain]
         return layers * (8 * [round(_TRANSFORMERS * size * width)] + 3 * [round(_TRANSFORMERS * size * inner)] + scores)

@@ -19,9 +19,10 @@ from afina.engine.decoder import Decoder
 from afina.engine.families import architecture_of
 from afina.engine.kernels import Kernels
 from afina.models import tokenizer
+from afina.models.causal import DecoderModel, TransformersModel
 from afina.models.encoders import ClassifierModel, Seq2SeqModel
 from afina.models.formats import gguf, gguf_models, safetensors_files
-from afina.models.model import CausalModel, DecoderModel, Quantize, TransformersModel
+from afina.models.model import Answerer, Quantize, Writer
 from afina.models.skeleton import (
     build_skeleton,
     causal_skeleton,
@@ -65,7 +66,7 @@ class Base:
     `engine` says in words what runs it; it `fell_back` where Afina's own decoder cannot, and a slower one does.
     """
 
-    model: CausalModel
+    model: Writer | Answerer
     tokenizer: Tokenizer
     facts: Facts
     dtype: torch.dtype

@@ -9,7 +9,7 @@ from afina.core.layers import evaluation_mode
 from afina.data.batch import micro_batches, pack
 from afina.data.template import Row
 from afina.models.load import Base
-from afina.models.model import IGNORED, Packed
+from afina.models.model import IGNORE_INDEX, Packed
 
 TOKENS = 2048  # a forward pass without gradients
 
@@ -45,7 +45,7 @@ def row_losses(base: Base, rows: Sequence[Row]) -> list[tuple[float, int]]:
 
 def _labelled(packed: Packed) -> list[int]:
     """The labelled positions of each row."""
-    return [int((labels != IGNORED).sum()) for labels in packed.labels_T.split(packed.segments.lengths)]
+    return [int((labels != IGNORE_INDEX).sum()) for labels in packed.labels_T.split(packed.segments.lengths)]
 
 
 def _device(base: Base) -> torch.device:

@@ -15,7 +15,7 @@ from afina.data.mapping import Template, Unusable
 from afina.data.quality.duplicates import digest
 from afina.data.settings import DataSettings
 from afina.data.splits import sample, split
-from afina.data.template import IGNORED, prompt_ids, render
+from afina.data.template import IGNORE_INDEX, prompt_ids, render
 from afina.models.tokenizer import wrap
 
 
@@ -94,8 +94,8 @@ def learned(tok, row) -> list[str]:
     """The stretches of the row that carry labels, as text."""
     runs, run = [], []
     for token, label in zip(row.input_ids, row.labels, strict=True):
-        assert label in (token, IGNORED)
-        if label == IGNORED:
+        assert label in (token, IGNORE_INDEX)
+        if label == IGNORE_INDEX:
             runs += [run] if run else []
             run = []
         else:
@@ -120,7 +120,7 @@ def test_the_prompt_is_the_same_in_training_and_at_inference(tmp_path: Path) -> 
     row = render(tok, example)
     prompt = prompt_ids(tok, example.messages)
     assert row.input_ids[: len(prompt)] == prompt
-    assert row.labels[len(prompt) - 1] == IGNORED
+    assert row.labels[len(prompt) - 1] == IGNORE_INDEX
     assert row.labels[len(prompt)] == row.input_ids[len(prompt)]
 
 
@@ -155,7 +155,7 @@ def test_one_bos(tmp_path: Path) -> None:
         row = render(with_bos(template), example_of(tmp_path, "Hi", "Hello"))
         assert row.input_ids.count(0) == 1
         assert row.input_ids[0] == 0
-        assert row.labels[0] == IGNORED
+        assert row.labels[0] == IGNORE_INDEX
 
 
 def test_split_keeps_identical_prompts_together() -> None:
@@ -238,7 +238,7 @@ def test_too_long_rows(tmp_path: Path, tiny) -> None:
     cut = load(too_long="cut")
     (row,) = [r for r in [*cut.train, *cut.held_out] if r.location == f"{path}:6"]
     assert 100 < len(row.input_ids) <= 120
-    assert tiny.tokenizer.inner.decode([label for label in row.labels if label != IGNORED]) == "answer 5<|im_end|>"
+    assert tiny.tokenizer.inner.decode([label for label in row.labels if label != IGNORE_INDEX]) == "answer 5<|im_end|>"
     assert cut.notices == ["1 prompts were cut to fit 120 tokens"]
 
 
@@ -259,7 +259,7 @@ def test_packs_shift_labels_and_keep_rows_apart(tmp_path: Path) -> None:
     assert packed.ids_T.tolist() == short.input_ids + long.input_ids
     assert packed.segments.bounds == (0, n, n + len(long.input_ids))
     assert packed.segments.positions_T.tolist() == [*range(n), *range(len(long.input_ids))]
-    at = packed.labels_T[:n] != IGNORED
+    at = packed.labels_T[:n] != IGNORE_INDEX
     assert packed.labels_T[:n][at].tolist() == packed.ids_T[1 : n + 1][at].tolist() == tok.encode("b<|im_end|>")
     assert (packed.tokens, packed.labelled) == (n + len(long.input_ids), 2 + 5)
     rows = [long, short, long, short, short]

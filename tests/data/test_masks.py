@@ -9,7 +9,7 @@ import pytest
 from conftest import byte_tokenizer
 
 from afina.data.mapping import Example, Unusable
-from afina.data.template import IGNORED, prompt_ids, render
+from afina.data.template import IGNORE_INDEX, prompt_ids, render
 from afina.models.tokenizer import Tokenizer, wrap
 
 SYSTEM = "{% if messages[0]['role'] == 'system' %}{% set system = messages[0]['content'] %}{% set rest = messages[1:] %}{% else %}{% set system = '' %}{% set rest = messages %}{% endif %}"
@@ -85,8 +85,8 @@ def test_exactly_the_assistants_turns_are_learned(family: str, chat: str) -> Non
     row = render(tok, asked)
     learned: list[str] = []
     held: list[int] = []
-    for token, label in [*zip(row.input_ids, row.labels, strict=True), (0, IGNORED)]:
-        if label != IGNORED:
+    for token, label in [*zip(row.input_ids, row.labels, strict=True), (0, IGNORE_INDEX)]:
+        if label != IGNORE_INDEX:
             held.append(token)
         elif held:
             learned.append(str(tok.inner.decode(held, skip_special_tokens=False)))

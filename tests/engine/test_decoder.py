@@ -13,8 +13,9 @@ from afina.engine.decoder import Decoder
 from afina.engine.families import architecture_of
 from afina.engine.ops import Segments
 from afina.lora import LoraConfig, inject, merge
+from afina.models.causal import DecoderModel, TransformersModel
 from afina.models.load import load_base
-from afina.models.model import IGNORED, DecoderModel, Packed, TransformersModel
+from afina.models.model import IGNORE_INDEX, Packed
 
 SMALL = {"vocab_size": 259, "max_position_embeddings": 256, "eos_token_id": 2, "bos_token_id": 2, "pad_token_id": 0}
 WIDE = {"hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 80}
@@ -110,7 +111,7 @@ def batch(lengths: tuple[int, ...] = LENGTHS) -> Packed:
     for n in lengths:
         bounds.append(bounds[-1] + n)
     ids = torch.randint(3, 259, (bounds[-1],), generator=generator)
-    labels = torch.where(torch.rand(len(ids), generator=generator) < 0.4, ids.roll(-1), IGNORED)
+    labels = torch.where(torch.rand(len(ids), generator=generator) < 0.4, ids.roll(-1), IGNORE_INDEX)
     labels[1] = 5
     return Packed(ids, labels, Segments(tuple(bounds)))
 
@@ -143,20 +144,22 @@ def test_logits_loss_and_gradients_are_those_of_transformers(name: str, kernels:
 
 @pytest.mark.parametrize("kernels", [True, False], ids=["kernels", "torch"])
 @pytest.mark.parametrize("name", FAMILIES)
-@pytest.mark.parametrize("shared", [0, 6])
-def test_step_by_step_is_the_same_as_all_at_once(name: str, shared: int, kernels: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("shared", "slots", "room"), [(0, 3, 64), (6, 3, 64), (6, 1, 8)])  # the last has to grow
+def test_step_by_step_is_the_same_as_all_at_once(
+    name: str, shared: int, slots: int, room: int, kernels: bool, tmp_path: Path
+) -> None:
     model = ours(name, tmp_path, kernels)
     prefix = list(range(40, 40 + shared))
     texts = [prefix + row.tolist() for row in batch((9, 30, 4)).ids_T.split([9, 30, 4])]
 
     def whole(text: list[int]) -> torch.Tensor:
-        labels = torch.full((len(text),), IGNORED)
+        labels = torch.full((len(text),), IGNORE_INDEX)
         labels[-1] = 0
         return model.label_logits(Packed(torch.tensor(text), labels, Segments((0, len(text)))))[0]
 
     with torch.inference_mode():
-        writing = model.start(3, 64, prefix)
-        logits = writing.enter(texts[:2])
+        sequences = model.start(slots, room, prefix)
+        logits = sequences.prefill(texts[:2])
         order = [0, 1]
         for step in range(12):
             for place, text in enumerate(order):
@@ -164,14 +167,14 @@ def test_step_by_step_is_the_same_as_all_at_once(name: str, shared: int, kernels
             new = [(7 * step + 3 + i) % 250 + 3 for i in range(len(order))]
             for text, token in zip(order, new, strict=True):
                 texts[text].append(token)
-            logits = writing.step(torch.tensor(new))
-            if step == 3:  # a text enters
-                logits = torch.cat([logits, writing.enter([texts[2]])])
+            logits = sequences.decode(torch.tensor(new))
+            if step == 3:  # a sequence enters
+                logits = torch.cat([logits, sequences.prefill([texts[2]])])
                 order.append(2)
             if step == 6:  # another leaves, and the first enters again in its place
-                writing.keep([1, 2])
+                sequences.retain([1, 2])
                 order = [1, 2]
-                logits = torch.cat([logits[1:], writing.enter([texts[0]])])
+                logits = torch.cat([logits[1:], sequences.prefill([texts[0]])])
                 order.append(0)
 
 

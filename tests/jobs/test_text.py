@@ -20,7 +20,7 @@ from afina.measure.intervals import paired_difference
 from afina.measure.metrics import METRICS
 from afina.measure.metrics.likelihood import bits_per_byte
 from afina.measure.trivial_baselines import byte_frequencies
-from afina.models.model import IGNORED
+from afina.models.model import IGNORE_INDEX
 from afina.ui.cli import main
 
 
@@ -38,7 +38,7 @@ def test_all_of_a_text_is_learned_and_its_end(story: Path, tiny) -> None:
     assert len(rejected) == 0
     row = render(tiny.tokenizer, first)
     assert row.input_ids == [*tiny.tokenizer.encode(first.completion), tiny.tokenizer.inner.eos_token_id]
-    assert row.labels == [IGNORED, *row.input_ids[1:]]  # nothing tells the first token
+    assert row.labels == [IGNORE_INDEX, *row.input_ids[1:]]  # nothing tells the first token
 
 
 def test_long_texts_are_divided_and_nothing_is_lost(tmp_path: Path, tiny) -> None:
@@ -128,7 +128,7 @@ def test_only_the_last_turn_is_learned_if_asked(tmp_path: Path, tiny) -> None:
     for what in ("all", "last"):
         ((example,), _, _) = read_examples(DataSettings(path=path, learn=what), needs_completion=True)
         ids = np.array(render(tiny.tokenizer, example).labels)
-        learned[what] = tiny.tokenizer.inner.decode(ids[ids != IGNORED].tolist())
+        learned[what] = tiny.tokenizer.inner.decode(ids[ids != IGNORE_INDEX].tolist())
     assert learned == {"all": "bb<|im_end|>dd<|im_end|>", "last": "dd<|im_end|>"}
 
 

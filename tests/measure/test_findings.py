@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 import afina
 from afina.core.errors import AdapterError
 from afina.data.template import Row
-from afina.models.model import IGNORED
+from afina.models.model import IGNORE_INDEX
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +114,7 @@ def test_trained_on_the_prompts(
     add = store.RowsWriter.add
 
     def all_learned(self, row: Row) -> None:
-        add(self, Row(row.input_ids, [IGNORED, *row.input_ids[1:]], row.location))
+        add(self, Row(row.input_ids, [IGNORE_INDEX, *row.input_ids[1:]], row.location))
 
     monkeypatch.setattr(store.RowsWriter, "add", all_learned)
     result = afina.train(settings(tiny_folder, colours_file, tmp_path / "run").model_copy(update={"seed": 7}))
@@ -129,7 +129,7 @@ def test_never_stops(tiny_folder: Path, colours_file: Path, tmp_path: Path, monk
     add = store.RowsWriter.add
 
     def without_end(self, row: Row) -> None:
-        add(self, Row(row.input_ids, [*row.labels[:-1], IGNORED], row.location))
+        add(self, Row(row.input_ids, [*row.labels[:-1], IGNORE_INDEX], row.location))
 
     monkeypatch.setattr(store.RowsWriter, "add", without_end)
     monkeypatch.setattr(load, "_check_labels", lambda *_: None)

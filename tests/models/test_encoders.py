@@ -24,9 +24,9 @@ from afina.data.load import load_data
 from afina.data.settings import DataSettings
 from afina.jobs.adapters import merge_adapter
 from afina.models import load_base
+from afina.models.causal import TransformersModel
 from afina.models.encoders import ClassifierModel, Seq2SeqModel
 from afina.models.generation import generate
-from afina.models.model import TransformersModel
 from afina.runs.opening import open_run
 from afina.training.settings import METHOD_NAMES
 

@@ -8,7 +8,7 @@ from conftest import tiny_module
 
 from afina.lora import LoraConfig, inject, merge
 from afina.models import generate
-from afina.models.generation import Sampling, _Text
+from afina.models.sampling import Sampler, Sampling
 
 WORDS = ("hello", "a much longer prompt than that", "x", "once upon a time", "2 + 2", "why?", "Lisboa", "um dois três")
 
@@ -83,8 +83,8 @@ def test_tokens_come_as_often_as_they_should(how) -> None:
     if "top_p" in how:
         scores = TopPLogitsWarper(how["top_p"])(None, scores)
     expected = scores[0].softmax(0)
-    text = _Text(0, [], Sampling(**how, seed=1), torch.device("cpu"))
-    drawn = torch.bincount(torch.tensor([text.choose(logits) for _ in range(4000)]), minlength=30) / 4000
+    sampler = Sampler(Sampling(**how, seed=1), torch.device("cpu"))
+    drawn = torch.bincount(torch.tensor([sampler.choose(logits, []) for _ in range(4000)]), minlength=30) / 4000
     assert (drawn[expected == 0] == 0).all()
     assert (drawn - expected).abs().max() < 0.03
 

@@ -5,9 +5,14 @@ from dataclasses import dataclass
 
 from afina.data.quality.checks import Check
 from afina.data.template import Row
+<<<<<<< HEAD:afina/measure/pages/data_pages.py
 from afina.measure.pages.plots import bars, histogram
 from afina.measure.pages.rendering import render_page
-from afina.models.model import IGNORED
+from afina.models.model import IGNORE_INDEX
+=======
+from afina.measure.plots import bars, histogram
+from afina.models.model import IGNORE_INDEX
+>>>>>>> 1aea7d2 (Generation: a batcher that requests can enter and leave at any time; models say by protocol what they can do):afina/measure/pages.py
 from afina.models.tokenizer import Tokenizer
 
 _MOST_BARS = 40
@@ -29,10 +34,10 @@ def rendered(tokenizer: Tokenizer, row: Row) -> Rendered:
         held.append(token)
         text = str(tokenizer.inner.decode(held, skip_special_tokens=False, clean_up_tokenization_spaces=False))
         if not text.endswith("\ufffd"):
-            tokens.append((text, label != IGNORED))
+            tokens.append((text, label != IGNORE_INDEX))
             held = []
     if held:
-        tokens.append((str(tokenizer.inner.decode(held)), row.labels[-1] != IGNORED))
+        tokens.append((str(tokenizer.inner.decode(held)), row.labels[-1] != IGNORE_INDEX))
     return Rendered(row.location, tokens)
 
 
