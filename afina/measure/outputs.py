@@ -95,7 +95,9 @@ def _latency(base: Base, prompt: list[int], max_new_tokens: int) -> float:
 
 def _prompt(row: Row) -> Row:
     """The row with the labels on its prompt, and nowhere else."""
-    labels = [token if label == IGNORE_INDEX else IGNORE_INDEX for token, label in zip(row.input_ids, row.labels, strict=True)]
+    labels = [
+        token if label == IGNORE_INDEX else IGNORE_INDEX for token, label in zip(row.input_ids, row.labels, strict=True)
+    ]
     return Row(row.input_ids, labels, row.location)
 
 
