@@ -5,14 +5,9 @@ from dataclasses import dataclass
 
 from afina.data.quality.checks import Check
 from afina.data.template import Row
-<<<<<<< HEAD:afina/measure/pages/data_pages.py
 from afina.measure.pages.plots import bars, histogram
 from afina.measure.pages.rendering import render_page
 from afina.models.model import IGNORE_INDEX
-=======
-from afina.measure.plots import bars, histogram
-from afina.models.model import IGNORE_INDEX
->>>>>>> 1aea7d2 (Generation: a batcher that requests can enter and leave at any time; models say by protocol what they can do):afina/measure/pages.py
 from afina.models.tokenizer import Tokenizer
 
 _MOST_BARS = 40
