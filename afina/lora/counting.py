@@ -6,6 +6,7 @@ from typing import Any
 from torch import nn
 
 from afina.lora.config import LoraConfig
+from afina.lora.inits import INITS
 from afina.lora.targets import described, find_targets, layer_number, saved_modules
 from afina.lora.variants import VARIANTS
 
@@ -34,7 +35,10 @@ def trained(model: nn.Module, config: LoraConfig) -> Trained:
     """
     saved = saved_modules(model, config)
     paths = find_targets(model, config)
-    added = VARIANTS[config.variant].parameter_count(described(model, paths, config.saved()))
+    targets = described(model, paths, config)
+    # An init from the base adds as many frozen ranks again to linear layers.
+    doubled = [target for target in targets if target.kind == "linear"] if INITS[config.init].from_base else []
+    added = VARIANTS[config.variant].parameter_count([*targets, *doubled])
     copied = {id(p): p.numel() for path in saved for p in model.get_submodule(path).parameters()}
     ends = tuple(f"{path}.bias" for path in paths)
     for name, parameter in model.named_parameters():

@@ -8,6 +8,7 @@ from transformers import AutoModelForCausalLM, GptOssConfig, MixtralConfig
 
 from afina.core.errors import AdapterError
 from afina.lora import LoraConfig, combine, disabled, find_targets, inject, load_adapter, merge, save_adapter
+from afina.training.optimizer import Optimizer
 
 SIZES = {
     "vocab_size": 50, "hidden_size": 32, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -68,6 +69,22 @@ def test_experts_are_adapted_as_in_peft_both_ways(kind: str, tmp_path: Path) -> 
         assert torch.allclose(merged(IDS).logits, out, atol=1e-5)
         with disabled(again):
             assert torch.equal(again(IDS).logits, before)
+
+
+def test_the_optimiser_treats_experts_as_other_adapters() -> None:
+    model = moe("mixtral")
+    inject(model, LoraConfig(rank=2, target_modules="mlp"))
+    stir(model)
+    before = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+    optimizer = Optimizer(model, weight_decay=0.5, lora_plus=4.0)
+    for name, p in model.named_parameters():
+        p.grad = torch.full_like(p, 0.0 if "lora_a" in name else 1.0) if p.requires_grad else None
+    optimizer.step(0.01, 1.0)
+    assert any("lora_bs" in name for name in before)
+    for name, p in model.named_parameters():
+        if name in before:  # no decay; a first step of Adam is as long as the rate, four times that for every B
+            expected = before[name] - (0.04 if "lora_b" in name else 0.0)
+            assert torch.allclose(p, expected, atol=1e-4), name
 
 
 def test_what_experts_do_not_have_is_said(tmp_path: Path) -> None:

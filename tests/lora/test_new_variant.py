@@ -23,6 +23,7 @@ from afina.lora import LoraConfig, combine, disabled, inject, load_adapter, merg
 from afina.lora.counting import trained
 from afina.lora.layer import LoraLayer, ParameterCount, Target
 from afina.lora.variants import VARIANTS, Variant
+from afina.search.study import choices, configured, defaults
 from afina.training.optimizer import Optimizer
 from afina.ui.cli import main
 
@@ -57,6 +58,7 @@ class Ia3(Variant):
     name = "ia3"
     layers = (Ia3Linear,)
     peft_type = "IA3"
+    tuned = True
 
     def refuses(self, config: LoraConfig) -> Iterator[str]:
         if config.dropout:
@@ -128,6 +130,12 @@ def test_injected_counted_saved_and_merged(kind: str, tmp_path: Path) -> None:
     again = tiny_module(kind)
     load_adapter(again, tmp_path)
     assert torch.equal(states(again), adapted)
+
+
+def test_the_search_tries_it() -> None:
+    assert choices()["form"] == ("lora", "rslora", "dora", "ia3", "pissa")
+    settings = afina.RunSettings(base="b", data={"path": "d.jsonl"})
+    assert configured(settings, defaults(1e-3) | {"form": "ia3"}, 100).lora.variant == "ia3"
 
 
 def test_what_it_refuses(tmp_path: Path) -> None:

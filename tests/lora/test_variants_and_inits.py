@@ -273,6 +273,19 @@ def test_what_is_trained() -> None:
     assert {p.split(".")[2] for p, _ in lora_layers(injected("llama", layers=(1,))[0])} == {"1"}
 
 
+def test_an_embedding_beside_an_init_from_the_base_is_saved_with_its_own_rank(tmp_path: Path) -> None:
+    model, config = injected("llama", init="pissa", target_modules=("embed_tokens", "q_proj"))
+    train(model)
+    save_adapter(model, config, tmp_path)
+    again = tiny_module("llama")
+    load_adapter(again, tmp_path)
+    with torch.no_grad():
+        adapted = output(model)
+        near = 2e-5 * max(1.0, adapted.abs().max().item())
+        assert torch.allclose(output(again), adapted, atol=near)
+        assert torch.allclose(output(PeftModel.from_pretrained(tiny_module("llama"), tmp_path)), adapted, atol=near)
+
+
 def test_the_frozen_ranks_of_an_init_stay(tmp_path: Path) -> None:
     model, config = injected("llama", init="pissa")
     layer = next(layer for _, layer in lora_layers(model) if isinstance(layer, LoraLinear))

@@ -63,6 +63,7 @@ class DoraLinear(LoraLinear):
 class _Dora(Variant):
     name = "dora"
     layers = (DoraLinear,)
+    peft_type = "LORA"
     tuned = True
 
     def refuses(self, config: "LoraConfig") -> Iterator[str]:

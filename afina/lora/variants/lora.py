@@ -145,6 +145,7 @@ def check_rank(target: Target, config: "LoraConfig") -> None:
 class _Lora(Variant):
     name = "lora"
     layers = (LoraLinear, LoraEmbedding, LoraExperts)
+    peft_type = "LORA"
     summable = True
     tuned = True
 

@@ -36,6 +36,7 @@ class FrozenALinear(LoraLinear):
 class _LoraFA(Variant):
     name = "lora_fa"
     layers = (FrozenALinear, LoraEmbedding)
+    peft_type = "LORA"
     summable = True
 
     def reads(self, raw: Mapping[str, Any]) -> bool:
