@@ -130,7 +130,7 @@ def build(model: type[S], values: dict[str, Any]) -> S:
 
 def changed(settings: S, values: dict[str, Any]) -> S:
     """A copy of `settings` with other `values`, by dotted path, validated as a whole. Raises `SettingsError` as `build` does."""
-    return build(type(settings), merge(settings.model_dump(), nest(values)))
+    return build(type(settings), merge(settings.model_dump(exclude_unset=True), nest(values)))
 
 
 def _explain(problem: Any, known: dict[str, FieldInfo]) -> str:

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from afina.data.batch import pack as pack
     from afina.data.load import Dataset as Dataset
     from afina.data.load import load_data as load_data
-    from afina.data.load import read_examples as read_examples
     from afina.data.mapping import Example as Example
+    from afina.data.mapping import read_examples as read_examples
     from afina.data.settings import DataSettings as DataSettings
     from afina.data.template import Row as Row
     from afina.data.template import prompt_ids as prompt_ids
@@ -30,7 +30,7 @@ __getattr__, __all__ = exports(
         "pack": "afina.data.batch",
         "load_data": "afina.data.load",
         "prompt_ids": "afina.data.template",
-        "read_examples": "afina.data.load",
+        "read_examples": "afina.data.mapping",
         "render": "afina.data.template",
     },
 )

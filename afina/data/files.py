@@ -1,140 +1,33 @@
-"""Where rows come from: a file, a folder of files, standard input, compressed or not; and bytes as text, whatever wrote them."""
+"""A file of rows, opened once: its bytes, compressed or not, its hash, and the encoding of its text, whatever wrote it."""
 
-import atexit
 import bz2
 import codecs
 import gzip
+import hashlib
 import io
 import lzma
-import shutil
-import sys
-import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, TYPE_CHECKING, Any, cast
 
 from afina.core.errors import DataError
 from afina.core.files import sha256
+from afina.data.formats import suffixes
 
-_OPENERS: dict[str, Callable[[Path], Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
-COMPRESSED = (*_OPENERS, ".zst")
-SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".parquet", ".arrow", ".xlsx")
+if TYPE_CHECKING:
+    from afina.data.formats.delimited import Dialect
+
+_OPENERS: dict[str, Callable[[Any], Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 STANDARD_INPUT = "-"
+COMPRESSED = (*_OPENERS, ".zst")
 _CHUNK = 1 << 20
+_START = 4096  # bytes by which a format is recognised
+_IN_MEMORY = 64 << 20  # bytes: files up to this size are kept in memory from the first look until they are parsed
 _UNDEFINED_IN_1252 = frozenset(b"\x81\x8d\x8f\x90\x9d")
 _CONTROL = bytes(set(range(32)) - set(b"\t\n\r\f\x0b\x1a\x1b\0")) + b"\x7f"
-
-
-@dataclass(frozen=True)
-class Piece:
-    """One file of rows: `suffix` is that of its contents, `name` what messages call it."""
-
-    path: Path
-    name: str
-    suffix: str
-
-    def open(self) -> IO[bytes]:
-        """The contents, decompressed. Raises `DataError`."""
-        packing = self.path.suffix.lower()
-        try:
-            if packing in _OPENERS:
-                return cast(IO[bytes], _OPENERS[packing](self.path))
-            if packing == ".zst":
-                import pyarrow
-
-                return cast(IO[bytes], pyarrow.CompressedInputStream(str(self.path), "zstd"))
-            return self.path.open("rb")
-        except OSError as error:
-            raise unreadable(self.name, error) from error
-
-    def chunks(self) -> Iterator[bytes]:
-        with self.open() as file:
-            while chunk := _read(file, self.name):
-                yield chunk
-
-
-def unreadable(name: str, error: Exception) -> DataError:
-    reason = getattr(error, "strerror", None) or error
-    return DataError(f"cannot read data {name}: {reason}", "check the file; if it was copied or packed, do that again")
-
-
-def _read(file: IO[bytes], name: str) -> bytes:
-    try:
-        return file.read(_CHUNK)
-    except (OSError, EOFError, lzma.LZMAError, ValueError) as error:  # a damaged archive
-        raise unreadable(name, error) from error
-
-
-def pieces(path: Path) -> list[Piece]:
-    """The files that `path` means: itself, those of a folder in order of name, or standard input ('-'). Raises `DataError`."""
-    if str(path) == STANDARD_INPUT:
-        return [_standard_input()]
-    if not path.exists():
-        raise DataError(f"data {path}: no such file", "check the path")
-    if path.is_dir():
-        found = [file for file in sorted(path.rglob("*")) if file.is_file() and _contents(file) in SUFFIXES]
-        if not found:
-            raise DataError(
-                f"data {path} is a folder without files of rows", f"files of {', '.join(SUFFIXES)} are read"
-            )
-        return [Piece(file, str(file), _sniffed(Piece(file, str(file), _contents(file))) or ".txt") for file in found]
-    if not path.is_file():
-        raise DataError(f"data {path} is not a regular file", "write the examples to a file first, or pipe them to '-'")
-    piece = Piece(path, str(path), _contents(path))
-    known = _sniffed(piece)
-    if known is None:
-        kind = f"type {piece.suffix!r} is not read" if piece.suffix else "it has no suffix, so its type is unknown"
-        raise DataError(
-            f"data {path}: {kind}", f"give one of {', '.join(SUFFIXES)}, as it is or with {', '.join(COMPRESSED)}"
-        )
-    return [Piece(path, str(path), known)]
-
-
-def fingerprint(path: Path) -> list[list[str]]:
-    """The name and SHA-256 of every file that `path` means."""
-    return [[piece.name, sha256(piece.path)] for piece in pieces(path)]
-
-
-def _contents(path: Path) -> str:
-    suffix = path.suffix.lower()
-    return Path(path.stem).suffix.lower() if suffix in COMPRESSED else suffix
-
-
-def _sniffed(piece: Piece) -> str | None:
-    """The suffix of what the file holds: by its first bytes where these are a format's own, else by its name."""
-    with piece.open() as file:
-        start = _read(file, piece.name)[:8]
-    if start.startswith(b"PAR1"):
-        return ".parquet"
-    if start.startswith(b"ARROW1"):
-        return ".arrow"
-    if start.startswith(b"PK\x03\x04") and piece.suffix in ("", ".xlsx", ".xlsm", ".xls", ".csv"):
-        return ".xlsx"
-    return {".ndjson": ".jsonl", ".tab": ".tsv", ".text": ".txt", ".md": ".txt", ".feather": ".arrow"}.get(
-        piece.suffix, piece.suffix if piece.suffix in SUFFIXES else None
-    )
-
-
-_kept: dict[int, Piece] = {}  # standard input comes once
-
-
-def _standard_input() -> Piece:
-    """What comes in, kept in a file for as long as the program runs: it is read more than once."""
-    if id(sys.stdin) in _kept:
-        return _kept[id(sys.stdin)]
-    folder = Path(tempfile.mkdtemp(prefix="afina-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    path = folder / "standard-input"
-    with path.open("wb") as file:
-        shutil.copyfileobj(sys.stdin.buffer, file)
-    with path.open("rb") as file:
-        start = file.read(4096).lstrip(codecs.BOM_UTF8).lstrip()
-    suffix = _sniffed(Piece(path, "standard input", "")) or (
-        ".json" if start[:1] == b"[" else ".jsonl" if start[:1] == b"{" else ".csv"
-    )
-    _kept[id(sys.stdin)] = Piece(path, "standard input", suffix)
-    return _kept[id(sys.stdin)]
 
 
 @dataclass(frozen=True)
@@ -144,29 +37,121 @@ class Encoding:
     name: str
     nuls: int = 0
 
-    def text(self, piece: Piece) -> io.TextIOWrapper:
-        return io.TextIOWrapper(piece.open(), self.name, newline="")
 
+class File:
+    """One file of rows: its `path`, the `name` that messages give it, and the `suffix` of its contents.
 
-def detect(piece: Piece) -> Encoding:
-    """The encoding of a text file: by its mark, else UTF-8 where all of it is that, else Windows-1252 or Latin-1.
-
-    Raises `DataError` where the file is no text.
+    What the first look at its bytes shows (hash, encoding, a table's dialect) is kept for the passes that follow. So are the bytes
+    themselves, up to `_IN_MEMORY`, until they are parsed: the hash and the encoding are decided by all of them, and are known before
+    the first row is. `target` is a file whose lines answer this one's.
     """
+
+    def __init__(self, path: Path, name: str | None = None) -> None:
+        self.path, self.name = path, name or str(path)
+        suffix = path.suffix.lower()
+        self.suffix = Path(path.stem).suffix.lower() if suffix in COMPRESSED else suffix
+        self.target: File | None = None
+        self.dialect: Dialect | None = None
+        self._bytes: bytes | None = None
+        self._hash: str | None = None
+        self._version: tuple[int, int] | None = None
+
+    def start(self) -> bytes:
+        """The first bytes of the contents."""
+        with _reading(self.name), self._unpacked(self.path) as file:
+            return file.read(_START)
+
+    def open(self) -> IO[bytes]:
+        """The contents, decompressed. Raises `DataError` where they cannot be read, or are not what they were when first read."""
+        self._look()
+        content, self._bytes = self._bytes, None
+        with _reading(self.name):
+            return self._unpacked(self.path if content is None else io.BytesIO(content))
+
+    def text(self) -> io.TextIOWrapper:
+        """The contents as text, line ends as they are. Raises `DataError` where they are no text."""
+        encoding = self.encoding.name
+        return io.TextIOWrapper(self.open(), encoding, newline="")
+
+    @property
+    def sha256(self) -> str:
+        """Hex digest of the bytes on disk."""
+        self._look()
+        if self._hash is None:
+            self._hash = sha256(self.path)
+        return self._hash
+
+    @cached_property
+    def encoding(self) -> Encoding:
+        """By its byte-order mark, else UTF-8 where all of it is that, else Windows-1252 or Latin-1. Raises `DataError` where the file
+        is no text."""
+        self._look()
+        return _encoding(self._chunks(), self.name)
+
+    def _look(self) -> None:
+        """Takes a small file into memory when it is first read. Raises `DataError` where it was changed since."""
+        with _reading(self.name):
+            found = self.path.stat()
+            version = found.st_size, found.st_mtime_ns
+            if self._version is None:
+                self._version = version
+                if found.st_size <= _IN_MEMORY:
+                    self._bytes = self.path.read_bytes()
+                    self._hash = hashlib.sha256(self._bytes).hexdigest()
+        if version != self._version:
+            raise DataError(f"{self.name} was changed while it was read", "start again")
+
+    def _unpacked(self, source: Path | io.BytesIO) -> IO[bytes]:
+        packing = self.path.suffix.lower()
+        if packing in _OPENERS:
+            return cast(IO[bytes], _OPENERS[packing](source))
+        if packing == ".zst":
+            import pyarrow
+
+            return cast(
+                IO[bytes], pyarrow.CompressedInputStream(str(source) if isinstance(source, Path) else source, "zstd")
+            )
+        return source.open("rb") if isinstance(source, Path) else source
+
+    def _chunks(self) -> Iterator[bytes]:
+        """The contents; the bytes of a file that is not packed are hashed as they pass."""
+        digest = None if self._hash or self.path.suffix.lower() in COMPRESSED else hashlib.sha256()
+        with _reading(self.name), self._unpacked(self.path if self._bytes is None else io.BytesIO(self._bytes)) as file:
+            while chunk := file.read(_CHUNK):
+                if digest:
+                    digest.update(chunk)
+                yield chunk
+        if digest:
+            self._hash = digest.hexdigest()
+
+
+@contextmanager
+def _reading(name: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, EOFError, lzma.LZMAError, ValueError) as error:  # ValueError and EOFError: a damaged archive
+        raise unreadable(name, error) from error
+
+
+def unreadable(name: str, error: Exception) -> DataError:
+    """What is said of a file that cannot be read."""
+    reason = getattr(error, "strerror", None) or error
+    return DataError(f"cannot read data {name}: {reason}", "check the file; if it was copied or packed, do that again")
+
+
+def _encoding(chunks: Iterator[bytes], name: str) -> Encoding:
     utf8 = codecs.getincrementaldecoder("utf-8")()
     is_utf8, nuls, high, first = True, 0, set[int](), b""
-    for chunk in piece.chunks():
+    for chunk in chunks:
         if not first:
             first = chunk
             if chunk.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
                 return Encoding("utf-16")
-            for name, at in (("utf-16-le", 1), ("utf-16-be", 0)):
+            for codec, at in (("utf-16-le", 1), ("utf-16-be", 0)):
                 if chunk[at:4096:2].count(0) > 0.4 * len(chunk[at:4096:2]) and not chunk[1 - at : 4096 : 2].count(0):
-                    return Encoding(name)
+                    return Encoding(codec)
             if len(first.translate(None, _CONTROL)) < 0.99 * len(first) or first.count(0) > 0.05 * len(first):
-                raise DataError(
-                    f"data {piece.name} is a binary file", f"export it as text, or give {', '.join(SUFFIXES)}"
-                )
+                raise DataError(f"data {name} is a binary file", f"export it as text, or give {', '.join(suffixes())}")
         nuls += chunk.count(0)
         if is_utf8:
             try:

@@ -9,8 +9,8 @@ from typing import Any
 
 from afina.core.errors import DataError, SettingsError, near
 from afina.data.layouts import Layout, recognise
-from afina.data.read import read
-from afina.data.rows import Notes, Record, Rejected
+from afina.data.read import OpenFiles, read
+from afina.data.rows import Notes, Record, Rejected, Rejections
 from afina.data.settings import DataSettings
 from afina.models.tokenizer import Message
 
@@ -66,7 +66,7 @@ def text_of(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-class Template:
+class ColumnTemplate:
     """Text with `{column}`, `{column[0]}`, `{column[key]}` or `{column?}`, which may be empty, in it.
 
     Raises `DataError` where it is malformed.
@@ -115,13 +115,52 @@ class Template:
         return value
 
 
-def examples(settings: DataSettings, notes: Notes, *, needs_completion: bool) -> Iterator[Example | Rejected]:
+def read_examples(
+    settings: DataSettings, *, needs_completion: bool, files: OpenFiles | None = None
+) -> tuple[list[Example], Rejections, Notes]:
+    """Every usable example of the file, every other row with its reason, and what was found out about the file.
+
+    Raises `DataError` where none is usable.
+    """
+    notes, rejected = Notes(), Rejections()
+    examples = list(usable_examples(settings, notes, rejected, needs_completion=needs_completion, files=files))
+    check_usable(settings, len(examples), rejected)
+    return examples, rejected, notes
+
+
+def usable_examples(
+    settings: DataSettings,
+    notes: Notes,
+    rejected: Rejections,
+    *,
+    needs_completion: bool = True,
+    files: OpenFiles | None = None,
+) -> Iterator[Example]:
+    """The examples of the rows that can be used; the others go into `rejected`."""
+    for row in map_examples(settings, notes, needs_completion=needs_completion, files=files):
+        if isinstance(row, Rejected):
+            rejected.add(row)
+        else:
+            yield row
+
+
+def check_usable(settings: DataSettings, count: int, rejected: Rejections) -> None:
+    """Raises `DataError` where a file's `count` of usable rows is zero."""
+    if not count and not rejected:
+        raise DataError(f"data {settings.path} is empty: it holds no example", "give a file with at least one")
+    if not count:
+        raise DataError([f"{settings.path}: no row can be used", *rejected.lines()], "fix the file or the templates")
+
+
+def map_examples(
+    settings: DataSettings, notes: Notes, *, needs_completion: bool, files: OpenFiles | None = None
+) -> Iterator[Example | Rejected]:
     """Reads the data: an example of each record that can be used; the other rows with their reasons, in their order.
 
     With templates: the columns that they name. Without: a layout that is known (layouts.py), which `notes` are told. Columns
     that no row has, or of which no layout is known, raise `DataError`: then the mapping is wrong, not the row.
     """
-    rows = _renamed(read(settings, notes), settings)
+    rows = _renamed(read(settings, notes, files), settings)
     start = list(itertools.islice(rows, _SAMPLE))
     records = [row for row in start if isinstance(row, Record)]
     convert = _converter(settings, [record.values for record in records], notes, needs_completion) if records else None
@@ -177,11 +216,11 @@ def _converter(
             raise DataError(
                 f"{settings.path} is plain text, which has no conversation", "leave --system and --references out"
             )
-        whole = Template(layout.completion or "", "--completion")
+        whole = ColumnTemplate(layout.completion or "", "--completion")
         return lambda record: _from_text(record, whole)
     convert = _asking(settings, layout, columns, needs_completion)
-    text = Template(f"{{{_TEXT}}}", "--completion")
-    if _TEXT in Template((layout.prompt or "{messages}") + (layout.completion or ""), "--prompt").columns:
+    text = ColumnTemplate(f"{{{_TEXT}}}", "--completion")
+    if _TEXT in ColumnTemplate((layout.prompt or "{messages}") + (layout.completion or ""), "--prompt").columns:
         return convert
 
     def either(record: Record) -> Example:
@@ -200,8 +239,8 @@ def _asking(
     if layout.conversation is not None:
         column = layout.conversation
         return lambda record: _from_messages(record, column, settings, needs_completion)
-    prompt = Template(layout.prompt or "", "--prompt")
-    completion = Template(layout.completion or "{completion}", "--completion")
+    prompt = ColumnTemplate(layout.prompt or "", "--prompt")
+    completion = ColumnTemplate(layout.completion or "{completion}", "--completion")
     _require(prompt.columns, columns, "--prompt", settings)
     if needs_completion or (settings.references is None and set(completion.columns) <= set(columns)):
         _require(completion.columns, columns, "--completion", settings)
@@ -259,7 +298,7 @@ def _require(wanted: list[str], columns: list[str], flag: str, settings: DataSet
         )
 
 
-def _from_text(record: Record, template: Template) -> Example:
+def _from_text(record: Record, template: ColumnTemplate) -> Example:
     text = template.fill(record.values)
     if not text.strip():
         raise Unusable("the text is empty")

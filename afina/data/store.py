@@ -18,10 +18,12 @@ import numpy as np
 
 from afina.core.errors import writing
 from afina.core.files import write_json
-from afina.data.rows import Places, place
+from afina.data.rows import Locations, decode
 from afina.data.template import Row
 
-_INDEX = np.dtype([("end", "<u8"), ("prefix", "<u4"), ("number", "<u4")])  # where the row's tokens end, and its place
+_INDEX = np.dtype(
+    [("end", "<u8"), ("prefix", "<u4"), ("number", "<u4")]
+)  # where the row's tokens end, and its location
 _ENTRY = struct.Struct("<QII")  # the same, to write one
 _MOST_BYTES = 4 << 30  # of prepared rows that are kept for the next run
 _ABANDONED = 7 * 86_400  # seconds after which nobody is still writing
@@ -37,7 +39,7 @@ class RowsWriter:
             self._ids, self._labels, self._index = (
                 (folder / name).open("wb", 1 << 20) for name in ("ids", "labels", "index")
             )
-        self._places = Places()
+        self._locations = Locations()
         self.count = self._end = self._labelled = self._most_labelled = 0
 
     def add(self, row: Row) -> None:
@@ -50,14 +52,14 @@ class RowsWriter:
         with writing(self._folder):
             self._ids.write(array("i", row.input_ids))
             self._labels.write(array("i", row.labels))
-            self._index.write(_ENTRY.pack(self._end, *self._places.parts(row.location)))
+            self._index.write(_ENTRY.pack(self._end, *self._locations.encode(row.location)))
 
     def close(self) -> None:
         with writing(self._folder):
             for file in (self._ids, self._labels, self._index):
                 file.close()
         sums = {"tokens": self._end, "labelled": self._labelled, "most_labelled": self._most_labelled}
-        write_json(self._folder / "rows.json", sums | {"prefixes": self._places.prefixes()})
+        write_json(self._folder / "rows.json", sums | {"prefixes": self._locations.prefixes()})
 
 
 class Rows(Sequence[Row]):
@@ -94,7 +96,7 @@ class Rows(Sequence[Row]):
         end, prefix, number = self._index[which].tolist()
         count = int(self.lengths[which])
         ids, labels = (self._read(file, end - count, count) for file in (self._ids, self._labels))
-        return Row(ids, labels, place(self._prefixes[prefix], number))
+        return Row(ids, labels, decode(self._prefixes[prefix], number))
 
     @staticmethod
     def _read(file: Any, at: int, count: int) -> list[int]:
@@ -118,8 +120,8 @@ def lengths(rows: Sequence[Row]) -> Sequence[int]:
     return rows.lengths if isinstance(rows, Rows) else [len(row.input_ids) for row in rows]  # type: ignore[return-value]
 
 
-class Shelf:
-    """Prepared data in a folder of the cache, by a key made of everything that decides them; the oldest give way.
+class RowCache:
+    """Prepared rows in a folder of the cache, by a key made of everything that decides them; the oldest give way.
 
     Without a key (data whose content is not known beforehand) the folder is `temporary`, and the caller's to remove.
     """

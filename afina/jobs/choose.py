@@ -15,8 +15,8 @@ from afina.core.errors import InputError, RunFailed, SettingsError
 from afina.core.events import Listener, Notice, ignore
 from afina.core.files import read_json, write_json
 from afina.data.layouts import Kind
-from afina.data.load import Parts, characters, read_parts, trained_on
 from afina.data.quality.signals import language
+from afina.data.splits import Splits, character_counts, read_splits
 from afina.forecast.estimate import Forecast, forecast_training
 from afina.forecast.machines import this_machine
 from afina.jobs.compare import begun, with_rows_apart
@@ -151,22 +151,22 @@ def choose(
         raise SettingsError("--bases names no base", "give names with commas between, or leave it out")
     cache = cache_folder(settings.cache_dir)
     out = settings.out or Path("runs") / f"{settings.data.path.stem}-choose"
-    parts = read_parts(settings.data, settings.data_seed).resolved()
-    kind: Kind = parts.settings.kind or "generation"
-    task, spoken = _TASKS[kind], _languages(parts)
+    splits = read_splits(settings.data, settings.data_seed).resolved()
+    kind: Kind = splits.settings.kind or "generation"
+    task, spoken = _TASKS[kind], _languages(splits)
     listener(Notice(f"the task looks like {task}" + (f" in {', '.join(spoken)}" if spoken else "")))
-    if kind == "classification" and len(parts.answers.shares) == 1:
+    if kind == "classification" and len(splits.answers.shares) == 1:
         listener(Notice("every answer is the same: there is nothing to learn, and nothing to choose by", warning=True))
     machine = this_machine(cache, settings.device, settings.precision, listener=listener)
-    texts = characters(parts)
+    texts = character_counts(splits)
     settings = with_rows_apart(settings)
 
     def forecasts(name: str, config: Skeleton) -> Forecast:
-        own = changed(settings, {"base": name, "data": parts.settings.model_dump()})
-        return forecast_training(config, own, workload_for(config, own, parts, listener, texts), machine)
+        own = changed(settings, {"base": name, "data": splits.settings.model_dump()})
+        return forecast_training(config, own, workload_for(config, own, splits, listener, texts), machine)
 
     def candidate(name: str, reasons: tuple[str, ...]) -> Candidate:
-        config = _outline(name, kind, parts.answers.classes, settings, cache)
+        config = _outline(name, kind, splits.answers.classes, settings, cache)
         entry = known_models().get(name)
         unknown = tuple(code for code in spoken if entry and code not in entry.languages)
         licence = entry.licence if entry else None
@@ -203,7 +203,7 @@ def choose(
         if not tried[0].probe:
             raise RunFailed(f"no base could be tried: {tried[0].failed}")
         others = [each for each in found if each.name not in names][:_LISTED]
-        classes = tuple(parts.answers.shares) if kind == "classification" else ()
+        classes = tuple(splits.answers.shares) if kind == "classification" else ()
         choice = Choice(task, main_metric(kind).name, spoken, share, tried, others, out, classes)
         write_json(out / "choice.json", choice.json())
     return choice
@@ -217,10 +217,10 @@ def _share(file: Path, new: float) -> float:
     return new
 
 
-def _languages(parts: Parts) -> tuple[str, ...]:
+def _languages(splits: Splits) -> tuple[str, ...]:
     """Those that questions and answers are in, the commonest first."""
     found: Counter[str] = Counter()
-    for example in islice(trained_on(parts), _READ):
+    for example in islice(splits.training_examples(), _READ):
         found.update(filter(None, (language(example.source), language(example.completion or ""))))
     total = sum(found.values())
     return tuple(code for code, n in found.most_common() if n >= _SPOKEN * total)

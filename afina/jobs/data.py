@@ -9,9 +9,8 @@ from afina.core.config import fields
 from afina.core.device import cache_folder
 from afina.core.errors import DataError
 from afina.core.files import check_writable, write_atomic, write_json, write_jsonl
-from afina.data.load import DEFAULT_MAX_LENGTH, read_examples
-from afina.data.mapping import Example, Unusable
-from afina.data.mapping import examples as map_examples
+from afina.data.fitting import DEFAULT_MAX_LENGTH
+from afina.data.mapping import Example, Unusable, map_examples, read_examples
 from afina.data.quality.checks import Check, DataFinding, check
 from afina.data.quality.preparation import Prepared, PrepareSettings, prepare, rows_of, shares
 from afina.data.read import read

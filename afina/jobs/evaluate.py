@@ -7,8 +7,9 @@ from afina.core.config import read_yaml
 from afina.core.device import keep_freed_memory
 from afina.core.errors import AdapterError, DataError, SettingsError
 from afina.core.events import Listener, Notice, ignore
-from afina.data.kinds import Answers
-from afina.data.load import DEFAULT_MAX_LENGTH, Fitter, read_examples
+from afina.data.answers import AnswerStatistics
+from afina.data.fitting import DEFAULT_MAX_LENGTH, Fitter
+from afina.data.mapping import read_examples
 from afina.measure.evaluation import Evaluation
 from afina.measure.evaluator import evaluate_adapted
 from afina.measure.judge import Judge
@@ -88,7 +89,7 @@ def evaluate(  # noqa: PLR0913 - each by its name
         raise DataError([f"{data}: no row can be used", *fitter.rejected.lines()], "mend the file")
     rows = [row for row, _ in fitted]
     kept = [example for _, example in fitted] + strangers
-    kind = "text" if is_text else adapted.facts.get("kind") or Answers(e.references[0] for e in kept).kind(notes.layout)
+    kind = "text" if is_text else adapted.facts.get("kind") or AnswerStatistics(e.references[0] for e in kept).kind(notes.layout)
     eval_set = EvaluationSet(kept, rows, kind, adapted.max_new_tokens, str(data))
     if is_text and (metrics or judge):
         raise SettingsError("--metric and --judge score answers, and plain text has none", "leave them out")

@@ -10,8 +10,9 @@ from afina.core.config import build, changed
 from afina.core.device import cache_folder
 from afina.core.errors import InputError
 from afina.core.events import Listener, Notice, ignore
-from afina.data.load import Parts, characters, read_parts, render_parts
+from afina.data.load import render_splits
 from afina.data.settings import DataSettings
+from afina.data.splits import Splits, character_counts, read_splits
 from afina.forecast.estimate import Forecast, forecast_training
 from afina.forecast.machines import MACHINES, Machine, libraries, named, this_machine
 from afina.forecast.memory import GB
@@ -89,11 +90,11 @@ def fit(
     """
     libraries()  # before the rows and the tokenizer are read
     cache = cache_folder(settings.cache_dir)
-    parts = None
+    splits = None
     if settings.data.path != NO_DATA:
-        parts = read_parts(settings.data, settings.data_seed).resolved()
-        settings = changed(settings, {"data": parts.settings.model_dump()})
-    classes = parts.answers.classes if parts else ("", "")
+        splits = read_splits(settings.data, settings.data_seed).resolved()
+        settings = changed(settings, {"data": splits.settings.model_dump()})
+    classes = splits.answers.classes if splits else ("", "")
     base = read_skeleton(
         settings.base,
         revision=settings.revision,
@@ -106,7 +107,7 @@ def fit(
         need_classes(classes)
     if base.is_local and not base.file_bytes:
         listener(Notice(f"{base.name} has no weights: this is said of its configuration alone", warning=True))
-    workload = workload_for(base, settings, parts, listener)
+    workload = workload_for(base, settings, splits, listener)
     if machine and machine.partition(":")[0] not in ("cpu", "cuda", "mps"):
         machines = [named(machine)]
     else:
@@ -177,11 +178,11 @@ def _at(
 
 
 def workload_for(
-    base: Skeleton, settings: RunSettings, parts: Parts | None, listener: Listener, texts: Texts | None = None
+    base: Skeleton, settings: RunSettings, splits: Splits | None, listener: Listener, texts: Texts | None = None
 ) -> Workload:
     """The rows in tokens: counted where the base is here, else reckoned by their characters (`texts`, which are read where they are not
     given)."""
-    if parts is None:
+    if splits is None:
         return _usual(settings.data.max_length)
     if base.is_local:
         tokenizer, context = load_tokenizer(
@@ -189,21 +190,21 @@ def workload_for(
             base.task,
             revision=settings.revision,
             cache_dir=settings.cache_dir,
-            classes=parts.answers.classes,
+            classes=splits.answers.classes,
         )
-        data = render_parts(parts, tokenizer, context, settings.cache_dir, listener)
+        data = render_splits(splits, tokenizer, context, settings.cache_dir, listener)
         for line in data.notices:
             listener(Notice(line, warning=True))
         return workload_of(data, room_for(data.most_labelled))
-    texts = texts or characters(parts)
+    texts = texts or character_counts(splits)
     most = min(settings.data.max_length or 1 << 30, base.context_length)
     lengths = [min(most, round((asked + answer) / CHARACTERS) + _TEMPLATE) for asked, answer in texts]
     answers = [1.0 if base.task.needs_classes else answer / CHARACTERS + 2 for _, answer in texts]
-    tested = int(parts.test.sum() or parts.held_out.sum())
+    tested = int(splits.test.sum() or splits.held_out.sum())
     mean = sum(lengths) / len(lengths)
     answer = sum(answers) / len(answers)
     workload = Workload(
-        lengths, min(1.0, answer / mean), round(mean * int(parts.held_out.sum())), tested, max(1.0, mean - answer), max(lengths), answer,
+        lengths, min(1.0, answer / mean), round(mean * int(splits.held_out.sum())), tested, max(1.0, mean - answer), max(lengths), answer,
         room_for(max(answers)),
     )  # fmt: skip
     return replace(

@@ -7,8 +7,7 @@ from typing import Any
 from afina.core.device import keep_freed_memory
 from afina.core.errors import AdapterError, DataError
 from afina.core.events import Listener, Notice, Progress, ignore
-from afina.data.load import read_examples
-from afina.data.mapping import Unusable
+from afina.data.mapping import Unusable, read_examples
 from afina.data.template import prompt_ids, text_ids
 from afina.lora.injection import disabled
 from afina.models.generation import generate as generate_tokens

@@ -15,8 +15,9 @@ from afina.core.events import Listener, Notice
 from afina.core.layers import is_conv1d
 from afina.data.files import STANDARD_INPUT
 from afina.data.layouts import Kind
-from afina.data.load import Dataset, Parts, read_parts, render_parts
-from afina.data.quality.checks import check
+from afina.data.load import Dataset, render_splits
+from afina.data.quality.checks import Checker
+from afina.data.splits import Splits, read_splits
 from afina.data.store import lengths
 from afina.forecast.machines import this_machine
 from afina.forecast.remedies import refuse_what_cannot_fit
@@ -50,7 +51,7 @@ class Assembled:
     settings: RunSettings
     base: Base
     data: Dataset
-    parts: Parts
+    splits: Splits
     skeleton: Skeleton | None
 
     def resolve(self, settings: RunSettings) -> Resolved:
@@ -91,8 +92,8 @@ class Assembled:
             heads=base.model.heads,
             trained=trained,
             quantize=_quantised_as(settings),
-            kind=self.parts.kind,
-            layout=self.parts.notes.layout,
+            kind=self.splits.kind,
+            layout=self.splits.notes.layout,
             files=_files(settings),
         )
 
@@ -102,7 +103,7 @@ class Assembled:
 
     @property
     def kind(self) -> Kind:
-        return self.base.task.kind or self.parts.kind
+        return self.base.task.kind or self.splits.kind
 
     @property
     def max_new_tokens(self) -> int:
@@ -125,19 +126,19 @@ def assemble(settings: RunSettings, listener: Listener) -> Assembled:
         )
     if stored := _quantised_as(settings):
         listener(Notice(f"the base is quantised to {stored}, as when the adapter was trained"))
-    parts = read_parts(settings.data, settings.data_seed)  # what is wrong with a file is said before a model is loaded
-    for finding in check(settings.data, most=CHECKED).findings:
+    checker = Checker(most=CHECKED)  # what is wrong with a file is said before a model is loaded
+    splits = read_splits(settings.data, settings.data_seed, checker).resolved()
+    for finding in (*checker.findings(), *checker.near_leaks()):
         if finding.severity == "warning":
             listener(Notice(f"data: {finding.text}", warning=True))
-    parts = parts.resolved()
     keep_freed_memory()
     if settings.threads:
         torch.set_num_threads(settings.threads)
     quantised = changed(settings, {"quantize": stored or settings.quantize})
-    skeleton = _guarded(quantised, parts.answers.classes)
-    base = load(quantised, parts.answers.classes)
-    data = render_parts(parts, base.tokenizer, base.facts.context_length, settings.cache_dir, listener)
-    return Assembled(settings, base, data, parts, skeleton)
+    skeleton = _guarded(quantised, splits.answers.classes)
+    base = load(quantised, splits.answers.classes)
+    data = render_splits(splits, base.tokenizer, base.facts.context_length, settings.cache_dir, listener)
+    return Assembled(settings, base, data, splits, skeleton)
 
 
 def _quantised_as(settings: RunSettings) -> Quantize | None:

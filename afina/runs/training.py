@@ -235,7 +235,7 @@ class _Run:
                 f"with a loss), {len(data.held_out)} held out{test}; the task looks like {self.facts['kind']}"
             )
         )
-        for line in data.found:
+        for line in data.notes:
             listener(Notice(line))
         for line in [*data.notices, *(f"not used: {line}" for line in data.rejected.lines())]:
             listener(Notice(line, warning=True))

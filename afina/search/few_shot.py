@@ -4,7 +4,6 @@ from itertools import zip_longest
 
 from afina.core.errors import DataError
 from afina.core.events import Listener, Notice
-from afina.data.load import find_examples
 from afina.data.mapping import Example
 from afina.data.template import Row, prompt_ids, render
 from afina.measure.outputs import EvaluationSet
@@ -59,8 +58,8 @@ def _behind(turns: list[dict[str, str]], example: Example) -> Example:
 
 def _examples(whole: Assembled) -> list[Example]:
     """Training rows to show: one of each answer in turn, so that every label of a few is seen."""
-    wheres = [row.location for row in whole.data.train[:_CANDIDATES]]
-    found = [e for e in find_examples(whole.parts.settings, set(wheres)) if e.messages]
+    locations = [row.location for row in whole.data.train[:_CANDIDATES]]
+    found = [e for e in whole.splits.examples_at(set(locations)) if e.messages]
     by_answer: dict[str, list[Example]] = {}
     for example in found:
         by_answer.setdefault(example.completion or "", []).append(example)

@@ -8,7 +8,7 @@ import pytest
 from conftest import write_rows
 
 from afina.core.errors import DataError, OutputError
-from afina.data.load import read_examples
+from afina.data.mapping import read_examples
 from afina.data.quality.checks import check
 from afina.data.quality.duplicates import Seen, Sketches, signature
 from afina.data.quality.preparation import PrepareSettings

@@ -10,8 +10,8 @@ from conftest import byte_tokenizer, write_rows
 
 from afina.core.errors import DataError
 from afina.data.batch import epoch_order, micro_batches, pack
-from afina.data.load import load_data, read_examples
-from afina.data.mapping import Template, Unusable
+from afina.data.load import load_data
+from afina.data.mapping import ColumnTemplate, Unusable, read_examples
 from afina.data.quality.duplicates import digest
 from afina.data.settings import DataSettings
 from afina.data.splits import sample, split
@@ -53,14 +53,14 @@ def test_rejected_rows_have_place_and_reason(tmp_path: Path) -> None:
 
 def test_template() -> None:
     values = {"a": "x", "b": [1, {"c": 2}], "name with space": ["s", "t"], "d": {"k": None}}
-    assert Template("{{{a}}} {b} {name with space}", "-").fill(values) == '{x} [1, {"c": 2}] s t'
-    assert Template("{b[1][c]}-{name with space[0]}", "-").fill(values) == "2-s"
-    assert Template("Say {a}: {name with space}", "-").source(values) == "x s t"
+    assert ColumnTemplate("{{{a}}} {b} {name with space}", "-").fill(values) == '{x} [1, {"c": 2}] s t'
+    assert ColumnTemplate("{b[1][c]}-{name with space[0]}", "-").fill(values) == "2-s"
+    assert ColumnTemplate("Say {a}: {name with space}", "-").source(values) == "x s t"
     for text in ("{a", "a}", "{}", "no column"):
         with pytest.raises(DataError):
-            Template(text, "--prompt")
+            ColumnTemplate(text, "--prompt")
     with pytest.raises(Unusable, match=r"no item \[9\]"):
-        Template("{b[9]}", "-").fill(values)
+        ColumnTemplate("{b[9]}", "-").fill(values)
 
 
 def test_messages_and_references(tmp_path: Path) -> None:

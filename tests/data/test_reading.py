@@ -15,7 +15,7 @@ import pytest
 from conftest import write_rows
 
 from afina.core.errors import DataError
-from afina.data.load import read_examples
+from afina.data.mapping import read_examples
 from afina.data.read import read
 from afina.data.rows import Notes, Record, Rejected
 from afina.data.settings import DataSettings
@@ -53,7 +53,7 @@ def test_a_table_in_any_dress_gives_the_same_rows(delimiter: str, ends: str, enc
     records, rejected, notes = rows(tmp_path / "t.csv")
     assert records == expected
     assert not rejected
-    assert any("set apart by" in line for line in notes) == (delimiter != ",")
+    assert any("separated by" in line for line in notes) == (delimiter != ",")
     assert any("is read as" in line for line in notes) == (one_byte or "16" in encoding)
 
 
@@ -317,4 +317,4 @@ def test_footers_totals_and_marks_are_said(tmp_path: Path) -> None:
     said = " ".join(notes)
     assert "begins with a byte-order mark" in said
     assert "looks like a total" in said
-    assert "the last 2 lines are no rows: a footer" in said
+    assert "the last 2 lines are not rows but a footer" in said

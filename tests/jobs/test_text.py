@@ -12,9 +12,11 @@ from conftest import write_rows
 
 from afina import RunSettings, evaluate, generate, train
 from afina.core.errors import DataError, SettingsError
-from afina.data.load import load_data, read_examples, read_parts, render_parts
+from afina.data.load import load_data, render_splits
+from afina.data.mapping import read_examples
 from afina.data.quality.preparation import rows_of
 from afina.data.settings import DataSettings
+from afina.data.splits import read_splits
 from afina.data.template import divide, render
 from afina.measure.intervals import paired_difference
 from afina.measure.metrics import METRICS
@@ -99,7 +101,7 @@ def test_replayed_text_is_trained_on_and_never_held_out(tmp_path: Path, tiny) ->
     rows = [{"prompt": f"q {i}", "completion": f"a {i % 3}"} for i in range(40)]
     texts = [{"text": f"general text {i}"} for i in range(40)]
     path = write_rows(tmp_path / "mixed.jsonl", [row for pair in zip(rows, texts, strict=True) for row in pair])
-    parts = read_parts(DataSettings(path=path, held_out=0.4), 0)
+    parts = read_splits(DataSettings(path=path, held_out=0.4), 0)
     assert parts.kind == "classification"
     assert not parts.held_out[1::2].any()
     assert parts.held_out.sum() == 16
@@ -113,11 +115,11 @@ def test_replayed_text_is_trained_on_and_never_held_out(tmp_path: Path, tiny) ->
 
 def test_kind_must_fit_the_file(story: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="is plain text"):
-        read_parts(DataSettings(path=story, kind="chat"), 0)
+        read_splits(DataSettings(path=story, kind="chat"), 0)
     path = write_rows(tmp_path / "q.jsonl", [{"prompt": f"{i}", "completion": f"{i}"} for i in range(20)])
     with pytest.raises(DataError, match="holds questions"):
-        read_parts(DataSettings(path=path, kind="text"), 0)
-    assert read_parts(DataSettings(path=path, kind="summarisation"), 0).resolved().kind == "summarisation"
+        read_splits(DataSettings(path=path, kind="text"), 0)
+    assert read_splits(DataSettings(path=path, kind="summarisation"), 0).resolved().kind == "summarisation"
 
 
 def test_only_the_last_turn_is_learned_if_asked(tmp_path: Path, tiny) -> None:
@@ -226,13 +228,13 @@ def test_text_behind_many_questions_is_learned_too(tmp_path: Path, tiny) -> None
     rows = [{"prompt": f"q {i}", "completion": f"a {i}"} for i in range(1200)] + [
         {"text": f"general {i}"} for i in range(9)
     ]
-    parts = read_parts(DataSettings(path=write_rows(tmp_path / "m.jsonl", rows)), 0)
+    parts = read_splits(DataSettings(path=write_rows(tmp_path / "m.jsonl", rows)), 0)
     assert len(parts.rejected) == 0
     assert "nothing but 'text'" in parts.notes.lines[-1]
     assert (
-        len(render_parts(parts.resolved(), tiny.tokenizer, tiny.facts.context_length).train)
+        len(render_splits(parts.resolved(), tiny.tokenizer, tiny.facts.context_length).train)
         == parts.train.sum()
         == 1209 - 120
     )
     odd = write_rows(tmp_path / "o.jsonl", [*rows[:20], {"text": "x", "completion": "y"}])
-    assert len(read_parts(DataSettings(path=odd), 0).rejected) == 1
+    assert len(read_splits(DataSettings(path=odd), 0).rejected) == 1

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from afina.data.kinds import Answers
+from afina.data.answers import AnswerStatistics
 from afina.data.layouts import Layout
 from afina.measure.intervals import interval, paired_difference
 from afina.measure.metric import Predictions, RowStats
@@ -88,7 +88,7 @@ def test_structured() -> None:
 
 def test_kinds_are_inferred() -> None:
     def kind(answers: list[str], layout: str | None = None) -> str:
-        return Answers(answers).kind(Layout("", kind=layout) if layout else None)
+        return AnswerStatistics(answers).kind(Layout("", kind=layout) if layout else None)
 
     assert kind(['{"a": 1}', "[]"] * 5) == kind(['{"a": 1}'], "chat") == "structured"
     assert kind(["1", "2", "3"] * 20) == kind(["pos", "neg"] * 20) == "classification"
@@ -98,7 +98,7 @@ def test_kinds_are_inferred() -> None:
 
 
 def test_classes_are_few_and_repeated_answers() -> None:
-    found = Answers()
+    found = AnswerStatistics()
     for i in range(5000):
         found.add(f"{i % 1000}")
     assert found.classes == sorted(map(str, range(1000)))

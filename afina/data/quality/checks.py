@@ -1,6 +1,5 @@
 """What a careful person would find in a file of examples, in one pass over it and a fixed number of bytes a row."""
 
-import itertools
 import re
 from array import array
 from collections import Counter
@@ -8,13 +7,15 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+import numpy as np
+
+from afina.core.config import changed
 from afina.core.errors import DataError
-from afina.data.mapping import Example, Unusable
-from afina.data.mapping import examples as map_examples
-from afina.data.quality.duplicates import Seen, Sketches
+from afina.data.mapping import Example, Unusable, map_examples
+from afina.data.quality.duplicates import Seen, Sketches, leaked
 from afina.data.quality.signals import damaged, language, personal, repaired
-from afina.data.read import read
-from afina.data.rows import Notes, Places, Rejected, Rejections
+from afina.data.read import OpenFiles, read
+from afina.data.rows import Locations, Notes, Rejected, Rejections
 from afina.data.settings import DataSettings
 from afina.data.template import render
 from afina.models.tokenizer import Tokenizer
@@ -78,24 +79,30 @@ def percentiles(values: list[int]) -> dict[str, int]:
 
 
 class _Few:
-    """A count, and the first places."""
+    """A count, and the first locations."""
 
     def __init__(self) -> None:
         self.count, self.rows = 0, list[str]()
 
-    def add(self, where: str) -> None:
+    def add(self, location: str) -> None:
         self.count += 1
         if len(self.rows) < _SHOWN:
-            self.rows.append(where)
+            self.rows.append(location)
 
 
-class _Pass:
-    """What one pass over the examples of a file gathers."""
+class Checker:
+    """Gathers what there is to know of rows as they pass, in a fixed number of bytes per row; of the first `most` where that is given.
 
-    def __init__(self, tokenizer: Tokenizer | None, max_length: int) -> None:
-        self.tokenizer, self.max_length = tokenizer, max_length
-        self.places = Places()
+    `tokenizer` is the base's: without it nothing is said of lengths.
+    """
+
+    def __init__(self, tokenizer: Tokenizer | None = None, max_length: int = 1024, most: int | None = None) -> None:
+        self.tokenizer, self.max_length, self.most = tokenizer, max_length, most
+        self.rows_in = 0
+        self.rejected = Rejections()
+        self.locations = Locations()
         self.prompts, self.wholes, self.sketches = Seen(), Seen(), Sketches()
+        self.held_out_locations, self.held_out_prompts, self.held_out_sketches = Locations(), Seen(), Sketches()
         self.lengths, self.answers = array("I"), array("I")
         self.labels: Counter[str] = Counter()
         self.languages: Counter[str] = Counter()
@@ -105,22 +112,46 @@ class _Pass:
         self.samples: list[dict[str, str]] = []
 
     @property
+    def kept(self) -> int:
+        return len(self.locations)
+
+    def add(self, row: Example | Rejected) -> None:
+        """A row that is to be trained on."""
+        if self.most is not None and self.rows_in >= self.most:
+            return
+        self.rows_in += 1
+        if isinstance(row, Example):
+            try:
+                self._look(row)
+                return
+            except Unusable as error:
+                row = Rejected(row.location, str(error))
+        self.rejected.add(row)
+
+    def add_held_out(self, row: Example | Rejected) -> None:
+        """A row of the file of held-out rows."""
+        if isinstance(row, Example):
+            self.held_out_locations.add(row.location)
+            self.held_out_prompts.add(row.prompt_key)
+            self.held_out_sketches.add(row.source)
+
+    @property
     def classes(self) -> bool:
         """Whether the answers are few and repeated."""
-        return 2 <= len(self.labels) <= min(_MOST_LABELS, len(self.places) // 5)
+        return 2 <= len(self.labels) <= min(_MOST_LABELS, len(self.locations) // 5)
 
-    def note(self, what: str, where: str) -> None:
-        self.few.setdefault(what, _Few()).add(where)
+    def _note(self, what: str, location: str) -> None:
+        self.few.setdefault(what, _Few()).add(location)
 
-    def add(self, example: Example) -> None:
+    def _look(self, example: Example) -> None:
         """Raises `Unusable` where the base's template or tokenizer cannot take the row."""
         answer = example.completion or ""
         if self.tokenizer is not None:
             row = render(self.tokenizer, example)
             if len(row.input_ids) > self.max_length:
-                self.note("long" if example.messages else "divided", example.location)
+                self._note("long" if example.messages else "divided", example.location)
             if row.labelled >= self.max_length and example.messages:
-                self.note("lost", example.location)
+                self._note("lost", example.location)
             self.lengths.append(len(row.input_ids))
             self.answers.append(row.labelled)
             self.tokens += len(self.tokenizer.encode(example.source[:2000]))
@@ -128,7 +159,7 @@ class _Pass:
         if len(self.samples) < _SAMPLES:
             asked = str(example.messages[-1]["content"]) if example.messages else ""
             self.samples.append({"where": example.location, "prompt": asked, "completion": answer})
-        self.places.add(example.location)
+        self.locations.add(example.location)
         self.prompts.add(example.prompt_key)
         self.wholes.add(f"{example.prompt_key}\n{answer}")
         self.sketches.add(example.source)
@@ -136,79 +167,93 @@ class _Pass:
         if example.messages and len(self.labels) <= _MOST_LABELS:
             self.labels[answer] += 1
         if len(_WORDS.findall(answer)) <= 1 and len(example.messages) > 1:
-            self.note("one word", example.location)
+            self._note("one word", example.location)
         self.languages[language(example.source) or "?"] += 1
         if any(damaged(text) for text in texts):
-            self.note("damaged", example.location)
+            self._note("damaged", example.location)
             self.repair = self.repair or next((t for text in texts if damaged(text) and (t := repaired(text))), None)
         for kind in {kind for text in texts for kind, _, _ in personal(text)}:
-            self.note(f"personal: {kind}", example.location)
+            self._note(f"personal: {kind}", example.location)
+
+    def findings(self, base: str = "the base", mapped: bool = True) -> list[DataFinding]:
+        """What is to be known of the rows themselves. `base` is what messages call it; `mapped` says that their layout was recognised."""
+        return list(_judge(self, base, mapped))
+
+    def leaks(self) -> Iterator[DataFinding]:
+        """Held-out rows that ask what one of the rows asks."""
+        same = np.flatnonzero(leaked(self.held_out_prompts.values(), self.prompts.values()))
+        if len(same):
+            rows = [self.held_out_locations[int(row)] for row in same[:_SHOWN]]
+            text = f"{len(same)} held-out rows ask what is trained on: scores would flatter"
+            yield DataFinding("leaks", "warning", text, len(same), rows)
+
+    def near_leaks(self) -> Iterator[DataFinding]:
+        """Held-out rows that ask nearly what one of the rows asks."""
+        same = leaked(self.held_out_prompts.values(), self.prompts.values())
+        near = [(a, b) for a, b in self.sketches.pairs(self.held_out_sketches) if not same[b]]
+        if near:
+            rows = [f"{self.held_out_locations[b]} like {self.locations[a]}" for a, b in near[:_SHOWN]]
+            text = f"{len(near)} held-out rows are near copies of trained ones"
+            yield DataFinding("near leaks", "warning", text, len(near), rows)
 
 
 def check(
-    settings: DataSettings, tokenizer: Tokenizer | None = None, max_length: int = 1024, base: str = "the base",
-    most: int | None = None,
-) -> Check:  # fmt: skip
-    """Reads the file (with `most` only so many rows) and says what it found, also where no layout is recognised (then every row
-    is reported).
+    settings: DataSettings, tokenizer: Tokenizer | None = None, max_length: int = 1024, base: str = "the base"
+) -> Check:
+    """Reads the file and says what it found, also where no layout is recognised (then every row is reported).
 
     `tokenizer` is the base's: without it nothing is said of lengths. With `settings.eval_path` rows that both files hold are
     found too. Raises `DataError` where a file cannot be decoded.
     """
-    notes = Notes()
-    rejected = Rejections()
-    gathered = _Pass(tokenizer, max_length)
-    rows_in = 0
+    notes, checker, files = Notes(), Checker(tokenizer, max_length), OpenFiles()
     unmapped: list[str] = []
-    for row in itertools.islice(_tolerant(settings, notes, unmapped), most):
-        rows_in += 1
-        if isinstance(row, Example):
-            try:
-                gathered.add(row)
-                continue
-            except Unusable as error:
-                row = Rejected(row.location, str(error))
-        rejected.add(row)
-    kept = len(gathered.places)
-    findings = [DataFinding("mapping", "error", text, rows_in) for text in unmapped]
-    findings += _judge(gathered, rows_in, kept, base, not unmapped)
+    for row in _tolerant(settings, notes, unmapped, files):
+        checker.add(row)
+    findings = [DataFinding("mapping", "error", text, checker.rows_in) for text in unmapped]
+    findings += checker.findings(base, not unmapped)
     if settings.eval_path is not None:
-        findings += _leaks(settings, gathered)
+        held_out = changed(settings, {"path": settings.eval_path, "eval_path": None})
+        for row in map_examples(held_out, Notes(), needs_completion=False, files=files):
+            checker.add_held_out(row)
+        findings += [*checker.leaks(), *checker.near_leaks()]
     errors = [finding for finding in findings if finding.severity == "error"]
-    few = len(gathered.labels) <= _MOST_LABELS and len(gathered.labels) <= max(2, kept // 5)
+    few = len(checker.labels) <= _MOST_LABELS and len(checker.labels) <= max(2, checker.kept // 5)
     return Check(
         path=str(settings.path),
-        rows_in=rows_in,
-        rows_kept=kept,
-        rows_reported=rows_in - kept,
+        rows_in=checker.rows_in,
+        rows_kept=checker.kept,
+        rows_reported=checker.rows_in - checker.kept,
         layout=notes.layout.words() if notes.layout else None,
         notes=[line for line in notes.lines if notes.layout is None or not line.endswith(notes.layout.words())],
-        reasons=rejected.lines(),
+        reasons=checker.rejected.lines(),
         findings=findings,
-        verdict=_verdict(errors, findings, kept),
+        verdict=_verdict(errors, findings, checker.kept),
         ready=not errors,
-        lengths=gathered.lengths.tolist(),
-        answers=gathered.answers.tolist(),
-        samples=gathered.samples,
-        labels=dict(gathered.labels.most_common()) if few else {},
-        languages=dict(gathered.languages.most_common()),
+        lengths=checker.lengths.tolist(),
+        answers=checker.answers.tolist(),
+        samples=checker.samples,
+        labels=dict(checker.labels.most_common()) if few else {},
+        languages=dict(checker.languages.most_common()),
     )
 
 
-def _tolerant(settings: DataSettings, notes: Notes, unmapped: list[str]) -> Iterator[Example | Rejected]:
+def _tolerant(
+    settings: DataSettings, notes: Notes, unmapped: list[str], files: OpenFiles
+) -> Iterator[Example | Rejected]:
     """Examples; where the columns do not say what is asked, that goes into `unmapped`, and every row is reported for it."""
     try:
-        yield from map_examples(settings, notes, needs_completion=settings.references is None)
+        yield from map_examples(settings, notes, needs_completion=settings.references is None, files=files)
     except DataError as error:
         if notes.layout is not None:
             raise
         notes.lines.clear()
         unmapped.append(re.sub(r"\s+", " ", str(error)))
-        for row in read(settings, notes):  # raises again where the file itself is unreadable
+        for row in read(settings, notes, files):  # raises again where the file itself is unreadable
             yield row if isinstance(row, Rejected) else Rejected(row.location, "no layout is known for its columns")
 
 
-def _judge(found: _Pass, rows_in: int, kept: int, base: str, mapped: bool) -> Iterator[DataFinding]:
+def _judge(found: Checker, base: str, mapped: bool) -> Iterator[DataFinding]:
+    rows_in, kept = found.rows_in, found.kept
     if rows_in == 0:
         yield DataFinding("empty", "error", "the file holds no row")
     elif kept == 0 and mapped:
@@ -256,11 +301,11 @@ def _judge(found: _Pass, rows_in: int, kept: int, base: str, mapped: bool) -> It
             yield DataFinding("balance", "note", text, kept)
 
 
-def _copies(found: _Pass, kept: int) -> Iterator[DataFinding]:
+def _copies(found: Checker, kept: int) -> Iterator[DataFinding]:
     same = list(found.wholes.groups())
     if same:
         extra = sum(len(group) - 1 for group in same)
-        rows = [found.places[row] for group in same for row in group[1:]][:_SHOWN]
+        rows = [found.locations[row] for group in same for row in group[1:]][:_SHOWN]
         yield DataFinding("duplicates", "warning", f"{extra} rows are exact copies of others", extra, rows)
     wholes, groups = found.wholes.values(), list(found.prompts.groups())
     shared = [group for group in groups if len({int(wholes[row]) for row in group}) > 1]
@@ -269,7 +314,7 @@ def _copies(found: _Pass, kept: int) -> Iterator[DataFinding]:
         yield DataFinding("one prompt", "error", f"{said}: nothing can be held out, and nothing is told apart", kept)
     if shared:
         count = sum(map(len, shared))
-        rows = [found.places[group[1]] for group in shared][:_SHOWN]
+        rows = [found.locations[group[1]] for group in shared][:_SHOWN]
         if found.classes:
             yield DataFinding(
                 "conflicts", "warning", f"{len(shared)} questions have different answers in {count} rows", count, rows
@@ -280,13 +325,13 @@ def _copies(found: _Pass, kept: int) -> Iterator[DataFinding]:
     equal = {row for group in groups for row in group[1:]}
     near = [(a, b) for a, b in found.sketches.pairs() if b not in equal]
     if near:
-        rows = [f"{found.places[b]} like {found.places[a]}" for a, b in near[:_SHOWN]]
+        rows = [f"{found.locations[b]} like {found.locations[a]}" for a, b in near[:_SHOWN]]
         severity: Severity = "warning" if len(near) > 0.05 * kept else "note"
         text = f"{len(near)} rows ask nearly what another row asks: a random split would leak between its parts"
         yield DataFinding("near copies", severity, text, len(near), rows)
 
 
-def _lengths(found: _Pass, kept: int, base: str) -> Iterator[DataFinding]:
+def _lengths(found: Checker, kept: int, base: str) -> Iterator[DataFinding]:
     if found.tokenizer is None:
         return
     if long := found.few.get("long"):
@@ -309,32 +354,6 @@ def _lengths(found: _Pass, kept: int, base: str) -> Iterator[DataFinding]:
     if found.words and found.tokens / found.words > 2.5:
         text = f"{base} splits this language into {found.tokens / found.words:.1f} tokens a word: a base that knows it would learn faster"
         yield DataFinding("high_fertility", "warning", text, kept)
-
-
-def _leaks(settings: DataSettings, found: _Pass) -> Iterator[DataFinding]:
-    """Rows of the held-out file that are trained on."""
-    other = _Pass(None, 0)
-    held = settings.model_copy(update={"path": settings.eval_path, "eval_path": None})
-    for row in map_examples(held, Notes(), needs_completion=False):
-        if isinstance(row, Example):
-            other.add(row)
-    trained = set(found.prompts.values().tolist())
-    same = [row for row, value in enumerate(other.prompts.values().tolist()) if value in trained]
-    if same:
-        rows = [other.places[row] for row in same[:_SHOWN]]
-        yield DataFinding(
-            "leaks",
-            "warning",
-            f"{len(same)} held-out rows ask what is trained on: scores would flatter",
-            len(same),
-            rows,
-        )
-    near = [(a, b) for a, b in found.sketches.pairs(other.sketches) if b not in set(same)]
-    if near:
-        rows = [f"{other.places[b]} like {found.places[a]}" for a, b in near[:_SHOWN]]
-        yield DataFinding(
-            "near leaks", "warning", f"{len(near)} held-out rows are near copies of trained ones", len(near), rows
-        )
 
 
 def _verdict(errors: list[DataFinding], findings: list[DataFinding], kept: int) -> str:

@@ -50,6 +50,11 @@ def signature(text: str) -> np.ndarray:
     return smallest
 
 
+def leaked(rows: np.ndarray, trained: np.ndarray) -> np.ndarray:
+    """Which of `rows` (digests of their prompts) ask what one of those that are `trained` on asks."""
+    return np.isin(rows, trained)
+
+
 class Seen:
     """Digests of rows in their order, eight bytes each."""
 
@@ -85,7 +90,7 @@ class Sketches:
         return np.frombuffer(self._data, np.uint32).reshape(-1, HASHES)
 
     def pairs(self, other: "Sketches | None" = None) -> Iterator[tuple[int, int]]:
-        """(a, b), a < b, of rows that are near copies; with `other`, a here and b there. Each b at most once."""
+        """(a, b), a < b, of rows that are near copies; with `other`, a of these rows and b of those. Each b at most once."""
         own = self.values()
         whole = own if other is None else np.concatenate([own, other.values()])
         width = HASHES // BANDS

@@ -10,7 +10,7 @@ _MOST_LABELS, _LONGEST_LABEL = 200, 60
 _MOST_CLASSES = 2000  # different answers that are remembered
 
 
-class Answers:
+class AnswerStatistics:
     """What the answers of rows have in common, gathered one by one in bounded memory."""
 
     def __init__(self, answers: Iterable[str] = ()) -> None:

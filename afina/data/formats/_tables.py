@@ -1,0 +1,77 @@
+"""What tables share (CSV, TSV, Excel): the header is found in the first rows, and what stands before and behind the table is noted."""
+
+import itertools
+import re
+from collections import Counter
+from collections.abc import Iterator
+
+from afina.data.rows import Notes, Record, Rejected
+
+SAMPLE = 400  # lines
+_NUMBER = re.compile(r"[-+]?[\d.,:/ %-]*\d[\d.,:/ %-]*")
+_TOTAL = re.compile(r"\W*(sub|grand )?tot(al|ais|als|ales)( geral| general)?\W*", re.IGNORECASE)
+
+Line = tuple[int, list[str]]  # number of the first line, and the fields
+
+
+def usual_width(widths: list[int]) -> tuple[int, int]:
+    """The commonest width, and how many rows have it; one column only where no row has more."""
+    counts = Counter(width for width in widths if width > 1) or Counter(widths)
+    return max(counts.items(), key=lambda item: (item[1], item[0]))
+
+
+def records(lines: Iterator[Line], name: str, notes: Notes, padded: bool) -> Iterator[Record | Rejected]:
+    """Records of the lines behind the header; others are rejected. `padded`: short rows lack empty cells at their end."""
+    start = list(itertools.islice(lines, SAMPLE))
+    if not start:
+        return
+    width, _ = usual_width([len(row) for _, row in start])
+    width = max(width, max((len(row) for _, row in start[:1]), default=0)) if padded else width
+    first = next((i for i, (_, row) in enumerate(start) if len(row) == width), 0)
+    for number, row in start[:first]:
+        notes.say(f"{name}:{number}: left out before the header: {' '.join(row)[:60]!r}")
+    header, body = start[first][1], start[first + 1 :]
+    if _is_header(header, body):
+        names = _column_names(header, name, notes)
+    else:
+        names = [f"column_{i}" for i in range(1, width + 1)]
+        notes.say(f"{name} has no header: its columns are called {', '.join(names)}")
+        body = start[first:]
+    rejected = 0  # one after another
+    for number, row in itertools.chain(body, lines):
+        location = f"{name}:{number}"
+        cells = row + [""] * (width - len(row)) if padded else row
+        if len(cells) > width and not any(cells[width:]):
+            cells = cells[:width]
+        if len(cells) == width:
+            rejected = 0
+            if _TOTAL.fullmatch(next((cell for cell in cells if cell.strip()), "")):
+                notes.say(f"{location} looks like a total, not like a row: {' '.join(cells)[:60]!r}")
+            yield Record(dict(zip(names, cells, strict=True)), location)
+        else:
+            rejected += 1
+            yield Rejected(location, f"{len(cells)} fields, the header has {width}")
+    if rejected > 1:
+        notes.say(f"{name}: the last {rejected} lines are not rows but a footer, which is left out")
+
+
+def _is_header(row: list[str], body: list[Line]) -> bool:
+    """Whether a first row names columns: short, no numbers, nothing that is a value of its column below."""
+    if any(_NUMBER.fullmatch(cell.strip()) or len(cell) > 100 for cell in row) or not any(cell.strip() for cell in row):
+        return False
+    columns = [{other[i].strip() for _, other in body if len(other) == len(row)} for i in range(len(row))]
+    return not any(cell.strip() and cell.strip() in column for cell, column in zip(row, columns, strict=True))
+
+
+def _column_names(header: list[str], name: str, notes: Notes) -> list[str]:
+    names: list[str] = []
+    for i, cell in enumerate(header, 1):
+        wanted = cell.strip() or f"column_{i}"
+        unique = next(
+            n for n in itertools.chain([wanted], (f"{wanted}_{k}" for k in itertools.count(2))) if n not in names
+        )
+        if unique != cell.strip():
+            why = "a duplicate" if cell.strip() else "empty"
+            notes.say(f"{name}: column {i} is called {unique!r}, because its header is {why}")
+        names.append(unique)
+    return names
