@@ -182,13 +182,14 @@ def _learning(run: RunFiles) -> Iterator[Finding]:
 
 def _data(run: RunFiles) -> Iterator[Finding]:
     """Rows that were left out or cut (3, 18)."""
-    rows = run.facts.get("rows", {})
-    total = sum(rows.values()) + len(run.rejected)
+    rows, data = run.facts.get("rows", {}), run.config.get("data", {})
+    own_test = data.get("test") or data.get("test_path")  # else the rows that are tested are the held-out ones
+    total = sum(n for name, n in rows.items() if name != "test" or own_test) + len(run.rejected)
     if run.rejected and len(run.rejected) > _MANY_REJECTED * total:
         reason, count = Counter(str(each.get("reason", "")) for each in run.rejected).most_common(1)[0]
         found = f"{len(run.rejected)} of {total} rows were not used; {count} of them: {reason}"
         yield Finding("data", "wrong", found, "rejected.jsonl names each; `afina data check` says what to do")
-    if run.config.get("data", {}).get("too_long") == "cut":
+    if data.get("too_long") == "cut":
         yield Finding("data", "ok", "long prompts were cut to the base's context (--data.too_long cut)")
     if 0 < rows.get("train", 0) < 50:
         yield Finding(
