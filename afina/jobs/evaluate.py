@@ -89,7 +89,11 @@ def evaluate(  # noqa: PLR0913 - each by its name
         raise DataError([f"{data}: no row can be used", *fitter.rejected.lines()], "mend the file")
     rows = [row for row, _ in fitted]
     kept = [example for _, example in fitted] + strangers
-    kind = "text" if is_text else adapted.facts.get("kind") or AnswerStatistics(e.references[0] for e in kept).kind(notes.layout)
+    kind = (
+        "text"
+        if is_text
+        else adapted.facts.get("kind") or AnswerStatistics(e.references[0] for e in kept).kind(notes.layout)
+    )
     eval_set = EvaluationSet(kept, rows, kind, adapted.max_new_tokens, str(data))
     if is_text and (metrics or judge):
         raise SettingsError("--metric and --judge score answers, and plain text has none", "leave them out")
