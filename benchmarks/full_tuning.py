@@ -60,6 +60,7 @@ def run(options: argparse.Namespace) -> dict[str, float]:
     from afina.training import TrainingSettings
     from afina.training.checkpoint import State, write
     from afina.training.loop import gradients
+    from afina.training.objectives import OBJECTIVES
     from afina.training.optimizer import Optimizer
 
     keep_freed_memory()
@@ -77,7 +78,9 @@ def run(options: argparse.Namespace) -> dict[str, float]:
     for step in range(WARM_UP + STEPS):
         if step == WARM_UP:
             tokens, begun = 0, time.perf_counter()
-        tokens += gradients(base, rows[step * BATCH : (step + 1) * BATCH], TrainingSettings().tokens_per_pass)[1]
+        tokens += gradients(
+            base, rows[step * BATCH : (step + 1) * BATCH], OBJECTIVES["supervised"], TrainingSettings().tokens_per_pass
+        )[1]
         optimizer.step(RATE if options.worker == "lora" else RATE / 10, 1.0)
     found = {"tokens_per_second": tokens / (time.perf_counter() - begun), "peak_gb": peak_gb()}
     found["above_imports_gb"] = found["peak_gb"] - imported

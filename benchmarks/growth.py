@@ -48,6 +48,7 @@ def train_rows(options: argparse.Namespace, length: int) -> dict[str, float]:
     from afina.models.load import load_base
     from afina.training import TrainingSettings
     from afina.training.loop import gradients
+    from afina.training.objectives import OBJECTIVES
 
     keep_freed_memory()
     base = load_base("starter", precision=options.precision)
@@ -61,7 +62,7 @@ def train_rows(options: argparse.Namespace, length: int) -> dict[str, float]:
     seconds = []
     for _ in range(3):
         begun = time.perf_counter()
-        gradients(base, rows, TrainingSettings().tokens_per_pass)
+        gradients(base, rows, OBJECTIVES["supervised"], TrainingSettings().tokens_per_pass)
         seconds.append(time.perf_counter() - begun)
     return {"ms_a_token": 1000 * min(seconds) / (length * len(rows)), "peak_gb": common.peak_gb()}
 

@@ -71,6 +71,7 @@ def run_afina(options: argparse.Namespace) -> dict[str, Any]:
     from afina.models.load import load_base
     from afina.training import TrainingSettings, make_plan, mean_loss
     from afina.training.loop import gradients
+    from afina.training.objectives import OBJECTIVES
     from afina.training.optimizer import Optimizer
     from afina.training.plan import PlanFacts
     from afina.training.schedule import learning_rate
@@ -87,7 +88,7 @@ def run_afina(options: argparse.Namespace) -> dict[str, Any]:
     for step in range(steps.steps):
         begun = time.perf_counter()
         base.model.module.train()
-        gradients(base, train[step * BATCH : (step + 1) * BATCH], settings.tokens_per_pass)
+        gradients(base, train[step * BATCH : (step + 1) * BATCH], OBJECTIVES["supervised"], settings.tokens_per_pass)
         optimizer.step(learning_rate(step, steps, settings), settings.max_grad_norm)
         seconds += time.perf_counter() - begun
         if (step + 1) % 4 == 0 or step + 1 == steps.steps:

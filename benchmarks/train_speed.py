@@ -86,6 +86,7 @@ def run_afina(options: argparse.Namespace) -> dict[str, float]:
     from afina.lora import LoraConfig, inject
     from afina.models.load import load_base
     from afina.training.loop import gradients
+    from afina.training.objectives import OBJECTIVES
     from afina.training.optimizer import Optimizer
     from afina.training.settings import TrainingSettings
 
@@ -97,7 +98,7 @@ def run_afina(options: argparse.Namespace) -> dict[str, float]:
 
     def step(group: Rows) -> float:
         rows = [Row(row["ids"], row["labels"], "") for row in group]
-        loss, _ = gradients(base, rows, TrainingSettings().tokens_per_pass)
+        loss, _ = gradients(base, rows, OBJECTIVES["supervised"], TrainingSettings().tokens_per_pass)
         optimizer.step(RATE, max_norm=1.0)
         return loss
 

@@ -46,12 +46,27 @@ class Step:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Loss on the held-out rows after `step` steps, in nats a labelled token; `best` so far or not."""
+    """What the held-out rows say after `step` steps; `best` so far or not.
+
+    `numbers` are by name: loss (in nats per labelled token) and perplexity in supervised learning. The one called `measure`
+    decides what is best.
+    """
 
     step: int
-    loss: float
-    perplexity: float
+    numbers: dict[str, float]
     best: bool
+    measure: str = "loss"
+    lower_is_better: bool = True
+
+    @property
+    def value(self) -> float:
+        """The measure."""
+        return self.numbers[self.measure]
+
+    @property
+    def cost(self) -> float:
+        """The measure, with its sign turned where higher is better: of two, the lower is the better."""
+        return self.value if self.lower_is_better else -self.value
 
 
 @dataclass(frozen=True)
@@ -127,10 +142,18 @@ def end_of(events: Sequence[Event]) -> Done | None:
 
 def row(event: Event) -> dict[str, object]:
     """The event as one line of JSON, such as those of `metrics.jsonl`; `parse` reads it."""
-    return {"event": type(event).__name__.lower(), **asdict(event)}
+    values = asdict(event)
+    if isinstance(event, HeldOut):
+        values = {"step": event.step, **event.numbers, "best": event.best}
+        if (event.measure, event.lower_is_better) != ("loss", True):
+            values |= {"measure": event.measure, "lower_is_better": event.lower_is_better}
+    return {"event": type(event).__name__.lower(), **values}
 
 
 def parse(row: dict[str, object]) -> Event:
     """The event of a `row`."""
     cls = _KINDS[str(row["event"])]
+    if cls is HeldOut:
+        names = [name for name in row if name not in ("event", *(field.name for field in fields(HeldOut)))]
+        row = {**row, "numbers": {name: row[name] for name in names}}
     return cls(**{field.name: row[field.name] for field in fields(cls) if field.name in row})  # type: ignore[arg-type]

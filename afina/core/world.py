@@ -57,3 +57,6 @@ class World:
     def seed(self, seed: int) -> int:
         """The seed of this process's random numbers (dropout), another in each; the first has `seed` itself."""
         return seed + self.rank
+
+
+SINGLE = World()  # the world of a run that is one process

@@ -7,11 +7,12 @@ import torch
 
 from afina.core.device import precision_of
 from afina.forecast.machines import Machine
-from afina.forecast.memory import GB, MASTERS, MOMENTS, Memory, held, with_passes
+from afina.forecast.memory import GB, Memory, held, with_passes
 from afina.forecast.seconds import Seconds
 from afina.forecast.workload import Case, Workload, case_of, passes_of
 from afina.models.skeleton import Skeleton
 from afina.settings import Facts, RunSettings, resolve
+from afina.training.optimizers import OPTIMIZERS
 from afina.training.plan import Plan
 
 
@@ -65,8 +66,8 @@ def forecast_training(base: Skeleton, settings: RunSettings, workload: Workload,
     epoch = trained_on + seconds.steps(made.steps_per_epoch)
     rehearsal = trained_on * passes.largest / passes.tokens
     looks = 1 + -(-made.steps // made.eval_steps)  # and as many saves: after each but the first, and in the end
-    saved = found.numbers * 4
-    state = saved + found.numbers * (MASTERS + MOMENTS) + saved
+    saved, optimizer = found.numbers * 4, OPTIMIZERS[settings.train.optimizer]
+    state = saved + found.numbers * (optimizer.master_bytes + optimizer.moment_bytes) + saved
     written = (looks - 1 + made.steps // settings.train.checkpoint_steps) * state + looks * saved
     watching = looks * (seconds.look() + seconds.probe())
     return Forecast(

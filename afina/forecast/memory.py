@@ -8,9 +8,10 @@ from afina.models import footprint as model_bytes
 from afina.models.batcher import MAX_BATCH_SIZE
 from afina.models.causal import PREFILL_TOKENS
 from afina.training.loss import TOKENS
+from afina.training.optimizers import OPTIMIZERS
 
 GB = 1e9
-MASTERS, MOMENTS, _BEST = 4, 8, 4  # bytes a trained number
+_BEST = 4  # bytes per trained number: the best weights so far
 _A_WORD = 1_300  # bytes that a tokenizer takes for each of its words
 # Small blocks that are freed between passes leave holes, which the next ones, of other lengths, fill in part only; and the matrix
 # library keeps some MB.
@@ -53,7 +54,8 @@ def held(case: Case) -> Memory:
     """What does not depend on the rows."""
     base, machine, found = case.base, case.machine, case.trained
     size = model_bytes.element_size(machine.dtype)
-    masters = MASTERS if size < 4 else 0
+    kept = OPTIMIZERS[case.settings.train.optimizer]
+    masters = kept.master_bytes if size < 4 else 0
     weights = model_bytes.weight_bytes(base.module, machine.dtype, case.settings.quantize, case.base.heads)
     if case.settings.quantize == "keep":
         weights = base.file_bytes
@@ -62,7 +64,7 @@ def held(case: Case) -> Memory:
         copies=found.copies * size,
         adapter=(found.adapter + found.fixed) * (4 + size),
         gradients=found.adapter * 4,
-        optimizer=found.adapter * (MOMENTS + _BEST) + found.copies * (MOMENTS + _BEST + masters),
+        optimizer=found.adapter * (kept.moment_bytes + _BEST) + found.copies * (kept.moment_bytes + _BEST + masters),
         activations=0,
         logits=0,
         cache=0,

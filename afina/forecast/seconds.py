@@ -13,6 +13,7 @@ from afina.models import footprint as model_bytes
 from afina.models.batcher import MAX_BATCH_SIZE
 from afina.training.baselines import RATE_AS_FULL
 from afina.training.loss import TOKENS
+from afina.training.optimizers import OPTIMIZERS
 
 _THROUGH_TRANSFORMERS = 1.5  # times the seconds of our decoder
 
@@ -58,7 +59,8 @@ class Seconds:
         return seconds * self.slower
 
     def steps(self, count: int) -> float:
-        return count * self.case.trained.numbers * self.speed.adam
+        optimizer = OPTIMIZERS[self.case.settings.train.optimizer]
+        return count * self.case.trained.numbers * self.speed.adam * optimizer.step_cost
 
     def reading(self, tokens: float, passes: float, square: float, labelled: float) -> float:
         """Passes that keep nothing."""

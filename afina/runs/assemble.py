@@ -37,6 +37,7 @@ from afina.settings import Facts, Resolved, RunSettings, adapter_config, resolve
 from afina.training.baselines import baseline
 from afina.training.loop import gradients
 from afina.training.loss import mean_loss
+from afina.training.objectives import OBJECTIVES
 
 TEXT_TOKENS = 256  # that a model of plain text goes on by
 CHECKED = 100_000  # rows that are looked at before training; `afina data check` looks at all
@@ -200,9 +201,10 @@ def _put_in(run: Assembled, settings: RunSettings, config: LoraConfig) -> None:
             raise AdapterError(f"--adapter {settings.adapter}: {error}") from error
         return
     rows, needs = run.data.train[:CALIBRATION], INITS[config.init].needs
+    objective = OBJECTIVES[settings.train.objective]
     calibrations: dict[Needs, Callable[[], Any]] = {
         "forward": lambda: mean_loss(base, rows),
-        "backward": lambda: gradients(base, rows, settings.train.tokens_per_pass),
+        "backward": lambda: gradients(base, objective.units(rows), objective, settings.train.tokens_per_pass),
     }
     originals = _originals(settings, base) if needs == "originals" and settings.quantize else None
     inject(module, config, settings.seed, calibrations.get(needs), originals)

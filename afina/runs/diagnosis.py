@@ -137,22 +137,25 @@ def _learning(run: RunFiles) -> Iterator[Finding]:
                 "raise --train.learning_rate threefold, or train longer; `afina tune` searches it",
             )
     seen = [each for each in run.held_out if each.step]
-    untouched = next((each.loss for each in run.held_out if not each.step), None)
-    if seen and untouched is not None and (least := min(each.loss for each in seen)) >= untouched:
-        found = f"the held-out loss was {untouched:.3f} before training and {least:.3f} at best after"
+    untouched = next((each for each in run.held_out if not each.step), None)
+    low = min(seen, key=lambda each: each.cost, default=None)
+    if low and untouched and low.cost >= untouched.cost:
+        found = (
+            f"the held-out {low.measure} was {untouched.value:.3f} before training and {low.value:.3f} at best after"
+        )
         yield Finding("learning", "wrong", found, "more rows, more --epochs, or a rate from `afina tune`")
-    if len(seen) > 1:
-        low = min(seen, key=lambda each: each.loss)
-        if seen[-1].loss > low.loss + _RISEN:
-            found = (
-                f"the held-out loss was lowest after step {low.step} ({low.loss:.2f}) and rose to {seen[-1].loss:.2f}"
-            )
-            yield Finding(
-                "overfitting",
-                "slow",
-                f"{found}; the adapter is the one of step {low.step}",
-                "fewer --epochs, or more rows",
-            )
+    if low and seen[-1].cost > low.cost + _RISEN:
+        lowest, rose = ("lowest", "rose") if low.lower_is_better else ("highest", "fell")
+        found = (
+            f"the held-out {low.measure} was {lowest} after step {low.step} ({low.value:.2f}) "
+            f"and {rose} to {seen[-1].value:.2f}"
+        )
+        yield Finding(
+            "overfitting",
+            "slow",
+            f"{found}; the adapter is the one of step {low.step}",
+            "fewer --epochs, or more rows",
+        )
     steps = [step.step for step in run.steps]
     if steps != list(range(1, len(steps) + 1)):
         yield Finding(

@@ -104,7 +104,7 @@ def _events(path: Path) -> list[Event]:
         if isinstance(event, Step):
             math.fsum((event.step, event.total, event.loss, event.grad_norm, event.learning_rate, event.memory_gb))
         elif isinstance(event, HeldOut):
-            math.fsum((event.step, event.loss))
+            math.fsum((event.step, event.value))
     return events
 
 

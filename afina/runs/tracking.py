@@ -15,7 +15,6 @@ from afina.core.events import Done, Event, HeldOut, Listener, Notice, Step
 from afina.core.tracker import TRACKERS, Log
 
 _STEP = ("loss", "learning_rate", "grad_norm", "tokens_per_second", "memory_gb")
-_HELD_OUT = ("loss", "perplexity")
 _DONE = ("seconds", "tokens", "peak_memory_gb")
 
 
@@ -43,7 +42,7 @@ class Trackers:
             self._log({f"train/{name}": getattr(event, name) for name in _STEP})
         elif isinstance(event, HeldOut):
             self._step = event.step
-            self._log({f"held_out/{name}": getattr(event, name) for name in _HELD_OUT})
+            self._log({f"held_out/{name}": value for name, value in event.numbers.items()})
         elif isinstance(event, Done):
             self._log({f"run/{name}": getattr(event, name) for name in _DONE})
 

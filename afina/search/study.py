@@ -206,7 +206,7 @@ class _Search:
         def hopeless(found: HeldOut) -> bool:
             nonlocal seen
             seen += 1
-            trial.report(found.loss, seen)
+            trial.report(found.cost, seen)
             return seen < looks and trial.should_prune()
 
         self.listener(Progress(f"search, per cent done; trial {trial.number}", round(100 * done), 100))

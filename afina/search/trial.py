@@ -19,7 +19,8 @@ HELD_OUT = 96  # rows that a trial is judged on: the same for all, so that few a
 @dataclass(frozen=True)
 class Trial:
     """The lowest held-out loss of a short training, its cost, and its end. `losses` are (rows seen, held-out loss); `training`
-    has the loss of each step."""
+    has the loss of each step. For an objective that watches another measure, the held-out loss is `HeldOut.cost`, of which the
+    lower is the better."""
 
     loss: float
     rows: int
@@ -78,7 +79,7 @@ class Bench:
                     training.append(event.loss)
                     listener(event)
                 if isinstance(event, HeldOut):
-                    losses.append((round(event.step / plan.steps_per_epoch * self.rows), event.loss))
+                    losses.append((round(event.step / plan.steps_per_epoch * self.rows), event.cost))
 
             trainer = Trainer(
                 base=self.base,

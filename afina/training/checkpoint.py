@@ -1,4 +1,4 @@
-"""What a killed run needs to go on as if it had not been killed: one file a checkpoint, written whole, the last two kept."""
+"""What a killed run needs to resume as if it had not been killed: one file per checkpoint, written atomically; the last two stay."""
 
 import hashlib
 import json
@@ -7,10 +7,12 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from afina.core.files import write_tensors
+from afina.core.world import World
 from afina.data.template import Row
 
 KEPT = 2
@@ -18,7 +20,13 @@ KEPT = 2
 
 @dataclass
 class State:
-    """Where a run stands after `step` optimiser steps. `best` is the lowest held-out loss, `best_weights` what gave it."""
+    """Where a run stands after `step` optimiser steps.
+
+    `best` is the lowest cost so far (`HeldOut.cost`: the held-out loss in supervised learning) and `best_weights` the weights
+    that have it; `since_best` counts the evaluations after it. `tokens` and `step_seconds` are those of the steps, `seconds`
+    those of everything. `random` holds the state of the random numbers by device, of the processes after the first with their
+    rank (`cpu`, `cpu1`).
+    """
 
     step: int = 0
     best: float = float("inf")
@@ -37,11 +45,32 @@ _NUMBERS = tuple(f.name for f in fields(State) if f.name not in _TENSORS)
 
 
 def fingerprint(rows: Sequence[Row], *others: Any) -> str:
-    """A digest of what a run is trained on: a run goes on only with the same."""
+    """A digest of what a run is trained on: a run is resumed with the same only."""
     digest = hashlib.sha256(repr(others).encode())
     for row in rows:
         digest.update(repr((row.input_ids, row.labels)).encode())
     return digest.hexdigest()
+
+
+def random_states(world: World) -> dict[str, Tensor]:
+    """The state of the random numbers of all processes, for `State.random`."""
+    own = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        own["cuda"] = torch.cuda.get_rng_state()
+    every = enumerate(world.exchange(own))
+    return {_key(device, rank): state for rank, states in every for device, state in states.items()}
+
+
+def set_random_state(states: dict[str, Tensor], world: World) -> None:
+    """Puts this process's random numbers where `random_states` found them."""
+    torch.set_rng_state(states[_key("cpu", world.rank)])
+    cuda = states.get(_key("cuda", world.rank))
+    if cuda is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(cuda)
+
+
+def _key(device: str, rank: int) -> str:
+    return f"{device}{rank or ''}"
 
 
 def write(folder: Path, state: State, mark: str) -> None:
@@ -58,7 +87,7 @@ def write(folder: Path, state: State, mark: str) -> None:
 
 
 def read_latest(folder: Path) -> tuple[State, str] | None:
-    """The newest whole checkpoint in `folder` and its fingerprint; None where there is none."""
+    """The newest undamaged checkpoint in `folder` and its fingerprint; None where there is none."""
     for path in reversed(_files(folder)):
         try:
             with safe_open(path, framework="pt") as file:

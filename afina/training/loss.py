@@ -1,4 +1,4 @@
-"""The loss of a model on rows."""
+"""The cross-entropy of a model on rows, without gradients."""
 
 import math
 from collections.abc import Sequence
@@ -6,47 +6,53 @@ from collections.abc import Sequence
 import torch
 
 from afina.core.layers import evaluation_mode
-from afina.data.batch import micro_batches, pack
+from afina.data.batch import grouped, micro_batches, pack
 from afina.data.template import Row
 from afina.models.load import Base
 from afina.models.model import IGNORE_INDEX, Packed
 
-TOKENS = 2048  # a forward pass without gradients
+TOKENS = 2048  # of a forward pass without gradients
 
 
 def perplexity(loss: float) -> float:
-    """exp(loss), of a loss in nats a token; kept finite."""
+    """exp(loss), of a loss in nats per token; kept finite."""
     return math.exp(min(loss, 700.0))
 
 
-def mean_loss(base: Base, rows: Sequence[Row]) -> float:
-    """The loss a labelled token over all `rows`, in nats; its exponential is the perplexity."""
+def device_of(base: Base) -> torch.device:
+    return next(base.model.module.parameters()).device
+
+
+def summed_loss(base: Base, rows: Sequence[Row]) -> tuple[float, int]:
+    """The loss summed over all labelled tokens of `rows`, in nats, and how many these are."""
     total, tokens = 0.0, 0
     with torch.no_grad(), evaluation_mode(base.model.module):
         for group in micro_batches(rows, TOKENS):
-            packed = pack(group, _device(base))
+            packed = pack(group, device_of(base))
             total += base.model.summed_loss(packed).item()
             tokens += packed.labelled
+    return total, tokens
+
+
+def mean_loss(base: Base, rows: Sequence[Row]) -> float:
+    """The loss per labelled token over all `rows`, in nats; its exponential is the perplexity."""
+    total, tokens = summed_loss(base, rows)
     return total / tokens
 
 
 def row_losses(base: Base, rows: Sequence[Row]) -> list[tuple[float, int]]:
-    """The summed loss of each row, in nats, and over how many tokens, in their order."""
-    numbers = {id(row): i for i, row in enumerate(rows)}
-    found = [(0.0, 0)] * len(rows)
+    """The loss of each row summed over its labelled tokens, in nats, and how many these are, in the order of `rows`."""
+    losses = [(0.0, 0)] * len(rows)
+    by_length = sorted(range(len(rows)), key=lambda i: len(rows[i].input_ids))
     with torch.no_grad(), evaluation_mode(base.model.module):
-        for group in micro_batches(rows, TOKENS):
-            packed = pack(group, _device(base))
-            counts = _labelled(packed)
-            for row, losses in zip(group, base.model.label_losses(packed).split(counts), strict=True):
-                found[numbers[id(row)]] = float(losses.sum()), len(losses)
-    return found
+        for group in grouped(by_length, lambda i: len(rows[i].input_ids), TOKENS):
+            packed = pack([rows[i] for i in group], device_of(base))
+            split = base.model.label_losses(packed).split(_labelled(packed))
+            for i, labelled in zip(group, split, strict=True):
+                losses[i] = float(labelled.sum()), len(labelled)
+    return losses
 
 
 def _labelled(packed: Packed) -> list[int]:
-    """The labelled positions of each row."""
+    """The number of labelled positions in each row."""
     return [int((labels != IGNORE_INDEX).sum()) for labels in packed.labels_T.split(packed.segments.lengths)]
-
-
-def _device(base: Base) -> torch.device:
-    return next(base.model.module.parameters()).device

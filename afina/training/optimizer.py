@@ -1,36 +1,36 @@
-"""AdamW over whatever is trainable (Loshchilov and Hutter 2019, https://arxiv.org/abs/1711.05101)."""
+"""The optimiser over whatever is trainable: masters, groups, clipping, and what a checkpoint keeps; the update is a spec's."""
 
 import torch
 from torch import Tensor, nn
 
 from afina.lora.injection import fast_parameters, undecayed_parameters
+from afina.training.optimizers import OPTIMIZERS
 
 
 class Optimizer:
-    """Keeps fp32 moments, and fp32 masters of parameters that are stored in less, whose small updates would be rounded away.
+    """Keeps fp32 masters of parameters that are stored in less, whose small updates would be rounded away.
 
-    Weight decay is for what is trained in full, not for adapters. `lora_plus` is the rate of every B over that of the rest
-    (LoRA+, Hayou et al. 2024, https://arxiv.org/abs/2402.12354, section 4).
+    Weight decay is for weights trained in full, not for adapters. `lora_plus` is the learning rate of every B over that of the
+    rest (LoRA+, Hayou et al. 2024, https://arxiv.org/abs/2402.12354, section 4). `kind` names one of `OPTIMIZERS`.
     """
 
-    def __init__(self, module: nn.Module, weight_decay: float, lora_plus: float = 1.0) -> None:
+    def __init__(self, module: nn.Module, weight_decay: float, lora_plus: float = 1.0, kind: str = "adamw") -> None:
+        spec = OPTIMIZERS[kind]
         self._own = {name: p for name, p in module.named_parameters() if p.requires_grad}
         self._masters = {
-            name: p if p.dtype == torch.float32 else p.detach().float().requires_grad_()
+            name: p if p.dtype == torch.float32 or not spec.master_bytes else p.detach().float().requires_grad_()
             for name, p in self._own.items()
         }
         undecayed, fast = ({id(p) for p in find(module)} for find in (undecayed_parameters, fast_parameters))
-        groups: dict[tuple[float, float], list[Tensor]] = {}  # (decay, share of the rate) → parameters
+        groups: dict[tuple[float, float], list[Tensor]] = {}  # (decay, share of the learning rate) → parameters
         for name, master in self._masters.items():
             key = id(self._own[name])
             group = (0.0 if key in undecayed else weight_decay, lora_plus if key in fast else 1.0)
             groups.setdefault(group, []).append(master)
         self._shares = [share for _, share in groups]
-        self._adam = torch.optim.AdamW(
-            [{"params": masters, "weight_decay": decay} for (decay, _), masters in groups.items()], fused=True
-        )
+        self._inner = spec.build([{"params": masters, "weight_decay": decay} for (decay, _), masters in groups.items()])
 
-    def step(self, rate: float, max_norm: float) -> float:
+    def step(self, learning_rate: float, max_norm: float) -> float:
         """Takes a step along the gradients, scaled down to `max_norm`, and drops them; their norm before scaling.
 
         Where that is not finite nothing is changed.
@@ -41,10 +41,10 @@ class Optimizer:
                 master.grad, parameter.grad = parameter.grad.float(), None
         norm = float(torch.nn.utils.clip_grad_norm_(self._masters.values(), max_norm, foreach=True))
         if norm - norm == 0:
-            for group, share in zip(self._adam.param_groups, self._shares, strict=True):
-                group["lr"] = rate * share
-            self._adam.step()
-        self._adam.zero_grad(set_to_none=True)
+            for group, share in zip(self._inner.param_groups, self._shares, strict=True):
+                group["lr"] = learning_rate * share
+            self._inner.step()
+        self._inner.zero_grad(set_to_none=True)
         with torch.no_grad():
             for name, parameter in self._own.items():
                 if self._masters[name] is not parameter:
@@ -63,15 +63,16 @@ class Optimizer:
                 parameter.copy_(weights[name])
 
     def moments(self) -> dict[str, Tensor]:
-        """AdamW's state, by the parameter's name and its own; empty before the first step."""
+        """The optimiser's state, by the parameter's name and its own; empty before the first step."""
         return {
             f"{name} {key}": value
             for name, master in self._masters.items()
-            for key, value in self._adam.state.get(master, {}).items()
+            for key, value in self._inner.state.get(master, {}).items()
+            if value is not None
         }
 
     def set_moments(self, moments: dict[str, Tensor]) -> None:
         for key, value in moments.items():
             name, _, kind = key.rpartition(" ")
             master = self._masters[name]
-            self._adam.state[master][kind] = value.clone().to(master.device)
+            self._inner.state[master][kind] = value.clone().to(master.device)

@@ -1,8 +1,11 @@
 """What a user can say about training; `plan` fills in what is left open."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from afina.core.config import Settings, setting
+from afina.core.registry import OneOf
+from afina.training.objectives import OBJECTIVES
+from afina.training.optimizers import OPTIMIZERS
 
 Method = Literal["lora", "full", "head", "last", "bias"]  # what is trained (baselines.py)
 METHOD_NAMES: dict[str, str] = {
@@ -16,18 +19,22 @@ MOST_BATCH = 32  # larger ones hurt LoRA
 
 
 class TrainingSettings(Settings):
+    objective: Annotated[str, OneOf(OBJECTIVES)] = "supervised"
+    """What a step learns from; supervised: the labelled tokens of the rows."""
+    optimizer: Annotated[str, OneOf(OPTIMIZERS)] = "adamw"
+    """How gradients become steps."""
     epochs: float | None = setting(None, "--epochs", gt=0, le=100_000)
-    """Passes over the training rows; by default enough for about 1,600 rows, 1 to 5 (classifiers: 40,000 rows, 3 to 10)."""
+    """Epochs over the training rows; by default enough for about 1,600 rows, 1 to 5 (classifiers: 40,000 rows, 3 to 10)."""
     rows: int | None = setting(None, ge=1)
-    """Training rows to see in all, instead of a number of passes."""
+    """Training rows to see in all, instead of a number of epochs."""
     batch_size: int | None = setting(None, ge=1)
-    """Rows an optimiser step; by default 8 (classifiers: 32). Large batches hurt LoRA: stay under 32."""
+    """Rows per optimiser step; by default 8 (classifiers: 32). Large batches hurt LoRA: stay under 32."""
     tokens_per_batch: int | None = setting(None, ge=1)
-    """Most tokens an optimiser step, instead of a number of rows (a longer row goes alone)."""
+    """Most tokens per optimiser step, instead of a number of rows (a longer row goes alone)."""
     micro_batch_size: int | None = setting(None, ge=1)
-    """Most rows a forward pass; fewer than `batch_size` saves memory and gives the same gradients."""
+    """Most rows per micro-batch; fewer than `batch_size` save memory and give the same gradients."""
     tokens_per_pass: int = setting(1024, ge=1)
-    """Most tokens a forward pass (a longer row goes alone); fewer save memory and give the same gradients."""
+    """Most tokens per micro-batch (a longer row goes alone); fewer save memory and give the same gradients."""
     learning_rate: float | None = setting(None, gt=0)
     """Highest learning rate; by default chosen from the model's width and the number of steps."""
     lora_plus_ratio: float = setting(1.0, gt=0)
@@ -35,14 +42,14 @@ class TrainingSettings(Settings):
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     """How the learning rate falls after the warm-up: to zero along a line or a cosine, or not at all."""
     warmup: float = setting(0.05, ge=0, lt=1)
-    """Part of the steps in which the learning rate rises from zero."""
+    """Fraction of the steps in which the learning rate rises from zero."""
     weight_decay: float = setting(0.0, ge=0)
-    """AdamW's weight decay, of weights trained whole; A and B have none."""
+    """The optimiser's weight decay, for weights trained in full; A and B have none."""
     max_grad_norm: float = setting(1.0, gt=0)
     """Gradients are scaled down to this norm."""
     checkpoint_activations: bool | None = None
-    """Keep only each layer's input for the backward pass and compute the rest again: much less memory, a third slower; by
-    default where memory would be short."""
+    """Keep only each layer's input for the backward pass and recompute the rest: much less memory, a third slower; by default
+    where memory would be short."""
     eval_steps: int | None = setting(None, ge=1)
     """Steps between two evaluations on the held-out rows; by default a fifth of the run."""
     checkpoint_steps: int = setting(50, ge=1)

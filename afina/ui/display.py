@@ -60,9 +60,10 @@ class Display:
                     event.step == 1,
                 )
             case HeldOut():
-                self._held_out = f"  held out {event.loss:.3f}"
+                self._held_out = f"  held out {event.value:.3f}"
                 self._say(
-                    f"after step {event.step}: held-out loss {event.loss:.3f}{', the best of training so far' if event.best else ''}"
+                    f"after step {event.step}: held-out {event.measure} {event.value:.3f}"
+                    f"{', the best of training so far' if event.best else ''}"
                 )
             case Progress():
                 self._tick(f"{event.stage}: {event.done} of {event.total}", event.done == event.total)

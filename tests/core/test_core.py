@@ -80,7 +80,7 @@ def test_metrics_file_round_trip(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     events = [
         Step(1, 2, 0.5, 1.5, 1e-3, 0.7, 100.0, 1.0, 3.0, 3.0),
-        HeldOut(1, 1.25, 3.49, True),
+        HeldOut(1, {"loss": 1.25, "perplexity": 3.49}, True),
         Done(2, "completed", 6.0, 200, 100.0, 1.1),
     ]
     record = MetricsFile(path)

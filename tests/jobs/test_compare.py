@@ -290,18 +290,22 @@ def test_trials_leave_the_base_as_it_was(settings: RunSettings) -> None:
 
 def test_the_test_part_is_never_seen_by_the_search(settings: RunSettings, in_process: list[str], monkeypatch) -> None:
     from afina.search import trial as trials
-    from afina.training import loop
+    from afina.training.objectives import OBJECTIVES
+    from afina.training.objectives.supervised import Supervised
 
     seen: set[str] = set()
-    original = loop.gradients
 
-    def watched(base, rows, *more):
-        seen.update(row.location for row in rows)
-        return original(base, rows, *more)
+    class Watched(Supervised):
+        name = "watched"
 
-    monkeypatch.setattr(loop, "gradients", watched)
-    look = loop.mean_loss
-    monkeypatch.setattr(loop, "mean_loss", lambda base, rows: seen.update(r.location for r in rows) or look(base, rows))
+        def loss(self, base, units):
+            seen.update(row.location for row in units)
+            return super().loss(base, units)
+
+        def sums(self, base, units):
+            seen.update(row.location for row in units)
+            return super().sums(base, units)
+
     bench = []
     init = trials.Bench.__init__
 
@@ -310,8 +314,10 @@ def test_the_test_part_is_never_seen_by_the_search(settings: RunSettings, in_pro
         bench.append(self)
 
     monkeypatch.setattr(trials.Bench, "__init__", kept)
-    tune(settings, Effort(trials=3))
+    with OBJECTIVES.added(Watched()):
+        tune(changed(settings, {"train.objective": "watched"}), Effort(trials=3))
     test = {row.location for row in bench[0].data.test}
+    assert seen
     assert test
     assert not seen & test
 

@@ -24,6 +24,8 @@ from afina.models import footprint as sizes
 from afina.models.load import Base, load_base
 from afina.models.skeleton import build_skeleton, read_skeleton
 from afina.settings import RunSettings
+from afina.training.objectives import OBJECTIVES
+from afina.training.objectives.supervised import Supervised
 from afina.training.settings import TrainingSettings
 from afina.ui.cli import main
 
@@ -233,20 +235,26 @@ def test_forecast_and_measured(data: Path, tiny_folder: Path, tmp_path: Path) ->
     assert found["forecast"]["memory_gb"]["training"] > 0
     assert found["measured"]["memory_gb"] > 0
     texts = [event.text for event in events if isinstance(event, Notice)]
-    assert any(text.startswith("rehearsed the longest pass") for text in texts)
+    assert any(text.startswith("rehearsed the longest micro-batch") for text in texts)
     assert any(text.startswith("forecast and measured: memory") for text in texts)
 
 
-def test_a_pass_that_does_not_fit_is_said_before_the_first_step(
-    data: Path, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_micro_batch_that_does_not_fit_is_said_before_the_first_step(
+    data: Path, tiny_folder: Path, tmp_path: Path
 ) -> None:
-    def full(*_):
-        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+    class Full(Supervised):
+        name = "full"
 
-    monkeypatch.setattr("afina.training.loop.gradients", full)
-    wanted = settings(data, base=str(tiny_folder), out=tmp_path / "run", cache_dir=tmp_path / "cache")
-    with pytest.raises(OutOfMemory, match=r"longest pass \(\d+ tokens, with .*rows.jsonl:\d+"):
-        train(wanted)
+        def loss(self, base, units):
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+
+    with OBJECTIVES.added(Full()):
+        train_settings = TrainingSettings(objective="full")
+        wanted = settings(
+            data, base=str(tiny_folder), out=tmp_path / "run", cache_dir=tmp_path / "cache", train=train_settings
+        )
+        with pytest.raises(OutOfMemory, match=r"longest micro-batch \(\d+ tokens, with .*rows.jsonl:\d+"):
+            train(wanted)
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 

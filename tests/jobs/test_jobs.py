@@ -89,7 +89,7 @@ def test_it_was_verified_and_got_better(run) -> None:
 def test_the_adapter_kept_is_the_best(run, tiny: afina.models.Base) -> None:
     folder, _, _, events = run
     load_adapter(tiny.model.module, folder / "adapter")
-    best = min(e.loss for e in events if isinstance(e, HeldOut) and e.step)
+    best = min(e.value for e in events if isinstance(e, HeldOut) and e.step)
     assert read_json(folder / "evaluation.json")["adapted"]["loss"] == pytest.approx(best, rel=1e-4)
     assert any(value.abs().max() > 0 for value in adapter_state(tiny.model.module).values())
 
@@ -152,7 +152,7 @@ def test_an_adapter_is_continued(run, tiny_folder: Path, tmp_path: Path) -> None
         events.append,
     )
     start = next(e for e in events if isinstance(e, HeldOut))
-    assert start.loss == pytest.approx(read_json(folder / "evaluation.json")["adapted"]["loss"], rel=1e-3)
+    assert start.value == pytest.approx(read_json(folder / "evaluation.json")["adapted"]["loss"], rel=1e-3)
     with pytest.raises(SettingsError, match="brings its own"):
         afina.train(settings(data, tiny_folder, tmp_path / "other", adapter=folder, lora={"rank": 3}))
     assert not (tmp_path / "other").exists()

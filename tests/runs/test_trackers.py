@@ -20,10 +20,10 @@ from afina.settings import RunSettings
 CONFIG = {"seed": 0, "revision": None, "data": {"path": "d.jsonl", "limit": None}}
 EVENTS: list[Event] = [
     Notice("a text that is no number"),
-    HeldOut(0, 3.0, 20.0, True),
+    HeldOut(0, {"loss": 3.0, "perplexity": 20.0}, True),
     Step(1, 2, 0.5, 2.5, 1e-3, 1.0, 100.0, 1.0, 1.0, 1.0),
     Step(2, 2, 1.0, 2.0, 1e-3, 1.0, 100.0, 1.0, 2.0, 0.0),
-    HeldOut(2, 1.5, 4.5, True),
+    HeldOut(2, {"loss": 1.5, "perplexity": 4.5}, True),
     Done(2, "completed", 2.0, 64, 32.0, 1.0),
 ]
 RESULT: dict[str, Any] = {

@@ -32,19 +32,28 @@ def bars(counts: Sequence[tuple[str, float]], what: str) -> str:
 
 
 def loss_curve(steps: Sequence[Step], held_out: Sequence[HeldOut]) -> str:
-    """Training loss of each step (thin), its running mean, and the held-out loss, over steps."""
+    """Training loss of each step (thin), its running mean, and the held-out measure, over steps; a measure that is no loss has an
+    axis of its own, on the right."""
     figure, axes = _figure()
     x = [step.step for step in steps]
     axes.plot(x, [step.loss for step in steps], color=_TRAIN, linewidth=0.8, alpha=0.6, label="training, each step")
     axes.plot(
         x, _running_mean([step.loss for step in steps]), color=_TRAIN, linewidth=2, label="training, running mean"
     )
-    axes.plot(
-        [e.step for e in held_out], [e.loss for e in held_out], color=_HELD, marker="o", linewidth=2, label="held out"
+    other = next((e for e in held_out if e.measure != "loss"), None)
+    watched = axes.twinx() if other else axes
+    watched.plot(
+        [e.step for e in held_out], [e.value for e in held_out], color=_HELD, marker="o", linewidth=2, label="held out"
     )
     best = [e for e in held_out if e.best]
     if best:
-        axes.plot(best[-1].step, best[-1].loss, "o", markersize=11, markerfacecolor="none", color=_HELD, label="saved")
+        watched.plot(
+            best[-1].step, best[-1].value, "o", markersize=11, markerfacecolor="none", color=_HELD, label="saved"
+        )
+    if other:
+        better = "lower" if other.lower_is_better else "higher"
+        watched.set_ylabel(f"held out: {other.measure} ({better} is better)", color=_HELD)
+        watched.tick_params(colors=_HELD)
     axes.set_xlabel("step")
     axes.set_ylabel("loss, nats per token")
     axes.set_ylim(bottom=0)

@@ -1,0 +1,44 @@
+"""Supervised learning: each labelled token is predicted from those before it; the loss is their cross-entropy, in nats."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from afina.data.batch import micro_batches, pack
+from afina.data.store import lengths
+from afina.data.template import Row
+from afina.models.load import Base
+from afina.training.loss import device_of, perplexity, summed_loss
+
+
+class Supervised:
+    """A unit is a row, and weighs as much as it has labelled tokens."""
+
+    name = "supervised"
+    measure = "loss"
+    lower_is_better = True
+
+    def units(self, rows: Sequence[Row]) -> Sequence[Row]:
+        return rows
+
+    def lengths(self, units: Sequence[Row]) -> Sequence[int]:
+        return lengths(units)
+
+    def weight(self, unit: Row) -> float:
+        return unit.labelled
+
+    def micro_batches(self, units: Sequence[Row], max_tokens: int, max_units: int | None) -> list[list[Row]]:
+        return micro_batches(units, max_tokens, max_units)
+
+    def loss(self, base: Base, units: Sequence[Row]) -> Tensor:
+        return base.model.summed_loss(pack(units, device_of(base)))
+
+    def sums(self, base: Base, units: Sequence[Row]) -> Sequence[float]:
+        return summed_loss(base, units)
+
+    def numbers(self, sums: Sequence[float]) -> dict[str, float]:
+        nats, tokens = sums
+        return {"loss": nats / tokens, "perplexity": perplexity(nats / tokens)}
+
+
+OBJECTIVE = Supervised()
