@@ -39,27 +39,27 @@ class Method(NamedTuple):
     name: str
     paper: str
     settings: dict[str, Any]
-    start: str  # the twin of what it begins with
+    init: str  # the twin of A and B as they are initialised
 
 
 METHODS = [
     Method("LoRA", "2106.09685", {}, "PEFT"),
     Method("rsLoRA", "2312.03732", {"rslora": True}, "PEFT"),
-    Method("Gaussian start", "2106.09685", {"init": "gaussian"}, "closed form"),
-    Method("orthogonal start", "datta0.github.io", {"init": "orthogonal"}, "closed form"),
+    Method("Gaussian init", "2106.09685", {"init": "gaussian"}, "closed form"),
+    Method("orthogonal init", "datta0.github.io", {"init": "orthogonal"}, "closed form"),
     Method("PiSSA", "2404.02948", {"init": "pissa"}, "PEFT"),
     Method("OLoRA", "2406.01775", {"init": "olora"}, "PEFT"),
     Method("LoftQ, on int8", "2310.08659", {"init": "loftq"}, "closed form"),
     Method("EVA", "2410.07170", {"init": "eva"}, "closed form"),
-    Method("EVA, ranks shared out", "2410.07170", {"init": "eva", "eva_rho": 2.0}, "closed form"),
+    Method("EVA, ranks redistributed", "2410.07170", {"init": "eva", "eva_rho": 2.0}, "closed form"),
     Method("LoRA-GA", "2407.05000", {"init": "lora_ga"}, "closed form"),
     Method("DoRA", "2402.09353", {"variant": "dora"}, "PEFT"),
     Method("VeRA", "2310.11454", {"variant": "vera"}, "PEFT"),
     Method("LoRA-FA", "2308.03303", {"variant": "lora_fa"}, "closed form"),
     Method("attention only", "2106.09685", {"target_modules": "attention"}, "PEFT"),
     Method("MLP only", "2106.09685", {"target_modules": "mlp"}, "PEFT"),
-    Method("whole modules beside", "PEFT", {"modules_to_save": ("model.norm",)}, "PEFT"),
-    Method("token rows", "PEFT", {"trainable_tokens": (5, 9)}, "PEFT"),
+    Method("modules_to_save", "PEFT", {"modules_to_save": ("model.norm",)}, "PEFT"),
+    Method("trainable tokens", "PEFT", {"trainable_tokens": (5, 9)}, "PEFT"),
 ]
 _THEIRS = {
     "lora_A.default.weight": "lora_a",
@@ -78,7 +78,7 @@ def main() -> None:
     options = parser.parse_args()
     starter = load_base("starter", precision="bf16").model.module
     lines = [
-        "| method | paper | trainable parameters | twin of the start "
+        "| method | paper | trainable parameters | twin of the init "
         "| largest difference, forward | gradients | loads in PEFT |",
         "|---|---|---|---|---|---|---|",
     ]
@@ -87,8 +87,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             forward, gradients, loads = compare(method.settings, Path(folder))
         lines.append(
-            f"| {method.name} | {method.paper} | {size:,} | "
-            f"{method.start} | {forward:.1e} | {gradients:.1e} | {loads} |"
+            f"| {method.name} | {method.paper} | {size:,} | {method.init} | {forward:.1e} | {gradients:.1e} | {loads} |"
         )
         print(lines[-1], flush=True)
     if options.write:
@@ -99,7 +98,7 @@ def main() -> None:
 
 def parameters(starter: nn.Module, settings: dict[str, Any]) -> int:
     model = copy.deepcopy(starter)
-    shape = {key: value for key, value in settings.items() if key not in ("init", "eva_rho")}  # starts add nothing
+    shape = {key: value for key, value in settings.items() if key not in ("init", "eva_rho")}  # inits add no parameters
     inject(model, LoraConfig(**shape))
     return trainable_parameters(model)
 
@@ -151,7 +150,7 @@ def compare(settings: dict[str, Any], folder: Path) -> tuple[float, float, str]:
 
 
 def _trained(grad: Tensor, name: str, config: LoraConfig) -> Tensor:
-    """Without the ranks that a start from the base keeps frozen, and that PEFT would train."""
+    """Without the ranks that an init from the base keeps frozen, and that PEFT would train."""
     if not INITS[config.init].from_base or "lora_" not in name:
         return grad
     return grad[: config.rank] if "lora_A" in name else grad[:, : config.rank]

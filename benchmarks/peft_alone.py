@@ -1,4 +1,4 @@
-"""Where PEFT itself does not get through a method: started, trained, saved, reloaded, merged, on tiny random models.
+"""Where PEFT itself fails with a method: initialised, trained, saved, reloaded, merged, on tiny random models.
 
     python benchmarks/peft_alone.py [--write]
 
@@ -43,11 +43,11 @@ CASES: dict[str, dict[str, Any]] = {
     "VeRA": {"vera": True},
     "biases": {"bias": "all"},
     "biases of adapted layers": {"bias": "lora_only"},
-    "whole modules": {"modules_to_save": ["NORM"]},
+    "modules_to_save": {"modules_to_save": ["NORM"]},
     "token rows": {"trainable_token_indices": [5, 7]},
     "adapted embedding": {"target_modules": ["WORDS"]},
 }
-STEPS = ("starting", "forward", "training", "saving", "reloading", "merging")
+STEPS = ("initialising", "forward", "training", "saving", "reloading", "merging")
 
 
 def main() -> None:
@@ -56,20 +56,20 @@ def main() -> None:
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     lines: list[str] = []
-    whole = 0
+    passed = 0
     for name, settings in CASES.items():
         failures: dict[str, list[str]] = {}
         for kind in KINDS:
             with tempfile.TemporaryDirectory() as folder:
                 said = attempt(kind, settings, Path(folder))
             if said is None:
-                whole += 1
+                passed += 1
             else:
                 failures.setdefault(said, []).append(kind)
         lines += [f"- {name}, {', '.join(kinds)}: {said}" for said, kinds in failures.items()]
         for line in lines[len(lines) - len(failures) :]:
             print(line, flush=True)
-    head = f"PEFT {peft.__version__}: {whole} of {len(CASES) * len(KINDS)} cases get through; the others:"
+    head = f"PEFT {peft.__version__}: {passed} of {len(CASES) * len(KINDS)} cases pass; the others:"
     print(head)
     if options.write:
         text = PAGE.read_text()
