@@ -18,7 +18,6 @@ from afina.data.layouts import Kind
 from afina.data.load import Dataset, render_splits
 from afina.data.quality.checks import Checker
 from afina.data.splits import Splits, read_splits
-from afina.data.store import lengths
 from afina.forecast.machines import this_machine
 from afina.forecast.remedies import refuse_what_cannot_fit
 from afina.forecast.workload import ONE_ROW, room_for
@@ -76,13 +75,14 @@ class Assembled:
 
     def _facts(self, settings: RunSettings, trained: LoraConfig | None) -> Facts:
         """Memory is looked at now: with what is in the base by now."""
-        base, module, rows = self.base, self.base.model.module, lengths(self.data.train)
+        base, module, objective = self.base, self.base.model.module, OBJECTIVES[settings.train.objective]
+        lengths = objective.lengths(objective.units(self.data.train))
         return Facts(
             task=base.task,
-            lengths=rows,
+            lengths=lengths,
             hidden_size=base.facts.hidden_size,
             activation_bytes=activation_bytes(
-                module, base.dtype, int(max(rows)), getattr(module, "fused", None) is not None
+                module, base.dtype, int(max(lengths)), getattr(module, "fused", None) is not None
             ),
             free_bytes=free_bytes(next(module.parameters()).device),
             precision=precision_of(base.dtype),

@@ -15,6 +15,7 @@ from afina.core.device import memory_gb
 from afina.core.errors import InputError, Interrupted
 from afina.core.events import Done, Event, Listener, MetricsFile, Notice, forget_after, ignore, minutes
 from afina.core.files import write_json, write_jsonl, write_yaml
+from afina.core.world import SINGLE, World
 from afina.data.template import Row
 from afina.forecast.estimate import Forecast, forecast_training
 from afina.forecast.machines import this_machine
@@ -198,6 +199,7 @@ class _Run:
     assembled: Assembled
     resolved: Resolved
     place: RunFolder
+    world: World = SINGLE
     logits: Tensor = field(init=False)  # of the adapter as it was last saved, at a few labelled positions
 
     def __post_init__(self) -> None:
@@ -255,13 +257,13 @@ class _Run:
             self.base.tokenizer.template_hash(),
         )
         state = self._state(checkpoints, mark) if resuming else None
-        if not resuming:
-            self.place.start()
-        self._write_facts()
-        metrics = self.folder / "metrics.jsonl"
-        forget_after(metrics, state.step if state else -1)
-        metrics_file = MetricsFile(metrics)
-        trackers.open(self.folder, read_yaml(self.folder / "config.yaml"))
+        metrics_file = MetricsFile(self.folder / "metrics.jsonl")
+        if self.world.main:  # the folder is the main process's; the others read checkpoints from it
+            if not resuming:
+                self.place.start()
+            self._write_facts()
+            forget_after(metrics_file.path, state.step if state else -1)
+            trackers.open(self.folder, read_yaml(self.folder / "config.yaml"))
 
         def tell_all(event: Event) -> None:
             metrics_file(event)
@@ -282,6 +284,7 @@ class _Run:
             state=state,
             mark=mark,
             start_memory_gb=start_memory_gb,
+            world=self.world,
         )
         return trainer.run()
 

@@ -61,9 +61,10 @@ class Bench:
         rates: Callable[[int], Sequence[float]] | None = None,
         then: Callable[[], None] = lambda: None,
     ) -> Trial:
-        """Trains on `rows` rows, whatever the settings' epochs say, and looks at the held-out loss so many times on the way.
+        """Trains on `rows` rows, whatever the settings' epochs say, and evaluates the held-out rows `evaluations` times on the way.
 
-        `then` is done with the adapter still in its place. `hopeless` ends it early; `rates` gives the learning rates of a number of steps, in the place of the schedule.
+        `then` is called with the adapter still injected. `hopeless` ends the training early; `rates` gives the learning rates of
+        a number of steps, in place of the schedule.
         Raises `NonFiniteLoss` where it diverges, and `Interrupted`.
         """
         gc.collect()

@@ -13,15 +13,17 @@ from afina.lora.config import LoraConfig
 from afina.lora.targets import layer_number
 from afina.training.settings import Method
 
-# Of the rate that suits full fine-tuning: weights trained whole take it as it is, few and fresh ones learn as fast as LoRA's.
+# The methods that take the learning rate of full fine-tuning as it is; few or new weights learn as fast as LoRA's.
 RATE_AS_FULL = ("full", "last")
 
 
 def baseline(module: nn.Module, method: Method, last_layers: int, heads: Sequence[str] = ()) -> LoraConfig:
-    """What `method` trains. full: everything. head: the output head over frozen features (transfer learning); of a model that
-    writes, the final norm too, and the head untied from the embedding. last: the last `last_layers` layers and what follows
-    them. bias: every bias (BitFit, Ben Zaken et al. 2022, https://arxiv.org/abs/2106.10199). `heads` are the paths of what is new
-    in a classifier, which every method trains.
+    """What `method` trains, as a configuration without low-rank layers.
+
+    full: everything. head: the output head over frozen features (transfer learning); of a model that writes text, the final
+    norm too, and the head untied from the token embeddings. last: the last `last_layers` layers and what follows them. bias:
+    every bias (BitFit, Ben Zaken et al. 2022, https://arxiv.org/abs/2106.10199). `heads` are the paths of a classifier's new
+    modules, which every method trains. Raises `SettingsError` where the base has too few layers, or no biases.
     """
     saved: list[str] = []
     if method == "full":
@@ -52,7 +54,7 @@ def _heads(module: Any) -> list[str]:
 
 
 def _after_layers(module: Any) -> list[str]:
-    """What stands between the repeated layers and the head: the final norm, where there is one."""
+    """The modules between the repeated layers and the head: the final norm, where there is one."""
     last = max(i for i, (path, _) in enumerate(module.named_modules()) if layer_number(path) is not None)
     heads = _heads(module)
     after = [
