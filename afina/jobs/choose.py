@@ -29,7 +29,7 @@ from afina.models.skeleton import Skeleton, read_skeleton
 from afina.models.sources.catalogue import Entry, known_models, select
 from afina.models.sources.source import is_local
 from afina.runs.worker import run_in_process
-from afina.search.base_trial import Probe
+from afina.search.base_trial import BaseTrial
 from afina.settings import RunSettings
 
 # The catalogue's word for each kind of data.
@@ -62,7 +62,7 @@ class Candidate:
     forecast: Forecast
     reasons: tuple[str, ...]
     unknown: tuple[str, ...] = ()
-    probe: Probe | None = None
+    probe: BaseTrial | None = None
     failed: str | None = None
 
     def json(self) -> dict[str, Any]:
@@ -262,9 +262,9 @@ def _probed(each: Candidate, settings: RunSettings, share: float, out: Path, lis
     try:
         if not file.exists():
             run_in_process(
-                "probe", {"settings": own.model_dump(mode="json"), "file": str(file), "share": share}, listener
+                "base", {"settings": own.model_dump(mode="json"), "file": str(file), "share": share}, listener
             )
-        return replace(each, probe=Probe(**read_json(file)))
+        return replace(each, probe=BaseTrial(**read_json(file)))
     except (RunFailed, InputError) as error:
         listener(Notice(f"{each.name} failed: {error}", warning=True))
         return replace(each, failed=str(error))

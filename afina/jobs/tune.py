@@ -63,16 +63,18 @@ def _tune(settings: RunSettings, effort: Effort, out: Path, listener: Listener) 
         _forget_damaged(out / name, listener)
     _forget_cut_off(out)
     if effort.workers == 1 and not effort.ray:
-        resolved = run_in_process("search", arguments | {"parts": ["probe", "trials", "repeat"], "worker": 0}, listener)
+        resolved = run_in_process(
+            "search", arguments | {"phases": ["range", "trials", "repeat"], "worker": 0}, listener
+        )
     else:
-        run_in_process("search", arguments | {"parts": ["probe"], "worker": 0}, listener)
+        run_in_process("search", arguments | {"phases": ["range"], "worker": 0}, listener)
         if effort.ray:
             from afina.search.ray_workers import search_on_ray
 
             search_on_ray(arguments, effort.workers)
         else:
             _together(arguments, effort.workers, settings, listener)
-        resolved = run_in_process("search", arguments | {"parts": ["repeat"], "worker": 0}, listener)
+        resolved = run_in_process("search", arguments | {"phases": ["repeat"], "worker": 0}, listener)
     study, probe = open_study(out), read_json(out / "probe.json")
     if not any(trial.state.name == "COMPLETE" for trial in study.trials):
         raise RunFailed(
@@ -155,7 +157,7 @@ def _together(arguments: dict[str, Any], workers: int, settings: RunSettings, li
     """Several processes search one study, the processor's threads divided among them."""
     threads = max(1, (settings.threads or torch.get_num_threads()) // workers)
     own = arguments | {"settings": arguments["settings"] | {"threads": threads}}
-    processes = [start("search", own | {"parts": ["trials"], "worker": i}) for i in range(workers)]
+    processes = [start("search", own | {"phases": ["trials"], "worker": i}) for i in range(workers)]
     failures: list[Exception] = []
 
     def wait(process: Any) -> None:

@@ -21,7 +21,7 @@ TARGETS = {
     "train": "afina.search.compared:train_method",
     "rates": "afina.search.compared:search_rate",
     "ask": "afina.search.compared:ask_base",
-    "probe": "afina.search.base_trial:probe",
+    "base": "afina.search.base_trial:try_base",
     "search": "afina.search.study:search_trials",
 }
 

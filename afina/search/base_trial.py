@@ -1,4 +1,4 @@
-"""A look at one base on a user's own rows, in a process of its own: what it can do as it is, and after a short adaptation."""
+"""A base tried on a user's own rows, in a process of its own: what it does as it is, and after a short adaptation."""
 
 import math
 from dataclasses import dataclass, replace
@@ -16,18 +16,22 @@ from afina.measure.metrics import main_metric
 from afina.measure.outputs import EvaluationSet
 from afina.models.generation import generate
 from afina.search.few_shot import after_examples
-from afina.search.trial import Bench
+from afina.search.trial import TrialRunner
 from afina.settings import RunSettings
 from afina.training.loss import row_losses
 
-ASKED = 48  # rows that a base answers, each time that it is asked
+ASKED = 48  # rows of each evaluation
 
 
 @dataclass(frozen=True)
-class Probe:
-    """What was seen of a base. `zero_shot`, `few_shot` and `adapted` are its main scores (None where it cannot be asked so);
-    `bits_before` and `bits_after` what an expected answer costs it on average, in bits: the measure that all bases share, whatever their
-    tokens; `bits` are those after, row by row. `bits_per_byte` is of the answers before; `tokens_per_word` of questions and answers."""
+class BaseTrial:
+    """What was measured of a base on the user's rows.
+
+    `zero_shot`, `few_shot` and `adapted` are its main scores; None where it cannot be evaluated so. `bits_before` and
+    `bits_after` the adaptation are the mean loss of an expected answer, in bits per answer: comparable between bases,
+    whatever their tokens. `bits` are those after, row by row. `bits_per_byte` is of the answers, before; `tokens_per_word`
+    of prompts and answers.
+    """
 
     zero_shot: float | None
     few_shot: float | None
@@ -42,59 +46,71 @@ class Probe:
     revision: str | None
 
 
-def probe(settings: dict[str, Any], file: str, share: float, listener: Listener) -> None:
-    """Asks the base, adapts it on `share` of the rows that a whole training would see, and asks again; `file` gets the `Probe`."""
-    bench = Bench(build(RunSettings, settings), listener)
-    whole, base = bench.whole, bench.base
-    every = whole.asked()
-    asked = replace(every, examples=every.examples[:ASKED], rows=every.rows[:ASKED])
-    names = not base.task.writes_text
-    zero = few = None
-    if not names and asked.kind != "text":
-        zero = _score(bench, asked, "base", listener)
+def try_base(settings: dict[str, Any], file: str, share: float, listener: Listener) -> None:
+    """Evaluates the base, adapts it on `share` of the rows of a full training, and evaluates it again.
+
+    `file` gets the `BaseTrial`."""
+    runner = TrialRunner(build(RunSettings, settings), listener)
+    assembled, base = runner.assembled, runner.base
+    rows_to_ask = assembled.asked()
+    asked = replace(rows_to_ask, examples=rows_to_ask.examples[:ASKED], rows=rows_to_ask.rows[:ASKED])
+    writes, has_prompts = base.task.writes_text, asked.kind != "text"
+    zero_shot = few_shot = adapted = None
+    if writes and has_prompts:
+        zero_shot = _score(runner, asked, "base", listener)
         try:
-            few = _score(bench, after_examples(whole, asked, listener), "few-shot", listener)
+            few_shot = _score(runner, after_examples(assembled, asked, listener), "few-shot", listener)
         except DataError as error:  # rows too long for it
             listener(Notice(str(error).splitlines()[0]))
-    before = None if names else _bits(bench)
-    found: dict[str, Any] = {}
+    before = _bits(runner) if writes else None
+    bits: list[float] = []
 
-    def judge() -> None:
-        found["bits"] = _bits(bench)
-        if asked.kind != "text":
-            found["score"] = _score(bench, asked, "adapted", listener)
+    def evaluate_adapted() -> None:
+        nonlocal adapted
+        bits.extend(_bits(runner))
+        if has_prompts:
+            adapted = _score(runner, asked, "adapted", listener)
 
-    rows = max(bench.plan(bench.settings).batch_size, round(share * bench.full_rows(bench.settings)))
-    trial = bench.run(bench.settings, rows, listener=listener, then=judge)
-    texts = [(e.source, e.completion or "") for e in asked.examples]
-    words = sum(len(f"{a} {b}".split()) for a, b in texts)
-    tokens = sum(len(base.tokenizer.encode(f"{a} {b}")) for a, b in texts)
-    size = sum(len((e.completion or "").encode()) for e in asked.examples)
-    answers = sum(nats for nats, _ in row_losses(base, asked.rows)) if not names else None
-    made = Probe(
-        zero_shot=zero,
-        few_shot=few,
-        adapted=found.get("score"),
-        tokens_per_word=tokens / max(1, words),
-        bits_per_byte=None if answers is None else answers / math.log(2) / max(1, size),
+    rows = max(runner.plan(runner.settings).batch_size, round(share * runner.full_rows(runner.settings)))
+    trial = runner.run(runner.settings, rows, then=evaluate_adapted)
+    tokens_per_word, bits_per_byte = _per_word_and_byte(runner, asked)
+    found = BaseTrial(
+        zero_shot=zero_shot,
+        few_shot=few_shot,
+        adapted=adapted,
+        tokens_per_word=tokens_per_word,
+        bits_per_byte=bits_per_byte,
         bits_before=None if before is None else mean(before),
-        bits_after=mean(found["bits"]),
-        bits=found["bits"],
+        bits_after=mean(bits),
+        bits=bits,
         rows=trial.rows,
         seconds=trial.seconds,
         revision=base.facts.revision if base.facts.hub_id else None,
     )
-    write_json(Path(file), made.__dict__)
+    write_json(Path(file), found.__dict__)
 
 
-def _bits(bench: Bench) -> list[float]:
-    """What the expected answer of each held-out row costs the model as it is now."""
-    return [nats / math.log(2) for nats, _ in row_losses(bench.base, bench.held_out)]
+def _per_word_and_byte(runner: TrialRunner, asked: EvaluationSet) -> tuple[float, float | None]:
+    """Tokens per word of prompts and answers, and bits per byte of the answers, for the base as it is."""
+    base = runner.base
+    texts = [f"{example.source} {example.completion or ''}" for example in asked.examples]
+    words = sum(len(text.split()) for text in texts)
+    tokens = sum(len(base.tokenizer.encode(text)) for text in texts)
+    if not base.task.writes_text:
+        return tokens / max(1, words), None
+    size = sum(len((example.completion or "").encode()) for example in asked.examples)
+    nats = sum(each for each, _ in row_losses(base, asked.rows))
+    return tokens / max(1, words), nats / math.log(2) / max(1, size)
 
 
-def _score(bench: Bench, asked: EvaluationSet, what: str, listener: Listener) -> float:
-    """The main score of the answers of the model as it is now."""
-    base = bench.base
+def _bits(runner: TrialRunner) -> list[float]:
+    """The loss of the expected answer of each held-out row, in bits, for the model as it is now."""
+    return [nats / math.log(2) for nats, _ in row_losses(runner.base, runner.held_out)]
+
+
+def _score(runner: TrialRunner, asked: EvaluationSet, what: str, listener: Listener) -> float:
+    """The main score of the model as it is now."""
+    base = runner.base
     prompts = [prompt_ids(base.tokenizer, example.messages) for example in asked.examples]
 
     def progress(done: int, total: int) -> None:

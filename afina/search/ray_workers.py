@@ -1,4 +1,7 @@
-"""The search's workers as trials of Ray Tune, on the machines of its cluster: they meet in the study's file, so its folder must be shared."""
+"""The search's workers as trials of Ray Tune, on the machines of its cluster.
+
+They share the study's file, so its folder must be on a file system that all machines see.
+"""
 
 import os
 from pathlib import Path
@@ -24,7 +27,7 @@ def search_on_ray(arguments: dict[str, Any], workers: int) -> None:
     own = arguments | {"folder": folder, "settings": arguments["settings"] | {"threads": share}}
 
     def search(config: dict[str, Any]) -> None:
-        search_trials(**own, parts=["trials"], worker=config["worker"], listener=ignore)
+        search_trials(**own, phases=["trials"], worker=config["worker"], listener=ignore)
 
     tuner = tune.Tuner(
         tune.with_resources(search, {"cpu": share}),

@@ -1,4 +1,4 @@
-"""The search of `afina tune`: what may vary, in which order, and the trials themselves, on one base that all of a process share."""
+"""The search of `afina tune`: the search space, its stages, and the trials themselves, on one base per process."""
 
 import math
 import time
@@ -13,29 +13,31 @@ from afina.core.events import HeldOut, Listener, Notice, Progress
 from afina.core.files import read_json, write_json
 from afina.lora.inits import INITS
 from afina.lora.variants import VARIANTS
-from afina.search.trial import Bench, Trial
+from afina.search.trial import TrialRunner
 from afina.settings import RunSettings
 from afina.training.settings import MOST_BATCH
 
 if TYPE_CHECKING:
     import optuna
 
-# The learning rate first, for nothing else can be judged at a wrong one; what makes trials longer or shorter last.
+# Up to each share of the budget, what varies beside the learning rate: nothing at first, for nothing else can be judged at a
+# wrong rate; what makes trials longer or shorter comes last.
 STAGES: tuple[tuple[float, tuple[str, ...]], ...] = (
     (1 / 3, ()),
     (3 / 4, ("rank", "targets", "form")),
     (1.0, ("rank", "targets", "form", "batch", "epochs")),
 )
-FIRST_RATES = (1.0, 3.0, 1 / 3)  # times the rule's: the first trials, before the sampler knows anything
-LOOKS = 2  # evaluations of a trial, at the same numbers of rows for all; the pruner sees each
-FEWEST_TRIALS = 10  # a trial is so short that as many fit into the time of the search
-SHORTEST = 0.15  # of a whole training
+FIRST_RATES = (1.0, 3.0, 1 / 3)  # times the rule's: the first trials, before the sampler has data
+EVALUATIONS = 2  # of a trial, after the same numbers of rows in all; the pruner is told each
+FEWEST_TRIALS = 10  # trials are so short that at least this many fit into the time of the search
+SHORTEST = 0.15  # of a full training: the rows of a trial, at least
 REPEATS = 3  # seeds with which the best and the defaults are trained before a winner is announced
-_PROBE_STEPS = 16, 40  # at least and at most, of the range of learning rates
-_PROBE_WIDTH = 30.0  # from the rule's divided by this to its multiple
-_WIDEST = 32.0  # between the lowest rate that is searched and the highest
+_RANGE_STEPS = 16, 40  # of the range test, at least and at most
+_RANGE_WIDTH = 30.0  # it goes from the rule's rate divided by this to the rate times this
+_WIDEST = 32.0  # the highest rate of the search space over the lowest
 
 STUDY = "tune"
+RANGE_TEST, REPEATS_FILE = "probe.json", "repeats.json"  # in the folder of the search
 _ENDED = ("COMPLETE", "PRUNED")
 
 
@@ -95,179 +97,189 @@ def open_study(folder: Path) -> "optuna.Study":
 
 
 def spent(study: "optuna.Study") -> float:
-    """Seconds of all trials that came to an end of their own."""
+    """Seconds of all trials that were completed or pruned."""
     return sum(t.duration.total_seconds() for t in study.trials if t.duration and t.state.name in _ENDED)
 
 
 def search_trials(
-    settings: dict[str, Any], folder: str, parts: Sequence[str], budget: dict[str, Any], worker: int, listener: Listener
+    settings: dict[str, Any],
+    folder: str,
+    phases: Sequence[str],
+    budget: dict[str, Any],
+    worker: int,
+    listener: Listener,
 ) -> dict[str, int]:
-    """Does `parts` of the search in `folder`, in this order: probe (learning rates), trials, repeat (with other seeds).
+    """Does `phases` of the search in `folder`, in this order: range (of learning rates), trials, repeat (other seeds).
 
-    `budget` has `seconds` (of the search and the repetition) or `trials`; what was done before counts, and is not done again.
-    Gives the `batch_size` of the settings as they are for this base.
+    `budget` has `seconds` (of the search and the repetition) or `trials`, and the number of `workers`; what was done before
+    counts, and is not repeated. Returns the `batch_size` that the settings alone have for this base.
     """
-    search = _Search(Bench(build(RunSettings, settings), listener), Path(folder), budget, worker, listener)
-    if "probe" in parts and not search.probe_file.exists():
-        search.probe()
-    if "trials" in parts:
-        search.trials()
-    if "repeat" in parts:
+    search = _Search(TrialRunner(build(RunSettings, settings), listener), Path(folder), budget, worker, listener)
+    if "range" in phases and not search.range_file.exists():
+        search.test_range()
+    if "trials" in phases:
+        search.run_trials()
+    if "repeat" in phases:
         search.repeat()
     return {"batch_size": search.plan.batch_size}
 
 
 class _Search:
-    def __init__(self, bench: Bench, folder: Path, budget: dict[str, Any], worker: int, listener: Listener) -> None:
-        self.bench, self.folder, self.budget, self.worker, self.listener = bench, folder, budget, worker, listener
-        self.settings = bench.settings
-        self.rows, self.plan = bench.full_rows(self.settings), bench.plan(self.settings)
-        self.probe_file = folder / "probe.json"
+    def __init__(
+        self, runner: TrialRunner, folder: Path, budget: dict[str, Any], worker: int, listener: Listener
+    ) -> None:
+        self.runner, self.folder, self.budget, self.worker, self.listener = runner, folder, budget, worker, listener
+        self.settings = runner.settings
+        self.rows, self.plan = runner.full_rows(self.settings), runner.plan(self.settings)
+        self.range_file = folder / RANGE_TEST
 
-    def probe(self) -> None:
-        """A short training in which the learning rate rises from far too low to far too high (Smith 2017,
-        https://arxiv.org/abs/1506.01186, section 3.3): where the loss is lowest is the most that is worth trying.
+    def test_range(self) -> None:
+        """LR range test (Smith 2017, https://arxiv.org/abs/1506.01186, section 3.3): a short training in which the learning
+        rate rises from far too low to far too high. Where the loss is lowest is the highest rate worth trying.
 
-        It also tells how fast this machine is, and so how long a trial may be.
+        It also measures the speed of training here, from which the length of a trial follows.
         """
         rule, size = self.plan.learning_rate, self.plan.batch_size
 
         def rates(steps: int) -> list[float]:
-            return [rule * _PROBE_WIDTH ** (2 * i / max(1, steps - 1) - 1) for i in range(steps)]
+            return [rule * _RANGE_WIDTH ** (2 * i / max(1, steps - 1) - 1) for i in range(steps)]
 
-        begun = time.monotonic()
-        fewest, most = _PROBE_STEPS
-        steps = min(most, max(fewest, self.rows // size))  # no longer than a whole training, where that is short
+        start = time.monotonic()
+        fewest, most = _RANGE_STEPS
+        steps = min(most, max(fewest, self.rows // size))  # no longer than a full training, where that is short
         try:
-            trial = self.bench.run(self.settings, steps * size, listener=self.listener, rates=rates)
-        except NonFiniteLoss:  # far too high is the end of it; a gentler one cannot diverge
-            trial = self.bench.run(self.settings, steps * size, listener=self.listener)
-            trial = Trial(**{**trial.__dict__, "training": []})
-        smooth = _smoothed(trial.training)
+            trial = self.runner.run(self.settings, steps * size, rates=rates)
+            smooth = _smoothed(trial.step_losses)
+        except NonFiniteLoss:  # from the far too high rates at the end; the rule's does not diverge
+            trial = self.runner.run(self.settings, steps * size)
+            smooth = []
         tried = rates(len(smooth)) if smooth else []
         lowest = tried[min(range(len(smooth)), key=smooth.__getitem__)] if smooth else rule
         high = min(max(lowest, rule), 8 * rule)
-        pace = trial.rows / trial.training_seconds
-        look = max(0.0, trial.seconds - trial.training_seconds)
+        rows_per_second = trial.rows / trial.training_seconds
         write_json(
-            self.probe_file,
+            self.range_file,
             {
-                "rule": rule, "rates": tried, "losses": smooth, "low": high / _WIDEST, "high": high, "rows_per_second": pace,
-                "look_seconds": look, "seconds": time.monotonic() - begun, "full_rows": self.rows,
+                "rule": rule,
+                "rates": tried,
+                "losses": smooth,
+                "low": high / _WIDEST,
+                "high": high,
+                "rows_per_second": rows_per_second,
+                "look_seconds": max(0.0, trial.seconds - trial.training_seconds),
+                "seconds": time.monotonic() - start,
+                "full_rows": self.rows,
             },
-        )  # fmt: skip
+        )
         self.listener(
             Notice(
-                f"learning rates up to {high:.2g} are worth trying (the rule says {rule:.2g}); "
-                f"a whole training takes about {self.rows / pace / 60:.1f} minutes here"
+                f"learning rates up to {high:.2g} are worth trying (the rule gives {rule:.2g}); "
+                f"a full training takes about {self.rows / rows_per_second / 60:.1f} minutes here"
             )
         )
 
-    def trials(self) -> None:
-        """Trials until the budget is used up, each as long as the others in rows."""
+    def run_trials(self) -> None:
+        """Trials until the budget is used up, all of as many rows."""
         import optuna
 
         study = open_study(self.folder)
-        probe = read_json(self.probe_file)
+        tested = read_json(self.range_file)
         for factor in FIRST_RATES:
-            rate = min(max(factor * probe["rule"], probe["low"]), probe["high"])
+            rate = min(max(factor * tested["rule"], tested["low"]), tested["high"])
             study.enqueue_trial(defaults(rate), skip_if_exists=True)
-        rows = trial_rows(probe, self.budget)
-        while True:
-            done = self._done(study, probe)
-            if done >= 1:
-                return
+        rows = trial_rows(tested, self.budget)
+        while (done := self._share_done(study, tested)) < 1:
             free = next(names for until, names in STAGES if done < until)
             fixed = {name: values[0] for name, values in choices().items() if name not in free}
             sampler = optuna.samplers.TPESampler(seed=1000 * self.worker + len(study.trials), n_startup_trials=6)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
                 study.sampler = optuna.samplers.PartialFixedSampler(fixed, sampler)
-            self._one(study, study.ask(), probe, rows, done)
+            trial = study.ask()
+            self.listener(Progress(f"search, per cent done; trial {trial.number}", round(100 * done), 100))
+            self._run_trial(study, trial, tested, rows)
 
-    def _done(self, study: "optuna.Study", probe: dict[str, Any]) -> float:
-        """The part of the budget that is used up."""
+    def _share_done(self, study: "optuna.Study", tested: dict[str, Any]) -> float:
+        """The share of the budget that is used up."""
         if self.budget.get("trials"):
             return sum(t.state.name in (*_ENDED, "RUNNING") for t in study.trials) / float(self.budget["trials"])
-        used = spent(study) / float(self.budget["workers"]) + probe["seconds"]
+        used = spent(study) / float(self.budget["workers"]) + tested["seconds"]
         return float(used / (self.budget["seconds"] * FEWEST_TRIALS / (FEWEST_TRIALS + 2 * REPEATS)))
 
-    def _one(self, study: "optuna.Study", trial: "optuna.Trial", probe: dict[str, Any], rows: int, done: float) -> None:
-        import optuna
+    def _run_trial(self, study: "optuna.Study", trial: "optuna.Trial", tested: dict[str, Any], rows: int) -> None:
+        from optuna.trial import TrialState
 
-        rate = trial.suggest_float("rate", probe["low"], probe["high"], log=True)
+        rate = trial.suggest_float("rate", tested["low"], tested["high"], log=True)
         chosen: dict[str, Any] = {"rate": rate} | {
             name: trial.suggest_categorical(name, values) for name, values in choices().items()
         }
         settings = configured(self.settings, chosen, self.rows, self.plan.batch_size)
-        looks = max(1, round(LOOKS * chosen["epochs"]))
-        seen = 0
+        evaluations = max(1, round(EVALUATIONS * chosen["epochs"]))
+        reported = 0
 
-        def hopeless(found: HeldOut) -> bool:
-            nonlocal seen
-            seen += 1
-            trial.report(found.cost, seen)
-            return seen < looks and trial.should_prune()
+        def should_prune(held_out: HeldOut) -> bool:
+            nonlocal reported
+            reported += 1
+            trial.report(held_out.cost, reported)
+            return reported < evaluations and trial.should_prune()
 
-        self.listener(Progress(f"search, per cent done; trial {trial.number}", round(100 * done), 100))
         try:
-            found = self.bench.run(
-                settings, round(rows * chosen["epochs"]), looks, listener=self.listener, hopeless=hopeless
-            )
+            result = self.runner.run(settings, round(rows * chosen["epochs"]), evaluations, should_prune=should_prune)
         except (NonFiniteLoss, AdapterError) as error:
-            study.tell(trial, state=optuna.trial.TrialState.PRUNED)  # a failed one was cut off, and does not count
+            study.tell(trial, state=TrialState.PRUNED)  # FAIL is for trials that were cut off, which do not count
             end = "diverged" if isinstance(error, NonFiniteLoss) else f"not possible here: {str(error).splitlines()[0]}"
             self.listener(Notice(f"trial {trial.number}: {describe_choice(chosen)}: {end}"))
             return
         except BaseException:
-            study.tell(trial, state=optuna.trial.TrialState.FAIL)
+            study.tell(trial, state=TrialState.FAIL)
             raise
-        trial.set_user_attr("tokens", found.tokens)
-        trial.set_user_attr("losses", found.losses)
-        pruned = found.reason == "pruned"
-        if pruned:
-            study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+        trial.set_user_attr("tokens", result.tokens)
+        trial.set_user_attr("losses", result.losses)
+        if result.reason == "pruned":
+            study.tell(trial, state=TrialState.PRUNED)
+            end = f"pruned at {result.losses[-1][1]:.4f}"
         else:
-            study.tell(trial, found.loss)
-        end = f"given up at {found.losses[-1][1]:.4f}" if pruned else f"held-out loss {found.loss:.4f}"
+            study.tell(trial, result.loss)
+            end = f"held-out loss {result.loss:.4f}"
         self.listener(Notice(f"trial {trial.number}: {describe_choice(chosen)}: {end}"))
 
     def repeat(self) -> None:
-        """The best configuration and the defaults once more with other seeds, which change the order of rows and the start."""
-        study, probe = open_study(self.folder), read_json(self.probe_file)
-        best, rows = best_of(study), trial_rows(probe, self.budget)
-        path = self.folder / "repeats.json"
-        found = read_repeats(self.folder)
-        plain = defaults(probe["rule"])
+        """Trains with the best settings and with the defaults once more with other seeds, which change the order of rows and
+        the init."""
+        study, tested = open_study(self.folder), read_json(self.range_file)
+        best, rows = best_of(study), trial_rows(tested, self.budget)
+        plain = defaults(tested["rule"])
         if best == plain:
             return
+        repeats = read_repeats(self.folder)
         for seed in range(1, REPEATS + 1):
             for name, chosen in (("defaults", plain), ("best", best)):
-                if len(found[name]) >= seed:
+                if len(repeats[name]) >= seed:
                     continue
                 own = changed(self.settings, {"seed": self.settings.seed + seed})
                 settings = configured(own, chosen, self.rows, self.plan.batch_size)
-                trial = self.bench.run(settings, round(rows * chosen["epochs"]), listener=self.listener)
-                found[name].append(trial.loss)
-                found["seconds"].append(trial.seconds)
-                write_json(path, found)
+                trial = self.runner.run(settings, round(rows * chosen["epochs"]))
+                repeats[name].append(trial.loss)
+                repeats["seconds"].append(trial.seconds)
+                write_json(self.folder / REPEATS_FILE, repeats)
                 self.listener(Notice(f"{name} with seed {settings.seed}: held-out loss {trial.loss:.4f}"))
 
 
 def read_repeats(folder: Path) -> dict[str, list[float]]:
-    """The held-out losses of the repetition so far, of the best and of the defaults, and the seconds of each training."""
-    path = folder / "repeats.json"
+    """The held-out losses with other seeds so far, of the best and of the defaults, and the seconds of each training."""
+    path = folder / REPEATS_FILE
     return dict(read_json(path)) if path.exists() else {"best": [], "defaults": [], "seconds": []}
 
 
-def trial_rows(probe: dict[str, Any], budget: dict[str, Any]) -> int:
-    """How many rows a trial sees: a whole training's, or fewer, so that enough trials fit into the time."""
-    full = int(probe["full_rows"])
+def trial_rows(tested: dict[str, Any], budget: dict[str, Any]) -> int:
+    """How many rows a trial sees: those of a full training, or fewer, so that enough trials fit into the time."""
+    full = int(tested["full_rows"])
     shortest = max(1, round(SHORTEST * full))
     if budget.get("trials"):
         return max(shortest, full // 3)
-    seconds = budget["seconds"] * budget["workers"] / (FEWEST_TRIALS + 2 * REPEATS) - LOOKS * probe["look_seconds"]
-    return int(min(full, max(shortest, seconds * probe["rows_per_second"])))
+    seconds = budget["seconds"] * budget["workers"] / (FEWEST_TRIALS + 2 * REPEATS)
+    seconds -= EVALUATIONS * tested["look_seconds"]
+    return int(min(full, max(shortest, seconds * tested["rows_per_second"])))
 
 
 def best_of(study: "optuna.Study") -> dict[str, Any]:
@@ -276,7 +288,7 @@ def best_of(study: "optuna.Study") -> dict[str, Any]:
 
 
 def describe_choice(chosen: dict[str, Any]) -> str:
-    """What was chosen, in words; what is the default is left out."""
+    """What was chosen, in words, without what is the default."""
     plain = [
         f"{name} {chosen[name]}"
         for name, values in choices().items()
@@ -287,7 +299,7 @@ def describe_choice(chosen: dict[str, Any]) -> str:
 
 
 def _smoothed(losses: Sequence[float], keep: float = 0.8) -> list[float]:
-    """Running mean that forgets, corrected for its start; up to where it is no number any more."""
+    """Exponential moving average, corrected for its start as in Adam; up to the first value that is not finite."""
     found, mean = [], 0.0
     for i, loss in enumerate(losses, 1):
         if not math.isfinite(loss):

@@ -1,4 +1,4 @@
-"""Short trainings on one base: loaded once, adapted, trained, cleared, as often as wanted."""
+"""Short trainings on one base: it is loaded once, then adapted, trained and cleared as often as wanted."""
 
 import gc
 from collections.abc import Callable, Sequence
@@ -6,21 +6,24 @@ from dataclasses import dataclass
 
 from afina.core.config import changed
 from afina.core.errors import Interrupted
-from afina.core.events import Event, HeldOut, Listener, Step
+from afina.core.events import Done, Event, HeldOut, Listener, Step
 from afina.lora.adapters import unload
 from afina.runs.assemble import assemble
 from afina.settings import RunSettings
 from afina.training.loop import Trainer
 from afina.training.plan import Plan
 
-HELD_OUT = 96  # rows that a trial is judged on: the same for all, so that few are enough
+HELD_OUT = 96  # rows that a trial is evaluated on: the same for all, so that few are enough
 
 
 @dataclass(frozen=True)
-class Trial:
-    """The lowest held-out loss of a short training, its cost, and its end. `losses` are (rows seen, held-out loss); `training`
-    has the loss of each step. For an objective that watches another measure, the held-out loss is `HeldOut.cost`, of which the
-    lower is the better."""
+class TrialResult:
+    """The lowest held-out loss of a short training, its cost, and why it ended.
+
+    `losses` are (rows seen, held-out loss); `step_losses` are the training loss of each step. `seconds` are all of it,
+    `training_seconds` those of its steps alone. For an objective with another measure, the held-out loss is `HeldOut.cost`,
+    which is lower for the better.
+    """
 
     loss: float
     rows: int
@@ -29,26 +32,27 @@ class Trial:
     training_seconds: float
     reason: str
     losses: list[tuple[int, float]]
-    training: list[float]
+    step_losses: list[float]
 
 
-class Bench:
+class TrialRunner:
     """A base with its data, on which one configuration after another is tried."""
 
     def __init__(self, settings: RunSettings, listener: Listener) -> None:
         """Raises `InputError` as training does."""
-        self.whole = whole = assemble(settings, listener)
-        self.settings, self.base, self.data = whole.settings, whole.base, whole.data
-        self.rows = len(whole.data.train)
-        self.held_out = whole.data.held_out[:HELD_OUT]
-
-    def full_rows(self, settings: RunSettings) -> int:
-        """How many rows a training with these settings sees."""
-        return round(self.whole.resolve(settings).plan.epochs * self.rows)
+        self.assembled = assembled = assemble(settings, listener)
+        self.settings, self.base, self.data = settings, assembled.base, assembled.data
+        self.rows = len(assembled.data.train)
+        self.held_out = assembled.data.held_out[:HELD_OUT]
+        self._listener = listener
 
     def plan(self, settings: RunSettings) -> Plan:
-        """What the rules make of these settings."""
-        return self.whole.resolve(settings).plan
+        """The plan of a full training with these settings."""
+        return self.assembled.resolve(settings).plan
+
+    def full_rows(self, settings: RunSettings) -> int:
+        """How many rows a full training with these settings sees."""
+        return round(self.plan(settings).epochs * self.rows)
 
     def run(
         self,
@@ -56,61 +60,71 @@ class Bench:
         rows: int,
         evaluations: int = 1,
         *,
-        listener: Listener,
-        hopeless: Callable[[HeldOut], bool] | None = None,
+        should_prune: Callable[[HeldOut], bool] | None = None,
         rates: Callable[[int], Sequence[float]] | None = None,
         then: Callable[[], None] = lambda: None,
-    ) -> Trial:
-        """Trains on `rows` rows, whatever the settings' epochs say, and evaluates the held-out rows `evaluations` times on the way.
+    ) -> TrialResult:
+        """Trains on `rows` rows, whatever the epochs of the settings, with `evaluations` on the held-out rows on the way.
 
-        `then` is called with the adapter still injected. `hopeless` ends the training early; `rates` gives the learning rates of
-        a number of steps, in place of the schedule.
-        Raises `NonFiniteLoss` where it diverges, and `Interrupted`.
+        `should_prune`, asked after each evaluation, ends it early. `rates` gives the learning rates for a number of steps,
+        instead of the schedule. `then` is called while the adapter is still in the base. Raises `NonFiniteLoss` where the
+        loss diverges, and `Interrupted`.
         """
         gc.collect()
         try:
-            plan = self.whole.adapt(settings).plan
+            plan = self.assembled.adapt(settings).plan
             steps = max(1, round(rows / self.rows * plan.steps_per_epoch))
             plan = changed(plan, {"steps": steps, "eval_steps": max(1, -(-steps // evaluations))})
-            training: list[float] = []
+            step_losses: list[float] = []
             losses: list[tuple[int, float]] = []
 
-            def both(event: Event) -> None:
+            def collect(event: Event) -> None:
                 if isinstance(event, Step):
-                    training.append(event.loss)
-                    listener(event)
+                    step_losses.append(event.loss)
+                    self._listener(event)
                 if isinstance(event, HeldOut):
                     losses.append((round(event.step / plan.steps_per_epoch * self.rows), event.cost))
 
-            trainer = Trainer(
-                base=self.base,
-                train=self.data.train,
-                held_out=self.held_out,
-                settings=changed(settings.train, {"early_stopping": 0}),
-                plan=plan,
-                seed=settings.seed,
-                listener=both,
-                save=lambda: None,
-                checkpoints=None,
-                hopeless=hopeless,
-                rates=rates(steps) if rates else None,
-                first_look=False,
-                rehearse=False,
-            )
-            done = trainer.run()
-            if done.reason == "interrupted":
-                raise Interrupted("interrupted in a trial; what was finished before it is kept")
+            done = self._train(settings, plan, collect, should_prune, rates(steps) if rates else None)
             then()
             seconds = done.tokens / done.tokens_per_second if done.tokens_per_second else done.seconds
-            return Trial(
-                min(loss for _, loss in losses),
-                losses[-1][0],
-                done.tokens,
-                done.seconds,
-                seconds,
-                done.reason,
-                losses,
-                training,
+            return TrialResult(
+                loss=min(loss for _, loss in losses),
+                rows=losses[-1][0],
+                tokens=done.tokens,
+                seconds=done.seconds,
+                training_seconds=seconds,
+                reason=done.reason,
+                losses=losses,
+                step_losses=step_losses,
             )
         finally:
             unload(self.base.model.module)
+
+    def _train(
+        self,
+        settings: RunSettings,
+        plan: Plan,
+        listener: Listener,
+        should_prune: Callable[[HeldOut], bool] | None,
+        rates: Sequence[float] | None,
+    ) -> Done:
+        trainer = Trainer(
+            base=self.base,
+            train=self.data.train,
+            held_out=self.held_out,
+            settings=changed(settings.train, {"early_stopping": 0}),
+            plan=plan,
+            seed=settings.seed,
+            listener=listener,
+            save=lambda: None,
+            checkpoints=None,
+            hopeless=should_prune,
+            rates=rates,
+            first_look=False,
+            rehearse=False,
+        )
+        done = trainer.run()
+        if done.reason == "interrupted":
+            raise Interrupted("interrupted in a trial; those that were finished are kept")
+        return done

@@ -19,7 +19,7 @@ from afina.jobs.choose import Candidate, Choice, choose
 from afina.jobs.compare import with_rows_apart
 from afina.models.load import load_base
 from afina.runs.worker import run_in_process
-from afina.search.base_trial import Probe, probe
+from afina.search.base_trial import BaseTrial, try_base
 from afina.settings import RunSettings
 from afina.training.loss import row_losses
 from afina.training.settings import TrainingSettings
@@ -41,7 +41,9 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """No benchmark of the machine, which is tested elsewhere; and probes in this process (but for one test)."""
     this_machine = module.this_machine
     monkeypatch.setattr(module, "this_machine", lambda *arguments, **_: this_machine(*arguments, measure=False))
-    monkeypatch.setattr(module, "run_in_process", lambda _, arguments, listener: probe(**arguments, listener=listener))
+    monkeypatch.setattr(
+        module, "run_in_process", lambda _, arguments, listener: try_base(**arguments, listener=listener)
+    )
 
 
 def settings(data: Path, folder: Path) -> RunSettings:
@@ -86,7 +88,7 @@ def test_bases_are_tried_and_ranked(data: Path, tiny_folder: Path, tmp_path: Pat
 
 def test_bits_are_those_of_the_held_out_answers(data: Path, tiny_folder: Path, tmp_path: Path) -> None:
     wanted = with_rows_apart(settings(data, tmp_path)).model_copy(update={"base": str(tiny_folder)})
-    probe(wanted.model_dump(mode="json"), str(tmp_path / "probe.json"), 0.05, ignore)
+    try_base(wanted.model_dump(mode="json"), str(tmp_path / "probe.json"), 0.05, ignore)
     found = json.loads((tmp_path / "probe.json").read_text())
     base = load_base(str(tiny_folder), precision="fp32", device="cpu")
     rows = load_data(wanted.data, base).held_out
@@ -109,7 +111,7 @@ def test_encoders_are_tried_beside_writers(data: Path, tiny_folder: Path, tmp_pa
     ("bits", "beats"), [([0.2, 0.4] * 20, True), ([0.5, 1.5] * 20, False), ([1.2, 1.4] * 20, False)]
 )
 def test_a_base_that_guesses_is_called_so(bits: list[float], beats: bool, tmp_path: Path) -> None:
-    seen = Probe(None, None, 0.5, 1.0, None, None, sum(bits) / len(bits), bits, 100, 1.0, None)
+    seen = BaseTrial(None, None, 0.5, 1.0, None, None, sum(bits) / len(bits), bits, 100, 1.0, None)
     tried = Candidate("a-base", 10, None, True, SimpleNamespace(), (), probe=seen)  # type: ignore[arg-type]
     found = Choice("classification", "accuracy", (), 0.1, [tried], [], tmp_path, classes=(0.75, 0.25))
     assert found.guess == pytest.approx(0.75 * 2 - 0.75 * math.log2(3) + 0.25 * 2)

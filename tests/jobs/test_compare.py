@@ -151,7 +151,7 @@ def test_few_rows_recommend_nothing(settings: RunSettings, in_process: list[str]
 def test_few_shot_shows_training_rows_and_answers_each(
     settings: RunSettings, in_process: list[str], monkeypatch
 ) -> None:
-    from afina.search import compared as methods
+    from afina.search import method_runs as methods
 
     seen = []
     ask = methods.outcome
@@ -255,7 +255,7 @@ def test_a_search_and_what_it_leaves(settings: RunSettings, in_process: list[str
 def test_a_search_that_was_cut_off_goes_on(settings: RunSettings, in_process: list[str], monkeypatch) -> None:
     from afina.search import trial as trials
 
-    run, count = trials.Bench.run, 0
+    run, count = trials.TrialRunner.run, 0
 
     def killed(self, *args, **more):
         nonlocal count
@@ -264,7 +264,7 @@ def test_a_search_that_was_cut_off_goes_on(settings: RunSettings, in_process: li
             raise KeyboardInterrupt
         return run(self, *args, **more)
 
-    monkeypatch.setattr(trials.Bench, "run", killed)
+    monkeypatch.setattr(trials.TrialRunner, "run", killed)
     with pytest.raises(Interrupted, match="the same command resumes it"):
         tune(settings, Effort(trials=4))
     assert [t.state.name for t in open_study(settings.out).trials] == ["COMPLETE", "COMPLETE", "FAIL"]
@@ -276,19 +276,19 @@ def test_a_search_that_was_cut_off_goes_on(settings: RunSettings, in_process: li
 
 def test_trials_leave_the_base_as_it_was(settings: RunSettings) -> None:
     from afina.core.events import ignore
-    from afina.search.trial import Bench
+    from afina.search.trial import TrialRunner
     from afina.training.loss import mean_loss
 
-    bench = Bench(settings, ignore)
-    before = mean_loss(bench.base, bench.data.held_out)
-    first = bench.run(settings, 40, listener=ignore)
+    runner = TrialRunner(settings, ignore)
+    before = mean_loss(runner.base, runner.data.held_out)
+    first = runner.run(settings, 40)
     full = changed(settings, {"method": "full"})
-    bench.run(full, 40, listener=ignore)
-    assert mean_loss(bench.base, bench.data.held_out) == before
-    assert bench.run(settings, 40, listener=ignore).losses == first.losses
+    runner.run(full, 40)
+    assert mean_loss(runner.base, runner.data.held_out) == before
+    assert runner.run(settings, 40).losses == first.losses
 
 
-def test_the_test_part_is_never_seen_by_the_search(settings: RunSettings, in_process: list[str], monkeypatch) -> None:
+def test_the_test_split_is_never_seen_by_the_search(settings: RunSettings, in_process: list[str], monkeypatch) -> None:
     from afina.search import trial as trials
     from afina.training.objectives import OBJECTIVES
     from afina.training.objectives.supervised import Supervised
@@ -306,17 +306,17 @@ def test_the_test_part_is_never_seen_by_the_search(settings: RunSettings, in_pro
             seen.update(row.location for row in units)
             return super().sums(base, units)
 
-    bench = []
-    init = trials.Bench.__init__
+    runners = []
+    init = trials.TrialRunner.__init__
 
     def kept(self, *args):
         init(self, *args)
-        bench.append(self)
+        runners.append(self)
 
-    monkeypatch.setattr(trials.Bench, "__init__", kept)
+    monkeypatch.setattr(trials.TrialRunner, "__init__", kept)
     with OBJECTIVES.added(Watched()):
         tune(changed(settings, {"train.objective": "watched"}), Effort(trials=3))
-    test = {row.location for row in bench[0].data.test}
+    test = {row.location for row in runners[0].data.test}
     assert seen
     assert test
     assert not seen & test
