@@ -18,9 +18,9 @@ from afina.core.interrupt import StopRequest
 
 # Each takes its arguments by name, and a listener; and gives what JSON can say, or nothing.
 TARGETS = {
-    "train": "afina.search.compared:train_method",
-    "rates": "afina.search.compared:search_rate",
-    "ask": "afina.search.compared:ask_base",
+    "train": "afina.search.method_runs:train_method",
+    "rates": "afina.search.method_runs:search_rate",
+    "ask": "afina.search.method_runs:ask_base",
     "base": "afina.search.base_trial:try_base",
     "search": "afina.search.study:search_trials",
 }

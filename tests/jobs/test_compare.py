@@ -154,8 +154,8 @@ def test_few_shot_shows_training_rows_and_answers_each(
     from afina.search import method_runs as methods
 
     seen = []
-    ask = methods.outcome
-    monkeypatch.setattr(methods, "outcome", lambda base, asked, *more: seen.append(asked) or ask(base, asked, *more))
+    ask = methods.outputs_of
+    monkeypatch.setattr(methods, "outputs_of", lambda base, asked, *more: seen.append(asked) or ask(base, asked, *more))
     compare(settings, ["few-shot"])
     example = seen[0].examples[0]
     shown = [m["content"] for m in example.messages]
