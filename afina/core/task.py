@@ -1,6 +1,7 @@
 """What a model is adapted for: one object for each task, which says all that the rest must know of it.
 
-A setting names a task (`--task classify`); code whose behaviour depends on the task asks the object, and never compares names.
+A setting names a task (`--task classify`). Code whose behaviour depends on the task asks the object, and never compares
+names.
 """
 
 from dataclasses import dataclass
@@ -26,11 +27,13 @@ class EpochRule:
 
 @dataclass(frozen=True)
 class Task:
-    """`task_type` is PEFT's, `auto_class` the class of `transformers` that loads such a model, `model_kind` the catalogue's word for one.
+    """`task_type` is PEFT's, `auto_class` the class of `transformers` that loads such a model, `model_kind` the
+    catalogue's word for one.
 
-    A model that `continues_text` answers in the same sequence as its prompt, which a chat template renders; all of its text has
-    a loss. One that `writes_text` gives free text, token by token; the others name one of a fixed set of classes. `kind` is the only kind
-    of data that can be learned, where there is only one. `batch_size` is the default, in rows per optimiser step.
+    A model that `continues_text` answers in the same sequence as its prompt, which a chat template renders, so that
+    prompts and plain text have a loss too. One that `writes_text` generates it token by token; any other predicts one
+    of a fixed set of classes. `kind` is the only kind of data that can be learned, where there is only one.
+    `batch_size` is the default, in rows per optimiser step.
     """
 
     name: TaskName

@@ -1,4 +1,5 @@
-"""Continuous batching: requests come at any time, one token of each active one per step; finished ones leave, waiting ones take their place.
+"""Continuous batching: requests are submitted at any time, and each step gives a token of every active one. Finished
+requests leave the batch, and waiting ones take their place.
 
 B active sequences; V vocabulary.
 """
@@ -20,10 +21,10 @@ _MIN_SHARED_TOKENS = 64  # that a shared prefix has to save, for reading it cost
 
 
 class Request:
-    """A prompt to be continued, and the handle of what becomes of it: `token_ids` so far, without a stop token.
+    """A prompt to be continued, and the handle of its answer: `token_ids` are those so far, without the stop token.
 
-    `finish_reason` is None until the request has finished: by itself (stop), at `max_new_tokens` (length), or cancelled.
-    `adapter` is the name of the adapter that it is for; None: the model as it is.
+    `finish_reason` is None until the request has finished: by itself (stop), at `max_new_tokens` (length), or
+    cancelled. `adapter` names the adapter that it is for; None: the model as it is.
     """
 
     def __init__(
@@ -38,10 +39,10 @@ class Request:
 class Batcher:
     """Generates for many requests at one time.
 
-    Up to `max_batch_size` requests are active; the others wait, and enter in the order in which they were submitted. What all
-    requests that are waiting when generation begins have in common at the beginning is read once. While no request is left,
-    no memory is held, and only then may the model change. The model's module has to be in evaluation mode. `adapter` is the
-    name of the adapter that is in place.
+    Up to `max_batch_size` requests are active; the others wait, and enter in the order in which they were submitted.
+    The prefix that all requests share when the first of them enter is read once. When no request is left, the KV
+    cache is freed; only then may the model change. The model's module has to be in evaluation mode. `adapter` is the
+    name of the adapter in place. Not for several threads.
 
     Cost: a step is one forward pass over a token of each active sequence, and one over the prompts that enter.
     """
@@ -58,7 +59,8 @@ class Batcher:
     def submit(
         self, prompt_ids: list[int], max_new_tokens: int, sampling: Sampling = GREEDY, adapter: str | None = None
     ) -> Request:
-        """Adds a request, whose tokens come with the next steps. Raises `AdapterError` where its adapter is not the one in place."""
+        """Adds a request, whose tokens come with the next steps. Raises `AdapterError` where its adapter is not the
+        one in place."""
         if adapter not in (None, self.adapter):
             served = f"only {self.adapter!r} is" if self.adapter else "the model has none with a name"
             raise AdapterError(f"the adapter {adapter!r} is not loaded: {served}", "leave the adapter's name out")
@@ -67,7 +69,7 @@ class Batcher:
         return request
 
     def cancel(self, request: Request) -> None:
-        """Ends a request before its time; its place is free from the next step on. One that has finished stays as it is."""
+        """Ends a request early; another may take its slot in the next step. A finished request stays as it is."""
         if request.finish_reason is not None:
             return
         request.finish_reason = "cancelled"
@@ -83,7 +85,8 @@ class Batcher:
 
     @torch.inference_mode()
     def step(self) -> list[tuple[Request, int]]:
-        """The next token of each active request, a stop token included; see `Request.finish_reason` for which have finished."""
+        """The next token of each active request, also where it is a stop token. Then `Request.finish_reason` says
+        which have finished."""
         parts_BV: list[Tensor] = []
         if self._active:
             assert self._sequences is not None

@@ -81,7 +81,7 @@ class _DecoderSequences:
 
     def __init__(self, module: Decoder, slots: int, room: int, prefix: list[int]) -> None:
         if any(rope.original for rope in module.arch.ropes):
-            prefix = []  # these angles depend on the length of the whole prompt, so that no part of it can be read alone
+            prefix = []  # angles depend on the length of the prompt, so that no part of it can be read alone
         self._module = module
         self._device = next(module.parameters()).device
         self._cache = Cache(module.arch.specs, slots + bool(prefix), room, module.dtype, self._device)
@@ -189,7 +189,7 @@ class TransformersModel:
         return logits[labelled_BT[:, columns]]  # type: ignore[no-any-return]
 
     def _attend(self, ids_BT: Tensor) -> None:
-        """Eager attention for short rows on the CPU, where the backward pass of fused attention is several times slower."""
+        """Eager attention for short rows on the CPU, where fused attention's backward pass is several times slower."""
         module: Any = self.module
         short = ids_BT.device.type == "cpu" and ids_BT.shape[1] <= EAGER_TOKENS
         wanted = "eager" if short else self._attention

@@ -1,7 +1,7 @@
 """Models with an encoder: classifiers and encoder-decoders. They run through `transformers`.
 
-Their rows are packed as all are: the label of a classifier's row stands at its first token, the answer of an encoder-decoder's follows the
-text that the encoder reads.
+Their rows are packed as all are: the label of a classifier's row stands at its first token, the answer of an
+encoder-decoder's row follows the text that the encoder reads.
 
 B rows, padded to T tokens each; N labelled positions.
 """
@@ -93,7 +93,8 @@ class ClassifierModel(_EncoderModel):
 
 
 class Seq2SeqModel(_EncoderModel):
-    """An encoder-decoder: the encoder reads the unlabelled tokens of a row, the decoder generates the labelled ones, which follow them."""
+    """An encoder-decoder: the encoder reads the unlabelled tokens of a row, the decoder generates the labelled ones
+    after them."""
 
     def label_logits(self, packed: Packed) -> Tensor:
         sources, targets = [], []

@@ -19,8 +19,9 @@ def generate(
 ) -> list[Answer]:
     """An answer to each of the `prompts` (token ids), in their order; `sampling` is one for all of them, or one each.
 
-    A classifier names a class, and an encoder-decoder generates greedily, whatever `sampling` says. An answer ends at a stop token
-    or stop string, or after `max_new_tokens`. `on_progress` is told how many answers there are, of how many.
+    A classifier names a class, and an encoder-decoder generates greedily, whatever `sampling` says. An answer ends at
+    a stop token or stop string, or after `max_new_tokens`. `on_progress(done, total)` is called whenever answers are
+    complete.
     """
     if not prompts:
         return []

@@ -20,7 +20,8 @@ Quantize = Literal["nf4", "int8", "keep"]  # how frozen weights are quantised; k
 
 @dataclass(frozen=True)
 class Packed:
-    """Rows one after another. `labels_T` stand at the position that predicts them (shifted), `IGNORE_INDEX` where there is none."""
+    """Rows one after another. Each of `labels_T` stands at the position that predicts it (shifted); `IGNORE_INDEX`
+    where there is none."""
 
     ids_T: Tensor
     labels_T: Tensor
@@ -42,7 +43,8 @@ class Packed:
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model wrote: `text` without special tokens, of `tokens` new tokens; `stopped` by itself, or else cut at the limit."""
+    """What the model generated: `text` without special tokens, the number of new `tokens`, and whether it `stopped`
+    by itself or was cut at the limit."""
 
     text: str
     tokens: int
@@ -50,8 +52,8 @@ class Answer:
 
 
 class Model(Protocol):
-    """A frozen model. `module` is the network, with the names of `transformers`, into which adapters are injected; `heads` are the paths of
-    its new modules, which have to be trained and saved as a whole."""
+    """A frozen model. `module` is the network, with the names of `transformers`, into which adapters are injected;
+    `heads` are the paths of its newly initialised modules, which are trained and saved in full."""
 
     module: nn.Module
     heads: tuple[str, ...]
@@ -90,19 +92,21 @@ class Writer(Model, Protocol):
     def start(self, slots: int, room: int, prefix: Sequence[int] = ()) -> ActiveSequences:
         """Memory for `slots` sequences of `room` tokens, prompts included; it grows where more is needed.
 
-        The `prefix` is read once, for all prompts that begin with it. The model must not change while sequences are active.
+        The `prefix` is read once, for all prompts that begin with it. The model must not change while sequences are
+        active.
         """
 
 
 @runtime_checkable
 class Answerer(Model, Protocol):
-    """A model that answers whole prompts: it names classes, or is an encoder-decoder, which generates through `transformers`."""
+    """A model that answers whole prompts: a classifier, or an encoder-decoder generating through `transformers`."""
 
     def answers(
         self, tokenizer: Tokenizer, prompts: Sequence[list[int]], max_new_tokens: int,
         on_progress: Callable[[int, int], None] | None,
     ) -> list[Answer]:  # fmt: skip
-        """The answer to each of `prompts` (token ids), in their order; `on_progress` is told how many there are, of how many."""
+        """The answer to each of `prompts` (token ids), in their order; `on_progress(done, total)` is called after each
+        batch."""
 
 
 def token_losses(logits_NV: Tensor, labels_N: Tensor) -> Tensor:

@@ -15,8 +15,9 @@ class Sampling:
     """How the next token is chosen. Temperature 0 takes the likeliest; the other settings are those of `transformers`.
 
     `top_k` (0: all) and `top_p` keep the likeliest tokens (Holtzman et al. 2020, https://arxiv.org/abs/1904.09751);
-    `repetition_penalty` makes tokens that have occurred less likely (Keskar et al. 2019, https://arxiv.org/abs/1909.05858);
-    an answer ends before any of the strings `stop`. The same `seed` gives the same answer, whatever else is in the batch.
+    `repetition_penalty` makes tokens that have occurred less likely (Keskar et al. 2019,
+    https://arxiv.org/abs/1909.05858); an answer ends before any of the strings `stop`. The same `seed` gives the same
+    answer, whatever else is in the batch.
     """
 
     temperature: float = 0.0

@@ -1,4 +1,4 @@
-"""The batcher: requests that come in the middle, more of them than slots, cancelled ones; each answered as it would be alone."""
+"""The batcher: late requests, more requests than slots, cancelled ones; each is answered as it would be alone."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Classifiers and encoder-decoders: packed rows against transformers' own losses, and the whole way from a file to answers."""
+"""Classifiers and encoder-decoders: packed rows against transformers' own losses, and from a file to answers."""
 
 import json
 from pathlib import Path
@@ -54,9 +54,11 @@ ENCODERS = {
 DECODERS = {
     "t5": tiny_config("t5"),
     "bart": BartConfig(
-        vocab_size=259, d_model=32, encoder_layers=2, decoder_layers=2, encoder_attention_heads=4, decoder_attention_heads=4,
+        vocab_size=259, d_model=32, encoder_layers=2, decoder_layers=2, encoder_attention_heads=4,
+        decoder_attention_heads=4,
         encoder_ffn_dim=64, decoder_ffn_dim=64, max_position_embeddings=130,
-        forced_eos_token_id=None, decoder_start_token_id=2, **{k: v for k, v in ENDS.items() if "cls" not in k and "sep" not in k},
+        forced_eos_token_id=None, decoder_start_token_id=2,
+        **{k: v for k, v in ENDS.items() if "cls" not in k and "sep" not in k},
     ),
 }  # fmt: skip
 
@@ -222,8 +224,9 @@ def test_a_family_without_a_decoder_of_ours_from_a_file_to_answers(kind: str, tm
         own = own[: own.index(2)] if 2 in own else own
         assert answer.text == base.tokenizer.decode(own).strip()
     settings = {
-        "base": str(tmp_path / "base"), "out": tmp_path / "run", "precision": "fp32", "device": "cpu", "train": {"epochs": 1},
-        "data": {"path": write(tmp_path / "rows.jsonl"), "prompt": "{q}", "completion": "{a}"}, "quantize": "int8",
+        "base": str(tmp_path / "base"), "out": tmp_path / "run", "precision": "fp32", "device": "cpu",
+        "train": {"epochs": 1}, "quantize": "int8",
+        "data": {"path": write(tmp_path / "rows.jsonl"), "prompt": "{q}", "completion": "{a}"},
     }  # fmt: skip
     result = afina.train(afina.RunSettings(**settings))
     assert result.verification.from_training < 1e-5
