@@ -6,8 +6,9 @@ from typing import Any
 
 from afina.core.device import precision_of
 from afina.core.errors import AdapterError, InputError
-from afina.core.files import read_json, write_atomic
+from afina.core.files import write_atomic
 from afina.models.load import Base
+from afina.runs.files import AdapterFacts
 
 DEFAULT_NEW_TOKENS = 256  # for adapters that do not record how long their answers are
 
@@ -33,14 +34,9 @@ def read_facts(folder: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        facts = read_json(path)
-        needed = ("base", "load", "template_sha256", "data", "kind", "max_new_tokens", "precision")
-        absent = [key for key in needed if key not in facts]
-    except (InputError, TypeError) as error:
+        return AdapterFacts.read(path).content
+    except InputError as error:
         raise AdapterError(str(error), "use the adapter's folder as `afina train` wrote it") from error
-    if absent:
-        raise AdapterError(f"{path} lacks {', '.join(absent)}", "use the adapter's folder as `afina train` wrote it")
-    return dict(facts)
 
 
 def load_name(base: Base, name: str) -> str:

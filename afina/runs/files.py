@@ -1,41 +1,217 @@
-"""What a run's folder holds, for the doctor: each file as far as it can be read, and what is wrong with those that cannot."""
+"""The files of a run folder: what each holds, declared once, and how all of them are read as far as they are undamaged.
 
-import math
+A model names what later readers rely on, requires no more than that, and keeps whatever else a file holds.
+"""
+
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from afina.core.config import read_yaml
 from afina.core.errors import InputError, brief
-from afina.core.events import Done, Event, HeldOut, Step, end_of, read_events
+from afina.core.events import Done, Event, HeldOut, Step, end_of, parse
 from afina.core.files import read_json, read_jsonl
 from afina.core.finding import Finding
 from afina.lora.peft_files import CONFIG, WEIGHTS
 
-# What reading and looking through a file raises that is not as Afina wrote it.
-_UNREADABLE = (InputError, SafetensorError, OSError, ValueError, LookupError, TypeError, AttributeError)
-_ANEW = "take it from a copy, or train anew"
+
+class Recorded(BaseModel):
+    """A file, or a part of one, that a run wrote; `content` is all it holds, as plain values."""
+
+    model_config = ConfigDict(extra="allow", strict=True, frozen=True, protected_namespaces=())
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """The file at `path`. Raises `InputError` where it does not hold what a run writes there."""
+        return cls.of(read_json(path), path)
+
+    @classmethod
+    def of(cls, value: Any, path: Path) -> Self:
+        """`value`, which was read from `path`, as `read` gives it."""
+        try:
+            return cls.model_validate(value)
+        except ValidationError as error:
+            raise _unexpected(path, error) from error
+
+    @property
+    def content(self) -> dict[str, Any]:
+        return self.model_dump(exclude_unset=True)
+
+
+def _unexpected(path: Path, error: ValidationError) -> InputError:
+    """Names the first value that is not as a run writes it."""
+    first = error.errors()[0]
+    name = ".".join(map(str, first["loc"]))
+    return InputError(f"{path} does not hold what a run writes there: {f'{name}: ' if name else ''}{first['msg']}")
+
+
+class DataSection(Recorded):
+    path: str
+    test: float | None = None
+    test_path: str | None = None
+    too_long: str | None = None
+
+
+class TrainSection(Recorded):
+    batch_size: int | None = None
+
+
+class Config(Recorded):
+    """`config.yaml`."""
+
+    base: str
+    method: str
+    quantize: str | None = None
+    data: DataSection
+    train: TrainSection = TrainSection()
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        return cls.of(read_yaml(path), path)
+
+
+class BaseRecord(Recorded):
+    name: str
+    sha256: str
+
+
+class LoadRecord(Recorded):
+    name: str
+    revision: str | None = None
+
+
+class AdapterFacts(Recorded):
+    """`adapter/afina.json`."""
+
+    base: BaseRecord
+    load: LoadRecord
+    template_sha256: str
+    tokenizer_sha256: str | None = None
+    data: dict[str, Any]
+    kind: str
+    max_new_tokens: int
+    precision: str
+    quantize: str | None = None
+    task: str | None = None
+    classes: list[str] = []
+    rows: dict[str, int] = {}
+
+
+class DifferenceRecord(Recorded):
+    value: float | None
+    low: float | None
+    high: float | None
+    rows: int
+    verdict: str
+
+
+class EvaluationRecord(Recorded):
+    """`evaluation.json`."""
+
+    base: dict[str, float | dict[str, Any] | None]
+    adapted: dict[str, float | dict[str, Any] | None]
+    difference: dict[str, DifferenceRecord]
+    over_trivial: DifferenceRecord
+    main_metric: str
+    kind: str
+    rows: int
+    findings: list[str] = []
+
+    @model_validator(mode="after")
+    def _is_complete(self) -> Self:
+        if self.main_metric not in self.difference.keys() & self.base.keys():
+            raise ValueError(f"the main metric {self.main_metric!r} has no score")
+        if absent := self.base.keys() - self.adapted.keys():
+            raise ValueError(f"the adapted model has no {', '.join(sorted(absent))}")
+        return self
+
+
+class MemoryForecast(Recorded):
+    total: float
+
+
+class ForecastValues(Recorded):
+    memory_gb: MemoryForecast
+
+
+class ForecastRecord(Recorded):
+    """`forecast.json`."""
+
+    forecast: ForecastValues
+
+
+class Rejected(Recorded):
+    """A line of `rejected.jsonl`."""
+
+    where: str = ""
+    reason: str = ""
+
+
+class Prediction(Recorded):
+    """A line of `predictions.jsonl`."""
+
+    where: str
+    prompt: str
+    references: list[str]
+    adapted: str
+
+
+class PeftConfig(Recorded):
+    """`adapter/adapter_config.json`, which other programs write too."""
+
+    modules_to_save: list[str] | None = None
+
+
+_EVENTS: dict[type, TypeAdapter[Any]] = {kind: TypeAdapter(kind) for kind in (Step, HeldOut, Done)}
+
+
+def read_metrics(path: Path) -> list[Event]:
+    """The events of `metrics.jsonl`, in order. Raises `InputError` where a line is none."""
+    events: list[Event] = []
+    for line in read_jsonl(path):
+        try:
+            event = parse(line)
+            events.append(_EVENTS[type(event)].validate_python(asdict(event)))
+            if isinstance(event, HeldOut) and event.measure not in event.numbers:
+                raise LookupError(f"it has no {event.measure}")
+        except ValidationError as error:
+            raise _unexpected(path, error) from error
+        except (LookupError, TypeError, AttributeError) as error:
+            what = f"{str(line)[:80]!r} is not an event ({brief(error)})"
+            raise InputError(f"{path} does not hold what a run writes there: {what}") from error
+    return events
+
+
+def read_lines(model: type[Recorded], path: Path) -> list[Any]:
+    """The lines of a `.jsonl` file, each as a `model`. Raises `InputError`."""
+    return [model.of(line, path) for line in read_jsonl(path)]
+
+
+# What reading raises where a file is damaged; safetensors adds its own for headers that mean nothing.
+_UNREADABLE = (InputError, SafetensorError, OSError, ValueError, LookupError, TypeError)
+_RETRAIN = "restore it from a copy, or retrain"
 _OF_A_RUN = ("config.yaml", "metrics.jsonl", "evaluation.json", "adapter")
 
 
 @dataclass(frozen=True)
 class RunFiles:
-    """What is absent or damaged is None or empty; `damaged` says so."""
+    """A run's files; what is absent or damaged is None or empty, and `damaged` says so."""
 
     folder: Path
-    config: dict[str, Any]
-    facts: dict[str, Any]
+    config: Config | None
+    facts: AdapterFacts | None
     steps: list[Step]
     held_out: list[HeldOut]
     done: Done | None
-    evaluation: dict[str, Any] | None
-    rejected: list[dict[str, Any]]
-    peft: dict[str, Any]
+    evaluation: EvaluationRecord | None
+    rejected: list[Rejected]
+    peft: PeftConfig
     weights: dict[str, torch.Tensor] | None
     damaged: list[Finding]
 
@@ -49,12 +225,12 @@ class RunFiles:
 
 
 def read_run(folder: Path) -> RunFiles:
-    """Raises `InputError` where `folder` holds nothing of a run."""
+    """Reads all files, each by itself. Raises `InputError` where `folder` holds nothing of a run."""
     if not any((folder / name).exists() for name in _OF_A_RUN):
         raise InputError(f"{folder} holds no run", "give the folder that `afina train` wrote (its --out)")
     damaged: list[Finding] = []
 
-    def whole(name: str, read: Callable[[Path], Any], otherwise: Any, remedy: str = _ANEW) -> Any:
+    def attempt(name: str, read: Callable[[Path], Any], otherwise: Any, remedy: str = _RETRAIN) -> Any:
         path = folder / name
         try:
             return read(path) if path.exists() else otherwise
@@ -64,70 +240,28 @@ def read_run(folder: Path) -> RunFiles:
             return otherwise
 
     if not (folder / "config.yaml").exists():
-        found = "it is not there; without it the run can neither go on nor be repeated"
-        damaged.append(Finding("config.yaml", "wrong", found, _ANEW))
-    whole("forecast.json", _forecast, None, "the run does without it")
-    events = whole("metrics.jsonl", _events, [], "take it from a copy; the adapter does without it")
+        missing = "it is missing; without it the run can be neither resumed nor reproduced"
+        damaged.append(Finding("config.yaml", "wrong", missing, _RETRAIN))
+    attempt("forecast.json", ForecastRecord.read, None, "the run does not need it")
+    events = attempt("metrics.jsonl", read_metrics, [], "restore it from a copy; the adapter does not need it")
     return RunFiles(
         folder,
-        whole("config.yaml", _config, {}),
-        whole("adapter/afina.json", _facts, {}),
+        attempt("config.yaml", _complete_config, None),
+        attempt("adapter/afina.json", AdapterFacts.read, None),
         [event for event in events if isinstance(event, Step)],
         [event for event in events if isinstance(event, HeldOut)],
         end_of(events),
-        whole("evaluation.json", _evaluation, None, "`afina eval RUN DATA` writes it anew"),
-        whole("rejected.jsonl", _rejected, [], "`afina data check` says what is wrong with the rows"),
-        whole(f"adapter/{CONFIG}", _peft, {}),
-        whole(f"adapter/{WEIGHTS}", load_file, {} if (folder / "adapter" / WEIGHTS).exists() else None),
+        attempt("evaluation.json", EvaluationRecord.read, None, "`afina eval RUN DATA` writes a new one"),
+        attempt(
+            "rejected.jsonl", lambda path: read_lines(Rejected, path), [], "`afina data check` reports on the rows"
+        ),
+        attempt(f"adapter/{CONFIG}", PeftConfig.read, PeftConfig()),
+        attempt(f"adapter/{WEIGHTS}", load_file, {} if (folder / "adapter" / WEIGHTS).exists() else None),
         damaged,
     )
 
 
-def _config(path: Path) -> dict[str, Any]:
+def _complete_config(path: Path) -> Config:
     if not path.read_text(encoding="utf-8").endswith("\n"):
-        raise InputError("its last line is not whole")
-    found = read_yaml(path)
-    for part in ("data", "train"):
-        found.setdefault(part, {}).get("path")
-    return found
-
-
-def _facts(path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = read_json(path)
-    sum(found.setdefault("rows", {}).values())
-    return found
-
-
-def _events(path: Path) -> list[Event]:
-    events = read_events(path)
-    for event in events:
-        if isinstance(event, Step):
-            math.fsum((event.step, event.total, event.loss, event.grad_norm, event.learning_rate, event.memory_gb))
-        elif isinstance(event, HeldOut):
-            math.fsum((event.step, event.value))
-    return events
-
-
-def _evaluation(path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = read_json(path)
-    str(found["difference"][found["main_metric"]]["verdict"])
-    list(found.setdefault("findings", []))
-    return found
-
-
-def _forecast(path: Path) -> None:
-    found = read_json(path)
-    float(found["forecast"]["memory_gb"]["total"])
-
-
-def _rejected(path: Path) -> list[dict[str, Any]]:
-    found = read_jsonl(path)
-    for each in found:
-        each.get("reason")
-    return found
-
-
-def _peft(path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = read_json(path)
-    ", ".join(found.get("modules_to_save") or [])
-    return found
+        raise InputError("its last line is incomplete")
+    return Config.read(path)

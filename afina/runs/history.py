@@ -1,30 +1,30 @@
-"""Runs as things: listed, shown, compared with each other."""
+"""Finished and unfinished runs: listed, shown, compared with each other."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from datetime import datetime
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from afina.core.config import fields, read_yaml
+from afina.core.config import fields
 from afina.core.errors import InputError
-from afina.core.events import Done, end_of, read_events
-from afina.core.files import read_json, read_jsonl
+from afina.core.events import Done, end_of
 from afina.measure.evaluation import difference_json
 from afina.measure.intervals import paired_difference
 from afina.measure.metric import Predictions
 from afina.measure.metrics import METRICS
 from afina.measure.pages.summary import interval, label, number, table, verdict
+from afina.runs.files import Config, EvaluationRecord, Prediction, read_lines, read_metrics
 from afina.settings import RunSettings
 
-_REMEDY = (
-    "put the file back as it was, or make it anew: `afina eval RUN DATA` for an evaluation, `afina train` for a run"
-)
-_DECIDED = ("out", "overwrite", "data.path")  # differ between runs without saying anything
+T = TypeVar("T")
+
+_REMEDY = "restore the file, or write it again: `afina eval RUN DATA` for an evaluation, `afina train` for a run"
+_INCIDENTAL = ("out", "overwrite", "data.path")  # differ between runs without meaning anything
 
 
 def list_runs(folder: Path) -> list[dict[str, Any]]:
-    """The runs below `folder`, the newest first. One that cannot be read says why, and does not stop the list.
+    """The runs below `folder`, the newest first; the entry of one that cannot be read says why.
 
     Raises `InputError` where there is no such folder.
     """
@@ -35,7 +35,7 @@ def list_runs(folder: Path) -> list[dict[str, Any]]:
 
 
 def _runs(folder: Path) -> Iterator[Path]:
-    """Folders of runs, and folders that may not be looked into; what is inside a run is none."""
+    """Folders of runs, and folders that may not be read; folders inside a run are skipped."""
     try:
         found = (folder / "config.yaml").is_file()
         below = [] if found else sorted(path for path in folder.iterdir() if path.is_dir() and not path.is_symlink())
@@ -74,7 +74,7 @@ def _entry(run: Path) -> dict[str, Any]:
 
 
 def _state(done: Done | None, evaluation: dict[str, Any] | None) -> str:
-    """complete, not evaluated, interrupted (by Ctrl-C) or cut off (no end was written)."""
+    """complete, not evaluated, interrupted (by Ctrl-C) or cut off (no end was recorded)."""
     if evaluation:
         return "complete"
     if done is None:
@@ -83,38 +83,28 @@ def _state(done: Done | None, evaluation: dict[str, Any] | None) -> str:
 
 
 def _read(run: Path) -> tuple[dict[str, Any], Done | None, dict[str, Any] | None]:
-    """A run's settings, its end, and its evaluation, as far as they are there. Raises `InputError`, also where one is damaged."""
+    """A run's settings, its end and its evaluation, as far as they are there. Raises `InputError`, also where one is damaged."""
     config_file, metrics_file, evaluation_file = (run / n for n in ("config.yaml", "metrics.jsonl", "evaluation.json"))
     if not config_file.is_file():
         raise InputError(f"{run} holds no run", "give the folder that `afina train` wrote (its --out)")
-    with _reading(config_file):
-        config = read_yaml(config_file)
-        _ = Path(config["data"]["path"]), Path(config["base"]), Path(config["method"])  # these are text
-    done = evaluation = None
-    if metrics_file.exists():
-        with _reading(metrics_file):
-            done = end_of(read_events(metrics_file))
-    if evaluation_file.exists():
-        with _reading(evaluation_file):
-            evaluation = read_json(evaluation_file)
-            _ = verdict(evaluation), list(table(evaluation)), evaluation["rows"]  # it can be told
+    config = _undamaged(Config.read, config_file).content
+    done = end_of(_undamaged(read_metrics, metrics_file)) if metrics_file.exists() else None
+    evaluation = _undamaged(EvaluationRecord.read, evaluation_file).content if evaluation_file.exists() else None
     return config, done, evaluation
 
 
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """Says that `path` is damaged where it does not hold what a run writes there."""
+def _undamaged(read: Callable[[Path], T], path: Path) -> T:
+    """What `read` makes of `path`. Raises `InputError`, with a remedy, where it is damaged."""
     try:
-        yield
+        return read(path)
     except InputError as error:
         raise InputError(str(error).splitlines()[0], _REMEDY) from error
-    except (KeyError, TypeError, ValueError, AttributeError, OSError) as error:
-        what = f"lacks {error}" if isinstance(error, KeyError) else f"does not hold what a run writes there: {error}"
-        raise InputError(f"{path} {what}", _REMEDY) from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read {path}: {error}", _REMEDY) from error
 
 
 def show_run(run: Path) -> dict[str, Any]:
-    """What a run was made of, its settings that are no defaults, and its result. Raises `InputError`."""
+    """A run's data, base and method, the settings that are not the defaults, and the result. Raises `InputError`."""
     config, done, evaluation = _read(run)
     shown: dict[str, Any] = {
         "run": str(run),
@@ -129,7 +119,7 @@ def show_run(run: Path) -> dict[str, Any]:
             "tokens_per_second": round(done.tokens_per_second),
             "peak_memory_gb": round(done.peak_memory_gb, 2),
         }
-    shown["verdict"] = verdict(evaluation) if evaluation else "not evaluated: `afina train --resume` goes on with it"
+    shown["verdict"] = verdict(evaluation) if evaluation else "not evaluated: `afina train --resume` resumes it"
     if evaluation:
         shown["findings"] = evaluation.get("findings", [])
         shown["table"] = list(table(evaluation))
@@ -143,12 +133,12 @@ def _unusual(config: dict[str, Any]) -> dict[str, Any]:
     return {
         field.path: flat[field.path]
         for field in fields(RunSettings)
-        if field.path not in _DECIDED and field.path in flat and _plain(flat[field.path]) != _plain(field.default)
+        if field.path not in _INCIDENTAL and field.path in flat and _plain(flat[field.path]) != _plain(field.default)
     }
 
 
 def _plain(value: Any) -> Any:
-    """Equal for what YAML does not tell apart."""
+    """Equal for values that YAML does not distinguish."""
     return (
         (list(value) or None)
         if isinstance(value, list | tuple)
@@ -191,16 +181,16 @@ def diff_runs(first: Path, second: Path) -> dict[str, Any]:
 
 
 def _paired(first: Path, second: Path, a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
-    """The difference of the main metric, where both were asked the same."""
+    """The difference of the main metric, where both were evaluated on the same rows."""
     name = a["main_metric"]
     if name != b["main_metric"]:
-        return {"words": f"They were scored differently: {label(name)}, and {label(b['main_metric'])}."}
+        return {"words": f"They have different main metrics: {label(name)} and {label(b['main_metric'])}."}
     rows = [_predictions(run) for run in (first, second)]
     if not all(rows):
-        return {"words": "Their answers row by row are not there, so that there is no interval of their difference."}
+        return {"words": "Their predictions are missing, so their difference has no interval."}
     asked = [[(row["where"], row["prompt"], row["references"]) for row in each] for each in rows]
     if asked[0] != asked[1]:
-        return {"words": "They were evaluated on different rows, so that their scores cannot be compared row by row."}
+        return {"words": "They were evaluated on different rows, so their scores cannot be compared row by row."}
     metric = METRICS[name]
     one, two = (
         metric.stats(Predictions(a["kind"], [row["adapted"] for row in each], [row["references"] for row in each]))
@@ -208,7 +198,7 @@ def _paired(first: Path, second: Path, a: dict[str, Any], b: dict[str, Any]) -> 
     )
     difference = difference_json(paired_difference(one, two, metric.lower_is_better))
     words = {"better": "The second is better", "worse": "The second is worse"}.get(
-        difference["verdict"], f"The two cannot be told apart ({difference['verdict']})"
+        difference["verdict"], f"The two are not clearly different ({difference['verdict']})"
     )
     return {
         "difference": difference,
@@ -219,8 +209,4 @@ def _paired(first: Path, second: Path, a: dict[str, Any], b: dict[str, Any]) -> 
 
 def _predictions(run: Path) -> list[dict[str, Any]]:
     file = run / "predictions.jsonl"
-    with _reading(file):
-        rows = read_jsonl(file) if file.exists() else []
-        for row in rows:
-            _ = [row[name] for name in ("where", "prompt", "adapted")], tuple(row["references"])
-    return rows
+    return [each.content for each in _undamaged(partial(read_lines, Prediction), file)] if file.exists() else []

@@ -158,10 +158,10 @@ def cut_off(file: Path) -> None:
 PROBLEMS: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "1 never stops": (lambda r: evaluation(r, findings=["It does not end its answers: 90 %"]), "evaluation", "does not end"),
     "2 nothing labelled": (lambda r: steps(r, lambda s: {**s, "loss": 0.0}), "loss", "no token carried a label"),
-    "3 long rows cut": (lambda r: setting(r, "too_long: error", "too_long: cut"), "data", "were cut"),
+    "3 long rows cut": (lambda r: setting(r, "too_long: error", "too_long: cut"), "data", "were truncated"),
     "4 another template": (lambda r: (r / "adapter/chat_template.jinja").write_text("{{ x }}"), "template", "not the one"),
     "5 changes nothing": (lambda r: weights(r, lambda n, v: v * 0 if "lora_B" in n else v), "adapter", "every B is zero"),
-    "6 few bits": (lambda r: setting(r, "quantize: null", "quantize: nf4"), "merging", "nf4 in training"),
+    "6 few bits": (lambda r: setting(r, "quantize: null", "quantize: nf4"), "merging", "quantised to nf4"),
     "7, 8 whole embeddings": (
         lambda r: edit(r / "adapter/adapter_config.json", modules_to_save=["embed_tokens", "lm_head"]), "adapter's size", "large",
     ),
@@ -171,7 +171,7 @@ PROBLEMS: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "11 loss": (lambda r: steps(r, lambda s: {**s, "loss": float("nan")} if s["step"] > 9 else s), "loss", "became nan at step 10"),
     "11 weights": (lambda r: weights(r, lambda n, v: v * float("nan")), "adapter", "not finite"),
     "12 nothing trains": (lambda r: steps(r, lambda s: {**s, "grad_norm": 0.0}), "gradients", "no gradient"),
-    "13 large batches": (lambda r: setting(r, "batch_size: 8", "batch_size: 128"), "batch", "128 rows a step"),
+    "13 large batches": (lambda r: setting(r, "batch_size: 8", "batch_size: 128"), "batch", "128 rows per step"),
     "15 steps lost": (lambda r: steps(r, lambda s: {**s, "step": s["step"] + 3 * (s["step"] > 20)}), "steps", "one by one"),
     "15 jump": (lambda r: steps(r, lambda s: {**s, "loss": 30.0 if s["step"] == 30 else s["loss"]}), "steps", "jumped at step 30"),
     "16 overfitting": (held_out, "overfitting", "rose to 9.00"),
@@ -185,7 +185,7 @@ PROBLEMS: dict[str, tuple[Callable[[Path], object], str, str]] = {
         lambda r: (edit(r / "adapter/afina.json", task="classify"), edit(r / "adapter/adapter_config.json", modules_to_save=["classifier"])),
         "adapter", "answer at random",
     ),
-    "no better than its base": (worse, "evaluation", "cannot be told"),
+    "no better than its base": (worse, "evaluation", "not distinguishable"),
     "nothing learned": (unlearned, "learning", "at best after"),
     "half an adapter": (lambda r: cut_off(r / "adapter/adapter_model.safetensors"), "adapter/adapter_model.safetensors", "cannot be read"),
     "no adapter": (lambda r: (r / "adapter/adapter_model.safetensors").unlink(), "adapter", "moved or deleted"),
@@ -193,9 +193,9 @@ PROBLEMS: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "half of afina.json": (lambda r: cut_off(r / "adapter/afina.json"), "adapter/afina.json", "cannot be read"),
     "half an evaluation": (lambda r: cut_off(r / "evaluation.json"), "evaluation.json", "cannot be read"),
     "half of the metrics": (lambda r: cut_off(r / "metrics.jsonl"), "metrics.jsonl", "how training ended"),
-    "half a configuration": (lambda r: cut_off(r / "config.yaml"), "config.yaml", "not whole"),
+    "half a configuration": (lambda r: cut_off(r / "config.yaml"), "config.yaml", "incomplete"),
     "half a forecast": (lambda r: cut_off(r / "forecast.json"), "forecast.json", "cannot be read"),
-    "no configuration": (lambda r: (r / "config.yaml").unlink(), "config.yaml", "not there"),
+    "no configuration": (lambda r: (r / "config.yaml").unlink(), "config.yaml", "is missing"),
 }  # fmt: skip
 
 

@@ -119,13 +119,13 @@ def test_difference_in_words(tmp_path: Path) -> None:
         f"The second is better: +80.0 points accuracy, 95 % interval {low} to {high} points, on the same 20 rows."
     )
     assert diff_runs(better, worse)["words"].startswith("The second is worse: -80.0 points")
-    assert diff_runs(better, better)["words"].startswith("The two cannot be told apart")
+    assert diff_runs(better, better)["words"].startswith("The two are not clearly different")
 
 
 def test_what_cannot_be_compared_says_why(tmp_path: Path) -> None:
     run, text = make_run(tmp_path / "run"), make_run(tmp_path / "text", kind="text")
-    assert diff_runs(run, text)["words"].startswith("They were scored differently: accuracy, and bits per byte")
-    assert diff_runs(text, text)["words"].startswith("Their answers row by row are not there")
+    assert diff_runs(run, text)["words"].startswith("They have different main metrics: accuracy and bits per byte")
+    assert diff_runs(text, text)["words"].startswith("Their predictions are missing")
     other = make_run(tmp_path / "other")
     lines = (other / "predictions.jsonl").read_text().replace('"q3"', '"q three"')
     (other / "predictions.jsonl").write_text(lines)

@@ -106,7 +106,7 @@ CASES: dict[str, tuple[list[str], str]] = {
     "adapter of another base": (train("good.jsonl", "--adapter", "run", base="other-base"), "was trained on the base"),
     "adapter that is none": (train("good.jsonl", "--adapter", "notrun"), "holds no adapter"),
     "existing run": (train("good.jsonl", out="run"), "--overwrite"),
-    "folder of other things": (train("good.jsonl", "--overwrite", out="other"), "not a run's"),
+    "folder of other things": (train("good.jsonl", "--overwrite", out="other"), "not from a run"),
     "place below a file": (train("good.jsonl", out="file/run"), "is a file, not a folder"),
     "run that does not exist": (["eval", "norun", "good.jsonl"], "run norun: no such folder"),
     "run that is none": (["generate", "notrun", "Hi"], "holds no adapter"),
