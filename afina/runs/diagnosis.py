@@ -127,7 +127,9 @@ def _held_out(run: RunFiles) -> Iterator[Finding]:
     if best is None:
         return
     if untrained and best.cost >= untrained.cost:
-        found = f"the held-out {best.measure} was {untrained.value:.3f} before training and {best.value:.3f} at best after"
+        found = (
+            f"the held-out {best.measure} was {untrained.value:.3f} before training and {best.value:.3f} at best after"
+        )
         yield Finding("learning", "wrong", found, "use more rows, more --epochs, or a learning rate from `afina tune`")
     if seen[-1].cost > best.cost + _RISEN:
         was, became = ("lowest", "rose") if best.lower_is_better else ("highest", "fell")
