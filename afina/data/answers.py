@@ -1,4 +1,4 @@
-"""The kind of task, told from the layout and the answers: it decides how answers are scored."""
+"""What the answers of rows have in common, and the kind of task that follows: it decides how answers are scored."""
 
 import json
 from collections import Counter
@@ -7,16 +7,16 @@ from collections.abc import Iterable
 from afina.data.layouts import Kind, Layout
 
 _MOST_LABELS, _LONGEST_LABEL = 200, 60
-_MOST_CLASSES = 2000  # different answers that are remembered
+_MOST_CLASSES = 2000  # distinct answers that are remembered
 
 
 class AnswerStatistics:
-    """What the answers of rows have in common, gathered one by one in bounded memory."""
+    """What is known of the answers of rows, gathered one by one in bounded memory."""
 
     def __init__(self, answers: Iterable[str] = ()) -> None:
         self.count = 0
         self._distinct: Counter[str] = Counter()
-        self._many = False  # more different answers than are remembered
+        self._many = False  # more distinct answers than are remembered
         self._structured = True
         for answer in answers:
             self.add(answer)
@@ -30,18 +30,18 @@ class AnswerStatistics:
 
     @property
     def classes(self) -> list[str]:
-        """The different answers in order, where they may be classes: not many, and repeated; else none."""
+        """The distinct answers in order, where they may be classes: few, and repeated; else none."""
         repeated = len(self._distinct) <= max(2, self.count // 2)
         return sorted(self._distinct) if repeated and not self._many else []
 
     @property
     def shares(self) -> list[float]:
-        """Of each class among the answers, the commonest first; none where there are no classes."""
+        """The fraction of answers that each class has, the most frequent first; none where there are no classes."""
         return [n / self.count for _, n in self._distinct.most_common()] if self.classes else []
 
     def kind(self, layout: Layout | None) -> Kind:
-        """`text` for plain text; `structured` where all answers are JSON objects or lists; else the layout's kind, where it has one; else
-        `classification` where few short answers recur, else `generation`."""
+        """`text` for plain text; `structured` where all answers are JSON objects or lists; else the layout's kind,
+        where it has one; else `classification` where few short answers recur, else `generation`."""
         if layout is not None and layout.kind == "text":
             return "text"
         if self.count and self._structured:

@@ -14,7 +14,8 @@ T = TypeVar("T")
 
 
 def pack(rows: Sequence[Row], device: torch.device) -> Packed:
-    """The rows one after another. Position t carries the label of token t + 1, so that logits and labels meet in place."""
+    """The rows one after another. Position t carries the label of token t + 1, so that logits and labels meet in
+    place."""
     ids: list[int] = []
     labels: list[int] = []
     bounds = [0]
@@ -28,7 +29,8 @@ def pack(rows: Sequence[Row], device: torch.device) -> Packed:
 def grouped(
     items: Iterable[T], length: Callable[[T], int], max_tokens: int, max_items: int | None = None
 ) -> list[list[T]]:
-    """The items, in their order, in groups of up to `max_tokens` tokens (a longer item goes alone) and `max_items` items."""
+    """The items, in their order, in groups of up to `max_tokens` tokens (a longer item goes alone) and `max_items`
+    items."""
     groups: list[list[T]] = []
     tokens = 0
     for item in items:

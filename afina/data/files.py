@@ -1,4 +1,5 @@
-"""A file of rows, opened once: its bytes, compressed or not, its hash, and the encoding of its text, whatever wrote it."""
+"""A file of rows, opened once: its bytes, compressed or not, its hash, and the encoding of its text, whatever wrote
+it."""
 
 import bz2
 import codecs
@@ -41,10 +42,9 @@ class Encoding:
 class File:
     """One file of rows: its `path`, the `name` that messages give it, and the `suffix` of its contents.
 
-    What the first look at its bytes shows (hash, encoding, a table's dialect) is kept for the passes that follow. So are the bytes
-    themselves, up to `_IN_MEMORY`, until they are parsed: the hash and the encoding are decided by all of them, and are known before
-    the first row is. `target` is a file whose lines answer this one's.
-    """
+    What the first look at its bytes shows (hash, encoding, a table's dialect) is kept for the passes that follow. So
+    are the bytes themselves, up to `_IN_MEMORY`, until they are parsed: the hash and the encoding are decided by all of
+    them, and are known before the first row is. `target` is a file whose lines answer this one's."""
 
     def __init__(self, path: Path, name: str | None = None) -> None:
         self.path, self.name = path, name or str(path)
@@ -62,7 +62,8 @@ class File:
             return file.read(_START)
 
     def open(self) -> IO[bytes]:
-        """The contents, decompressed. Raises `DataError` where they cannot be read, or are not what they were when first read."""
+        """The contents, decompressed. Raises `DataError` where they cannot be read, or are not what they were when
+        first read."""
         self._look()
         content, self._bytes = self._bytes, None
         with _reading(self.name):
@@ -83,8 +84,8 @@ class File:
 
     @cached_property
     def encoding(self) -> Encoding:
-        """By its byte-order mark, else UTF-8 where all of it is that, else Windows-1252 or Latin-1. Raises `DataError` where the file
-        is no text."""
+        """By its byte-order mark, else UTF-8 where all of it is that, else Windows-1252 or Latin-1. Raises `DataError`
+        where the file is no text."""
         self._look()
         return _encoding(self._chunks(), self.name)
 
@@ -114,7 +115,7 @@ class File:
         return source.open("rb") if isinstance(source, Path) else source
 
     def _chunks(self) -> Iterator[bytes]:
-        """The contents; the bytes of a file that is not packed are hashed as they pass."""
+        """The contents; the bytes of a file that is not packed are hashed as they are read."""
         digest = None if self._hash or self.path.suffix.lower() in COMPRESSED else hashlib.sha256()
         with _reading(self.name), self._unpacked(self.path if self._bytes is None else io.BytesIO(self._bytes)) as file:
             while chunk := file.read(_CHUNK):

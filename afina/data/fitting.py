@@ -15,7 +15,8 @@ _BATCH = 256  # rows that are rendered at once
 
 
 class Fitter:
-    """Renders examples, and treats those longer than `max_length` tokens as `too_long` says; the base could read `context` tokens."""
+    """Renders examples, and treats those longer than `max_length` tokens as `too_long` says; the base could read
+    `context` tokens."""
 
     def __init__(self, tokenizer: Tokenizer, max_length: int, too_long: str, context: int = 0) -> None:
         self.tokenizer, self.max_length, self.too_long, self.context = tokenizer, max_length, too_long, context

@@ -1,4 +1,5 @@
-"""What a file's columns mean, told from their names and first rows: which text is asked, and which is the answer."""
+"""What a file's columns mean, recognised by their names and first rows: which text is the prompt, and which the
+answer."""
 
 import re
 from collections.abc import Sequence
@@ -13,9 +14,10 @@ DOCUMENTS = ("document", "article", "dialogue", "source", "text", "body", "conte
 SUMMARIES = ("summary", "highlights", "target", "tldr", "headline", "abstract")
 CONVERSATIONS = ("messages", "conversations", "conversation", "dialog", "dialogue", "chat", "turns")
 LANGUAGES = {
-    "en": "English", "pt": "Portuguese", "es": "Spanish", "fr": "French", "de": "German", "it": "Italian", "nl": "Dutch", "pl": "Polish",
-    "ru": "Russian", "uk": "Ukrainian", "zh": "Chinese", "ja": "Japanese", "ko": "Korean", "ar": "Arabic", "tr": "Turkish", "hi": "Hindi",
-    "sv": "Swedish", "da": "Danish", "fi": "Finnish", "cs": "Czech", "ro": "Romanian", "el": "Greek", "he": "Hebrew", "ca": "Catalan",
+    "en": "English", "pt": "Portuguese", "es": "Spanish", "fr": "French", "de": "German", "it": "Italian",
+    "nl": "Dutch", "pl": "Polish", "ru": "Russian", "uk": "Ukrainian", "zh": "Chinese", "ja": "Japanese",
+    "ko": "Korean", "ar": "Arabic", "tr": "Turkish", "hi": "Hindi", "sv": "Swedish", "da": "Danish",
+    "fi": "Finnish", "cs": "Czech", "ro": "Romanian", "el": "Greek", "he": "Hebrew", "ca": "Catalan",
     "gl": "Galician", "eu": "Basque", "vi": "Vietnamese", "id": "Indonesian", "hu": "Hungarian",
 }  # fmt: skip
 _OWN_NAMES = {
@@ -28,14 +30,15 @@ _OWN_NAMES = {
     "ingles": "en",
 }
 Kind = Literal["classification", "structured", "translation", "summarisation", "chat", "generation", "text"]
-_FEW_LABELS = 0.5  # labels are repeated: different ones are at most this part of the rows
+_FEW_LABELS = 0.5  # labels are repeated: distinct ones are at most this fraction of the rows
 
 
 @dataclass(frozen=True)
 class Layout:
-    """A known kind of file. `conversation` is the column of messages; otherwise `prompt` and `completion` are templates.
+    """A known kind of file. `conversation` is the column of messages; otherwise `prompt` and `completion` are
+    templates.
 
-    `kind` is the kind of task where the layout tells it.
+    `kind` is the kind of task where the layout implies it.
     """
 
     name: str
@@ -48,12 +51,12 @@ class Layout:
         if self.conversation:
             return f"{self.name}: the conversation is in {self.conversation!r}"
         if self.prompt is None:
-            return f"{self.name}: all of {self.completion!r} is learned, as it stands"
+            return f"{self.name}: all of {self.completion!r} is learned, as it is"
         return f"{self.name}: --prompt {self.prompt!r} --completion {self.completion!r}"
 
 
 def recognise(columns: Sequence[str], sample: Sequence[dict[str, Any]]) -> Layout | None:
-    """The layout of rows with these columns; None where the names say nothing. The most telling layouts come first."""
+    """The layout of rows with these columns; None where the names do not say. The most specific layouts come first."""
     named = {name.strip().lower(): name for name in columns}
     return (
         _conversation(named, sample)
@@ -123,7 +126,7 @@ def _question(named: dict[str, str], sample: Sequence[dict[str, Any]]) -> Layout
 
 
 def language(name: str) -> str | None:
-    """The language that a column is called after: 'en', 'eng_Latn', 'English', 'text_pt', 'português'."""
+    """The language that a column is named after: 'en', 'eng_Latn', 'English', 'text_pt', 'português'."""
     low = name.strip().lower()
     by_name = {own.lower(): code for code, own in LANGUAGES.items()} | _OWN_NAMES
     for part in (low, *re.split(r"[_\W]+", low)):

@@ -1,8 +1,7 @@
 """From splits to rows on disk: what is trained and evaluated on, with an account of every row.
 
-The data are read twice, row by row: a first pass decides which rows are in which split (splits.py), a second renders them for a
-base, onto the disk. No step holds all of them.
-"""
+The data are read twice, row by row: a first pass decides which rows are in which split (splits.py), a second renders
+them for a base, onto the disk. No step holds all of them."""
 
 import hashlib
 import itertools
@@ -33,9 +32,9 @@ _PROGRESS = 20_000  # rows between two reports of progress
 
 @dataclass(frozen=True)
 class Dataset:
-    """Training rows, which lie on disk; held-out rows, by which a checkpoint is chosen; the rows that are evaluated on in the end,
-    with their examples (for generation): those of the test split, or else the held-out ones; rejected rows with reasons; what was
-    found out about the files; what to warn of."""
+    """Training rows, which lie on disk; held-out rows, by which a checkpoint is chosen; the rows that are evaluated on
+    in the end, with their examples (for generation): those of the test split, or else the held-out ones; rejected rows
+    with reasons; what was found out about the files; what to warn of."""
 
     train: Rows
     held_out: list[Row]
@@ -52,18 +51,19 @@ class Dataset:
 
 
 def load_data(settings: DataSettings, base: Base, seed: int = 0, cache_dir: Path | None = None) -> Dataset:
-    """Reads, samples, splits and renders the data for `base`. Raises `DataError` as `read_splits` and `render_splits` do."""
+    """Reads, samples, splits and renders the data for `base`. Raises `DataError` as `read_splits` and `render_splits`
+    do."""
     return render_splits(read_splits(settings, seed), base.tokenizer, base.facts.context_length, cache_dir)
 
 
 def render_splits(
     splits: Splits, tokenizer: Tokenizer, context: int, cache_dir: Path | None = None, listener: Listener = ignore
 ) -> Dataset:
-    """Renders the data for a base with this tokenizer and `context` (tokens) into the cache, where the next run with the same files,
-    settings and tokenizer finds them.
+    """Renders the data for a base with this tokenizer and `context` (tokens) into the cache, where the next run with
+    the same files, settings and tokenizer finds them.
 
-    Raises `DataError` where rows are too long and `too_long` is 'error', none is left, or the end of turn carries no label.
-    """
+    Raises `DataError` where rows are too long and `too_long` is 'error', none is left, or the end of turn carries no
+    label."""
     settings = splits.settings
     max_length = min(settings.max_length or DEFAULT_MAX_LENGTH, context)
     cache = RowCache(cache_folder(cache_dir), _key(splits, tokenizer, max_length))

@@ -17,11 +17,12 @@ from afina.models.tokenizer import Message
 ROLES = {"system", "user", "assistant", "tool"}
 # ShareGPT's names of the speakers, and others that people write.
 _SPEAKERS = {
-    "human": "user", "gpt": "assistant", "bot": "assistant", "chatgpt": "assistant", "model": "assistant", "developer": "system",
-    "function_call": "assistant", "observation": "tool", "function_response": "tool", "function": "tool", "ipython": "tool",
+    "human": "user", "gpt": "assistant", "bot": "assistant", "chatgpt": "assistant", "model": "assistant",
+    "developer": "system", "function_call": "assistant", "observation": "tool", "function_response": "tool",
+    "function": "tool", "ipython": "tool",
 }  # fmt: skip
 _TEXT = "text"
-_SAMPLE = 1000  # rows from whose columns and values the layout is told
+_SAMPLE = 1000  # rows from whose columns and values the layout is recognised
 _FIELD = re.compile(r"\{\{|\}\}|\{([^{}\[\]]+)((?:\[[^\[\]{}]*\])*)\}|[{}]")
 
 
@@ -29,9 +30,9 @@ _FIELD = re.compile(r"\{\{|\}\}|\{([^{}\[\]]+)((?:\[[^\[\]{}]*\])*)\}|[{}]")
 class Example:
     """`messages` up to the question, and the `completion` (None where only references are known).
 
-    `source` is the text that the prompt was made of, without the template's own words: what copying would answer. Plain text
-    has no messages: all of its completion is learned, as it stands. `unfinished` text goes on in the next example.
-    """
+    `source` is the text that the prompt was made of, without the template's own words: what copying would answer. Plain
+    text has no messages: all of its completion is learned, as it stands. `unfinished` text continues in the next
+    example."""
 
     messages: tuple[Message, ...]
     completion: str | None
@@ -157,8 +158,8 @@ def map_examples(
 ) -> Iterator[Example | Rejected]:
     """Reads the data: an example of each record that can be used; the other rows with their reasons, in their order.
 
-    With templates: the columns that they name. Without: a layout that is known (layouts.py), which `notes` are told. Columns
-    that no row has, or of which no layout is known, raise `DataError`: then the mapping is wrong, not the row.
+    With templates: the columns that they name. Without: a layout that is known (layouts.py), which goes into `notes`.
+    Columns that no row has, or for which no layout is known, raise `DataError`: then the mapping is wrong, not the row.
     """
     rows = _renamed(read(settings, notes, files), settings)
     start = list(itertools.islice(rows, _SAMPLE))
@@ -195,7 +196,8 @@ def _renamed(rows: Iterator[Record | Rejected], settings: DataSettings) -> Itera
         absent = [column for column in known if column not in first.values]
         if absent:
             raise SettingsError(
-                f"--map names {absent[0]!r}, which is no column of {settings.path}.{near(absent[0], list(first.values))}",
+                f"--map names {absent[0]!r}, which is not a column of {settings.path}."
+                f"{near(absent[0], list(first.values))}",
                 f"the columns are {', '.join(map(repr, first.values))}",
             )
     return map(renamed, rows if first is None else itertools.chain([first], rows))
@@ -216,15 +218,16 @@ def _converter(
             raise DataError(
                 f"{settings.path} is plain text, which has no conversation", "leave --system and --references out"
             )
-        whole = ColumnTemplate(layout.completion or "", "--completion")
-        return lambda record: _from_text(record, whole)
+        text = ColumnTemplate(layout.completion or "", "--completion")
+        return lambda record: _from_text(record, text)
     convert = _asking(settings, layout, columns, needs_completion)
     text = ColumnTemplate(f"{{{_TEXT}}}", "--completion")
     if _TEXT in ColumnTemplate((layout.prompt or "{messages}") + (layout.completion or ""), "--prompt").columns:
         return convert
 
     def either(record: Record) -> Example:
-        """Rows that hold nothing but a text, among others, as `afina data prepare --replay` writes them, are learned whole."""
+        """Rows that hold nothing but a text, among others, as `afina data prepare --replay` writes them, are learned as
+        plain text."""
         if isinstance(record.values.get(_TEXT), str) and sum(v is not None for v in record.values.values()) == 1:
             notes.say(f"{settings.path}: rows that hold nothing but {_TEXT!r} are learned as plain text")
             return _from_text(record, text)
@@ -262,7 +265,8 @@ def _asking(
 def layout_of(
     settings: DataSettings, columns: Sequence[str], sample: Sequence[dict[str, Any]], needs_completion: bool = True
 ) -> Layout:
-    """The mapping by the templates given, and by the layout where they are not. Raises `DataError` where that leaves it open."""
+    """The mapping by the templates given, and by the layout where they are not. Raises `DataError` where that leaves it
+    open."""
     known = recognise(columns, sample)
     if settings.prompt is not None or settings.completion is not None:
         half = known if known and known.prompt is not None else Layout("", "{prompt}", "{completion}")
@@ -311,8 +315,8 @@ def _from_messages(record: Record, column: str, settings: DataSettings, needs_co
     if not isinstance(turns, list) or not turns:
         raise Unusable(f"{column!r} is not a list of messages")
     messages = [_message(turn, number) for number, turn in enumerate(turns, 1)]
-    told = [record.values.get("system"), _tools(record.values.get("tools"))]
-    system = "\n\n".join(text for text in told if isinstance(text, str) and text.strip())
+    given = [record.values.get("system"), _tools(record.values.get("tools"))]
+    system = "\n\n".join(text for text in given if isinstance(text, str) and text.strip())
     if system and messages[0]["role"] != "system":
         messages = [{"role": "system", "content": system}, *messages]
     answer = None
@@ -330,7 +334,7 @@ def _from_messages(record: Record, column: str, settings: DataSettings, needs_co
 def _message(turn: Any, number: int) -> Message:
     """A turn in OpenAI's form (role, content, tool_calls) or ShareGPT's (from, value), as role and text."""
     if not isinstance(turn, dict):
-        raise Unusable(f"message {number} is no object")
+        raise Unusable(f"message {number} is not an object")
     said = turn.get("role", turn.get("from"))
     role = _SPEAKERS.get(said, said) if isinstance(said, str) else None
     if role not in ROLES:

@@ -18,11 +18,11 @@ _UNNAMED = "csv"  # what standard input is, where it looks like nothing else
 
 
 def read(settings: DataSettings, notes: Notes, files: "OpenFiles | None" = None) -> Iterator[Record | Rejected]:
-    """Every row of the data: a record, or rejected with its reason. What is found out about the files goes into `notes`.
+    """Every row of the data: a record, or rejected with its reason. What is found out about the files goes into
+    `notes`.
 
-    `files` are those that were opened before. Raises `DataError` where a file cannot be read at all: it is absent, damaged, binary,
-    or of no known format.
-    """
+    `files` are those that were opened before. Raises `DataError` where a file cannot be read at all: it is absent,
+    damaged, binary, or of no known format."""
     for form, file in (files or OpenFiles()).of(settings):
         if form.package and find_spec(form.package[0]) is None:
             package, extra = form.package
@@ -53,8 +53,8 @@ class OpenFiles:
         return [(claimed, file) for file in files]
 
     def fingerprint(self, settings: DataSettings) -> list[list[list[str]]] | None:
-        """Of every path that `settings` name: the name and SHA-256 of its files; None where the content of one cannot be known without
-        reading it as rows."""
+        """Of every path that `settings` name: the name and SHA-256 of its files; None where the content of one cannot
+        be known without reading it as rows."""
         paths = (settings.path, settings.target, settings.eval_path, settings.test_path)
         given = [path for path in paths if path is not None]
         if any(not each.local and each.claims(DataSettings(path=path)) for path in given for each in FORMATS):
@@ -68,7 +68,8 @@ class OpenFiles:
 
 
 def _located(path: Path) -> list[tuple[Format, File]]:
-    """The files that `path` means: itself, those of a folder in order of name, or standard input ('-'). Raises `DataError`."""
+    """The files that `path` means: itself, those of a folder in order of name, or standard input ('-'). Raises
+    `DataError`."""
     if str(path) == STANDARD_INPUT:
         return [_standard_input()]
     if not path.exists():

@@ -1,4 +1,5 @@
-"""What reading gives: rows that know their location, those that cannot be used, and what was found out about the files."""
+"""What reading gives: rows that know their location, those that cannot be used, and what was found out about the
+files."""
 
 import re
 from array import array
@@ -15,7 +16,8 @@ _NO_NUMBER = 2**32 - 1
 
 @dataclass(frozen=True)
 class Record:
-    """One row of a file, its values by column; `location` is 'file:line' (of a JSON list 'file, item n', of a table 'file, row n')."""
+    """One row of a file, its values by column; `location` is 'file:line' (of a JSON list 'file, item n', of a table
+    'file, row n')."""
 
     values: dict[str, Any]
     location: str
@@ -30,7 +32,8 @@ class Rejected:
 
 
 class Locations:
-    """The locations of rows in eight bytes per row: a number for what a location begins with (its file), and the number it ends with."""
+    """The locations of rows in eight bytes per row: a number for what a location begins with (its file), and the number
+    it ends with."""
 
     def __init__(self) -> None:
         self._prefixes: dict[str, int] = {}
@@ -64,7 +67,7 @@ class Locations:
 
 
 def decode(prefix: str, number: int) -> str:
-    """The location that `Locations.encode` took apart."""
+    """The location that `Locations.encode` encoded."""
     return prefix if number == _NO_NUMBER else f"{prefix}{number}"
 
 

@@ -1,4 +1,4 @@
-"""What a user can say about data."""
+"""The settings of data: which files, how they are read, and how their rows are split."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -9,14 +9,15 @@ from afina.data.layouts import Kind, Layout
 
 class DataSettings(Settings):
     path: Path = setting(...)
-    """File of examples (JSONL, JSON, CSV, TSV, Parquet, Arrow, Excel, text; also compressed), a folder of them, - for standard
-    input, or owner/name:config:split of the hub."""
+    """File of examples (JSONL, JSON, CSV, TSV, Parquet, Arrow, Excel, text; also compressed), a folder of them, - for
+    standard input, or owner/name:config:split of the hub."""
     target: Path | None = setting(None)
     """Text file whose lines answer those of DATA (translation)."""
     text: Literal["paragraph", "line", "document"] = "paragraph"
-    """What is a row of a plain text file."""
+    """What one row of a plain text file is."""
     prompt: str | None = setting(None, "--prompt", min_length=1)
-    """Template of the user's turn over columns, such as 'Describe: {mr}'; {name[0]} takes an item, {{ and }} are braces."""
+    """Template of the user's turn over columns, such as 'Describe: {mr}'; {name[0]} takes an item, {{ and }} are
+    braces."""
     completion: str | None = setting(None, "--completion", min_length=1)
     """Template of the answer to learn, such as '{text}'."""
     system: str | None = setting(None, "--system")
@@ -26,23 +27,24 @@ class DataSettings(Settings):
     learn: Literal["all", "last"] = "all"
     """Which turns of the assistant are learned: all of a conversation, or the last."""
     kind: Kind | None = setting(None, "--kind")
-    """Kind of task, which decides how answers are scored; by default told from the layout and the answers."""
+    """Kind of task, which decides how answers are scored; by default inferred from the layout and the answers."""
     references: str | None = setting(None, "--references", min_length=1)
     """Column with the right answer, or a list of them, to score against instead of the completion."""
     limit: int | None = setting(None, "--limit", ge=1)
     """Use a sample of this many rows, drawn by seed before the split."""
     eval_path: Path | None = setting(None, "--eval-data")
-    """File of held-out examples; without it a part of the data is held out."""
+    """File of held-out examples; without it a fraction of the data is held out."""
     held_out: float = setting(0.1, gt=0, lt=1)
-    """Part of the rows that is held out (at most `held_out_rows`), grouped by identical prompt."""
+    """Fraction of the rows that is held out (at most `held_out_rows`), grouped by identical prompt."""
     held_out_rows: int = setting(160, ge=1)
     """At most this many rows are held out and evaluated on."""
     test: float = setting(0.0, "--test", ge=0, lt=1)
-    """Part of the rows that is kept apart until the end (at most `test_rows`): evaluated on, and never looked at to choose anything."""
+    """Fraction of the rows in the test split (at most `test_rows`): evaluated on in the end, never looked at to choose
+    anything."""
     test_path: Path | None = setting(None, "--test-data")
-    """File of rows kept apart until the end, instead of a part of DATA; --references then names a column of it."""
+    """File of the test split, instead of rows of DATA; --references then names a column of it."""
     test_rows: int = setting(640, ge=1)
-    """At most this many rows are kept apart."""
+    """At most this many rows are in the test split."""
     seed: int | None = setting(None, ge=0, lt=2**32)
     """Decides the sample and the split; by default the run's seed does."""
     max_length: int | None = setting(None, ge=8)
@@ -51,7 +53,7 @@ class DataSettings(Settings):
     """What to do with longer rows: stop with a count, cut the prompt (never the answer), or drop the row."""
 
     def asking(self) -> dict[str, Any]:
-        """What another file must be read with to be asked as this one was."""
+        """What another file must be read with so that its rows are prompted in the same way."""
         names = ["prompt", "completion", "system", "map", *(["text"] if self.kind == "text" else [])]
         return {name: getattr(self, name) for name in names}
 

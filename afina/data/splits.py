@@ -1,6 +1,7 @@
 """Which rows are trained on, held out and tested: the first pass over the data, before any model is known.
 
-Of each row nine bytes are kept: a digest of its prompt, by which rows that ask the same stay on one side, and whether it asks.
+Nine bytes per row are kept: a digest of its prompt, so that rows with the same prompt stay in one split, and whether it
+has one.
 """
 
 import itertools
@@ -35,15 +36,15 @@ def sample(count: int, limit: int | None, seed: int) -> Mask:
 
 
 def split(prompts: np.ndarray, fraction: float, most: int, seed: int) -> Mask:
-    """Which rows are held out: whole groups of identical prompt (by digest), drawn by `seed` until `fraction` of the rows, at most
-    `most`, whatever the order of the rows.
+    """Which rows are held out: whole groups of identical prompt (by digest), drawn by `seed` until `fraction` of the
+    rows, at most `most`, whatever the order of the rows.
 
-    Raises `DataError` where there are fewer than two different prompts.
+    Raises `DataError` where there are fewer than two distinct prompts.
     """
     distinct, counts = np.unique(prompts, return_counts=True)
     if len(distinct) < 2:
         raise DataError(
-            f"only {len(distinct)} different prompt in {len(prompts)} rows: nothing can be held out to evaluate on",
+            f"only {len(distinct)} distinct prompt in {len(prompts)} rows: nothing can be held out to evaluate on",
             "give more examples, or a held-out file with --eval-data",
         )
     wanted = min(most, max(1, round(len(prompts) * fraction)))
@@ -62,10 +63,9 @@ def split(prompts: np.ndarray, fraction: float, most: int, seed: int) -> Mask:
 class Splits:
     """The usable rows of each split, by their number in its file, before any model is known.
 
-    `answers` are those of all usable rows. The held-out rows are of `settings.eval_path` where that is given, the test rows of
-    `settings.test_path`. `leaks` has a line for each of these files some of whose prompts are trained on. `files` are all that were
-    read, to be read again.
-    """
+    `answers` are those of all usable rows. The held-out rows are of `settings.eval_path` where that is given, the test
+    rows of `settings.test_path`. `leaks` has a line for each of these files some of whose prompts are trained on.
+    `files` are all that were read, to be read again."""
 
     settings: DataSettings
     seed: int
@@ -93,7 +93,8 @@ class Splits:
         return [example for example in again if example.location in locations]
 
     def read_again(self, settings: DataSettings, count: int, is_test: bool = False) -> Iterator[Example]:
-        """The `count` usable rows of a file, a second time. Raises `DataError` where there are not as many as the first time."""
+        """The `count` usable rows of a file, a second time. Raises `DataError` where there are not as many as the first
+        time."""
         number = 0
         examples = usable_examples(settings, Notes(), Rejections(), needs_completion=not is_test, files=self.files)
         for number, example in enumerate(examples, 1):
@@ -104,18 +105,19 @@ class Splits:
             raise DataError(f"{settings.path} was changed while it was read", "start again")
 
     def resolved(self) -> "Splits":
-        """With settings that hold the kind and the templates of the layout that was recognised, so that they say all of it."""
+        """With settings that hold the kind and the templates of the layout that was recognised, so that they say all of
+        it."""
         return replace(self, settings=self.settings.resolved(self.kind, self.notes.layout))
 
 
 def read_splits(settings: DataSettings, seed: int, checker: Checker | None = None) -> Splits:
-    """Reads, samples and splits; `checker` sees the rows as they pass. Raises `DataError` where a file is unreadable or no row is
-    usable."""
+    """Reads, samples and splits; `checker` sees the rows as they pass. Raises `DataError` where a file is unreadable or
+    no row is usable."""
     first = _FirstPass(checker)
     rows = first.train(training_file(settings))
     is_text = first.notes.layout is not None and first.notes.layout.kind == "text"
     if settings.kind is not None and (settings.kind == "text") != is_text:
-        what = "is plain text, without questions" if is_text else "holds questions and answers, not plain text"
+        what = "is plain text, without prompts" if is_text else "holds prompts and answers, not plain text"
         raise DataError(f"--kind {settings.kind}: {settings.path} {what}", "leave --kind out")
     train = sample(len(rows.prompts), settings.limit, seed)
     test = np.zeros(len(rows.prompts), bool)
@@ -159,15 +161,16 @@ def held_out_file(settings: DataSettings) -> DataSettings:
 
 @dataclass(frozen=True)
 class _Rows:
-    """The usable rows of a file: a digest of each prompt, and which may be held out (all but plain text among questions)."""
+    """The usable rows of a file: a digest of each prompt, and which may be held out (all but plain text among
+    prompts)."""
 
     prompts: np.ndarray
-    asking: Mask
+    prompted: Mask
 
     def drawn(self, available: Mask, fraction: float, most: int, seed: int) -> Mask:
         """Some of the available rows."""
         mask = np.zeros(len(self.prompts), bool)
-        chosen = available & self.asking
+        chosen = available & self.prompted
         mask[chosen] = split(self.prompts[chosen], fraction, most, seed)
         return mask
 
@@ -182,7 +185,7 @@ class _FirstPass:
 
     def read(self, settings: DataSettings, notes: Notes, look: Look | None, is_test: bool = False) -> _Rows:
         """The usable rows of a file; `look` is shown every row."""
-        seen, asks, rejected = Seen(), bytearray(), Rejections()
+        seen, has_prompt, rejected = Seen(), bytearray(), Rejections()
         for row in map_examples(settings, notes, needs_completion=not is_test, files=self.files):
             if look:
                 look(row)
@@ -190,13 +193,13 @@ class _FirstPass:
                 rejected.add(row)
                 continue
             seen.add(row.prompt_key)
-            asks.append(bool(row.messages))
+            has_prompt.append(bool(row.messages))
             if row.messages and not is_test:
                 self.answers.add(row.completion or "")
-        check_usable(settings, len(asks), rejected)
+        check_usable(settings, len(has_prompt), rejected)
         self.rejected = Rejections(itertools.chain(self.rejected, rejected))
-        asking = np.frombuffer(asks, bool)
-        return _Rows(seen.values(), asking if asking.any() else np.ones(len(asks), bool))
+        prompted = np.frombuffer(has_prompt, bool)
+        return _Rows(seen.values(), prompted if prompted.any() else np.ones(len(prompted), bool))
 
     def train(self, settings: DataSettings) -> _Rows:
         return self.read(settings, self.notes, self.checker.add if self.checker else None)
@@ -216,15 +219,16 @@ class _FirstPass:
         look: Look | None,
         is_test: bool = False,
     ) -> Mask:
-        """The rows of another file that are evaluated on, at most so many; those that `trained` holds too are counted."""
+        """The rows of another file that are evaluated on, at most so many; those that `trained` holds too are
+        counted."""
         notes = Notes()
         rows = self.read(settings, notes, look, is_test)
         for line in notes.lines:
             self.notes.say(line)
         mask = np.zeros(len(rows.prompts), bool)
-        mask[rows.asking] = sample(int(rows.asking.sum()), most, seed)
+        mask[rows.prompted] = sample(int(rows.prompted.sum()), most, seed)
         both = len(np.unique(rows.prompts[mask & leaked(rows.prompts, trained)]))
         if both:
-            text = f"{both} prompts of {settings.path} are also trained on: its scores will flatter the adapter"
+            text = f"{both} prompts of {settings.path} are also trained on: its scores will be too good"
             self.leaks.append(text)
         return mask

@@ -25,8 +25,8 @@ _INDEX = np.dtype(
     [("end", "<u8"), ("prefix", "<u4"), ("number", "<u4")]
 )  # where the row's tokens end, and its location
 _ENTRY = struct.Struct("<QII")  # the same, to write one
-_MOST_BYTES = 4 << 30  # of prepared rows that are kept for the next run
-_ABANDONED = 7 * 86_400  # seconds after which nobody is still writing
+_MOST_BYTES = 4 << 30  # of prepared rows that are kept for later runs
+_ABANDONED = 7 * 86_400  # seconds after which no process is still writing
 
 
 class RowsWriter:
@@ -117,11 +117,14 @@ class Rows(Sequence[Row]):
 
 def lengths(rows: Sequence[Row]) -> Sequence[int]:
     """The number of tokens of each row."""
-    return rows.lengths if isinstance(rows, Rows) else [len(row.input_ids) for row in rows]  # type: ignore[return-value]
+    if isinstance(rows, Rows):
+        return rows.lengths  # type: ignore[return-value]
+    return [len(row.input_ids) for row in rows]
 
 
 class RowCache:
-    """Prepared rows in a folder of the cache, by a key made of everything that decides them; the oldest give way.
+    """Prepared rows in a folder of the cache, by a key of everything that decides them; the least recently used are
+    evicted.
 
     Without a key (data whose content is not known beforehand) the folder is `temporary`, and the caller's to remove.
     """
@@ -132,7 +135,7 @@ class RowCache:
         self.folder = self.temporary / "rows" if self.temporary else self._above / str(key)
 
     def __enter__(self) -> Path | None:
-        """A new folder to fill, or None where the data are there already."""
+        """A new folder to fill, or None where the rows are there already."""
         if self.folder.exists():
             with suppress(OSError):  # so that it counts as the newest
                 os.utime(self.folder)
@@ -156,20 +159,20 @@ class RowCache:
                     raise
                 shutil.rmtree(self._new, ignore_errors=True)
         if self.temporary is None:
-            self._make_room()
+            self._evict()
 
-    def _make_room(self) -> None:
-        found = []
+    def _evict(self) -> None:
+        entries = []
         for folder in self._above.iterdir():
-            with suppress(OSError):  # another process takes it away
-                if folder.name.startswith("."):  # in the making, or left by a process that was killed
+            with suppress(OSError):  # another process removes it
+                if folder.name.startswith("."):  # being written, or left by a process that was killed
                     if time.time() - folder.stat().st_mtime > _ABANDONED:
                         shutil.rmtree(folder, ignore_errors=True)
                     continue
                 size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-                found.append((folder.stat().st_mtime, size, folder))
-        left = sum(size for _, size, _ in found)
-        for _, size, folder in sorted(found):
+                entries.append((folder.stat().st_mtime, size, folder))
+        left = sum(size for _, size, _ in entries)
+        for _, size, folder in sorted(entries):
             if left > _MOST_BYTES and folder != self.folder:
                 shutil.rmtree(folder, ignore_errors=True)
                 left -= size

@@ -11,8 +11,8 @@ from afina.data.mapping import Example, Unusable, check_unicode
 from afina.models.model import IGNORE_INDEX
 from afina.models.tokenizer import Message, Tokenizer
 
-_MARGIN = 4  # tokens: a piece may be tokenised into a few more than it had in the whole
-_WIDEST_TOKEN = 16  # characters; of longer ones a piece just gets fewer
+_MARGIN = 4  # tokens: a piece alone may take a few tokens more than it took within the text
+_WIDEST_TOKEN = 16  # characters; where tokens are longer, a piece gets fewer of them
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,9 @@ class Row:
 
 
 def prompt_ids(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
-    """What the model is given to answer. Raises `Unusable` where the template refuses, or nothing is asked."""
+    """What the model is given to answer. Raises `Unusable` where the template refuses, or there is no prompt."""
     if not messages:
-        raise Unusable("it is plain text, which asks nothing")
+        raise Unusable("it is plain text, which has no prompt")
     _check_texts(tokenizer, messages)
     if not tokenizer.task.continues_text:
         return tokenizer.encode_input("\n".join(message["content"] for message in messages))
@@ -41,9 +41,8 @@ def prompt_ids(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
 def render(tokenizer: Tokenizer, example: Example) -> Row:
     """The example as the model is trained on it: every assistant's turn and its end labelled, nothing else.
 
-    The text is cut where generation would begin and tokenised in pieces, so that the ids of a prompt are the same here and
-    at inference. An earlier assistant turn that the template changes or drops later raises `Unusable`.
-    """
+    The text is cut where generation would begin and tokenised in pieces, so that the ids of a prompt are the same here
+    and at inference. An earlier assistant turn that the template changes or drops later raises `Unusable`."""
     if not tokenizer.task.continues_text:
         return _row_plain(tokenizer, example)
     pieces = _pieces(tokenizer, example)
@@ -56,8 +55,8 @@ M = TypeVar("M")
 def render_batches(
     tokenizer: Tokenizer, batches: Iterable[list[tuple[Example, M]]]
 ) -> Iterator[tuple[list[tuple[Example, M]], list[Row | Unusable]]]:
-    """Each batch with what `render` gives or raises for its examples, many times as fast: all texts of a batch are tokenised at
-    once, on all processors, while the next batch is read and written out."""
+    """Each batch with what `render` gives or raises for its examples, many times as fast: all texts of a batch are
+    tokenised at once, on all processors, while the next batch is read and written out."""
     before: tuple[list[tuple[Example, M]], list[_Text], Future[list[list[int]]]] | None = None
     with ThreadPoolExecutor(1) as thread:
         for batch in batches:
@@ -90,7 +89,7 @@ def _rows(
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    """Text that is tokenised by itself, and whether it is learned."""
+    """Text that is tokenised on its own, and whether it is learned."""
 
     text: str
     learned: bool
@@ -133,18 +132,18 @@ def _completion(example: Example) -> str:
 def _joined(tokenizer: Tokenizer, pieces: Sequence[tuple[_Piece, list[int]]], location: str) -> Row:
     ids: list[int] = []
     labels: list[int] = []
-    for piece, found in pieces:
-        ids += found
-        labels += found if piece.learned else [IGNORE_INDEX] * len(found)
+    for piece, tokens in pieces:
+        ids += tokens
+        labels += tokens if piece.learned else [IGNORE_INDEX] * len(tokens)
     if labels:
-        labels[0] = IGNORE_INDEX  # nothing stands before it that it could be told from
-    whole = _with_bos(tokenizer, ids)
-    return Row(whole, [IGNORE_INDEX] * (len(whole) - len(ids)) + labels, location)
+        labels[0] = IGNORE_INDEX  # nothing comes before it from which it could be predicted
+    with_bos = _with_bos(tokenizer, ids)
+    return Row(with_bos, [IGNORE_INDEX] * (len(with_bos) - len(ids)) + labels, location)
 
 
 def _row_plain(tokenizer: Tokenizer, example: Example) -> Row:
-    """For a classifier the number of the class, as the second label: it then stands at the first token, as every label does at
-    the token before its own. For an encoder-decoder the answer follows the text, and all of it is labelled."""
+    """For a classifier the number of the class, as the second label: it then stands at the first token, as every label
+    does at the token before its own. For an encoder-decoder the answer follows the text, and all of it is labelled."""
     completion = _completion(example)
     if not example.messages:
         raise Unusable("plain text is learned by bases that write text, such as starter")
@@ -160,13 +159,13 @@ def _row_plain(tokenizer: Tokenizer, example: Example) -> Row:
 
 
 def text_ids(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Plain text that the model is to go on with. Raises `Unusable` where it spells a control token."""
+    """Plain text for the model to continue. Raises `Unusable` where it spells a control token."""
     _check_texts(tokenizer, [{"role": "user", "content": text}])
     return _with_bos(tokenizer, tokenizer.encode(text))
 
 
 def divide(tokenizer: Tokenizer, example: Example, most: int) -> Iterator[Example]:
-    """Plain text in pieces of up to `most` tokens, cut at spaces where there are any; nothing of it is lost."""
+    """Plain text in pieces of up to `most` tokens, cut at spaces where there are any; nothing is lost."""
     text, at = _completion(example), 0
     room = max(1, most - _MARGIN)
     while at < len(text):
@@ -212,13 +211,13 @@ def _chat(tokenizer: Tokenizer, messages: Sequence[Message], answer: bool) -> st
 
 def _answer(tokenizer: Tokenizer, before: str, turns: Sequence[Message], last: bool) -> tuple[str, str]:
     """The answer's text as the template writes it (some trim it), and what follows the end of turn."""
-    whole = _chat(tokenizer, turns, answer=False)
+    text = _chat(tokenizer, turns, answer=False)
     closing = tokenizer.turn_end + tokenizer.turn_rest
-    if whole.startswith(before) and whole.endswith(closing):
-        return whole[len(before) : len(whole) - len(closing)], tokenizer.turn_rest
+    if text.startswith(before) and text.endswith(closing):
+        return text[len(before) : len(text) - len(closing)], tokenizer.turn_rest
     if not last:
         raise Unusable("the chat template changes earlier turns, so they cannot be learned one by one")
-    # A template that treats the last answer apart (a place for thoughts, no end of turn): as generation would go on.
+    # A template that treats the last answer differently (an empty thought, no end of turn): as generation continues.
     return str(turns[-1]["content"]), tokenizer.turn_rest
 
 

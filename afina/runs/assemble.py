@@ -45,8 +45,8 @@ CALIBRATION = 32  # training rows that an init looks at (eva, lora_ga)
 
 @dataclass(frozen=True)
 class Assembled:
-    """What a run is put together from: its settings as a user gave them, the base, the rows rendered for it, and what was
-    recognised in their file. `skeleton` is the base by its configuration, where that can be read."""
+    """What a run is put together from: its settings as a user gave them, the base, the rows rendered for it, and what
+    was recognised in their file. `skeleton` is the base by its configuration, where that can be read."""
 
     settings: RunSettings
     base: Base
@@ -55,14 +55,15 @@ class Assembled:
     skeleton: Skeleton | None
 
     def resolve(self, settings: RunSettings) -> Resolved:
-        """The run's settings, or others for the same base and rows, with nothing left open. The base has no adapter yet.
+        """The run's settings, or others for the same base and rows, with nothing left open. The base has no adapter
+        yet.
 
         Raises `AdapterError` and `SettingsError`."""
         return resolve(settings, self._facts(settings, self._trained(settings)))
 
     def adapt(self, settings: RunSettings) -> Resolved:
-        """Puts into the base what `settings` train: a new adapter, the one that is trained further, or a baseline. The same
-        settings with nothing left open. Raises `AdapterError` and `SettingsError`."""
+        """Puts into the base what `settings` train: a new adapter, the one that is trained further, or a baseline. The
+        same settings with nothing left open. Raises `AdapterError` and `SettingsError`."""
         trained = self._trained(settings)
         _put_in(self, settings, adapter_config(settings, self.base.model.heads, trained))
         return resolve(settings, self._facts(settings, trained))
@@ -112,7 +113,7 @@ class Assembled:
         return TEXT_TOKENS if self.kind == "text" else room_for(self.data.most_labelled)
 
     def asked(self) -> EvaluationSet:
-        """The rows that are evaluated on: those kept apart, or else the held-out ones."""
+        """The rows that are evaluated on: those of the test split, or else the held-out ones."""
         data = self.settings.data
         own = f"{data.path} ({'test split' if data.test else 'held-out split'})"
         source = data.test_path or (None if data.test else data.eval_path) or own
@@ -120,7 +121,8 @@ class Assembled:
 
 
 def assemble(settings: RunSettings, listener: Listener) -> Assembled:
-    """Reads the data, says what is doubtful about them, loads the base and renders the rows for it. Raises `InputError`."""
+    """Reads the data, says what is doubtful about them, loads the base and renders the rows for it. Raises
+    `InputError`."""
     if str(settings.data.path) == STANDARD_INPUT:
         raise DataError(
             "training reads its data again on --resume, and standard input comes once", "write it to a file first"
@@ -143,7 +145,8 @@ def assemble(settings: RunSettings, listener: Listener) -> Assembled:
 
 
 def _quantised_as(settings: RunSettings) -> Quantize | None:
-    """How the base was kept when the adapter that is trained further was trained, where the settings do not say otherwise."""
+    """How the base was kept when the adapter that is trained further was trained, where the settings do not say
+    otherwise."""
     if settings.adapter is None or settings.quantize:
         return None
     found: Quantize | None = read_facts(adapter_folder(settings.adapter)).get("quantize")
@@ -159,8 +162,8 @@ def _files(settings: RunSettings) -> dict[str, Path]:
 
 
 def _guarded(settings: RunSettings, classes: Sequence[str]) -> Skeleton | None:
-    """The base by its configuration. Raises `SettingsError` where not even a row of it would fit into memory; None where the
-    configuration cannot be read, which loading the base explains."""
+    """The base by its configuration. Raises `SettingsError` where not even a row of it would fit into memory; None
+    where the configuration cannot be read, which loading the base explains."""
     cache = cache_folder(settings.cache_dir)
     try:
         found = read_skeleton(

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from conftest import write_rows
 
+from afina.core.config import changed
 from afina.core.errors import DataError, OutputError
 from afina.data.mapping import read_examples
 from afina.data.quality.checks import check
@@ -129,7 +130,10 @@ def test_signals() -> None:
     ]
     assert repaired("coraÃ§Ã£o â€œsimâ€\u009d") == "coração “sim”"
     assert not damaged("Ação, São, Ângela, à vista, “ok” – ½ €5 Â")
-    text = "a.b@c.org 111.111.111-11 529.982.247-25 4111 1111 1111 1111 4111 1111 1111 1112 (11) 98765-4321 +351 912 345 678"
+    text = (
+        "a.b@c.org 111.111.111-11 529.982.247-25 4111 1111 1111 1111 4111 1111 1111 1112 (11) 98765-4321 "
+        "+351 912 345 678"
+    )
     assert sorted(kind for kind, _, _ in personal(text)) == ["CPF", "card", "e-mail", "telephone", "telephone"]
     assert masked("me: a.b@c.org.") == "me: [E-MAIL]."
 
@@ -154,10 +158,10 @@ def test_prepared_data_are_clean_split_and_the_same_in_any_order(tmp_path: Path)
         assert not held & {row["prompt"].removesuffix(" more") for row in train}  # near copies stay together
         assert "20 %" not in (tmp_path / f"out{i}" / "README.md").read_text()
     assert parts[0] == parts[1]
-    apart = prepare_data(DataSettings(path=path), how.model_copy(update={"split_near": True}), tmp_path / "apart")
-    sides = [{e.messages[-1]["content"].removesuffix(" more") for e in part} for part in (apart.train, apart.test)]
+    near = prepare_data(DataSettings(path=path), changed(how, {"split_near": True}), tmp_path / "near")
+    sides = [{e.messages[-1]["content"].removesuffix(" more") for e in part} for part in (near.train, near.test)]
     assert sides[0] & sides[1]
-    other = prepare_data(DataSettings(path=path), how.model_copy(update={"seed": 4}), tmp_path / "other")
+    other = prepare_data(DataSettings(path=path), changed(how, {"seed": 4}), tmp_path / "other")
     assert {e.messages[-1]["content"] for e in other.test} != parts[0]
     with pytest.raises(OutputError, match="is not empty"):
         prepare_data(DataSettings(path=path), how, tmp_path / "other")

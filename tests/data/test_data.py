@@ -125,7 +125,10 @@ def test_the_prompt_is_the_same_in_training_and_at_inference(tmp_path: Path) -> 
 
 
 def test_templates_that_trim_think_or_forget(tmp_path: Path) -> None:
-    trims = "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] | trim }}<|im_end|>{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
+    trims = (
+        "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] | trim }}<|im_end|>{% endfor %}"
+        "{% if add_generation_prompt %}[assistant]{% endif %}"
+    )
     tok = wrap(byte_tokenizer(chat_template=trims), [])
     assert learned(tok, render(tok, example_of(tmp_path, "Hi", "  Hello "))) == ["Hello<|im_end|>"]
     thinks = trims.replace("%}[assistant]{%", "%}[assistant]<think></think>{%")
@@ -168,7 +171,7 @@ def test_split_keeps_identical_prompts_together() -> None:
     assert split(prompts, 0.5, 6, seed=4).sum() == 6
     order = np.random.default_rng(0).permutation(90)  # the order of the rows does not matter
     assert (split(prompts[order], 0.1, 100, seed=4) == held[order]).all()
-    with pytest.raises(DataError, match="only 1 different prompt"):
+    with pytest.raises(DataError, match="only 1 distinct prompt"):
         split(prompts[:3], 0.1, 100, seed=0)
 
 
@@ -293,7 +296,7 @@ def test_epoch_orders_differ_and_repeat() -> None:
     assert len({tuple(epoch_order(30, s, e)) for s in (1, 2) for e in (0, 1)}) == 4
 
 
-def test_a_part_is_kept_apart_until_the_end(tmp_path: Path, tiny) -> None:
+def test_a_test_split(tmp_path: Path, tiny) -> None:
     rows = [{"prompt": f"q {i // 2}", "completion": f"a {i}"} for i in range(200)]
     path = write_rows(tmp_path / "t.jsonl", rows)
     data = load_data(DataSettings(path=path, test=0.2, test_rows=30), tiny)

@@ -17,7 +17,8 @@ from afina.data.settings import DataSettings
 
 texts = st.text(max_size=30)
 values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | texts, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
+    st.none() | st.booleans() | st.integers() | st.floats() | texts,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
     max_leaves=6,
 )  # fmt: skip
 names = st.sampled_from(
@@ -51,7 +52,10 @@ def test_any_json(tmp_path_factory: pytest.TempPathFactory, rows: list, lines: b
 
 @anything
 @given(
-    st.lists(st.lists(st.text(st.characters(exclude_characters="\0", codec="utf-8"), max_size=12), min_size=1, max_size=4), max_size=8),
+    st.lists(
+        st.lists(st.text(st.characters(exclude_characters="\0", codec="utf-8"), max_size=12), min_size=1, max_size=4),
+        max_size=8,
+    ),
     st.sampled_from(",;\t"),
 )  # fmt: skip
 def test_any_table(tmp_path_factory: pytest.TempPathFactory, rows: list[list[str]], delimiter: str) -> None:

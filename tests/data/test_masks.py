@@ -12,11 +12,17 @@ from afina.data.mapping import Example, Unusable
 from afina.data.template import IGNORE_INDEX, prompt_ids, render
 from afina.models.tokenizer import Tokenizer, wrap
 
-SYSTEM = "{% if messages[0]['role'] == 'system' %}{% set system = messages[0]['content'] %}{% set rest = messages[1:] %}{% else %}{% set system = '' %}{% set rest = messages %}{% endif %}"
+SYSTEM = (
+    "{% if messages[0]['role'] == 'system' %}{% set system = messages[0]['content'] %}{% set rest = messages[1:] %}"
+    "{% else %}{% set system = '' %}{% set rest = messages %}{% endif %}"
+)
 TURNS = {  # {user}, {assistant}: what stands around a turn; {begin}: what asks for an answer
     "chatml": ("<|im_start|>user\n", "<|im_end|>\n", "<|im_start|>assistant\n", "<|im_end|>\n"),
     "qwen": ("<|im_start|>user\n", "<|im_end|>\n", "<|im_start|>assistant\n", "<|im_end|>\n"),
-    "llama 3": ("<|start_header_id|>user<|end_header_id|>\n\n", "<|eot_id|>", "<|start_header_id|>assistant<|end_header_id|>\n\n", "<|eot_id|>"),
+    "llama 3": (
+        "<|start_header_id|>user<|end_header_id|>\n\n", "<|eot_id|>",
+        "<|start_header_id|>assistant<|end_header_id|>\n\n", "<|eot_id|>",
+    ),
     "mistral": ("[INST] ", " [/INST]", " ", "</s>"),
     "gemma": ("<start_of_turn>user\n", "<end_of_turn>\n", "<start_of_turn>model\n", "<end_of_turn>\n"),
     "phi 3": ("<|user|>\n", "<|end|>\n", "<|assistant|>\n", "<|end|>\n"),
@@ -25,7 +31,10 @@ TURNS = {  # {user}, {assistant}: what stands around a turn; {begin}: what asks 
     "alpaca": ("### Instruction:\n", "\n\n", "### Response:\n", "</s>\n\n"),
     "deepseek": ("<|User|>", "", "<|Assistant|>", "</s>"),
     "olmo": ("<|user|>\n", "\n", "<|assistant|>\n", "</s>\n"),
-    "granite": ("<|start_of_role|>user<|end_of_role|>", "<|end_of_text|>\n", "<|start_of_role|>assistant<|end_of_role|>", "<|end_of_text|>\n"),
+    "granite": (
+        "<|start_of_role|>user<|end_of_role|>", "<|end_of_text|>\n",
+        "<|start_of_role|>assistant<|end_of_role|>", "<|end_of_text|>\n",
+    ),
     "command-r": ("<|START|><|USER|>", "<|END|>", "<|START|><|CHATBOT|>", "<|END|>"),
 }  # fmt: skip
 ENDS = {

@@ -49,7 +49,8 @@ def test_a_format_from_outside_is_trained_on_saved_and_reported(
         seen = json.loads(capsys.readouterr().out)
         assert (seen["rows_kept"], seen["rows_reported"]) == (60, 1)
         settings = afina.RunSettings(
-            base=str(tiny_folder), out=run, precision="fp32", device="cpu", threads=1, data={"path": cards}, train={"epochs": 4}
+            base=str(tiny_folder), out=run, precision="fp32", device="cpu", threads=1,
+            data={"path": cards}, train={"epochs": 4},
         )  # fmt: skip
         result = afina.train(settings)
         again = afina.evaluate(run, cards, device="cpu")

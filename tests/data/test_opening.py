@@ -59,7 +59,8 @@ def test_a_training_reads_its_data_twice_and_once_where_rows_are_cached(
     path = tmp_path / f"data.{suffix}"
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     texts = {
-        "jsonl": lines, "jsonl.gz": lines, "json": json.dumps(rows), "csv": "text\n" + "".join(f"ação {i}\n" for i in range(40)),
+        "jsonl": lines, "jsonl.gz": lines, "json": json.dumps(rows),
+        "csv": "text\n" + "".join(f"ação {i}\n" for i in range(40)),
         "txt": "\n\n".join(row["text"] for row in rows),
     }  # fmt: skip
     path.write_bytes(gzip.compress(texts[suffix].encode()) if suffix.endswith("gz") else texts[suffix].encode())

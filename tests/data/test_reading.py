@@ -1,4 +1,5 @@
-"""Files as people have them: formats, encodings, delimiters, compression, layouts, and those that are not what they say."""
+"""Files as people have them: formats, encodings, delimiters, compression, layouts, and those that are not what they
+say."""
 
 import bz2
 import csv
@@ -121,7 +122,8 @@ def test_what_stands_around_a_table_is_reported(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_bytes(text.encode("latin-1"))
     records, rejected, notes = rows(tmp_path / "t.csv")
     assert records == [
-        {"nome": "Agudo", "total": "1", "nota": ""}, {"nome": "Aceguá", "total": "2", "nota": "b"}, {"nome": "Total", "total": "3", "nota": ""},
+        {"nome": "Agudo", "total": "1", "nota": ""}, {"nome": "Aceguá", "total": "2", "nota": "b"},
+        {"nome": "Total", "total": "3", "nota": ""},
     ]  # fmt: skip
     assert [(r.location.rsplit(":", 1)[1], r.reason) for r in rejected] == [
         ("8", "1 fields, the header has 3"), ("9", "2 fields, the header has 3"),
@@ -193,7 +195,8 @@ LAYOUTS = {
     "instruction, input and output": ({"instruction": "Do", "input": "", "output": "Done"}, "Do", "Done"),
     "prompt and completion": ({"query": "q", "response": "r", "id": 3}, "q", "r"),
     "question, context and answer": (
-        {"id": "1", "question": "q", "context": "c", "answers": {"text": ["a", "b"], "answer_start": [0, 1]}}, "c\n\nq", "a",
+        {"id": "1", "question": "q", "context": "c", "answers": {"text": ["a", "b"], "answer_start": [0, 1]}},
+        "c\n\nq", "a",
     ),
     "text and label": ({"id": "1", "text": "t", "sentiment": "pos"}, "t", "pos"),
     "document and summary": ({"article": "d", "highlights": "h", "id": 1}, "Summarise:\nd", "h"),
@@ -224,7 +227,8 @@ def test_languages_in_headers(tmp_path: Path) -> None:
 
 def test_tools_and_calls_are_kept(tmp_path: Path) -> None:
     turns = [
-        {"from": "human", "value": "h"}, {"from": "function_call", "value": '{"name": "f"}'}, {"from": "observation", "value": "o"},
+        {"from": "human", "value": "h"}, {"from": "function_call", "value": '{"name": "f"}'},
+        {"from": "observation", "value": "o"},
         {"from": "gpt", "value": "g"},
     ]  # fmt: skip
     path = write_rows(tmp_path / "d.jsonl", [{"conversations": turns, "tools": '[{"name": "f"}]', "system": "s"}])
@@ -234,7 +238,10 @@ def test_tools_and_calls_are_kept(tmp_path: Path) -> None:
     assert example.messages[2]["content"] == '{"name": "f"}'
     openai = [
         {"role": "developer", "content": "d"}, {"role": "user", "content": [{"type": "text", "text": "u"}]},
-        {"role": "assistant", "content": None, "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": "{}"}}]},
+        {
+            "role": "assistant", "content": None,
+            "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": "{}"}}],
+        },
         {"role": "tool", "content": "o"}, {"role": "assistant", "content": "a"},
     ]  # fmt: skip
     path = write_rows(tmp_path / "e.jsonl", [{"messages": openai}])
@@ -264,7 +271,7 @@ def test_files_that_are_not_what_they_say(tmp_path: Path) -> None:
         "other/owner:x": (b"", "no such file|missing"),
         "quotes.csv": (
             b"a,b\n" + b"y,2\n" * 500 + b'"x,1\n' + b"y,2\n" * 3000,
-            "csv:502: a quote is opened here and not closed",
+            "csv:502: a quote opens here and is never closed",
         ),
     }
     (tmp_path / "other").mkdir()

@@ -23,7 +23,7 @@ def refuse(name: str) -> None:
 
 
 def row_of(value: Any, location: str) -> Record | Rejected:
-    """An object's members are the columns; anything else is no row."""
+    """An object's members are the columns; anything else is not a row."""
     if isinstance(value, dict):
         return Record(value, location)
     return Rejected(location, f"it holds {noun(value)}, expected an object with named columns")

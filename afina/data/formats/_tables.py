@@ -1,4 +1,4 @@
-"""What tables share (CSV, TSV, Excel): the header is found in the first rows, and what stands before and behind the table is noted."""
+"""What tables share (CSV, TSV, Excel): the header is found in the first rows, and what surrounds the table is noted."""
 
 import itertools
 import re
@@ -15,13 +15,14 @@ Line = tuple[int, list[str]]  # number of the first line, and the fields
 
 
 def usual_width(widths: list[int]) -> tuple[int, int]:
-    """The commonest width, and how many rows have it; one column only where no row has more."""
+    """The most frequent width, and how many rows have it; one column only where no row has more."""
     counts = Counter(width for width in widths if width > 1) or Counter(widths)
     return max(counts.items(), key=lambda item: (item[1], item[0]))
 
 
 def records(lines: Iterator[Line], name: str, notes: Notes, padded: bool) -> Iterator[Record | Rejected]:
-    """Records of the lines behind the header; others are rejected. `padded`: short rows lack empty cells at their end."""
+    """Records of the lines below the header; others are rejected. `padded`: short rows lack empty cells at their
+    end."""
     start = list(itertools.islice(lines, SAMPLE))
     if not start:
         return

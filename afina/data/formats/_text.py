@@ -34,7 +34,7 @@ def characters(file: File) -> Iterator[str]:
 
 
 def lines(file: File) -> Iterator[str]:
-    """The lines of a text. Only line feeds end one: others, such as U+2028, may stand inside JSON's strings."""
+    """The lines of a text. Only line feeds end one: others, such as U+2028, may occur inside JSON's strings."""
     rest = ""
     for chunk in characters(file):
         *complete, rest = (rest + chunk).split("\n")

@@ -1,4 +1,5 @@
-"""Text whose columns are separated by commas, semicolons, tabs or bars: the dialect is found in the first lines, and noted."""
+"""Text whose columns are separated by commas, semicolons, tabs or bars: the dialect is found in the first lines, and
+noted."""
 
 import csv
 import itertools
@@ -37,7 +38,7 @@ class Dialect:
             if row is None:
                 return
             if reader.line_num - start >= _LONGEST_RECORD:
-                raise DataError(f"{name}:{start}: a quote is opened here and not closed", "close it, or delete it")
+                raise DataError(f"{name}:{start}: a quote opens here and is never closed", "close it, or delete it")
             if row and any(row):
                 yield start, row
 
@@ -86,7 +87,7 @@ def _regularity(dialect: Dialect, sample: list[str], file: File) -> float:
     if not widths:
         return 0.0
     width, count = usual_width(widths)
-    # Many lines swallowed by one quoted field are no rows.
+    # Many lines swallowed by one quoted field are not rows.
     return 0.0 if width < 2 else count / len(widths) * min(1.0, 4 * len(widths) / max(1, len(sample)))
 
 

@@ -26,7 +26,7 @@ def _read(file: File, settings: DataSettings, notes: Notes) -> Iterator[Record |
 
 
 def _claims(settings: DataSettings) -> bool:
-    """Standard input, which has no suffix, is text where it is said what a row of text is."""
+    """Standard input, which has no suffix, is text where the settings say what a row of text is."""
     return str(settings.path) == STANDARD_INPUT and settings.target is None and "text" in settings.model_fields_set
 
 

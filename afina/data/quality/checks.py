@@ -1,4 +1,4 @@
-"""What a careful person would find in a file of examples, in one pass over it and a fixed number of bytes a row."""
+"""What a careful reader would find in a file of examples, in one pass and a fixed number of bytes per row."""
 
 import re
 from array import array
@@ -31,7 +31,8 @@ _WORDS = re.compile(r"\w+")
 
 @dataclass(frozen=True)
 class DataFinding:
-    """Something to know: `error` stands in the way of training, `warning` wants a look. `count` rows, the first of them by place."""
+    """One finding: an `error` prevents training, a `warning` deserves a look. `count` rows, the first of them by
+    location."""
 
     code: str
     severity: Severity
@@ -42,8 +43,8 @@ class DataFinding:
 
 @dataclass(frozen=True)
 class Check:
-    """`rows_in` = `rows_kept` + `rows_reported`; `lengths` are tokens of kept rows, `answers` those learned; `samples` are
-    the first rows as they are asked and answered."""
+    """`rows_in` = `rows_kept` + `rows_reported`; `lengths` are tokens of kept rows, `answers` those learned; `samples`
+    are the first rows as they are asked and answered."""
 
     path: str
     rows_in: int
@@ -91,9 +92,10 @@ class _Few:
 
 
 class Checker:
-    """Gathers what there is to know of rows as they pass, in a fixed number of bytes per row; of the first `most` where that is given.
+    """Gathers statistics of rows as they pass, in a fixed number of bytes per row; of the first `most` where that is
+    given.
 
-    `tokenizer` is the base's: without it nothing is said of lengths.
+    `tokenizer` is the base's: without it lengths are not checked.
     """
 
     def __init__(self, tokenizer: Tokenizer | None = None, max_length: int = 1024, most: int | None = None) -> None:
@@ -101,7 +103,7 @@ class Checker:
         self.rows_in = 0
         self.rejected = Rejections()
         self.locations = Locations()
-        self.prompts, self.wholes, self.sketches = Seen(), Seen(), Sketches()
+        self.prompts, self.rows, self.sketches = Seen(), Seen(), Sketches()
         self.held_out_locations, self.held_out_prompts, self.held_out_sketches = Locations(), Seen(), Sketches()
         self.lengths, self.answers = array("I"), array("I")
         self.labels: Counter[str] = Counter()
@@ -161,7 +163,7 @@ class Checker:
             self.samples.append({"where": example.location, "prompt": asked, "completion": answer})
         self.locations.add(example.location)
         self.prompts.add(example.prompt_key)
-        self.wholes.add(f"{example.prompt_key}\n{answer}")
+        self.rows.add(f"{example.prompt_key}\n{answer}")
         self.sketches.add(example.source)
         texts = [str(message["content"]) for message in example.messages] + [answer]
         if example.messages and len(self.labels) <= _MOST_LABELS:
@@ -176,19 +178,20 @@ class Checker:
             self._note(f"personal: {kind}", example.location)
 
     def findings(self, base: str = "the base", mapped: bool = True) -> list[DataFinding]:
-        """What is to be known of the rows themselves. `base` is what messages call it; `mapped` says that their layout was recognised."""
+        """What was found in the rows themselves. `base` is what messages call it; `mapped` says that their layout was
+        recognised."""
         return list(_judge(self, base, mapped))
 
     def leaks(self) -> Iterator[DataFinding]:
-        """Held-out rows that ask what one of the rows asks."""
+        """Held-out rows with the prompt of one of the rows."""
         same = np.flatnonzero(leaked(self.held_out_prompts.values(), self.prompts.values()))
         if len(same):
             rows = [self.held_out_locations[int(row)] for row in same[:_SHOWN]]
-            text = f"{len(same)} held-out rows ask what is trained on: scores would flatter"
+            text = f"{len(same)} held-out rows have a prompt that is trained on: scores would be too good"
             yield DataFinding("leaks", "warning", text, len(same), rows)
 
     def near_leaks(self) -> Iterator[DataFinding]:
-        """Held-out rows that ask nearly what one of the rows asks."""
+        """Held-out rows with nearly the prompt of one of the rows."""
         same = leaked(self.held_out_prompts.values(), self.prompts.values())
         near = [(a, b) for a, b in self.sketches.pairs(self.held_out_sketches) if not same[b]]
         if near:
@@ -202,9 +205,8 @@ def check(
 ) -> Check:
     """Reads the file and says what it found, also where no layout is recognised (then every row is reported).
 
-    `tokenizer` is the base's: without it nothing is said of lengths. With `settings.eval_path` rows that both files hold are
-    found too. Raises `DataError` where a file cannot be decoded.
-    """
+    `tokenizer` is the base's: without it lengths are not checked. With `settings.eval_path` rows that both files hold
+    are found too. Raises `DataError` where a file cannot be decoded."""
     notes, checker, files = Notes(), Checker(tokenizer, max_length), OpenFiles()
     unmapped: list[str] = []
     for row in _tolerant(settings, notes, unmapped, files):
@@ -240,7 +242,8 @@ def check(
 def _tolerant(
     settings: DataSettings, notes: Notes, unmapped: list[str], files: OpenFiles
 ) -> Iterator[Example | Rejected]:
-    """Examples; where the columns do not say what is asked, that goes into `unmapped`, and every row is reported for it."""
+    """Examples; where the columns do not say what is the prompt, that goes into `unmapped`, and every row is reported
+    for it."""
     try:
         yield from map_examples(settings, notes, needs_completion=settings.references is None, files=files)
     except DataError as error:
@@ -266,18 +269,18 @@ def _judge(found: Checker, base: str, mapped: bool) -> Iterator[DataFinding]:
     yield from _copies(found, kept)
     if kept < _FEW_ROWS:
         yield DataFinding(
-            "few rows", "warning", f"{kept} rows are few: some hundreds teach a style, a thousand a task", kept
+            "few rows", "warning", f"{kept} rows are few: a few hundred teach a style, a thousand a task", kept
         )
     yield from _lengths(found, kept, base)
-    words = {
-        "one word": ("note", "answers have one word or none; a classification, or answers cut off"),
+    words: dict[str, tuple[Severity, str]] = {
+        "one word": ("note", "answers have at most one word: a classification, or answers cut off"),
         "damaged": ("warning", "rows hold characters damaged by a wrong encoding (mojibake)"),
     }
     for code, (severity, text) in words.items():
         if few := found.few.get(code):
             more = f"; one of them should read {found.repair[:60]!r}" if code == "damaged" and found.repair else ""
             if code != "one word" or few.count < kept:
-                yield DataFinding(code, severity, f"{few.count} {text}{more}", few.count, few.rows)  # type: ignore[arg-type]
+                yield DataFinding(code, severity, f"{few.count} {text}{more}", few.count, few.rows)
     for what, few in found.few.items():
         if what.startswith("personal: "):
             kind = what.removeprefix("personal: ")
@@ -293,41 +296,47 @@ def _judge(found: Checker, base: str, mapped: bool) -> Iterator[DataFinding]:
         shares = ", ".join(
             f"{code} {n / sum(known.values()):.0%}" for code, n in found.languages.most_common() if code != "?"
         )
-        yield DataFinding("languages", "note", f"the questions are in several languages: {shares}", sum(known.values()))
+        yield DataFinding("languages", "note", f"the prompts are in several languages: {shares}", sum(known.values()))
     if found.classes:
         (most, n), (least, m) = found.labels.most_common()[0], found.labels.most_common()[-1]
         if n > 3 * m:
-            text = f"answers are unbalanced: {most[:40]!r} has {n} rows, {least[:40]!r} {m} (of {len(found.labels)} different ones)"
+            text = (
+                f"answers are unbalanced: {most[:40]!r} has {n} rows, {least[:40]!r} {m} "
+                f"(of {len(found.labels)} distinct ones)"
+            )
             yield DataFinding("balance", "note", text, kept)
 
 
 def _copies(found: Checker, kept: int) -> Iterator[DataFinding]:
-    same = list(found.wholes.groups())
+    same = list(found.rows.groups())
     if same:
         extra = sum(len(group) - 1 for group in same)
         rows = [found.locations[row] for group in same for row in group[1:]][:_SHOWN]
         yield DataFinding("duplicates", "warning", f"{extra} rows are exact copies of others", extra, rows)
-    wholes, groups = found.wholes.values(), list(found.prompts.groups())
-    shared = [group for group in groups if len({int(wholes[row]) for row in group}) > 1]
+    rows_seen, groups = found.rows.values(), list(found.prompts.groups())
+    shared = [group for group in groups if len({int(rows_seen[row]) for row in group}) > 1]
     if kept == 1 or (len(groups) == 1 and len(groups[0]) == kept):
-        said = "there is one row only" if kept == 1 else "all rows ask the same"
-        yield DataFinding("one prompt", "error", f"{said}: nothing can be held out, and nothing is told apart", kept)
+        problem = "there is only one row" if kept == 1 else "all rows ask the same"
+        yield DataFinding("one prompt", "error", f"{problem}: nothing can be held out, nothing distinguished", kept)
     if shared:
         count = sum(map(len, shared))
         rows = [found.locations[group[1]] for group in shared][:_SHOWN]
         if found.classes:
             yield DataFinding(
-                "conflicts", "warning", f"{len(shared)} questions have different answers in {count} rows", count, rows
+                "conflicts", "warning", f"{len(shared)} prompts have different answers in {count} rows", count, rows
             )
         else:
-            text = f"{count} rows share their question with others that answer it otherwise ({len(shared)} groups); they are split as groups"
+            text = (
+                f"{count} rows share their prompt with others that answer it differently ({len(shared)} groups); "
+                "each group stays in one split"
+            )
             yield DataFinding("groups", "note", text, count, rows)
     equal = {row for group in groups for row in group[1:]}
     near = [(a, b) for a, b in found.sketches.pairs() if b not in equal]
     if near:
         rows = [f"{found.locations[b]} like {found.locations[a]}" for a, b in near[:_SHOWN]]
         severity: Severity = "warning" if len(near) > 0.05 * kept else "note"
-        text = f"{len(near)} rows ask nearly what another row asks: a random split would leak between its parts"
+        text = f"{len(near)} rows have nearly the prompt of another row: a random split would leak from train to test"
         yield DataFinding("near copies", severity, text, len(near), rows)
 
 
@@ -347,12 +356,15 @@ def _lengths(found: Checker, kept: int, base: str) -> Iterator[DataFinding]:
         yield DataFinding(
             "lost answers",
             "error",
-            f"{lost.count} answers alone are longer than that and would lose their end",
+            f"{lost.count} answers alone are longer than that and would be truncated",
             lost.count,
             lost.rows,
         )
     if found.words and found.tokens / found.words > 2.5:
-        text = f"{base} splits this language into {found.tokens / found.words:.1f} tokens a word: a base that knows it would learn faster"
+        fertility = found.tokens / found.words
+        text = (
+            f"{base} splits this language into {fertility:.1f} tokens per word: a base that knows it would learn faster"
+        )
         yield DataFinding("high_fertility", "warning", text, kept)
 
 
@@ -361,5 +373,5 @@ def _verdict(errors: list[DataFinding], findings: list[DataFinding], kept: int) 
         return "not ready: " + "; ".join(finding.text for finding in errors[:3])
     warnings = [finding for finding in findings if finding.severity == "warning"]
     if warnings:
-        return f"ready, {kept} rows; worth a look first: " + "; ".join(finding.code for finding in warnings)
+        return f"ready, {kept} rows; look first at: " + "; ".join(finding.code for finding in warnings)
     return f"ready: {kept} rows"

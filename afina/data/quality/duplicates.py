@@ -1,7 +1,7 @@
-"""Rows that say the same, exactly or nearly, in under 200 bytes a row: nothing of their text is kept.
+"""Rows that say the same, exactly or nearly, in under 200 bytes per row: none of their text is kept.
 
-Near copies are found by MinHash over runs of five bytes (Broder 1997, https://doi.org/10.1109/SEQUEN.1997.666900), in bands.
-"""
+Near copies are found by MinHash over runs of five bytes (Broder 1997, https://doi.org/10.1109/SEQUEN.1997.666900), in
+bands."""
 
 import hashlib
 import re
@@ -26,7 +26,8 @@ def digest(text: str) -> int:
 
 
 def mixed(digests: np.ndarray, seed: int) -> np.ndarray:
-    """Numbers that `seed` and each digest decide, as if drawn at random (the finaliser of SplitMix64, Steele et al. 2014)."""
+    """Numbers that `seed` and each digest decide, as if drawn at random (the finaliser of SplitMix64, Steele et al.
+    2014)."""
     with np.errstate(over="ignore"):
         found = digests + np.uint64(digest(str(seed)))
         found = (found ^ (found >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -35,7 +36,7 @@ def mixed(digests: np.ndarray, seed: int) -> np.ndarray:
 
 
 def signature(text: str) -> np.ndarray:
-    """HASHES smallest values over the text's runs, without regard to case and spaces."""
+    """HASHES smallest values over the text's runs, regardless of case and spaces."""
     data = np.frombuffer(re.sub(r"\s+", " ", text.lower()).strip().encode("utf-8", "surrogatepass"), np.uint8).astype(
         np.uint64
     )
@@ -56,7 +57,7 @@ def leaked(rows: np.ndarray, trained: np.ndarray) -> np.ndarray:
 
 
 class Seen:
-    """Digests of rows in their order, eight bytes each."""
+    """Digests of rows in their order, eight bytes per row."""
 
     def __init__(self) -> None:
         self._digests = array("Q")
@@ -78,7 +79,7 @@ class Seen:
 
 
 class Sketches:
-    """Signatures of rows in their order, 128 bytes each."""
+    """Signatures of rows in their order, 128 bytes per row."""
 
     def __init__(self) -> None:
         self._data = bytearray()
@@ -90,13 +91,14 @@ class Sketches:
         return np.frombuffer(self._data, np.uint32).reshape(-1, HASHES)
 
     def pairs(self, other: "Sketches | None" = None) -> Iterator[tuple[int, int]]:
-        """(a, b), a < b, of rows that are near copies; with `other`, a of these rows and b of those. Each b at most once."""
+        """(a, b), a < b, of rows that are near copies; with `other`, a of these rows and b of those. Each b at most
+        once."""
         own = self.values()
-        whole = own if other is None else np.concatenate([own, other.values()])
+        every = own if other is None else np.concatenate([own, other.values()])
         width = HASHES // BANDS
         found: dict[int, int] = {}
         for band in range(BANDS):
-            keys = np.ascontiguousarray(whole[:, band * width : (band + 1) * width]).view(f"V{4 * width}").ravel()
+            keys = np.ascontiguousarray(every[:, band * width : (band + 1) * width]).view(f"V{4 * width}").ravel()
             order = np.argsort(keys, kind="stable")
             for group in _runs(keys, order):
                 firsts = group[:_MOST_IN_A_BAND]
@@ -104,7 +106,7 @@ class Sketches:
                     if b in found or (other is not None and b < len(own)):
                         continue
                     before = [a for a in firsts[:at] if other is None or a < len(own)]
-                    alike = next((a for a in before if (whole[a] == whole[b]).mean() >= ALIKE), None)
+                    alike = next((a for a in before if (every[a] == every[b]).mean() >= ALIKE), None)
                     if alike is not None:
                         found[b] = alike
         for b in sorted(found):

@@ -1,4 +1,4 @@
-"""Cleaned and split data: copies taken out, personal data hidden, groups of near copies kept on one side."""
+"""Cleaned and split data: copies removed, personal data masked, groups of near copies kept in one split."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -16,35 +16,37 @@ Order = Literal["random", "stratified", "time"]
 
 
 class PrepareSettings(Settings):
-    """What `afina data prepare` does, in this order: repair, mask, take copies out, split."""
+    """What `afina data prepare` does, in this order: repair, mask, remove copies, split."""
 
     repair: bool = False
-    """Mend texts that were read in a wrong encoding (mojibake)."""
+    """Repair texts that were read in a wrong encoding (mojibake)."""
     mask: bool = False
-    """Put [E-MAIL], [TELEPHONE], [CARD] and [CPF] in the place of personal data."""
+    """Replace personal data by [E-MAIL], [TELEPHONE], [CARD] and [CPF]."""
     keep_copies: bool = False
     """Keep rows that are exact copies of others."""
     test: float = setting(0.1, ge=0, lt=1)
-    """Part of the rows for testing."""
+    """Fraction of the rows in the test split."""
     split: Order = "random"
-    """How the test part is chosen: random, stratified (each answer with its share), time (the last ones, by --by)."""
+    """How the test split is chosen: random, stratified (each answer in its proportion), time (the last ones, by
+    --by)."""
     by: str | None = None
     """Column that orders the rows in time (numbers, or dates such as 2024-03-01)."""
     mix: str | None = None
-    """Further files, with their rows for each row of FILE: other.jsonl=0.5,more.csv=0.1."""
+    """Further files, with their number of rows per row of FILE: other.jsonl=0.5,more.csv=0.1."""
     replay: str | None = None
-    """Further files for the training part only, with their rows for each row of it, against forgetting: general text or conversations."""
+    """Further files for the training split only, with their number of rows per row of it, against forgetting: general
+    text or conversations."""
     format: Literal["jsonl", "parquet"] = "jsonl"
     """What is written."""
     split_near: bool = False
-    """Let rows that ask nearly the same fall on both sides of the split; by default they stay together."""
+    """Let rows with nearly the same prompt fall into both splits; by default they stay together."""
     seed: int = setting(0, ge=0)
     """Decides the split, whatever the order of the rows."""
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """The parts, and what was done to how many rows."""
+    """The splits, and what was done to how many rows."""
 
     train: list[Example]
     test: list[Example]
@@ -52,7 +54,7 @@ class Prepared:
 
 
 def prepare(examples: Sequence[Example], settings: PrepareSettings, times: Sequence[str] = ()) -> Prepared:
-    """`times` orders the examples where the split is by time. Raises `DataError` where nothing can be divided."""
+    """`times` orders the examples where the split is by time. Raises `DataError` where nothing can be split."""
     done: Counter[str] = Counter()
     kept: list[Example] = []
     kept_times: list[str] = []
@@ -76,10 +78,10 @@ def prepare(examples: Sequence[Example], settings: PrepareSettings, times: Seque
         return Prepared(kept, [], dict(done))
     held = _by_time(kept_times, wanted) if settings.split == "time" else _drawn(kept, wanted, settings)
     if not held and settings.split == "stratified":
-        raise DataError("no answer comes often enough for a share of it to be set apart", "use --split random")
+        raise DataError("no answer is frequent enough to be in both splits", "use --split random")
     if len(held) == len(kept) or not held:
         raise DataError(
-            "all rows ask nearly the same, so none can be set apart for testing",
+            "all rows have nearly the same prompt, so there can be no test split",
             "give more varied rows, or --split_near",
         )
     return Prepared(
@@ -100,7 +102,7 @@ def _changed(example: Example, change: Callable[[str], str]) -> tuple[Example, b
 
 
 def _by_time(times: Sequence[str], wanted: int) -> set[int]:
-    """The last rows, whole moments at a time."""
+    """The last rows; those of one moment stay together."""
 
     def key(value: str) -> tuple[int, Any]:
         try:
@@ -145,7 +147,7 @@ def _rank(examples: Sequence[Example], group: list[int], seed: int) -> int:
 
 
 def _groups(examples: Sequence[Example], near: bool) -> list[list[int]]:
-    """Rows that ask the same, or nearly so, directly or through others."""
+    """Rows with the same prompt, or nearly so, directly or through others."""
     parents = list(range(len(examples)))
 
     def root(i: int) -> int:
@@ -181,14 +183,15 @@ def shares(text: str | None, flag: str) -> list[tuple[Path, float]]:
             share = 0.0
         if not name or not 0 < share < float("inf"):
             raise DataError(
-                f"{flag} {part!r} is not a file and how much of it", f"write {flag} FILE=NUMBER, such as a.csv=0.5"
+                f"{flag} {part!r} is not a file and a number", f"write {flag} FILE=NUMBER, such as a.csv=0.5"
             )
         found.append((Path(name), share))
     return found
 
 
 def rows_of(examples: Sequence[Example]) -> list[dict[str, Any]]:
-    """The examples as rows of one form that are read again without a flag: prompts, or messages where one needs them."""
+    """The examples as rows of one form, to be read again without any flag: prompts, or messages where one needs
+    them."""
     plain = all(len(e.messages) == 1 and e.messages[0]["role"] == "user" for e in examples if e.messages)
     return [_row_of(example, plain) for example in examples]
 

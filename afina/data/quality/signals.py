@@ -1,16 +1,28 @@
-"""What a text shows of itself: its language, damage by a wrong encoding, personal data."""
+"""Signals in a text: its language, damage by a wrong encoding, personal data."""
 
 import re
 from collections.abc import Iterator
 
-# The commonest short words of each language; those that two share tell nothing and are left out.
+# The most frequent short words of each language; those that two languages share say nothing and are left out.
 _WORDS = {
     "en": "the and is of to that it was for with you are this have not what from your they will can",
-    "pt": "não uma você com os mais foi ao ele muito isso minha meu também são está pelo até já nos quando que de do da em um para se na por no é eu me as esse essa tem",
-    "es": "el los las una por pero más muy está como esto hay usted también son qué y fue tiene así que de la en un para se no es lo al me te ya si",
-    "fr": "le les est pas vous une dans pour que avec plus je nous mais cette des de la en un tu me te qui se on au très c'est suis être fait",
-    "de": "der die das und ist nicht ich ein eine zu den mit sie auf für auch es war wir von im in an wie aber noch",
-    "it": "il che di è per gli sono della non questo anche più lo alla ma ho nel perché come una la in un si mi ti al da se tu",
+    "pt": (
+        "não uma você com os mais foi ao ele muito isso minha meu também são está pelo até já nos quando "
+        "que de do da em um para se na por no é eu me as esse essa tem"
+    ),
+    "es": (
+        "el los las una por pero más muy está como esto hay usted también son qué y fue tiene así que de "
+        "la en un para se no es lo al me te ya si"
+    ),
+    "fr": (
+        "le les est pas vous une dans pour que avec plus je nous mais cette des de la en un tu me te qui "
+        "se on au très c'est suis être fait"
+    ),
+    "de": ("der die das und ist nicht ich ein eine zu den mit sie auf für auch es war wir von im in an wie aber noch"),
+    "it": (
+        "il che di è per gli sono della non questo anche più lo alla ma ho nel perché come una la in un "
+        "si mi ti al da se tu"
+    ),
 }
 _KNOWN = {code: set(words.split()) for code, words in _WORDS.items()}
 _TELLING = {
@@ -23,7 +35,7 @@ _LETTERS = re.compile(r"[^\W\d_]+")
 
 
 def language(text: str) -> str | None:
-    """en, pt, es, fr, de or it by its short words; None where they do not tell."""
+    """en, pt, es, fr, de or it by its short words; None where they do not say."""
     votes: dict[str, int] = {}
     for word in _LETTERS.findall(text[:2000].lower()):
         if word in _TELLING:
@@ -38,12 +50,12 @@ _DAMAGE = re.compile("[ÂÃÅÄâ][\u0080-\u00bf‚ƒ„…†‡ˆ‰Š‹ŒŽ�
 
 
 def damaged(text: str) -> bool:
-    """Whether it holds what UTF-8 read as something else leaves behind (mojibake), or characters that were lost."""
+    """Whether it holds what UTF-8 read as another encoding leaves behind (mojibake), or characters that were lost."""
     return bool(_DAMAGE.search(text))
 
 
 def repaired(text: str) -> str | None:
-    """The text as it was before it was read in the wrong encoding; None where that cannot be told."""
+    """The text as it was before it was read in the wrong encoding; None where that is unknown."""
     try:
         again = b"".join(map(_byte, text)).decode("utf-8")
     except UnicodeError:
@@ -52,7 +64,7 @@ def repaired(text: str) -> str | None:
 
 
 def _byte(character: str) -> bytes:
-    """The byte that Windows-1252 shows as this character; the few that it has no character for pass as they are."""
+    """The byte that Windows-1252 shows as this character; the few for which it has no character stay as they are."""
     return character.encode("latin-1") if "\x80" <= character <= "\x9f" else character.encode("cp1252")
 
 
@@ -67,7 +79,8 @@ _PERSONAL = {
 
 
 def personal(text: str) -> Iterator[tuple[str, int, int]]:
-    """(kind, begin, end) of what is probably personal: numbers of cards and CPF only where their check digits are right."""
+    """(kind, begin, end) of what is probably personal: numbers of cards and CPF only where their check digits are
+    right."""
     taken: list[tuple[int, int]] = []
     for kind, pattern in _PERSONAL.items():
         for match in pattern.finditer(text):
@@ -81,14 +94,14 @@ def personal(text: str) -> Iterator[tuple[str, int, int]]:
 
 
 def masked(text: str) -> str:
-    """The text with a word in brackets in the place of each: [E-MAIL], [CPF], [CARD], [TELEPHONE]."""
+    """The text with each replaced by a word in brackets: [E-MAIL], [CPF], [CARD], [TELEPHONE]."""
     for kind, begin, end in sorted(personal(text), key=lambda found: -found[1]):
         text = f"{text[:begin]}[{kind.upper()}]{text[end:]}"
     return text
 
 
 def _cpf(digits: list[int]) -> bool:
-    """The check digits of Brazil's taxpayer number: sums weighted from the place, modulo 11."""
+    """The check digits of Brazil's taxpayer number: sums weighted by position, modulo 11."""
     if len(set(digits)) == 1:
         return False
     for n in (9, 10):
