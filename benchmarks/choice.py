@@ -126,7 +126,8 @@ def cut(layers: int, folder: Path) -> Path:
     """The starter's first `layers` layers."""
     import torch
 
-    from afina.models.load import as_transformers, load_base
+    from afina.models.load import load_base
+    from afina.models.through_transformers import as_transformers
 
     path = folder / f"starter-{layers}"
     if not path.exists():

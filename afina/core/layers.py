@@ -14,7 +14,7 @@ class Quantised(Protocol):
     be trained."""
 
     def dequantised(self) -> nn.Module:
-        """The layer with ordinary numbers for weights."""
+        """The layer with an ordinary weight."""
 
 
 def is_conv1d(module: nn.Module) -> bool:

@@ -59,8 +59,8 @@ class Names:
 
 @dataclass(frozen=True)
 class Rope:
-    """Rotary frequencies (rotary_dim / 2) and the factor on cosines and sines. Where `original` is set (longrope), rows of more
-    than so many tokens take `long_frequencies`."""
+    """Rotary frequencies (rotary_dim / 2) and the factor on cosines and sines. Where `original` is set (longrope),
+    rows of more than so many tokens take `long_frequencies`."""
 
     frequencies: Tensor
     factor: float = 1.0
@@ -70,7 +70,8 @@ class Rope:
 
 @dataclass(frozen=True)
 class Architecture:
-    """A decoder-only transformer, configured. `specs` and `ropes` are by layer; `ropes` is empty with learned positions."""
+    """A decoder-only transformer, configured. `specs` and `ropes` are by layer; `ropes` is empty with learned
+    positions."""
 
     model_type: str
     hidden: int

@@ -1,7 +1,8 @@
-"""Frozen matrices kept in blocks of few bits a number, and the layers that compute with them.
+"""Frozen matrices quantised in blocks, and the layers that compute with them.
 
-A row of R is K numbers in `row_bytes` bytes. Numbers are written out just before a product needs them, into one scratch that
-all layers share, so that a model takes little more memory than its blocks. Formats are those of GGUF files, and NF4.
+R rows of K numbers each, in `row_bytes` bytes; T tokens. A matrix is dequantised just before a product needs it, into
+one scratch that all layers share, so that a model takes little more memory than its blocks. Formats are those of GGUF
+files, and NF4.
 """
 
 import threading
@@ -18,7 +19,7 @@ from afina.engine import kernels
 from afina.engine.kernels import Kernels
 
 Q8_0, NF4 = 8, 1000
-# ggml's numbers (https://github.com/ggml-org/ggml) of the formats that blocks.cpp can read.
+# ggml's numbers (https://github.com/ggml-org/ggml) of the formats that cpp/blocks.cpp can read.
 GGML_FORMATS = {
     2: "Q4_0",
     3: "Q4_1",
@@ -32,11 +33,12 @@ GGML_FORMATS = {
     14: "Q6_K",
 }
 NF4_BLOCK = 64
-TILE = 1 << 22  # numbers of a matrix that are written out at one time, where it need not be whole
+TILE = 1 << 22  # numbers of a large matrix that are dequantised at one time
 
 
 class Blocks(nn.Module):
-    """A frozen matrix (rows, columns); `data` (rows, row_bytes) holds its blocks, `dtype` is what its numbers are given in."""
+    """A frozen, quantised matrix (rows, columns); `data` (rows, row_bytes) holds its blocks, `dtype` is that of its
+    dequantised numbers."""
 
     data: Tensor
 
@@ -46,7 +48,7 @@ class Blocks(nn.Module):
         self.register_buffer("data", data, persistent=False)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        """`.to(…)` and its like: the bytes may move, and the numbers are given in the new type."""
+        """`.to(…)` and its like: the bytes may move, and the numbers will be dequantised to the new dtype."""
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self.dtype = fn(torch.empty(0, dtype=self.dtype)).dtype
         return self
@@ -67,11 +69,11 @@ class Blocks(nn.Module):
         return Blocks(self.data[rows], self.kind, self.columns, self.dtype)
 
     @torch.no_grad()
-    def write(self, out_RK: Tensor, fused: Kernels | None = None) -> None:
-        """Writes all numbers into `out_RK`, whose rows may be strided."""
-        fused = fused or (kernels.loaded() if kernels.serves(out_RK) else None)
+    def dequantise_into(self, out_RK: Tensor, fused: Kernels | None = None) -> None:
+        """Writes the dequantised matrix into `out_RK`, whose rows may be strided."""
+        fused = fused or (kernels.loaded() if kernels.can_run(out_RK) else None)
         if fused is None:
-            out_RK.copy_(self._by_hand())
+            out_RK.copy_(self._dequantised_by_torch())
             return
         data = self.data.contiguous()
         fused.call(
@@ -79,13 +81,13 @@ class Blocks(nn.Module):
             dtype=out_RK.dtype,
         )  # fmt: skip
 
-    def numbers(self, dtype: torch.dtype | None = None) -> Tensor:
-        """The matrix in memory of its own."""
+    def dequantised(self, dtype: torch.dtype | None = None) -> Tensor:
+        """The matrix at full precision, (rows, columns), in its own memory."""
         out = torch.empty(self.rows, self.columns, dtype=dtype or self.dtype, device=self.data.device)
-        self.write(out)
+        self.dequantise_into(out)
         return out
 
-    def _by_hand(self) -> Tensor:
+    def _dequantised_by_torch(self) -> Tensor:
         if self.kind == NF4:
             return _nf4_numbers(self.data, self.columns)
         if self.kind == Q8_0:
@@ -102,7 +104,7 @@ class Blocks(nn.Module):
 
 
 def quantise(weight_RK: Tensor, kind: str, dtype: torch.dtype) -> Blocks | None:
-    """The matrix in `kind` nf4 or int8 (blocks of 32 as Q8_0 has them); None where its rows do not fill whole blocks."""
+    """The matrix quantised to `kind` nf4 or int8 (Q8_0's blocks of 32); None where its rows do not fill whole blocks."""
     columns = weight_RK.shape[1]
     if columns % (NF4_BLOCK if kind == "nf4" else 32):
         return None
@@ -115,7 +117,8 @@ def quantise(weight_RK: Tensor, kind: str, dtype: torch.dtype) -> Blocks | None:
 
 
 def nf4_levels() -> Tensor:
-    """The 16 levels, at equal shares of a normal distribution (Dettmers et al. 2023, https://arxiv.org/abs/2305.14314, section 3)."""
+    """The 16 levels: quantiles of a normal distribution (Dettmers et al. 2023, https://arxiv.org/abs/2305.14314,
+    section 3)."""
     ends = (0.9677083, 9), (0.9677083, 8)
     above, below = (torch.special.ndtri(torch.linspace(at, 0.5, n, dtype=torch.float64))[:-1] for at, n in ends)
     levels = torch.cat([above, -below, torch.zeros(1, dtype=torch.float64)])
@@ -124,7 +127,8 @@ def nf4_levels() -> Tensor:
 
 
 def _nf4(weight_RK: Tensor) -> Tensor:
-    """Rows of NF4. Scales, the largest of each block of 64, are quantised too: a byte each, between a row's smallest and largest."""
+    """Rows of NF4. Scales, the largest magnitude of each block of 64, are quantised too: to a byte, between a row's
+    smallest and largest scale."""
     blocks = weight_RK.unflatten(1, (-1, NF4_BLOCK))
     scales = blocks.abs().amax(2)
     least = scales.amin(1, keepdim=True)
@@ -155,26 +159,26 @@ _local = threading.local()
 
 
 def scratch(rows: int, columns: int, like: Blocks) -> Tensor:
-    """Room for numbers, the same for every layer: what lies there is overwritten by the next call."""
-    held: dict[Any, Tensor] = _local.__dict__
+    """Memory (rows, columns) that all layers share: the next call overwrites it."""
+    scratches: dict[Any, Tensor] = _local.__dict__
     key = f"{like.dtype} {like.data.device}"
-    if key not in held or held[key].numel() < rows * columns:
-        held.pop(key, None)
-        with torch.inference_mode(False):  # it serves training too
-            held[key] = torch.empty(rows * columns, dtype=like.dtype, device=like.data.device)
-    return held[key][: rows * columns].view(rows, columns)
+    if key not in scratches or scratches[key].numel() < rows * columns:
+        scratches.pop(key, None)
+        with torch.inference_mode(False):  # training may use it later
+            scratches[key] = torch.empty(rows * columns, dtype=like.dtype, device=like.data.device)
+    return scratches[key][: rows * columns].view(rows, columns)
 
 
 def tiles(blocks: Blocks) -> "list[tuple[slice, Blocks]]":
-    """The matrix cut into runs of rows of at most TILE numbers."""
+    """The matrix in slices of rows of at most TILE numbers each."""
     rows = max(1, TILE // blocks.columns)
     return [(slice(at, at + rows), blocks.take(slice(at, at + rows))) for at in range(0, blocks.rows, rows)]
 
 
-def unpacked(blocks: Blocks) -> Tensor:
-    """The numbers in the shared scratch, until the next call."""
+def _in_scratch(blocks: Blocks) -> Tensor:
+    """The dequantised matrix in the shared scratch, valid until the next call."""
     out = scratch(blocks.rows, blocks.columns, blocks)
-    blocks.write(out)
+    blocks.dequantise_into(out)
     return out
 
 
@@ -182,7 +186,7 @@ Quantiser = Callable[[str, Tensor], Tensor | Blocks]  # what a weight, by its na
 
 
 class BlockLinear(nn.Linear):
-    """A frozen linear layer (in, out) over blocks. Its `weight` is written out anew whenever it is read, and cannot be trained."""
+    """A frozen linear layer over blocks. Its `weight` is dequantised whenever it is read, and cannot be trained."""
 
     def __init__(self, blocks: Blocks, bias: Tensor | None = None) -> None:
         nn.Module.__init__(self)
@@ -192,14 +196,14 @@ class BlockLinear(nn.Linear):
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
-        return self.blocks.numbers()
+        return self.blocks.dequantised()
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = _Product.apply(x, self.blocks)  # type: ignore[no-untyped-call]
         return y if self.bias is None else y + self.bias
 
     def dequantised(self) -> nn.Linear:
-        """The layer with its numbers as an ordinary weight."""
+        """The layer with an ordinary weight."""
         with torch.device("meta"):
             plain = nn.Linear(self.in_features, self.out_features, self.bias is not None)
         plain.weight = nn.Parameter(self.weight, requires_grad=False)
@@ -225,39 +229,40 @@ class _Product(torch.autograd.Function):
 def product(x_TK: Tensor, blocks: Blocks) -> Tensor:
     """x Wᵀ, (T, R)."""
     if blocks.numel() <= TILE:
-        return F.linear(x_TK, unpacked(blocks))
+        return F.linear(x_TK, _in_scratch(blocks))
     y = x_TK.new_empty(len(x_TK), blocks.rows)
     for rows, tile in tiles(blocks):
-        y[:, rows] = F.linear(x_TK, unpacked(tile))
+        y[:, rows] = F.linear(x_TK, _in_scratch(tile))
     return y
 
 
 def product_back(dy_TR: Tensor, blocks: Blocks) -> Tensor:
     """dy W, (T, K)."""
     if blocks.numel() <= TILE:
-        return dy_TR @ unpacked(blocks)
+        return dy_TR @ _in_scratch(blocks)
     dx = torch.zeros(len(dy_TR), blocks.columns, device=dy_TR.device)
     for rows, tile in tiles(blocks):
-        dx += dy_TR[:, rows] @ unpacked(tile)
+        dx += dy_TR[:, rows] @ _in_scratch(tile)
     return dx.to(dy_TR.dtype)
 
 
 def weight_bytes(module: nn.Module) -> int:
-    """Bytes that the frozen weights of `module` take: numbers, blocks, and the scratch that blocks are written out into."""
+    """Bytes that the frozen weights of `module` take: tensors, blocks, and the scratch that blocks are dequantised
+    into."""
     frozen = [p for p in module.parameters() if not p.requires_grad]
-    held = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in [*frozen, *module.buffers()]}
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in [*frozen, *module.buffers()]}
     scratches: list[Tensor] = list(_local.__dict__.values())
-    return sum(held.values()) + sum(each.untyped_storage().nbytes() for each in scratches)
+    return sum(storages.values()) + sum(each.untyped_storage().nbytes() for each in scratches)
 
 
 def parameter_count(module: nn.Module) -> int:
-    """All numbers of a model, those in blocks included."""
+    """Parameters of a model, those in blocks included."""
     blocks = sum(each.numel() for each in module.modules() if isinstance(each, Blocks))
     return blocks + sum(int(p.numel()) for p in module.parameters())
 
 
 def linear_layers(model: nn.Module, leave: Sequence[str] = ()) -> dict[str, Any]:
-    """By their paths, the layers that may be kept in blocks: all linear ones but the output head and those in `leave`."""
+    """By their paths, the layers that may be quantised: all linear ones but the output head and those in `leave`."""
     getter = getattr(model, "get_output_embeddings", None)
     head = getter() if getter else None
     return {
@@ -275,8 +280,8 @@ def full_precision(name: str, weight: Tensor) -> Tensor | Blocks:
 
 
 def quantiser_for(model: nn.Module, kind: str | None, dtype: torch.dtype) -> Quantiser:
-    """Quantises the weights of the model's linear layers to nf4 or int8 one by one as they are read, so that they never are all
-    in memory at full precision."""
+    """Quantises the weights of the model's linear layers to nf4 or int8 one by one, as they are read: never are all of
+    them in memory at full precision."""
     if kind not in ("nf4", "int8"):
         return full_precision
     layers = {f"{path}.weight": layer for path, layer in linear_layers(model).items()}
@@ -293,8 +298,9 @@ def _in_blocks(layer: nn.Module, weight: Tensor, kind: str, dtype: torch.dtype) 
 
 @torch.no_grad()
 def quantise_linears(model: nn.Module, kind: str, dtype: torch.dtype, leave: Sequence[str] = ()) -> list[str]:
-    """Puts the linear layers of a model that are not there yet into blocks, in place; the paths that stay as they are, for their
-    rows do not fill whole blocks. Raises `BaseModelError` where no layer can be quantised."""
+    """Quantises, in place, the linear layers of a model that are not quantised yet; returns the paths of those that
+    stay as they are because their rows do not fill whole blocks. Raises `BaseModelError` where no layer can be
+    quantised."""
     layers, left = linear_layers(model, leave), []
     for path, layer in layers.items():
         if isinstance(layer, BlockLinear):

@@ -14,7 +14,7 @@ from afina.engine import ops
 from afina.engine.architecture import Architecture, Rope
 from afina.engine.blocks import BlockLinear, Blocks
 from afina.engine.joined import JoinedLinear
-from afina.engine.kernels import Kernels, serves
+from afina.engine.kernels import Kernels, can_run
 from afina.engine.kv_cache import Cache
 from afina.engine.layers import BlockEmbedding, Conv1D, Embedding, RmsNorm, add_norm
 from afina.engine.ops import Rotation, Segments
@@ -65,7 +65,8 @@ class DecoderLayer(nn.Module):
         self._up, self._down = JoinedLinear(mlp, *names.up), JoinedLinear(mlp, names.down)
 
     def forward(self, x_TC: Tensor, added_TC: Tensor | None, state: ForwardState) -> tuple[Tensor, Tensor]:
-        """The residual stream is x + added, before and after the layer: the sum is left to the next norm, which fuses it."""
+        """The residual stream is x + added, before and after the layer: the sum is left to the next norm, which fuses
+        it."""
         names = self.arch.names
         x_TC, y_TC = self._normed(names.attention_norm, x_TC, added_TC, state)
         attended_TC = self._out(self._attend(y_TC, state), state.fused, state.steady)
@@ -167,7 +168,7 @@ class Decoder(nn.Module):
 
     def kernels(self, x: Tensor) -> Kernels | None:
         """The fused kernels, where there are any and `x` is on the processor in a dtype that they know."""
-        return self.fused if serves(x) else None
+        return self.fused if can_run(x) else None
 
     def layers(self) -> Any:
         return self.get_submodule(self.arch.names.layers)
@@ -223,7 +224,8 @@ class Decoder(nn.Module):
     def _table(self, rope: Rope, needed: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """Cosines and sines (positions, rotary_dim / 2) for `needed` positions or more, cached and grown by doubling.
 
-        Where long rows have other frequencies, their tables follow, with as many positions. Layers of one kind share a table.
+        Where long rows have other frequencies, their tables follow, with as many positions. Layers of one kind share a
+        table.
         """
         known = self._tables.get(id(rope))
         kinds = [f for f in (rope.frequencies, rope.long_frequencies) if f is not None]

@@ -2,13 +2,13 @@
 
 T tokens, I inputs, O outputs (of all layers together), R ranks (of all adapters together).
 
-With Ŵ = [W; A], the frozen weights and below them the adapters' A, one product gives ŷ = x Ŵᵀ = [y₀ | x Aᵀ], to which the
-small s·(x Aᵀ)Bᵀ are added layer by layer. Backward, with dlow = s·dy B, one product gives dx = [dy | dlow] Ŵ as well; then
-dA = dlowᵀ x and dB = s·dyᵀ (x Aᵀ). The frozen weights exist in Ŵ alone: the layers' own `weight` are views of its rows. Where a
-layer keeps its weights in blocks (blocks.py), Ŵ is dequantised just before a product needs it.
+With Ŵ = [W; A], the frozen weights and below them the adapters' A, one product gives ŷ = x Ŵᵀ = [y₀ | x Aᵀ], to which
+the small s·(x Aᵀ)Bᵀ are added layer by layer. Backward, with dlow = s·dy B, one product gives dx = [dy | dlow] Ŵ as
+well; then dA = dlowᵀ x and dB = s·dyᵀ (x Aᵀ). The frozen weights exist in Ŵ alone: the layers' own `weight` are views
+of its rows. Where a layer keeps its weights in blocks (blocks.py), Ŵ is dequantised just before a product needs it.
 
-Example: q (64, 48) and v (96, 48) with adapters of rank 16 share a Ŵ of (64 + 96 + 16 + 16, 48); x of (T, 48) gives T rows of
-192, of which the last 32 are x Aᵀ; q's y is columns 0 to 64 plus columns 160 to 176 times s·Bᵀ.
+Example: q (64, 48) and v (96, 48) with adapters of rank 16 share a Ŵ of (64 + 96 + 16 + 16, 48); x of (T, 48) gives T
+rows of 192, of which the last 32 are x Aᵀ; q's y is columns 0 to 64 plus columns 160 to 176 times s·Bᵀ.
 """
 
 import copy
@@ -35,7 +35,8 @@ from afina.engine.kernels import Kernels
 from afina.engine.layers import Conv1D
 from afina.engine.low_rank import LowRankLayer, LowRankUpdate, outer_product
 
-# Rows up to which a product is bound by reading the weights from memory, and our own kernel is faster than the matrix library.
+# Rows up to which a product is bound by reading the weights from memory, and our own kernel is faster than the matrix
+# library.
 FEW = 8 if torch.cpu._is_amx_tile_supported() else 32
 
 
@@ -94,7 +95,8 @@ class JoinedLinear:
         return _JoinedProduct(tuple(layers), frozen, adapters, weights, low, bias, fused)
 
     def _joined_weights(self, frozen: list[Any], ranks: int) -> Tensor:
-        """Ŵ, made anew where the layers' weights are no longer its rows or where it has too few rows for the adapters' A."""
+        """Ŵ, made anew where the layers' weights are no longer its rows or where it has too few rows for the adapters'
+        A."""
         if len(frozen) == 1 and not ranks:
             return weight_OI(frozen[0])
         rows = sum(output_sizes(frozen)) + ranks
@@ -160,7 +162,8 @@ def _is_joinable(layer: Any) -> bool:
 
 
 class _JoinedProduct:
-    """The joined product of layers in the state in which they were when it was made: Ŵ, its rows A (R, I), updates, bias."""
+    """The joined product of layers in the state in which they were when it was made: Ŵ, its rows A (R, I), updates,
+    bias."""
 
     def __init__(
         self, layers: tuple[Any, ...], frozen: list[Any], adapters: list[LowRankLayer | None],
@@ -245,7 +248,8 @@ class _JoinedProduct:
         return y
 
     def _output_slices(self) -> tuple[Any, list[Tensor]]:
-        """The kernel's description of each layer and its update, and the tensors that it points to, which must stay alive."""
+        """The kernel's description of each layer and its update, and the tensors that it points to, which must stay
+        alive."""
         slices, tensors = [], []
         column = rank_at = 0
         for adapter, n, address in zip(self.adapters, self.outputs, self.weights.addresses(), strict=True):

@@ -1,7 +1,8 @@
-"""The frozen weights of joined layers: in memory at full precision, or in blocks that are dequantised when a product needs them.
+"""The frozen weights of joined layers: in memory at full precision, or in blocks that are dequantised when a product
+needs them.
 
-T tokens, I inputs, O outputs (of all layers together), R ranks of their adapters. Ŵ is (O + R, I): the layers' weights, and
-below them their adapters' A.
+T tokens, I inputs, O outputs (of all layers together), R ranks of their adapters. Ŵ is (O + R, I): the layers'
+weights, and below them their adapters' A.
 """
 
 from typing import Any
@@ -87,7 +88,7 @@ class QuantisedWeights:
         at = 0
         for layer, n in zip(self._frozen, outputs, strict=True):
             if isinstance(layer, BlockLinear):
-                layer.blocks.write(out[at : at + n], self._fused)
+                layer.blocks.dequantise_into(out[at : at + n], self._fused)
             else:
                 out[at : at + n] = weight_OI(layer)
             at += n

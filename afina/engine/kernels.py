@@ -1,4 +1,5 @@
-"""Compiles the C++ in cpp/ for this processor, once, and calls it. Without a compiler `load` gives None, and torch computes."""
+"""Compiles the C++ in cpp/ for this processor, once, and calls it. Without a compiler `load` gives None, and torch
+computes."""
 
 import ctypes
 import hashlib
@@ -21,7 +22,7 @@ _FOLDER = Path(__file__).parent / "cpp"
 SOURCES = sorted(_FOLDER.glob("*.cpp"))
 _FLAGS = ("-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-std=c++17", "-fPIC", "-shared")
 _SUFFIX = {torch.float32: "fp32", torch.bfloat16: "bf16"}
-_LIMIT = 30  # seconds that a compiler may take
+_TIMEOUT = 30  # seconds for the compiler
 
 Pointer, Long, Int, Float = ctypes.c_void_p, ctypes.c_long, ctypes.c_int, ctypes.c_float
 _SIGNATURES: dict[str, list[Any]] = {
@@ -77,8 +78,8 @@ class Attention(ctypes.Structure):
 
 
 class OutputSlice(ctypes.Structure):
-    """The outputs `begin` to `end` of a joined product: their low-rank update, A (rank, K) and s·B with its ranks padded with
-    zeros, and their weights, as bf16 numbers or as rows of blocks."""
+    """The outputs `begin` to `end` of a joined product: their low-rank update, A (rank, K) and s·B with its ranks
+    padded with zeros, and their weights, as bf16 numbers or as rows of blocks."""
 
     _fields_ = (
         *((name, Long) for name in ("begin", "end", "rank")),
@@ -92,10 +93,11 @@ NUMBERS = -1  # the format of weights that are not in blocks
 
 
 class Kernels:
-    """The compiled functions: `call("gated_forward", x, …)` takes the one for `dtype`, else for x's. Tensors go as their addresses."""
+    """The compiled functions: `call("gated_forward", x, …)` calls the one for `dtype`, by default x's. Tensors are
+    passed by address."""
 
     def __init__(self, library: ctypes.CDLL, seconds: float) -> None:
-        self.seconds = seconds  # that compilation took; 0 where it was done before
+        self.seconds = seconds  # that compilation took; 0 where a compiled library was cached
         self._functions: dict[tuple[str, torch.dtype], Any] = {}
         for name, signature in _SIGNATURES.items():
             for dtype, suffix in _SUFFIX.items():
@@ -116,8 +118,8 @@ class Kernels:
         function(*[a.data_ptr() if isinstance(a, Tensor) else a for a in arguments])
 
 
-def serves(x: Tensor) -> bool:
-    """Whether the kernels can work on `x`."""
+def can_run(x: Tensor) -> bool:
+    """Whether the kernels take tensors like `x`."""
     return x.device.type == "cpu" and x.dtype in _SUFFIX
 
 
@@ -132,7 +134,7 @@ def load(cache: Path) -> Kernels | None:
 
 
 def loaded() -> Kernels | None:
-    """The kernels that were loaded last, for code that is given none."""
+    """The kernels that were loaded last, for code that was not given any."""
     return next(reversed(_loaded.values()), None)
 
 
@@ -155,12 +157,12 @@ def _load(cache: Path) -> Kernels | None:
                 [program, *_FLAGS, *_openmp(), *map(str, SOURCES), "-o", str(made)],
                 check=True,
                 capture_output=True,
-                timeout=_LIMIT,
+                timeout=_TIMEOUT,
             )
             try:
                 write_atomic(path, made.read_bytes())
                 made = path
-            except OutputError:  # a cache that cannot be written costs the compilation again, no more
+            except OutputError:  # a cache that cannot be written only costs the compilation again
                 pass
             return Kernels(ctypes.CDLL(str(made)), time.monotonic() - started)
     except (subprocess.SubprocessError, OSError, AttributeError):

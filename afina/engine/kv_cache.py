@@ -14,7 +14,8 @@ from afina.engine.ops import AttentionSpec, Past, Rotation, Segments
 class Cache:
     """Keys and values (slots, Hkv, room, D) in each layer, for `slots` sequences of up to `room` tokens.
 
-    `empty` makes slots ready for new sequences. Before a forward pass, `begin` says which slot each of its segments continues.
+    `empty` makes slots ready for new sequences. Before a forward pass, `begin` says which slot each of its segments
+    continues.
     """
 
     def __init__(
@@ -73,7 +74,8 @@ class Cache:
         self, layer: int, qkv_TE: Tensor, spec: AttentionSpec, rotation: Rotation | None, segments: Segments,
         fused: Kernels | None,
     ) -> Tensor:  # fmt: skip
-        """Attention of the new tokens, (T, H·D), to their past and to themselves; their keys and values are added to the cache."""
+        """Attention of the new tokens, (T, H·D), to their past and to themselves; their keys and values are added to
+        the cache."""
         qk_TE = ops.rotate(fused, qkv_TE, spec, rotation)
         past = Past(*self._layers[layer], self._slots, self._before)
         return ops.attend_cached(fused, qk_TE, qkv_TE[:, spec.qk_size :], spec, past, segments)

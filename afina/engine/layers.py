@@ -1,4 +1,5 @@
-"""The decoder's own layers: norms, token embeddings, GPT-2's linear layer. T tokens, C channels, V tokens of the vocabulary."""
+"""The decoder's own layers: norms, token embeddings, GPT-2's linear layer. T tokens, C channels, V tokens of the
+vocabulary."""
 
 from typing import Any
 
@@ -60,10 +61,10 @@ class BlockEmbedding(Embedding):
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
-        return self.blocks.numbers()
+        return self.blocks.dequantised()
 
     def _rows(self, ids: Tensor) -> Tensor:
-        return self.blocks.take(ids.flatten()).numbers().view(*ids.shape, -1)
+        return self.blocks.take(ids.flatten()).dequantised().view(*ids.shape, -1)
 
     def dequantised(self) -> Embedding:
         """The layer with an ordinary weight."""

@@ -64,8 +64,8 @@ class LowRankUpdate:
             dlow_TR.copy_(dy_TO @ self._b)
             return
         self._fused.call(
-            "low_rank_project", dy_TO, dy_TO.stride(0), self._by_output, dlow_TR, dlow_TR.stride(0), *dy_TO.shape, self.rank,
-            torch.get_num_threads(),
+            "low_rank_project", dy_TO, dy_TO.stride(0), self._by_output, dlow_TR, dlow_TR.stride(0),
+            *dy_TO.shape, self.rank, torch.get_num_threads(),
         )  # fmt: skip
 
     def gradient(self, dy_TO: Tensor, low_TR: Tensor) -> Tensor:

@@ -80,9 +80,9 @@ def with_passes(fixed: Memory, case: Case, passes: Passes, recompute: bool) -> M
     a_token = case.kept * found.depth
     if recompute:
         a_token = model_bytes.layer_input_bytes(module, dtype) + a_token / max(1, int(base.config.num_hidden_layers))
-    passing = model_bytes.passing_bytes(module, dtype)
+    passing = model_bytes.working_bytes(module, dtype)
     activations = passes.largest * max(a_token + passing / 2, passing)
-    words = model_bytes.words(module)
+    words = model_bytes.output_size(module)
     logits = model_bytes.logit_bytes(module, dtype, max(1, round(passes.largest * workload.labelled)))
     head = words * int(base.config.hidden_size)
     if case.settings.method in ("full", "head") and base.task.continues_text:

@@ -26,7 +26,7 @@ class Seconds:
         module, quantize = case.base.module, case.settings.quantize
         config: Any = case.base.config
         self.hidden, self.layers = int(config.hidden_size), int(config.num_hidden_layers)
-        self.words = model_bytes.words(module)
+        self.words = model_bytes.output_size(module)
         self.parameters = _layer_parameters(module)
         heads = int(getattr(config, "num_attention_heads", 1))
         self.channels = self.layers * heads * int(getattr(config, "head_dim", 0) or self.hidden // heads)

@@ -291,7 +291,7 @@ def _head(timings: _Timings, model: DecoderModel) -> None:
 def _unpack(timings: _Timings, dtype: torch.dtype) -> None:
     blocks = quantise(torch.randn(_NUMBERS >> 10, 1 << 10), "nf4", dtype)
     assert blocks is not None
-    timings.time("unpack", blocks.numbers)
+    timings.time("unpack", blocks.dequantised)
 
 
 def _width(timings: _Timings, width: int, model: DecoderModel) -> Width:

@@ -15,8 +15,8 @@ from afina.engine.ops import Segments
 from afina.lora.arithmetic import Factors, Kind, check_one_base, combine, read_factors, rerank
 from afina.lora.merging import merge
 from afina.lora.peft_files import CONFIG, WEIGHTS, read_config, read_weights
-from afina.models.load import as_transformers, quiet
 from afina.models.model import IGNORE_INDEX, Model, Packed
+from afina.models.through_transformers import as_transformers, quiet
 from afina.runs.facts import adapter_folder, facts_of, is_merged, read_facts, save_tokenizer
 from afina.runs.folder import check_new
 from afina.runs.opening import open_run

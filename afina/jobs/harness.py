@@ -10,7 +10,7 @@ from afina.core.errors import AdapterError, InputError, SettingsError, near
 from afina.core.events import Listener, Notice, ignore
 from afina.lora.adapters import unload
 from afina.lora.merging import dequantise, merge
-from afina.models.load import as_transformers, quiet
+from afina.models.through_transformers import as_transformers, quiet
 from afina.runs.facts import is_merged
 from afina.runs.opening import Adapted, open_run
 

@@ -1,39 +1,27 @@
 """One call from a name to a frozen model that is ready to adapt."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_args
 
 import torch
-from safetensors import SafetensorError
 
 from afina.core.device import PRECISIONS, cache_folder, pick_device, pick_dtype
 from afina.core.errors import BaseModelError, SettingsError
 from afina.core.task import SEQ2SEQ, Task, TaskName, task_named
 from afina.engine import kernels
-from afina.engine.architecture import Unsupported
-from afina.engine.blocks import Blocks, parameter_count, quantise_linears, quantiser_for
+from afina.engine.blocks import parameter_count, quantise_linears
 from afina.engine.decoder import Decoder
-from afina.engine.families import architecture_of
 from afina.engine.kernels import Kernels
 from afina.models import tokenizer
 from afina.models.causal import DecoderModel, TransformersModel
 from afina.models.encoders import ClassifierModel, Seq2SeqModel
-from afina.models.formats import gguf, gguf_models, safetensors_files
 from afina.models.model import Answerer, Quantize, Writer
-from afina.models.skeleton import (
-    build_skeleton,
-    causal_skeleton,
-    config_of,
-    context_of,
-    decoder_skeleton,
-    heads_beside,
-    need_classes,
-    task_of,
-)
+from afina.models.reading import chat_tokenizer, read_causal
+from afina.models.skeleton import build_skeleton, config_of, context_of, heads_beside, need_classes, task_of
 from afina.models.sources.source import Source, locate
+from afina.models.through_transformers import pretrained
 from afina.models.tokenizer import Tokenizer
 
 
@@ -93,10 +81,10 @@ def load_base(  # noqa: PLR0913 - each by its name
 ) -> Base:
     """Loads the base model called `name`: a catalogue name, hub id, folder or `.gguf` file (see `locate`).
 
-    `precision` is bf16, fp32 or auto (what the device computes faster, measured once). `task` is the model's head, by default
-    the base's own; a classifier needs its `classes`. With `quantize` weights are kept in few bits: those of the linear layers
-    in nf4 or int8, or a GGUF file's matrices as they are (keep). `template` takes the place of the base's chat template. All parameters are frozen, the module is in evaluation mode.
-    Raises `BaseModelError`.
+    `precision` is bf16, fp32 or auto (what the device computes faster, measured once). `task` is by default the one
+    that the base was made for; a classifier needs its `classes`. `quantize` quantises the weights of the linear layers
+    to nf4 or int8, or leaves a GGUF file's matrices quantised as they are (keep). `template` replaces the base's chat
+    template. All parameters are frozen, the module is in evaluation mode. Raises `BaseModelError` and `SettingsError`.
     """
     for flag, value, known in (
         ("precision", precision, ("auto", *PRECISIONS)), ("quantize", quantize, (None, *get_args(Quantize))),
@@ -105,49 +93,49 @@ def load_base(  # noqa: PLR0913 - each by its name
             raise SettingsError(f"{flag} is {value!r}", f"it takes {', '.join(map(str, known))}")
     cache = cache_folder(cache_dir)
     source = locate(name, revision, cache)
-    place = pick_device(device)
-    dtype, reason = pick_dtype(precision, place, cache)
+    on = pick_device(device)
+    dtype, reason = pick_dtype(precision, on, cache)
     chosen = task_named(task) if task else task_of(source)
-    keep = quantize == "keep"
-    if keep and (not source.is_gguf or place.type != "cpu"):
+    if quantize == "keep" and (not source.is_gguf or on.type != "cpu"):
+        kind = "one" if source.is_gguf else "none"
         raise BaseModelError(
-            f"--quantize keep is for GGUF files, on the processor; base {name!r} is {'one' if source.is_gguf else 'none'}, on {place.type}",
+            f"--quantize keep is for GGUF files, on the processor; base {name!r} is {kind}, on {on.type}",
             "use --quantize nf4 or int8",
         )
-    fused = kernels.load(cache) if place.type == "cpu" else None
     if not chosen.continues_text:
         if template is not None:
             raise BaseModelError(f"base {name!r} has no chat, so no chat template", "leave --template out")
-        return _whole(source, chosen, tuple(classes), place, (dtype, reason), quantize)
-    module, tok, why_not = (_from_gguf if source.is_gguf else _from_folder)(source, dtype, fused, quantize)
+        return _encoder(source, chosen, tuple(classes), on, (dtype, reason), quantize)
+    fused = kernels.load(cache) if on.type == "cpu" else None
+    read = read_causal(source, dtype, fused, quantize)
+    module, tok = read.module, read.tokenizer
     if template is not None:
         tok = tokenizer.with_template(tok, template)
     if tok.pad_id >= module.get_input_embeddings().num_embeddings:
         raise BaseModelError(
-            f"base {name!r}: the tokenizer has more words than the model", "choose a base whose files agree"
+            f"base {name!r}: the tokenizer has more tokens than the model", "choose a base whose files agree"
         )
-    module.requires_grad_(False).eval().to(place)
-    words = _quantised(module, quantize, dtype)
+    module.requires_grad_(False).eval().to(on)
+    engine = _engine(on, fused, read.fallback_reason) + _quantised(module, quantize, dtype)
     model: Any = DecoderModel(module) if isinstance(module, Decoder) else TransformersModel(module)
-    return Base(
-        model, tok, _facts(source, module), dtype, reason, _engine(place, fused, why_not) + words, why_not is not None
-    )
+    return Base(model, tok, _facts(source, module), dtype, reason, engine, read.fallback_reason is not None)
 
 
 def _quantised(module: Any, quantize: Quantize | None, dtype: torch.dtype, leave: Sequence[str] = ()) -> str:
-    """Quantises in place, where that is wanted, what was not as it was read; what to say of it."""
+    """Quantises in place, where that is wanted, what was not quantised as it was read; returns what to add to
+    `Base.engine`."""
     if quantize is None:
         return ""
     if quantize == "keep":
         return "; its matrices stay in the file's blocks"
     left = quantise_linears(module, quantize, dtype, leave)
-    few = f", but for {len(left)} whose rows do not fill whole blocks" if left else ""
+    except_ = f", but for {len(left)} whose rows do not fill whole blocks" if left else ""
     experts = any(p.dim() == 3 for p in module.parameters())
-    return f"; linear layers in {quantize}{few}" + (" (experts' tensors stay in full)" if experts else "")
+    return f"; linear layers in {quantize}{except_}" + (" (experts' tensors stay in full precision)" if experts else "")
 
 
-def _whole(
-    source: Source, task: Task, classes: tuple[str, ...], place: torch.device, chosen: tuple[torch.dtype, str],
+def _encoder(
+    source: Source, task: Task, classes: tuple[str, ...], on: torch.device, precision: tuple[torch.dtype, str],
     quantize: Quantize | None,
 ) -> Base:  # fmt: skip
     """An encoder with a new classification head, or an encoder-decoder, through transformers."""
@@ -155,7 +143,7 @@ def _whole(
 
     if source.is_gguf:
         raise BaseModelError(f"{source.path}: GGUF files are read for --task causal only", "give a model folder")
-    dtype, reason = chosen
+    dtype, reason = precision
     extra: dict[str, Any] = {}
     if task.writes_text and not config_of(source).is_encoder_decoder:
         raise BaseModelError(f"base {source.name!r} is no encoder-decoder", "leave --task out, or choose another base")
@@ -164,13 +152,13 @@ def _whole(
         extra = {"num_labels": len(classes), "id2label": dict(enumerate(classes)), "ignore_mismatched_sizes": True}
     tok = tokenizer.encoder_tokenizer(source.path, task, classes)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)  # a new head starts the same wherever it is made
-        module, missing = _pretrained(getattr(transformers, task.auto_class), source, dtype, **extra)
+        torch.manual_seed(0)  # a new head is initialised the same everywhere
+        module, missing = pretrained(getattr(transformers, task.auto_class), source, dtype, **extra)
     if module.config.pad_token_id is None:  # a decoder's classifier looks for the last token before the padding
         module.config.pad_token_id = tok.pad_id
-    if place.type == "cpu" and not module.config.is_encoder_decoder:
+    if on.type == "cpu" and not module.config.is_encoder_decoder:
         module.set_attn_implementation("eager")  # fused attention's backward pass is slow on short rows
-    module.requires_grad_(False).eval().to(place)
+    module.requires_grad_(False).eval().to(on)
     heads = _heads(module, missing) if task.needs_classes else ()
     kind = ClassifierModel if task.needs_classes else Seq2SeqModel
     engine = "through transformers: Afina's own decoder is for decoder-only models"
@@ -179,26 +167,27 @@ def _whole(
 
 
 def _heads(module: Any, missing: list[str]) -> tuple[str, ...]:
-    """The paths of a classifier's modules that the base did not bring: those beside it, and any whose weights were `missing`."""
+    """The paths of a classifier's modules that the base does not have: those beside it, and any whose weights were
+    `missing`."""
     beside = heads_beside(module)
     fresh = {key.rpartition(".")[0] for key in missing if not key.startswith(tuple(f"{path}." for path in beside))}
     return (*beside, *sorted(fresh))
 
 
-def _engine(place: torch.device, fused: Kernels | None, why_not: str | None) -> str:
-    if why_not:
-        return f"through transformers, slower than Afina's own decoder: {why_not}"
-    if place.type != "cpu":
-        return f"Afina's decoder on {place.type}"
+def _engine(on: torch.device, fused: Kernels | None, fallback_reason: str | None) -> str:
+    if fallback_reason:
+        return f"through transformers, slower than Afina's own decoder: {fallback_reason}"
+    if on.type != "cpu":
+        return f"Afina's decoder on {on.type}"
     if fused is None:
         return "Afina's decoder without fused kernels, for there is no C++ compiler (g++): slower, same results"
-    made = f", compiled in {fused.seconds:.1f} s" if fused.seconds else ""
-    return f"Afina's decoder with fused kernels{made}"
+    compiled = f", compiled in {fused.seconds:.1f} s" if fused.seconds else ""
+    return f"Afina's decoder with fused kernels{compiled}"
 
 
 def import_libraries() -> None:
-    """Imports what loading a base needs, some 100 MB: memory measured from here on is of the work itself."""
-    from transformers import LlamaConfig, PreTrainedTokenizerFast  # noqa: F401 - what they bring along is wanted
+    """Imports what loading a base needs, some 100 MB, so that memory measured from here on is not that of imports."""
+    from transformers import LlamaConfig, PreTrainedTokenizerFast  # noqa: F401 - for the libraries that they import
 
 
 def describe(name: str, *, revision: str | None = None, cache_dir: Path | None = None) -> Facts:
@@ -206,110 +195,8 @@ def describe(name: str, *, revision: str | None = None, cache_dir: Path | None =
     source = locate(name, revision, cache_folder(cache_dir))
     task = task_of(source)
     module = build_skeleton(config_of(source), task)
-    return _facts(
-        source, module if task.continues_text else module.base_model
-    )  # a head of classes is no part of the base
-
-
-def as_transformers(module: Any) -> Any:
-    """The model in `transformers`' own class, to save it for other programs, or to compare: `module` itself where it is of such a class,
-    else one with copies of the weights."""
-    if not isinstance(module, Decoder):
-        return module
-    other = causal_skeleton(module.config)
-    state = {name: value.detach().clone().contiguous() for name, value in module.state_dict().items()}
-    other.load_state_dict(state, strict=True, assign=True)
-    other.tie_weights()
-    _materialise_buffers(other)
-    return other.requires_grad_(False).eval().to(next(module.parameters()).device)
-
-
-def _materialise_buffers(module: Any) -> None:
-    """Buffers that are computed, not stored (rotary frequencies, the scale of Gemma's word vectors), are made anew outside the
-    meta device."""
-    for child in list(module.modules()):
-        if not any(buffer.is_meta for buffer in child.buffers(recurse=False)):
-            continue
-        if hasattr(child, "scalar_embed_scale"):
-            child.register_buffer("embed_scale", torch.tensor(child.scalar_embed_scale), persistent=False)
-            continue
-        fresh = type(child)(child.config)
-        for name, buffer in fresh.named_buffers(recurse=False):
-            child.register_buffer(name, buffer, persistent=False)
-
-
-_Read = tuple[Any, Tokenizer, str | None]  # the module, its tokenizer, and why it is not our decoder where it is not
-
-
-def _from_gguf(source: Source, dtype: torch.dtype, fused: Kernels | None, quantize: Quantize | None) -> _Read:
-    from transformers import AutoModelForCausalLM
-
-    keep = quantize == "keep"
-    file = gguf.GGUF(source.path)
-    tok = tokenizer.from_gguf(file, source.path)
-    config = gguf_models.read_config(file)
-    if config:
-        module = decoder_skeleton(config, architecture_of(config), fused)
-        found = gguf_models.read_weights(
-            file, config, module.state_dict(), dtype, quantiser_for(module, quantize, dtype), keep
-        )
-        if keep and not any(isinstance(value, Blocks) for value in found.values()):
-            raise BaseModelError(f"--quantize keep: {source.path} holds no blocks", "use --quantize nf4 or int8")
-        return _fill(source, module, found), tok, None
-    family = file.metadata.get("general.architecture")
-    if keep:
-        raise BaseModelError(f"--quantize keep: architecture {family!r} is read through transformers", "leave it out")
-    try:
-        with quiet():
-            other, info = AutoModelForCausalLM.from_pretrained(
-                source.path.parent, gguf_file=source.path.name, dtype=dtype, output_loading_info=True
-            )
-    except (ValueError, KeyError, OSError, RuntimeError) as error:
-        raise BaseModelError(f"{source.path}: architecture {family!r} is not supported ({error})") from error
-    lost = sorted({*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])})
-    if lost:
-        raise BaseModelError(
-            f"{source.path}: transformers does not find the weights of {', '.join(lost[:3])} in it",
-            "use the model's folder of *.safetensors files",
-        )
-    try:
-        arch = architecture_of(other.config)
-    except Unsupported as reason:
-        return other, tok, str(reason)
-    return _fill(source, decoder_skeleton(other.config, arch, fused), other.state_dict()), tok, None
-
-
-def _fill(source: Source, module: Decoder, found: Mapping[str, torch.Tensor | Blocks]) -> Decoder:
-    """Our decoder, empty before, with the weights `found`, by transformers' names."""
-    needed = {name: tuple(value.shape) for name, value in module.state_dict().items()}
-    if module.arch.tied:
-        head = f"{module.arch.names.head}.weight"
-        found = {name: value for name, value in found.items() if name != head}
-        del needed[head]
-    in_blocks = {name: value for name, value in found.items() if isinstance(value, Blocks)}
-    for name, blocks in in_blocks.items():
-        if sorted(needed.get(name, ())) == sorted((blocks.rows, blocks.columns)):  # GPT-2's matrices are turned
-            module.take_blocks(name.removesuffix(".weight"), blocks)
-            del needed[name]
-    found = {name: value for name, value in found.items() if name not in in_blocks or name in needed}
-    problems = [f"{name} is missing" for name in needed if name not in found]
-    problems += [f"{name} is not used" for name in found if name not in needed]
-    problems += [
-        f"{name} has shape {tuple(found[name].shape)}, config.json needs {shape}"
-        for name, shape in needed.items()
-        if name in found and tuple(found[name].shape) != shape
-    ]
-    if problems:
-        more = f" … and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise BaseModelError(
-            f"{source.path}: the weights do not fit: {'; '.join(problems[:3])}{more}",
-            "download it again"
-            if source.is_gguf
-            else "the folder needs whole *.safetensors files that fit its config.json",
-        )
-    module.load_state_dict(dict(found), strict=False, assign=True)
-    module.tie()
-    return module
+    # A classifier's head is no part of the base.
+    return _facts(source, module if task.continues_text else module.base_model)
 
 
 def load_tokenizer(
@@ -329,89 +216,11 @@ def load_tokenizer(
     task = task or task_of(source)
     if task.needs_classes and not classes:
         task = SEQ2SEQ
-    if source.is_gguf:
-        tok = tokenizer.from_gguf(gguf.GGUF(source.path), source.path)
-    elif task.continues_text:
-        tok = _folder_tokenizer(source)
+    if source.is_gguf or task.continues_text:
+        tok = chat_tokenizer(source)
     else:
         tok = tokenizer.encoder_tokenizer(source.path, task, classes)
     return tok, context_of(config_of(source))
-
-
-def _folder_tokenizer(source: Source) -> Tokenizer:
-    from transformers import GenerationConfig
-
-    stops: list[int] = []
-    if (source.path / "generation_config.json").is_file():
-        end = GenerationConfig.from_pretrained(source.path).eos_token_id
-        stops = [end] if isinstance(end, int) else list(end or [])
-    return tokenizer.from_folder(source.path, stops)
-
-
-def _from_folder(source: Source, dtype: torch.dtype, fused: Kernels | None, quantize: Quantize | None) -> _Read:
-    config = config_of(source)
-    tok = _folder_tokenizer(source)
-    try:
-        arch = architecture_of(config)
-    except Unsupported as reason:
-        return _through_transformers(source, config, dtype), tok, str(reason)
-    module = decoder_skeleton(config, arch, fused)
-    return (
-        _fill(
-            source,
-            module,
-            safetensors_files.read_weights(source.path, arch, dtype, quantiser_for(module, quantize, dtype)),
-        ),
-        tok,
-        None,
-    )
-
-
-def _through_transformers(source: Source, config: Any, dtype: torch.dtype) -> Any:
-    from transformers import AutoModelForCausalLM
-
-    causal_skeleton(config)  # says what is wrong with an architecture before its weights are read
-    module, missing = _pretrained(AutoModelForCausalLM, source, dtype)
-    if missing:
-        raise BaseModelError(f"{source.path}: weights are missing: {', '.join(missing[:3])} …")
-    return module
-
-
-def _pretrained(maker: Any, source: Source, dtype: torch.dtype, **extra: Any) -> tuple[Any, list[str]]:
-    """The model of a folder in transformers' class, and the names of the weights that the folder does not have."""
-    try:
-        with quiet():
-            module, info = maker.from_pretrained(
-                source.path,
-                dtype=dtype,
-                use_safetensors=True,
-                trust_remote_code=False,
-                local_files_only=True,
-                output_loading_info=True,
-                **extra,
-            )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise BaseModelError(
-            f"{source.path}: the weights cannot be loaded ({str(error).splitlines()[0][:200]})",
-            "the folder needs whole *.safetensors files that fit its config.json",
-        ) from error
-    return module, sorted(info["missing_keys"])
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without transformers' progress bars and reports, which would run into our own lines."""
-    from transformers.utils import logging
-
-    before, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if before:
-            logging.enable_progress_bar()
 
 
 def _facts(source: Source, module: Any) -> Facts:

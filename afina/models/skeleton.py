@@ -1,4 +1,4 @@
-"""A base model known by its configuration alone: its shapes on the meta device, without a byte of its weights."""
+"""A base model by its configuration alone: the module on the meta device, without its weights."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,10 +25,10 @@ from afina.models.sources.source import Source, hub_id_of, is_local, locate
 
 @dataclass(frozen=True)
 class Skeleton:
-    """What is known of a base before its weights are there.
+    """What is known of a base without its weights.
 
-    `module` is on the meta device. `file_bytes` are those of its weight files; `is_local` says whether nothing need be fetched to
-    read it.
+    `module` is on the meta device. `file_bytes` are those of its weight files; `is_local` says whether they are on
+    this disk.
     """
 
     name: str
@@ -60,11 +60,11 @@ class Skeleton:
 
 
 def read_skeleton(
-    name: str, *, revision: str | None = None, cache_dir: Path, task: TaskName | None = None, classes: Sequence[str] = (),
-    listener: Listener = ignore,
+    name: str, *, revision: str | None = None, cache_dir: Path, task: TaskName | None = None,
+    classes: Sequence[str] = (), listener: Listener = ignore,
 ) -> Skeleton:  # fmt: skip
-    """The outline of the base called `name`, by what is on this disk, else by the catalogue, else by the hub: there its
-    config.json is fetched, and the headers of its weight files. Raises `BaseModelError`."""
+    """The skeleton of the base called `name`: from what is on this disk, else from the catalogue, else from the hub,
+    of which config.json and the headers of the weight files are fetched. Raises `BaseModelError`."""
     entry = known_models().get(name) or next((each for each in known_models().values() if each.hub_id == name), None)
     local = is_local(name, cache_dir, revision)
     size: int | None = None
@@ -86,12 +86,12 @@ def read_skeleton(
     else:
         chosen = next((each for each in TASKS.values() if entry and each.model_kind == entry.kind), CAUSAL)
     module = build_skeleton(config, chosen, len(classes))
-    if size is None:  # of the catalogue: 16 bits a number
+    if size is None:  # of the catalogue: 16 bits per parameter
         size = 2 * sum(p.numel() for p in module.parameters())
     return Skeleton(name, module, chosen, context_of(config), size, local, source.revision if source else None, entry)
 
 
-_MOST = {
+_LARGEST = {
     "num_hidden_layers": 10_000, "num_attention_heads": 10_000, "hidden_size": 1_000_000, "vocab_size": 100_000_000,
     "max_position_embeddings": 10**9,
 }  # fmt: skip
@@ -113,8 +113,10 @@ def _file_bytes(source: Source) -> int:
 
 
 def build_skeleton(config: Any, task: Task, classes: int = 0) -> Any:
-    """The model without memory for its weights: Afina's decoder where that can be the model, else transformers' class.
-    Raises `BaseModelError`."""
+    """The module on the meta device: Afina's decoder where that knows the family, else transformers' class.
+
+    Raises `BaseModelError`.
+    """
     if not task.continues_text:
         return _other_skeleton(config, task, classes)
     try:
@@ -124,7 +126,7 @@ def build_skeleton(config: Any, task: Task, classes: int = 0) -> Any:
 
 
 def heads_beside(module: Any) -> tuple[str, ...]:
-    """The paths of a classifier's parts that stand beside its base model."""
+    """The paths of a classifier's modules beside its base model."""
     return tuple(
         path
         for path, child in module.named_children()
@@ -133,11 +135,12 @@ def heads_beside(module: Any) -> tuple[str, ...]:
 
 
 def need_classes(classes: Sequence[str]) -> None:
-    """Raises `BaseModelError` where these are no classes to tell apart."""
+    """Raises `BaseModelError` where there are fewer than two classes."""
     if len(classes) < 2:
         raise BaseModelError(
             f"a classifier needs two classes or more, each in several rows; {len(classes) or 'none'} were found",
-            "check --completion: each different one is a class. Free answers are learned by a base that writes text, such as starter",
+            "check --completion: each different one is a class. Free answers are learned by a base that writes text, "
+            "such as starter",
         )
 
 
@@ -192,17 +195,17 @@ def config_of(source: Source) -> Any:
             family = file.metadata.get("general.architecture")
             raise BaseModelError(f"{source.path}: architecture {family!r} is not supported ({error})") from error
     try:
-        _within_reason(read_json(source.path / "config.json"))
+        _check_sizes(read_json(source.path / "config.json"))
         return AutoConfig.from_pretrained(source.path, trust_remote_code=False, local_files_only=True)
     except (OSError, *CONFIGURATION_ERRORS) as error:
         raise BaseModelError(f"{source.path}/config.json: {brief(error)}", "choose another base") from error
 
 
-def _within_reason(raw: Any) -> None:
-    """Raises `ValueError` for numbers of which a library would make a model for hours, or none."""
+def _check_sizes(raw: Any) -> None:
+    """Raises `ValueError` for numbers with which a library would run for hours, or crash."""
     if not isinstance(raw, dict):
-        raise ValueError("it holds no object")
-    for name, most in _MOST.items():
+        raise ValueError("it is not a JSON object")
+    for name, most in _LARGEST.items():
         value = raw.get(name)
         if isinstance(value, int) and not 0 < value <= most:
             raise ValueError(f"{name} is {value}, expected 1 to {most:,}")
@@ -213,7 +216,7 @@ def _within_reason(raw: Any) -> None:
 
 @checking_configuration()
 def task_of(source: Source) -> Task:
-    """What a base was made for, by the classes that its config.json names."""
+    """The task that a base was made for, by the architectures in its config.json."""
     if source.is_gguf:
         return CAUSAL
     config = config_of(source)
@@ -225,5 +228,5 @@ def task_of(source: Source) -> Task:
 
 
 def context_of(config: Any) -> int:
-    """The most tokens that a text may have."""
+    """The longest sequence that the model takes, in tokens."""
     return int(getattr(config, "max_position_embeddings", 0) or 2048)

@@ -1,9 +1,12 @@
-"""Chat templates for bases that come without one: the family's, told from the control tokens that its vocabulary holds."""
+"""Chat templates for bases that come without one, chosen by the control tokens in the vocabulary."""
 
 from collections.abc import Iterable
 
-# For families that are not known: the texts on lines of their own, the answer ended by eos.
-PLAIN = "{% for m in messages %}{{ m['content'] }}{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\n' }}{% endfor %}"
+# Where no format is recognised: each text on a line of its own, the answer ended by eos.
+PLAIN = (
+    "{% for m in messages %}{{ m['content'] }}"
+    "{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\n' }}{% endfor %}"
+)
 
 _BEGIN = "{{ bos_token }}"
 _CHATML = (
@@ -11,22 +14,24 @@ _CHATML = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 _LLAMA_3 = (
-    _BEGIN
-    + "{% for m in messages %}{{ '<|start_header_id|>' + m['role'] + '<|end_header_id|>\n\n' + m['content'] + '<|eot_id|>' }}"
+    _BEGIN + "{% for m in messages %}"
+    "{{ '<|start_header_id|>' + m['role'] + '<|end_header_id|>\n\n' + m['content'] + '<|eot_id|>' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
 )
-# Gemma knows users and models only: what a system says begins the first question.
+# Gemma has no system role: the system's message begins the first question.
 _GEMMA = (
-    _BEGIN
-    + "{% set told = namespace(text='') %}{% for m in messages %}{% if m['role'] == 'system' %}{% set told.text = m['content'] + '\n\n' %}"
-    "{% else %}{{ '<start_of_turn>' + ('model' if m['role'] == 'assistant' else 'user') + '\n' + told.text + m['content'] + '<end_of_turn>\n' }}"
-    "{% set told.text = '' %}{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
+    _BEGIN + "{% set told = namespace(text='') %}{% for m in messages %}"
+    "{% if m['role'] == 'system' %}{% set told.text = m['content'] + '\n\n' %}"
+    "{% else %}{{ '<start_of_turn>' + ('model' if m['role'] == 'assistant' else 'user') + '\n' + told.text + m['content']"
+    " + '<end_of_turn>\n' }}"
+    "{% set told.text = '' %}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
 )
 _PHI_3 = (
     "{% for m in messages %}{{ '<|' + m['role'] + '|>\n' + m['content'] + '<|end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
 )
-_FAMILIES = (
+_FORMATS = (
     ({"<|im_start|>", "<|im_end|>"}, _CHATML),
     ({"<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"}, _LLAMA_3),
     ({"<start_of_turn>", "<end_of_turn>"}, _GEMMA),
@@ -35,7 +40,7 @@ _FAMILIES = (
 
 
 def template_for(control_texts: Iterable[str], has_bos: bool) -> str:
-    """The template of the family that these control tokens belong to; the plain one where none is known."""
-    there = set(control_texts)
-    found = next((template for tokens, template in _FAMILIES if tokens <= there), PLAIN)
-    return found if has_bos else found.removeprefix(_BEGIN)
+    """The template of the chat format that these control tokens belong to; the plain one where none is recognised."""
+    controls = set(control_texts)
+    template = next((template for tokens, template in _FORMATS if tokens <= controls), PLAIN)
+    return template if has_bos else template.removeprefix(_BEGIN)

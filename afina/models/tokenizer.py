@@ -135,7 +135,8 @@ def wrap(inner: Any, extra_stops: list[int]) -> Tokenizer:
 
 
 def with_template(tokenizer: Tokenizer, template: str) -> Tokenizer:
-    """The tokenizer with another chat template. Raises `BaseModelError` where it cannot render a question and an answer."""
+    """The tokenizer with another chat template. Raises `BaseModelError` where it cannot render a question and an
+    answer."""
     if not tokenizer.task.continues_text:
         raise BaseModelError("this base has no chat, so no chat template", "leave --template out")
     tokenizer.inner.chat_template = template
@@ -223,8 +224,8 @@ def from_folder(path: Path, extra_stops: list[int]) -> Tokenizer:
 
 
 def encoder_tokenizer(path: Path, task: Task, classes: Sequence[str]) -> Tokenizer:
-    """The tokenizer of an encoder's folder, for a `task` without a chat template; with its `classes` where it needs them. Raises
-    `BaseModelError`."""
+    """The tokenizer of an encoder's folder, for a `task` without a chat template; with its `classes` where it needs
+    them. Raises `BaseModelError`."""
     inner = _read(path)
     end = inner.eos_token_id if inner.eos_token_id is not None else inner.sep_token_id
     if inner.pad_token_id is None or end is None:

@@ -264,8 +264,8 @@ def test_merged_on_disk_is_a_model_of_its_own(run, tiny: afina.models.Base, tmp_
 
     from afina.engine.ops import Segments
     from afina.lora import merge
-    from afina.models.load import as_transformers
     from afina.models.model import Packed
+    from afina.models.through_transformers import as_transformers
 
     load_adapter(tiny.model.module, run[0] / "adapter")
     as_transformers(merge(tiny.model.module)).save_pretrained(tmp_path)

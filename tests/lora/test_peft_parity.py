@@ -12,8 +12,8 @@ from peft import PeftModel, get_peft_model
 from afina.engine.ops import Segments
 from afina.lora import LoraConfig, disabled, inject, load_adapter, lora_layers, merge, save_adapter
 from afina.models.causal import DecoderModel
-from afina.models.load import as_transformers
 from afina.models.model import Packed
+from afina.models.through_transformers import as_transformers
 
 KINDS = ["llama", "qwen3", "gpt2", "bert"]
 IDS = torch.randint(3, 259, (2, 11), generator=torch.Generator().manual_seed(1))

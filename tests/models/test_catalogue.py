@@ -8,7 +8,9 @@ import torch
 from afina.models.sources.catalogue import TASKS, Entry, known_models, licences, select
 from afina.ui.cli import main
 
-_LAYERS = ("num_hidden_layers", "num_layers", "num_decoder_layers", "encoder_layers", "decoder_layers", "n_layer", "n_layers")  # fmt: skip
+_LAYERS = (
+    "num_hidden_layers", "num_layers", "num_decoder_layers", "encoder_layers", "decoder_layers", "n_layer", "n_layers",
+)  # fmt: skip
 _CITED = {"config", "parameters", "licence", "languages", "context_length"}
 
 

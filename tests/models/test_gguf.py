@@ -1,4 +1,5 @@
-"""GGUF files of every family against the model that was written, and of all kinds of blocks against transformers' own reading."""
+"""GGUF files of every family against the model that was written, and of all kinds of blocks against transformers' own
+reading."""
 
 from pathlib import Path
 

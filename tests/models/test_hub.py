@@ -19,8 +19,8 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class Hub(BaseHTTPRequestHandler):
-    """As much of the hub's protocol as downloading a model takes, for the files of one folder. `cuts` connections break in the
-    middle of the weights, `corrupt` answers hold other bytes than promised."""
+    """As much of the hub's protocol as downloading a model takes, for the files of one folder. `cuts` connections
+    break in the middle of the weights, `corrupt` answers hold other bytes than promised."""
 
     protocol_version = "HTTP/1.1"
 

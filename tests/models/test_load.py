@@ -41,7 +41,10 @@ def test_end_of_turn_from_the_template_when_eos_is_another() -> None:
 
 
 def test_template_that_ends_no_turn_gets_eos() -> None:
-    template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+    template = (
+        "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
     tok = wrap(byte_tokenizer(chat_template=template), [])
     assert (tok.turn_end, tok.turn_rest) == ("<|im_end|>", "")
 
@@ -134,7 +137,8 @@ def test_bases_that_cannot_be(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("key", "value"), [
-    ("hidden_size", -3), ("num_attention_heads", 0), ("head_dim", -3), ("hidden_act", "none"), ("intermediate_size", -3),
+    ("hidden_size", -3), ("num_attention_heads", 0), ("head_dim", -3), ("hidden_act", "none"),
+    ("intermediate_size", -3),
     ("dtype", []), ("architectures", -3), ("rope_parameters", 1), ("hidden_size", 0), ("num_hidden_layers", 10**9),
     ("num_key_value_heads", 3), ("max_position_embeddings", -1),
 ])  # fmt: skip
@@ -196,7 +200,8 @@ def test_starter_stops_and_tokenises_digit_by_digit(starter) -> None:
     ("controls", "bos", "begins", "ends"),
     [
         (["<|im_start|>", "<|im_end|>"], None, "<|im_start|>user\n", "<|im_end|>"),
-        (["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<s>"], "<s>", "<s><|start_header_id|>user", "<|eot_id|>"),
+        (["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<s>"], "<s>", "<s><|start_header_id|>user",
+         "<|eot_id|>"),
         (["<start_of_turn>", "<end_of_turn>", "<s>"], "<s>", "<s><start_of_turn>user\n", "<end_of_turn>"),
         (["<|user|>", "<|assistant|>", "<|end|>"], None, "<|user|>\n", "<|end|>"),
         ([], None, "Hi\n", "</s>"),
@@ -234,7 +239,10 @@ def test_a_base_without_a_template_takes_its_familys(
 
 
 def test_a_template_of_ones_own(tiny_folder: Path, tmp_path: Path) -> None:
-    own = "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}<|im_end|>{% endfor %}{% if add_generation_prompt %}[assistant] {% endif %}"
+    own = (
+        "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}<|im_end|>{% endfor %}"
+        "{% if add_generation_prompt %}[assistant] {% endif %}"
+    )
     base = load_base(str(tiny_folder), template=own)
     assert base.tokenizer.chat([{"role": "user", "content": "x"}], answer=True) == "[user] x<|im_end|>[assistant] "
     with pytest.raises(BaseModelError, match="cannot render"):
@@ -243,7 +251,7 @@ def test_a_template_of_ones_own(tiny_folder: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["llama", "qwen3", "gemma3", "gpt2"])
 def test_a_model_for_other_programs_has_the_same_logits(kind: str, tmp_path: Path) -> None:
-    from afina.models.load import as_transformers
+    from afina.models.through_transformers import as_transformers
 
     base = load_base(str(save_tiny(tmp_path / kind, kind)), precision="fp32", device="cpu")
     ids = torch.tensor([[5, 60, 61, 62, 7]])

@@ -1,9 +1,10 @@
 """The model families that Afina's own decoder can be: one file per family.
 
-Comes in: a configuration as `transformers` parses it. Goes out: the `Architecture` that the decoder is built from. A file gives
-`FAMILY`, one `Family` or several: the model type in transformers' configurations, the function from a configuration to an
-`Architecture`, and, where GGUF files of the family are read, a `GgufLayout` (how llama.cpp's converter names its settings and
-reorders its weights). To add a family, add a file; what several share stands in `_family.py`.
+Comes in: a configuration as `transformers` parses it. Goes out: the `Architecture` that the decoder is built from. A
+file gives `FAMILY`, one `Family` or several: the model type in transformers' configurations, the function from a
+configuration to an `Architecture`, and, where GGUF files of the family are read, a `GgufLayout` (how llama.cpp's
+converter names its settings and reorders its weights). To add a family, add a file; what several share stands in
+`_family.py`.
 
 Public: `FAMILIES`, `Family`, `GgufLayout`, `architecture_of`, `family_of_gguf`.
 """

@@ -26,9 +26,10 @@ class GgufLayout:
     """How llama.cpp's converter writes models of a family.
 
     `settings` maps names in transformers' configuration to keys in the file (after the architecture's name and a dot);
-    `further(metadata, rope)` gives the settings that no single key holds, from the metadata under such keys and the rotary
-    parameters. `restored(weight, name, config)` gives the tensor `name` of the file as transformers has it; where a matrix is
-    kept in the file's blocks, it gets the numbers of the rows instead, (rows,), and returns them in transformers' order.
+    `further(metadata, rope)` gives the settings that no single key holds, from the metadata under such keys and the
+    rotary parameters. `restored(weight, name, config)` gives the tensor `name` of the file as transformers has it;
+    where a matrix is kept in the file's blocks, it gets the numbers of the rows instead, (rows,), and returns them in
+    transformers' order.
     """
 
     architecture: str

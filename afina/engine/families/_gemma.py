@@ -1,4 +1,5 @@
-"""What Gemma 2 and Gemma 3 share: norms on both sides, whose weights count from one, scaled token embeddings, capped scores."""
+"""What Gemma 2 and Gemma 3 share: norms on both sides, whose weights count from one, scaled token embeddings, capped
+scores."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -41,7 +42,8 @@ def gemma(config: Any) -> Architecture:
 
 
 def query_scale(metadata: Mapping[str, Any], largest: int) -> Settings:
-    """GGUF files do not hold it: the model of `largest` layers scales scores by hidden size / heads, the others by head_dim."""
+    """GGUF files do not hold it: the model of `largest` layers scales scores by hidden size / heads, the others by
+    head_dim."""
     scaled = metadata["embedding_length"] // metadata["attention.head_count"]
     head_dim = metadata.get("attention.key_length", scaled)
     return {"query_pre_attn_scalar": scaled if metadata["block_count"] == largest else head_dim}

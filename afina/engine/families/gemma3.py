@@ -1,4 +1,5 @@
-"""Gemma 3, text alone: Gemma 2 with a norm over each head of q and k, and layers of two kinds with different rotary bases."""
+"""Gemma 3, text alone: Gemma 2 with a norm over each head of q and k, and layers of two kinds with different rotary
+bases."""
 
 from collections.abc import Mapping
 from typing import Any

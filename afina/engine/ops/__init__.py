@@ -1,13 +1,13 @@
 """The decoder's operations between its matrix products: one file per operation, each with its backward pass.
 
-Comes in: packed activations (T tokens, rows one after another without padding), and `fused`, the compiled kernels, or None.
-Goes out: the operation's result, differentiable. Each file holds the same computation twice: in torch, on any device, which is
-its definition, and as an autograd function over a fused kernel, with a gradient derived by hand. The public function of the
-file chooses between them; a third implementation goes beside these two.
+Comes in: packed activations (T tokens, rows one after another without padding), and `fused`, the compiled kernels, or
+None. Goes out: the operation's result, differentiable. Each file holds the same computation twice: in torch, on any
+device, which is its definition, and as an autograd function over a fused kernel, with a gradient derived by hand. The
+public function of the file chooses between them; a third implementation goes beside these two.
 
-Public: `Segments` (segments.py); `rms_norm`, `add_rms_norm` (norms.py); `ACTIVATIONS`, `GATES`, `gated` (activations.py);
-`AttentionSpec`, `Rotation`, `rotate` (rotary.py); `attend`, `attend_cached`, `dense_attention`, `Past` (attention.py);
-`summed_cross_entropy`, `CHUNK`, `ROUND` (losses.py).
+Public: `Segments` (segments.py); `rms_norm`, `add_rms_norm` (norms.py); `ACTIVATIONS`, `GATES`, `gated`
+(activations.py); `AttentionSpec`, `Rotation`, `rotate` (rotary.py); `attend`, `attend_cached`, `dense_attention`,
+`Past` (attention.py); `summed_cross_entropy`, `CHUNK`, `ROUND` (losses.py).
 """
 
 from afina.engine.ops.activations import ACTIVATIONS as ACTIVATIONS

@@ -1,6 +1,7 @@
 """Causal attention within the rows of a pack, in training, and with cached keys and values, in generation.
 
-T tokens, packed; S rows; H heads of D, Hkv of them of keys and values; E = (H + 2·Hkv)·D: queries, keys and values side by side.
+T tokens, packed; S rows; H heads of D, Hkv of them of keys and values; E = (H + 2·Hkv)·D: queries, keys and values
+side by side.
 """
 
 import ctypes
@@ -137,7 +138,8 @@ class Past(NamedTuple):
 def attend_cached(
     fused: Kernels | None, qk_TE: Tensor, v_TE: Tensor, spec: AttentionSpec, past: Past, segments: Segments
 ) -> Tensor:
-    """Attention, after rotation, of segments to their past and to themselves; (T, H·D). Their keys and values join the past."""
+    """Attention, after rotation, of segments to their past and to themselves; (T, H·D). Their keys and values join the
+    past."""
     if fused is None:
         return _attend_cached_by_torch(qk_TE, v_TE, spec, past, segments)
     out = qk_TE.new_empty(qk_TE.shape[0], spec.q_size)

@@ -20,8 +20,8 @@ def summed_cross_entropy(
 ) -> Tensor:
     """Σ −log p(label) with logits = hidden · headᵀ, in chunks: no (tokens × vocabulary) tensor ever exists.
 
-    A head in blocks is dequantised tile by tile. The gradient of a frozen head's input, (softmax − onehot) · head, is formed
-    in the forward pass, while the logits exist.
+    A head in blocks is dequantised tile by tile. The gradient of a frozen head's input, (softmax − onehot) · head, is
+    formed in the forward pass, while the logits exist.
     """
     if isinstance(head_VC, Tensor) and not torch.is_grad_enabled():  # autograd functions do not see that
         head_VC = head_VC.detach()

@@ -1,6 +1,7 @@
 """Queries and keys before attention: their norms, and rotary positions.
 
-T tokens, packed; H heads of D, Hkv of them of keys and values; E = (H + 2·Hkv)·D: queries, keys and values side by side.
+T tokens, packed; H heads of D, Hkv of them of keys and values; E = (H + 2·Hkv)·D: queries, keys and values side by
+side.
 """
 
 import ctypes
@@ -20,8 +21,9 @@ NO_NORM, NORM_EACH_HEAD, NORM_ALL_HEADS = 0, 1, 2
 class AttentionSpec:
     """The constants of an attention layer.
 
-    `norm` is what q and k get before rotation: none, RMSNorm over each head, or over all heads together, with `eps`. A query
-    sees `window` keys, itself included (0: all before it); scores become cap·tanh(score / cap) where `cap` is not 0.
+    `norm` is what q and k get before rotation: none, RMSNorm over each head, or over all heads together, with `eps`. A
+    query sees `window` keys, itself included (0: all before it); scores become cap·tanh(score / cap) where `cap` is
+    not 0.
     """
 
     heads: int
@@ -53,8 +55,8 @@ class AttentionSpec:
 
 @dataclass(frozen=True)
 class Rotation:
-    """What `rotate` applies: cosines and sines (angles, rotary_dim / 2) in fp32, each token's row in these tables, and the
-    weights of the norms of q and k in fp32, where there are any."""
+    """What `rotate` applies: cosines and sines (angles, rotary_dim / 2) in fp32, each token's row in these tables, and
+    the weights of the norms of q and k in fp32, where there are any."""
 
     cosines: Tensor
     sines: Tensor
@@ -70,7 +72,8 @@ class Rotation:
 def rotate(fused: Kernels | None, qkv_TE: Tensor, spec: AttentionSpec, rotation: Rotation | None) -> Tensor:
     """Queries and keys, normed and rotated, side by side: (T, (H + Hkv)·D).
 
-    Rotation: Su et al. 2021, https://arxiv.org/abs/2104.09864; the two halves of a head's first `rotary_dim` are the pairs.
+    Rotation: Su et al. 2021, https://arxiv.org/abs/2104.09864; the two halves of a head's first `rotary_dim` are the
+    pairs.
     """
     if rotation is None:
         return qkv_TE[:, : spec.qk_size]

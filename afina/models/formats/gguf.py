@@ -1,6 +1,6 @@
-"""Reading a GGUF file: metadata, and tensors dequantised by the `gguf` package.
+"""Reads a GGUF file: metadata, and tensors, dequantised by the `gguf` package or in their blocks.
 
-The header is parsed here because the package's own reader takes seconds for a vocabulary of 50,000 words.
+The header is parsed here because the package's own reader takes seconds for a vocabulary of 50,000 tokens.
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
@@ -23,7 +23,7 @@ _STRING, _ARRAY = 8, 9
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Where a tensor lies: `shape` outermost dimension first, `kind` a `GGMLQuantizationType`, `offset` in the file."""
+    """A tensor in the file: `shape` outermost dimension first, `kind` a `GGMLQuantizationType`, `offset` in bytes."""
 
     shape: tuple[int, ...]
     kind: int
@@ -51,7 +51,7 @@ class GGUF:
             OverflowError,
             RecursionError,
         ) as error:
-            raise BaseModelError(f"{path} is not a whole GGUF file ({error})", "download it again") from error
+            raise BaseModelError(f"{path} is not a complete GGUF file ({error})", "download it again") from error
 
     def _parse(self) -> None:
         if self._map[:4] != b"GGUF":
@@ -98,7 +98,7 @@ class GGUF:
         return self._take(f"<{_SCALARS[kind]}")[0]
 
     def tensor(self, name: str) -> torch.Tensor:
-        """The tensor as fp32, in its shape. Raises `BaseModelError` where the file ends too early."""
+        """The tensor in fp32. Raises `BaseModelError` where the file is damaged."""
         from gguf import GGMLQuantizationType, dequantize
 
         info, raw = self.tensors[name], self._raw(name)
@@ -108,14 +108,15 @@ class GGUF:
         return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
 
     def blocks(self, name: str, dtype: torch.dtype) -> Blocks | None:
-        """The matrix in the blocks of the file; None where it is none, or kept in numbers. Raises as `tensor` does."""
+        """The matrix in the file's blocks; None where the tensor is no matrix, or not quantised. Raises as `tensor`
+        does."""
         info = self.tensors[name]
         if info.kind not in GGML_FORMATS or len(info.shape) != 2:
             return None
         return Blocks(torch.from_numpy(self._raw(name).copy()), info.kind, info.shape[1], dtype)
 
     def _raw(self, name: str) -> Any:
-        """The bytes of a tensor, row by row."""
+        """The bytes of a tensor: (…, row_bytes)."""
         from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
         info = self.tensors[name]

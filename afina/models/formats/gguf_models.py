@@ -1,7 +1,7 @@
 """The model in a GGUF file: its configuration, and its weights by transformers' names.
 
-Names of tensors come from the `gguf` package's own table; what the converter of llama.cpp does to some of them is undone as the
-family says (`engine.families`).
+Names of tensors come from the `gguf` package's own table; what the converter of llama.cpp does to some of them is
+undone as the family says (`engine.families`).
 """
 
 from collections.abc import Iterable, Mapping
@@ -16,7 +16,8 @@ from afina.engine.blocks import Blocks, Quantiser, full_precision
 from afina.engine.families import GgufLayout, family_of_gguf
 from afina.models.formats.gguf import GGUF
 
-# What Llama 3.1 and later divide their rotary frequencies by; of its settings only the largest factor differs among them.
+# What Llama 3.1 and later divide their rotary frequencies by; of its settings only the largest factor differs among
+# them.
 _ROPE_FACTORS = "rope_freqs.weight"
 _LLAMA_3 = {
     "rope_type": "llama3",
@@ -27,7 +28,8 @@ _LLAMA_3 = {
 
 
 def read_config(file: GGUF) -> Any:
-    """transformers' configuration of the model; None where it is of no family that is read here (or has scaled rotations).
+    """transformers' configuration of the model; None where it is of no family that is read here (or has scaled
+    rotations).
 
     Raises `BaseModelError` where the file lacks what its family needs.
     """
@@ -88,7 +90,8 @@ def read_weights(
 ) -> dict[str, Tensor | Blocks]:  # fmt: skip
     """The weights among transformers' `names` that the file has, each in `dtype` and then as `quantiser` gives it.
 
-    With `keep`, matrices stay in the file's blocks, (outputs, inputs). Tensors beyond `names` come under their own names.
+    With `keep`, matrices stay in the file's blocks, (outputs, inputs). Tensors beyond `names` come under their own
+    names.
     """
     import gguf
 

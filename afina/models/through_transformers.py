@@ -1,0 +1,83 @@
+"""Models in transformers' own classes: read from a folder, or made from Afina's decoder."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from afina.core.errors import BaseModelError
+from afina.engine.decoder import Decoder
+from afina.models.skeleton import causal_skeleton
+from afina.models.sources.source import Source
+
+
+def pretrained(auto_class: Any, source: Source, dtype: torch.dtype, **extra: Any) -> tuple[Any, list[str]]:
+    """The model of a folder in the class `auto_class` of transformers, and the names of the weights that the folder
+    lacks.
+
+    Raises `BaseModelError`.
+    """
+    try:
+        with quiet():
+            module, info = auto_class.from_pretrained(
+                source.path,
+                dtype=dtype,
+                use_safetensors=True,
+                trust_remote_code=False,
+                local_files_only=True,
+                output_loading_info=True,
+                **extra,
+            )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise BaseModelError(
+            f"{source.path}: the weights cannot be loaded ({str(error).splitlines()[0][:200]})",
+            "the folder needs whole *.safetensors files that fit its config.json",
+        ) from error
+    return module, sorted(info["missing_keys"])
+
+
+def as_transformers(module: Any) -> Any:
+    """The model in `transformers`' own class, to save it for other programs, or to compare.
+
+    That is `module` itself where it is of such a class, else a new one with copies of the weights.
+    """
+    if not isinstance(module, Decoder):
+        return module
+    other = causal_skeleton(module.config)
+    state = {name: value.detach().clone().contiguous() for name, value in module.state_dict().items()}
+    other.load_state_dict(state, strict=True, assign=True)
+    other.tie_weights()
+    _materialise_buffers(other)
+    return other.requires_grad_(False).eval().to(next(module.parameters()).device)
+
+
+def _materialise_buffers(module: Any) -> None:
+    """Recomputes, outside the meta device, buffers that no file holds: rotary frequencies, the scale of Gemma's
+    embeddings."""
+    for child in list(module.modules()):
+        if not any(buffer.is_meta for buffer in child.buffers(recurse=False)):
+            continue
+        if hasattr(child, "scalar_embed_scale"):
+            child.register_buffer("embed_scale", torch.tensor(child.scalar_embed_scale), persistent=False)
+            continue
+        fresh = type(child)(child.config)
+        for name, buffer in fresh.named_buffers(recurse=False):
+            child.register_buffer(name, buffer, persistent=False)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silences transformers' progress bars and reports, which would run into our own lines."""
+    from transformers.utils import logging
+
+    before, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if before:
+            logging.enable_progress_bar()
