@@ -117,7 +117,7 @@ def test_kind_must_fit_the_file(story: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="is plain text"):
         read_splits(DataSettings(path=story, kind="chat"), 0)
     path = write_rows(tmp_path / "q.jsonl", [{"prompt": f"{i}", "completion": f"{i}"} for i in range(20)])
-    with pytest.raises(DataError, match="holds questions"):
+    with pytest.raises(DataError, match="holds prompts and answers"):
         read_splits(DataSettings(path=path, kind="text"), 0)
     assert read_splits(DataSettings(path=path, kind="summarisation"), 0).resolved().kind == "summarisation"
 
