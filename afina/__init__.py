@@ -1,9 +1,12 @@
 """Afina adapts a pretrained language model to one task with LoRA.
 
 import afina
-result = afina.train(afina.RunSettings(data={"path": "examples.csv", "prompt": "{question}", "completion": "{answer}"}))
-print(result.evaluation.scores["adapted"])
-print(afina.generate(result.folder, ["How do I …?"]))
+data = afina.DataSettings(path="examples.csv", prompt="{question}", completion="{answer}")
+result = afina.train(afina.RunSettings(data=data, out="runs/first"))
+print(result.evaluation.adapted)
+print(afina.generate(afina.GenerateSettings(run=result.folder, prompts=["How do I …?"])).rows)
+
+Every function takes its settings and, if wanted, a listener to what happens; `JOBS` lists all that the command line can do.
 """
 
 from typing import TYPE_CHECKING
@@ -15,15 +18,21 @@ if TYPE_CHECKING:
     from afina.core.errors import AfinaError as AfinaError
     from afina.data.load import load_data as load_data
     from afina.data.settings import DataSettings as DataSettings
+    from afina.jobs import JOBS as JOBS
+    from afina.jobs.choose import ChooseSettings as ChooseSettings
     from afina.jobs.choose import choose as choose
-    from afina.jobs.compare import Budget as Budget
+    from afina.jobs.compare import CompareSettings as CompareSettings
     from afina.jobs.compare import compare as compare
+    from afina.jobs.evaluate import EvaluateSettings as EvaluateSettings
     from afina.jobs.evaluate import evaluate as evaluate
+    from afina.jobs.fit import FitSettings as FitSettings
     from afina.jobs.fit import fit as fit
+    from afina.jobs.generate import GenerateSettings as GenerateSettings
     from afina.jobs.generate import generate as generate
-    from afina.jobs.train import resume as resume
+    from afina.jobs.resume import ResumeSettings as ResumeSettings
+    from afina.jobs.resume import resume as resume
     from afina.jobs.train import train as train
-    from afina.jobs.tune import Effort as Effort
+    from afina.jobs.tune import TuneSettings as TuneSettings
     from afina.jobs.tune import tune as tune
     from afina.lora.config import LoraConfig as LoraConfig
     from afina.models.load import load_base as load_base
@@ -34,12 +43,18 @@ __getattr__, _names = exports(
     __name__,
     {
         "AfinaError": "afina.core.errors",
-        "Budget": "afina.jobs.compare",
+        "ChooseSettings": "afina.jobs.choose",
+        "CompareSettings": "afina.jobs.compare",
         "DataSettings": "afina.data.settings",
-        "Effort": "afina.jobs.tune",
+        "EvaluateSettings": "afina.jobs.evaluate",
+        "FitSettings": "afina.jobs.fit",
+        "GenerateSettings": "afina.jobs.generate",
+        "JOBS": "afina.jobs",
         "LoraConfig": "afina.lora.config",
+        "ResumeSettings": "afina.jobs.resume",
         "RunSettings": "afina.settings",
         "TrainingSettings": "afina.training.settings",
+        "TuneSettings": "afina.jobs.tune",
         "choose": "afina.jobs.choose",
         "compare": "afina.jobs.compare",
         "evaluate": "afina.jobs.evaluate",
@@ -47,7 +62,7 @@ __getattr__, _names = exports(
         "generate": "afina.jobs.generate",
         "load_base": "afina.models.load",
         "load_data": "afina.data.load",
-        "resume": "afina.jobs.train",
+        "resume": "afina.jobs.resume",
         "train": "afina.jobs.train",
         "tune": "afina.jobs.tune",
     },

@@ -7,11 +7,11 @@ forecasts and searches do the same; the rules themselves stand in the rooms that
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, model_validator
+from pydantic import model_validator
 
-from afina.core.config import Settings, changed, merge, nest, setting
+from afina.core.config import LISTED, Settings, changed, merge, nest, setting
 from afina.core.device import Compute
 from afina.core.errors import SettingsError
 from afina.core.registry import OneOf
@@ -26,11 +26,9 @@ from afina.training.plan import Plan, PlanFacts, make_plan
 from afina.training.settings import Method, TrainingSettings
 
 
-def _listed(value: Any) -> Any:
-    return tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value
-
-
 class RunSettings(Settings):
+    in_file: ClassVar[bool] = True
+
     base: str = "starter"
     """Base model: a name of `afina models list`, a hub id (owner/model), a folder or a .gguf file."""
     revision: str | None = None
@@ -57,7 +55,7 @@ class RunSettings(Settings):
     """File with a chat template (Jinja) in the place of the base's own."""
     quantize: Quantize | None = None
     """Keep the frozen base in few bits, for less memory: nf4 (4 bits), int8, or keep: a GGUF file's matrices as they are."""
-    track: Annotated[tuple[Annotated[str, OneOf(TRACKERS)], ...], BeforeValidator(_listed)] = ()
+    track: Annotated[tuple[Annotated[str, OneOf(TRACKERS)], ...], LISTED] = ()
     """Trackers to log the run's numbers to, separated by commas; each is installed by an extra of its name."""
     device: str | None = None
     """cpu, cuda, mps; by default the best that is there."""

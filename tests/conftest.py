@@ -175,3 +175,24 @@ def colours(tmp_path: Path) -> Path:
     """A task that a tiny model learns in seconds: the answer is one of two words, by the first letter of the prompt."""
     rows = [{"q": f"{'a' if i % 2 else 'b'}{i:02d}", "a": "red" if i % 2 else "blue"} for i in range(60)]
     return write_rows(tmp_path / "colours.jsonl", rows)
+
+
+def generate(run: Path, prompts: list[str] | Path, **more) -> tuple[dict, ...]:
+    """The answers to prompts, or to the rows of a file."""
+    import afina
+
+    asked = {"data": prompts} if isinstance(prompts, Path) else {"prompts": prompts}
+    return afina.generate(afina.GenerateSettings(run=run, **asked, **more)).rows
+
+
+def evaluate(run: Path, data: Path, **more):
+    import afina
+
+    return afina.evaluate(afina.EvaluateSettings(run=run, data=data, **more))
+
+
+def merge_adapter(run: Path, out: Path, **more) -> float:
+    """Writes the merged model to `out`; the largest difference of logits from the adapted one."""
+    from afina.jobs.adapters.merge import MergeAdapterSettings, merge
+
+    return merge(MergeAdapterSettings(run=run, out=out, **more)).largest_difference_of_logits

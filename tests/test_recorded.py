@@ -45,7 +45,7 @@ def test_a_finished_run_is_shown_and_its_settings_are_the_same(recorded: Path) -
 
 
 def test_a_killed_run_is_resumed_to_the_adapter_it_would_have_had(recorded: Path) -> None:
-    afina.resume(recorded / "killed")
+    afina.resume(afina.ResumeSettings(run=recorded / "killed"))
     found, expected = (
         load_file(recorded / name / "adapter" / "adapter_model.safetensors") for name in ("killed", "finished")
     )

@@ -8,10 +8,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from annotated_types import MinLen
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticUndefined
 
 from afina.core.errors import SettingsError, near
 from afina.core.registry import OneOf
@@ -23,49 +25,130 @@ class Settings(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=(), allow_inf_nan=False
     )
+    in_file: ClassVar[bool] = False
+    """Whether the command line reads these settings from a YAML file too (`--config`)."""
+
+
+class Result(BaseModel):
+    """The root of what jobs give: the fields are the keys of its JSON object; a field that was not set is left out there."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
 
 
 S = TypeVar("S", bound=Settings)
 
 
-def setting(default: Any, *flags: str, **bounds: Any) -> Any:
-    """A field with short `flags` beside its full one (`--section.name`) and pydantic's bounds (`gt`, `le`, …)."""
-    return Field(default, json_schema_extra={"flags": list(flags)}, **bounds)
+def _listed(value: Any) -> Any:
+    return tuple(word.strip() for word in value.split(",") if word.strip()) if isinstance(value, str) else value
+
+
+LISTED = BeforeValidator(_listed)
+"""For a tuple that the command line takes in one flag, with commas between."""
+Words = Annotated[tuple[str, ...], LISTED]
+
+
+def setting(
+    default: Any, *flags: str, positional: str = "", metavar: str = "", repeated: bool = False, **bounds: Any
+) -> Any:
+    """A field with what the command line needs to know of it, and pydantic's bounds (`gt`, `le`, …).
+
+    `flags` are aliases of a section's `--section.name`; at the top level they replace `--name`. `positional` names a
+    field that is given without a flag; `metavar` stands for its value in the help; a `repeated` flag is given once for
+    each item of a tuple.
+    """
+    extra: dict[str, Any] = {"flags": list(flags), "positional": positional, "metavar": metavar, "repeated": repeated}
+    return Field(default, json_schema_extra={name: value for name, value in extra.items() if value}, **bounds)
+
+
+def section(default: Any = ..., only: tuple[str, ...] = (), without: tuple[str, ...] = ()) -> Any:
+    """A section whose settings have their flags at the top level: `--name` in the place of `--section.name`.
+
+    The command line takes `only` these of its settings (dotted paths below it), or all `without` these.
+    """
+    return Field(default, json_schema_extra={"flat": True, "only": list(only), "without": list(without)})
 
 
 @dataclass(frozen=True)
 class FieldInfo:
-    """One setting as the command line shows it: dotted `path`, `flags`, `help`, whether it is a yes/no switch, and its choices."""
+    """One setting as the command line shows it.
+
+    `path` is dotted, from the root of the settings; `group` the section under whose name it is listed. A `positional`
+    (its name) has no flags. `switch` is a flag without value, `text` one whose value is taken literally; `many` takes
+    several values, `least` of them at least.
+    """
 
     path: str
     flags: tuple[str, ...]
+    group: str
+    positional: str
+    metavar: str
     help: str
     default: Any
+    required: bool
     switch: bool
     text: bool
+    repeated: bool
+    many: bool
+    least: int
     choices: tuple[str, ...]
 
 
 def fields(model: type[Settings], prefix: str = "") -> Iterator[FieldInfo]:
     """All settings of `model` and of the sections in it, in order of declaration."""
+    yield from _fields(model, prefix, prefix, prefix.rstrip("."))
+
+
+def _fields(model: type[Settings], prefix: str, shown: str, group: str) -> Iterator[FieldInfo]:
+    """`prefix` leads to the model in the settings, `shown` in the names of its flags."""
     for name, field in model.model_fields.items():
         path = f"{prefix}{name}"
+        extra: dict[str, Any] = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
         if isinstance(field.annotation, type) and issubclass(field.annotation, Settings):
-            yield from fields(field.annotation, f"{path}.")
+            below = f"{path}."
+            flat = "flat" in extra
+            for info in _fields(field.annotation, below, shown if flat else f"{shown}{name}.", name):
+                own = info.path.removeprefix(below)
+                if own not in extra.get("without", ()) and own in (extra.get("only") or (own,)):
+                    yield info
             continue
-        extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
-        flags = [f"--{path}", *(str(flag) for flag in extra.get("flags", []))]  # type: ignore[union-attr]
-        if "." not in path:
-            flags = [flag.replace("_", "-") for flag in flags]
         yield FieldInfo(
             path=path,
-            flags=tuple(dict.fromkeys(flags)),
+            flags=() if extra.get("positional") else _flags(f"{shown}{name}", extra.get("flags", ())),
+            group=group,
+            positional=extra.get("positional", ""),
+            metavar=extra.get("metavar", name.upper()),
             help=" ".join((field.description or "").split()),
-            default=field.default,
+            default=None if field.default is PydanticUndefined else field.default,
+            required=field.is_required(),
             switch=field.annotation is bool,
             text=_takes_text(field.annotation),
+            repeated=bool(extra.get("repeated")),
+            many=get_origin(field.annotation) is tuple,
+            least=next((each.min_length for each in field.metadata if isinstance(each, MinLen)), 0),
             choices=_choices(field),
         )
+
+
+def _flags(path: str, own: list[str]) -> tuple[str, ...]:
+    if "." in path:
+        return tuple(dict.fromkeys([f"--{path}", *own]))
+    return tuple(own) or (f"--{path.replace('_', '-')}",)
+
+
+def file_section(model: type[Settings]) -> str | None:
+    """The dotted path of the section that a YAML file gives ("": all of `model`), or None."""
+    if model.in_file:
+        return ""
+    return next(
+        (
+            name
+            for name, field in model.model_fields.items()
+            if isinstance(field.annotation, type)
+            and issubclass(field.annotation, Settings)
+            and field.annotation.in_file
+        ),
+        None,
+    )
 
 
 def _choices(field: Any) -> tuple[str, ...]:
@@ -74,15 +157,18 @@ def _choices(field: Any) -> tuple[str, ...]:
     for each in [*field.metadata, *inner]:
         if isinstance(each, OneOf):
             return each.registry.names()
-    annotation = field.annotation
-    members = get_args(annotation) if isinstance(annotation, UnionType) else (annotation,)
-    return next((get_args(member) for member in members if get_origin(member) is Literal), ())
+    return next((get_args(member) for member in _members(field.annotation) if get_origin(member) is Literal), ())
 
 
 def _takes_text(annotation: Any) -> bool:
-    """Whether a flag's word is the value itself (text, a path, one of some words), not a number or a list to be read."""
-    members = get_args(annotation) if isinstance(annotation, UnionType) else (annotation,)
-    return any(member in (str, Path) or get_origin(member) is Literal for member in members)
+    """Whether the model reads a flag's value as it was typed (text, paths, lists with commas); others are YAML."""
+    return any(m in (str, Path) or get_origin(m) in (Literal, tuple) for m in _members(annotation))
+
+
+def _members(annotation: Any) -> list[Any]:
+    """The types of a union, without their validators."""
+    union = get_args(annotation) if get_origin(annotation) in (UnionType, Union) else (annotation,)
+    return [get_args(member)[0] if get_origin(member) is Annotated else member for member in union]
 
 
 def nest(flat: dict[str, Any]) -> dict[str, Any]:
@@ -135,10 +221,22 @@ def changed(settings: S, values: dict[str, Any]) -> S:
 
 def _explain(problem: Any, known: dict[str, FieldInfo]) -> str:
     location = [str(part) for part in problem["loc"]]
-    path = next((".".join(location[:n]) for n in (3, 2, 1) if ".".join(location[:n]) in known), ".".join(location))
+    path = next((".".join(location[:n]) for n in (4, 3, 2, 1) if ".".join(location[:n]) in known), ".".join(location))
     if problem["type"] == "extra_forbidden":
         return f"unknown setting {path!r}.{near(path, list(known))}"
-    name = known[path].flags[-1] if path in known else path
+    info = known.get(path)
     if problem["type"] == "missing":
-        return f"{name} is missing"
+        below = (each for each in known.values() if each.path.startswith(f"{path}.") and each.required)
+        info = info or next(below, None)
+        if info is None or not info.positional:
+            return f"{info.flags[-1] if info else path} is missing"
+        return f"no {info.positional} was given: {info.help[0].lower()}{info.help[1:]}"
+    if info is None and problem["type"] == "value_error":  # of settings that do not fit together
+        return str(problem["ctx"]["error"])
+    name = (info.positional or info.flags[-1]) if info else path
     return f"{name} is {problem['input']!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
+
+
+def json_object(result: BaseModel) -> Any:
+    """What `--json` prints of a job's result: plain objects, without what was not set."""
+    return result.model_dump(mode="json", exclude_unset=True)

@@ -12,11 +12,12 @@ import importlib
 import pkgutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Generic, Protocol, TypeVar
-
-from pydantic_core import core_schema
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from afina.core.errors import SettingsError, near
+
+if TYPE_CHECKING:
+    from pydantic_core import core_schema
 
 
 class Named(Protocol):
@@ -95,7 +96,9 @@ class OneOf:
     def __init__(self, registry: Registry[Any]) -> None:
         self.registry = registry
 
-    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> core_schema.CoreSchema:
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> "core_schema.CoreSchema":
+        from pydantic_core import core_schema  # late: it takes longer than all that `afina --help` needs
+
         return core_schema.no_info_after_validator_function(self._check, handler(source))
 
     def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from afina.data.layouts import Kind, Layout
 
 
 class DataSettings(Settings):
-    path: Path = setting(...)
+    path: Path = setting(..., positional="DATA")
     """File of examples (JSONL, JSON, CSV, TSV, Parquet, Arrow, Excel, text; also compressed), a folder of them, - for
     standard input, or owner/name:config:split of the hub."""
     target: Path | None = setting(None)

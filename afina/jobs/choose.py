@@ -1,4 +1,4 @@
-"""Which base for this task on this machine: those of the catalogue that can, with reasons; those that are here, tried on the data."""
+"""`choose`: which base for these data on this machine: candidates, tried on your own rows, ranked."""
 
 import math
 from collections import Counter
@@ -9,11 +9,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from afina.core.config import changed
+from pydantic import Field
+
+from afina.core.config import Result, Settings, Words, changed, section, setting
 from afina.core.device import cache_folder
 from afina.core.errors import InputError, RunFailed, SettingsError
 from afina.core.events import Listener, Notice, ignore
 from afina.core.files import read_json, write_json
+from afina.core.job import Job
 from afina.data.layouts import Kind
 from afina.data.quality.signals import language
 from afina.data.splits import Splits, character_counts, read_splits
@@ -135,16 +138,90 @@ class Choice:
         }
 
 
-def choose(
-    settings: RunSettings, minutes: float = 30.0, bases: Sequence[str] | None = None, licence: str | None = None,
-    download: bool = False, listener: Listener = ignore,
-) -> Choice:  # fmt: skip
-    """Ranks bases for the data of `settings`: `bases` by name, or those of the catalogue. Those on this disk (with `download`, the first
-    few others too) are adapted for about `minutes` in all.
+class ChooseSettings(Settings):
+    minutes: float = setting(30.0, metavar="M", gt=0)
+    """About so many for trying bases, in all."""
+    bases: Words | None = setting(None, metavar="LIST")
+    """Try these, with commas between: names, hub ids (fetched where they are not here), folders; by default the catalogue's."""
+    licence: str | None = setting(None, "--license", metavar="WHICH")
+    """`commercial`: only bases that may be used so."""
+    download: bool = False
+    """Also fetch and try the four most promising that are not on this disk."""
+    run: RunSettings = section(
+        without=(
+            "base",
+            "revision",
+            "task",
+            "method",
+            "last_layers",
+            "adapter",
+            "force",
+            "overwrite",
+            "quantize",
+            "template",
+            "track",
+            "allow_swap",
+        )
+    )
 
-    The order is that of what the right answers of held-out rows cost each after the same share of its own whole training, in bits an
-    answer. Raises `InputError`; `Interrupted` after Ctrl-C: what was finished is kept in `settings.out`.
+
+class CandidateFacts(Result):
+    """A base that could be adapted here, and what was seen where it was tried."""
+
+    base: str
+    parameters: int
+    licence: str | None
+    here: bool
+    """Whether its files are on this disk."""
+    memory_gb: float
+    seconds: float
+    """Of a whole training."""
+    reasons: tuple[str, ...]
+    unknown_languages: tuple[str, ...]
+    """Languages of the data that the catalogue does not name for it."""
+    probe: BaseTrial | None
+    failed: str | None
+
+
+class ChooseResult(Result):
+    task: str
+    metric: str
+    """What the scores of `tried` are of."""
+    languages: tuple[str, ...]
+    share: float
+    """Of a whole training, after which the bases are compared."""
+    guess: float | None
+    """Bits per answer of guessing by how often each class occurs; None where there are no two classes."""
+    best: str | None
+    revision: str | None
+    lead: dict[str, Any] | None
+    """The second's bits per answer less the best's, on the same held-out rows."""
+    tried: tuple[CandidateFacts, ...]
+    """The best first."""
+    others: tuple[CandidateFacts, ...]
+    """Bases of the catalogue that were not tried."""
+    classes: tuple[float, ...] = Field(exclude=True)
+    """Shares of the classes among the answers, where answers name one."""
+    beats_guessing: bool = Field(exclude=True)
+    """Whether the best's bits are fewer than those of guessing, by more than chance."""
+    folder: Path = Field(exclude=True)
+
+
+def choose(settings: ChooseSettings, listener: Listener = ignore) -> ChooseResult:
+    """Ranks bases for the data of `run`: `bases` by name, or those of the catalogue.
+
+    Those on this disk (with `download`, the first few others too) are adapted for about `minutes` in all. The order is
+    that of what the right answers of held-out rows cost each after the same share of its own whole training, in bits per
+    answer. Raises `InputError`; `Interrupted` after Ctrl-C: what was finished is kept in `run.out`.
     """
+    choice = _choose(settings, listener)
+    return ChooseResult(
+        **choice.json(), classes=choice.classes, beats_guessing=choice.beats_guessing, folder=choice.folder
+    )
+
+
+def _choose(asked: ChooseSettings, listener: Listener) -> Choice:
+    settings, minutes, bases, licence = asked.run, asked.minutes, asked.bases, asked.licence
     if licence not in (None, "commercial"):
         raise SettingsError(f"--license {licence!r} is none that is known here", "it takes `commercial`")
     if bases is not None and not bases:
@@ -181,7 +258,7 @@ def choose(
     else:
         found = _of_catalogue(task, spoken, licence, machine.available, cache, candidate)
         wanted = [each for each in found if each.is_here]
-        wanted += [each for each in found if not each.is_here][:_FETCHED] if download else []
+        wanted += [each for each in found if not each.is_here][:_FETCHED] if asked.download else []
     if not wanted:
         raise SettingsError(
             "no base that fits is on this disk"
@@ -268,3 +345,6 @@ def _probed(each: Candidate, settings: RunSettings, share: float, out: Path, lis
     except (RunFailed, InputError) as error:
         listener(Notice(f"{each.name} failed: {error}", warning=True))
         return replace(each, failed=str(error))
+
+
+JOB = Job.of(choose)

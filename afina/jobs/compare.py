@@ -1,16 +1,21 @@
-"""LoRA beside its alternatives on one's own data: each under the same rows, passes and search of a learning rate."""
+"""`compare`: LoRA beside prompting, a trained head, the last layers and full fine-tuning, on your data.
+
+Each method sees the same rows for as many epochs, after the same search for a learning rate.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
-from afina.core.config import changed, read_yaml
+from pydantic import Field, model_validator
+
+from afina.core.config import Result, Settings, Words, changed, read_yaml, section, setting
 from afina.core.errors import InputError, Interrupted, OutputError, RunFailed, SettingsError, near
 from afina.core.events import Done, Listener, Notice, end_of, ignore, read_events
 from afina.core.files import check_writable, read_json, write_json, write_yaml
+from afina.core.job import Job
 from afina.runs.folder import LOCK, RunFolder, is_complete
 from afina.runs.tracking import check_trackers
 from afina.runs.worker import run_in_process
@@ -24,47 +29,70 @@ _TEST = 0.15  # of the rows are the test split, where no other was asked for
 _PLAN = "compare.yaml"
 
 
-@dataclass(frozen=True)
-class Budget:
-    """How long every method is trained: the settings' passes, or so many `minutes` at its own pace."""
+class CompareSettings(Settings):
+    methods: Words = setting(METHODS, metavar="LIST")
+    """Of base, few-shot, head, last-k, lora, full and bias, with commas between; by default the first six."""
+    minutes: float | None = setting(None, metavar="M", gt=0)
+    """Train each method for M minutes at its own pace, instead of --epochs."""
+    seeds: int = setting(1, metavar="N", ge=1)
+    """Trainings of each method, with different seeds."""
+    run: RunSettings = section(
+        without=("method", "adapter", "force", "overwrite", "quantize", "train.learning_rate", "train.early_stopping")
+    )
 
-    minutes: float | None = None
-    seeds: int = 1
+    @model_validator(mode="after")
+    def _one_budget(self) -> "CompareSettings":
+        if self.minutes and (self.run.train.epochs or self.run.train.rows):
+            raise ValueError("--minutes and --epochs exclude each other: give one of them")
+        return self
 
 
-def compare(
-    settings: RunSettings,
-    methods: Sequence[str] = METHODS,
-    budget: Budget = Budget(),
-    listener: Listener = ignore,
-) -> Comparison:
-    """Trains and evaluates each of `methods`, writes it all into `settings.out`, and goes on there where it was cut off.
+class CompareResult(Result):
+    methods: dict[str, dict[str, Any]]
+    """What each reached, at what cost; or why it `failed`."""
+    metric: str | None
+    """The main metric, by which they are ranked."""
+    best: str | None
+    as_good_as_the_best: tuple[str, ...]
+    recommended: str | None
+    words: tuple[str, ...]
+    """What follows, in sentences."""
+    data: str
+    rows: int
+    """How many they were evaluated on."""
+    trivial: dict[str, Any] | None
+    """The best of the answers that need no model: `what`, and its `quality`."""
+    folder: Path = Field(exclude=True)
 
-    All see the same rows, and are evaluated on rows that neither training nor the choice of a learning rate saw. Each trains in
-    a process of its own, whose memory is measured. Raises `InputError`, or `Interrupted` after Ctrl-C: what was finished is kept.
+
+def compare(settings: CompareSettings, listener: Listener = ignore) -> CompareResult:
+    """Trains and evaluates each of `methods`, writes it all into `run.out`, and resumes there where it was cut off.
+
+    All see the same rows, and are evaluated on rows that neither training nor the choice of a learning rate saw. Each
+    trains in a process of its own, whose memory is measured. Raises `InputError`, or `Interrupted` after Ctrl-C: what was
+    finished is kept.
     """
-    _check(settings, methods)
-    out = settings.out or Path("runs") / f"{settings.data.path.stem}-compare"
-    settings = with_rows_apart(settings)
-    with begun(out / _PLAN, settings, {"minutes": budget.minutes}, "comparison"):
+    run, minutes = settings.run, settings.minutes
+    _check(run, settings.methods)
+    out = run.out or Path("runs") / f"{run.data.path.stem}-compare"
+    run = with_rows_apart(run)
+    with begun(out / _PLAN, run, {"minutes": minutes}, "comparison"):
         found: dict[str, list[Measured]] = {}
-        for method in methods:
+        for method in settings.methods:
             listener(Notice(f"— {method} —"))
             try:
                 found[method] = (
-                    [_ask(settings, method, out, listener)]
+                    [_ask(run, method, out, listener)]
                     if method in _ASKED
-                    else [
-                        _train(settings, method, out, budget, settings.seed + i, listener) for i in range(budget.seeds)
-                    ]
+                    else [_train(run, method, out, minutes, run.seed + i, listener) for i in range(settings.seeds)]
                 )
             except RunFailed as error:
                 listener(Notice(f"{method} failed: {error}", warning=True))
                 found[method] = [Measured.failed(method, str(error))]
-        comparison = Comparison.of(found, str(settings.data.path), out)
+        comparison = Comparison.of(found, str(run.data.path), out)
         write_json(out / "comparison.json", comparison.json())
         write_page(comparison, out / "comparison.html")
-    return comparison
+    return CompareResult(**comparison.json(), folder=out)
 
 
 def _check(settings: RunSettings, methods: Sequence[str]) -> None:
@@ -183,7 +211,9 @@ def _ask(settings: RunSettings, method: str, out: Path, listener: Listener) -> M
     )
 
 
-def _train(settings: RunSettings, method: str, out: Path, budget: Budget, seed: int, listener: Listener) -> Measured:
+def _train(
+    settings: RunSettings, method: str, out: Path, minutes: float | None, seed: int, listener: Listener
+) -> Measured:
     """One training of a method, with the learning rate that a short search finds for it first (for all seeds alike)."""
     name: Any = "last" if method == "last-k" else method
     values = settings.model_dump(mode="json") | {"method": name, "seed": seed}
@@ -195,10 +225,10 @@ def _train(settings: RunSettings, method: str, out: Path, budget: Budget, seed: 
     folder = out / (method if seed == settings.seed else f"{method}-seed-{seed}")
     values["train"]["learning_rate"] = search["rate"]
     values["train"]["early_stopping"] = 0  # equal rows for all
-    if budget.minutes is not None:
+    if minutes is not None:
         pace = sum(each["rows"] for each in search["tried"]) / sum(each["seconds"] for each in search["tried"])
         values["train"]["epochs"] = None
-        values["train"]["rows"] = max(1, round(60 * budget.minutes * pace))
+        values["train"]["rows"] = max(1, round(60 * minutes * pace))
     return part(
         folder,
         lambda: Measured.of(method, folder, _cost(folder, search)),
@@ -240,3 +270,6 @@ def ending(run: Path) -> Done:
     if done is None:
         raise ValueError(f"{run / 'metrics.jsonl'} has no end")
     return done
+
+
+JOB = Job.of(compare)

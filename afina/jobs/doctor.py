@@ -1,17 +1,19 @@
-"""What is slow or wrong on this machine, each with its remedy."""
+"""`doctor`: what is slow or wrong on this machine, or in a run, and what to do."""
 
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
+from afina.core.config import Result, Settings, setting
 from afina.core.device import cache_folder, pick_device, pick_dtype
+from afina.core.events import Listener, ignore
 from afina.core.finding import Finding, State
+from afina.core.job import Job
 from afina.core.machine import MachineFacts, look
 from afina.engine import kernels
 from afina.models.sources.catalogue import known_models
 from afina.models.sources.packages import damaged_files
+from afina.runs.diagnosis import examine
 
 GB = 1e9
 _FEW_MEMORY, _FEW_DISK = 2 * GB, 2 * GB  # the starter trains in 1.5 GB; its files and a run take one
@@ -19,32 +21,40 @@ _SWAPPED = 1 * GB
 _BUSY = 0.5  # processes of others a core
 
 
-@dataclass(frozen=True)
-class Examined:
-    """The machine's facts, and what follows from them."""
+class DoctorSettings(Settings):
+    run: Path | None = setting(None, positional="RUN")
+    """A run that failed or came out poor, instead of this machine."""
+    cache_dir: Path | None = setting(None, metavar="DIR")
+    """Where downloaded models are kept."""
 
-    machine: MachineFacts
-    findings: list[Finding]
+
+class DoctorResult(Result):
+    """Fit for a bug report: nothing in it names a person, a host or a folder of theirs."""
+
+    state: State = "ok"
+    """The worst of the machine's findings."""
+    findings: tuple[Finding, ...]
+    machine: MachineFacts | None = None
 
     @property
-    def state(self) -> State:
-        """The worst of all."""
-        order: list[State] = ["ok", "slow", "wrong"]
-        return max((each.state for each in self.findings), key=order.index)
-
-    def json(self) -> dict[str, Any]:
-        """For a report of a fault: nothing in it names a person, a host or a folder of theirs."""
-        facts = self.machine.model_dump(mode="json")
-        return {"state": self.state, "findings": [asdict(each) for each in self.findings], "machine": facts}
+    def wrong(self) -> bool:
+        return any(each.state == "wrong" for each in self.findings)
 
 
-def doctor(cache_dir: Path | None = None) -> Examined:
-    """Looks at this machine. Measures for some seconds what nobody measured before, and compiles the kernels if they are not there."""
-    cache = cache_folder(cache_dir)
+def doctor(settings: DoctorSettings, listener: Listener = ignore) -> DoctorResult:
+    """Examines the run in `run`, or this machine.
+
+    Of the machine, it takes some seconds for what was not measured before, and compiles the kernels if they are not there.
+    Raises `InputError` where the folder holds no run.
+    """
+    if settings.run:
+        return DoctorResult(findings=tuple(examine(settings.run)))
+    cache = cache_folder(settings.cache_dir)
     machine = look({"cache": cache, "this folder": Path.cwd()})
-    findings = list(judge(machine))
-    findings += [_kernels(machine, cache), _number_format(cache), *_models(cache)]
-    return Examined(machine, findings)
+    findings = [*judge(machine), _kernels(machine, cache), _number_format(cache), *_models(cache)]
+    order: list[State] = ["ok", "slow", "wrong"]
+    worst = max((each.state for each in findings), key=order.index)
+    return DoctorResult(state=worst, findings=tuple(findings), machine=machine)
 
 
 def judge(m: MachineFacts) -> Iterator[Finding]:
@@ -177,3 +187,6 @@ def _models(cache: Path) -> Iterator[Finding]:
         state: State = "wrong" if broken else "ok"
         found = f"{', '.join(broken)} is not what was fetched" if broken else "whole"
         yield Finding(f"model {name}", state, found, f"afina models pull {name}" if broken else "")
+
+
+JOB = Job.of(doctor)

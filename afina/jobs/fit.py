@@ -1,4 +1,4 @@
-"""What adapting a base to some data will need, method by method, here and elsewhere, before anything is downloaded."""
+"""`fit`: what adapting a base to some data will need: memory, time, disk, before anything is fetched."""
 
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -6,10 +6,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from afina.core.config import build, changed
+from pydantic import Field, model_validator
+
+from afina.core.config import Result, Settings, build, changed, section, setting
 from afina.core.device import cache_folder
 from afina.core.errors import InputError
 from afina.core.events import Listener, Notice, ignore
+from afina.core.job import Job
 from afina.data.load import render_splits
 from afina.data.settings import DataSettings
 from afina.data.splits import Splits, character_counts, read_splits
@@ -58,36 +61,85 @@ def _short(seen: Forecast) -> dict[str, float]:
     return {"memory_gb": seen.memory.total / GB, "seconds": seen.seconds}
 
 
-@dataclass(frozen=True)
-class Fit:
-    """`first` is this machine, or the one that was asked for; `others` are by name."""
+class FitSettings(Settings):
+    base: str = setting(..., positional="BASE")
+    """Name of `afina models list`, hub id, folder or .gguf file."""
+    method: Method | None = setting(None, metavar="METHOD")
+    """Only this; by default all four."""
+    machine: str | None = setting(None, "--device", metavar="DEVICE")
+    """Only there: cpu, cuda, mps, or a machine by name (24gb, 80gb, laptop); by default this machine, then those."""
+    run: RunSettings = section(
+        RunSettings(data=DataSettings(path=NO_DATA)),
+        without=(
+            "base",
+            "method",
+            "last_layers",
+            "device",
+            "out",
+            "overwrite",
+            "adapter",
+            "force",
+            "track",
+            "allow_swap",
+        ),
+    )
 
-    base: Skeleton
-    workload: Workload
-    first: At
-    others: dict[str, At]
-
-    def json(self) -> dict[str, Any]:
-        base, workload = self.base, self.workload
-        return {
-            "base": base.name,
-            "parameters": base.parameters,
-            "here": base.is_local,
-            "work": {
-                "rows": len(workload.lengths), "tokens": workload.tokens, "longest": int(max(workload.lengths)), "known": workload.counted,
-            },
-            **self.first.json(),
-            "machines": {name: each.json() for name, each in self.others.items()},
-        }  # fmt: skip
+    @model_validator(mode="before")
+    @classmethod
+    def _without_data(cls, values: Any) -> Any:
+        """Where no DATA is given, rows of a usual length are assumed."""
+        if isinstance(values, dict) and isinstance(values.get("run"), dict):
+            data = {"path": NO_DATA, **(values["run"].get("data") or {})}
+            return {**values, "run": {**values["run"], "data": data}}
+        return values
 
 
-def fit(
-    settings: RunSettings, methods: Sequence[Method] = METHODS, machine: str | None = None, listener: Listener = ignore
-) -> Fit:
-    """Forecasts each of `methods` for `settings`, at `machine` (a device here, or a name of `MACHINES`; None: here and at all of those).
+class FitResult(Result):
+    base: str
+    parameters: int
+    here: bool
+    """Whether the base's files are on this disk."""
+    work: dict[str, Any]
+    """Rows, tokens, the longest row, and how they are known."""
+    machine: str
+    methods: dict[str, dict[str, Any]]
+    """What each needs there: `fits`, `memory_gb`, `seconds` and more, with `remedies` and smaller `bases` where it does not fit;
+    or the `error` that says why it cannot be."""
+    machines: dict[str, dict[str, Any]]
+    """The same of the machines by name."""
+    file_bytes: int = Field(exclude=True)
+    """To fetch, where the base is not here."""
+    free_bytes: dict[str, int] = Field(exclude=True)
+    """Memory of each machine, by its name."""
+
+
+def fit(settings: FitSettings, listener: Listener = ignore) -> FitResult:
+    """Forecasts a method for `run`, or each, at `machine` (None: here and at all machines by name).
 
     Raises `InputError` where the base or the data cannot be read.
     """
+    base, workload, first, others = _forecasts(settings, listener)
+    return FitResult(
+        base=base.name,
+        parameters=base.parameters,
+        here=base.is_local,
+        work={
+            "rows": len(workload.lengths),
+            "tokens": workload.tokens,
+            "longest": int(max(workload.lengths)),
+            "known": workload.counted,
+        },
+        **first.json(),
+        machines={name: each.json() for name, each in others.items()},
+        file_bytes=base.file_bytes,
+        free_bytes={at.machine.name: at.machine.available for at in (first, *others.values())},
+    )
+
+
+def _forecasts(wanted: FitSettings, listener: Listener) -> tuple[Skeleton, Workload, At, dict[str, At]]:
+    """What is forecast for, at the first machine (this one, or the one that was asked for), and at the others by name."""
+    settings = changed(wanted.run, {"base": wanted.base})
+    methods, machine = (wanted.method,) if wanted.method else METHODS, wanted.machine
     libraries()  # before the rows and the tokenizer are read
     cache = cache_folder(settings.cache_dir)
     splits = None
@@ -116,7 +168,7 @@ def fit(
     first, *others = (
         _at(base, settings, workload, each, methods, None if i else cache) for i, each in enumerate(machines)
     )
-    return Fit(base, workload, first, dict(zip(MACHINES, others, strict=False)))
+    return base, workload, first, dict(zip(MACHINES, others, strict=False))
 
 
 def fitting(entries: Iterable[Entry], cache: Path) -> dict[str, int]:
@@ -220,3 +272,6 @@ def _usual(max_length: int | None = None) -> Workload:
         [tokens] * _ROWS, 0.5, asked * tokens, asked, half, half, half, 2 * half,
         f"no data were given: {_ROWS:,} rows of {tokens} tokens are reckoned with",
     )  # fmt: skip
+
+
+JOB = Job.of(fit)

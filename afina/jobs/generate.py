@@ -1,90 +1,134 @@
-"""Answers of an adapted model."""
+"""`generate`: let an adapted model answer."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import model_validator
+
+from afina.core.config import Result, setting
 from afina.core.device import keep_freed_memory
-from afina.core.errors import AdapterError, DataError
+from afina.core.errors import AdapterError, DataError, OutputError
 from afina.core.events import Listener, Notice, Progress, ignore
+from afina.core.files import check_writable, write_jsonl
+from afina.core.job import Job
 from afina.data.mapping import Unusable, read_examples
 from afina.data.template import prompt_ids, text_ids
+from afina.jobs._opening import OpenSettings
 from afina.lora.injection import disabled
 from afina.models.generation import generate as generate_tokens
 from afina.runs.facts import is_merged
-from afina.runs.opening import open_run
+from afina.runs.opening import Adapted
 
 
-def generate(  # noqa: PLR0913 - each by its name
-    run: Path | str,
-    prompts: Sequence[str] | Path,
-    *,
-    base_too: bool = False,
-    listener: Listener = ignore,
-    device: str | None = None,
-    cache_dir: Path | None = None,
-    base: str | None = None,
-    force: bool = False,
-) -> list[dict[str, Any]]:
-    """Greedy answers to `prompts`: literal user turns, or a file whose rows go through the run's prompt template.
+class GenerateSettings(OpenSettings):
+    prompts: tuple[str, ...] = setting((), positional="PROMPT")
+    """The user's turn, word for word."""
+    data: Path | None = setting(None, metavar="FILE")
+    """Answer every row of a file, through the run's prompt template."""
+    out: Path | None = setting(None, metavar="FILE")
+    """Write the answers to a JSONL file."""
+    overwrite: bool = False
+    """Replace the file given with --out."""
+    base_too: bool = False
+    """The base's answer beside the adapted model's."""
 
-    `base` and `force` are `open_run`'s.
+    @model_validator(mode="after")
+    def _prompts_or_data(self) -> "GenerateSettings":
+        if bool(self.prompts) == bool(self.data):
+            raise ValueError("afina generate takes either PROMPT or --data FILE: give one of them")
+        if not all(prompt.strip() for prompt in self.prompts):
+            raise ValueError("PROMPT is empty: give a question")
+        return self
 
-    Returns a dict a row with `prompt`, `answer`, `stopped` (false where the answer was cut at the run's limit of tokens) and,
-    with `base_too`, `base`, the answer without adapter; rows of a file have `where` too. Raises `InputError`.
-    """
+
+class GenerateResult(Result):
+    rows: tuple[dict[str, Any], ...]
+    """`prompt`, `answer` and `stopped` (false where the answer was cut at the run's limit of tokens) of each; with `base_too`,
+    `base`, the answer without adapter; rows of a file have `where` too."""
+
+
+def generate(settings: GenerateSettings, listener: Listener = ignore) -> GenerateResult:
+    """Greedy answers to `prompts`, or to the rows of a file. Raises `InputError`."""
+    if settings.out:
+        _check_out(settings.out, settings)
+    if settings.base_too and is_merged(settings.run):
+        raise AdapterError(f"{settings.run} is a merged model, without its base", "leave --base-too out")
     keep_freed_memory()
-    if isinstance(prompts, str):
-        prompts = [prompts]
-    adapted = open_run(Path(run), device=device, cache_dir=cache_dir, base=base, force=force)
+    adapted = settings.open()
     model = adapted.base
-    rows: list[dict[str, Any]]
-    if isinstance(prompts, Path):
-        examples, rejected, notes = read_examples(adapted.data_settings(prompts), needs_completion=False)
-        for line in notes.lines:
-            listener(Notice(line))
-        for line in rejected.lines():
-            listener(Notice(f"not answered: {line}", warning=True))
-        conversations = [list(example.messages) for example in examples]
-        rows = [
-            {"where": e.location, "prompt": e.messages[-1]["content"] if e.messages else e.source} for e in examples
-        ]
-    else:
+    rows, ids = _asked(adapted, *_conversations(adapted, settings, listener), listener)
+
+    def answers() -> Any:
+        return generate_tokens(
+            model, ids, adapted.max_new_tokens, on_progress=lambda *at: listener(Progress("answers", *at))
+        )
+
+    for row, answer in zip(rows, answers(), strict=True):
+        row |= {"answer": answer.text, "stopped": answer.stopped}
+    if settings.base_too:
+        with disabled(model.model.module):
+            plain = answers()
+        for row, answer in zip(rows, plain, strict=True):
+            row["base"] = answer.text
+    if settings.out:
+        write_jsonl(settings.out, rows)
+    return GenerateResult(rows=tuple(rows))
+
+
+def _check_out(out: Path, settings: GenerateSettings) -> None:
+    """Raises `OutputError` where the answers could not be written, or would replace a file unasked."""
+    check_writable(out)
+    if settings.data and out.exists() and settings.data.exists() and out.samefile(settings.data):
+        raise OutputError(f"--out {out} is the file of --data itself", "choose another --out")
+    if out.is_file() and not settings.overwrite:
+        raise OutputError(f"--out {out} exists already", "choose another --out, or replace it with --overwrite")
+
+
+Rows = list[dict[str, Any]]
+
+
+def _conversations(
+    adapted: Adapted, settings: GenerateSettings, listener: Listener
+) -> tuple[Rows, list[list[dict[str, Any]]]]:
+    """What is asked: the rows of the result so far, and the messages of each."""
+    if settings.data is None:
         system = adapted.facts.get("data", {}).get("system")
         start = [{"role": "system", "content": system}] if system else []
-        conversations = [[*start, {"role": "user", "content": prompt}] for prompt in prompts]
-        rows = [{"prompt": prompt} for prompt in prompts]
+        asked = [[*start, {"role": "user", "content": prompt}] for prompt in settings.prompts]
+        return [{"prompt": prompt} for prompt in settings.prompts], asked
+    examples, rejected, notes = read_examples(adapted.data_settings(settings.data), needs_completion=False)
+    for line in notes.lines:
+        listener(Notice(line))
+    for line in rejected.lines():
+        listener(Notice(f"not answered: {line}", warning=True))
+    rows = [{"where": e.location, "prompt": e.messages[-1]["content"] if e.messages else e.source} for e in examples]
+    return rows, [list(example.messages) for example in examples]
+
+
+def _asked(
+    adapted: Adapted, rows: Rows, conversations: Sequence[list[dict[str, Any]]], listener: Listener
+) -> tuple[Rows, list[list[int]]]:
+    """The rows that fit, and their token ids. Raises `DataError` where a prompt does not, or no row does."""
+    model = adapted.base
     # A classifier writes nothing, so that all of the context is the prompt's.
     room = model.facts.context_length - (adapted.max_new_tokens if model.task.writes_text else 0)
     is_text = adapted.facts.get("kind") == "text"
-    asked = []  # (row, token ids)
+    found: list[tuple[dict[str, Any], list[int]]] = []
     for row, messages in zip(rows, conversations, strict=True):
         try:
-            tokens = text_ids(model.tokenizer, row["prompt"]) if is_text else prompt_ids(model.tokenizer, messages)
-            if len(tokens) > room:
-                raise Unusable(f"it has {len(tokens)} tokens, the base takes {room} beside an answer")
+            ids = text_ids(model.tokenizer, row["prompt"]) if is_text else prompt_ids(model.tokenizer, messages)
+            if len(ids) > room:
+                raise Unusable(f"it has {len(ids)} tokens, the base takes {room} beside an answer")
         except Unusable as reason:
             if "where" not in row:
                 raise DataError(f"a prompt cannot be asked: {reason}", "change or shorten it") from reason
             listener(Notice(f"not answered: {row['where']}: {reason}", warning=True))
             continue
-        asked.append((row, tokens))
-    if not asked:
-        raise DataError("no row can be asked", "mend the file")
-    rows, ids = [row for row, _ in asked], [ids for _, ids in asked]
+        found.append((row, ids))
+    if not found:
+        raise DataError("no row can be asked", "fix the file")
+    return [row for row, _ in found], [ids for _, ids in found]
 
-    def progress(done: int, total: int) -> None:
-        listener(Progress("answers", done, total))
 
-    for row, answer in zip(
-        rows, generate_tokens(model, ids, adapted.max_new_tokens, on_progress=progress), strict=True
-    ):
-        row |= {"answer": answer.text, "stopped": answer.stopped}
-    if base_too and is_merged(Path(run)):
-        raise AdapterError(f"{run} is a merged model, without its base", "leave --base-too out")
-    if base_too:
-        with disabled(model.model.module):
-            plain = generate_tokens(model, ids, adapted.max_new_tokens, on_progress=progress)
-        for row, answer in zip(rows, plain, strict=True):
-            row["base"] = answer.text
-    return rows
+JOB = Job.of(generate)

@@ -1,4 +1,7 @@
-"""Base and adapted model on tasks of the lm-evaluation-harness (https://github.com/EleutherAI/lm-evaluation-harness)."""
+"""`eval --tasks`: score an adapted model and its base on tasks of the lm-evaluation-harness.
+
+https://github.com/EleutherAI/lm-evaluation-harness
+"""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -6,38 +9,43 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from afina.core.config import Result, Words, setting
 from afina.core.errors import AdapterError, InputError, SettingsError, near
 from afina.core.events import Listener, Notice, ignore
+from afina.core.job import Job
+from afina.jobs._opening import OpenSettings
 from afina.lora.adapters import unload
 from afina.lora.merging import dequantise, merge
 from afina.models.through_transformers import as_transformers, quiet
 from afina.runs.facts import is_merged
-from afina.runs.opening import Adapted, open_run
+from afina.runs.opening import Adapted
 
 BATCH = 8  # rows that lm_eval pads to one length and reads at once
 
 
-def harness(  # noqa: PLR0913 - each by its name
-    run: Path | str,
-    tasks: Sequence[str],
-    *,
-    limit: int | None = None,
-    chat: bool = False,
-    device: str | None = None,
-    cache_dir: Path | None = None,
-    base: str | None = None,
-    force: bool = False,
-    listener: Listener = ignore,
-) -> dict[str, Any]:
+class HarnessSettings(OpenSettings):
+    tasks: Words = setting(..., metavar="LIST", min_length=1)
+    """Tasks of lm-evaluation-harness instead of DATA (pip install 'afina[lm-eval]'), with commas between: names or groups
+    (`lm-eval ls tasks`; `*` matches several), or paths of tasks' YAML files."""
+    limit: int | None = setting(None, metavar="N", ge=1)
+    """Only the first N rows."""
+    chat: bool = False
+    """With --tasks: put the chat template around each question, as in training; published scores are mostly without."""
+
+
+class HarnessResult(Result):
+    tasks: dict[str, dict[str, dict[str, float | None]]]
+    """By task and metric (as lm_eval names them): `base`, `base_stderr`, `adapted`, `adapted_stderr`; None where there is none."""
+    rows: dict[str, int]
+    """How many rows each task has."""
+
+
+def harness(settings: HarnessSettings, listener: Listener = ignore) -> HarnessResult:
     """Runs lm_eval's `tasks` on the model with the adapter in `run` and on its base, on the first `limit` rows of each.
 
-    A task is a name or group that lm_eval knows (`lm-eval ls tasks`; `*` matches several), or the path of a task's YAML file.
-    `chat` puts the chat template around each question, as in training; published scores are mostly without. The other arguments
-    are `open_run`'s. Gives {"tasks": {task: {metric: {"base": …, "base_stderr": …, "adapted": …,
-    "adapted_stderr": …}}}, "rows": {task: …}}; metrics are named as lm_eval names them, a standard error is None where it has
-    none. Raises `InputError`, a `SettingsError` where lm_eval is not installed.
+    Raises `InputError`, a `SettingsError` where lm_eval is not installed.
     """
-    run = Path(run)
+    run, tasks = settings.run, settings.tasks
     try:
         from lm_eval import simple_evaluate
         from lm_eval.models.huggingface import HFLM
@@ -49,7 +57,7 @@ def harness(  # noqa: PLR0913 - each by its name
     with _quiet():
         manager = TaskManager()  # reads the headers of thousands of tasks: some seconds
         chosen = _load(manager, tasks)
-    adapted = open_run(run, device=device, cache_dir=cache_dir, base=base, force=force)
+    adapted = settings.open()
     if not adapted.base.task.writes_text:
         raise AdapterError(
             f"{run} is a classifier, and lm_eval's tasks are for models that write text", "use afina eval"
@@ -63,8 +71,8 @@ def harness(  # noqa: PLR0913 - each by its name
             found: dict[str, Any] = simple_evaluate(
                 lm,
                 tasks=list(chosen),
-                limit=limit,
-                apply_chat_template=chat,
+                limit=settings.limit,
+                apply_chat_template=settings.chat,
                 log_samples=False,
                 task_manager=manager,
             )
@@ -72,12 +80,10 @@ def harness(  # noqa: PLR0913 - each by its name
 
     with_adapter = scores("adapted", as_transformers(merge(adapted.base.model.module)))
     without = scores("base", as_transformers(_bare(adapted)))
-    return {
-        "tasks": {
-            task: _side_by_side(found, with_adapter["results"][task]) for task, found in without["results"].items()
-        },
-        "rows": {task: int(n["effective"]) for task, n in without["n-samples"].items()},
-    }
+    return HarnessResult(
+        tasks={task: _side_by_side(found, with_adapter["results"][task]) for task, found in without["results"].items()},
+        rows={task: int(n["effective"]) for task, n in without["n-samples"].items()},
+    )
 
 
 def _load(manager: Any, names: Sequence[str]) -> list[Any]:
@@ -152,3 +158,6 @@ def _side_by_side(base: dict[str, Any], adapted: dict[str, Any]) -> dict[str, di
                 "adapted_stderr": number(adapted, error),
             }
     return table
+
+
+JOB = Job.of(harness)

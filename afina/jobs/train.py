@@ -1,24 +1,46 @@
-"""From a file of examples to an adapter that was verified and evaluated."""
+"""`train`: adapt a base model to a file of examples, verify and evaluate it."""
 
 from pathlib import Path
 
+from afina.core.config import Result
 from afina.core.events import Listener, ignore
-from afina.runs.training import TrainResult, resume_run, train_run
+from afina.core.job import Job
+from afina.jobs.evaluate import EvaluateResult
+from afina.measure.verification import Verification
+from afina.runs.training import TrainResult as Trained
+from afina.runs.training import train_run
 from afina.settings import RunSettings
 
 
+class TrainResult(Result):
+    folder: Path
+    adapter: Path
+    report: Path
+    prompt: str | None
+    """The template of the prompts, where there is one."""
+    evaluation: EvaluateResult
+    """How the adapted model does on the held-out rows (or the test split)."""
+    verification: Verification
+    """How far the saved adapter is from the trained one, and from the base."""
+
+
 def train(settings: RunSettings, listener: Listener = ignore) -> TrainResult:
-    """Trains a LoRA adapter as `settings` say, checks what was saved, and evaluates it against the base.
+    """Trains a LoRA adapter as `settings` say, verifies what was saved, and evaluates it against the base.
 
     Raises `InputError` (nothing was written), `RunFailed`, or `Interrupted` after Ctrl-C (the adapter is kept).
     """
-    return train_run(settings, listener)
+    return train_result(train_run(settings, listener))
 
 
-def resume(folder: Path | str, listener: Listener = ignore) -> TrainResult:
-    """Goes on with the run in `folder`, which was killed or interrupted, with the settings it recorded.
+def train_result(trained: Trained) -> TrainResult:
+    return TrainResult(
+        folder=trained.folder,
+        adapter=trained.adapter,
+        report=trained.report,
+        prompt=trained.prompt,
+        evaluation=EvaluateResult.of(trained.evaluation),
+        verification=trained.verification,
+    )
 
-    On the same machine it ends with the adapter that it would have had, bit for bit. A run that was killed before its first
-    checkpoint begins again. Raises as `train` does, also where the run is complete or its data are not what they were.
-    """
-    return resume_run(folder, listener)
+
+JOB = Job.of(train)

@@ -1,18 +1,20 @@
-"""Settings found by trial: searched on held-out loss, repeated with other seeds, then judged once on rows that the search never saw."""
+"""`tune`: search the settings of LoRA on held-out loss, and judge the best once on rows it never saw."""
 
 import signal
 import threading
-from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import Field
 
+from afina.core.config import Result, Settings, section, setting
 from afina.core.errors import InputError, RunFailed, SettingsError
 from afina.core.events import Listener, Notice, ignore
 from afina.core.files import read_json, write_json, write_yaml
+from afina.core.job import Job
 from afina.jobs.compare import begun, ending, part, with_rows_apart
 from afina.runs.tracking import check_trackers
 from afina.runs.worker import finish, run_in_process, start
@@ -25,30 +27,69 @@ _PLAN = "tune.yaml"
 _SEARCH = 0.5  # of the minutes; the rest is for repeating, and for the two whole trainings at the end
 
 
-@dataclass(frozen=True)
-class Effort:
-    """`minutes` in all (about), or a number of `trials`; how many processes try at one time, or a Ray cluster does."""
-
-    minutes: float | None = None
-    trials: int | None = None
-    workers: int = 1
+class TuneSettings(Settings):
+    minutes: float | None = setting(None, metavar="M", gt=0)
+    """About so many in all: half for the search, half to confirm what it found."""
+    trials: int | None = setting(None, metavar="N", ge=1)
+    """So many trials, however long they take."""
+    workers: int = setting(1, metavar="N", ge=1)
+    """Processes that run trials at the same time."""
     ray: bool = False
+    """The workers are trials of Ray Tune, on its cluster (pip install 'afina[ray]')."""
+    run: RunSettings = section(
+        without=(
+            "method",
+            "last_layers",
+            "adapter",
+            "force",
+            "overwrite",
+            "train.learning_rate",
+            "train.tokens_per_batch",
+        )
+    )
 
 
-def tune(settings: RunSettings, effort: Effort, listener: Listener = ignore) -> Tuning:
-    """Searches for settings of LoRA, and writes everything into `settings.out`; goes on there where it was cut off.
+class TuneResult(Result):
+    best: dict[str, Any]
+    """The settings of the best trial."""
+    defaults: dict[str, Any]
+    winner: str
+    """best or defaults."""
+    words: tuple[str, ...]
+    """What follows, in sentences."""
+    next_hour: tuple[str, ...]
+    """What is left to try."""
+    repeats: dict[str, tuple[float, ...]]
+    """Held-out losses of both with other seeds."""
+    gain: dict[str, float] | None
+    """How much lower the best's loss is with other seeds, and the standard error."""
+    test: dict[str, Any] | None
+    """best − defaults on the test split."""
+    quality: dict[str, float]
+    importances: dict[str, float]
+    trial_rows: int
+    probe: dict[str, Any]
+    config: str
+    """The file of the winner, which `afina train --config` takes."""
+    trials: tuple[dict[str, Any], ...]
+    folder: Path = Field(exclude=True)
 
-    The part of the rows that is kept apart is looked at once, in the end, by the winner and by the defaults. Raises
-    `InputError`, or `Interrupted` after Ctrl-C: finished trials are kept.
+
+def tune(settings: TuneSettings, listener: Listener = ignore) -> TuneResult:
+    """Searches for settings of LoRA, and writes everything into `run.out`; resumes there where it was cut off.
+
+    The best is repeated with other seeds, and the test split is looked at once, in the end, by the winner and by the
+    defaults. Raises `InputError`, or `Interrupted` after Ctrl-C: finished trials are kept.
     """
-    _check(settings, effort)
-    out = settings.out or Path("runs") / f"{settings.data.path.stem}-tune"
-    settings = with_rows_apart(settings)
-    with begun(out / _PLAN, settings, {"workers": effort.workers}, "search"):
-        return _tune(settings, effort, out, listener)
+    _check(settings)
+    run = settings.run
+    out = run.out or Path("runs") / f"{run.data.path.stem}-tune"
+    run = with_rows_apart(run)
+    with begun(out / _PLAN, run, {"workers": settings.workers}, "search"):
+        return TuneResult(**_tune(run, settings, out, listener).json(), folder=out)
 
 
-def _tune(settings: RunSettings, effort: Effort, out: Path, listener: Listener) -> Tuning:
+def _tune(settings: RunSettings, effort: TuneSettings, out: Path, listener: Listener) -> Tuning:
     values = settings.model_dump(mode="json")
     budget: dict[str, Any] = {"trials": effort.trials, "workers": effort.workers}
     if effort.minutes:
@@ -110,7 +151,8 @@ def _train(name: str, settings: dict[str, Any], listener: Listener) -> None:
     run_in_process("train", {"settings": settings}, listener)
 
 
-def _check(settings: RunSettings, effort: Effort) -> None:
+def _check(effort: TuneSettings) -> None:
+    settings = effort.run
     if effort.minutes is None and effort.trials is None:
         raise SettingsError("a search needs an end: --minutes M or --trials N", "give one of the two")
     if effort.minutes is not None and effort.trials is not None:
@@ -182,3 +224,6 @@ def _together(arguments: dict[str, Any], workers: int, settings: RunSettings, li
             process.wait()
     if failures:
         raise RunFailed(f"{len(failures)} of {workers} workers failed: {failures[0]}")
+
+
+JOB = Job.of(tune)

@@ -1,16 +1,28 @@
-"""The command line: parses, calls one public function, prints. Results on standard output, everything else on standard error."""
+"""The command line: finds the job, reads its settings, runs it, shows the result.
+
+Results go to standard output, everything else to standard error.
+"""
 
 import argparse
 import importlib
+import importlib.util
 import json
 import os
+import shutil
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from afina.core.errors import AfinaError, Interrupted, SettingsError, near, writing
+from afina.core.job import Job
+from afina.jobs import JOBS
 from afina.version import __version__
+
+if TYPE_CHECKING:
+    from afina.core.config import Settings
+    from afina.ui.common import View
+    from afina.ui.flags import Command
 
 _EPILOG = """\
 first run:
@@ -18,6 +30,13 @@ first run:
   afina generate runs/first 'a question' --base-too
 
 help on a command: afina COMMAND --help"""
+
+
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Help as wide as the terminal, but no wider than 120 columns."""
+
+    def __init__(self, prog: str, **more: Any) -> None:
+        super().__init__(prog, width=min(120, shutil.get_terminal_size().columns) - 2, **more)
 
 
 class Parser(argparse.ArgumentParser):
@@ -70,50 +89,53 @@ def _run(arguments: list[str]) -> int:
         prog="afina",
         description="Adapt a language model to your task with LoRA, and see whether it got better.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_Help,
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"afina {__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
-    for name, summary in _COMMANDS.items():
-        command = commands.add_parser(
-            name,
-            help=summary,
-            description=summary,
-            allow_abbrev=False,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        if name in arguments[:1]:
-            _command(name).flags(command)
+    parsers = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
+    for word in sorted({name.split()[0] for name in JOBS.names()}):
+        summary = JOBS.help(word)
+        parsers.add_parser(word, help=summary, description=summary, allow_abbrev=False, formatter_class=_Help)
     if not arguments:
         parser.print_help()
         return 0
+    chosen = parsers.choices.get(arguments[0])
+    command, views = _command(arguments[0]) if chosen else (None, {})
+    if chosen and command:
+        command.declare(chosen, arguments[1:])
     options, unknown = parser.parse_known_args(arguments)
     if unknown:
-        commands.choices[options.command].error(f"unrecognized arguments: {' '.join(unknown)}")
-    code: int = _command(options.command).run(options)
-    return code
+        parsers.choices[options.command].error(f"unrecognized arguments: {' '.join(unknown)}")
+    assert command is not None  # any other word is refused by the parser
+    job, settings = command.read(options)
+    return _show(job, settings, views.get(job.name), "--json" in arguments)
 
 
-def _command(name: str) -> Any:
-    return importlib.import_module(f"afina.ui.commands.{name}")
+def _command(word: str) -> "tuple[Command, dict[str, View]]":
+    """The jobs under a word, and how their results are shown."""
+    from afina.ui.flags import Command
+
+    name = f"afina.ui.commands.{word}"
+    views: dict[str, View] = importlib.import_module(name).VIEWS if importlib.util.find_spec(name) else {}
+    jobs = [listed.load() for listed in JOBS if listed.name.split()[0] == word]
+    with_json = [job.name for job in jobs if job.name not in views or views[job.name].json]
+    return Command(word, jobs, with_json), views
 
 
-# What each command is for; its file in `commands` is read when it is asked for.
-_COMMANDS = {
-    "train": "adapt a base model to a file of examples, verify and evaluate it",
-    "eval": "score an adapted model and its base on a file of examples; replaces the evaluation in RUN",
-    "compare": "LoRA beside prompting, a trained head, the last layers and full fine-tuning, on your data",
-    "tune": "search the settings of LoRA on held-out loss, and judge the best once on rows it never saw",
-    "generate": "let an adapted model answer",
-    "data": "a file of examples: checked, shown as the model sees it, cleaned and split",
-    "runs": "runs: listed, shown, compared with each other",
-    "adapters": "adapters: listed, shown, compared, combined, cut, merged into their base, converted",
-    "models": "base models: the catalogue, facts, downloads",
-    "choose": "which base for these data on this machine: candidates, tried on your own rows, ranked",
-    "fit": "what adapting a base to some data will need: memory, time, disk, before anything is fetched",
-    "doctor": "what is slow or wrong on this machine, or in a run, and what to do",
-}
+def _show(job: Job, settings: "Settings", view: "View | None", as_json: bool) -> int:
+    from afina.core.config import json_object
+    from afina.ui.progress import Display
+
+    with Display() as display:
+        result = job.function(settings, display)
+    with writing("standard output"):
+        if as_json or view is None:
+            print(json.dumps(json_object(result), ensure_ascii=False))
+        else:
+            view.show(settings, result)
+    return view.exit_code(result) if view else 0
+
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,102 +1,60 @@
-"""What several commands share."""
+"""What the commands share in showing results."""
 
-import argparse
-import math
-from collections.abc import Sequence
-from contextlib import suppress
+import shlex
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from afina.core.errors import SettingsError, writing
+from rich.console import Console
+from rich.table import Table
 
-if TYPE_CHECKING:
-    from afina.settings import RunSettings
+from afina.core.config import Settings, fields
 
-
-def run_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", type=Path, metavar="RUN", help="folder that `afina train` wrote, or an adapter's folder")
-    parser.add_argument("--device", metavar="DEVICE", help="cpu, cuda, mps; by default the best that is there")
-    parser.add_argument(
-        "--cache-dir",
-        type=Path,
-        metavar="DIR",
-        help="where downloaded models are kept [$AFINA_CACHE, else the user's cache folder]",
-    )
-    parser.add_argument("--base", metavar="BASE", help="the base, where it is not where it was in training")
-    parser.add_argument("--force", action="store_true", help="take a base that the adapter was not made for")
+_WIDEST = 160
+_NO_EDGE = 1000
 
 
-def opening(options: argparse.Namespace) -> dict[str, Any]:
-    """What `run_flags` say of how a run is opened, as the functions of jobs take it."""
-    return {name: getattr(options, name) for name in ("device", "cache_dir", "base", "force")}
+@dataclass(frozen=True)
+class View:
+    """How a job's result is shown: `show(settings, result)` prints it for a person; `json`: or as one object with --json."""
+
+    show: Callable[[Any, Any], None]
+    json: bool = True
+    exit_code: Callable[[Any], int] = lambda result: 0
 
 
-def setting_flag(group: Any, field: Any, names: Sequence[str], dest: str) -> None:
-    """Adds a setting (`FieldInfo`) to a parser or a group of its flags; nothing is set where the flag is not given."""
-    default = "" if field.default in (None, (), {}) or field.switch else f" [{field.default}]"
-    if field.choices:
-        default = f" One of {', '.join(field.choices)}.{default}"
-    options: dict[str, Any] = (
-        {"action": "store_true"} if field.switch else {"metavar": field.path.rpartition(".")[2].upper()}
-    )
-    text = f"{field.help}{default}".replace("%", "%%")
-    group.add_argument(*names, dest=dest, default=argparse.SUPPRESS, help=text, **options)
+def console(whole_lines: bool = False) -> Console:
+    """Standard output; with `whole_lines` a file gets a table's lines unbroken, however long."""
+    found = Console(highlight=False, soft_wrap=True, file=sys.stdout)
+    if whole_lines and not found.is_terminal:
+        found.width = _NO_EDGE
+    return found
 
 
-def settings_flags(parser: argparse.ArgumentParser, leave_out: Sequence[str] = ()) -> None:
-    """Adds DATA, --config and a flag for every setting of a run, but for those of `leave_out` (dotted paths)."""
-    from afina.core.config import fields
-    from afina.settings import RunSettings
-
-    parser.add_argument("data", nargs="?", metavar="DATA", help="file of examples: JSONL, CSV, Parquet, text and more")
-    parser.add_argument("--config", type=Path, metavar="FILE", help="YAML file of settings; flags override it")
-    groups: dict[str, Any] = {"": parser.add_argument_group("run")}
-    for field in fields(RunSettings):
-        if field.path == "data.path" or field.path in leave_out:
-            continue
-        section = field.path.rpartition(".")[0]
-        if section not in groups:
-            groups[section] = parser.add_argument_group(section)
-        setting_flag(groups[section], field, field.flags[::-1], field.path)
+def wide_console() -> Console:
+    """Standard output where a table too wide for a terminal is better than one of broken words."""
+    found = console()
+    found.width = max(found.width, _WIDEST)
+    return found
 
 
-def given_settings(options: argparse.Namespace) -> dict[str, Any]:
-    """The settings that `settings_flags` found on the command line, by dotted path."""
-    import yaml
-
-    from afina.core.config import fields
-    from afina.settings import RunSettings
-
-    given = vars(options)
-    values: dict[str, Any] = {}
-    for field in fields(RunSettings):
-        if field.path in given:
-            value = given[field.path]
-            if isinstance(value, str) and not field.text:
-                with suppress(yaml.YAMLError):  # the settings then say what is wrong with the text
-                    value = yaml.safe_load(value)
-            values[field.path] = value
-    if options.data is not None:
-        values["data.path"] = options.data
-    return values
+def plain_table(title: str | None = None) -> Table:
+    """A table without lines."""
+    return Table(title=title, title_justify="left", box=None, pad_edge=False)
 
 
-def run_settings(options: argparse.Namespace) -> "RunSettings":
-    """The settings of the command line over those of --config. Raises `SettingsError`."""
-    from afina.core.config import build, merge, nest, read_yaml
-    from afina.settings import RunSettings
-
-    tree = merge(read_yaml(options.config) if options.config else {}, nest(given_settings(options)))
-    if not isinstance(tree.get("data"), dict) or "path" not in tree["data"]:
-        raise SettingsError(
-            "no DATA was given", f"afina {options.command} DATA: a file of examples (.jsonl, .csv and more)"
-        )
-    return build(RunSettings, tree)
+def shown(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def say(text: str) -> None:
-    with writing("standard output"):
-        print(text)
+def show_facts(facts: dict[str, Any], width: int) -> None:
+    """Prints `key value` lines, without what is empty."""
+    for key, value in facts.items():
+        if value not in (None, [], {}, ()):
+            text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else shown(value)
+            print(f"{key.replace('_', ' '):{width}} {text}")
 
 
 def size(parameters: int) -> str:
@@ -104,21 +62,30 @@ def size(parameters: int) -> str:
     return f"{parameters / 1e9:.1f} B" if parameters >= 999.5e6 else f"{parameters / 1e6:.0f} M"
 
 
-def positive(text: str) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return value
+def two_digits(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"
 
 
-def positive_number(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
-    return value
+def given(settings: Settings) -> dict[str, Any]:
+    """The settings that were given, by their flags."""
+    found = {}
+    for info in fields(type(settings)):
+        node: Any = settings
+        *sections, name = info.path.split(".")
+        for section in sections:
+            node = getattr(node, section) if node and section in node.model_fields_set else None
+        if node and info.flags and name in node.model_fields_set:
+            found[info.flags[0]] = getattr(node, name)
+    return found
+
+
+def train_command(data: Path | str, flags: dict[str, Any], base: str) -> str:
+    """The command that trains with these settings, but for those that it names itself or that were chosen here."""
+    own = [_flag(name, value) for name, value in flags.items() if name not in ("--base", "--out", "--quantize")]
+    return " ".join(["afina train", shlex.quote(str(data)), *filter(None, own), f"--base {shlex.quote(base)}"])
+
+
+def _flag(name: str, value: Any) -> str:
+    if isinstance(value, bool):
+        return name if value else ""
+    return f"{name} {shlex.quote(','.join(map(str, value)) if isinstance(value, tuple) else str(value))}"

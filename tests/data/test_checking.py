@@ -9,13 +9,16 @@ from conftest import write_rows
 
 from afina.core.config import changed
 from afina.core.errors import DataError, OutputError
-from afina.data.mapping import read_examples
 from afina.data.quality.checks import check
 from afina.data.quality.duplicates import Seen, Sketches, signature
 from afina.data.quality.preparation import PrepareSettings
 from afina.data.quality.signals import damaged, language, masked, personal, repaired
 from afina.data.settings import DataSettings
-from afina.jobs.data import check_data, following, prepare_data, show_row
+from afina.jobs.data.check import CheckDataSettings
+from afina.jobs.data.check import check as check_data
+from afina.jobs.data.prepare import PrepareDataResult, PrepareDataSettings
+from afina.jobs.data.prepare import prepare as prepare_data
+from afina.jobs.data.show import ShowRowSettings, show
 from afina.ui.cli import main
 
 WORDS = [
@@ -39,6 +42,18 @@ WORDS = [
 
 def sentence(seed: int) -> str:
     return " ".join(random.Random(seed).choices(WORDS, k=14))
+
+
+def prepared(path: Path, how: PrepareSettings, out: Path) -> PrepareDataResult:
+    return prepare_data(PrepareDataSettings(data=DataSettings(path=path), prepare=how, out=out))
+
+
+def rows_in(folder: Path, side: str) -> list[dict]:
+    return [json.loads(line) for line in (folder / f"{side}.jsonl").read_text().splitlines()]
+
+
+def following(data: DataSettings) -> str:
+    return check_data(CheckDataSettings(data=data, cache_dir=data.path.parent / "empty")).following
 
 
 def found(path: Path, **settings) -> dict[str, int]:
@@ -93,7 +108,7 @@ def test_what_stands_in_the_way_of_training(tmp_path: Path, tiny_folder: Path) -
     }
     for name, (rows, code) in cases.items():
         path = write_rows(tmp_path / f"{name}.jsonl", rows)
-        result = check_data(DataSettings(path=path), base=str(tiny_folder))
+        result = check_data(CheckDataSettings(data=DataSettings(path=path), base=str(tiny_folder)))
         assert code in {f.code for f in result.findings if f.severity == "error"}, name
         assert not result.ready
         assert result.rows_in == 60
@@ -146,7 +161,7 @@ def test_prepared_data_are_clean_split_and_the_same_in_any_order(tmp_path: Path)
     parts = []
     for i in range(2):
         path = write_rows(tmp_path / f"{i}.jsonl", random.Random(i).sample(rows, len(rows)))
-        result = prepare_data(DataSettings(path=path), how, tmp_path / f"out{i}")
+        result = prepared(path, how, tmp_path / f"out{i}")
         test = [json.loads(line) for line in (tmp_path / f"out{i}" / "test.jsonl").read_text().splitlines()]
         train = [json.loads(line) for line in (tmp_path / f"out{i}" / "train.jsonl").read_text().splitlines()]
         parts.append({row["prompt"] for row in test})
@@ -158,13 +173,16 @@ def test_prepared_data_are_clean_split_and_the_same_in_any_order(tmp_path: Path)
         assert not held & {row["prompt"].removesuffix(" more") for row in train}  # near copies stay together
         assert "20 %" not in (tmp_path / f"out{i}" / "README.md").read_text()
     assert parts[0] == parts[1]
-    near = prepare_data(DataSettings(path=path), changed(how, {"split_near": True}), tmp_path / "near")
-    sides = [{e.messages[-1]["content"].removesuffix(" more") for e in part} for part in (near.train, near.test)]
+    near = prepared(path, changed(how, {"split_near": True}), tmp_path / "near")
+    assert near.train + near.test == 141
+    sides = [
+        {row["prompt"].removesuffix(" more") for row in rows_in(tmp_path / "near", side)} for side in ("train", "test")
+    ]
     assert sides[0] & sides[1]
-    other = prepare_data(DataSettings(path=path), changed(how, {"seed": 4}), tmp_path / "other")
-    assert {e.messages[-1]["content"] for e in other.test} != parts[0]
+    prepared(path, changed(how, {"seed": 4}), tmp_path / "other")
+    assert {row["prompt"] for row in rows_in(tmp_path / "other", "test")} != parts[0]
     with pytest.raises(OutputError, match="is not empty"):
-        prepare_data(DataSettings(path=path), how, tmp_path / "other")
+        prepared(path, how, tmp_path / "other")
 
 
 def test_splits_by_answer_and_by_time(tmp_path: Path) -> None:
@@ -173,22 +191,22 @@ def test_splits_by_answer_and_by_time(tmp_path: Path) -> None:
         for i in range(200)
     ]
     path = write_rows(tmp_path / "c.jsonl", rows)
-    stratified = prepare_data(DataSettings(path=path), PrepareSettings(split="stratified", test=0.2), tmp_path / "s")
-    assert sum(e.completion == "rare" for e in stratified.test) == 4
-    late = prepare_data(DataSettings(path=path), PrepareSettings(split="time", by="day", test=0.1), tmp_path / "t")
-    kept, _, _ = read_examples(DataSettings(path=path), needs_completion=True)
-    days = {e.location: row["day"] for e, row in zip(kept, rows, strict=True)}
-    assert min(days[e.location] for e in late.test) > max(days[e.location] for e in late.train)
+    prepared(path, PrepareSettings(split="stratified", test=0.2), tmp_path / "s")
+    assert sum(row["completion"] == "rare" for row in rows_in(tmp_path / "s", "test")) == 4
+    prepared(path, PrepareSettings(split="time", by="day", test=0.1), tmp_path / "t")
+    days = {row["text"]: row["day"] for row in rows}
+    train, test = ([days[row["prompt"]] for row in rows_in(tmp_path / "t", side)] for side in ("train", "test"))
+    assert min(test) > max(train)
     for by, words in ((None, "--by COLUMN"), ("hour", "has no 'hour'")):
         with pytest.raises(DataError, match=words):
-            prepare_data(DataSettings(path=path), PrepareSettings(split="time", by=by), tmp_path / "x")
+            prepared(path, PrepareSettings(split="time", by=by), tmp_path / "x")
 
 
 def test_a_row_as_the_model_sees_it(tmp_path: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write_rows(
         tmp_path / "r.jsonl", [{"prompt": "olá", "completion": "é isso"}, {"prompt": "", "completion": "x"}]
     )
-    row = show_row(DataSettings(path=path), 1, base=str(tiny_folder))
+    row = show(ShowRowSettings(data=DataSettings(path=path), base=str(tiny_folder)))
     assert (
         "".join(text for text, _ in row.tokens)
         == "<|im_start|>user\nolá<|im_end|>\n<|im_start|>assistant\né isso<|im_end|>"
@@ -236,16 +254,16 @@ def test_the_next_command_repeats_what_was_given(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "pt.jsonl", rows)
     settings = DataSettings(path=path, map="prompt=pergunta,completion=resposta", learn="last", kind="chat")
     flags = "--map prompt=pergunta,completion=resposta --data.learn last --kind chat"
-    assert following(check(settings), settings) == f"afina train {path} {flags}"
+    assert following(settings) == f"afina train {path} {flags}"
     write_rows(path, [*rows, rows[0]])
-    first, second = following(check(settings), settings).splitlines()
+    first, second = following(settings).splitlines()
     assert first == f"afina data prepare {path} --map prompt=pergunta,completion=resposta --out clean"
     assert second.endswith("--eval-data clean/test.jsonl --data.learn last --kind chat")
 
 
 def test_what_was_not_looked_at_is_said(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "a.jsonl", [{"prompt": sentence(i), "completion": "x"} for i in range(60)])
-    seen = check_data(DataSettings(path=path), cache_dir=tmp_path / "empty")
+    seen = check_data(CheckDataSettings(data=DataSettings(path=path), cache_dir=tmp_path / "empty"))
     assert "no tokenizer" in {finding.code for finding in seen.findings}
     assert "were not looked at" in seen.verdict
 

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import byte_tokenizer, save_tiny, tiny_config
+from conftest import byte_tokenizer, evaluate, generate, save_tiny, tiny_config
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import afina
 from afina.core.errors import AdapterError, AfinaError
-from afina.jobs.adapters import diff_adapters
+from afina.jobs.adapters.diff import DiffAdaptersSettings, diff
 from afina.lora import read_config
 from afina.ui.cli import main
 
@@ -53,10 +53,10 @@ def test_list_and_show(runs: tuple[Path, Path], capsys) -> None:
 
 
 def test_diff(runs: tuple[Path, Path], capsys) -> None:
-    same = diff_adapters(runs[0], runs[0])
-    assert same["settings"] == {}
-    assert same["cosine"] == pytest.approx(1, abs=1e-5)
-    assert same["distance"] == pytest.approx(0, abs=1e-3)
+    same = diff(DiffAdaptersSettings(first=runs[0], second=runs[0]))
+    assert same.settings == {}
+    assert same.cosine == pytest.approx(1, abs=1e-5)
+    assert same.distance == pytest.approx(0, abs=1e-3)
     code, out, _ = ask(capsys, "diff", *runs, "--json")
     found = json.loads(out)
     assert code == 0
@@ -79,7 +79,7 @@ def test_combined_and_cut_adapters_can_be_asked(runs: tuple[Path, Path], tmp_pat
     assert read_config(tmp_path / "both").rank == 8
     assert ask(capsys, "rerank", runs[1], "--rank", 2, "--out", tmp_path / "less")[0] == 0
     for folder in (tmp_path / "both", tmp_path / "less"):
-        assert afina.generate(folder, ["a07"])[0]["answer"] is not None
+        assert generate(folder, ["a07"])[0]["answer"] is not None
     code, _, err = ask(capsys, "rerank", runs[1], "--rank", 2, "--out", tmp_path / "less")
     assert code == 2
     assert "is not empty" in err
@@ -93,30 +93,30 @@ def test_merged_is_the_adapted_model(runs: tuple[Path, Path], tmp_path: Path, ca
     base = afina.load_base(str(tmp_path / "merged"), precision="fp32", device="cpu")
     ids = base.tokenizer.encode("a07")
     assert torch.isfinite(model(torch.tensor([ids])).logits).all()
-    asked = [afina.generate(folder, ["a07"])[0]["answer"] for folder in (runs[0], tmp_path / "merged")]
+    asked = [generate(folder, ["a07"])[0]["answer"] for folder in (runs[0], tmp_path / "merged")]
     assert asked[0] == asked[1]
     with pytest.raises(AdapterError, match="leave --base-too out"):
-        afina.generate(tmp_path / "merged", ["a07"], base_too=True)
+        generate(tmp_path / "merged", ["a07"], base_too=True)
     with pytest.raises(AdapterError, match="leave out --base and --force"):
-        afina.generate(tmp_path / "merged", ["a07"], base="starter")
+        generate(tmp_path / "merged", ["a07"], base="starter")
     assert ask(capsys, "merge", tmp_path / "merged", "--out", tmp_path / "again")[0] == 2
     with pytest.raises(AdapterError, match="without a base to compare"):
-        afina.evaluate(tmp_path / "merged", tmp_path / "none.jsonl")
+        evaluate(tmp_path / "merged", tmp_path / "none.jsonl")
 
 
 def test_another_base_is_taken_by_force_only(runs: tuple[Path, Path], tmp_path: Path, tiny_folder: Path) -> None:
     copy = save_tiny(tmp_path / "copy")  # the same weights
     other = save_tiny(tmp_path / "other", seed=1)
-    own = afina.generate(runs[0], ["a07"])
-    assert afina.generate(runs[0], ["a07"], base=str(copy)) == own
+    own = generate(runs[0], ["a07"])
+    assert generate(runs[0], ["a07"], base=str(copy)) == own
     with pytest.raises(AdapterError, match="--force uses this one"):
-        afina.generate(runs[0], ["a07"], base=str(other))
-    assert afina.generate(runs[0], ["a07"], base=str(other), force=True)[0]["prompt"] == "a07"
+        generate(runs[0], ["a07"], base=str(other))
+    assert generate(runs[0], ["a07"], base=str(other), force=True)[0]["prompt"] == "a07"
     tokenizer = json.loads((copy / "tokenizer.json").read_text())
     tokenizer["normalizer"] = {"type": "Lowercase"}
     (copy / "tokenizer.json").write_text(json.dumps(tokenizer))
     with pytest.raises(AdapterError, match="another tokenizer"):
-        afina.generate(runs[0], ["a07"], base=str(copy))
+        generate(runs[0], ["a07"], base=str(copy))
 
 
 @pytest.mark.parametrize("quantize", ["nf4", "int8"])
@@ -161,12 +161,12 @@ def test_a_quantised_base_from_training_to_merging(quantize: str, colours: Path,
     ("arguments", "message"),
     [
         (["show"], "takes 1 RUN"),
-        (["merge", "RUN"], "needs --out"),
-        (["rerank", "RUN", "--out", "OUT"], "needs --rank"),
+        (["merge", "RUN"], "--out is missing"),
+        (["rerank", "RUN", "--out", "OUT"], "--rank is missing"),
         (["merge", "RUN", "--out", "OUT", "--alpha", "3"], "does not read --alpha"),
         (["combine", "RUN", "RUN", "--out", "OUT", "--force"], "does not read --force"),
-        (["combine", "RUN", "RUN", "--weights", "1,x", "--out", "OUT"], "not numbers"),
-        (["combine", "RUN", "RUN", "--kind", "sum", "--out", "OUT"], "choose from linear"),
+        (["combine", "RUN", "RUN", "--weights", "1,x", "--out", "OUT"], "--weights is 'x'"),
+        (["combine", "RUN", "RUN", "--kind", "sum", "--out", "OUT"], "'linear'"),
         (["combine", "RUN", "RUN", "--density", "0", "--kind", "ties", "--out", "OUT"], "density"),
         (["show", "nowhere"], "no such folder"),
         (["list", "nowhere"], "no such folder"),

@@ -15,7 +15,7 @@ from afina.core.events import ignore
 from afina.data.load import load_data
 from afina.data.settings import DataSettings
 from afina.jobs import choose as module
-from afina.jobs.choose import Candidate, Choice, choose
+from afina.jobs.choose import Candidate, Choice, ChooseSettings, choose
 from afina.jobs.compare import with_rows_apart
 from afina.models.load import load_base
 from afina.runs.worker import run_in_process
@@ -65,10 +65,10 @@ def test_bases_are_tried_and_ranked(data: Path, tiny_folder: Path, tmp_path: Pat
     spoiled.save_pretrained(broken)
     byte_tokenizer().save_pretrained(broken)
     news = []
-    found = choose(settings(data, tmp_path), 30, [str(broken), str(tiny_folder)], listener=news.append)
+    found = choose(ChooseSettings(run=settings(data, tmp_path), bases=[str(broken), str(tiny_folder)]), news.append)
     assert found.task == "classification"
     assert found.languages == ("en",)
-    assert [each.name for each in found.tried] == [str(tiny_folder), str(broken)]
+    assert [each.base for each in found.tried] == [str(tiny_folder), str(broken)]
     best = found.tried[0].probe
     assert best is not None
     assert best.bits_before is not None
@@ -76,13 +76,13 @@ def test_bases_are_tried_and_ranked(data: Path, tiny_folder: Path, tmp_path: Pat
     assert best.tokens_per_word > 3  # a token a byte
     assert sum(best.bits) / len(best.bits) == pytest.approx(best.bits_after)
     assert found.lead is not None
-    assert found.lead.verdict == "better"
+    assert found.lead["verdict"] == "better"
     assert found.guess == pytest.approx(1.0, abs=1e-3)  # two labels, each half of the time
     assert best.adapted is not None
     assert best.zero_shot is not None
     kept = json.loads((tmp_path / "choice" / "choice.json").read_text())
     assert kept["best"] == str(tiny_folder)
-    again = choose(settings(data, tmp_path), 30, [str(broken), str(tiny_folder)])
+    again = choose(ChooseSettings(run=settings(data, tmp_path), bases=[str(broken), str(tiny_folder)]))
     assert again.tried[0].probe == best  # nothing was done again
 
 
@@ -98,8 +98,8 @@ def test_bits_are_those_of_the_held_out_answers(data: Path, tiny_folder: Path, t
 
 def test_encoders_are_tried_beside_writers(data: Path, tiny_folder: Path, tmp_path: Path) -> None:
     encoder = save_tiny(tmp_path / "encoder", "bert")
-    found = choose(settings(data, tmp_path), 30, [str(encoder), str(tiny_folder)])
-    probes = {each.name: each.probe for each in found.tried}
+    found = choose(ChooseSettings(run=settings(data, tmp_path), bases=[str(encoder), str(tiny_folder)]))
+    probes = {each.base: each.probe for each in found.tried}
     told = probes[str(encoder)]
     assert told is not None
     assert told.zero_shot is None  # it names classes once it has learned them
@@ -123,7 +123,7 @@ def test_the_catalogue_is_searched(data: Path, tmp_path: Path, monkeypatch: pyte
     with pytest.raises(
         SettingsError, match=r"no base that fits is on this disk; of the catalogue .* would(.|\n)*models pull"
     ):
-        choose(settings(data, tmp_path), licence="commercial")
+        choose(ChooseSettings(run=settings(data, tmp_path), licence="commercial"))
 
 
 def test_what_cannot_be_tried(

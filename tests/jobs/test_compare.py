@@ -8,15 +8,22 @@ import pytest
 from conftest import write_rows
 
 import afina
-from afina.core.config import build, changed, read_yaml
+from afina.core.config import build, changed, json_object, read_yaml
 from afina.core.errors import BaseModelError, DataError, InputError, Interrupted, OutputError, RunFailed, SettingsError
-from afina.core.events import Notice
-from afina.jobs.compare import Budget, compare
-from afina.jobs.tune import Effort, tune
+from afina.core.events import Notice, ignore
+from afina.jobs.tune import TuneResult
 from afina.runs import worker
 from afina.search.study import configured, defaults, open_study
 from afina.search.tuning import Tuning
 from afina.settings import RunSettings
+
+
+def compare(run: RunSettings, methods: list[str], listener=ignore, **more) -> dict:
+    return json_object(afina.compare(afina.CompareSettings(run=run, methods=methods, **more), listener))
+
+
+def tune(run: RunSettings, **effort) -> TuneResult:
+    return afina.tune(afina.TuneSettings(run=run, **effort))
 
 
 def run_here(target: str, arguments: dict, listener) -> object:
@@ -51,7 +58,7 @@ def settings(tiny_folder: Path, tmp_path: Path) -> RunSettings:
 
 def test_methods_are_compared_on_the_same_rows(settings: RunSettings, in_process: list[str]) -> None:
     methods = ["base", "few-shot", "head", "last-k", "lora", "full"]
-    found = compare(settings, methods).json()
+    found = compare(settings, methods)
     assert list(found["methods"]) == methods
     assert in_process == ["ask", "ask", *["rates", "train"] * 4]
     lora, full, base = (found["methods"][name] for name in ("lora", "full", "base"))
@@ -91,7 +98,7 @@ def test_methods_are_compared_on_the_same_rows(settings: RunSettings, in_process
     assert 'href="http' not in page
 
     in_process.clear()  # finished parts are not repeated
-    assert compare(settings, methods).json() == found
+    assert compare(settings, methods) == found
     assert in_process == []
     with pytest.raises(OutputError, match=r"other settings \(train.epochs\)"):
         compare(changed(settings, {"train.epochs": 9}), methods)
@@ -101,18 +108,18 @@ def test_a_lock_that_a_killed_process_left_is_in_nobodys_way(settings: RunSettin
     assert settings.out is not None
     settings.out.mkdir(parents=True)
     (settings.out / ".lock").touch()
-    assert list(compare(settings, ["base"]).there) == ["base"]
+    assert list(compare(settings, ["base"])["methods"]) == ["base"]
 
 
 def test_damaged_parts_are_made_again_and_the_others_kept(settings: RunSettings, in_process: list[str]) -> None:
     methods = ["base", "few-shot", "lora"]
-    before = compare(settings, methods).json()
+    before = compare(settings, methods)
     assert settings.out is not None
     for file, rest in (("base/evaluation.json", "{"), ("lora/predictions.jsonl", ""), ("lora-rates.json", "{}")):
         (settings.out / file).write_text(rest)
     in_process.clear()
     news: list[object] = []
-    after = compare(settings, methods, listener=news.append).json()
+    after = compare(settings, methods, listener=news.append)
     assert in_process == ["ask", "rates", "train"]
     assert {n: m["quality"] for n, m in after["methods"].items()} == {
         n: m["quality"] for n, m in before["methods"].items()
@@ -126,13 +133,13 @@ def test_damaged_parts_are_made_again_and_the_others_kept(settings: RunSettings,
 
 def test_a_mistake_does_not_keep_the_folder(settings: RunSettings, in_process: list[str]) -> None:
     wrong = changed(settings, {"data.prompt": "{nope}"})
-    for work in (lambda s: compare(s, ["base"]), lambda s: tune(s, Effort(trials=1))):
+    for work in (lambda s: compare(s, ["base"]), lambda s: tune(s, trials=1)):
         with pytest.raises(DataError, match="nope"):
             work(wrong)
         assert settings.out is not None
         assert not settings.out.exists()
-    assert list(compare(settings, ["base"]).there) == ["base"]
-    with pytest.raises(SettingsError, match="no tracker"):
+    assert list(compare(settings, ["base"])["methods"]) == ["base"]
+    with pytest.raises(SettingsError, match="there is no tracker"):
         compare(settings.model_copy(update={"track": ("nonsense",)}), ["base"])
     settings.out.with_name("file").touch()
     with pytest.raises(OutputError, match="is a file"):
@@ -142,8 +149,8 @@ def test_a_mistake_does_not_keep_the_folder(settings: RunSettings, in_process: l
 def test_few_rows_recommend_nothing(settings: RunSettings, in_process: list[str]) -> None:
     few = changed(settings, {"data.test_rows": 6})
     found = compare(few, ["base", "lora"])
-    assert found.json()["recommended"] is None
-    words = " ".join(found.words())
+    assert found["recommended"] is None
+    words = " ".join(found["words"])
     assert "6 rows are too few to choose by" in words
     assert "An answer that needs no model" in words
 
@@ -166,7 +173,8 @@ def test_few_shot_shows_training_rows_and_answers_each(
 
 
 def test_minutes_and_seeds(settings: RunSettings, in_process: list[str]) -> None:
-    found = compare(settings, ["lora"], Budget(minutes=0.01, seeds=2)).json()["methods"]["lora"]
+    settings = changed(settings, {"train.epochs": None})
+    found = compare(settings, ["lora"], minutes=0.01, seeds=2)["methods"]["lora"]
     assert len(found["seeds"]) == 2
     assert in_process == ["rates", "train", "train"]
     first, second = (read_yaml(settings.out / name / "config.yaml") for name in ("lora", "lora-seed-1"))
@@ -182,7 +190,7 @@ def test_a_method_that_fails_does_not_lose_the_others(settings: RunSettings, mon
         return run_here(target, arguments, listener)
 
     monkeypatch.setattr("afina.jobs.compare.run_in_process", run_in_process)
-    found = compare(settings, ["base", "full"]).json()
+    found = compare(settings, ["base", "full"])
     assert found["methods"]["full"] == {"failed": "out of memory"}
     assert found["methods"]["base"]["quality"] == 0
 
@@ -217,39 +225,37 @@ def test_a_process_of_its_own_hands_on_events_results_and_errors(settings: RunSe
 
 
 def test_a_search_and_what_it_leaves(settings: RunSettings, in_process: list[str], monkeypatch) -> None:
-    found = tune(settings, Effort(trials=7))
-    assert in_process == ["search", *["train"] * len(found.finals)]
+    found = tune(settings, trials=7)
+    assert in_process == ["search", *["train"] * len(found.quality)]
     study = open_study(settings.out)
     assert len(study.trials) == 7
     first = study.trials[0].params
     assert first == defaults(found.probe["rule"])
     assert {t.params["rank"] for t in study.trials[:2]} == {16}  # the learning rate first
     assert len({t.params["rate"] for t in study.trials}) == 7
-    assert min(t["loss"] for t in found.finished) == study.best_value
-    config = build(RunSettings, read_yaml(found.config))
-    assert (
-        config.train.learning_rate == found.json()[found.winner() if found.winner() == "best" else "defaults"]["rate"]
-    )
-    words = " ".join(found.json()["words"])
+    assert min(t["loss"] for t in found.trials if t["state"] == "complete") == study.best_value
+    config = build(RunSettings, read_yaml(Path(found.config)))
+    assert config.train.learning_rate == getattr(found, found.winner)["rate"]
+    words = " ".join(found.words)
     assert "defaults" in words
     assert (settings.out / "tuning.html").read_text().count("<svg") >= 2
 
     in_process.clear()  # nothing is done twice
-    again = tune(settings, Effort(trials=7))
-    assert again.json() == found.json()
+    again = tune(settings, trials=7)
+    assert again == found
     assert in_process == ["search"]
     assert len(open_study(settings.out).trials) == 7
-    tune(settings, Effort(trials=9))  # a longer one goes on
+    tune(settings, trials=9)  # a longer one goes on
     assert len(open_study(settings.out).trials) == 9
     for name in ("repeats.json", "probe.json", "defaults/evaluation.json"):
         (settings.out / name).write_text('{"')
     in_process.clear()
-    mended = tune(settings, Effort(trials=9))
+    mended = tune(settings, trials=9)
     assert in_process == ["search", "train"]
     assert mended.repeats["defaults"] == again.repeats["defaults"]
     (settings.out / "study.journal").write_text("no line of a journal\n")
     with pytest.raises(InputError, match=r"study\.journal is damaged"):
-        tune(settings, Effort(trials=9))
+        tune(settings, trials=9)
 
 
 def test_a_search_that_was_cut_off_goes_on(settings: RunSettings, in_process: list[str], monkeypatch) -> None:
@@ -266,9 +272,9 @@ def test_a_search_that_was_cut_off_goes_on(settings: RunSettings, in_process: li
 
     monkeypatch.setattr(trials.TrialRunner, "run", killed)
     with pytest.raises(Interrupted, match="the same command resumes it"):
-        tune(settings, Effort(trials=4))
+        tune(settings, trials=4)
     assert [t.state.name for t in open_study(settings.out).trials] == ["COMPLETE", "COMPLETE", "FAIL"]
-    found = tune(settings, Effort(trials=4))
+    found = tune(settings, trials=4)
     states = [t.state.name for t in open_study(settings.out).trials]
     assert len(states) == 5  # the one that was cut off is tried anew, those before it are not
     assert len(found.trials) == 4
@@ -315,7 +321,7 @@ def test_the_test_split_is_never_seen_by_the_search(settings: RunSettings, in_pr
 
     monkeypatch.setattr(trials.TrialRunner, "__init__", kept)
     with OBJECTIVES.added(Watched()):
-        tune(changed(settings, {"train.objective": "watched"}), Effort(trials=3))
+        tune(changed(settings, {"train.objective": "watched"}), trials=3)
     test = {row.location for row in runners[0].data.test}
     assert seen
     assert test
@@ -347,14 +353,14 @@ def test_luck_is_not_announced_as_a_winner() -> None:
 @pytest.mark.parametrize(
     ("effort", "change", "said"),
     [
-        (Effort(), {}, "--minutes M or --trials N"),
-        (Effort(minutes=1, trials=2), {}, "exclude each other"),
-        (Effort(trials=2), {"track": ("nonsense",)}, "no tracker"),
-        (Effort(trials=2), {"method": "head"}, "new LoRA adapter"),
-        (Effort(trials=2), {"lora": afina.RunSettings.model_fields["lora"].default.model_copy(update={"rank": 4})}, "--lora"),
+        ({}, {}, "--minutes M or --trials N"),
+        ({"minutes": 1, "trials": 2}, {}, "exclude each other"),
+        ({"trials": 2}, {"track": ("nonsense",)}, "there is no tracker"),
+        ({"trials": 2}, {"method": "head"}, "new LoRA adapter"),
+        ({"trials": 2}, {"lora": afina.RunSettings.model_fields["lora"].default.model_copy(update={"rank": 4})}, "--lora"),
     ],
 )  # fmt: skip
 def test_searches_that_make_no_sense(settings: RunSettings, effort, change, said) -> None:
     with pytest.raises(SettingsError, match=said):
-        tune(settings.model_copy(update=change), effort)
+        tune(settings.model_copy(update=change), **effort)
     assert not settings.out.exists()

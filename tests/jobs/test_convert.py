@@ -11,12 +11,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from afina.core.errors import AdapterError, OutputError
-from afina.jobs.convert import convert_adapter
+from afina.core.config import build
+from afina.core.errors import AdapterError, InputError, OutputError
+from afina.jobs.adapters.convert import ConvertAdapterSettings, convert
 from afina.lora import load_adapter
 from afina.ui.cli import main
 
 IDS = torch.randint(3, 259, (1, 12), generator=torch.Generator().manual_seed(0))
+
+
+def convert_adapter(source: Path, out: Path, **settings) -> None:
+    convert(build(ConvertAdapterSettings, {"source": source, "out": out, **settings}))
 
 
 def random(*shape: int) -> Tensor:
@@ -157,7 +162,7 @@ def test_what_is_not_understood_is_refused(
     tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fails(source: Path, message: str, **settings) -> None:
-        with pytest.raises(AdapterError, match=message):
+        with pytest.raises(InputError, match=message):
             convert_adapter(source, tmp_path / "out", base=str(tiny_folder), **settings)
         assert not (tmp_path / "out").exists()
 

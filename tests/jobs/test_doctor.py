@@ -15,7 +15,7 @@ from afina.core.errors import InputError
 from afina.core.finding import Finding
 from afina.core.machine import MachineFacts, look
 from afina.jobs import doctor as doctor_module
-from afina.jobs.doctor import doctor, judge
+from afina.jobs.doctor import DoctorSettings, doctor, judge
 from afina.runs.diagnosis import examine
 from afina.ui.cli import main
 
@@ -71,7 +71,7 @@ def test_real_faults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setattr(doctor_module, "pick_dtype", lambda *_: (torch.float32, "so it was measured"))
-    found = ill(doctor(tmp_path).findings)
+    found = ill(doctor(DoctorSettings(cache_dir=tmp_path)).findings)
     assert "g++" in found["fused kernels"].remedy
     assert found["model starter"].remedy == "afina models pull starter"
     assert main(["doctor", "--cache-dir", str(tmp_path), "--json"]) == 1

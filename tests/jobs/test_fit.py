@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import save_tiny, tiny_config
 
+from afina.core.config import json_object
 from afina.core.errors import BaseModelError, OutOfMemory, SettingsError
 from afina.core.events import Notice
 from afina.core.task import CAUSAL
@@ -17,7 +18,7 @@ from afina.forecast.estimate import forecast_training
 from afina.forecast.machines import named, this_machine
 from afina.forecast.speed import Rates, Speed, Width
 from afina.forecast.workload import ONE_ROW, Workload
-from afina.jobs.fit import NO_DATA, fit, fitting
+from afina.jobs.fit import NO_DATA, FitSettings, fit, fitting
 from afina.jobs.train import train
 from afina.lora.config import LoraConfig
 from afina.models import footprint as sizes
@@ -175,22 +176,19 @@ def test_fit_command(data: Path, tiny_folder: Path, tmp_path: Path, capsys: pyte
 
 
 def test_a_base_that_is_not_here(data: Path, tmp_path: Path) -> None:
-    found = fit(settings(data, base="llama-3.1-70b", cache_dir=tmp_path), machine="24gb")
-    assert not found.base.is_local
-    assert "not here" in found.workload.counted
-    assert found.workload.longest > 5
-    lora, qlora = found.first.methods["lora"], found.first.methods["qlora"]
-    assert not isinstance(lora, str)
-    assert not isinstance(qlora, str)
-    assert not lora.fits
-    assert lora.memory.weights == pytest.approx(141e9, rel=0.01)
-    assert lora.download == pytest.approx(140e9, rel=0.02)
-    assert qlora.memory.weights < 0.35 * lora.memory.weights
-    assert not qlora.fits
-    names = [name for name, _ in found.first.bases["lora"]]
-    assert names
-    assert all(each.memory.total <= each.available for _, each in found.first.bases["lora"])
-    json.dumps(found.json())
+    found = fit(FitSettings(base="llama-3.1-70b", machine="24gb", run=settings(data, cache_dir=tmp_path)))
+    assert not found.here
+    assert "not here" in found.work["known"]
+    assert found.work["longest"] > 5
+    lora, qlora = found.methods["lora"], found.methods["qlora"]
+    assert not lora["fits"]
+    assert lora["memory_gb"]["weights"] == pytest.approx(141, rel=0.01)
+    assert lora["download_gb"] == pytest.approx(140, rel=0.02)
+    assert qlora["memory_gb"]["weights"] < 0.35 * lora["memory_gb"]["weights"]
+    assert not qlora["fits"]
+    assert [each["base"] for each in lora["bases"]]
+    assert all(each["memory_gb"] * 1e9 <= found.free_bytes[found.machine] for each in lora["bases"])
+    json.dumps(json_object(found))
 
 
 def test_remedies_fit() -> None:

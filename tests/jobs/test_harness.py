@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import merge_adapter
 
 from afina.core.errors import InputError, SettingsError
 from afina.core.events import Notice
 from afina.core.files import write_json
-from afina.jobs.adapters import merge_adapter
-from afina.jobs.harness import _load, _side_by_side, harness
+from afina.jobs.harness import HarnessSettings, _load, _side_by_side, harness
 from afina.lora import LoraConfig, inject, save_adapter
 from afina.lora.injection import lora_layers
 from afina.models.load import Base
@@ -64,7 +64,7 @@ def task(folder: Path, name: str = "colours") -> str:
 def test_without_lm_eval(monkeypatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     with pytest.raises(SettingsError, match=r"afina\[lm-eval\]"):
-        harness(tmp_path, ["arc_easy"])
+        harness(HarnessSettings(run=tmp_path, tasks=["arc_easy"]))
 
 
 def test_metrics_side_by_side() -> None:
@@ -82,8 +82,8 @@ def test_scores_are_those_of_the_saved_models(
 ) -> None:
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     yaml, events = task(tmp_path), []
-    found = harness(run, [yaml], limit=12, device="cpu", listener=events.append)
-    assert found["rows"] == {"colours": 12}
+    result = harness(HarnessSettings(run=run, tasks=[yaml], limit=12, device="cpu"), events.append)
+    assert result.rows == {"colours": 12}
     assert [event.text.split(" model")[0] for event in events if isinstance(event, Notice)] == [
         "lm_eval: the adapted",
         "lm_eval: the base",
@@ -96,8 +96,8 @@ def test_scores_are_those_of_the_saved_models(
             "hf", model_args=arguments, tasks=[yaml], limit=12, task_manager=manager, bootstrap_iters=0
         )["results"]["colours"]
         for metric in ("acc", "brier_score"):
-            assert found["tasks"]["colours"][metric][name] == pytest.approx(theirs[f"{metric},none"], abs=1e-4)
-    scores = found["tasks"]["colours"]["brier_score"]
+            assert result.tasks["colours"][metric][name] == pytest.approx(theirs[f"{metric},none"], abs=1e-4)
+    scores = result.tasks["colours"]["brier_score"]
     assert scores["base"] != pytest.approx(scores["adapted"], abs=1e-3)
 
 

@@ -7,10 +7,10 @@ import signal
 from pathlib import Path
 
 import pytest
-from conftest import save_tiny, write_rows
+from conftest import evaluate, generate, save_tiny, write_rows
 
 import afina
-from afina.core.config import build, read_yaml
+from afina.core.config import build, json_object, read_yaml
 from afina.core.errors import (
     AdapterError,
     Interrupted,
@@ -127,21 +127,21 @@ def test_the_recorded_configuration_repeats_the_run(run, tmp_path: Path) -> None
 def test_evaluate_uses_the_runs_templates(run, tmp_path: Path) -> None:
     folder = shutil.copytree(run[0], tmp_path / "copy")
     rows = [{"q": f"{'a' if i % 2 else 'b'}{i}", "refs": ["red" if i % 2 else "blue", "x"]} for i in range(100, 110)]
-    result = afina.evaluate(folder, write_rows(tmp_path / "t.jsonl", rows), references="refs", limit=6, device="cpu")
+    result = evaluate(folder, write_rows(tmp_path / "t.jsonl", rows), references="refs", limit=6, device="cpu")
     assert result.rows == 6
     assert [p["prompt"] for p in result.predictions] == [row["q"] for row in rows[:6]]
-    assert read_json(folder / "evaluation.json") == json.loads(json.dumps(result.json()))
+    assert read_json(folder / "evaluation.json") == json.loads(json.dumps(json_object(result)))
     assert str(tmp_path / "t.jsonl") in (folder / "report.html").read_text()
 
 
 def test_generate(run, tmp_path: Path) -> None:
     folder, data, _, _ = run
-    (row,) = afina.generate(folder, ["a77"], base_too=True, device="cpu")
+    (row,) = generate(folder, ["a77"], base_too=True, device="cpu")
     assert set(row) == {"prompt", "answer", "stopped", "base"}
-    rows = afina.generate(folder, data, device="cpu")
+    rows = generate(folder, data, device="cpu")
     assert len(rows) == 61  # the row without an answer has a prompt
     assert rows[0]["where"] == f"{data}:1"
-    assert afina.generate(folder / "adapter", ["a77"], device="cpu")[0]["answer"] == row["answer"]
+    assert generate(folder / "adapter", ["a77"], device="cpu")[0]["answer"] == row["answer"]
 
 
 def test_an_adapter_is_continued(run, tiny_folder: Path, tmp_path: Path) -> None:
@@ -168,7 +168,7 @@ def test_an_adapter_of_another_base_is_refused(run, tmp_path: Path) -> None:
     facts["load"]["name"] = str(other)
     (copy / "adapter" / "afina.json").write_text(json.dumps(facts))
     with pytest.raises(AdapterError, match="was trained on the base"):
-        afina.generate(copy, ["x"], device="cpu")
+        generate(copy, ["x"], device="cpu")
 
 
 def test_an_adapter_of_peft_alone_is_used(tiny_folder: Path, tmp_path: Path) -> None:
@@ -178,7 +178,7 @@ def test_an_adapter_of_peft_alone_is_used(tiny_folder: Path, tmp_path: Path) -> 
     model = get_peft_model(tiny_module(), LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM"))
     model.peft_config["default"].base_model_name_or_path = str(tiny_folder)
     model.save_pretrained(tmp_path / "peft")
-    (row,) = afina.generate(tmp_path / "peft", ["Hi"], base_too=True, device="cpu")
+    (row,) = generate(tmp_path / "peft", ["Hi"], base_too=True, device="cpu")
     assert row["answer"] == row["base"]  # PEFT's B starts at zero
 
 
@@ -222,7 +222,7 @@ def test_ctrl_c_before_the_first_step_and_after_the_last(run, tiny_folder: Path,
 
     with pytest.raises(Interrupted, match=r"(?s)is complete, but not evaluated.*--resume"):
         afina.train(settings(run[1], tiny_folder, tmp_path / "y"), late)
-    assert afina.generate(str(tmp_path / "y"), "a1", device="cpu")[0]["prompt"] == "a1"
+    assert generate(tmp_path / "y", ["a1"], device="cpu")[0]["prompt"] == "a1"
 
 
 def test_ctrl_c_leaves_a_usable_adapter(run, tiny_folder: Path, tmp_path: Path) -> None:
@@ -232,7 +232,7 @@ def test_ctrl_c_leaves_a_usable_adapter(run, tiny_folder: Path, tmp_path: Path) 
 
     with pytest.raises(Interrupted, match="stopped after step 3"):
         afina.train(settings(run[1], tiny_folder, tmp_path / "x", train={**LEARN, "eval_steps": 30}), press)
-    assert afina.generate(tmp_path / "x", ["a1"], device="cpu")[0]["answer"] is not None
+    assert generate(tmp_path / "x", ["a1"], device="cpu")[0]["answer"] is not None
     assert "interrupted" in (tmp_path / "x" / "report.html").read_text()
 
 
@@ -279,7 +279,9 @@ def test_a_row_that_cannot_be_asked_does_not_stop_the_others(run, tmp_path: Path
     folder, *_ = run
     events: list = []
     asked = [{"q": "a07"}, {"q": "forged <|im_end|>"}, {"q": "b06"}, {"q": "long " * 200}]
-    found = afina.generate(folder, write_rows(tmp_path / "ask.jsonl", asked), listener=events.append)
+    found = afina.generate(
+        afina.GenerateSettings(run=folder, data=write_rows(tmp_path / "ask.jsonl", asked)), events.append
+    ).rows
     assert [row["where"][-1] for row in found] == ["1", "3"]
     assert any("the base takes" in str(event) for event in events)
     assert any("not answered" in str(event) and "control token" in str(event) for event in events)

@@ -27,9 +27,9 @@ def test_killed_at_random_moments_the_adapter_is_the_same(tmp_path: Path) -> Non
     assert not (tmp_path / "run-1" / "checkpoints").exists()
 
     with pytest.raises(InputError, match="this run is complete"):
-        afina.resume(tmp_path / "run-1")
+        afina.resume(afina.ResumeSettings(run=tmp_path / "run-1"))
     with pytest.raises(InputError, match="holds no run"):
-        afina.resume(tmp_path / "tiny")
+        afina.resume(afina.ResumeSettings(run=tmp_path / "tiny"))
 
 
 def test_two_processes_do_not_train_in_one_folder(tmp_path: Path) -> None:
@@ -70,6 +70,6 @@ def test_other_data_than_the_run_began_with_is_refused(tmp_path: Path, tiny_fold
     lines = Path(data).read_text().splitlines()
     Path(data).write_text("\n".join(lines[1:]) + "\n")
     with pytest.raises(InputError, match="not what the run began with"):
-        afina.resume(tmp_path / "run")
+        afina.resume(afina.ResumeSettings(run=tmp_path / "run"))
     Path(data).write_text("\n".join(lines) + "\n")
-    assert afina.resume(tmp_path / "run").adapter.is_dir()
+    assert afina.resume(afina.ResumeSettings(run=tmp_path / "run")).adapter.is_dir()

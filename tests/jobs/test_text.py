@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import write_rows
+from conftest import evaluate, generate, write_rows
 
-from afina import RunSettings, evaluate, generate, train
+from afina import RunSettings, train
 from afina.core.errors import DataError, SettingsError
 from afina.data.load import load_data, render_splits
 from afina.data.mapping import read_examples
@@ -64,13 +64,13 @@ def test_training_evaluating_and_going_on(story: Path, tiny_folder: Path, tmp_pa
     )  # fmt: skip
     result = train(settings)
     found = result.evaluation
-    assert (found.kind, found.main) == ("text", "bits_per_byte")
-    assert found.scores["adapted"]["bits_per_byte"] < found.scores["base"]["bits_per_byte"]
-    assert found.differences["bits_per_byte"].verdict == "better"
-    assert found.scores["base"]["perplexity"] == pytest.approx(math.exp(found.scores["base"]["loss"]))
+    assert (found.kind, found.main_metric) == ("text", "bits_per_byte")
+    assert found.adapted["bits_per_byte"] < found.base["bits_per_byte"]
+    assert found.difference["bits_per_byte"]["verdict"] == "better"
+    assert found.base["perplexity"] == pytest.approx(math.exp(found.base["loss"]))
     assert "bits per byte" in result.report.read_text()
     more = evaluate(result.folder, story)
-    assert more.scores["adapted"]["bits_per_byte"] < more.scores["base"]["bits_per_byte"]
+    assert more.adapted["bits_per_byte"] < more.base["bits_per_byte"]
     (answer,) = generate(result.folder, ["Chapter 121. The"])
     assert answer["answer"]
 

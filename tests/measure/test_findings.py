@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import save_tiny, write_rows
+from conftest import evaluate, merge_adapter, save_tiny, write_rows
 from safetensors.torch import load_file, save_file
 
 import afina
@@ -43,7 +43,7 @@ def copy(run: Path, tmp_path: Path) -> Path:
 
 
 def findings_of(run: Path, data: Path, **more) -> str:
-    return "\n".join(afina.evaluate(run, data, device="cpu", **more).findings)
+    return "\n".join(evaluate(run, data, device="cpu", **more).findings)
 
 
 def test_a_good_adapter_is_not_called_damaged(run: Path, colours_file: Path) -> None:
@@ -78,7 +78,6 @@ def test_wrong_base_that_nobody_named(copy: Path, tmp_path: Path) -> None:
 
     The other base knows the task as well, but keeps what it knows elsewhere: the signs of its features are others.
     """
-    from afina.jobs.adapters import merge_adapter
 
     merge_adapter(copy, tmp_path / "other", device="cpu")
     file = tmp_path / "other" / "model.safetensors"
@@ -141,7 +140,7 @@ def test_never_stops(tiny_folder: Path, colours_file: Path, tmp_path: Path, monk
 
 
 def test_forgetting_is_measured_on_general_text(run: Path, colours_file: Path) -> None:
-    found = afina.evaluate(run, colours_file, device="cpu")
+    found = evaluate(run, colours_file, device="cpu")
     assert set(found.general) == {"en", "pt"}
     for losses in found.general.values():
         assert losses["difference"]["value"] == pytest.approx(losses["adapted"] - losses["base"])

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import SPECIALS, byte_tokenizer, tiny_config
+from conftest import SPECIALS, byte_tokenizer, evaluate, merge_adapter, tiny_config
+from conftest import generate as ask
 from peft import PeftModel
 from torch.nn import functional as F
 from transformers import (
@@ -22,7 +23,6 @@ from afina.core.errors import BaseModelError
 from afina.data.batch import pack
 from afina.data.load import load_data
 from afina.data.settings import DataSettings
-from afina.jobs.adapters import merge_adapter
 from afina.models import load_base
 from afina.models.causal import TransformersModel
 from afina.models.encoders import ClassifierModel, Seq2SeqModel
@@ -138,8 +138,8 @@ def test_from_a_file_to_a_classifier(method: str, tmp_path: Path) -> None:
         "train": {"epochs": 8, "learning_rate": 0.005 if method in ("lora", "full", "last") else 0.02},
     }  # fmt: skip
     result = afina.train(afina.RunSettings(**settings))
-    assert result.evaluation.scores["adapted"]["accuracy"] == 1.0 or method in ("head", "bias")
-    found = afina.generate(result.folder, ["a07", "b06"])
+    assert result.evaluation.adapted["accuracy"] == 1.0 or method in ("head", "bias")
+    found = ask(result.folder, ["a07", "b06"])
     assert {row["answer"] for row in found} <= {"red", "blue"}
     named = METHOD_NAMES[method]
     assert f"to rows.jsonl with {named}: " in result.report.read_text()
@@ -156,12 +156,12 @@ def test_from_a_file_to_a_classifier(method: str, tmp_path: Path) -> None:
         with torch.no_grad():
             assert torch.allclose(ours.model.module(ids).logits, theirs(ids).logits, atol=1e-5)
         assert merge_adapter(result.folder, tmp_path / "merged") < 1e-5
-        assert [row["answer"] for row in afina.generate(tmp_path / "merged", ["a07", "b06"])] == ["red", "blue"]
+        assert [row["answer"] for row in ask(tmp_path / "merged", ["a07", "b06"])] == ["red", "blue"]
         with (tmp_path / "rows.jsonl").open("a") as file:  # a class of which the model has never heard
             file.write(json.dumps({"q": "a01", "a": "green"}) + "\n")
-        again = afina.evaluate(result.folder, tmp_path / "rows.jsonl")
-        assert again.scores["adapted"]["accuracy"] == (again.rows - 1) / again.rows
-        assert "perplexity" not in again.scores["adapted"]
+        again = evaluate(result.folder, tmp_path / "rows.jsonl")
+        assert again.adapted["accuracy"] == (again.rows - 1) / again.rows
+        assert "perplexity" not in again.adapted
         assert again.predictions[-1]["references"] == ["green"]
 
 
@@ -173,8 +173,8 @@ def test_from_a_file_to_an_encoder_decoder(tmp_path: Path) -> None:
         "train": {"epochs": 12, "learning_rate": 0.02},
     }  # fmt: skip
     result = afina.train(afina.RunSettings(**settings))
-    assert result.evaluation.scores["adapted"]["loss"] < 0.7 * result.evaluation.scores["base"]["loss"]
-    assert afina.generate(result.folder, ["a07"])[0]["answer"]
+    assert result.evaluation.adapted["loss"] < 0.7 * result.evaluation.base["loss"]
+    assert ask(result.folder, ["a07"])[0]["answer"]
 
 
 def test_what_a_classifier_needs(tmp_path: Path) -> None:
@@ -231,7 +231,7 @@ def test_a_family_without_a_decoder_of_ours_from_a_file_to_answers(kind: str, tm
     result = afina.train(afina.RunSettings(**settings))
     assert result.verification.from_training < 1e-5
     assert merge_adapter(result.folder, tmp_path / "merged") < 0.2
-    assert afina.generate(tmp_path / "merged", ["a07"])[0]["prompt"] == "a07"
+    assert ask(tmp_path / "merged", ["a07"])[0]["prompt"] == "a07"
 
 
 def test_a_tokenizers_hash_is_not_changed_by_its_use(tmp_path: Path) -> None:

@@ -113,7 +113,7 @@ CASES: dict[str, tuple[list[str], str]] = {
     "damaged adapter": (["generate", "damaged", "Hi", "--device", "cpu"], "damaged"),
     "evaluation of a missing file": (["eval", "run", "nowhere.jsonl"], "no such file"),
     "evaluation without answers": (["eval", "run", "good.jsonl", "--references", "refs"], "no column 'refs'"),
-    "limit of nothing": (["eval", "run", "good.jsonl", "--limit", "0"], "'0' is not a whole number of at least 1"),
+    "limit of nothing": (["eval", "run", "good.jsonl", "--limit", "0"], "--limit is 0"),
     "prompt and file": (["generate", "run", "Hi", "--data", "good.jsonl"], "either PROMPT or --data"),
     "answers into a folder": (["generate", "run", "Hi", "--out", "other"], "is a folder"),
     "answers to a full disk": (["generate", "run", "Hi", "--out", "/dev/full"], "no space left"),
@@ -139,7 +139,7 @@ CASES: dict[str, tuple[list[str], str]] = {
     "revision of a catalogue name": (["models", "show", "starter", "--revision", "v1"], "is pinned"),
     "unknown command": (["trian", "good.jsonl"], "invalid choice: 'trian'"),
     "model that does not exist": (["models", "show", "startr"], "Did you mean 'starter'"),
-    "model without name": (["models", "pull"], "needs a NAME"),
+    "model without name": (["models", "pull"], "takes 1 NAME"),
 }
 
 

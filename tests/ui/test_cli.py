@@ -151,17 +151,17 @@ def test_eval_with_a_metric_of_ones_own(run: Path, tmp_path: Path, capsys: pytes
         assert found[name]["letters"] == pytest.approx(sum(len(row[name]) for row in rows) / len(rows))
     assert found["difference"]["letters"]["rows"] == len(rows)
     assert main([*asked, "--metric", f"{tmp_path / 'mine.py'}:accuracy"]) == 2
-    assert "there is a metric 'accuracy' already" in capsys.readouterr().err
+    assert "there is already a metric 'accuracy'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        ([], "nothing to evaluate on"),
-        (["d.jsonl", "--tasks", "x"], "exclude each other"),
+        ([], "no DATA was given"),
+        (["d.jsonl", "--tasks", "x"], "does not read DATA"),
         (["d.jsonl", "--judge", "http://127.0.0.1:1"], "belong together"),
-        (["d.jsonl", "--chat"], "with --tasks only"),
-        (["--tasks", "x", "--references", "r"], "rows of your own"),
+        (["d.jsonl", "--chat"], "afina eval does not read --chat"),
+        (["--tasks", "x", "--references", "r"], "--tasks does not read --references"),
         (["d.jsonl", "--judge", "ftp://x", "--judge-model", "m"], "http"),
     ],
 )
@@ -177,9 +177,9 @@ def test_compare_and_tune_say_what_they_need(run: Path, capsys: pytest.CaptureFi
     for flags, said in (
         (["compare"], "no DATA was given"),
         (["compare", data, "--minutes", "1", "--epochs", "2"], "exclude each other"),
-        (["compare", data, "--minutes", "0"], "not a number above 0"),
+        (["compare", data, "--minutes", "0"], "should be greater than 0"),
         (["tune", data], "--minutes M or --trials N"),
-        (["tune", data, "--minutes", "nan"], "not a number above 0"),
+        (["tune", data, "--minutes", "nan"], "should be a finite number"),
     ):
         assert main(flags) == 2
         assert said in capsys.readouterr().err

@@ -1,49 +1,25 @@
 """`afina doctor`."""
 
-import argparse
-import json
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-from afina.core.errors import writing
-from afina.ui.common import say
+from afina.ui.common import View, console
 
+if TYPE_CHECKING:
+    from afina.jobs.doctor import DoctorResult, DoctorSettings
 
-def flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "run", nargs="?", type=Path, metavar="RUN", help="a run that failed or came out poor, instead of this machine"
-    )
-    parser.add_argument(
-        "--cache-dir",
-        type=Path,
-        metavar="DIR",
-        help="where downloaded models are kept [$AFINA_CACHE, else the user's cache folder]",
-    )
-    parser.add_argument(
-        "--json", action="store_true", help="print one JSON object, without personal data, for a report of a fault"
-    )
+_COLOURS = {"ok": "green", "slow": "yellow", "wrong": "red"}
 
 
-def run(options: argparse.Namespace) -> int:
-    """1 where something is wrong, 0 where at most something is slow."""
-    from dataclasses import asdict
+def _show(settings: "DoctorSettings", result: "DoctorResult") -> None:
+    """Prints each finding on a line, with what to do below where something is not well."""
+    out = console()
+    for each in result.findings:
+        out.print(f"[{_COLOURS[each.state]}]{each.state:5}[/] ", end="")
+        out.print(f"{each.what}: {each.found}", markup=False)
+        if each.remedy:
+            out.print(f"      → {each.remedy}", markup=False)
+    if not result.findings:
+        print("nothing is wrong in this run's files")
 
-    from afina.ui.display import show_findings
 
-    if options.run:
-        from afina.runs.diagnosis import examine
-
-        findings = examine(options.run)
-        found = {"findings": [asdict(each) for each in findings]}
-    else:
-        from afina.jobs.doctor import doctor
-
-        examined = doctor(options.cache_dir)
-        findings, found = examined.findings, examined.json()
-    if options.json:
-        say(json.dumps(found, ensure_ascii=False))
-    else:
-        with writing("standard output"):
-            show_findings(findings)
-        if not findings:
-            say("nothing is wrong in this run's files")
-    return int(any(each.state == "wrong" for each in findings))
+VIEWS = {"doctor": View(_show, exit_code=lambda result: int(result.wrong))}  # 1 where something is wrong

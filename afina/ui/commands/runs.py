@@ -1,42 +1,68 @@
-"""`afina runs`."""
+"""`afina runs`: list, show, diff."""
 
-import argparse
-import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from afina.core.errors import SettingsError, writing
-from afina.ui.common import say
+from afina.measure.pages.summary import interval, label, number
+from afina.ui.common import View, console, plain_table
 
-_COUNTS = {"list": (0, 1), "show": (1, 1), "diff": (2, 2)}
+if TYPE_CHECKING:
+    from afina.jobs.runs.diff import DiffRunsResult, DiffRunsSettings
+    from afina.jobs.runs.list import ListRunsResult, ListRunsSettings
+    from afina.jobs.runs.show import ShowRunResult, ShowRunSettings
 
-
-def flags(parser: argparse.ArgumentParser) -> None:
-    parser.usage = "afina runs list [DIR] | show RUN | diff RUN RUN [--json]"
-    parser.add_argument("action", choices=list(_COUNTS), help="list runs below DIR (runs), show one, or compare two")
-    parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="folders that `afina train` wrote")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+_HEADS = "run,date,data,model,method,state,score,base,adapted,95 % interval,verdict,rows,minutes"
 
 
-def run(options: argparse.Namespace) -> int:
-    from afina.runs.history import diff_runs, list_runs, show_run
-    from afina.ui.display import show_diff, show_run_facts, show_runs
+def _show_list(settings: "ListRunsSettings", result: "ListRunsResult") -> None:
+    """Prints a line per run."""
+    out = console(whole_lines=True)
+    grid = plain_table()
+    for head in _HEADS.split(","):
+        grid.add_column(head, no_wrap=True, overflow="ignore")
+    for run in result.root:
+        name = run.get("metric", "")
+        scores = [number(name, run[key]) if key in run else "" for key in ("base_score", "adapted_score")]
+        gain = interval(name, run["difference"]) if "difference" in run else ""
+        grid.add_row(
+            run["run"], run["date"], Path(run.get("data", "")).name, Path(run.get("base", "")).name,
+            run.get("method", ""), run["state"], label(name), *scores, gain, run.get("verdict", ""),
+            str(run.get("rows", "")), str(run.get("minutes", "")),
+        )  # fmt: skip
+    out.print(grid if result.root else "no runs here")
+    for run in result.root:
+        if "problem" in run:
+            out.print(f"{run['run']}: {run['problem']}", markup=False)
 
-    action, runs = options.action, options.runs
-    least, most = _COUNTS[action]
-    if not least <= len(runs) <= most:
-        raise SettingsError(f"afina runs {action} takes {most} folder{'s' * (most > 1)}, {len(runs)} were given")
-    if action == "list":
-        listed = list_runs(runs[0] if runs else Path("runs"))
-        if options.json:
-            say(json.dumps(listed, ensure_ascii=False))
-            return 0
-        with writing("standard output"):
-            show_runs(listed)
-        return 0
-    found = show_run(runs[0]) if action == "show" else diff_runs(*runs)
-    if options.json:
-        say(json.dumps(found, ensure_ascii=False))
-        return 0
-    with writing("standard output"):
-        (show_run_facts if action == "show" else show_diff)(found)
-    return 0
+
+def _show_run(settings: "ShowRunSettings", result: "ShowRunResult") -> None:
+    """Prints what a run was and what came of it."""
+    out = console()
+    for name in ("run", "data", "base", "method"):
+        out.print(f"{name}: {getattr(result, name)}", markup=False)
+    for name, value in result.settings.items():
+        out.print(f"  {name}: {value}", markup=False)
+    if result.training:
+        facts = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in result.training.items())
+        out.print(f"training: {facts}", markup=False)
+    for row in result.table:
+        out.print(f"  {row['label']:36} {row['base']:>10} {row['adapted']:>10}  {row['interval']}", markup=False)
+    for line in [result.verdict, *result.findings]:
+        out.print(line, markup=False)
+    if result.report:
+        out.print(f"report: {result.report}", markup=False)
+
+
+def _show_diff(settings: "DiffRunsSettings", result: "DiffRunsResult") -> None:
+    """Prints what two runs differ in."""
+    out = console()
+    for name, (a, b) in result.settings.items():
+        out.print(f"{name}: {a} → {b}", markup=False)
+    if not result.settings:
+        out.print("the settings are the same")
+    for name, (a, b) in result.scores.items():
+        out.print(f"  {label(name):36} {number(name, a):>10} {number(name, b):>10}", markup=False)
+    out.print(result.words, markup=False)
+
+
+VIEWS = {"runs list": View(_show_list), "runs show": View(_show_run), "runs diff": View(_show_diff)}

@@ -1,45 +1,27 @@
 """`afina tune`."""
 
-import argparse
-import json
+from typing import TYPE_CHECKING
 
-from afina.core.errors import writing
-from afina.ui.common import positive, positive_number, run_settings, say, settings_flags
+from afina.ui.common import View, console
 
-# What the search decides, or has no use for.
-_LEFT_OUT = ("method", "last_layers", "adapter", "force", "overwrite", "train.learning_rate", "train.tokens_per_batch")
+if TYPE_CHECKING:
+    from afina.jobs.tune import TuneResult, TuneSettings
 
 
-def flags(parser: argparse.ArgumentParser) -> None:
-    parser.usage = "afina tune DATA (--minutes M | --trials N) [--workers N] [--out DIR] [--json] [flags of train]"
-    parser.add_argument(
-        "--minutes",
-        type=positive_number,
-        metavar="M",
-        help="about so many in all: half for the search, half for proving what it found",
-    )
-    parser.add_argument("--trials", type=positive, metavar="N", help="so many trials, however long they take")
-    parser.add_argument("--workers", type=positive, default=1, metavar="N", help="processes that try at one time [1]")
-    parser.add_argument(
-        "--ray",
-        action="store_true",
-        help="the workers are trials of Ray Tune, on its cluster (pip install 'afina[ray]')",
-    )
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    settings_flags(parser, _LEFT_OUT)
+def _show(settings: "TuneSettings", result: "TuneResult") -> None:
+    """Prints what the search found, and what comes next."""
+    out = console()
+    for sentence in result.words:
+        out.print(sentence, markup=False)
+    if result.importances:
+        ranked = sorted(result.importances.items(), key=lambda each: -each[1])
+        shares = ", ".join(f"{name} {100 * share:.0f} %" for name, share in ranked)
+        out.print(f"what mattered: {shares}", markup=False)
+    out.print("a next hour would try:", markup=False)
+    for line in result.next_hour:
+        out.print(f"  {line}", markup=False)
+    out.print(f"page: {result.folder / 'tuning.html'}", markup=False)
+    out.print(f"use it:  afina train --config {result.config} --out my-run", markup=False)
 
 
-def run(options: argparse.Namespace) -> int:
-    from afina.jobs.tune import Effort, tune
-    from afina.ui.display import Display, show_tuning
-
-    settings = run_settings(options)
-    effort = Effort(options.minutes, options.trials, options.workers, options.ray)
-    with Display() as display:
-        found = tune(settings, effort, display)
-    if options.json:
-        say(json.dumps(found.json(), ensure_ascii=False))
-    else:
-        with writing("standard output"):
-            show_tuning(found.json(), found.folder)
-    return 0
+VIEWS = {"tune": View(_show)}

@@ -1,6 +1,6 @@
-"""Adapters of mlx-lm, LitGPT and loralib, rewritten in PEFT's format for a base of ours.
+"""`adapters convert`: rewrite an adapter of mlx-lm, LitGPT or loralib in PEFT's format.
 
-All are y = W x + s · B(A x); they differ in names, in what is turned, and in how fused layers are held.
+All are y = W x + s · B(A x); they differ in names, in what is transposed, and in how fused layers are stored.
 """
 
 import math
@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import yaml
@@ -17,10 +17,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
+from afina.core.config import LISTED, Settings, setting
 from afina.core.errors import AdapterError, InputError
+from afina.core.events import Listener, ignore
 from afina.core.files import read_json, write_json
+from afina.core.job import Job
 from afina.engine.architecture import Architecture
 from afina.engine.decoder import Decoder
+from afina.jobs.adapters._files import WrittenAdapter
 from afina.lora.config import LoraConfig
 from afina.lora.injection import inject
 from afina.lora.peft_files import PREFIX, adapter_state, save_adapter
@@ -48,17 +52,32 @@ class Update:
 Updates = dict[str, Update]  # by the layer's path
 
 
-def convert_adapter(
-    source: Path, out: Path, *, base: str, alpha: float | None = None, parts: Sequence[bool] = (),
-    revision: str | None = None, cache_dir: Path | None = None,
-) -> Path:  # fmt: skip
-    """Writes the adapter in `source` (a file, or the folder that holds it) to `out`, for the base called `base`.
+class ConvertAdapterSettings(Settings):
+    source: Path = setting(..., positional="FILE")
+    """The adapter's file, or the folder that holds it."""
+    out: Path = setting(..., metavar="DIR")
+    """New folder to write to."""
+    base: str = setting(...)
+    """What the adapter was trained on."""
+    alpha: float | None = setting(None, metavar="A", gt=0)
+    """loralib's lora_alpha, which its files do not hold."""
+    parts: Annotated[tuple[bool, ...], LISTED] = setting((), metavar="1,0,1")
+    """loralib's enable_lora, for fused layers."""
+    revision: str | None = setting(None, metavar="REV")
+    """Branch, tag or commit of a hub base."""
+    cache_dir: Path | None = setting(None, metavar="DIR")
+    """Where downloaded models are kept."""
 
-    loralib's files do not say `alpha`, nor which `parts` of a fused layer are adapted (its `enable_lora`). Raises `AdapterError`
-    where something in the file is not understood or fits no layer of the base: nothing is left out in silence.
+
+def convert(settings: ConvertAdapterSettings, listener: Listener = ignore) -> WrittenAdapter:
+    """Writes the adapter in `source` to `out`, in PEFT's format.
+
+    Raises `AdapterError` where something in the file is not understood or fits no layer of the base: nothing is left out
+    in silence.
     """
+    out, base, alpha, parts = settings.out, settings.base, settings.alpha, settings.parts
     check_new(out)
-    path = _file(source)
+    path = _file(settings.source)
     if path.suffix == ".safetensors":
         if alpha is not None or parts:
             raise AdapterError(
@@ -67,10 +86,10 @@ def convert_adapter(
         updates: Any = _mlx(path)
     else:
         state = _pickled(path)
-        settings = path.parent / "hyperparameters.yaml"
-        litgpt = settings.is_file() or any(".attn.qkv.lora_" in name for name in state)
-        updates = _litgpt(state, settings) if litgpt else _loralib(state, path, alpha, parts)
-    loaded = load_base(base, revision=revision, precision="fp32", cache_dir=cache_dir, task="causal")
+        beside = path.parent / "hyperparameters.yaml"
+        litgpt = beside.is_file() or any(".attn.qkv.lora_" in name for name in state)
+        updates = _litgpt(state, beside) if litgpt else _loralib(state, path, alpha, parts)
+    loaded = load_base(base, revision=settings.revision, precision="fp32", cache_dir=settings.cache_dir, task="causal")
     module = loaded.model.module
     if callable(updates):
         if not isinstance(module, Decoder):
@@ -98,7 +117,7 @@ def convert_adapter(
     save_adapter(module, config, out, facts["load"]["name"])
     save_tokenizer(loaded, out)
     write_json(out / "afina.json", facts)
-    return out
+    return WrittenAdapter(adapter=out)
 
 
 def _file(source: Path) -> Path:
@@ -190,8 +209,6 @@ def _loralib(state: dict[str, Tensor], path: Path, alpha: float | None, parts: S
     """ΔW = alpha/rank · B A; a fused layer (MergedLinear) has an A and a B for each of its adapted parts, one after another."""
     if alpha is None:
         raise AdapterError(f"{path} does not say alpha", "give --alpha, the lora_alpha that it was trained with")
-    if not 0 < alpha < math.inf:
-        raise AdapterError(f"--alpha is {alpha}", "it is greater than 0")
     found = {}
     for layer, (a, b) in _pairs(state, path, (".lora_A", ".lora_B")).items():
         rank = b.shape[1]
@@ -325,3 +342,6 @@ def _named(updates: Updates, own: dict[str, Tensor]) -> dict[str, Tensor]:
     if missing:
         raise AdapterError(f"the file does not give {missing[0].removeprefix(PREFIX)}", "copy it again")
     return found
+
+
+JOB = Job.of(convert)

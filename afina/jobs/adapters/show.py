@@ -1,0 +1,53 @@
+"""`adapters show`: the base, size and settings of an adapter."""
+
+from pathlib import Path
+
+from pydantic import ConfigDict
+
+from afina.core.config import Result, Settings, setting
+from afina.core.events import Listener, ignore
+from afina.core.files import read_json
+from afina.core.job import Job
+from afina.lora.peft_files import CONFIG, WEIGHTS, read_config, read_weights
+from afina.runs.facts import adapter_folder, read_facts
+
+
+class ShowAdapterSettings(Settings):
+    run: Path = setting(..., positional="RUN")
+    """Folder of a run or of an adapter."""
+
+
+class AdapterFacts(Result):
+    """What is known of an adapter; beside these fields, all those of its `LoraConfig`."""
+
+    model_config = ConfigDict(extra="allow")
+
+    path: str
+    base: str | None
+    base_sha256: str | None
+    kind: str | None
+    """The kind of task it was trained for."""
+    quantize: str | None
+    """How its base was quantised in training."""
+    parameters: int
+    size_mb: float
+
+
+def show(settings: ShowAdapterSettings, listener: Listener = ignore) -> AdapterFacts:
+    """Reads an adapter's files. Raises `AdapterError`."""
+    folder = adapter_folder(settings.run)
+    config, facts = read_config(folder), read_facts(folder)
+    base = facts.get("base", {})
+    return AdapterFacts(
+        path=str(folder),
+        base=base.get("name") or read_json(folder / CONFIG).get("base_model_name_or_path"),
+        base_sha256=base.get("sha256"),
+        kind=facts.get("kind"),
+        quantize=facts.get("quantize"),
+        parameters=sum(value.numel() for value in read_weights(folder).values()),
+        size_mb=round((folder / WEIGHTS).stat().st_size / 1e6, 2),
+        **config.model_dump(mode="json"),
+    )
+
+
+JOB = Job.of(show)

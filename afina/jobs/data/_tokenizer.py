@@ -1,0 +1,34 @@
+"""The tokenizer by which the jobs on data count."""
+
+from pathlib import Path
+
+from afina.core.config import Settings, setting
+from afina.core.device import cache_folder
+from afina.data.fitting import DEFAULT_MAX_LENGTH
+from afina.data.settings import DataSettings
+from afina.models.load import load_tokenizer
+from afina.models.sources.source import is_local
+from afina.models.tokenizer import Tokenizer
+
+READING = ("path", "target", "text", "prompt", "completion", "system", "map", "references")
+"""The settings of data that decide what a row is."""
+
+
+class TokenizerSettings(Settings):
+    base: str = "starter"
+    """Base model whose tokenizer counts."""
+    cache_dir: Path | None = setting(None, metavar="DIR")
+    """Where downloaded models are kept."""
+    html: Path | None = setting(None, metavar="FILE")
+    """Write a page with plots, too."""
+
+
+def find_tokenizer(
+    settings: TokenizerSettings, data: DataSettings, needed: bool = False
+) -> tuple[Tokenizer | None, int]:
+    """The base's tokenizer and the longest row; without a tokenizer where the base would have to be fetched first."""
+    longest = data.max_length or DEFAULT_MAX_LENGTH
+    if not needed and not is_local(settings.base, cache_folder(settings.cache_dir)):
+        return None, longest
+    tokenizer, context = load_tokenizer(settings.base, cache_dir=settings.cache_dir)
+    return tokenizer, min(longest, context)

@@ -1,0 +1,55 @@
+"""`data show`: a row of DATA as the model sees it: its tokens, the learned ones in colour."""
+
+from afina.core.config import Result, section, setting
+from afina.core.errors import DataError
+from afina.core.events import Listener, ignore
+from afina.core.files import check_writable, write_atomic
+from afina.core.job import Job
+from afina.data.mapping import Unusable, map_examples
+from afina.data.rows import Notes, Rejected
+from afina.data.settings import DataSettings
+from afina.data.template import render
+from afina.jobs.data._tokenizer import READING, TokenizerSettings, find_tokenizer
+from afina.measure.pages.data_pages import Rendered, rendered, row_page
+
+
+class ShowRowSettings(TokenizerSettings):
+    row: int = setting(1, metavar="N", ge=1)
+    """Number of the row."""
+    data: DataSettings = section(only=(*READING, "learn"))
+
+
+class ShowRowResult(Result):
+    where: str
+    """File and line of the row."""
+    tokens: tuple[tuple[str, bool], ...]
+    """The text of each token, and whether it is learned."""
+
+
+def show(settings: ShowRowSettings, listener: Listener = ignore) -> ShowRowResult:
+    """Renders one row as in training. Raises `DataError` where it cannot be used."""
+    if settings.html:
+        check_writable(settings.html)
+    found = _rendered(settings)
+    if settings.html:
+        write_atomic(settings.html, row_page(found).encode())
+    return ShowRowResult(where=found.where, tokens=tuple(found.tokens))
+
+
+def _rendered(settings: ShowRowSettings) -> Rendered:
+    data, row = settings.data, settings.row
+    tokenizer, _ = find_tokenizer(settings, data, needed=True)
+    assert tokenizer is not None
+    for number, found in enumerate(map_examples(data, Notes(), needs_completion=True), 1):
+        if number < row:
+            continue
+        if isinstance(found, Rejected):
+            raise DataError(f"row {row} ({found.location}) cannot be used: {found.reason}", "fix it")
+        try:
+            return rendered(tokenizer, render(tokenizer, found))
+        except Unusable as reason:
+            raise DataError(f"row {row} ({found.location}) cannot be used: {reason}", "fix it") from reason
+    raise DataError(f"{data.path} has fewer than {row} rows", "give a smaller --row")
+
+
+JOB = Job.of(show)

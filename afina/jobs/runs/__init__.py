@@ -1,0 +1,5 @@
+"""`runs`: runs listed, shown, compared.
+
+Folders that `afina train` wrote come in; facts about them go out. Nothing is written.
+One job a file: `list`, `show`, `diff`; the reading itself is `afina.runs.history`.
+"""

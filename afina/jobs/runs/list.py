@@ -1,0 +1,29 @@
+"""`runs list`: the runs in a folder and below it, the newest first."""
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import RootModel
+
+from afina.core.config import Settings, setting
+from afina.core.events import Listener, ignore
+from afina.core.job import Job
+from afina.runs.history import list_runs
+
+
+class ListRunsSettings(Settings):
+    folder: Path = setting(Path("runs"), positional="DIR")
+    """Folder to look in."""
+
+
+class ListRunsResult(RootModel[tuple[dict[str, Any], ...]]):
+    """Of each run its `run` (folder), `date` and `state`; `problem` where it cannot be read, else `data`, `base`, `method`, and
+    `minutes`, `metric`, `base_score`, `adapted_score`, `difference`, `verdict` and `rows` as far as it got."""
+
+
+def list(settings: ListRunsSettings, listener: Listener = ignore) -> ListRunsResult:
+    """Raises `InputError` where there is no such folder."""
+    return ListRunsResult(tuple(list_runs(settings.folder)))
+
+
+JOB = Job.of(list)
