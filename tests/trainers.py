@@ -26,8 +26,8 @@ def trainer(
 
 
 def train_adapter(
-    base: Base, data: Dataset, checkpoints: Path | None, listener: Listener = ignore, save: Callable[[], None] = lambda: None,
-    state: Any = None, **settings: Any,
+    base: Base, data: Dataset, checkpoints: Path | None, listener: Listener = ignore,
+    save: Callable[[], None] = lambda: None, state: Any = None, **settings: Any,
 ) -> Done:  # fmt: skip
     """Trains an adapter, or the one that is there; `settings` are the training's."""
     if not list(lora_layers(base.model.module)):

@@ -48,8 +48,8 @@ class Step:
 class HeldOut:
     """What the held-out rows say after `step` steps; `best` so far or not.
 
-    `numbers` are by name: loss (in nats per labelled token) and perplexity in supervised learning. The one called `measure`
-    decides what is best.
+    `numbers` are by name: loss (in nats per labelled token) and perplexity in supervised learning. The one called
+    `measure` decides what is best.
     """
 
     step: int

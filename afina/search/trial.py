@@ -21,8 +21,8 @@ class TrialResult:
     """The lowest held-out loss of a short training, its cost, and why it ended.
 
     `losses` are (rows seen, held-out loss); `step_losses` are the training loss of each step. `seconds` are all of it,
-    `training_seconds` those of its steps alone. For an objective with another measure, the held-out loss is `HeldOut.cost`,
-    which is lower for the better.
+    `training_seconds` those of its steps alone. For an objective with another measure, the held-out loss is
+    `HeldOut.cost`, which is lower for the better.
     """
 
     loss: float
@@ -64,11 +64,11 @@ class TrialRunner:
         rates: Callable[[int], Sequence[float]] | None = None,
         then: Callable[[], None] = lambda: None,
     ) -> TrialResult:
-        """Trains on `rows` rows, whatever the epochs of the settings, with `evaluations` on the held-out rows on the way.
+        """Trains on `rows` rows, whatever the epochs of the settings, with `evaluations` of the held-out rows.
 
-        `should_prune`, asked after each evaluation, ends it early. `rates` gives the learning rates for a number of steps,
-        instead of the schedule. `then` is called while the adapter is still in the base. Raises `NonFiniteLoss` where the
-        loss diverges, and `Interrupted`.
+        `should_prune`, asked after each evaluation, ends it early. `rates` gives the learning rates for a number of
+        steps, instead of the schedule. `then` is called while the adapter is still in the base. Raises `NonFiniteLoss`
+        where the loss diverges, and `Interrupted`.
         """
         gc.collect()
         try:

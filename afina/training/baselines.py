@@ -1,4 +1,4 @@
-"""The alternatives to LoRA, as configurations of what is trained: full fine-tuning, transfer learning, last layers, biases.
+"""The alternatives to LoRA, as configurations of what is trained: everything, the head, the last layers, the biases.
 
 Each trains copies of the base's own modules or biases, in the same loop, and is saved and loaded like an adapter.
 """
@@ -20,10 +20,11 @@ RATE_AS_FULL = ("full", "last")
 def baseline(module: nn.Module, method: Method, last_layers: int, heads: Sequence[str] = ()) -> LoraConfig:
     """What `method` trains, as a configuration without low-rank layers.
 
-    full: everything. head: the output head over frozen features (transfer learning); of a model that writes text, the final
-    norm too, and the head untied from the token embeddings. last: the last `last_layers` layers and what follows them. bias:
-    every bias (BitFit, Ben Zaken et al. 2022, https://arxiv.org/abs/2106.10199). `heads` are the paths of a classifier's new
-    modules, which every method trains. Raises `SettingsError` where the base has too few layers, or no biases.
+    full: everything. head: the output head over frozen features (transfer learning); of a model that writes text, the
+    final norm too, and the head untied from the token embeddings. last: the last `last_layers` layers and what follows
+    them. bias: every bias (BitFit, Ben Zaken et al. 2022, https://arxiv.org/abs/2106.10199). `heads` are the paths of a
+    classifier's new modules, which every method trains. Raises `SettingsError` where the base has too few layers, or no
+    biases.
     """
     saved: list[str] = []
     if method == "full":

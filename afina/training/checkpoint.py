@@ -1,4 +1,4 @@
-"""What a killed run needs to resume as if it had not been killed: one file per checkpoint, written atomically; the last two stay."""
+"""What a killed run needs to resume as if it had not been killed: a file per checkpoint; the last two stay."""
 
 import hashlib
 import json
@@ -22,10 +22,10 @@ KEPT = 2
 class State:
     """Where a run stands after `step` optimiser steps.
 
-    `best` is the lowest cost so far (`HeldOut.cost`: the held-out loss in supervised learning) and `best_weights` the weights
-    that have it; `since_best` counts the evaluations after it. `tokens` and `step_seconds` are those of the steps, `seconds`
-    those of everything. `random` holds the state of the random numbers by device, of the processes after the first with their
-    rank (`cpu`, `cpu1`).
+    `best` is the lowest cost so far (`HeldOut.cost`: the held-out loss in supervised learning) and `best_weights` the
+    weights that have it; `since_best` counts the evaluations after it. `tokens` and `step_seconds` are those of the
+    steps, `seconds` those of everything. `random` holds the state of the random numbers by device, of the processes
+    after the first with their rank (`cpu`, `cpu1`).
     """
 
     step: int = 0

@@ -30,9 +30,9 @@ def gradients(
     base: Base, units: Sequence[U], objective: Objective[U], max_tokens: int, max_units: int | None = None,
     world: World = SINGLE,
 ) -> tuple[float, int]:  # fmt: skip
-    """Adds the gradients of the mean loss over `units`, and those of the other processes; that loss, and the tokens read.
+    """Adds the gradients of the mean loss over the `units` of all processes; that loss, and the tokens read.
 
-    The units go in micro-batches of up to `max_tokens` tokens and `max_units` units: the result is that of a single one.
+    The units go in micro-batches of up to `max_tokens` tokens and `max_units` units, with the result of a single one.
     """
     weight = world.sum(sum(objective.weight(unit) for unit in units))
     loss, tokens = 0.0, 0
@@ -49,12 +49,12 @@ def gradients(
 class Trainer:
     """Trains the parameters of `base` that require gradients on `train`, watching `held_out`.
 
-    `save` is called whenever the held-out measure is the best so far; at the end, with the best weights back in place; and when
-    the run is interrupted. With `state`, the run is resumed from there. Checkpoints go to the folder `checkpoints`, where one is
-    given, with the fingerprint `mark`. `rehearse`: the largest micro-batch is tried before the first step. A trial among many
-    ends where `hopeless`, asked after each evaluation, says so. `rates` take the place of the schedule. `first_look`: the
-    held-out rows are evaluated before the first step too. Of the processes of `world` only the main one saves, writes
-    checkpoints and tells the listener.
+    `save` is called whenever the held-out measure is the best so far; at the end, with the best weights back in place;
+    and when the run is interrupted. With `state`, the run is resumed from there. Checkpoints go to the folder
+    `checkpoints`, where one is given, with the fingerprint `mark`. `rehearse`: the largest micro-batch is tried before
+    the first step. A trial among many ends where `hopeless`, asked after each evaluation, says so. `rates` take the
+    place of the schedule. `first_look`: the held-out rows are evaluated before the first step too. Of the processes of
+    `world` only the main one saves, writes checkpoints and tells the listener.
     """
 
     base: Base
@@ -82,7 +82,10 @@ class Trainer:
     _started: float = field(init=False, repr=False)
 
     def run(self) -> Done:
-        """Trains until the plan's last step, early stopping or Ctrl-C. Raises `NonFiniteLoss`, `NothingTrains`, `OutOfMemory`."""
+        """Trains until the plan's last step, early stopping or Ctrl-C.
+
+        Raises `NonFiniteLoss`, `NothingTrains`, and `OutOfMemory` where rehearsed.
+        """
         settings, module = self.settings, self.base.model.module
         if self.plan.checkpoint_activations:
             self.base.model.checkpoint_activations()
@@ -205,8 +208,8 @@ class Trainer:
         return found
 
     def _rehearse(self) -> None:
-        """One forward and backward pass over the longest micro-batch, of which nothing is kept: what does not fit into memory is
-        said now and not hours later. Raises `OutOfMemory`."""
+        """One forward and backward pass over the longest micro-batch, of which nothing is kept: what does not fit into
+        memory is said now and not hours later. Raises `OutOfMemory`."""
         module, settings, objective = self.base.model.module, self.settings, self._objective
         limits = settings.tokens_per_pass, settings.micro_batch_size
         known = objective.lengths(self._units)
@@ -225,9 +228,10 @@ class Trainer:
                     raise
                 tokens = sum(objective.lengths(longest))
                 raise OutOfMemory(
-                    f"the longest micro-batch ({tokens:,} tokens, with {longest[-1].location}) does not fit into memory",
-                    "`afina fit BASE DATA` with the same flags says what would; --train.checkpoint_activations true, a "
-                    "lower --train.tokens_per_pass or --data.max_length need less",
+                    f"the longest micro-batch ({tokens:,} tokens, with {longest[-1].location}) "
+                    "does not fit into memory",
+                    "`afina fit BASE DATA` with the same flags says what would; --train.checkpoint_activations true, "
+                    "a lower --train.tokens_per_pass or --data.max_length need less",
                 ) from error
         module.zero_grad(set_to_none=True)
         seconds = time.monotonic() - begun

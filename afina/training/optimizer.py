@@ -1,4 +1,4 @@
-"""The optimiser over whatever is trainable: masters, groups, clipping, and what a checkpoint keeps; the update is a spec's."""
+"""The optimiser over whatever is trainable: masters, parameter groups, clipping, and its state for checkpoints."""
 
 import torch
 from torch import Tensor, nn
@@ -10,8 +10,9 @@ from afina.training.optimizers import OPTIMIZERS
 class Optimizer:
     """Keeps fp32 masters of parameters that are stored in less, whose small updates would be rounded away.
 
-    Weight decay is for weights trained in full, not for adapters. `lora_plus` is the learning rate of every B over that of the
-    rest (LoRA+, Hayou et al. 2024, https://arxiv.org/abs/2402.12354, section 4). `kind` names one of `OPTIMIZERS`.
+    Weight decay is for weights trained in full, not for adapters. `lora_plus` is the learning rate of every B over that
+    of the rest (LoRA+, Hayou et al. 2024, https://arxiv.org/abs/2402.12354, section 4). `kind` names one of
+    `OPTIMIZERS`.
     """
 
     def __init__(self, module: nn.Module, weight_decay: float, lora_plus: float = 1.0, kind: str = "adamw") -> None:

@@ -41,8 +41,8 @@ _SHARE = 0.6  # of the free memory that activations may take; matrix products an
 
 @dataclass(frozen=True)
 class PlanFacts:
-    """What the rules look at beside the settings: the `lengths` of the training rows in tokens, the model's width, its task,
-    the bytes per token that the backward pass keeps, and the bytes that are free for them."""
+    """What the rules look at beside the settings: the `lengths` of the training rows in tokens, the model's width, its
+    task, the bytes per token that the backward pass keeps, and the bytes that are free for them."""
 
     lengths: Sequence[int]
     hidden_size: int
@@ -62,7 +62,8 @@ def make_plan(
         rule = facts.task.epoch_rule
         epochs = rule.epochs(rows)
         reasons.append(
-            f"epochs {epochs:g}: enough to see about {rule.rows:,} rows, {rule.least} to {rule.most}; there are {rows} rows"
+            f"epochs {epochs:g}: enough to see about {rule.rows:,} rows, {rule.least} to {rule.most}; "
+            f"there are {rows} rows"
         )
     size = settings.batch_size or facts.task.batch_size
     order = epoch_order(rows, seed, 0)
@@ -99,7 +100,7 @@ def make_plan(
 def _batches(
     batch_size: int, tokens_per_batch: int | None, lengths: Sequence[int], order: Sequence[int]
 ) -> list[list[int]]:
-    """The rows in `order`, in batches of `batch_size` rows, or of up to `tokens_per_batch` tokens where that is given."""
+    """The rows in `order`, in batches of `batch_size` rows, or where given of up to `tokens_per_batch` tokens."""
     if tokens_per_batch is None:
         return [list(order[at : at + batch_size]) for at in range(0, len(order), batch_size)]
     return grouped(order, lambda row: int(lengths[row]), tokens_per_batch)

@@ -7,7 +7,7 @@ from afina.training.settings import TrainingSettings
 
 
 def learning_rate(step: int, plan: Plan, settings: TrainingSettings) -> float:
-    """The learning rate of optimiser step `step` (0 first): a linear warm-up, then the schedule's decay to zero, if any."""
+    """The learning rate of optimiser step `step` (0 first): a linear warm-up, then the schedule's decay."""
     warmup = round(settings.warmup * plan.steps)
     if step < warmup:
         return plan.learning_rate * (step + 1) / warmup

@@ -24,7 +24,7 @@ class TrainingSettings(Settings):
     optimizer: Annotated[str, OneOf(OPTIMIZERS)] = "adamw"
     """How gradients become steps."""
     epochs: float | None = setting(None, "--epochs", gt=0, le=100_000)
-    """Epochs over the training rows; by default enough for about 1,600 rows, 1 to 5 (classifiers: 40,000 rows, 3 to 10)."""
+    """Epochs; by default enough to see about 1,600 rows, 1 to 5 (classifiers: 40,000 rows, 3 to 10)."""
     rows: int | None = setting(None, ge=1)
     """Training rows to see in all, instead of a number of epochs."""
     batch_size: int | None = setting(None, ge=1)
@@ -38,7 +38,8 @@ class TrainingSettings(Settings):
     learning_rate: float | None = setting(None, gt=0)
     """Highest learning rate; by default chosen from the model's width and the number of steps."""
     lora_plus_ratio: float = setting(1.0, gt=0)
-    """LoRA+: B learns this many times as fast as A; 16 in the paper (Hayou et al. 2024, https://arxiv.org/abs/2402.12354)."""
+    """LoRA+: B learns this many times as fast as A; 16 in the paper (Hayou et al. 2024,
+    https://arxiv.org/abs/2402.12354)."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     """How the learning rate falls after the warm-up: to zero along a line or a cosine, or not at all."""
     warmup: float = setting(0.05, ge=0, lt=1)
@@ -48,8 +49,8 @@ class TrainingSettings(Settings):
     max_grad_norm: float = setting(1.0, gt=0)
     """Gradients are scaled down to this norm."""
     checkpoint_activations: bool | None = None
-    """Keep only each layer's input for the backward pass and recompute the rest: much less memory, a third slower; by default
-    where memory would be short."""
+    """Keep only each layer's input for the backward pass and recompute the rest: much less memory, a third slower; by
+    default where memory would be short."""
     eval_steps: int | None = setting(None, ge=1)
     """Steps between two evaluations on the held-out rows; by default a fifth of the run."""
     checkpoint_steps: int = setting(50, ge=1)

@@ -1,4 +1,4 @@
-"""An objective from outside the package: trained with, watched, saved, read back and reported, with no other file changed."""
+"""An objective from outside the package: training, the held-out measure, the saved adapter and the report."""
 
 import json
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ from afina.training.objectives.supervised import Supervised
 
 
 class Smoothed(Supervised):
-    """Cross-entropy with smoothed labels, in which every row weighs the same; what is watched is how many tokens are right."""
+    """Cross-entropy with smoothed labels, in which every row weighs the same, watched by the share of right tokens."""
 
     name = "smoothed"
     measure = "token_accuracy"

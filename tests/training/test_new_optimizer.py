@@ -1,4 +1,4 @@
-"""An optimiser from outside the package: trained with, resumed, and foreseen, with no other file changed."""
+"""An optimiser from outside the package: its steps, resumed runs, and the forecast of its memory."""
 
 from pathlib import Path
 from typing import Any

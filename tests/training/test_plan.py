@@ -58,7 +58,8 @@ def test_activations_are_recomputed_where_memory_is_short() -> None:
     )
     assert (enough.checkpoint_activations, short.checkpoint_activations) == (False, True)
     assert set(why) - set(reasons) == {
-        "activations are recomputed in the backward pass, to save memory: a micro-batch would need 3.0 GB, 4.0 GB are free"
+        "activations are recomputed in the backward pass, to save memory: "
+        "a micro-batch would need 3.0 GB, 4.0 GB are free"
     }
     asked, _ = make_plan(
         TrainingSettings(checkpoint_activations=False),

@@ -1,8 +1,8 @@
 """What a training step learns from: one file per objective, and their table.
 
-Comes in: rows, and a base. Goes out: units (what is learned from at one time: a row, or a pair of rows), their micro-batches,
-the loss of each, and the measure that is watched on the held-out rows. The loop, checkpoints, early stopping, searches and
-reports know the protocol alone. To add an objective is to add a file with its `OBJECTIVE`.
+Comes in: rows, and a base. Goes out: units (what is learned from at one time: a row, or a pair of rows), their
+micro-batches, the loss of each, and the measure that is watched on the held-out rows. The loop, checkpoints, early
+stopping, searches and reports know the protocol alone. To add an objective is to add a file with its `OBJECTIVE`.
 Public: `Objective`, `Unit`, `OBJECTIVES`.
 """
 
@@ -38,14 +38,14 @@ class Objective(Protocol[U]):
 
     @property
     def measure(self) -> str:
-        """The one of `numbers` that decides which weights are the best, when to stop, and which trial of a search wins."""
+        """The one of `numbers` by which the best weights, early stopping and the trials of a search are decided."""
 
     @property
     def lower_is_better(self) -> bool:
         """The direction of the measure."""
 
     def units(self, rows: Sequence["Row"]) -> Sequence[U]:
-        """What is learned from `rows`, in their order. They may lie on disk: each should be read when it is asked for."""
+        """What is learned from `rows`, in their order. They may lie on disk: each should be read when asked for."""
 
     def lengths(self, units: Sequence[U]) -> Sequence[int]:
         """The tokens of each of `units`."""

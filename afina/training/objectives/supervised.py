@@ -1,4 +1,4 @@
-"""Supervised learning: each labelled token is predicted from those before it; the loss is their cross-entropy, in nats."""
+"""Supervised learning: the cross-entropy of each labelled token, given those before it, in nats."""
 
 from collections.abc import Sequence
 

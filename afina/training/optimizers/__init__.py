@@ -1,8 +1,8 @@
 """How gradients become steps: one file per optimiser, and their table.
 
-Comes in: groups of parameters. Goes out: a `torch.optim.Optimizer` over them. What the forecast has to know of it, the bytes it
-keeps per trained number and what a step costs, stands beside it. Masters, weight decay, clipping and checkpoints are the same
-for all (`training/optimizer.py`). To add an optimiser is to add a file with its `OPTIMIZER`.
+Comes in: groups of parameters. Goes out: a `torch.optim.Optimizer` over them. What the forecast has to know of it, the
+bytes it keeps per trained number and what a step costs, stands beside it. Masters, weight decay, clipping and
+checkpoints are the same for all (`training/optimizer.py`). To add an optimiser is to add a file with its `OPTIMIZER`.
 Public: `OptimizerSpec`, `OPTIMIZERS`.
 """
 
@@ -24,16 +24,16 @@ class OptimizerSpec(Protocol):
 
     @property
     def master_bytes(self) -> int:
-        """4 where parameters that are stored in less than fp32 get a master in fp32, whose small updates are not rounded away;
-        0 where the optimiser writes into them as they are."""
+        """4 where parameters that are stored in less than fp32 get a master in fp32, whose small updates are not
+        rounded away; 0 where the optimiser writes into them as they are."""
 
     @property
     def step_cost(self) -> float:
         """Seconds of a step per trained number, as a multiple of AdamW's."""
 
     def build(self, groups: list[dict[str, Any]]) -> "torch.optim.Optimizer":
-        """The optimiser over parameter groups, each with `params` and `weight_decay`; their `lr` is set before each step. Its
-        state must be tensors by name."""
+        """The optimiser over parameter groups, each with `params` and `weight_decay`; their `lr` is set before each
+        step. Its state must be tensors by name."""
 
 
 OPTIMIZERS: Registry[OptimizerSpec] = Registry("afina.training.optimizers", "OPTIMIZER", "optimiser")
