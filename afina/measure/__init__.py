@@ -1,9 +1,11 @@
 """Step 4: whether the adapted model is better than its base, by how much, and how certain that is.
 
-Comes in: a base with an adapter, rendered rows, the files of a run. Goes out: scores with confidence intervals, findings in sentences,
-pages. Weights are read and never written. `metrics/` holds the metrics, one file each, `metric` what one is; `outputs` runs a model,
-`evaluator` scores two, `verification` compares a saved adapter with the trained one, `pages/` shows results to people.
-Public: `evaluate_adapted`, `Evaluation`, `EvaluationSet`, `paired_difference`, `reference_logits`, `verify`, `write_report`.
+Comes in: a base with an adapter, rendered rows, the files of a run. Goes out: scores with confidence intervals,
+findings in sentences, pages. Weights are read and never written. `metrics/` holds the metrics, one file each, `metric`
+what one is; `outputs` runs a model, `evaluator` scores two, `verification` compares a saved adapter with the trained
+one, `pages/` shows results to people.
+Public: `evaluate_adapted`, `Evaluation`, `EvaluationSet`, `paired_difference`, `reference_logits`, `verify`,
+`write_report`.
 """
 
 from typing import TYPE_CHECKING

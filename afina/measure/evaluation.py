@@ -13,9 +13,9 @@ from afina.measure.metrics import main_metric
 class Evaluation:
     """`scores` by model (base, adapted) and metric; `differences` adapted − base by metric; `predictions` row by row.
 
-    `trivial` are the scores of baselines that need no model, and `over_trivial` the adapted model's difference from the best of them.
-    `general` is the loss on general text by language, `groups` where the errors are, `findings` what is wrong with the adapter, in
-    sentences, and `signatures` how libraries computed their metrics.
+    `trivial` are the scores of baselines that need no model, and `over_trivial` the adapted model's difference from the
+    best of them. `general` is the loss on general text by language, `groups` where the errors are, `findings` what is
+    wrong with the adapter, in sentences, and `signatures` how libraries computed their metrics.
     """
 
     kind: Kind

@@ -1,4 +1,4 @@
-"""Evaluates two models on the same rows, a base and another: scores, intervals, trivial baselines, forgetting, what is wrong."""
+"""Evaluates two models on the same rows: scores, intervals, trivial baselines, forgetting, findings."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -36,8 +36,9 @@ def evaluate_adapted(
 ) -> Evaluation:
     """Runs the model with its adapter and without it on `eval_set`, greedily, and evaluates both.
 
-    The base's outputs are cached. `own` are metrics beside those of the kind of data, `judge` compares the answers, and `mismatches`
-    say how the base differs from the one that the adapter was trained on. Raises `InputError` where `own` or `judge` fail.
+    The base's outputs are cached. `own` are metrics beside those of the kind of data, `judge` compares the answers, and
+    `mismatches` say how the base differs from the one that the adapter was trained on. Raises `InputError` where `own`
+    or `judge` fail.
     """
     adapted = outputs_of(base, eval_set, listener, "adapted")
     with disabled(base.model.module):

@@ -19,8 +19,8 @@ def adapter_findings(
     """A sentence or two for each thing that is wrong, the gravest first."""
     if base.nats == adapted.nats and base.answers == adapted.answers:
         return [
-            "The adapter changes nothing: every loss and every answer equals the base's. Its weights are zero, or it was not "
-            "trained; retrain it, or inspect it with `afina adapters show`."
+            "The adapter changes nothing: every loss and every answer equals the base's. Its weights are zero, or it "
+            "was not trained; retrain it, or inspect it with `afina adapters show`."
         ]
     return [
         *_worse(base, adapted),
@@ -40,8 +40,9 @@ def _worse(base: ModelOutputs, adapted: ModelOutputs) -> Iterator[str]:
     before, after = _loss(base.nats), _loss(adapted.nats)
     if after > before + _WORSE:
         yield (
-            f"The adapted model is worse than its base on the expected answers: loss {before:.2f} → {after:.2f} nats per token. "
-            "This happens when an adapter is used with a base or a chat template that it was not trained with, or is damaged."
+            f"The adapted model is worse than its base on the expected answers: loss {before:.2f} → {after:.2f} "
+            "nats per token. "
+            "This happens when an adapter is damaged, or used with a base or chat template it was not trained with."
         )
 
 
@@ -49,13 +50,17 @@ def _writing(evaluation: Evaluation, max_new_tokens: int) -> Iterator[str]:
     adapted, base = evaluation.scores["adapted"], evaluation.scores["base"]
     if adapted.get("stop_rate", 1.0) < _SELDOM:
         yield (
-            f"It does not end its answers: {_rounded(1 - adapted['stop_rate'])} were cut off at {max_new_tokens} tokens "
-            f"(base: {_rounded(1 - base['stop_rate'])}). It did not learn the end of a turn, or this tokenizer has another token for it."
+            f"It does not end its answers: {_rounded(1 - adapted['stop_rate'])} were cut off at {max_new_tokens} "
+            f"tokens (base: {_rounded(1 - base['stop_rate'])}). It did not learn the end of a turn, or this tokenizer has "
+            "another token for it."
         )
     if adapted.get("empty_rate", 0.0) > _EMPTY:
         yield f"{_rounded(adapted['empty_rate'])} of its answers are empty."
     if adapted.get("repetition", 0.0) > _REPEATED:
-        yield f"It repeats itself: {_rounded(adapted['repetition'])} of the 4-grams in its answers occurred before in the same answer."
+        yield (
+            f"It repeats itself: {_rounded(adapted['repetition'])} of the 4-grams in its answers occurred before in the "
+            "same answer."
+        )
 
 
 def _trained_on_prompts(
@@ -66,8 +71,8 @@ def _trained_on_prompts(
     everything = min([1.0, *(losses["adapted"] / losses["base"] for losses in evaluation.general.values())])
     if after < (1 - _LEARNED) * everything * before and eval_set.kind != "text":
         yield (
-            f"The adapter was trained on the prompts too: their loss fell from {before:.2f} to {after:.2f} nats per token. "
-            "It spends capacity on writing prompts; train it on the answers only (as Afina's label mask does)."
+            f"The adapter was trained on the prompts too: their loss fell from {before:.2f} to {after:.2f} nats "
+            "per token. It spends capacity on writing prompts; train it on the answers only (as Afina's label mask does)."
         )
 
 
@@ -84,8 +89,8 @@ def _forgotten(evaluation: Evaluation) -> Iterator[str]:
         if rise > FORGOTTEN:
             yield (
                 f"It has forgotten: the loss on general {LANGUAGES[language]} text rose by {rise:.2f} nats per token "
-                f"({losses['base']:.2f} → {losses['adapted']:.2f}). A lower learning rate, fewer epochs, a lower rank or "
-                "`afina data prepare --replay` preserves more; for this task alone it does not matter."
+                f"({losses['base']:.2f} → {losses['adapted']:.2f}). A lower learning rate, fewer epochs, a lower rank "
+                "or `afina data prepare --replay` preserves more; for this task alone it does not matter."
             )
 
 

@@ -1,4 +1,4 @@
-"""The general text on which forgetting is measured: its loss before and after adaptation to a task it has nothing to do with.
+"""The general text on which forgetting is measured: its loss before and after adaptation to an unrelated task.
 
 The texts are in `afina/examples`: forty paragraphs of many topics in English, and forty in Portuguese.
 """

@@ -53,8 +53,8 @@ def paired_difference(a: RowStats, b: RowStats, lower_is_better: bool = False, s
 def interval(score: RowStats, seed: int = 0) -> tuple[float, float]:
     """The 95 % confidence interval of a score, by the bootstrap over rows; NaN where it is undefined.
 
-    Where every row has 0, or every row 1, resampling would give an interval of no width: there it is the exact binomial one
-    (Clopper and Pearson 1934, https://doi.org/10.1093/biomet/26.4.404).
+    Where every row has 0, or every row 1, resampling would give an interval of no width: there it is the exact binomial
+    one (Clopper and Pearson 1934, https://doi.org/10.1093/biomet/26.4.404).
     """
     rows, n = score.stats, len(score.stats)
     if rows.shape[1] == 1 and n > 1 and rows.min() == rows.max() and rows[0, 0] in (0.0, 1.0):
@@ -66,8 +66,8 @@ def interval(score: RowStats, seed: int = 0) -> tuple[float, float]:
 def _bounds(stats: Floats, value: Callable[[Floats, int], float], seed: int) -> tuple[float, float]:
     """Percentiles of the resampled scores, expanded for few rows.
 
-    The plain ones are too narrow by the factor √((n−1)/n) and by the normal's quantile in the place of Student's (Hesterberg 2015,
-    https://doi.org/10.1080/00031305.2015.1089789, section 3.3).
+    The plain ones are too narrow by the factor √((n−1)/n) and by the normal's quantile in the place of Student's
+    (Hesterberg 2015, https://doi.org/10.1080/00031305.2015.1089789, section 3.3).
     """
     n = len(stats)
     if n < 2:

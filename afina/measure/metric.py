@@ -1,4 +1,4 @@
-"""What a metric is: one object that says what it is called, how it is shown, which way is better, and how it is computed.
+"""What a metric is: an object with its name, how it is shown, which direction is better, and how it is computed.
 
 A score is a function of sums over rows, so that it can be formed of any sample of the rows, and has an interval.
 """
@@ -39,10 +39,11 @@ class Group(IntEnum):
 class Predictions:
     """A model's answers, as metrics read them, row by row.
 
-    `references` are the right answers of each row. `losses` are the summed loss of each expected answer, in nats, with its tokens, and
-    `expected` the texts of these; rows that could not be rendered have none. `stopped` says which answers ended with the end of turn,
-    and `tokens` is how many were generated in `seconds`, in batches; `latency` is the seconds of one answer generated alone.
-    `preferred` is 1 where a judge preferred the answer to the other model's, 0 where it did not, ½ for a tie.
+    `references` are the right answers of each row. `losses` are the summed loss of each expected answer, in nats, with
+    its tokens, and `expected` the texts of these; rows that could not be rendered have none. `stopped` says which
+    answers ended with the end of turn, and `tokens` is how many were generated in `seconds`, in batches; `latency` is
+    the seconds of one answer generated alone. `preferred` is 1 where a judge preferred the answer to the other model's,
+    0 where it did not, ½ for a tie.
     """
 
     kind: Kind
@@ -103,10 +104,11 @@ def of_any_size(value: float, signed: bool = False) -> str:
 class Metric:
     """A metric by `name` (its key in JSON); `label` is what people read, with the unit where it has one.
 
-    `compute` gives `RowStats` where an interval can be formed by resampling rows, a number where it cannot, and a dict for a table of
-    several numbers, which `tables` lays out, of the base and of the adapted model, for the report. A score that the rows do not define
-    is NaN. It is computed for data of `kinds` (none: only where it is asked for), and is the main score of those in `main_for`, which
-    decides which of two models is better. With `needs_text` it is left out for classifiers, which write no text.
+    `compute` gives `RowStats` where an interval can be formed by resampling rows, a number where it cannot, and a dict
+    for a table of several numbers, which `tables` lays out, of the base and of the adapted model, for the report. A
+    score that the rows do not define is NaN. It is computed for data of `kinds` (none: only where it is asked for), and
+    is the main score of those in `main_for`, which decides which of two models is better. With `needs_text` it is left
+    out for classifiers, which write no text.
     """
 
     name: str

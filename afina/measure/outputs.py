@@ -30,7 +30,10 @@ _CACHED = 200  # files that the cache keeps
 
 @dataclass(frozen=True)
 class EvaluationSet:
-    """The rows to evaluate on: `examples`, and the same rendered with their answers. `source` says in words where they are from."""
+    """The rows to evaluate on: `examples`, and the same rendered with their answers.
+
+    `source` says in words where they are from.
+    """
 
     examples: Sequence[Example]
     rows: Sequence[Row]
@@ -41,9 +44,11 @@ class EvaluationSet:
 
 @dataclass(frozen=True)
 class ModelOutputs:
-    """`nats` are the summed losses of the expected answers, each with its number of tokens; `prompt_nats` those of the prompts, and
-    `general` those of the general texts, by language. `seconds` are for all answers in batches, `latency` for one alone. A classifier
-    `names_classes` and writes no text.
+    """The answers, one per row, and the losses of what the model read.
+
+    `nats` are the summed losses of the expected answers, each with its number of tokens; `prompt_nats` those of the
+    prompts, and `general` those of the general texts, by language. `seconds` are for all
+    answers in batches, `latency` for one alone. A classifier `names_classes` and writes no text.
     """
 
     answers: list[Answer]
@@ -125,9 +130,11 @@ def cached_outputs(base: Base, eval_set: EvaluationSet, listener: Listener, name
 
 def _key(base: Base, eval_set: EvaluationSet) -> str:
     """Equal where the same model runs on the same rows in the same way."""
+    tokenizer, facts = base.tokenizer, base.facts
+    pairs = zip(eval_set.examples, eval_set.rows, strict=False)
     parts = [
-        __version__, processor(), base.facts.sha256, base.facts.path, str(base.dtype), base.engine, base.tokenizer.hash(),
-        base.tokenizer.template_hash(), sorted(base.tokenizer.stop_ids), base.tokenizer.classes, eval_set.max_new_tokens,
-        [(example.messages, row.input_ids, row.labels) for example, row in zip(eval_set.examples, eval_set.rows, strict=False)],
+        __version__, processor(), facts.sha256, facts.path, str(base.dtype), base.engine, tokenizer.hash(),
+        tokenizer.template_hash(), sorted(tokenizer.stop_ids), tokenizer.classes, eval_set.max_new_tokens,
+        [(example.messages, row.input_ids, row.labels) for example, row in pairs],
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]

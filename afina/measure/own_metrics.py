@@ -26,10 +26,11 @@ def read_metrics(specs: Sequence[str]) -> list[Metric]:
 
 
 def own_metric(spec: str) -> Metric:
-    """The metric FILE.py:FUNCTION: `function(answer, references)` scores a row, higher is better, and the score is the mean.
+    """The metric FILE.py:FUNCTION: the mean of what `function(answer, references)` gives per row; higher is better.
 
-    The file is run, as `import` would, and may import its neighbours. Raises `SettingsError` where there is no such file or function,
-    or where the file fails; so does computing the metric where the function fails or returns no finite number.
+    The file is run, as `import` would, and may import its neighbours. Raises `SettingsError` where there is no such
+    file or function, or where the file fails; so does computing the metric where the function fails or returns no
+    finite number.
     """
     file, _, name = spec.rpartition(":")
     path = Path(file)

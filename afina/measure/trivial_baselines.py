@@ -1,4 +1,7 @@
-"""Trivial baselines: answers that need no model, and what they score. A model that does not beat them has learned nothing of use."""
+"""Trivial baselines: answers that need no model, and what they score.
+
+A model that does not beat them has learned nothing of use.
+"""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -14,7 +17,7 @@ from afina.measure.outputs import EvaluationSet
 
 
 def trivial_answers(kind: Kind, sources: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, list[str]]:
-    """The majority label, the most frequent value of each field, the input or its first sentence: for every row, by name.
+    """By name, an answer per row: the majority label, the most frequent value of each field, or text from the input.
 
     The majorities are taken from the references themselves, which no model sees: an upper bound for a constant answer.
     """
@@ -28,7 +31,7 @@ def trivial_answers(kind: Kind, sources: Sequence[str], references: Sequence[Seq
 
 
 def byte_frequencies(texts: Sequence[str]) -> RowStats:
-    """The bits per byte of a model that knows only how frequent each byte is in these texts: their entropy of order 0."""
+    """The bits per byte of a model that knows only the frequency of each byte in these texts: their order-0 entropy."""
     counts = Counter(byte for text in texts for byte in text.encode())
     cost = {byte: -np.log(n / counts.total()) for byte, n in counts.items()}
     return bits_per_byte([sum(cost[byte] for byte in text.encode()) for text in texts], texts)

@@ -54,9 +54,10 @@ def _first(rows: Sequence[Row]) -> list[Row]:
 
 
 def verify(reloaded: Base, rows: Sequence[Row], trained: Tensor) -> Verification:
-    """Compares a fresh base, with the adapter read from disk, with the logits `trained` and with itself without the adapter.
+    """Compares a fresh base that has read the adapter from disk with the trained model, and with itself without it.
 
-    `trained` are the `reference_logits` after training. Raises `VerificationFailed` where they differ, or where the adapter changes nothing.
+    `trained` are the `reference_logits` after training. Raises `VerificationFailed` where they differ, or where the
+    adapter changes nothing.
     """
     again = reference_logits(reloaded, rows)
     with disabled(reloaded.model.module):

@@ -185,8 +185,11 @@ def _size(run: RunFiles) -> Iterator[Finding]:
             "adapter's size", "slow", found, "--lora.trainable_tokens trains only the embeddings of single tokens"
         )
     if run.config.quantize:
-        found = f"the base was quantised to {run.config.quantize} in training: `afina adapters merge` uses it in full precision "
-        yield Finding("merging", "ok", f"{found}and reports how far the logits move")
+        found = (
+            f"the base was quantised to {run.config.quantize} in training: `afina adapters merge` uses it in full "
+            "precision and reports how far the logits move"
+        )
+        yield Finding("merging", "ok", found)
 
 
 def _result(run: RunFiles) -> Iterator[Finding]:

@@ -1,4 +1,4 @@
-"""What an adapter's folder says of the adapter: the base it was trained on, how it is prompted, and whether a base fits it."""
+"""What an adapter records: the base it was trained on and how it is prompted; and whether a given base fits it."""
 
 import tempfile
 from pathlib import Path
@@ -47,7 +47,8 @@ def load_name(base: Base, name: str) -> str:
 def facts_of(base: Base, name: str) -> dict[str, Any]:
     """The content of `afina.json` for an adapter of `base`, which was requested as `name`.
 
-    What only a run knows (templates, kind of task, length of the answers) has the default that an adapter from elsewhere gets.
+    What only a run knows (templates, kind of task, length of the answers) has the default that an adapter from
+    elsewhere gets.
     """
     return {
         "base": base.facts.card(),
@@ -74,7 +75,7 @@ def save_tokenizer(base: Base, folder: Path) -> None:
 
 
 def mismatches(facts: dict[str, Any], base: Base, folder: Path) -> list[str]:
-    """How `base` differs from the one the adapter was trained on: weights, tokenizer or chat template, a sentence each."""
+    """How `base` differs from the one the adapter was trained on (weights, tokenizer, template), a sentence each."""
     if not facts:
         return []
     trained_on, differences = facts["base"], []

@@ -26,7 +26,7 @@ LOCK = ".lock"
 
 
 def check_folder(folder: Path, overwrite: bool) -> None:
-    """Raises `OutputError` unless a run may be written to `folder`: it is new, empty, or holds a run to be overwritten."""
+    """Raises `OutputError` unless a run may be written to `folder`: it is new, empty, or a run to be overwritten."""
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"--out {folder} is a file, expected a folder", "choose another --out")
     above = next(parent for parent in [folder, *folder.absolute().parents] if parent.exists())
@@ -63,7 +63,8 @@ class RunFolder:
     def locked(self) -> Iterator[None]:
         """Keeps other processes from training into the folder. Raises `OutputError` where one does already.
 
-        The system releases the lock when a process dies, however it dies. Without such locks (Windows) nothing is locked.
+        The system releases the lock when a process dies, however it dies. Without such locks (Windows) nothing is
+        locked.
         """
         try:
             import fcntl
@@ -131,12 +132,12 @@ def record(folder: Path, evaluation: Evaluation) -> None:
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether the run in `folder` finished. (Of the files that cannot be made again, the evaluation is written last.)"""
+    """Whether the run in `folder` finished: of the files that cannot be made again, the evaluation is written last."""
     return (folder / "evaluation.json").exists()
 
 
 def check_new(out: Path) -> None:
-    """Raises `OutputError` unless `out`, for a new adapter, model or data set, is empty or absent, and can be written."""
+    """Raises `OutputError` unless `out`, for something new, is empty or absent, and can be written."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise OutputError(f"--out {out} is not empty", "choose another --out")
     check_writable(out / "adapter_config.json")

@@ -83,7 +83,10 @@ def _state(done: Done | None, evaluation: dict[str, Any] | None) -> str:
 
 
 def _read(run: Path) -> tuple[dict[str, Any], Done | None, dict[str, Any] | None]:
-    """A run's settings, its end and its evaluation, as far as they are there. Raises `InputError`, also where one is damaged."""
+    """A run's settings, its end and its evaluation, as far as they are there.
+
+    Raises `InputError`, also where one is damaged.
+    """
     config_file, metrics_file, evaluation_file = (run / n for n in ("config.yaml", "metrics.jsonl", "evaluation.json"))
     if not config_file.is_file():
         raise InputError(f"{run} holds no run", "give the folder that `afina train` wrote (its --out)")
@@ -202,8 +205,8 @@ def _paired(first: Path, second: Path, a: dict[str, Any], b: dict[str, Any]) -> 
     )
     return {
         "difference": difference,
-        "words": f"{words}: {number(name, difference['value'], sign=True)} {label(name)}, 95 % interval {interval(name, difference)}, "
-        f"on the same {difference['rows']} rows.",
+        "words": f"{words}: {number(name, difference['value'], sign=True)} {label(name)}, 95 % interval "
+        f"{interval(name, difference)}, on the same {difference['rows']} rows.",
     }
 
 

@@ -15,7 +15,10 @@ from afina.runs.facts import DEFAULT_NEW_TOKENS, adapter_folder, check_base, is_
 
 @dataclass(frozen=True)
 class Adapted:
-    """A base with its adapter; `facts` are those of `afina.json`, `mismatches` how the base differs from the one trained on."""
+    """A base with its adapter.
+
+    `facts` are those of `afina.json`, and `mismatches` how the base differs from the one that was trained on.
+    """
 
     base: Base
     facts: dict[str, Any]
@@ -31,13 +34,18 @@ class Adapted:
 
 
 def open_run(
-    run: Path, *, device: str | None = None, cache_dir: Path | None = None, base: str | None = None, force: bool = False,
+    run: Path,
+    *,
+    device: str | None = None,
+    cache_dir: Path | None = None,
+    base: str | None = None,
+    force: bool = False,
     dequantise: bool = False,
-) -> Adapted:  # fmt: skip
+) -> Adapted:
     """Loads the adapter in `run` and the base that it was trained on.
 
-    `base` names a copy of that base, or another one, which is refused without `force`. With `dequantise` a base that was quantised
-    in training is loaded in full precision. Raises `AdapterError`, `BaseModelError`.
+    `base` names a copy of that base, or another one, which is refused without `force`. With `dequantise` a base that
+    was quantised in training is loaded in full precision. Raises `AdapterError`, `BaseModelError`.
     """
     if is_merged(run):
         if base or force:

@@ -1,7 +1,7 @@
 """The event stream for trackers, other programs that a run's numbers are logged to.
 
-They listen and never answer. What leaves the machine is the user's decision, through each tracker's own settings (`WANDB_MODE`,
-`MLFLOW_TRACKING_URI`, `TRACKIO_SPACE_ID`).
+They listen and never answer. What leaves the machine is the user's decision, through each tracker's own settings
+(`WANDB_MODE`, `MLFLOW_TRACKING_URI`, `TRACKIO_SPACE_ID`).
 """
 
 from collections.abc import Sequence

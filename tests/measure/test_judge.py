@@ -47,7 +47,7 @@ def preferred(judged: Judgement) -> list[RowStats]:
 
 @contextmanager
 def server(says: Callable[[dict], object], **wrong: list[int]) -> Iterator[tuple[str, list]]:
-    """A server that says what `says` makes of a request (text, or bytes of the whole body), after the statuses `first`."""
+    """A server that replies what `says` makes of a request (text, or bytes of the body), after the statuses `first`."""
     seen: list = []
     first = list(wrong.get("first", []))
 

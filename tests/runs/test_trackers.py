@@ -1,4 +1,4 @@
-"""What each tracker is told: by small stand-ins that write calls down, and by the real package where it is installed."""
+"""What each tracker is told: by stand-ins that record calls, and by the real package where it is installed."""
 
 import os
 import sys

@@ -1,8 +1,9 @@
-"""The metrics, a file for each or for each family: classification, JSON fields, BLEU, ROUGE, loss, repetition, speed and so on.
+"""The metrics, a file for each family: classification, JSON fields, BLEU, ROUGE, likelihood, variety, speed and more.
 
 Comes in: `Predictions` (answers, references, losses, times). Goes out: scores with what resampling needs.
-To add one is to add a file that defines `METRIC`, a `measure.metric.Metric` or a tuple of them: reports, cards, comparisons and searches read
-label, format and direction from the table. Public: `METRICS`, `metrics_for`, `main_metric`, `described`.
+To add one is to add a file that defines `METRIC`, a `measure.metric.Metric` or a tuple of them: reports, cards,
+comparisons and searches read label, format and direction from the table.
+Public: `METRICS`, `metrics_for`, `main_metric`, `described`.
 """
 
 from afina.core.registry import Registry
@@ -24,5 +25,5 @@ def main_metric(kind: Kind) -> Metric:
 
 
 def described(name: str) -> Metric:
-    """The metric called `name` as far as a page needs it: one that is not in the table, a user's own, is shown under its name."""
+    """The metric called `name`, for showing it: one not in the table, such as a user's own, has only its name."""
     return METRICS[name] if name in METRICS else Metric(name, name, Group.OWN, lambda _: {})

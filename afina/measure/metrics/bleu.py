@@ -48,9 +48,17 @@ def _ter(predictions: Predictions) -> RowStats:
 
 METRIC = (
     Metric(
-        "bleu", "BLEU (lower-cased)", Group.QUALITY, _bleu, one_decimal, kinds=FREE_TEXT, main_for=("translation", "generation")
+        "bleu",
+        "BLEU (lower-cased)",
+        Group.QUALITY,
+        _bleu,
+        one_decimal,
+        kinds=FREE_TEXT,
+        main_for=("translation", "generation"),
     ),
     Metric("bleu_cased", "BLEU (cased)", Group.QUALITY, _bleu_cased, one_decimal, kinds=FREE_TEXT),
     Metric("chrf", "chrF", Group.QUALITY, _chrf, one_decimal, kinds=FREE_TEXT, main_for=("chat",)),
-    Metric("ter", "TER (lower is better)", Group.QUALITY, _ter, one_decimal, lower_is_better=True, kinds=("translation",)),
-)  # fmt: skip
+    Metric(
+        "ter", "TER (lower is better)", Group.QUALITY, _ter, one_decimal, lower_is_better=True, kinds=("translation",)
+    ),
+)

@@ -1,4 +1,4 @@
-"""Accuracy and macro F1 of labels, and where they are missed: precision, recall and F1 per label, and the confusion matrix."""
+"""Accuracy and macro F1 of labels; precision, recall and F1 per label; the confusion matrix."""
 
 import math
 from collections.abc import Iterator
@@ -68,7 +68,7 @@ def _class_tables(base: dict[str, Any], adapted: dict[str, Any]) -> Iterator[Tab
 
 
 def confusion(predictions: Predictions) -> dict[str, Any]:
-    """How often each label (a line of `counts`) got which answer (a column); the last column counts answers that are no label."""
+    """How often each label (a line of `counts`) got which answer (a column); the last column is any other answer."""
     labels = predictions.labels
     index = {label: i for i, label in enumerate(labels)}
     counts = [[0] * (len(labels) + 1) for _ in labels]

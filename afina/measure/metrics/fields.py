@@ -36,7 +36,7 @@ def _field_accuracy(predictions: Predictions) -> RowStats:
 
 
 def _share_of_fields(answer: str, reference: str) -> float:
-    """Fields that agree over fields that either has; an answer that is not a JSON object like the reference has none right."""
+    """Fields that agree over fields that either has; where one is not a JSON object, 1 if both are equal, else 0."""
     wanted, given = parsed(reference), parsed(answer)
     if not isinstance(wanted, dict) or not isinstance(given, dict):
         return float(same_json(answer, reference))

@@ -1,4 +1,4 @@
-"""How well a model predicts the expected answers: loss, perplexity, and bits per byte, which compares different tokenizers."""
+"""How well a model predicts the expected answers: loss, perplexity and bits per byte."""
 
 import math
 from collections.abc import Sequence
@@ -15,9 +15,9 @@ def loss_per_token(losses: Sequence[tuple[float, int]]) -> RowStats:
 
 
 def bits_per_byte(nats: Sequence[float], texts: Sequence[str]) -> RowStats:
-    """The loss of all texts over their length in UTF-8 (Gao et al. 2020, https://arxiv.org/abs/2101.00027, section 3.1).
+    """The loss of all texts over their length in UTF-8, which compares models with different tokenizers.
 
-    It compares models of different tokenizers. `nats` are the summed loss of each text.
+    Gao et al. 2020 (https://arxiv.org/abs/2101.00027), section 3.1. `nats` are the summed loss of each text.
     """
     return rate([(n / np.log(2), len(text.encode())) for n, text in zip(nats, texts, strict=True)])
 

@@ -1,4 +1,4 @@
-"""How often a judge preferred the answers to the other model's, ties counting half; computed where a judge was asked."""
+"""How often a judge preferred the answers to the other model's, ties counting half; only where a judge was asked."""
 
 from afina.measure.metric import Group, Metric, Predictions, RowStats, mean, percent
 

@@ -1,4 +1,4 @@
-"""ROUGE-1, -2 and -L: the F measure of the best reference, 0 to 100, by rouge-score (https://pypi.org/project/rouge-score)."""
+"""ROUGE-1, -2 and -L by rouge-score (https://pypi.org/project/rouge-score): F measure of the best reference, × 100."""
 
 import re
 from functools import partial
@@ -27,6 +27,12 @@ METRIC = (
     Metric("rouge_1", "ROUGE-1", Group.QUALITY, partial(_rouge, "rouge1"), one_decimal, kinds=_KINDS),
     Metric("rouge_2", "ROUGE-2", Group.QUALITY, partial(_rouge, "rouge2"), one_decimal, kinds=_KINDS),
     Metric(
-        "rouge_l", "ROUGE-L", Group.QUALITY, partial(_rouge, "rougeL"), one_decimal, kinds=_KINDS, main_for=("summarisation",)
+        "rouge_l",
+        "ROUGE-L",
+        Group.QUALITY,
+        partial(_rouge, "rougeL"),
+        one_decimal,
+        kinds=_KINDS,
+        main_for=("summarisation",),
     ),
-)  # fmt: skip
+)

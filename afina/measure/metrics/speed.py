@@ -17,9 +17,21 @@ def _latency(predictions: Predictions) -> float:
 
 METRIC = (
     Metric(
-        "tokens_per_second", "tokens per second, in batches", Group.SPEED, _tokens_per_second, one_decimal, kinds=ANSWERED,
+        "tokens_per_second",
+        "tokens per second, in batches",
+        Group.SPEED,
+        _tokens_per_second,
+        one_decimal,
+        kinds=ANSWERED,
         needs_text=True,
     ),
-    Metric("answers_per_second", "answers per second, in batches", Group.SPEED, _answers_per_second, one_decimal, kinds=ANSWERED),
+    Metric(
+        "answers_per_second",
+        "answers per second, in batches",
+        Group.SPEED,
+        _answers_per_second,
+        one_decimal,
+        kinds=ANSWERED,
+    ),
     Metric("latency", "seconds per answer, one at a time", Group.SPEED, _latency, lower_is_better=True, kinds=ANSWERED),
-)  # fmt: skip
+)

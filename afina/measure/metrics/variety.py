@@ -21,9 +21,10 @@ def repetition(answers: Sequence[str]) -> RowStats:
 
 
 def distinct(answers: Sequence[str], n: int) -> float:
-    """Different n-grams over all n-grams, of all answers together (Li et al. 2016, https://arxiv.org/abs/1510.03055, section 5.2).
+    """Different n-grams over all n-grams, of all answers together.
 
-    It falls with the number of rows, so that no interval can be formed by resampling them.
+    Li et al. 2016 (https://arxiv.org/abs/1510.03055), section 5.2. It falls with the number of rows,
+    so that no interval can be formed by resampling them.
     """
     runs = [run for answer in answers for run in _ngrams(answer, n)]
     return ratio(len(set(runs)), len(runs))
@@ -38,7 +39,18 @@ def _repetition(predictions: Predictions) -> RowStats:
 
 
 METRIC = (
-    Metric("distinct_1", "different words (distinct-1)", Group.VARIETY, partial(_distinct, 1), percent, kinds=FREE_TEXT),
-    Metric("distinct_2", "different pairs of words (distinct-2)", Group.VARIETY, partial(_distinct, 2), percent, kinds=FREE_TEXT),
-    Metric("repetition", "repeated 4-grams", Group.VARIETY, _repetition, percent, lower_is_better=True, kinds=FREE_TEXT),
-)  # fmt: skip
+    Metric(
+        "distinct_1", "different words (distinct-1)", Group.VARIETY, partial(_distinct, 1), percent, kinds=FREE_TEXT
+    ),
+    Metric(
+        "distinct_2",
+        "different pairs of words (distinct-2)",
+        Group.VARIETY,
+        partial(_distinct, 2),
+        percent,
+        kinds=FREE_TEXT,
+    ),
+    Metric(
+        "repetition", "repeated 4-grams", Group.VARIETY, _repetition, percent, lower_is_better=True, kinds=FREE_TEXT
+    ),
+)

@@ -10,7 +10,7 @@ from afina.training.settings import METHOD_NAMES
 
 
 def write_card(run: Path) -> None:
-    """Writes `adapter/README.md`: what it is, what it was trained on, how to prompt it, and, once evaluated, how good it is."""
+    """Writes `adapter/README.md`: the adapter, its data, how to prompt it, and, once evaluated, how good it is."""
     config = read_yaml(run / "config.yaml")
     facts = read_json(run / "adapter" / "afina.json")
     evaluation = read_json(run / "evaluation.json") if (run / "evaluation.json").exists() else None
@@ -39,7 +39,8 @@ def _card(config: dict[str, Any], facts: dict[str, Any], evaluation: dict[str, A
         *(templates or ["- none: the rows' own messages, or prompt and completion"]),
     ]  # fmt: skip
     if evaluation:
-        lines += ["", "## Evaluation", "", f"{evaluation['rows']} rows of {Path(evaluation['data']).name}. {verdict(evaluation)}", ""]  # fmt: skip
+        rows = f"{evaluation['rows']} rows of {Path(evaluation['data']).name}."
+        lines += ["", "## Evaluation", "", f"{rows} {verdict(evaluation)}", ""]
         lines += ["| metric | base | adapted | difference | 95 % interval |", "|---|---:|---:|---:|---:|"]
         lines += [
             f"| {r['label']} | {r['base']} | {r['adapted']} | {r['difference']} | {r['interval']} |"

@@ -32,8 +32,10 @@ def bars(counts: Sequence[tuple[str, float]], what: str) -> str:
 
 
 def loss_curve(steps: Sequence[Step], held_out: Sequence[HeldOut]) -> str:
-    """Training loss of each step (thin), its running mean, and the held-out measure, over steps; a measure that is no loss has an
-    axis of its own, on the right."""
+    """Training loss of each step (thin), its running mean, and the held-out measure, over steps.
+
+    A measure other than the loss has an axis of its own, on the right.
+    """
     figure, axes = _figure()
     x = [step.step for step in steps]
     axes.plot(x, [step.loss for step in steps], color=_TRAIN, linewidth=0.8, alpha=0.6, label="training, each step")

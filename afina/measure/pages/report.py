@@ -67,8 +67,8 @@ def _training_line(done: Done | None) -> str:
     if done is None:
         return "Training did not finish."
     return (
-        f"{done.steps} steps ({done.reason}), {done.tokens:,} tokens in {done.seconds / 60:.1f} minutes including evaluation: "
-        f"{done.tokens_per_second:.0f} tokens/s in training, {done.peak_memory_gb:.1f} GB peak memory."
+        f"{done.steps} steps ({done.reason}), {done.tokens:,} tokens in {done.seconds / 60:.1f} minutes including "
+        f"evaluation: {done.tokens_per_second:.0f} tokens/s in training, {done.peak_memory_gb:.1f} GB peak memory."
     )
 
 

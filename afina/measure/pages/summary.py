@@ -1,4 +1,7 @@
-"""An evaluation in words and numbers, for report, card and terminal. `evaluation` is the object of `evaluation.json`."""
+"""An evaluation in words and numbers, for report, card and terminal.
+
+`evaluation` is the object of `evaluation.json`.
+"""
 
 from collections.abc import Iterator
 from typing import Any

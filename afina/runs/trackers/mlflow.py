@@ -1,4 +1,7 @@
-"""MLflow, into `mlflow.db` beside the run folder unless MLFLOW_TRACKING_URI says where. Its telemetry is switched off."""
+"""MLflow, into `mlflow.db` beside the run folder unless MLFLOW_TRACKING_URI says where.
+
+Its telemetry is switched off.
+"""
 
 import os
 from contextlib import ExitStack
