@@ -51,15 +51,15 @@ def _writing(evaluation: Evaluation, max_new_tokens: int) -> Iterator[str]:
     if adapted.get("stop_rate", 1.0) < _SELDOM:
         yield (
             f"It does not end its answers: {_rounded(1 - adapted['stop_rate'])} were cut off at {max_new_tokens} "
-            f"tokens (base: {_rounded(1 - base['stop_rate'])}). It did not learn the end of a turn, or this tokenizer has "
-            "another token for it."
+            f"tokens (base: {_rounded(1 - base['stop_rate'])}). It did not learn the end of a turn, or this tokenizer "
+            "has another token for it."
         )
     if adapted.get("empty_rate", 0.0) > _EMPTY:
         yield f"{_rounded(adapted['empty_rate'])} of its answers are empty."
     if adapted.get("repetition", 0.0) > _REPEATED:
         yield (
-            f"It repeats itself: {_rounded(adapted['repetition'])} of the 4-grams in its answers occurred before in the "
-            "same answer."
+            f"It repeats itself: {_rounded(adapted['repetition'])} of the 4-grams in its answers occurred before in "
+            "the same answer."
         )
 
 
@@ -72,7 +72,7 @@ def _trained_on_prompts(
     if after < (1 - _LEARNED) * everything * before and eval_set.kind != "text":
         yield (
             f"The adapter was trained on the prompts too: their loss fell from {before:.2f} to {after:.2f} nats "
-            "per token. It spends capacity on writing prompts; train it on the answers only (as Afina's label mask does)."
+            "per token. It spends capacity on writing prompts; train it on the answers only, as Afina does."
         )
 
 

@@ -1,4 +1,4 @@
-"""Work in a process of its own, with memory of its own to measure: a function of `jobs` by name, JSON goes in, events and JSON come out."""
+"""Runs a function in a process of its own, whose memory can be measured; JSON goes in, events and JSON come out."""
 
 import json
 import os
@@ -27,7 +27,7 @@ TARGETS = {
 
 
 def run_in_process(target: str, arguments: dict[str, Any], listener: Listener) -> Any:
-    """What the function `target` gives in a process of its own. Its errors are raised here; Ctrl-C is handed on to it."""
+    """What the function `target` returns in a process of its own; its errors are raised here, Ctrl-C is passed on to it."""
     with start(target, arguments) as process:
         return finish(process, listener)
 
