@@ -142,7 +142,7 @@ def test_columns_are_mapped_to_known_names(tmp_path: Path) -> None:
     assert (example.messages[0]["content"], example.completion) == ("oi?", "oi!")
     assert notes.layout is not None
     assert notes.layout.name == "prompt and completion"
-    with pytest.raises(SettingsError, match=r"(?s)'perguntas', which is no column.*'pergunta'"):
+    with pytest.raises(SettingsError, match=r"(?s)'perguntas', which is not a column.*'pergunta'"):
         read_examples(DataSettings(path=path, map="prompt=perguntas"), needs_completion=True)
     with pytest.raises(SettingsError, match="does not name columns"):
         read_examples(DataSettings(path=path, map="prompt"), needs_completion=True)
@@ -188,7 +188,7 @@ def test_mixing_and_replaying(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert all(e.messages for e in test_rows)
     assert sum(e.messages[0]["role"] == "system" for e in [*asked, *test_rows]) == 20
     assert "20 rows mixed in from" in (tmp_path / "out/README.md").read_text()
-    for wrong, words_ in (("b.jsonl", "is not a file and how much"), (f"{other}=9", "can be used")):
+    for wrong, words_ in (("b.jsonl", "is not a file and a number"), (f"{other}=9", "can be used")):
         assert main(["data", "prepare", str(path), "--out", str(tmp_path / "no"), "--mix", wrong]) == 2
         assert words_ in capsys.readouterr().err
 
