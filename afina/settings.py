@@ -42,7 +42,9 @@ class RunSettings(Settings):
     force: bool = False
     """Take the adapter of --adapter even where it was made for another base."""
     task: TaskName | None = None
-    """The model's head: causal (writes text), classify (names one of the completions' classes) or seq2seq; by default the base's."""
+    """The model's head: causal (writes text), classify (names one of the completions' classes) or seq2seq; by default
+    the base's.
+    """
     method: Method = "lora"
     """What is trained: lora, or an alternative to compare with: full, head (transfer learning), last (layers), bias."""
     last_layers: int = setting(2, ge=1)
@@ -54,7 +56,7 @@ class RunSettings(Settings):
     template: Path | None = None
     """File with a chat template (Jinja) in the place of the base's own."""
     quantize: Quantize | None = None
-    """Keep the frozen base in few bits, for less memory: nf4 (4 bits), int8, or keep: a GGUF file's matrices as they are."""
+    """Quantise the frozen base, for less memory: nf4 (4 bits), int8, or keep: a GGUF file's matrices as they are."""
     track: Annotated[tuple[Annotated[str, OneOf(TRACKERS)], ...], LISTED] = ()
     """Trackers to log the run's numbers to, separated by commas; each is installed by an extra of its name."""
     device: str | None = None
@@ -91,11 +93,11 @@ class RunSettings(Settings):
 class Facts:
     """What is found where a run begins, and its settings do not say.
 
-    `base` is the name by which the base is found again, `revision` the commit of a hub's; `heads` are the paths of what is
-    new in it. `trained` is the configuration that the method or the adapter trained further brings, where `lora` does not
-    say what is trained; `quantize` is how the base was kept when that adapter was trained. `lengths` are those of the training
-    rows in tokens, `activation_bytes` what the backward pass keeps per token, `free_bytes` what is free for activations.
-    `files` are the absolute paths of the files that settings name, by dotted path.
+    `base` is the name by which the base is found again, `revision` the commit of a hub's; `heads` are the paths of
+    what is new in it. `trained` is the configuration that the method or the adapter trained further brings, where
+    `lora` does not say what is trained; `quantize` is how the base was kept when that adapter was trained. `lengths`
+    are those of the training rows in tokens, `activation_bytes` what the backward pass keeps per token, `free_bytes`
+    what is free for activations. `files` are the absolute paths of the files that settings name, by dotted path.
     """
 
     task: Task
@@ -152,8 +154,9 @@ class Resolved(Settings):
 
 
 def adapter_config(settings: RunSettings, heads: Sequence[str], trained: LoraConfig | None) -> LoraConfig:
-    """What is trained, as the configuration of an adapter: `trained` where the method or an adapter brings it, else a new
-    adapter, with the `heads` trained in full. Raises `SettingsError` where `lora` says otherwise."""
+    """What is trained, as the configuration of an adapter: `trained` where the method or an adapter brings it, else a
+    new adapter, with the `heads` trained in full. Raises `SettingsError` where `lora` says otherwise.
+    """
     given = settings.lora
     if trained is None:
         return given.saving(heads)
@@ -161,7 +164,8 @@ def adapter_config(settings: RunSettings, heads: Sequence[str], trained: LoraCon
         raise SettingsError(f"--method {settings.method} trains no LoRA adapter", "leave --lora.* and --adapter out")
     if given not in (LoraConfig(), trained):
         raise SettingsError(
-            f"--adapter {settings.adapter} brings its own LoRA settings (rank {trained.rank}), and --lora.* gives others",
+            f"--adapter {settings.adapter} brings its own LoRA settings (rank {trained.rank}), "
+            "and --lora.* gives others",
             "leave the --lora.* settings out",
         )
     return trained

@@ -7,9 +7,9 @@ import torch
 
 from afina.core.device import precision_of
 from afina.forecast.machines import Machine
-from afina.forecast.memory import GB, Memory, held, with_passes
+from afina.forecast.memory import GB, Memory, held, with_micro_batches
 from afina.forecast.seconds import Seconds
-from afina.forecast.workload import Case, Workload, case_of, passes_of
+from afina.forecast.workload import Case, Workload, case_of, micro_batches_of
 from afina.models.skeleton import Skeleton
 from afina.settings import Facts, RunSettings, resolve
 from afina.training.optimizers import OPTIMIZERS
@@ -18,8 +18,10 @@ from afina.training.plan import Plan
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a training with these settings needs at a place; `seconds` of the training, `evaluation` those of the answers after it.
-    `disk` bytes are written (checkpoints included), of which `kept` stay."""
+    """What a training with these settings needs on a machine.
+
+    `seconds` are those of the training, `evaluation` those of the evaluation after it. `disk` bytes are used at most
+    (checkpoints included), of which `kept` remain."""
 
     settings: RunSettings
     memory: Memory
@@ -56,32 +58,35 @@ class Forecast:
 
 
 def forecast_training(base: Skeleton, settings: RunSettings, workload: Workload, machine: Machine) -> Forecast:
-    """Raises `AdapterError` and `SettingsError` as training does."""
+    """What training `base` with `settings` on `workload` needs. Raises `AdapterError` and `SettingsError` as training
+    does.
+    """
     case = case_of(base, settings, workload, machine)
-    found, fixed = case.trained, held(case)
-    made = resolve(settings, _facts(case, max(0, machine.available - fixed.training))).plan
-    passes = passes_of(case, made)
-    seconds = Seconds(case, made.checkpoint_activations)
-    trained_on = seconds.training(passes)
-    epoch = trained_on + seconds.steps(made.steps_per_epoch)
-    rehearsal = trained_on * passes.largest / passes.tokens
-    looks = 1 + -(-made.steps // made.eval_steps)  # and as many saves: after each but the first, and in the end
-    saved, optimizer = found.numbers * 4, OPTIMIZERS[settings.train.optimizer]
-    state = saved + found.numbers * (optimizer.master_bytes + optimizer.moment_bytes) + saved
-    written = (looks - 1 + made.steps // settings.train.checkpoint_steps) * state + looks * saved
-    watching = looks * (seconds.look() + seconds.probe())
+    trained, fixed = case.trained, held(case)
+    plan = resolve(settings, _facts(case, max(0, machine.available - fixed.training))).plan
+    batches = micro_batches_of(case, plan)
+    seconds = Seconds(case, plan.checkpoint_activations)
+    epoch_batches = seconds.training(batches)
+    epoch = epoch_batches + seconds.steps(plan.steps_per_epoch)
+    rehearsal = epoch_batches * batches.largest / batches.tokens
+    # As many saves as evaluations: after each but the first, and in the end.
+    evaluations = 1 + -(-plan.steps // plan.eval_steps)
+    saved, optimizer = trained.numbers * 4, OPTIMIZERS[settings.train.optimizer]
+    state = saved + trained.numbers * (optimizer.master_bytes + optimizer.moment_bytes) + saved
+    written = (evaluations - 1 + plan.steps // settings.train.checkpoint_steps) * state + evaluations * saved
+    evaluating = evaluations * (seconds.evaluation() + seconds.reference_logits())
     return Forecast(
         settings=settings,
-        memory=with_passes(fixed, case, passes, made.checkpoint_activations),
+        memory=with_micro_batches(fixed, case, batches, plan.checkpoint_activations),
         available=machine.available,
-        seconds=rehearsal + epoch * made.epochs + watching + written * machine.speed.write,
+        seconds=rehearsal + epoch * plan.epochs + evaluating + written * machine.speed.write,
         epoch_seconds=epoch,
         evaluation=seconds.answers(),
         download=0 if base.is_local else base.file_bytes,
         disk=2 * state + saved,
         kept=saved,
-        plan=made,
-        trained=found.numbers,
+        plan=plan,
+        trained=trained.numbers,
     )
 
 

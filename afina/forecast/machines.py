@@ -1,4 +1,7 @@
-"""Where a training may run: this machine as it is now, and machines by name, by their published figures (docs/published.md)."""
+"""Where a training may run: this machine as it is now, and machines by name.
+
+The latter are known by their published figures (docs/published.md).
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +18,10 @@ from afina.models.load import import_libraries
 
 @dataclass(frozen=True)
 class Machine:
-    """`available` bytes for the process, of which its `libraries` take some before anything is loaded."""
+    """A machine with the memory and speed that a forecast needs.
+
+    `available` are the bytes that the process can have, of which its `libraries` take some before anything is loaded.
+    """
 
     name: str
     available: int
@@ -28,8 +34,9 @@ class Machine:
 
 @dataclass(frozen=True)
 class PublishedMachine:
-    """A machine by its published figures: bytes that are free for a training, dense products a second (floating-point operations in 16 bits),
-    bytes a second from memory."""
+    """A machine by its published figures: bytes that are free for a training, floating-point operations per second
+    (dense, in 16 bits), bytes per second from memory.
+    """
 
     title: str
     free: float
@@ -42,17 +49,19 @@ MACHINES = {
     "80gb": PublishedMachine("a card of 80 GB (A100)", 79e9, 312e12, 2039e9),
     "laptop": PublishedMachine("a laptop of 16 GB (Apple M4)", 12e9, 2.9e12, 120e9),
 }
-_ROUGH = PublishedMachine("a processor", 0, 8e11, 2e10)  # of which nothing is known
-_REACHED = 0.5  # of a card's published operations: what fine-tunings of 7 B models reach, 0.38 to 0.68
-_CONTEXT = 0.6e9  # bytes that a card's libraries hold on it
+_ROUGH = PublishedMachine("a processor", 0, 8e11, 2e10)  # assumed where nothing was measured
+_UTILISATION = 0.5  # of a card's published operations: fine-tunings of 7 B models reach 0.38 to 0.68
+_CONTEXT = 0.6e9  # bytes of a card's memory that its libraries hold
 _WRITE = 1e-9
-_LAUNCH = 4e-4  # seconds: some forty kernels a layer, of ten microseconds
+_LAUNCH = 4e-4  # seconds per layer and pass: some forty kernels, of ten microseconds each
 
 
 def this_machine(
     cache: Path, device: str | None = None, precision: str = "auto", measure: bool = True, listener: Listener = ignore
 ) -> Machine:
-    """This machine now, measured (some seconds, once); or else its speed, where it is not known from before, a rough guess."""
+    """This machine now. Its speed is measured where it is not known yet (some seconds, once); without `measure` it is
+    then a rough estimate.
+    """
     before = libraries()
     on = pick_device(device)
     dtype, _ = pick_dtype(precision, on, cache)
@@ -68,7 +77,7 @@ def this_machine(
         available,
         before if on_cpu else int(_CONTEXT),
         dtype,
-        speed or _reckoned(_ROUGH),
+        speed or _estimated(_ROUGH),
         on_cpu and compiler() is not None,
         measured=speed is not None,
     )
@@ -86,7 +95,7 @@ def libraries() -> int:
 
 
 def named(name: str) -> Machine:
-    """Raises `SettingsError`."""
+    """The machine called `name` in `MACHINES`. Raises `SettingsError`."""
     if name not in MACHINES:
         raise SettingsError(
             f"--device {name!r} is no device or machine.{near(name, list(MACHINES))}",
@@ -94,14 +103,15 @@ def named(name: str) -> Machine:
         )
     published = MACHINES[name]
     return Machine(
-        published.title, int(published.free), int(_CONTEXT), torch.bfloat16, _reckoned(published), fused=False
+        published.title, int(published.free), int(_CONTEXT), torch.bfloat16, _estimated(published), fused=False
     )
 
 
-def _reckoned(published: PublishedMachine) -> Speed:
-    """Two operations a parameter and token forward, two for the input's gradient, two for the weight's; every pass reads all weights
-    from memory, and steps of the optimiser read and write six numbers of four bytes."""
-    operation, byte = 1 / (_REACHED * published.operations), 1 / published.bandwidth
+def _estimated(published: PublishedMachine) -> Speed:
+    """Per parameter and token: two operations forward, two for the input's gradient, two for the weight's. Every pass
+    reads all weights from memory; the optimiser reads and writes six numbers of four bytes for each that is trained.
+    """
+    operation, byte = 1 / (_UTILISATION * published.operations), 1 / published.bandwidth
     size = element_size(torch.bfloat16)
 
     def rates(products: int) -> Rates:

@@ -1,8 +1,8 @@
-"""The memory that a training will hold, by part, from shapes and lengths alone."""
+"""The memory that a training will hold, item by item, from shapes and lengths alone."""
 
 from dataclasses import asdict, dataclass, replace
 
-from afina.forecast.workload import Case, Passes
+from afina.forecast.workload import Case, MicroBatches
 from afina.measure.verification import REFERENCE_TOKENS
 from afina.models import footprint as model_bytes
 from afina.models.batcher import MAX_BATCH_SIZE
@@ -12,16 +12,20 @@ from afina.training.optimizers import OPTIMIZERS
 
 GB = 1e9
 _BEST = 4  # bytes per trained number: the best weights so far
-_A_WORD = 1_300  # bytes that a tokenizer takes for each of its words
-# Small blocks that are freed between passes leave holes, which the next ones, of other lengths, fill in part only; and the matrix
-# library keeps some MB.
-_HOLES, _KEPT = 0.9, 50_000_000
+_PER_WORD = 1_300  # bytes of a tokenizer per word of its vocabulary
+# Small blocks that are freed between micro-batches leave fragments in the heap, which the next ones, of other
+# lengths, fill only in part; and the matrix library keeps some MB.
+_FRAGMENTATION, _LIBRARY = 0.9, 50_000_000
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of each part, at the moment when most is held; `cache` is of the answers in the end, when nothing else of training is
-    there. `copies` of weights that are trained whole lie beside the frozen ones; their gradients take the place of activations, and are named where they are more."""
+    """Bytes of each item at the peak.
+
+    `cache` is that of generation after training, when nothing else of training is held. `copies` of weights that are
+    trained in full lie beside the frozen ones; their gradients take the place of activations, and are counted where
+    they are more.
+    """
 
     weights: int
     copies: int
@@ -51,7 +55,7 @@ class Memory:
 
 
 def held(case: Case) -> Memory:
-    """What does not depend on the rows."""
+    """The items that do not depend on the rows."""
     base, machine, found = case.base, case.machine, case.trained
     size = model_bytes.element_size(machine.dtype)
     kept = OPTIMIZERS[case.settings.train.optimizer]
@@ -68,46 +72,48 @@ def held(case: Case) -> Memory:
         activations=0,
         logits=0,
         cache=0,
-        overhead=machine.libraries + _A_WORD * int(getattr(base.config, "vocab_size", 0)),
+        overhead=machine.libraries + _PER_WORD * int(getattr(base.config, "vocab_size", 0)),
     )
 
 
-def with_passes(fixed: Memory, case: Case, passes: Passes, recompute: bool) -> Memory:
-    """`fixed` and what training's passes and the answers in the end take."""
+def with_micro_batches(fixed: Memory, case: Case, batches: MicroBatches, recompute: bool) -> Memory:
+    """`fixed`, with what the micro-batches of training and the generation after it take."""
     base, workload, found = case.base, case.workload, case.trained
     module, dtype = base.module, case.machine.dtype
     size = model_bytes.element_size(dtype)
-    a_token = case.kept * found.depth
+    per_token = case.kept * found.depth
     if recompute:
-        a_token = model_bytes.layer_input_bytes(module, dtype) + a_token / max(1, int(base.config.num_hidden_layers))
-    passing = model_bytes.working_bytes(module, dtype)
-    activations = passes.largest * max(a_token + passing / 2, passing)
+        one_layer = per_token / max(1, int(base.config.num_hidden_layers))
+        per_token = model_bytes.layer_input_bytes(module, dtype) + one_layer
+    transient = model_bytes.working_bytes(module, dtype)
+    activations = batches.largest * max(per_token + transient / 2, transient)
     words = model_bytes.output_size(module)
-    logits = model_bytes.logit_bytes(module, dtype, max(1, round(passes.largest * workload.labelled)))
+    logits = model_bytes.logit_bytes(module, dtype, max(1, round(batches.largest * workload.labelled)))
     head = words * int(base.config.hidden_size)
     if case.settings.method in ("full", "head") and base.task.continues_text:
         logits += (4 + size) * head  # the head's gradient in fp32, and in its own format
-    # Activations go while gradients come, but those of an earlier pass of the step are there already. When the optimiser steps, all
-    # gradients of copies are there in fp32, and the head's in its own format too.
+    # Activations are freed while gradients are computed, but those of an earlier micro-batch of the step are held
+    # already. When the optimiser steps, all gradients of copies are held in fp32, and the head's in its own format
+    # too.
     in_fp32 = found.copies * 4 + min(found.copies, head) * size
-    earlier = found.copies * size if passes.summed else 0
+    earlier = found.copies * size if batches.summed else 0
     moving = max(
         activations + logits + earlier,
         in_fp32,
-        min(TOKENS, workload.held_out) * passing + REFERENCE_TOKENS * words * (size + 4),
+        min(TOKENS, workload.held_out) * transient + REFERENCE_TOKENS * words * (size + 4),
     )
-    probed = REFERENCE_TOKENS * words * 4  # logits of the best weights, for the check after training
+    kept_logits = REFERENCE_TOKENS * words * 4  # of the best weights, for the verification after training
     slots = min(MAX_BATCH_SIZE, workload.asked)
-    cache = min(PREFILL_TOKENS, slots * workload.longest) * passing + slots * words * (size + 4)
+    cache = min(PREFILL_TOKENS, slots * workload.longest) * transient + slots * words * (size + 4)
     if base.task.writes_text:
         cache += slots * (workload.longest + workload.most_new) * model_bytes.cache_bytes(module, dtype)
-    holes: float = 0
+    fragments: float = 0
     if case.machine.fused:
-        holes = (
-            _HOLES
-            * a_token
+        fragments = (
+            _FRAGMENTATION
+            * per_token
             / case.kept
-            * model_bytes.heap_bytes(module, dtype, int(max(workload.lengths)), passes.largest)
+            * model_bytes.heap_bytes(module, dtype, int(max(workload.lengths)), batches.largest)
         )
     gradients: float = moving if moving == in_fp32 else min(earlier, moving)
     of_logits = min(logits, moving - gradients)
@@ -115,7 +121,7 @@ def with_passes(fixed: Memory, case: Case, passes: Passes, recompute: bool) -> M
         fixed,
         gradients=round(fixed.gradients + gradients),
         activations=round(moving - gradients - of_logits),
-        logits=round(of_logits + probed),
+        logits=round(of_logits + kept_logits),
         cache=round(cache),
-        overhead=round(fixed.overhead + holes + _KEPT),
+        overhead=round(fixed.overhead + fragments + _LIBRARY),
     )

@@ -1,4 +1,4 @@
-"""What would make a training fit into memory: changes of its settings, each forecast in its turn."""
+"""What would make a training fit into memory: changed settings, each with its own forecast, and smaller bases."""
 
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -18,14 +18,19 @@ from afina.models.sources.catalogue import Entry, known_models
 from afina.settings import RunSettings
 
 _SHORT_ROWS, _SMALL_PASS, _RANK = 256, 256, 16
-_SMALLER = 3  # other bases that are named
-_LEAST = {"full": 18.0, "nf4": 0.5, "int8": 1.0}  # bytes a parameter that are needed at least, else those of 16 bits
+_SMALLER = 3  # smaller bases that are suggested, at most
+_LEAST = {
+    "full": 18.0,
+    "nf4": 0.5,
+    "int8": 1.0,
+}  # bytes per parameter that are needed at least; otherwise those of 16 bits
 Change = Callable[[RunSettings, Workload], tuple[RunSettings, Workload]]
 
 
 def remedies(base: Skeleton, settings: RunSettings, workload: Workload, machine: Machine) -> list[tuple[str, Forecast]]:
-    """Flags that make it fit, with what it then needs: each that is enough alone, what costs least first; else the first few that are
-    enough together."""
+    """Flags that make the training fit, with the forecast of each: every one that is enough alone, the least costly
+    first; else the first few that are enough together.
+    """
     changes = list(_changes(base, settings, workload))
     alone = [(text, _forecast(base, *change(settings, workload), machine)) for text, change in changes]
     found = [(text, seen) for text, seen in alone if seen and seen.fits]
@@ -42,12 +47,12 @@ def remedies(base: Skeleton, settings: RunSettings, workload: Workload, machine:
 def _forecast(base: Skeleton, settings: RunSettings, workload: Workload, machine: Machine) -> Forecast | None:
     try:
         return forecast_training(base, settings, workload, machine)
-    except InputError:  # a change that this base has no use for
+    except InputError:  # a change that this base cannot have
         return None
 
 
 def _changes(base: Skeleton, settings: RunSettings, workload: Workload) -> Iterator[tuple[str, Change]]:
-    """What could be changed, as flags and as what they do to settings and rows; what costs least first."""
+    """What could be changed, as flags and as what they do to settings and rows; the least costly first."""
 
     def to(values: dict[str, Any]) -> Change:
         return lambda s, w: (changed(s, values), w)
@@ -80,7 +85,7 @@ def _changes(base: Skeleton, settings: RunSettings, workload: Workload) -> Itera
 def smaller(
     base: Skeleton, settings: RunSettings, workload: Workload, machine: Machine, cache: Path
 ) -> list[tuple[Entry, Forecast]]:
-    """Other bases of the catalogue that do the same and fit, the largest first."""
+    """Other bases of the catalogue for the same task that fit, the largest first."""
     kind = base.entry.kind if base.entry else base.task.model_kind
     least = _LEAST.get(settings.method) or _LEAST.get(settings.quantize or "", 2.0)
     most = min(base.parameters, machine.available / least)
@@ -88,21 +93,21 @@ def smaller(
     for entry in sorted(known_models().values(), key=lambda each: -each.parameters):
         if len(found) < _SMALLER and entry.kind == kind and entry.parameters < most:
             with suppress(BaseModelError):  # of an architecture that this version of transformers does not know
-                seen = _forecast(_outline(entry.name, cache), settings, workload, machine)
+                seen = _forecast(_skeleton(entry.name, cache), settings, workload, machine)
                 if seen and seen.fits:
                     found.append((entry, seen))
     return found
 
 
 @lru_cache(64)
-def _outline(name: str, cache: Path) -> Skeleton:
+def _skeleton(name: str, cache: Path) -> Skeleton:
     return read_skeleton(name, cache_dir=cache, classes=("", ""))
 
 
 def refuse_what_cannot_fit(
     base: Skeleton, settings: RunSettings, workload: Workload, machine: Machine, cache: Path
 ) -> Forecast:
-    """The forecast; raises `SettingsError` with the remedies where it says that memory will not do."""
+    """The forecast. Raises `SettingsError`, with the remedies, where it does not fit into memory."""
     seen = forecast_training(base, settings, workload, machine)
     if seen.fits or settings.allow_swap:
         return seen
@@ -114,6 +119,6 @@ def refuse_what_cannot_fit(
         hints = [f"--base {entry.name} (needs {each.memory.total / GB:.1f} GB)" for entry, each in fitting]
     raise SettingsError(
         f"--base {base.name} with method {settings.method} needs about {seen.memory.total / GB:.1f} GB of memory, and "
-        f"{seen.available / GB:.1f} GB are free here",
-        f"{'; or '.join(hints) or 'a machine with more memory'}; --allow-swap tries it all the same",
+        f"{seen.available / GB:.1f} GB are free",
+        f"{'; or '.join(hints) or 'a machine with more memory'}; --allow-swap trains all the same",
     )

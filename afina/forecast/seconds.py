@@ -1,10 +1,10 @@
-"""The seconds of a training's passes, from its shapes and what was measured of a machine."""
+"""The seconds of a training, from its shapes and the measured speed of a machine."""
 
 from typing import Any
 
 from afina.engine.ops import ROUND
 from afina.forecast.speed import Width
-from afina.forecast.workload import CHARACTERS, Case, Passes, numbers_trained
+from afina.forecast.workload import CHARACTERS, Case, MicroBatches, numbers_trained
 from afina.lora.config import LoraConfig
 from afina.measure.general_text import LANGUAGES, paragraphs
 from afina.measure.outputs import ALONE
@@ -15,11 +15,11 @@ from afina.training.baselines import RATE_AS_FULL
 from afina.training.loss import TOKENS
 from afina.training.optimizers import OPTIMIZERS
 
-_THROUGH_TRANSFORMERS = 1.5  # times the seconds of our decoder
+_THROUGH_TRANSFORMERS = 1.5  # times the seconds of Afina's own decoder
 
 
 class Seconds:
-    """The seconds of a case's passes."""
+    """The seconds of each thing that a training does, of one case."""
 
     def __init__(self, case: Case, recompute: bool) -> None:
         self.case, self.speed, self.recompute = case, case.machine.speed, recompute
@@ -35,27 +35,27 @@ class Seconds:
         quantised = model_bytes.quantised_layers(module, quantize, case.base.heads) if quantize else []
         self.unpack = sum(layer.weight.numel() for layer in quantised) * self.speed.unpack
 
-    def training(self, passes: Passes) -> float:
-        """An epoch's passes."""
+    def training(self, batches: MicroBatches) -> float:
+        """The forward and backward passes of an epoch."""
         width, speed, found = self.width, self.speed, self.case.trained
         usual = numbers_trained(self.case.base.module, LoraConfig()).adapter
-        # The benchmark's adapters are of rank 16, on all layers: others cost more or less beside the frozen product.
+        # The benchmark's adapters have rank 16, on all layers: others cost more or less beside the frozen product.
         lora = self.parameters + 1.5 * (found.adapter - usual if self.case.settings.method == "lora" else -usual)
-        read = passes.count * width.forward.a_pass + passes.tokens * width.forward.a_token
+        read = batches.count * width.forward.a_pass + batches.tokens * width.forward.a_token
         forward = self.parameters * read
-        through = passes.count * width.lora.a_pass + passes.tokens * width.lora.a_token
-        whole = passes.count * width.full.a_pass + passes.tokens * width.full.a_token
+        through = batches.count * width.lora.a_pass + batches.tokens * width.lora.a_token
+        whole = batches.count * width.full.a_pass + batches.tokens * width.full.a_token
         seconds: float = forward + found.depth * max(0.0, lora * through - forward)
         if self.case.settings.method in RATE_AS_FULL:
             seconds += found.depth * self.parameters * max(0.0, whole - through)
         if self.recompute:
             seconds += found.depth * forward
         attention = speed.attention[0] + found.depth * (speed.attention[1] - speed.attention[0])
-        seconds += attention * passes.square * self.channels
+        seconds += attention * batches.square * self.channels
         kind = 2 if self.case.settings.method in ("full", "head") else 1 if found.depth else 0
-        labelled = max(passes.labelled, passes.count * ROUND / 2) if self.case.base.is_decoder else passes.labelled
+        labelled = max(batches.labelled, batches.count * ROUND / 2) if self.case.base.is_decoder else batches.labelled
         seconds += labelled * self.words * self.hidden * speed.head[kind]
-        seconds += passes.count * (1 + found.depth) * (self.unpack + self.layers * speed.launch)
+        seconds += batches.count * (1 + found.depth) * (self.unpack + self.layers * speed.launch)
         return seconds * self.slower
 
     def steps(self, count: int) -> float:
@@ -63,7 +63,7 @@ class Seconds:
         return count * self.case.trained.numbers * self.speed.adam * optimizer.step_cost
 
     def reading(self, tokens: float, passes: float, square: float, labelled: float) -> float:
-        """Passes that keep nothing."""
+        """Forward passes without gradients."""
         rates = self.width.adapted if self.case.settings.method == "lora" else self.width.forward
         layers = self.parameters * (passes * rates.a_pass + tokens * rates.a_token)
         attention = self.speed.attention[0] * square * self.channels
@@ -71,8 +71,8 @@ class Seconds:
         seconds: float = layers + attention + head + passes * (self.unpack + self.layers * self.speed.launch)
         return seconds * self.slower
 
-    def look(self) -> float:
-        """The loss of the held-out rows."""
+    def evaluation(self) -> float:
+        """One evaluation of the held-out loss."""
         workload = self.case.workload
         mean = workload.tokens / max(1, len(workload.lengths))
         return self.reading(
@@ -82,14 +82,14 @@ class Seconds:
             workload.held_out * workload.labelled,
         )
 
-    def probe(self) -> float:
-        """Logits for the check after training."""
+    def reference_logits(self) -> float:
+        """The logits that are kept for the verification after training."""
         workload = self.case.workload
         tokens = min(REFERENCE_TOKENS / workload.labelled, workload.held_out)
         return self.reading(tokens, min(1, workload.held_out), 0, tokens * workload.labelled)
 
     def answers(self) -> float:
-        """Of the base and the adapted model, after training."""
+        """The answers of the base and of the adapted model, after training."""
         workload = self.case.workload
         prompts = workload.asked * workload.prompt
         read = self.reading(
@@ -111,7 +111,7 @@ class Seconds:
 
 
 def _layer_parameters(module: Any) -> int:
-    """Of the repeated layers: all but the words, the positions and the head."""
+    """The parameters of the repeated layers: all but the token embeddings and the head."""
     words = module.get_input_embeddings().weight
     head = module.get_output_embeddings() if hasattr(module, "get_output_embeddings") else None
     left_out = {id(words)} | ({id(head.weight)} if head is not None else set())

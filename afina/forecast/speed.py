@@ -1,6 +1,7 @@
-"""How fast a machine trains: measured here by a benchmark of some seconds, or reckoned from a card's published figures.
+"""How fast a machine trains: measured here by a benchmark of some seconds, or estimated from a card's published
+figures.
 
-Everything is seconds a unit of work, so that a forecast is a sum of products. P parameters of the repeated layers, T tokens.
+Everything is in seconds per unit of work, so that a forecast is a sum of products.
 """
 
 import hashlib
@@ -33,18 +34,20 @@ from afina.training.baselines import baseline
 from afina.training.optimizer import Optimizer
 
 _LAYERS = {384: 2, 768: 1, 1280: 1}  # by width
-_MIDDLE = 768  # the width at which all else is measured
+_MIDDLE = 768  # the width at which everything else is measured
 _WORDS = 16_384
-_SHORT, _LONG, _ROW = 256, 1024, 128  # tokens of two passes, and of a row in them
-_FEW = 32  # texts that are written at one time
+_SHORT, _LONG, _ROW = 256, 1024, 128  # tokens of a short and a long pass, and of each row in them
+_FEW = 32  # active sequences of a decoding step
 _NUMBERS = 1 << 22
 _FILE = 128 << 20
 _ROUNDS = 3
-_SLOWER = 1.05  # than the fastest round is a training, on a machine that it does not have to itself
+_SLOWDOWN = 1.05  # a training over the fastest round, on a machine that it does not have to itself
 
 
 class Rates(Settings):
-    """Seconds a layer parameter: `a_pass`, whatever its tokens, and `a_token` of it."""
+    """Seconds per parameter of the layers: `a_pass` for each pass, whatever its tokens, and `a_token` for each
+    token.
+    """
 
     a_pass: float
     a_token: float
@@ -54,8 +57,9 @@ class Rates(Settings):
 
 
 class Width(Settings):
-    """A pass through layers of one width: forward alone, the same with adapters of rank 16, with the backward pass for these, and for
-    all weights. `few`: a token each of 32 texts in the making."""
+    """A pass through layers of one width: `forward` alone, the same with `adapted` layers (rank 16), forward and
+    backward for the adapters (`lora`), and for all weights (`full`). `few`: one decoding step of 32 sequences.
+    """
 
     forward: Rates
     adapted: Rates
@@ -65,9 +69,13 @@ class Width(Settings):
 
 
 class Speed(Settings):
-    """Seconds: `widths` by the width of the layers; `attention` (forward, and with the backward pass) a token, token before it and
-    channel; `head` (forward; with its input's gradient; with its own too) a labelled token and parameter; `adam` a trained number;
-    `unpack` a number of a quantised matrix; `write` a byte of a file; `launch` a layer and pass, for a card's kernels to be begun (here it is part of the others)."""
+    """Seconds of each unit of work.
+
+    `widths` are by the width of the layers. `attention` (forward; with the backward pass) is per token, earlier token
+    and channel; `head` (forward; with its input's gradient; with its own too) per labelled token and parameter;
+    `adam` per trained number; `unpack` per number of a dequantised matrix; `write` per byte of a file; `launch` per
+    layer and pass, for launching a card's kernels (measured speeds have it in the others).
+    """
 
     widths: dict[int, Width]
     attention: tuple[float, float]
@@ -78,7 +86,7 @@ class Speed(Settings):
     launch: float = 0.0
 
     def at(self, width: int) -> Width:
-        """What holds at a width between those known, by the logarithm."""
+        """The speed at any width, interpolated between those measured, in logarithms."""
         known = sorted(self.widths)
         low = max((w for w in known if w <= width), default=known[0])
         high = min((w for w in known if w >= width), default=known[-1])
@@ -106,7 +114,7 @@ def measured(device: torch.device, dtype: torch.dtype, cache: Path) -> Speed:
 
 
 def known(device: torch.device, dtype: torch.dtype, cache: Path) -> Speed | None:
-    """What was measured before on such a device, with this torch, as many threads and this number format."""
+    """What was measured before on such a device, with this version of torch, number of threads and number format."""
     with suppress(KeyError, ValueError):  # nothing, or of an earlier version
         return Speed.model_validate(_kept(cache)[_key(device, dtype)])
     return None
@@ -153,8 +161,8 @@ def _measure(device: torch.device, dtype: torch.dtype, cache: Path) -> Speed:
 class _Timings:
     """Seconds of each thing by its name: the least over rounds.
 
-    In rounds, for what else runs on the machine comes in bursts: each thing is timed at moments some seconds apart. In the first,
-    memory and products are made ready.
+    In rounds, because other programs use the machine in bursts: each thing is timed several times, some seconds
+    apart. In the first round, memory and products are made ready.
     """
 
     def __init__(self) -> None:
@@ -164,7 +172,7 @@ class _Timings:
         self._found.setdefault(name, []).append(_once(function))
 
     def __getitem__(self, name: Any) -> float:
-        return _SLOWER * min(self._found[name])
+        return _SLOWDOWN * min(self._found[name])
 
 
 def _model(width: int, layers: int, device: torch.device, dtype: torch.dtype, fused: Any) -> DecoderModel:
@@ -235,7 +243,7 @@ def _layers(timings: _Timings, width: int, model: DecoderModel) -> None:
     timings.time((width, "adapted"), _read(model, long))
     both("lora", _train)
     unload(module)
-    inject(module, baseline(module, "last", _LAYERS[width]))  # the words' gradients are those of the head
+    inject(module, baseline(module, "last", _LAYERS[width]))  # the gradient of the token embeddings is that of the head
     both("full", _train)
     if width == _MIDDLE:
         _adam(timings, module)
@@ -258,7 +266,7 @@ def _adam(timings: _Timings, module: nn.Module) -> None:
 
 
 def _attention(timings: _Timings, model: DecoderModel, fused: Any) -> None:
-    """Of one long row, and of the short ones that are in the passes."""
+    """Attention over one long row, and over short rows."""
     spec = model.module.arch.specs[0]
     like = next(model.module.parameters())
     values = torch.randn(_LONG, spec.qk_size + spec.kv_size, dtype=like.dtype, device=like.device)
@@ -314,7 +322,7 @@ def _width(timings: _Timings, width: int, model: DecoderModel) -> Width:
 
 
 def _attention_rates(timings: _Timings, model: DecoderModel) -> tuple[float, float]:
-    """By how much one long row takes longer than short ones."""
+    """How much longer one long row takes than short ones, per unit of work: forward, and with the backward pass."""
     units = _LONG * (_LONG - _ROW) / 2 * model.module.arch.specs[0].q_size
     forward, back = (
         max(0.0, timings[kind, _LONG] - timings[kind, _ROW]) for kind in ("attention", "attention and back")
@@ -331,7 +339,7 @@ def _head_rates(timings: _Timings, model: DecoderModel) -> tuple[float, float, f
 
 
 def _write(cache: Path) -> float:
-    """Zeros into a file beside the models, as whole runs' files are written."""
+    """Seconds per byte of a file in the cache, written as the files of a run are."""
     with suppress(OutputError, OSError), tempfile.TemporaryDirectory(dir=cache if cache.is_dir() else None) as folder:
         return _once(lambda: write_atomic(Path(folder) / "file", bytes(_FILE))) / _FILE
     return 1e-9

@@ -1,4 +1,4 @@
-"""What a training has to do: the rows that it reads, the passes that they make, and the case whose memory and seconds are foreseen."""
+"""What a training has to do: its rows, the micro-batches that they make, and the case that is forecast."""
 
 import math
 from collections.abc import Sequence
@@ -18,15 +18,19 @@ from afina.settings import RunSettings, adapter_config
 from afina.training.baselines import baseline
 from afina.training.plan import Plan
 
-CHARACTERS = 3.7  # of a token
-_LOOKED_AT = 2_000  # optimiser steps of a pass whose rows are looked at; the rest are like them
+CHARACTERS = 3.7  # per token
+_SAMPLED = 2_000  # optimiser steps of an epoch that are counted; the rest are like them
 
 
 @dataclass(frozen=True)
 class Workload:
-    """The rows that a run reads. `lengths` of those trained on, in tokens; `labelled` is the share of their tokens that are learned;
-    `held_out` are tokens; `asked` rows are answered in the end, of `prompt` tokens on average and
-    `longest` at most, with `answer` tokens on average and `most_new` at most. `counted` says how that is known."""
+    """The rows that a run reads, in tokens.
+
+    `lengths` are those of the training rows, of whose tokens the share `labelled` has a loss. The held-out rows have
+    `held_out` tokens. `asked` rows are answered after training, with prompts of `prompt` tokens on average and
+    `longest` at most, and answers of `answer` tokens on average and `most_new` at most. `counted` says how all this
+    is known.
+    """
 
     lengths: Sequence[int]
     labelled: float
@@ -43,11 +47,11 @@ class Workload:
         return int(sum(self.lengths))
 
 
-ONE_ROW = Workload([64], 1.0, 0, 0, 0.0, 0, 0.0, 0)  # the least that there is to do
+ONE_ROW = Workload([64], 1.0, 0, 0, 0.0, 0, 0.0, 0)  # the least that a training can have to do
 
 
 def room_for(longest: float) -> int:
-    """Tokens that an answer may have where the longest has so many: some more."""
+    """The limit of new tokens where the longest answer has `longest`: some more."""
     return math.ceil(1.25 * longest) + 8
 
 
@@ -69,8 +73,9 @@ def workload_of(data: Dataset, most_new: int) -> Workload:
 
 @dataclass(frozen=True)
 class Case:
-    """What is forecast: a base trained with `settings` on the rows of `workload`, on a machine. `trained` are the numbers of
-    `adapter` in it; `kept` are the bytes per token that a backward pass through the whole base needs."""
+    """What is forecast: a base trained with `settings` on the rows of `workload`, on a machine. `trained` are the
+    numbers of `adapter` in it; `kept` are the bytes per token that a backward pass through the whole base needs.
+    """
 
     base: Skeleton
     settings: RunSettings
@@ -92,7 +97,7 @@ def case_of(base: Skeleton, settings: RunSettings, workload: Workload, machine: 
 
 
 def numbers_trained(module: Any, config: LoraConfig) -> Trained:
-    """`trained`, remembered: a forecast is made for many settings with the same configuration."""
+    """`trained`, cached: a forecast is made for many settings with the same configuration."""
     return _trained(module, config.model_dump_json())
 
 
@@ -102,9 +107,10 @@ def _trained(module: Any, config: str) -> Trained:
 
 
 @dataclass(frozen=True)
-class Passes:
-    """What an epoch's passes are: how many, their `tokens` (filled up to whole products), Σ length² / 2, `labelled` positions, and the
-    tokens of the largest. `summed`: gradients of several make a step."""
+class MicroBatches:
+    """The micro-batches of an epoch: their `count`, their `tokens` (padded as they are computed), Σ length² / 2,
+    positions with a loss, and the tokens of the largest. `summed`: an optimiser step sums the gradients of several.
+    """
 
     count: int
     tokens: int
@@ -114,26 +120,26 @@ class Passes:
     summed: bool
 
 
-def passes_of(case: Case, plan: Plan) -> Passes:
-    """An epoch's passes, by the first of it."""
+def micro_batches_of(case: Case, plan: Plan) -> MicroBatches:
+    """The micro-batches of an epoch, by the first steps of one."""
     train, workload = case.settings.train, case.workload
     groups = plan.batches(workload.lengths, case.settings.seed, 0)
-    some = groups[:_LOOKED_AT]
-    count = tokens = whole = largest = 0
+    sampled = groups[:_SAMPLED]
+    count = tokens = unpadded = largest = 0
     square = 0.0
-    for numbers in some:
+    for numbers in sampled:
         rows = sorted(int(workload.lengths[i]) for i in numbers)
         for lengths in grouped(rows, int, train.tokens_per_pass, train.micro_batch_size):
             own = sum(lengths)
-            filled = -(-own // ROUND) * ROUND if case.base.is_decoder else max(lengths) * len(lengths)
-            count, tokens, whole, largest = count + 1, tokens + filled, whole + own, max(largest, filled)
+            padded = -(-own // ROUND) * ROUND if case.base.is_decoder else max(lengths) * len(lengths)
+            count, tokens, unpadded, largest = count + 1, tokens + padded, unpadded + own, max(largest, padded)
             square += sum(n * n for n in lengths) / 2
-    scale = len(groups) / len(some)
-    return Passes(
+    scale = len(groups) / len(sampled)
+    return MicroBatches(
         count=round(scale * count),
         tokens=round(scale * tokens),
         square=scale * square,
-        labelled=scale * whole * workload.labelled,
+        labelled=scale * unpadded * workload.labelled,
         largest=largest,
-        summed=count > len(some),
+        summed=count > len(sampled),
     )

@@ -46,7 +46,8 @@ CALIBRATION = 32  # training rows that an init looks at (eva, lora_ga)
 @dataclass(frozen=True)
 class Assembled:
     """What a run is put together from: its settings as a user gave them, the base, the rows rendered for it, and what
-    was recognised in their file. `skeleton` is the base by its configuration, where that can be read."""
+    was recognised in their file. `skeleton` is the base by its configuration, where that can be read.
+    """
 
     settings: RunSettings
     base: Base
@@ -58,12 +59,14 @@ class Assembled:
         """The run's settings, or others for the same base and rows, with nothing left open. The base has no adapter
         yet.
 
-        Raises `AdapterError` and `SettingsError`."""
+        Raises `AdapterError` and `SettingsError`.
+        """
         return resolve(settings, self._facts(settings, self._trained(settings)))
 
     def adapt(self, settings: RunSettings) -> Resolved:
-        """Puts into the base what `settings` train: a new adapter, the one that is trained further, or a baseline. The
-        same settings with nothing left open. Raises `AdapterError` and `SettingsError`."""
+        """Puts into the base what `settings` train: a new adapter, the one that is trained further, or a baseline.
+        The same settings with nothing left open. Raises `AdapterError` and `SettingsError`.
+        """
         trained = self._trained(settings)
         _put_in(self, settings, adapter_config(settings, self.base.model.heads, trained))
         return resolve(settings, self._facts(settings, trained))
@@ -122,7 +125,8 @@ class Assembled:
 
 def assemble(settings: RunSettings, listener: Listener) -> Assembled:
     """Reads the data, says what is doubtful about them, loads the base and renders the rows for it. Raises
-    `InputError`."""
+    `InputError`.
+    """
     if str(settings.data.path) == STANDARD_INPUT:
         raise DataError(
             "training reads its data again on --resume, and standard input comes once", "write it to a file first"
@@ -146,7 +150,8 @@ def assemble(settings: RunSettings, listener: Listener) -> Assembled:
 
 def _quantised_as(settings: RunSettings) -> Quantize | None:
     """How the base was kept when the adapter that is trained further was trained, where the settings do not say
-    otherwise."""
+    otherwise.
+    """
     if settings.adapter is None or settings.quantize:
         return None
     found: Quantize | None = read_facts(adapter_folder(settings.adapter)).get("quantize")
@@ -163,7 +168,8 @@ def _files(settings: RunSettings) -> dict[str, Path]:
 
 def _guarded(settings: RunSettings, classes: Sequence[str]) -> Skeleton | None:
     """The base by its configuration. Raises `SettingsError` where not even a row of it would fit into memory; None
-    where the configuration cannot be read, which loading the base explains."""
+    where the configuration cannot be read, which loading the base explains.
+    """
     cache = cache_folder(settings.cache_dir)
     try:
         found = read_skeleton(

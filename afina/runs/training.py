@@ -67,8 +67,9 @@ def train_run(settings: RunSettings, listener: Listener = ignore) -> TrainResult
 def resume_run(folder: Path | str, listener: Listener = ignore) -> TrainResult:
     """Resumes the run in `folder`, which was killed or interrupted, with the settings it recorded.
 
-    On the same machine it ends with the adapter that it would have had, bit for bit. A run that was killed before its first
-    checkpoint starts again. Raises as `train_run` does, also where the run is complete or its data have changed.
+    On the same machine it ends with the adapter that it would have had, bit for bit. A run that was killed before its
+    first checkpoint starts again. Raises as `train_run` does, also where the run is complete or its data have
+    changed.
     """
     folder = Path(folder)
     config = folder / "config.yaml"
@@ -103,7 +104,8 @@ def _train(place: RunFolder, settings: RunSettings, listener: Listener, *, resum
         if done.reason == "interrupted":
             write_report(folder)
             raise Interrupted(
-                f"stopped after step {done.steps} of {run.resolved.plan.steps}; the adapter of that step is in {run.adapter}",
+                f"stopped after step {done.steps} of {run.resolved.plan.steps}; "
+                f"the adapter of that step is in {run.adapter}",
                 f"`afina train --resume {folder}` resumes it",
             )
         if forecast:
@@ -181,8 +183,8 @@ def _finish(trained: _Trained, listener: Listener) -> TrainResult:
     verification = verify(fresh, trained.held_out, trained.logits)
     listener(
         Notice(
-            f"verified: the logits of the saved adapter differ by {verification.from_training:.2g} from those in training, "
-            f"and by {verification.from_base:.2g} from the base's"
+            f"verified: the logits of the saved adapter differ by {verification.from_training:.2g} from those in "
+            f"training, and by {verification.from_base:.2g} from the base's"
         )
     )
     evaluation = evaluate_adapted(fresh, trained.asked, listener, cache_dir=settings.cache_dir)
@@ -233,8 +235,8 @@ class _Run:
         )
         listener(
             Notice(
-                f"data: {len(data.train)} rows to train on ({data.train.tokens:,} tokens, {data.train.labelled:,} of them "
-                f"with a loss), {len(data.held_out)} held out{test}; the task looks like {self.facts['kind']}"
+                f"data: {len(data.train)} rows to train on ({data.train.tokens:,} tokens, {data.train.labelled:,} of "
+                f"them with a loss), {len(data.held_out)} held out{test}; the task looks like {self.facts['kind']}"
             )
         )
         for line in data.notes:
@@ -289,7 +291,9 @@ class _Run:
         return trainer.run()
 
     def _state(self, checkpoints: Path, mark: str) -> State | None:
-        """The state of the last checkpoint, if there is one. Raises `InputError` where it is of other data or another base."""
+        """The state of the last checkpoint, if there is one. Raises `InputError` where it is of other data or another
+        base.
+        """
         found = read_latest(checkpoints)
         if found is None:
             return None

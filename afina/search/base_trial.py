@@ -29,8 +29,8 @@ class BaseTrial:
 
     `zero_shot`, `few_shot` and `adapted` are its main scores; None where it cannot be evaluated so. `bits_before` and
     `bits_after` the adaptation are the mean loss of an expected answer, in bits per answer: comparable between bases,
-    whatever their tokens. `bits` are those after, row by row. `bits_per_byte` is of the answers, before; `tokens_per_word`
-    of prompts and answers.
+    whatever their tokens. `bits` are those after, row by row. `bits_per_byte` is of the answers, before;
+    `tokens_per_word` of prompts and answers.
     """
 
     zero_shot: float | None

@@ -1,4 +1,4 @@
-"""Methods side by side: what each reached, at what cost, whether the differences could be luck, and which one to take."""
+"""Methods side by side: their scores and costs, whether the differences could be chance, and which one to use."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -17,12 +17,12 @@ from afina.measure.pages.rendering import render_page
 from afina.measure.pages.summary import interval, label, number
 
 TRAINED = ("head", "last-k", "lora", "full", "bias")
-CLAIMS = {"memory": 1 / 3, "seconds": 1 / 1.25}  # of full fine-tuning's: what the LoRA paper says of LoRA
+CLAIMS = {"memory": 1 / 3, "seconds": 1 / 1.25}  # of full fine-tuning's: what the LoRA paper claims for LoRA
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One method, once: its evaluation, its answers, its cost; or why there is none."""
+    """One run of a method: its evaluation, predictions and cost; or why there are none."""
 
     method: str
     evaluation: dict[str, Any] = field(default_factory=dict)
@@ -33,7 +33,9 @@ class Measured:
 
     @staticmethod
     def of(method: str, folder: Path, cost: dict[str, Any]) -> "Measured":
-        """What the evaluation in `folder` says. Raises `InputError`, `OSError`, `KeyError` or `ValueError` where its files are damaged."""
+        """The evaluation in `folder`.
+
+        Raises `InputError`, `OSError`, `KeyError` or `ValueError` where its files are damaged."""
         found = Measured(
             method, read_json(folder / "evaluation.json"), read_jsonl(folder / "predictions.jsonl"), cost, str(folder)
         )
@@ -62,13 +64,13 @@ class Measured:
         return self.metric.stats(Predictions(self.evaluation["kind"], answers, references))
 
     def memory_gb(self) -> float:
-        """The peak above the process after its imports."""
+        """The peak, less what the process held after its imports."""
         return float(self.cost["peak_memory_gb"] - self.cost["start_memory_gb"])
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The methods by name, one `Measured` a seed, in the order they were asked for."""
+    """The methods by name, in the order requested, with one `Measured` per seed."""
 
     methods: dict[str, list[Measured]]
     data: str
@@ -78,7 +80,7 @@ class Comparison:
 
     @staticmethod
     def of(found: dict[str, list[Measured]], data: str, folder: Path) -> "Comparison":
-        """`differences` are each method − the best, on the same rows."""
+        """`differences` are method − best for each other method, on the same rows."""
         there = {name: runs[0] for name, runs in found.items() if not runs[0].failure}
         if not there:
             return Comparison(found, data, folder, {}, None)
@@ -99,7 +101,7 @@ class Comparison:
         return str(next(iter(self.there.values())).evaluation["main_metric"])
 
     def as_good(self) -> list[str]:
-        """The best method and those that cannot be told from it."""
+        """The best method and those that are not distinguishable from it."""
         same = [n for n, d in self.differences.items() if d.verdict in ("not distinguishable", "too few rows to tell")]
         return [name for name in self.methods if name == self.best or name in same]
 
@@ -109,14 +111,16 @@ class Comparison:
         return int(next(iter(self.there.values())).evaluation["rows"]) if self.there else 0
 
     def trivial(self) -> tuple[str, float]:
-        """The best of the answers that need no model: what it is, and its score."""
+        """The best trivial baseline, which needs no model: what it is, and its score."""
         found = {what: each[self.metric] for what, each in self.there[str(self.best)].evaluation["trivial"].items()}
         sign = -1 if self.there[str(self.best)].metric.lower_is_better else 1
         name = max(found, key=lambda what: sign * found[what])
         return name, float(found[name])
 
     def recommended(self) -> str | None:
-        """Of the methods as good as the best: one that needs no training, or the one that took least memory. None on few rows."""
+        """Of the methods as good as the best: one that needs no training, else the one that takes the least memory.
+
+        None where there are too few rows."""
         if self.rows < FEWEST_ROWS:
             return None
         good = self.as_good()
@@ -160,9 +164,9 @@ class Comparison:
         }
 
     def words(self) -> Iterator[str]:
-        """The recommendation, and whether the LoRA paper's claims hold here."""
+        """The recommendation, and whether the claims of the LoRA paper hold here."""
         if not self.there:
-            yield "No method came to its end."
+            yield "No method was completed."
             return
         yield self._recommendation() if self.recommended() else self._too_few()
         yield self._against_trivial()
@@ -171,28 +175,30 @@ class Comparison:
     def _too_few(self) -> str:
         best = str(self.best)
         return (
-            f"{self.rows} rows are too few to choose by: {best} has the highest {label(self.metric)}, "
-            f"{number(self.metric, self.there[best].quality)}, which may be luck. Keep more rows apart, by a larger file, --test or --test-data."
+            f"{self.rows} rows are too few to choose by: {best} has the best {label(self.metric)}, "
+            f"{number(self.metric, self.there[best].quality)}, which may be chance. "
+            "Use a larger test split: a larger file, --test or --test-data."
         )
 
     def _against_trivial(self) -> str:
         what, score = self.trivial()
         best = self.there[str(self.best)]
         better = best.evaluation["over_trivial"]["verdict"] == "better"
-        than = "which every method here fails to beat by more than luck" if not better else f"which {self.best} beats"
-        return (
-            f"An answer that needs no model ({what}) reaches {number(self.metric, score)} {label(self.metric)}, {than}."
-        )
+        than = f"which {self.best} beats" if better else "which no method here beats by more than chance"
+        return f"A trivial baseline ({what}) reaches {number(self.metric, score)} {label(self.metric)}, {than}."
 
     def _recommendation(self) -> str:
         choice, good, best = self.recommended(), self.as_good(), str(self.best)
         rest = [name for name in good if name != choice]
         reached = f"{number(self.metric, self.there[str(choice)].quality)} {label(self.metric)}"
         if not rest:
-            return f"Take {choice}: {reached}, better than every other method here by more than luck."
-        why = "it needs no training" if choice not in TRAINED else "it takes the least memory of them"
+            return f"Use {choice}: {reached}, better than every other method here by more than chance."
+        why = "it needs no training" if choice not in TRAINED else "it takes the least memory"
         than = "" if choice == best else f" (best: {best}, {number(self.metric, self.there[best].quality)})"
-        return f"Take {choice}: {reached}{than}. On these rows it cannot be told from {' and '.join(rest)}, and {why}."
+        return (
+            f"Use {choice}: {reached}{than}. On these rows it is not distinguishable from {' and '.join(rest)}, "
+            f"and {why}."
+        )
 
     def _claims(self) -> Iterator[str]:
         if not {"lora", "full"} <= self.there.keys():
@@ -200,33 +206,35 @@ class Comparison:
         lora, full = self.there["lora"], self.there["full"]
         gap = paired_difference(full.main(), lora.main(), lora.metric.lower_is_better)
         quality = {"better": "better than", "worse": "worse than"}.get(gap.verdict, "not distinguishable from")
-        yield f"LoRA is {quality} full fine-tuning in quality ({label(self.metric)}: difference {interval(self.metric, difference_json(gap))})."
+        difference = interval(self.metric, difference_json(gap))
+        yield f"LoRA is {quality} full fine-tuning in quality ({label(self.metric)}: difference {difference})."
+        memory = "{:.2f} against {:.2f} GB, without the imported libraries"
         for what, a, b, claim, shown in (
-            ("memory", lora.memory_gb(), full.memory_gb(), CLAIMS["memory"], "{:.2f} against {:.2f} GB above the process after imports"),
+            ("memory", lora.memory_gb(), full.memory_gb(), CLAIMS["memory"], memory),
             ("training time", lora.cost["seconds"], full.cost["seconds"], CLAIMS["seconds"], "{:.0f} against {:.0f} s"),
             ("size on disk", lora.cost["size_mb"], full.cost["size_mb"], 1.0, "{:.1f} against {:.1f} MB"),
         ):  # fmt: skip
-            claimed = f"at most {claim:.2f} times is the claim" if claim < 1 else "smaller is the claim"
-            verdict = "shown true" if a <= claim * b and a < b else "shown false"
+            claimed = f"the claim is at most {claim:.2f} times" if claim < 1 else "the claim is that it is smaller"
+            verdict = "this holds here" if a <= claim * b and a < b else "this does not hold here"
             yield f"LoRA's {what} is {a / b:.2f} times full fine-tuning's ({shown.format(a, b)}); {claimed}: {verdict}."
 
 
 _COLUMNS: tuple[tuple[str, str, str], ...] = (  # heading, key, format
     ("trainable", "trainable_parameters", "{:,}"),
     ("memory, GB", "peak_memory_gb", "{:.2f}"),
-    ("above imports, GB", "memory_above_imports_gb", "{:.2f}"),
+    ("without imports, GB", "memory_above_imports_gb", "{:.2f}"),
     ("training, s", "seconds", "{:.0f}"),
     ("rate search, s", "search_seconds", "{:.0f}"),
     ("tokens/s", "training_tokens_per_second", "{:.0f}"),
     ("on disk, MB", "size_mb", "{:.1f}"),
     ("one answer, s", "answer_seconds", "{:.2f}"),
-    ("ends by itself", "stop_rate", "{:.0%}"),
+    ("stops at EOS", "stop_rate", "{:.0%}"),
     ("learning rate", "learning_rate", "{:.2g}"),
 )
 
 
 def table(comparison: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Headings and lines of the comparison's table, as text."""
+    """The headings and lines of the table, as text."""
     languages = sorted({k for m in comparison["methods"].values() for k in m.get("forgetting", {})})
     heads = ["method", label(comparison["metric"]), "95 % interval", *(head for head, _, _ in _COLUMNS)]
     heads += [f"forgetting {language}, nats" for language in languages]
@@ -237,11 +245,10 @@ def table(comparison: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
             continue
         low, high = (number(entry["metric"], x) for x in entry["interval"])
         seeds = entry["seeds"]
-        spread = (
-            f" ({len(seeds)} seeds: {number(entry['metric'], average(seeds))} ± {number(entry['metric'], stdev(seeds))})"
-            if len(seeds) > 1
-            else ""
-        )
+        spread = ""
+        if len(seeds) > 1:
+            middle, deviation = (number(entry["metric"], of(seeds)) for of in (average, stdev))
+            spread = f" ({len(seeds)} seeds: {middle} ± {deviation})"
         lines.append(
             [
                 name,
@@ -255,12 +262,12 @@ def table(comparison: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 
 def write_page(comparison: Comparison, path: Path) -> None:
-    """One file, readable without network."""
+    """Writes the page: one file that needs no network."""
     found = comparison.json()
     heads, lines = table(found) if comparison.there else ([], [])
     trained = {n: e for n, e in found["methods"].items() if e.get("seconds") and n in TRAINED}
     flat = {n: e["quality"] for n, e in found["methods"].items() if "quality" in e and n not in TRAINED}
-    costs = (("seconds", "training, seconds"), ("memory_above_imports_gb", "memory above imports, GB"))
+    costs = (("seconds", "training, seconds"), ("memory_above_imports_gb", "memory without imports, GB"))
     plots = [
         quality_against_cost(
             {n: (e[key], e["quality"], e["interval"]) for n, e in trained.items()}, flat, what, label(found["metric"])
@@ -275,8 +282,17 @@ def write_page(comparison: Comparison, path: Path) -> None:
         examples = [
             (row[0]["prompt"], row[0]["references"][0], [each["adapted"] for each in row]) for row in list(rows)[:6]
         ]
+    folders = [found["methods"][n]["folder"] for n in sorted(trained, key=lambda n: n != found["recommended"])]
     text = render_page(
-        "comparison.html", trained=[found["methods"][n]["folder"] for n in sorted(trained, key=lambda n: n != found["recommended"])], comparison=found, heads=heads, lines=lines, plots=plots, examples=examples, names=names,
-        failures={n: e["failed"] for n, e in found["methods"].items() if "failed" in e}, label=label(found["metric"]) if found["metric"] else "",
-    )  # fmt: skip
+        "comparison.html",
+        trained=folders,
+        comparison=found,
+        heads=heads,
+        lines=lines,
+        plots=plots,
+        examples=examples,
+        names=names,
+        failures={n: e["failed"] for n, e in found["methods"].items() if "failed" in e},
+        label=label(found["metric"]) if found["metric"] else "",
+    )
     write_atomic(path, text)

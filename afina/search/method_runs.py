@@ -28,7 +28,9 @@ _SHARE = 0.2  # of a full training
 
 
 def ask_base(settings: dict[str, Any], folder: str, shots: bool, listener: Listener) -> None:
-    """Evaluates the base as it is, or with some training rows before each prompt; writes the evaluation into `folder`."""
+    """Evaluates the base as it is, or with some training rows before each prompt; writes the evaluation into
+    `folder`.
+    """
     import_libraries()
     start = memory_gb()
     assembled = assemble(build(RunSettings, settings), listener)
@@ -44,7 +46,8 @@ def ask_base(settings: dict[str, Any], folder: str, shots: bool, listener: Liste
 
 
 def search_rate(settings: dict[str, Any], file: str, listener: Listener) -> None:
-    """Tries learning rates on a fifth of the training, each from the same init on the same rows; `file` keeps each result.
+    """Tries learning rates on a fifth of the training, each from the same init on the same rows; `file` keeps each
+    result.
 
     The search is the same for every method: three rates around the rule's, one more where the best is at the edge.
     """

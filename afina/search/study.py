@@ -20,8 +20,8 @@ from afina.training.settings import MOST_BATCH
 if TYPE_CHECKING:
     import optuna
 
-# Up to each share of the budget, what varies beside the learning rate: nothing at first, for nothing else can be judged at a
-# wrong rate; what makes trials longer or shorter comes last.
+# Up to each share of the budget, what varies beside the learning rate: nothing at first, for nothing else can be
+# judged at a wrong rate; what makes trials longer or shorter comes last.
 STAGES: tuple[tuple[float, tuple[str, ...]], ...] = (
     (1 / 3, ()),
     (3 / 4, ("rank", "targets", "form")),
@@ -65,7 +65,9 @@ def defaults(rate: float) -> dict[str, Any]:
 
 
 def configured(settings: RunSettings, chosen: dict[str, Any], rows: int, batch_size: int) -> RunSettings:
-    """The settings of a full training with what was chosen; the settings alone would see `rows` rows, `batch_size` per step."""
+    """The settings of a full training with what was chosen; the settings alone would see `rows` rows, `batch_size`
+    per step.
+    """
     lora = {"rank": chosen["rank"], "alpha": 2.0 * chosen["rank"], "target_modules": chosen["targets"]}
     return changed(
         settings,
@@ -109,10 +111,11 @@ def search_trials(
     worker: int,
     listener: Listener,
 ) -> dict[str, int]:
-    """Does `phases` of the search in `folder`, in this order: range (of learning rates), trials, repeat (other seeds).
+    """Does `phases` of the search in `folder`, in this order: range (of learning rates), trials, repeat (other
+    seeds).
 
-    `budget` has `seconds` (of the search and the repetition) or `trials`, and the number of `workers`; what was done before
-    counts, and is not repeated. Returns the `batch_size` that the settings alone have for this base.
+    `budget` has `seconds` (of the search and the repetition) or `trials`, and the number of `workers`; what was done
+    before counts, and is not repeated. Returns the `batch_size` that the settings alone have for this base.
     """
     search = _Search(TrialRunner(build(RunSettings, settings), listener), Path(folder), budget, worker, listener)
     if "range" in phases and not search.range_file.exists():
@@ -134,8 +137,9 @@ class _Search:
         self.range_file = folder / RANGE_TEST
 
     def test_range(self) -> None:
-        """LR range test (Smith 2017, https://arxiv.org/abs/1506.01186, section 3.3): a short training in which the learning
-        rate rises from far too low to far too high. Where the loss is lowest is the highest rate worth trying.
+        """LR range test (Smith 2017, https://arxiv.org/abs/1506.01186, section 3.3): a short training in which the
+        learning rate rises from far too low to far too high. Where the loss is lowest is the highest rate worth
+        trying.
 
         It also measures the speed of training here, from which the length of a trial follows.
         """
@@ -244,8 +248,9 @@ class _Search:
         self.listener(Notice(f"trial {trial.number}: {describe_choice(chosen)}: {end}"))
 
     def repeat(self) -> None:
-        """Trains with the best settings and with the defaults once more with other seeds, which change the order of rows and
-        the init."""
+        """Trains with the best settings and with the defaults once more with other seeds, which change the order of
+        rows and the init.
+        """
         study, tested = open_study(self.folder), read_json(self.range_file)
         best, rows = best_of(study), trial_rows(tested, self.budget)
         plain = defaults(tested["rule"])
@@ -266,7 +271,9 @@ class _Search:
 
 
 def read_repeats(folder: Path) -> dict[str, list[float]]:
-    """The held-out losses with other seeds so far, of the best and of the defaults, and the seconds of each training."""
+    """The held-out losses with other seeds so far, of the best and of the defaults, and the seconds of each
+    training.
+    """
     path = folder / REPEATS_FILE
     return dict(read_json(path)) if path.exists() else {"best": [], "defaults": [], "seconds": []}
 

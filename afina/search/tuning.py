@@ -1,4 +1,4 @@
-"""What a search found: whether the best settings are better than the defaults, or only luckier, and what is left to try."""
+"""What a search found: whether the best settings beat the defaults by more than chance, and what is left to try."""
 
 import math
 from collections.abc import Iterator
@@ -18,14 +18,18 @@ from afina.search.comparison import Measured
 if TYPE_CHECKING:
     import optuna
 
-FEWEST = 4  # finished trials from which importances are told
-_EDGE = 1.5  # a rate this near to an end of the range might be better beyond it
+FEWEST = 4  # completed trials that an estimate of importances needs
+_EDGE = 1.5  # a best rate within this factor of an end of the range suggests better ones beyond it
 
 
 @dataclass(frozen=True)
 class Tuning:
-    """`trials` as tried; `best` and `plain` (the defaults) are parameters; `repeats` the held-out losses of both with other seeds;
-    `finals` whole trainings of both, judged on the part that was kept apart."""
+    """The result of a search.
+
+    `best` and `plain` (the defaults) are parameters; `repeats` has the held-out losses of both with other seeds,
+    `finals` full trainings of both, evaluated on the test split. `range_test` is what the test of learning rates
+    found.
+    """
 
     trials: list[dict[str, Any]]
     best: dict[str, Any]
@@ -33,13 +37,13 @@ class Tuning:
     importances: dict[str, float]
     repeats: dict[str, list[float]]
     finals: dict[str, Measured]
-    probe: dict[str, Any]
+    range_test: dict[str, Any]
     trial_rows: int
     folder: Path
 
     @staticmethod
     def of(
-        study: "optuna.Study", probe: dict[str, Any], repeats: dict[str, list[float]], finals: dict[str, Measured],
+        study: "optuna.Study", range_test: dict[str, Any], repeats: dict[str, list[float]], finals: dict[str, Measured],
         plain: dict[str, Any], trial_rows: int, folder: Path,
     ) -> "Tuning":  # fmt: skip
         trials = [
@@ -60,7 +64,7 @@ class Tuning:
             _importances(study),
             repeats,
             finals,
-            probe,
+            range_test,
             trial_rows,
             folder,
         )
@@ -70,18 +74,21 @@ class Tuning:
         return [trial for trial in self.trials if trial["state"] == "complete"]
 
     def gain(self) -> tuple[float, float] | None:
-        """The mean fall of the held-out loss from the defaults to the best over the seeds of the repetition, and its standard error;
-        the seeds of the search itself, which chose the best, do not count."""
+        """How much lower the best's held-out loss is than the defaults', the mean over other seeds, and its standard
+        error.
+
+        The seed of the search itself, which chose the best, does not count.
+        """
         pairs = [d - b for d, b in zip(self.repeats["defaults"], self.repeats["best"], strict=False)]
         return (mean(pairs), stdev(pairs) / math.sqrt(len(pairs))) if len(pairs) > 1 else None
 
     def winner(self) -> str:
-        """best or defaults: the best has to be better with other seeds too, by more than two standard errors."""
+        """`best`, if it is better with other seeds too, by more than two standard errors; otherwise `defaults`."""
         gain = self.gain()
         return "best" if gain is not None and gain[0] > 2 * gain[1] else "defaults"
 
     def on_test(self) -> Difference | None:
-        """best − defaults on the rows that were kept apart, by the main metric."""
+        """best − defaults on the test split, by the main metric."""
         if "best" not in self.finals:
             return None
         plain, best = self.finals["defaults"], self.finals["best"]
@@ -89,10 +96,10 @@ class Tuning:
 
     def words(self) -> Iterator[str]:
         pruned = sum(trial["state"] == "pruned" for trial in self.trials)
-        whole = f"{self.trial_rows} of a whole training's {self.probe['full_rows']} rows each"
-        tried = f"{len(self.trials)} trials ({whole}; {pruned} given up early)"
+        rows = f"each on {self.trial_rows} of the {self.range_test['full_rows']} rows of a full training"
+        tried = f"{len(self.trials)} trials ({rows}; {pruned} pruned)"
         if self.best == self.plain:
-            yield f"Nothing in {tried} was better than the defaults: keep them."
+            yield f"None of {tried} was better than the defaults: keep them."
         else:
             yield f"The best of {tried}: {described(self.best, self.plain)}."
             yield self._repeated()
@@ -104,63 +111,73 @@ class Tuning:
     def _repeated(self) -> str:
         gain = self.gain()
         if gain is None:
-            return "It was not repeated with other seeds, so nothing is announced."
+            return "It was not repeated with other seeds, so no winner is announced."
         seeds = len(self.repeats["best"])
-        size = f"{abs(gain[0]):.4f} nats a token {'lower' if gain[0] > 0 else 'higher'}, the mean of {seeds} other seeds, standard error {gain[1]:.4f}"
+        size = (
+            f"{abs(gain[0]):.4f} nats per token {'lower' if gain[0] > 0 else 'higher'}, "
+            f"the mean over {seeds} other seeds, standard error {gain[1]:.4f}"
+        )
         if self.winner() == "best":
-            return f"With other seeds its held-out loss is again below the defaults', {size}: it is the winner, for this loss decides."
-        return f"With other seeds its held-out loss is not clearly below the defaults' ({size}): they are as good, and stay the winner."
+            return f"With other seeds its held-out loss is again lower than the defaults' ({size}): these settings win."
+        return (
+            f"With other seeds its held-out loss is not clearly lower than the defaults' ({size}): the defaults stand."
+        )
 
     def _tested(self, found: Difference) -> str:
         metric = self.finals["best"].evaluation["main_metric"]
         a, b = (number(metric, self.finals[name].quality) for name in ("defaults", "best"))
         judged = {
-            "better": "the searched settings are better by more than luck",
-            "worse": "the searched settings are worse",
-            "not distinguishable": "the two cannot be told apart: the defaults are within the interval",
+            "better": "the tuned settings are better by more than chance",
+            "worse": "the tuned settings are worse",
+            "not distinguishable": "the difference is within what chance can explain",
         }.get(found.verdict, found.verdict)
         return (
-            f"On the {found.rows} rows kept apart, which the search never saw: defaults {a}, searched {b} {label(metric)} "
-            f"(95 % interval of the difference {interval(metric, difference_json(found))}); {judged}. {self._losses()}"
+            f"On the {found.rows} rows of the test split, which the search never saw: defaults {a}, tuned {b} "
+            f"{label(metric)} (95 % interval of the difference {interval(metric, difference_json(found))}); "
+            f"{judged}. {self._losses()}"
         )
 
     def _losses(self) -> str:
-        """The loss on the rows kept apart, which tells finer than the score."""
+        """The loss on the test split, which is more sensitive than the score."""
         plain, best = (self.finals[name].evaluation["adapted"].get("loss") for name in ("defaults", "best"))
         return (
             ""
             if plain is None or best is None
-            else f"The loss there: defaults {plain:.3f}, searched {best:.3f} nats a token."
+            else f"The loss there: defaults {plain:.3f}, tuned {best:.3f} nats per token."
         )
 
     def _cost(self) -> str:
-        parts = {
-            "the range of rates": self.probe["seconds"],
+        spent = {
+            "the range of learning rates": self.range_test["seconds"],
             "the trials": sum(trial["seconds"] or 0.0 for trial in self.trials),
-            "the repetition": sum(self.repeats["seconds"]),
-            "whole trainings": sum(run.cost["seconds"] for run in self.finals.values()),
+            "the repeats with other seeds": sum(self.repeats["seconds"]),
+            "the full trainings": sum(run.cost["seconds"] for run in self.finals.values()),
         }
-        each = ", ".join(f"{seconds / 60:.1f} for {what}" for what, seconds in parts.items() if seconds)
-        return f"It took {sum(parts.values()) / 60:.1f} minutes beside evaluating: {each}."
+        each = ", ".join(f"{seconds / 60:.1f} for {what}" for what, seconds in spent.items() if seconds)
+        return f"All this took {sum(spent.values()) / 60:.1f} minutes, without evaluations: {each}."
 
     def next_hour(self) -> Iterator[str]:
-        """What further searching would try."""
-        rate, low, high = self.best["rate"], self.probe["low"], self.probe["high"]
+        """What is worth trying with more time."""
+        rate, low, high = self.best["rate"], self.range_test["low"], self.range_test["high"]
         if rate * _EDGE > high:
-            yield f"learning rates above {high:.2g}: the best lies at the upper end of what was tried"
+            yield f"learning rates above {high:.2g}: the best is at the upper end of what was tried"
         if rate < low * _EDGE:
-            yield f"learning rates below {low:.2g}: the best lies at the lower end of what was tried"
+            yield f"learning rates below {low:.2g}: the best is at the lower end of what was tried"
         varied = {name: len({trial[name] for trial in self.trials}) for name in self.plain if name != "rate"}
         untried = [name for name, count in varied.items() if count == 1]
         if untried:
             yield f"{', '.join(untried)}: there was no time to vary {'it' if len(untried) == 1 else 'them'}"
         improved = [t["number"] for t in self.finished if t["loss"] == min(x["loss"] for x in self.finished)]
         if improved and len(self.trials) - improved[0] <= max(2, len(self.trials) // 4):
-            yield "more trials: the best came late, so the search had not settled"
+            yield "more trials: the best was found late, so the search had not converged"
         if self.importances:
             first = max(self.importances, key=self.importances.__getitem__)
-            yield f"a finer choice of {first}, which mattered most ({100 * self.importances[first]:.0f} % of what varied)"
-        yield "more rows, or cleaner ones: `afina data check` says what is doubtful, and data often decide more than settings"
+            share = 100 * self.importances[first]
+            yield f"a finer choice of {first}, which mattered most ({share:.0f} % of the variance)"
+        yield (
+            "more rows, or cleaner ones: `afina data check` shows what is doubtful, and data often matter more than "
+            "settings"
+        )
 
     def json(self) -> dict[str, Any]:
         gain, test = self.gain(), self.on_test()
@@ -176,7 +193,7 @@ class Tuning:
             "quality": {name: run.quality for name, run in self.finals.items()},
             "importances": self.importances,
             "trial_rows": self.trial_rows,
-            "probe": {k: v for k, v in self.probe.items() if k not in ("rates", "losses")},
+            "probe": {k: v for k, v in self.range_test.items() if k not in ("rates", "losses")},
             "config": str(self.config),
             "trials": self.trials,
         }
@@ -201,7 +218,7 @@ def _last(values: dict[int, float]) -> float | None:
 
 
 def _importances(study: "optuna.Study") -> dict[str, float]:
-    """How much of the losses' variance each setting explains (fANOVA); nothing where few trials came to their end."""
+    """How much of the variance of the losses each setting explains (fANOVA); empty where few trials were completed."""
     import optuna
 
     complete = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
@@ -216,7 +233,7 @@ def _importances(study: "optuna.Study") -> dict[str, float]:
 
 
 def write_page(tuning: Tuning, path: Path) -> None:
-    """One file, readable without network."""
+    """Writes the page: one file that needs no network."""
     found = tuning.json()
     finished = tuning.finished
     names = list(tuning.plain)
@@ -227,15 +244,16 @@ def write_page(tuning: Tuning, path: Path) -> None:
         [
             f"{t['number']}",
             "" if t["loss"] is None else f"{t['loss']:.4f}",
-            "given up" if t["state"] == "pruned" else t["state"],
+            t["state"],
         ]
         + [f"{t[name]:.2g}" if isinstance(t[name], float) else str(t[name]) for name in names]
         for t in order
     ]
+    history = [(t["number"], t["loss"], t["state"] == "complete") for t in tuning.trials if t["loss"] is not None]
     plots = [
-        ("Trials", search_history([(t["number"], t["loss"], t["state"] == "complete") for t in tuning.trials if t["loss"] is not None])),
+        ("Trials", search_history(history)),
         ("Learning rate", search_rates([(t["rate"], t["loss"]) for t in finished], tuning.plain["rate"])),
-    ]  # fmt: skip
+    ]
     if found["importances"]:
         ranked = sorted(found["importances"].items(), key=lambda each: -each[1])
         plots.append(("What mattered", bars([(n, 100 * v) for n, v in ranked], "per cent of the variance")))
