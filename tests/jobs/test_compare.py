@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from conftest import write_rows
 
+import afina
 from afina.core.config import build, changed, json_object, read_yaml
 from afina.core.errors import BaseModelError, DataError, InputError, Interrupted, OutputError, RunFailed, SettingsError
 from afina.core.events import Notice, ignore
