@@ -93,7 +93,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         packed = pack(rows[:8], torch.device("cpu"))
         own, whole = (each.model.label_logits(packed).float() for each in (base, plain))
     del plain
-    layers = [layer for layer in module.layers().modules() if isinstance(layer, torch.nn.Linear)]
+    layers = [layer for layer in module.decoder_layers().modules() if isinstance(layer, torch.nn.Linear)]
     numbers = sum(layer.in_features * layer.out_features for layer in layers)
     kept = sum(layer.blocks.data.numel() if hasattr(layer, "blocks") else layer.weight.nbytes for layer in layers)
     inject(module, LoraConfig(), 0)

@@ -166,11 +166,11 @@ class Decoder(nn.Module):
     def get_output_embeddings(self) -> Any:
         return self.get_submodule(self.arch.names.head)
 
-    def kernels(self, x: Tensor) -> Kernels | None:
+    def kernels_for(self, x: Tensor) -> Kernels | None:
         """The fused kernels, where there are any and `x` is on the processor in a dtype that they know."""
         return self.fused if can_run(x) else None
 
-    def layers(self) -> Any:
+    def decoder_layers(self) -> Any:
         return self.get_submodule(self.arch.names.layers)
 
     def forward(self, ids_T: Tensor, segments: Segments, cache: Cache | None = None) -> tuple[Tensor, Tensor]:
@@ -182,9 +182,9 @@ class Decoder(nn.Module):
             x = x + self.get_submodule(names.positions)(positions.to(ids_T.device).long())
         lengths = cache.lengths_T(segments) if cache else segments.lengths_T
         rotations = self._rotations(positions, lengths, x.device)
-        state = ForwardState(self.kernels(x), segments, rotations, cache, cache is not None and cache.used)
+        state = ForwardState(self.kernels_for(x), segments, rotations, cache, cache is not None and cache.used)
         added: Tensor | None = None
-        for layer in self.layers():
+        for layer in self.decoder_layers():
             if self.checkpointing and self.training and torch.is_grad_enabled():
                 x, added = checkpoint(layer, x, added, state, use_reentrant=False)
             else:
@@ -194,11 +194,11 @@ class Decoder(nn.Module):
 
     def normed(self, x_TC: Tensor, added_TC: Tensor) -> Tensor:
         """The final norm of the residual stream, for the positions given."""
-        return add_norm(self.get_submodule(self.arch.names.final_norm), x_TC, added_TC, self.kernels(x_TC))[1]
+        return add_norm(self.get_submodule(self.arch.names.final_norm), x_TC, added_TC, self.kernels_for(x_TC))[1]
 
     def logits(self, hidden_NC: Tensor) -> Tensor:
         """(N, V), in the dtype of `hidden_NC`."""
-        logits = self._head(hidden_NC, self.kernels(hidden_NC))
+        logits = self._head(hidden_NC, self.kernels_for(hidden_NC))
         cap = self.arch.logit_cap
         return torch.tanh(logits / cap) * cap if cap else logits
 
@@ -215,7 +215,7 @@ class Decoder(nn.Module):
                 tables[id(rope)] = (cosines, sines, rows_T.to(device))
             norms: tuple[Tensor | None, Tensor | None] = (None, None)
             if self.arch.specs[index].norm:
-                attention = getattr(self.layers()[index], self.arch.names.attention)
+                attention = getattr(self.decoder_layers()[index], self.arch.names.attention)
                 norms = attention.q_norm.scale(), attention.k_norm.scale()
             rotations[index] = Rotation(*tables[id(rope)], *norms)
         return rotations

@@ -152,7 +152,7 @@ def _measure(device: torch.device, dtype: torch.dtype, cache: Path) -> Speed:
         widths={width: _width(timings, width, model) for width, model in models.items()},
         attention=_attention_rates(timings, models[_MIDDLE]),
         head=_head_rates(timings, models[_MIDDLE]),
-        adam=timings["adam"] / sum(p.numel() for p in models[_MIDDLE].module.layers().parameters()),
+        adam=timings["adam"] / sum(p.numel() for p in models[_MIDDLE].module.decoder_layers().parameters()),
         unpack=timings["unpack"] / _NUMBERS if device.type == "cpu" else 0.0,
         write=_write(cache),
     )
@@ -303,7 +303,7 @@ def _unpack(timings: _Timings, dtype: torch.dtype) -> None:
 
 
 def _width(timings: _Timings, width: int, model: DecoderModel) -> Width:
-    parameters = sum(p.numel() for p in model.module.layers().parameters())
+    parameters = sum(p.numel() for p in model.module.decoder_layers().parameters())
 
     def rates(kind: str) -> Rates:
         short, long = timings[width, kind, _SHORT], timings[width, kind, _LONG]

@@ -1,6 +1,11 @@
 """Step 1, the base model: from a name to a frozen model, its tokenizer and its facts.
 
-Comes in: a catalogue name, a hub id, a folder or a GGUF file. Goes out: `Base`. Never trains.
+Comes in: a catalogue name, a hub id, a folder or a GGUF file. Goes out: a `Base` (load.py), or without weights a
+`Skeleton` (skeleton.py), whose shapes give the bytes that a model takes (footprint.py). sources/ finds and downloads,
+formats/ reads weight files, reading.py puts them into Afina's decoder, through_transformers.py into transformers'
+classes; tokenizer.py and templates.py hold the chat; model.py, causal.py and encoders.py are what training and
+measuring call; batcher.py, sampling.py and generation.py generate. Never trains.
+
 Public: `load_base`, `describe`, `Base`, `Facts`, `Tokenizer`, `generate`, `known_models`.
 """
 

@@ -40,7 +40,7 @@ class DecoderModel:
         head = self.module.get_output_embeddings()
         if type(head) in (nn.Linear, BlockLinear) and head.bias is None and not self.module.arch.logit_cap:
             weights = head.blocks if isinstance(head, BlockLinear) else head.weight
-            return ops.summed_cross_entropy(self.module.kernels(hidden_NC), hidden_NC, weights, labels_N)
+            return ops.summed_cross_entropy(self.module.kernels_for(hidden_NC), hidden_NC, weights, labels_N)
         total = hidden_NC.new_zeros((), dtype=torch.float32)
         for at in range(0, len(labels_N), ops.CHUNK):  # the backward pass recomputes a chunk's logits
             part = slice(at, at + ops.CHUNK)

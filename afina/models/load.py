@@ -129,9 +129,10 @@ def _quantised(module: Any, quantize: Quantize | None, dtype: torch.dtype, leave
     if quantize == "keep":
         return "; its matrices stay in the file's blocks"
     left = quantise_linears(module, quantize, dtype, leave)
-    except_ = f", but for {len(left)} whose rows do not fill whole blocks" if left else ""
+    except_for = f", but for {len(left)} whose rows do not fill whole blocks" if left else ""
     experts = any(p.dim() == 3 for p in module.parameters())
-    return f"; linear layers in {quantize}{except_}" + (" (experts' tensors stay in full precision)" if experts else "")
+    full = " (experts' tensors stay in full precision)" if experts else ""
+    return f"; linear layers in {quantize}{except_for}{full}"
 
 
 def _encoder(

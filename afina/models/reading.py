@@ -145,7 +145,7 @@ def _filled(source: Source, module: Decoder, weights: Mapping[str, torch.Tensor 
             f"{source.path}: the weights do not fit: {'; '.join(problems[:3])}{more}",
             "download it again"
             if source.is_gguf
-            else "the folder needs whole *.safetensors files that fit its config.json",
+            else "the folder needs complete *.safetensors files that fit its config.json",
         )
     module.load_state_dict(dict(weights), strict=False, assign=True)
     module.tie()

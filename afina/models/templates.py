@@ -22,8 +22,8 @@ _LLAMA_3 = (
 _GEMMA = (
     _BEGIN + "{% set told = namespace(text='') %}{% for m in messages %}"
     "{% if m['role'] == 'system' %}{% set told.text = m['content'] + '\n\n' %}"
-    "{% else %}{{ '<start_of_turn>' + ('model' if m['role'] == 'assistant' else 'user') + '\n' + told.text + m['content']"
-    " + '<end_of_turn>\n' }}"
+    "{% else %}{{ '<start_of_turn>' + ('model' if m['role'] == 'assistant' else 'user') + '\n' + told.text"
+    " + m['content'] + '<end_of_turn>\n' }}"
     "{% set told.text = '' %}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
 )

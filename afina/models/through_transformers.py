@@ -33,7 +33,7 @@ def pretrained(auto_class: Any, source: Source, dtype: torch.dtype, **extra: Any
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise BaseModelError(
             f"{source.path}: the weights cannot be loaded ({str(error).splitlines()[0][:200]})",
-            "the folder needs whole *.safetensors files that fit its config.json",
+            "the folder needs complete *.safetensors files that fit its config.json",
         ) from error
     return module, sorted(info["missing_keys"])
 

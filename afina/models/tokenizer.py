@@ -1,4 +1,4 @@
-"""The tokenizer as Afina uses it: pad that never ends a turn, the tokens that do, and the chat template.
+"""The tokenizer as Afina uses it: a pad token that never ends a turn, the tokens that do, and the chat template.
 
 The file's own metadata and template decide, not a library's guess: what the template puts after the assistant's words
 is the end of turn, it is learned in training, and generation stops at it.
@@ -21,15 +21,15 @@ from afina.models.templates import template_for
 
 Message = dict[str, Any]  # {"role": "system" | "user" | "assistant" | …, "content": str}
 
-_PROBE = "Xq7probe"
+_MARKER = "Xq7probe"
 
 
 @dataclass(frozen=True)
 class Tokenizer:
     """A transformers tokenizer (`inner`) with what training and generation need to know of it.
 
-    `turn_end` is the text that closes an assistant's turn and holds a stop token; `turn_rest` what the template adds
-    behind it, which is neither learned nor generated.
+    `turn_end` is the text that closes an assistant's turn and contains a stop token; `turn_rest` is what the template
+    adds after it, which is neither learned nor generated.
     """
 
     inner: Any
@@ -41,7 +41,7 @@ class Tokenizer:
     classes: tuple[str, ...] = ()  # the only answers of a classifier, in the order of its outputs
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of `text` as it stands: special tokens in it are read, none is added."""
+        """Token ids of `text`: special tokens in it are recognised, none is added."""
         return list(self._backend.encode(text, add_special_tokens=False).ids)
 
     def ends(self, text: str) -> list[int]:
@@ -49,14 +49,14 @@ class Tokenizer:
         return [end for _, end in self._backend.encode(text, add_special_tokens=False).offsets]
 
     def encode_all(self, texts: list[str]) -> list[list[int]]:
-        """What `encode` gives for each text, on all processors; texts that recur are read once."""
+        """`encode` of each text, on all cores; texts that recur are encoded once."""
         distinct = list(dict.fromkeys(texts))
-        found = self._backend.encode_batch_fast(distinct, add_special_tokens=False)
-        ids = dict(zip(distinct, (encoding.ids for encoding in found), strict=True))
+        encodings = self._backend.encode_batch_fast(distinct, add_special_tokens=False)
+        ids = dict(zip(distinct, (encoding.ids for encoding in encodings), strict=True))
         return [ids[text] for text in texts]
 
     def encode_input(self, text: str) -> list[int]:
-        """Token ids of what an encoder reads, with the special tokens around it that it was trained with."""
+        """Token ids of an encoder's input, with the special tokens around it that the encoder was trained with."""
         return list(self.inner(text, verbose=False).input_ids)
 
     def decode(self, ids: list[int]) -> str:
@@ -69,7 +69,7 @@ class Tokenizer:
 
     @cached_property
     def _backend(self) -> Any:
-        """The library's own encoder, several times as fast as through its wrapper; it cuts and pads nothing."""
+        """The tokenizers library's own object, several times as fast as its wrapper; it neither truncates nor pads."""
         backend = self.inner.backend_tokenizer
         backend.no_truncation()
         backend.no_padding()
@@ -81,7 +81,7 @@ class Tokenizer:
 
     @cached_property
     def bos_id(self) -> int | None:
-        """The token that the tokenizer itself puts before a text, if it does."""
+        """The bos token, where the tokenizer itself puts it before a text."""
         ids = self.inner("a").input_ids
         bos = self.inner.bos_token_id
         return int(bos) if bos is not None and ids and ids[0] == bos else None
@@ -92,13 +92,13 @@ class Tokenizer:
         return tuple(token.content for token in self.inner.added_tokens_decoder.values() if token.special)
 
     def template_hash(self) -> str:
-        told = self.inner.chat_template if self.task.continues_text else "\n".join(["plain", *self.classes])
-        return hashlib.sha256(told.encode()).hexdigest()
+        text = self.inner.chat_template if self.task.continues_text else "\n".join(["plain", *self.classes])
+        return hashlib.sha256(text.encode()).hexdigest()
 
     def hash(self) -> str:
-        """SHA-256 of the tokenizer's own serialisation, without what its wrapper sets and clears as it is used."""
-        told = json.loads(self.inner.backend_tokenizer.to_str()) | {"truncation": None, "padding": None}
-        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+        """SHA-256 of the tokenizer's own serialisation, without the settings that its wrapper changes in use."""
+        state = json.loads(self.inner.backend_tokenizer.to_str()) | {"truncation": None, "padding": None}
+        return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 
 def wrap(inner: Any, extra_stops: list[int]) -> Tokenizer:
@@ -116,17 +116,17 @@ def wrap(inner: Any, extra_stops: list[int]) -> Tokenizer:
             "the tokenizer has no end-of-sequence token, so no answer could ever end", "choose another base"
         )
     stops = {inner.eos_token_id, *extra_stops}
-    question = [{"role": "user", "content": _PROBE}]
+    question = [{"role": "user", "content": _MARKER}]
     try:
         before = inner.apply_chat_template(question, tokenize=False, add_generation_prompt=True)
-        whole = inner.apply_chat_template(
-            [*question, {"role": "assistant", "content": _PROBE}], tokenize=False, add_generation_prompt=False
+        rendered = inner.apply_chat_template(
+            [*question, {"role": "assistant", "content": _MARKER}], tokenize=False, add_generation_prompt=False
         )
     except TemplateError as error:
         raise BaseModelError(f"the chat template cannot render a question and an answer: {error}") from error
-    if _PROBE not in before or whole.count(_PROBE) != 2:
+    if _MARKER not in before or rendered.count(_MARKER) != 2:
         raise BaseModelError("the chat template drops the question or the answer", "choose another base")
-    tail = whole.rsplit(_PROBE, 1)[1]
+    tail = rendered.rsplit(_MARKER, 1)[1]
     turn_end, turn_rest = _split_tail(inner, tail, stops)
     stops.update(_specials(inner, turn_end))
     pad = _pick_pad(inner, stops)
@@ -146,7 +146,7 @@ def with_template(tokenizer: Tokenizer, template: str) -> Tokenizer:
         reason = str(error).split("\n")[0].removesuffix(".")
         line = getattr(error.__cause__, "lineno", None)
         raise BaseModelError(
-            f"--template: {reason}{f' (line {line})' if line else ''}", "mend the template, or leave --template out"
+            f"--template: {reason}{f' (line {line})' if line else ''}", "fix the template, or leave --template out"
         ) from error
 
 
@@ -168,7 +168,7 @@ def _split_tail(inner: Any, tail: str, stops: set[int]) -> tuple[str, str]:
 
 
 def _pick_pad(inner: Any, stops: set[int]) -> int:
-    """A pad that ends no turn. Its embedding is never looked at, so a rare word serves where no special token is free."""
+    """A pad that ends no turn. Its embedding is never looked up, so a rare token serves where no special token is free."""
     candidates = [inner.pad_token_id, inner.unk_token_id]
     specials = sorted(i for i, token in inner.added_tokens_decoder.items() if token.special)
     candidates += sorted(specials, key=lambda i: "pad" not in inner.convert_ids_to_tokens(i))

@@ -77,7 +77,7 @@ def _files(folder: Path) -> list[Path]:
     if not index.is_file():
         raise BaseModelError(
             f"{folder}: the weights cannot be loaded (there is no model.safetensors)",
-            "the folder needs whole *.safetensors files that fit its config.json",
+            "the folder needs complete *.safetensors files that fit its config.json",
         )
     try:
         names = sorted(set(read_json(index)["weight_map"].values()))

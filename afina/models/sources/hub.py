@@ -48,8 +48,8 @@ def fetch_model(name: str, revision: str | None, cache: Path) -> Path:
                 file.unlink(missing_ok=True)
             if not again:
                 raise BaseModelError(
-                    f"base {name!r}: {', '.join(file.name for file in broken)} came from the hub, twice, with content that "
-                    "does not match the hub's own hash; it was thrown away",
+                    f"base {name!r}: {', '.join(file.name for file in broken)} came from the hub, twice, with content "
+                    "that does not match the hub's own hash; it was thrown away",
                     "try again; if it repeats, a proxy or mirror (HF_ENDPOINT) changes the files",
                 )
             folder = _snapshot(name, revision)
@@ -102,8 +102,8 @@ def _explained(name: str, revision: str | None) -> Iterator[None]:
             raise BaseModelError(_NO_WEIGHTS.format(name), "choose another base") from error
         offline = " (HF_HUB_OFFLINE is set)" if HF_HUB_OFFLINE else f" ({_first_cause(error)})"
         raise BaseModelError(
-            f"base {name!r} is neither a folder nor in the hub's cache, and the hub cannot be reached, or does not answer "
-            f"as a hub does{offline}",
+            f"base {name!r} is neither a folder nor in the hub's cache, and the hub cannot be reached, or does not "
+            f"answer as a hub does{offline}",
             "check the name and the network, or give a local model",
         ) from error
 
