@@ -8,9 +8,10 @@ import torch
 from conftest import byte_tokenizer
 from torch.nn import functional as F
 
+from afina.engine import families
 from afina.engine.architecture import Unsupported
 from afina.engine.decoder import Decoder
-from afina.engine.families import architecture_of
+from afina.engine.families import Family, architecture_of
 from afina.engine.ops import Segments
 from afina.lora import LoraConfig, inject, merge
 from afina.models.causal import DecoderModel, TransformersModel
@@ -301,3 +302,16 @@ def test_unknown_architectures_are_said_to_be_unsupported() -> None:
     with pytest.raises(Unsupported, match="relu"):
         architecture_of(transformers.LlamaConfig(hidden_act="relu"))
     assert isinstance(Decoder, type)
+
+
+def test_a_family_may_come_from_outside_the_package() -> None:
+    import transformers
+
+    class OwnConfig(transformers.LlamaConfig):
+        model_type = "own"
+
+    with pytest.raises(Unsupported, match="own"):
+        architecture_of(OwnConfig(**GROUPED))
+    with families.FAMILIES.added(Family("own", families.FAMILIES["llama"].architecture)):
+        found = architecture_of(OwnConfig(**GROUPED))
+    assert (found.model_type, len(found.specs), found.specs[0].kv_heads) == ("own", 3, 2)
