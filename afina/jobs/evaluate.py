@@ -162,8 +162,9 @@ def _eval_set(
         raise DataError([f"{source}: no row can be used", *fitter.rejected.lines()], "fix the file")
     rows = [row for row, _ in fitted]
     kept = [example for _, example in fitted] + strangers
-    found = AnswerStatistics(e.references[0] for e in kept).kind(notes.layout)
-    kind = "text" if is_text else adapted.facts.get("kind") or found
+    kind = "text" if is_text else adapted.facts.get("kind")
+    if kind is None:
+        kind = AnswerStatistics(e.references[0] for e in kept).kind(notes.layout)
     return EvaluationSet(kept, rows, kind, adapted.max_new_tokens, source)
 
 

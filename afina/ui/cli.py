@@ -105,9 +105,10 @@ def _run(arguments: list[str]) -> int:
     if chosen and command:
         command.declare(chosen, arguments[1:])
     options, unknown = parser.parse_known_args(arguments)
-    if unknown:
-        parsers.choices[options.command].error(f"unrecognized arguments: {' '.join(unknown)}")
     assert command is not None  # any other word is refused by the parser
+    left = command.take(options, unknown)
+    if left:
+        parsers.choices[options.command].error(f"unrecognized arguments: {' '.join(left)}")
     job, settings = command.read(options)
     return _show(job, settings, views.get(job.name), "--json" in arguments)
 

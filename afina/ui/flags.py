@@ -105,6 +105,22 @@ class Command:
         told = "; ".join(f"{', '.join(dict.fromkeys(jobs))}: {_lower(text)}" for text, jobs in texts.items())
         return (told if by_action else "; ".join(texts)).replace("%", "%%")
 
+    def take(self, options: argparse.Namespace, unknown: Sequence[str]) -> Sequence[str]:
+        """Gives `unknown` words to positionals: argparse leaves those behind that follow a flag. What cannot be one is returned."""
+        if any(word.startswith("-") and word != "-" for word in unknown):
+            return unknown
+        if self.actions:
+            getattr(options, _WORDS).extend(unknown)
+            return []
+        names = dict.fromkeys(info.positional for info in self._infos() if info.positional)
+        empty = [name for name in names if getattr(options, name, None) in (None, [])]
+        for name, word in zip(empty, unknown, strict=False):
+            setattr(options, name, [word] if any(i.many and i.positional == name for i in self._infos()) else word)
+        return unknown[len(empty) :]
+
+    def _infos(self) -> Iterable[FieldInfo]:
+        return (info for infos in self.fields.values() for info in infos)
+
     def read(self, options: argparse.Namespace) -> tuple[Job, Settings]:
         """The job that was asked for, and its settings. Raises `SettingsError`."""
         given = {name: value for name, value in vars(options).items() if name in self.flags}
@@ -140,7 +156,7 @@ class Command:
         own = [info for info in self.fields[job] if info.positional]
         if not self.actions:
             given = vars(options)
-            every = {info.positional for infos in self.fields.values() for info in infos if info.positional}
+            every = {info.positional for info in self._infos() if info.positional}
             for name in every - {info.positional for info in own}:
                 if given.get(name) is not None:
                     readers = [each for each, infos in self.fields.items() if any(i.positional == name for i in infos)]

@@ -95,8 +95,10 @@ def test_merged_is_the_adapted_model(runs: tuple[Path, Path], tmp_path: Path, ca
     assert torch.isfinite(model(torch.tensor([ids])).logits).all()
     asked = [generate(folder, ["a07"])[0]["answer"] for folder in (runs[0], tmp_path / "merged")]
     assert asked[0] == asked[1]
+    events: list = []
     with pytest.raises(AdapterError, match="leave --base-too out"):
-        generate(tmp_path / "merged", ["a07"], base_too=True)
+        afina.generate(afina.GenerateSettings(run=tmp_path / "merged", prompts=["a07"], base_too=True), events.append)
+    assert events == []  # before any answer is generated
     with pytest.raises(AdapterError, match="leave out --base and --force"):
         generate(tmp_path / "merged", ["a07"], base="starter")
     assert ask(capsys, "merge", tmp_path / "merged", "--out", tmp_path / "again")[0] == 2
