@@ -13,6 +13,7 @@ from afina.core.events import Listener, Notice, ignore
 from afina.core.job import Job
 from afina.data.answers import AnswerStatistics
 from afina.data.fitting import DEFAULT_MAX_LENGTH, Fitter
+from afina.data.layouts import Kind
 from afina.data.mapping import Example, read_examples
 from afina.data.rows import Notes, Rejections
 from afina.jobs._opening import OpenSettings
@@ -162,9 +163,8 @@ def _eval_set(
         raise DataError([f"{source}: no row can be used", *fitter.rejected.lines()], "fix the file")
     rows = [row for row, _ in fitted]
     kept = [example for _, example in fitted] + strangers
-    kind = "text" if is_text else adapted.facts.get("kind")
-    if kind is None:
-        kind = AnswerStatistics(e.references[0] for e in kept).kind(notes.layout)
+    known: Kind | None = "text" if is_text else adapted.facts.get("kind")
+    kind = known or AnswerStatistics(e.references[0] for e in kept).kind(notes.layout)
     return EvaluationSet(kept, rows, kind, adapted.max_new_tokens, source)
 
 
