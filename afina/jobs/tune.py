@@ -1,13 +1,10 @@
 """`tune`: search the settings of LoRA on held-out loss, and judge the best once on rows it never saw."""
 
-import signal
-import threading
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import Field
 
 from afina.core.config import Result, Settings, section, setting
@@ -15,16 +12,26 @@ from afina.core.errors import InputError, RunFailed, SettingsError
 from afina.core.events import Listener, Notice, ignore
 from afina.core.files import read_json, write_json, write_yaml
 from afina.core.job import Job
-from afina.jobs.compare import begun, ending, part, with_rows_apart
 from afina.runs.tracking import check_trackers
-from afina.runs.worker import finish, run_in_process, start
+from afina.runs.worker import run_in_process
 from afina.search.comparison import Measured
-from afina.search.study import configured, defaults, open_study, read_repeats, trial_rows
+from afina.search.resumable import end_of_training, read_or_run, resumable_folder, with_test_split
+from afina.search.study import (
+    RANGE_TEST,
+    REPEATS_FILE,
+    best_of,
+    configured,
+    defaults,
+    open_study,
+    read_repeats,
+    trial_rows,
+)
 from afina.search.tuning import Tuning, write_page
+from afina.search.workers import search_in_processes
 from afina.settings import RunSettings
 
 _PLAN = "tune.yaml"
-_SEARCH = 0.5  # of the minutes; the rest is for repeating, and for the two whole trainings at the end
+_SEARCH = 0.5  # of the minutes; the rest is for the two full trainings at the end
 
 
 class TuneSettings(Settings):
@@ -84,70 +91,75 @@ def tune(settings: TuneSettings, listener: Listener = ignore) -> TuneResult:
     _check(settings)
     run = settings.run
     out = run.out or Path("runs") / f"{run.data.path.stem}-tune"
-    run = with_rows_apart(run)
-    with begun(out / _PLAN, run, {"workers": settings.workers}, "search"):
+    run = with_test_split(run)
+    with resumable_folder(out / _PLAN, run, {"workers": settings.workers}, "search"):
         return TuneResult(**_tune(run, settings, out, listener).json(), folder=out)
 
 
 def _tune(settings: RunSettings, effort: TuneSettings, out: Path, listener: Listener) -> Tuning:
-    values = settings.model_dump(mode="json")
     budget: dict[str, Any] = {"trials": effort.trials, "workers": effort.workers}
     if effort.minutes:
         budget["seconds"] = 60 * effort.minutes * _SEARCH
         listener(
             Notice(
-                f"{_SEARCH * effort.minutes:.1f} minutes for the search and its repetition; then its best and the defaults are trained whole"
+                f"{_SEARCH * effort.minutes:.1f} minutes for the search and its repeats with other seeds; then full "
+                "trainings with its best settings and with the defaults"
             )
         )
-    arguments = {"settings": values, "folder": str(out), "budget": budget}
-    for name in ("probe.json", "repeats.json"):
-        _forget_damaged(out / name, listener)
-    _forget_cut_off(out)
-    if effort.workers == 1 and not effort.ray:
-        resolved = run_in_process(
-            "search", arguments | {"phases": ["range", "trials", "repeat"], "worker": 0}, listener
-        )
-    else:
-        run_in_process("search", arguments | {"phases": ["range"], "worker": 0}, listener)
-        if effort.ray:
-            from afina.search.ray_workers import search_on_ray
-
-            search_on_ray(arguments, effort.workers)
-        else:
-            _together(arguments, effort.workers, settings, listener)
-        resolved = run_in_process("search", arguments | {"phases": ["repeat"], "worker": 0}, listener)
-    study, probe = open_study(out), read_json(out / "probe.json")
+    for name in (RANGE_TEST, REPEATS_FILE):
+        _remove_damaged(out / name, listener)
+    _fail_unfinished(out)
+    arguments = {"settings": settings.model_dump(mode="json"), "folder": str(out), "budget": budget}
+    batch_size = _search(arguments, effort, settings.threads, listener)
+    study, tested = open_study(out), read_json(out / RANGE_TEST)
     if not any(trial.state.name == "COMPLETE" for trial in study.trials):
         raise RunFailed(
             "no trial was completed", f"look at {out}, or start again with another --out and a longer search"
         )
-    best, plain = dict(study.best_trial.params), defaults(probe["rule"])
-    repeats = read_repeats(out)
+    best, plain = best_of(study), defaults(tested["rule"])
     finals = {}
     for name, chosen in (("defaults", plain), ("best", best)):
         if name == "best" and best == plain:
             continue
-        made = configured(settings, chosen, probe["full_rows"], resolved["batch_size"])
-        write_yaml(out / f"{name}.yaml", made.model_dump(mode="json", exclude={"out", "overwrite"}))
-        finals[name] = part(
+        wanted = configured(settings, chosen, tested["full_rows"], batch_size)
+        write_yaml(out / f"{name}.yaml", wanted.model_dump(mode="json", exclude={"out", "overwrite"}))
+        finals[name] = read_or_run(
             out / name,
             partial(_final, name, out / name),
-            partial(_train, name, made.model_dump(mode="json") | {"out": str(out / name)}, listener),
+            partial(_train, name, wanted.model_dump(mode="json") | {"out": str(out / name)}, listener),
             listener,
         )
-    tuning = Tuning.of(study, probe, repeats, finals, plain, trial_rows(probe, budget), out)
+    tuning = Tuning.of(study, tested, read_repeats(out), finals, plain, trial_rows(tested, budget), out)
     write_json(out / "tuning.json", tuning.json())
     write_page(tuning, out / "tuning.html")
     return tuning
 
 
+def _search(arguments: dict[str, Any], effort: TuneSettings, threads: int | None, listener: Listener) -> int:
+    """Runs the search, in as many processes as `effort` says; the batch size that the settings alone have."""
+
+    def in_one_process(*phases: str) -> int:
+        found = run_in_process("search", arguments | {"phases": phases, "worker": 0}, listener)
+        return int(found["batch_size"])
+
+    if effort.workers == 1 and not effort.ray:
+        return in_one_process("range", "trials", "repeat")
+    in_one_process("range")
+    if effort.ray:
+        from afina.search.ray_workers import search_on_ray
+
+        search_on_ray(arguments, effort.workers)
+    else:
+        search_in_processes(arguments, effort.workers, threads, listener)
+    return in_one_process("repeat")
+
+
 def _final(name: str, folder: Path) -> Measured:
-    done = ending(folder)
-    return Measured.of(name, folder, {"seconds": done.seconds})
+    return Measured.of(name, folder, {"seconds": end_of_training(folder).seconds})
 
 
 def _train(name: str, settings: dict[str, Any], listener: Listener) -> None:
-    listener(Notice(f"— a whole training with the {'best' if name == 'best' else 'default'} settings —"))
+    listener(Notice(f"— a full training with the {'best' if name == 'best' else 'default'} settings —"))
     run_in_process("train", {"settings": settings}, listener)
 
 
@@ -163,7 +175,7 @@ def _check(effort: TuneSettings) -> None:
     if settings.method != "lora" or settings.adapter:
         raise SettingsError("tune searches settings of a new LoRA adapter", "leave --method and --adapter out")
     if settings.train.tokens_per_batch:
-        raise SettingsError("tune varies the number of rows a step", "leave --train.tokens_per_batch out")
+        raise SettingsError("tune varies the number of rows per step", "leave --train.tokens_per_batch out")
     if settings.lora != type(settings.lora)() or settings.train.learning_rate is not None:
         raise SettingsError(
             "tune chooses the learning rate and the settings of LoRA itself",
@@ -171,18 +183,20 @@ def _check(effort: TuneSettings) -> None:
         )
 
 
-def _forget_damaged(file: Path, listener: Listener) -> None:
-    """What cannot be read is found out again."""
+def _remove_damaged(file: Path, listener: Listener) -> None:
+    """Removes a file that cannot be read: what it held is measured again."""
     try:
         if file.exists():
             read_json(file)
     except InputError as error:
-        listener(Notice(f"{error}: it is found out again", warning=True))
+        listener(Notice(f"{error}: it is measured again", warning=True))
         file.unlink()
 
 
-def _forget_cut_off(out: Path) -> None:
-    """Trials that a killed search left unfinished count as failed. (The folder is locked: nobody is at them.)"""
+def _fail_unfinished(out: Path) -> None:
+    """Trials that a killed search left unfinished become failed ones. (The folder is locked: nobody is running
+    them.)
+    """
     if not (out / "study.journal").exists():
         return
     import optuna
@@ -190,40 +204,9 @@ def _forget_cut_off(out: Path) -> None:
     try:
         study = open_study(out)
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{out / 'study.journal'} is damaged: {error}", "begin anew with another --out") from error
+        raise InputError(f"{out / 'study.journal'} is damaged: {error}", "start again with another --out") from error
     for trial in study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):
         study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
-
-
-def _together(arguments: dict[str, Any], workers: int, settings: RunSettings, listener: Listener) -> None:
-    """Several processes search one study, the processor's threads divided among them."""
-    threads = max(1, (settings.threads or torch.get_num_threads()) // workers)
-    own = arguments | {"settings": arguments["settings"] | {"threads": threads}}
-    processes = [start("search", own | {"phases": ["trials"], "worker": i}) for i in range(workers)]
-    failures: list[Exception] = []
-
-    def wait(process: Any) -> None:
-        try:
-            finish(process, listener)
-        except Exception as error:
-            failures.append(error)
-
-    waiting = [threading.Thread(target=wait, args=(process,)) for process in processes[1:]]
-    for thread in waiting:
-        thread.start()
-    try:
-        finish(processes[0], listener)
-    except BaseException:  # Ctrl-C reaches the first of them; what ends one ends all
-        for process in processes[1:]:
-            process.send_signal(signal.SIGINT)
-        raise
-    finally:
-        for thread in waiting:
-            thread.join()
-        for process in processes:
-            process.wait()
-    if failures:
-        raise RunFailed(f"{len(failures)} of {workers} workers failed: {failures[0]}")
 
 
 JOB = Job.of(tune)

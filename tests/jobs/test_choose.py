@@ -1,4 +1,4 @@
-"""Choosing a base: candidates of the catalogue, probes on the user's rows, the ranking, and the command at the end."""
+"""Choosing a base: candidates of the catalogue, trials on the user's rows, the ranking, and the command at the end."""
 
 import json
 import math
@@ -15,11 +15,12 @@ from afina.core.events import ignore
 from afina.data.load import load_data
 from afina.data.settings import DataSettings
 from afina.jobs import choose as module
-from afina.jobs.choose import Candidate, Choice, ChooseSettings, choose
-from afina.jobs.compare import with_rows_apart
+from afina.jobs.choose import ChooseSettings, choose
 from afina.models.load import load_base
 from afina.runs.worker import run_in_process
 from afina.search.base_trial import BaseTrial, try_base
+from afina.search.candidates import Candidate, Choice
+from afina.search.resumable import with_test_split
 from afina.settings import RunSettings
 from afina.training.loss import row_losses
 from afina.training.settings import TrainingSettings
@@ -38,7 +39,7 @@ def data(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No benchmark of the machine, which is tested elsewhere; and probes in this process (but for one test)."""
+    """No benchmark of the machine, which is tested elsewhere; and trials in this process (but for one test)."""
     this_machine = module.this_machine
     monkeypatch.setattr(module, "this_machine", lambda *arguments, **_: this_machine(*arguments, measure=False))
     monkeypatch.setattr(
@@ -87,7 +88,7 @@ def test_bases_are_tried_and_ranked(data: Path, tiny_folder: Path, tmp_path: Pat
 
 
 def test_bits_are_those_of_the_held_out_answers(data: Path, tiny_folder: Path, tmp_path: Path) -> None:
-    wanted = with_rows_apart(settings(data, tmp_path)).model_copy(update={"base": str(tiny_folder)})
+    wanted = with_test_split(settings(data, tmp_path)).model_copy(update={"base": str(tiny_folder)})
     try_base(wanted.model_dump(mode="json"), str(tmp_path / "probe.json"), 0.05, ignore)
     found = json.loads((tmp_path / "probe.json").read_text())
     base = load_base(str(tiny_folder), precision="fp32", device="cpu")
@@ -112,7 +113,7 @@ def test_encoders_are_tried_beside_writers(data: Path, tiny_folder: Path, tmp_pa
 )
 def test_a_base_that_guesses_is_called_so(bits: list[float], beats: bool, tmp_path: Path) -> None:
     seen = BaseTrial(None, None, 0.5, 1.0, None, None, sum(bits) / len(bits), bits, 100, 1.0, None)
-    tried = Candidate("a-base", 10, None, True, SimpleNamespace(), (), probe=seen)  # type: ignore[arg-type]
+    tried = Candidate("a-base", 10, None, True, SimpleNamespace(), (), trial=seen)  # type: ignore[arg-type]
     found = Choice("classification", "accuracy", (), 0.1, [tried], [], tmp_path, classes=(0.75, 0.25))
     assert found.guess == pytest.approx(0.75 * 2 - 0.75 * math.log2(3) + 0.25 * 2)
     assert replace(found, classes=(0.5, 0.5)).beats_guessing is beats

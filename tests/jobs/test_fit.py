@@ -15,10 +15,11 @@ from afina.data.settings import DataSettings
 from afina.engine.blocks import quantise_linears
 from afina.forecast import remedies
 from afina.forecast.estimate import forecast_training
+from afina.forecast.expected import NO_DATA, bases_that_fit
 from afina.forecast.machines import named, this_machine
 from afina.forecast.speed import Rates, Speed, Width
 from afina.forecast.workload import ONE_ROW, Workload
-from afina.jobs.fit import NO_DATA, FitSettings, fit, fitting
+from afina.jobs.fit import FitSettings, fit
 from afina.jobs.train import train
 from afina.lora.config import LoraConfig
 from afina.models import footprint as sizes
@@ -207,7 +208,7 @@ def test_models_that_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
     names = ("starter", "minilm", "qwen2.5-0.5b", "llama-3.1-8b", "llama-3.1-70b")
     monkeypatch.setattr("afina.forecast.machines.free_bytes", lambda _: int(3e9))
-    found = fitting([known_models()[name] for name in names if name in known_models()], tmp_path)
+    found = bases_that_fit([known_models()[name] for name in names if name in known_models()], tmp_path)
     assert {"starter", "minilm"} <= set(found)
     assert "llama-3.1-8b" not in found
 

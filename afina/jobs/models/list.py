@@ -40,9 +40,9 @@ def list(settings: ListModelsSettings, listener: Listener = ignore) -> ListModel
         found = [entry for entry in found if entry.licence == settings.licence]
     if not settings.fits:
         return ListModelsResult({entry.name: entry_facts(entry) for entry in found})
-    from afina.jobs.fit import fitting
+    from afina.forecast.expected import bases_that_fit
 
-    needs = fitting(found, cache_folder(settings.cache_dir))
+    needs = bases_that_fit(found, cache_folder(settings.cache_dir))
     return ListModelsResult(
         {e.name: entry_facts(e) | {"needs_gb": needs[e.name] / 1e9} for e in found if e.name in needs}
     )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from afina.core.events import minutes
-from afina.jobs.fit import NO_DATA
+from afina.forecast.expected import NO_DATA
 from afina.ui.common import View, given, plain_table, size, train_command, wide_console
 
 if TYPE_CHECKING:
