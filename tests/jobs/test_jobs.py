@@ -217,7 +217,7 @@ def test_ctrl_c_before_the_first_step_and_after_the_last(run, tiny_folder: Path,
         afina.train(settings(run[1], tiny_folder, tmp_path / "x"), press)
 
     def late(event) -> None:
-        if isinstance(event, Notice) and "reading the adapter back" in event.text:
+        if isinstance(event, Notice) and "loading the saved adapter" in event.text:
             raise KeyboardInterrupt
 
     with pytest.raises(Interrupted, match=r"(?s)is complete, but not evaluated.*--resume"):
