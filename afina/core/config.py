@@ -30,7 +30,7 @@ class Settings(BaseModel):
 
 
 class Result(BaseModel):
-    """The root of what jobs give: the fields are the keys of its JSON object; a field that was not set is left out there."""
+    """The root of what jobs return: its fields are the keys of the JSON object, without those that were not set."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
 
@@ -215,7 +215,10 @@ def build(model: type[S], values: dict[str, Any]) -> S:
 
 
 def changed(settings: S, values: dict[str, Any]) -> S:
-    """A copy of `settings` with other `values`, by dotted path, validated as a whole. Raises `SettingsError` as `build` does."""
+    """A copy of `settings` with other `values`, by dotted path, validated as a whole.
+
+    Raises `SettingsError` as `build` does.
+    """
     return build(type(settings), merge(settings.model_dump(exclude_unset=True), nest(values)))
 
 

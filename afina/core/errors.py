@@ -33,7 +33,7 @@ def brief(error: BaseException) -> str:
 class AfinaError(Exception):
     """The root of all. `str(error)` is the whole message for the user.
 
-    `problems` say what is wrong, where, and what was expected; `remedy` says what to do (empty where there is nothing to do).
+    `problems` say what is wrong, where, and what was expected; `remedy` says what to do, where something can be done.
     """
 
     exit_code = 1

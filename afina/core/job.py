@@ -1,7 +1,7 @@
 """A job: settings in, a result out, under the name by which a user asks for it.
 
-Each job is a file with one public function, named like the file, and the function's `Job`. That of `afina adapters merge`
-begins with
+Each job is a file with one public function, named like the file, and the function's `Job`. The file of
+`afina adapters merge` begins with
 
     `adapters merge`: fold an adapter into its base
 

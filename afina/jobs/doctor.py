@@ -44,7 +44,7 @@ class DoctorResult(Result):
 def doctor(settings: DoctorSettings, listener: Listener = ignore) -> DoctorResult:
     """Examines the run in `run`, or this machine.
 
-    Of the machine, it takes some seconds for what was not measured before, and compiles the kernels if they are not there.
+    On the machine it measures what was not measured before (some seconds), and compiles the kernels if necessary.
     Raises `InputError` where the folder holds no run.
     """
     if settings.run:
@@ -118,14 +118,14 @@ def _elsewhere(name: str, otherwise: str) -> str:
 
 def _threads(m: MachineFacts) -> Finding:
     found = f"torch uses {m.threads} of {m.cores} cores"
-    told = (
+    variable = (
         "OMP_NUM_THREADS"
         if "OMP_NUM_THREADS" in m.settings
         else "MKL_NUM_THREADS"
         if "MKL_NUM_THREADS" in m.settings
         else ""
     )
-    remedy = f"unset {told} (it is {m.settings[told]})" if told else f"give --threads {m.cores}"
+    remedy = f"unset {variable} (it is {m.settings[variable]})" if variable else f"give --threads {m.cores}"
     if m.threads < m.cores:
         return Finding("threads", "slow", found, remedy)
     if m.threads > 2 * m.cores:

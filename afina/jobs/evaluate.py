@@ -86,8 +86,8 @@ class EvaluateResult(Result):
 def evaluate(settings: EvaluateSettings, listener: Listener = ignore) -> EvaluateResult:
     """Scores the adapter in `run` and its base on the first `limit` rows of `data`, with the run's own templates.
 
-    The result replaces `evaluation.json`, `predictions.jsonl` and the page in `run`, but where `base` is another one than
-    the adapter's own. Raises `InputError`.
+    The result replaces `evaluation.json`, `predictions.jsonl` and the page in `run`, unless `base` is not the base that
+    the adapter was trained on. Raises `InputError`.
     """
     run, data = settings.run, settings.data
     if is_merged(run):
@@ -134,7 +134,7 @@ def evaluate(settings: EvaluateSettings, listener: Listener = ignore) -> Evaluat
 def _eval_set(
     adapted: Adapted, examples: Sequence[Example], rejected: Rejections, notes: Notes, source: str, listener: Listener
 ) -> EvaluationSet:
-    """The rows that can be asked, and those whose class the model does not know. Raises `DataError` where there is none."""
+    """The rows that fit, and those whose class the model does not know. Raises `DataError` where there is none."""
     answered = [example.answered() for example in examples]
     asking = [e for e in answered if e.messages]
     if 0 < len(asking) < len(answered):
@@ -147,8 +147,8 @@ def _eval_set(
     if strangers:  # they have no loss, and no right answer
         listener(
             Notice(
-                f"{len(strangers)} rows have a class that the model does not know, such as {strangers[0].completion!r}: "
-                "whatever it answers counts as wrong",
+                f"{len(strangers)} rows have a class that the model does not know, such as "
+                f"{strangers[0].completion!r}: whatever it answers counts as wrong",
                 warning=True,
             )
         )

@@ -44,8 +44,8 @@ class GenerateSettings(OpenSettings):
 
 class GenerateResult(Result):
     rows: tuple[dict[str, Any], ...]
-    """`prompt`, `answer` and `stopped` (false where the answer was cut at the run's limit of tokens) of each; with `base_too`,
-    `base`, the answer without adapter; rows of a file have `where` too."""
+    """`prompt`, `answer` and `stopped` (false where the answer was cut at the run's token limit) of each; with
+    `base_too`, `base`, the answer without the adapter; rows of a file have `where` too."""
 
 
 def generate(settings: GenerateSettings, listener: Listener = ignore) -> GenerateResult:

@@ -25,8 +25,8 @@ BATCH = 8  # rows that lm_eval pads to one length and reads at once
 
 class HarnessSettings(OpenSettings):
     tasks: Words = setting(..., metavar="LIST", min_length=1)
-    """Tasks of lm-evaluation-harness instead of DATA (pip install 'afina[lm-eval]'), with commas between: names or groups
-    (`lm-eval ls tasks`; `*` matches several), or paths of tasks' YAML files."""
+    """Tasks of lm-evaluation-harness instead of DATA (pip install 'afina[lm-eval]'), with commas between: names or
+    groups (`lm-eval ls tasks`; `*` matches several), or paths of tasks' YAML files."""
     limit: int | None = setting(None, metavar="N", ge=1)
     """Only the first N rows."""
     chat: bool = False
@@ -35,7 +35,8 @@ class HarnessSettings(OpenSettings):
 
 class HarnessResult(Result):
     tasks: dict[str, dict[str, dict[str, float | None]]]
-    """By task and metric (as lm_eval names them): `base`, `base_stderr`, `adapted`, `adapted_stderr`; None where there is none."""
+    """By task and metric (as lm_eval names them): `base`, `base_stderr`, `adapted`, `adapted_stderr`, each None where
+    lm_eval gives none."""
     rows: dict[str, int]
     """How many rows each task has."""
 
@@ -119,7 +120,7 @@ def _load(manager: Any, names: Sequence[str]) -> list[Any]:
 
 
 def _bare(adapted: Adapted) -> Any:
-    """The base's module, from which the adapter is taken for good; in as many bits as the merged one has."""
+    """The base's module, from which the adapter is removed for good; dequantised, as the merged one is."""
     module: Any = adapted.base.model.module
     unload(module)
     dequantise(module)
@@ -128,7 +129,7 @@ def _bare(adapted: Adapted) -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what lm_eval and transformers tell of themselves; lm_eval's progress bars stay."""
+    """Without what lm_eval and transformers log; lm_eval's progress bars stay."""
     logger = logging.getLogger("lm_eval")
     before = logger.level
     logger.setLevel(logging.ERROR)
@@ -140,7 +141,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _side_by_side(base: dict[str, Any], adapted: dict[str, Any]) -> dict[str, dict[str, float | None]]:
-    """The metrics of one task. lm_eval's keys are "metric,filter" and "metric_stderr,filter"; the filter "none" is left out."""
+    """The metrics of one task. lm_eval's keys are "metric,filter" and "metric_stderr,filter"; a filter "none" is dropped."""
 
     def number(scores: dict[str, Any], key: str) -> float | None:
         value = scores.get(key)

@@ -1,5 +1,7 @@
-"""The surface: the command line. Parses, calls one public function of `afina.jobs`, prints. No tensors.
+"""The surface: the command line, made from the registry of jobs. Parses, runs one job, shows its result. No tensors.
 
-Comes in: words. Goes out: results on standard output, progress and errors on standard error, an exit code.
+Words come in; results go to standard output, progress and errors to standard error, and an exit code goes out.
+`cli` finds the job, `flags` makes its flags from its settings, `progress` shows what happens while it runs, and
+`commands` holds a file per command that shows results; to add a command, add its job in `afina.jobs` and that file.
 Public: `main`.
 """

@@ -18,7 +18,7 @@ _NO_EDGE = 1000
 
 @dataclass(frozen=True)
 class View:
-    """How a job's result is shown: `show(settings, result)` prints it for a person; `json`: or as one object with --json."""
+    """How a job's result is shown: `show(settings, result)` prints it for a person; with `json` there is --json."""
 
     show: Callable[[Any, Any], None]
     json: bool = True

@@ -1,4 +1,4 @@
-"""The words after `afina`, made from the settings of the jobs: flags, positionals, help; and the settings of what was typed."""
+"""Flags, positionals and help of a command, from the settings of its jobs; and the settings that were typed."""
 
 import argparse
 from collections.abc import Iterable, Sequence
@@ -15,9 +15,9 @@ _WORDS = "words"
 
 
 class Command:
-    """The jobs under one word: `NAME`, `NAME ACTION`, and `NAME --flag`, which takes the place of `NAME` where the flag is given.
+    """The jobs under one word: `NAME`, `NAME ACTION`, and `NAME --flag`, which replaces `NAME` where the flag is given.
 
-    `with_json` are the jobs whose result is one JSON object with --json.
+    `with_json` are the jobs that have --json.
     """
 
     def __init__(self, name: str, jobs: Iterable[Job], with_json: Sequence[str]) -> None:
@@ -73,7 +73,7 @@ class Command:
         if self.actions:
             pairs = [(job, info) for job in shown for info in self.fields[job] if info.positional]
             metavar = "|".join(dict.fromkeys(info.positional for _, info in pairs))
-            parser.add_argument(_WORDS, nargs="*", metavar=metavar, help=self._told(pairs, len(shown) > 1))
+            parser.add_argument(_WORDS, nargs="*", metavar=metavar, help=self._help_of(pairs, len(shown) > 1))
             return
         first: dict[str, FieldInfo] = {}
         for job in shown:
@@ -86,7 +86,7 @@ class Command:
             )
             nargs = "*" if info.many else None if needed else "?"
             parser.add_argument(
-                name, nargs=nargs, metavar=name, default=argparse.SUPPRESS, help=self._told([("", info)], False)
+                name, nargs=nargs, metavar=name, default=argparse.SUPPRESS, help=self._help_of([("", info)], False)
             )
 
     def _add(self, group: Any, name: str, infos: dict[str, FieldInfo]) -> None:
@@ -94,19 +94,19 @@ class Command:
         options: dict[str, Any] = {"action": "store_true"} if info.switch else {"metavar": info.metavar}
         if info.repeated:
             options["action"] = "append"
-        told = self._told(infos.items(), bool(self.actions) and len(self.jobs) > 1)
-        group.add_argument(*reversed(info.flags), dest=name, default=argparse.SUPPRESS, help=told, **options)
+        help = self._help_of(infos.items(), bool(self.actions) and len(self.jobs) > 1)
+        group.add_argument(*reversed(info.flags), dest=name, default=argparse.SUPPRESS, help=help, **options)
 
-    def _told(self, infos: Iterable[tuple[str, FieldInfo]], by_action: bool) -> str:
+    def _help_of(self, infos: Iterable[tuple[str, FieldInfo]], by_action: bool) -> str:
         """Help on a flag or positional, as argparse takes it; where actions differ in it, each after its name."""
         texts: dict[str, list[str]] = {}
         for job, info in infos:
             texts.setdefault(_help(info), []).append(job.rpartition(" ")[2])
-        told = "; ".join(f"{', '.join(dict.fromkeys(jobs))}: {_lower(text)}" for text, jobs in texts.items())
-        return (told if by_action else "; ".join(texts)).replace("%", "%%")
+        each = "; ".join(f"{', '.join(dict.fromkeys(jobs))}: {_lower(text)}" for text, jobs in texts.items())
+        return (each if by_action else "; ".join(texts)).replace("%", "%%")
 
     def take(self, options: argparse.Namespace, unknown: Sequence[str]) -> Sequence[str]:
-        """Gives `unknown` words to positionals: argparse leaves those behind that follow a flag. What cannot be one is returned."""
+        """Gives the `unknown` words, which argparse leaves behind after a flag, to positionals; returns the others."""
         if any(word.startswith("-") and word != "-" for word in unknown):
             return unknown
         if self.actions:

@@ -1,4 +1,4 @@
-"""Forecasts: shapes against real models, published figures, what does not fit, and how a training's own forecast comes out."""
+"""Forecasts: shapes against real models, published figures, what does not fit, and a training's own forecast."""
 
 import json
 from pathlib import Path

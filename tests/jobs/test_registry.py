@@ -46,7 +46,10 @@ def value_of(job: Job, info: FieldInfo) -> tuple[str, Any]:
 
 
 def test_names_and_help_are_read_without_torch() -> None:
-    code = "from afina.jobs import JOBS; import sys; [JOBS.help(n) for n in JOBS.names()]; print({'torch', 'pydantic'} & {*sys.modules})"
+    code = (
+        "import sys; from afina.jobs import JOBS; [JOBS.help(name) for name in JOBS.names()]; "
+        "print({'torch', 'pydantic'} & {*sys.modules})"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
     for listed in JOBS:

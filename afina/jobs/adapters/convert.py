@@ -72,8 +72,8 @@ class ConvertAdapterSettings(Settings):
 def convert(settings: ConvertAdapterSettings, listener: Listener = ignore) -> WrittenAdapter:
     """Writes the adapter in `source` to `out`, in PEFT's format.
 
-    Raises `AdapterError` where something in the file is not understood or fits no layer of the base: nothing is left out
-    in silence.
+    Raises `AdapterError` where something in the file is not understood or fits no layer of the base: nothing is dropped
+    silently.
     """
     out, base, alpha, parts = settings.out, settings.base, settings.alpha, settings.parts
     check_new(out)
@@ -94,13 +94,14 @@ def convert(settings: ConvertAdapterSettings, listener: Listener = ignore) -> Wr
     if callable(updates):
         if not isinstance(module, Decoder):
             raise AdapterError(
-                f"base {base!r} is of no family that LitGPT's names can be told for", "give the base it was trained on"
+                f"base {base!r} is of no family that LitGPT has names for", "give the base it was trained on"
             )
         try:
             updates = updates(module.arch)
         except (KeyError, IndexError, RuntimeError, StopIteration) as error:
             raise AdapterError(
-                f"{path} does not fit base {base!r}, or the hyperparameters.yaml beside it ({type(error).__name__}: {error})",
+                f"{path} does not fit base {base!r}, or the hyperparameters.yaml beside it "
+                f"({type(error).__name__}: {error})",
                 "give the base it was trained on (--base), and the files as LitGPT wrote them",
             ) from error
     config = _config(updates)
@@ -109,7 +110,8 @@ def convert(settings: ConvertAdapterSettings, listener: Listener = ignore) -> Wr
     for name, value in _named(updates, own).items():
         if value.shape != own[name].shape:
             raise AdapterError(
-                f"{path}: {name.removeprefix(PREFIX)} has shape {tuple(value.shape)}, base {base!r} needs {tuple(own[name].shape)}",
+                f"{path}: {name.removeprefix(PREFIX)} has shape {tuple(value.shape)}, "
+                f"base {base!r} needs {tuple(own[name].shape)}",
                 "give the base it was trained on (--base)",
             )
         own[name].copy_(value)
@@ -161,8 +163,9 @@ def _pairs(state: dict[str, Tensor], path: Path | str, ends: tuple[str, str]) ->
                 raise AdapterError(f"{path}: {layer}{ends[1]} is missing", "copy the file again from where it was made")
             found[layer] = (state[name], state[layer + ends[1]])
             if any(each.dim() != 2 or not each.numel() for each in found[layer]):
+                shapes = [tuple(each.shape) for each in found[layer]]
                 raise AdapterError(
-                    f"{path}: the factors of {layer} have shapes {[tuple(each.shape) for each in found[layer]]}, not two each",
+                    f"{path}: the factors of {layer} have shapes {shapes}, not two dimensions each",
                     "matrices are read; adapters of experts are not",
                 )
     unread = sorted(set(state) - {layer + end for layer in found for end in ends})
@@ -206,7 +209,7 @@ def _mlx(path: Path) -> Updates:
 
 
 def _loralib(state: dict[str, Tensor], path: Path, alpha: float | None, parts: Sequence[bool]) -> Updates:
-    """ΔW = alpha/rank · B A; a fused layer (MergedLinear) has an A and a B for each of its adapted parts, one after another."""
+    """ΔW = alpha/rank · B A; a fused layer (MergedLinear) has an A and a B for each of its adapted parts, in turn."""
     if alpha is None:
         raise AdapterError(f"{path} does not say alpha", "give --alpha, the lora_alpha that it was trained with")
     found = {}

@@ -116,7 +116,8 @@ def _card(data: DataSettings, how: PrepareSettings, result: Prepared) -> str:
     )
     lines = [
         f"# {data.path.name}, prepared", "",
-        f"{len(result.train)} rows in train.{how.format}, {len(result.test)} in test.{how.format}, from `{data.path.name}`.",
+        f"{len(result.train)} rows in train.{how.format}, {len(result.test)} in test.{how.format}, "
+        f"from `{data.path.name}`.",
         f"Split: {how.split}{grouped}; seed {how.seed}.", "", "Done:", *done, "",
     ]  # fmt: skip
     return "\n".join(lines)

@@ -46,7 +46,10 @@ class CacheResult(RootModel[tuple[Cached, ...] | Freed]):
 
 
 def cache(settings: CacheSettings, listener: Listener = ignore) -> CacheResult:
-    """Lists the caches, Afina's own and the hub's, or removes `name` from them. Raises `InputError` where it is not there."""
+    """Lists the caches, Afina's own and the hub's, or removes `name` from them.
+
+    Raises `InputError` where there is nothing of that name.
+    """
     folder = cache_folder(settings.cache_dir)
     if settings.delete and settings.name:
         return CacheResult(Freed(freed=remove_cached(settings.name, folder)))

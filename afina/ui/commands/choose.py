@@ -17,13 +17,11 @@ def _show(settings: "ChooseSettings", result: "ChooseResult") -> None:
     """Prints the ranking, how sure it is, and the command that trains the best."""
     out = wide_console()
     languages = f" in {', '.join(result.languages)}" if result.languages else ""
-    out.print(
-        f"{result.task}{languages}; each base was adapted on {result.share:.0%} of what a whole training would see\n"
-    )
+    out.print(f"{result.task}{languages}; each base was adapted on {result.share:.0%} of the rows of a full training\n")
     out.print(_ranking(result))
     out.print(
-        "Ranked by what the right answers of held-out rows cost after the short adaptation (bits per answer: fewer are "
-        "better), which all bases share."
+        "Ranked by what the expected answers of held-out rows cost after the short adaptation (bits per answer: fewer "
+        "are better), which all bases share."
     )
     _certainty(out, result)
     for each in result.tried:
@@ -31,7 +29,8 @@ def _show(settings: "ChooseSettings", result: "ChooseResult") -> None:
             out.print(f"{each.base}: the catalogue does not say that it knows {', '.join(each.unknown_languages)}")
     if result.others:
         out.print(
-            "\nNot tried (--download fetches and tries the first of them): they can do the task, know the language and fit"
+            "\nNot tried (--download fetches and tries the first of them): they can do the task, know the language, "
+            "and fit"
         )
     for each in result.others:
         out.print(
@@ -102,7 +101,7 @@ def _lead(result: "ChooseResult") -> str:
     words = {
         "better": f"is better than {second}",
         "too few rows to tell": f"leads {second}, but so few rows do not settle it",
-    }.get(lead["verdict"], f"cannot be told from the next, {second}")
+    }.get(lead["verdict"], f"cannot be distinguished from the next, {second}")
     return (
         f"On {rows} held-out rows {best} {words}: {lead['value']:.2f} bits per answer between them "
         f"(95 % interval {lead['low']:+.2f} to {lead['high']:+.2f})."

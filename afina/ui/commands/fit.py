@@ -24,8 +24,8 @@ _PARTS = (
     ("other", ("overhead",)),
 )
 _LEGEND = """
-GB is the larger of two sums: training (all parts but the cache), and generation afterwards (weights, trained parameters, \
-cache and other).
+GB is the larger of two sums: training (all parts but the cache), and generation afterwards (weights, trained \
+parameters, cache and other).
 trained: the parameters that are trained, with gradients, Adam's two moments, a copy in 32 bits and the best so far. \
 Where gradients are more than activations, they count in their place.
 training: all epochs, and between them the held-out evaluations and checkpoints. answers: those of base and adapted \
@@ -55,7 +55,7 @@ def _show(settings: "FitSettings", result: "FitResult") -> None:
 
 
 def _fitting(methods: dict[str, dict[str, Any]]) -> Iterator[tuple[str, str]]:
-    """What fits, the plainest first: the flags that it takes beside those given, and another base where it takes one."""
+    """What fits, the simplest first: the flags that it takes besides those given, and another base where needed."""
     ready = {method: seen["seconds"] for method, seen in methods.items() if seen.get("fits")}
     if ready.get("qlora", math.inf) < ready.get("lora", 0):  # where plain LoRA has to recompute its activations
         del ready["lora"]
