@@ -6,7 +6,8 @@ result = afina.train(afina.RunSettings(data=data, out="runs/first"))
 print(result.evaluation.adapted)
 print(afina.generate(afina.GenerateSettings(run=result.folder, prompts=["How do I …?"])).rows)
 
-Every function takes its settings and, if wanted, a listener to what happens; `JOBS` lists all that the command line can do.
+Every function takes its settings and, if wanted, a listener to what happens; `JOBS` lists all that the command line
+can do.
 """
 
 from typing import TYPE_CHECKING

@@ -2,8 +2,8 @@
 
     python benchmarks/tuning.py [--rows FILE] [--minutes 20] [--out runs/tune] [--kill-after SECONDS]
 
-FILE is E2E's train.jsonl; the search is on sentiment_pt beside its folder. Without it: the tickets that come with Afina. With
---kill-after the search is killed so many seconds after its beginning, and then goes on.
+FILE is E2E's train.jsonl; the search is on sentiment_pt beside its folder. Without it: the tickets that come with
+Afina. With --kill-after the search is killed so many seconds after its start, and then resumed.
 """
 
 import argparse

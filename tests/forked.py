@@ -1,8 +1,9 @@
 """Processes that begin with the libraries imported, which takes several seconds of processor time otherwise.
 
-A server imports them once and forks a child for each command. A child has its own working directory, environment, process group and
-signals, runs `afina.ui.cli.main` as `python -m afina` does (or `code`, as `python -c`), and ends as a process does; only the
-imports are shared. What is tested of imports themselves, or of a process's end, needs a process of its own.
+A server imports them once and forks a child for each command. A child has its own working directory, environment,
+process group and signals, runs `afina.ui.cli.main` as `python -m afina` does (or `code`, as `python -c`), and ends
+as a process does; only the imports are shared. What is tested of imports themselves, or of a process's end, needs a
+process of its own.
 """
 
 import atexit
@@ -29,7 +30,8 @@ EVERYTHING = (
     "afina.jobs.generate",
     "afina.ui.cli",
 )
-# What takes long of transformers' imports, without itself and the hub's library, which read the environment when imported.
+# What takes long of transformers' imports, without itself and the hub's library, which read the environment when
+# imported.
 TORCH = (
     "torch",
     "torch._dynamo",
@@ -43,7 +45,8 @@ TORCH = (
 
 
 class Forked:
-    """A command that runs in a child of the server; used like `subprocess.Popen`. `stdout` and `stderr` are files to write to."""
+    """A command that runs in a child of the server; used like `subprocess.Popen`. `stdout` and `stderr` are files to
+    write to."""
 
     def __init__(
         self,
@@ -84,7 +87,8 @@ class Forked:
 
 
 def run(arguments: Sequence[str], folder: Path, **options: Any) -> SimpleNamespace:
-    """Runs a command to its end; its `returncode`, and `stdout` and `stderr` as text where they go to no file of `options`."""
+    """Runs a command to its end; its `returncode`, and `stdout` and `stderr` as text where they go to no file of
+    `options`."""
     texts: dict[str, str | None] = {"stdout": None, "stderr": None}
     own = {name: (folder / f".{name}.{time.monotonic_ns()}").open("w+") for name in texts if name not in options}
     process = Forked(arguments, **{**own, **options})

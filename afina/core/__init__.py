@@ -1,5 +1,7 @@
-"""What every room stands on: settings, errors, atomic files, device and dtype, and the stream of events.
+"""What every room stands on. Knows nothing of models, data or training.
 
-Comes in: plain values, paths. Goes out: validated settings, files that are whole, a device.
-Knows nothing of models. Public: `config` (Settings, build), `errors`, `files`, `device`, `events`.
+`config`: settings and results, declared once (`Settings`, `build`, `changed`), from which flags, YAML and JSON schemas
+follow. `registry`: tables that find the files of a folder by themselves, so that to add one of a kind is to add a file.
+`job`, `task`, `tracker`, `finding`: what rooms that do not know each other share. `errors`, `events`, `files` (written
+whole or not at all), `device`, `machine`, `world` (processes), `layers` (what a module shows of itself), `interrupt`.
 """

@@ -23,7 +23,8 @@ PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 class Compute(Settings):
-    """What the arithmetic of a run is done by, with nothing left open but the device (None is the best that is there)."""
+    """What the arithmetic of a run is done by, with nothing left open but the device (None is the best that is
+    there)."""
 
     device: str | None
     precision: Literal["bf16", "fp32"]

@@ -76,17 +76,20 @@ class Registry(Generic[T]):
     def _read(self) -> None:
         if self._complete:
             return
-        self._complete = True
+        self._things.clear()  # what an import that failed left behind
         package = importlib.import_module(self._package)
         for found in pkgutil.iter_modules(package.__path__):
             if not found.name.startswith("_"):
-                things = getattr(importlib.import_module(f"{self._package}.{found.name}"), self._attribute)
+                module = importlib.import_module(f"{self._package}.{found.name}")
+                things = getattr(module, self._attribute, None)
+                assert things, f"{module.__name__} has no {self._attribute}: each file here gives a {self.noun}"
                 for thing in things if isinstance(things, tuple) else (things,):
                     self._add(thing)
+        self._complete = True
 
     def _add(self, thing: T) -> None:
         if thing.name in self._things:
-            raise SettingsError(f"there is a {self.noun} {thing.name!r} already", "give it another name")
+            raise SettingsError(f"there is already a {self.noun} {thing.name!r}", "give it another name")
         self._things[thing.name] = thing
 
 

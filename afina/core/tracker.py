@@ -16,7 +16,9 @@ Log = Callable[[dict[str, float], int], None]  # values by name, at a step
 
 @dataclass(frozen=True)
 class Tracker:
-    """`package` is imported before training begins, so that a missing one is reported early.
+    """`package` is imported before training begins, so that a missing one is reported early; None where none is needed.
+
+    `writes` are the files and folders that it makes in the run folder, which a new run there replaces.
 
     `open(run, config, closing)` starts a run named after the folder `run`, with the settings `config`, and returns
     what logs numbers to it; what it pushes onto `closing` is called at the end. `before_import` prepares the
@@ -24,8 +26,9 @@ class Tracker:
     """
 
     name: str
-    package: str
+    package: str | None
     open: Callable[[Path, dict[str, Any], ExitStack], Log]
+    writes: tuple[str, ...] = ()
     before_import: Callable[[], None] = lambda: None
 
 

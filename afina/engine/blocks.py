@@ -104,7 +104,8 @@ class Blocks(nn.Module):
 
 
 def quantise(weight_RK: Tensor, kind: str, dtype: torch.dtype) -> Blocks | None:
-    """The matrix quantised to `kind` nf4 or int8 (Q8_0's blocks of 32); None where its rows do not fill whole blocks."""
+    """The matrix quantised to `kind` nf4 or int8 (Q8_0's blocks of 32); None where its rows do not fill whole
+    blocks."""
     columns = weight_RK.shape[1]
     if columns % (NF4_BLOCK if kind == "nf4" else 32):
         return None

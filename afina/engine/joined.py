@@ -237,7 +237,8 @@ class _JoinedProduct:
         )
 
     def few_rows(self, x_TI: Tensor) -> Tensor:
-        """y (T, O) for few rows: the weights are read once, as fast as memory gives them, the updates in the same sums."""
+        """y (T, O) for few rows: the weights are read once, as fast as memory gives them, the updates in the same
+        sums."""
         assert self.fused is not None
         slices, _ = self._slices or self._output_slices()
         y = x_TI.new_empty(x_TI.shape[0], self.total)
@@ -304,7 +305,8 @@ class _JoinedFunction(torch.autograd.Function):
 
 
 def _widened(dy: Tensor, columns: int) -> Tensor:
-    """dy (T, O) as the first columns of a (T, `columns`) tensor: in place where its memory has these columns already."""
+    """dy (T, O) as the first columns of a (T, `columns`) tensor: in place where its memory has these columns
+    already."""
     numbers = dy.untyped_storage().nbytes() // dy.element_size()
     if dy.stride() == (columns, 1) and dy.storage_offset() == 0 and numbers >= len(dy) * columns:
         return dy.as_strided((len(dy), columns), (columns, 1))

@@ -13,7 +13,8 @@ from afina.engine.kernels import Kernels
 
 
 class LowRankLayer(Protocol):
-    """What a layer that wraps another (`lora.LoraLinear`) must have, so that its products can be joined with others'."""
+    """What a layer that wraps another (`lora.LoraLinear`) must have, so that its products can be joined with
+    others'."""
 
     base: Any
     additive: bool  # the output is base(x) + scaling · B(A x), nothing else

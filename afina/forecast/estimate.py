@@ -71,8 +71,9 @@ def forecast_training(base: Skeleton, settings: RunSettings, workload: Workload,
     rehearsal = epoch_batches * batches.largest / batches.tokens
     # As many saves as evaluations: after each but the first, and in the end.
     evaluations = 1 + -(-plan.steps // plan.eval_steps)
-    saved, optimizer = trained.numbers * 4, OPTIMIZERS[settings.train.optimizer]
-    state = saved + trained.numbers * (optimizer.master_bytes + optimizer.moment_bytes) + saved
+    saved, optimizer = 4 * (trained.numbers + trained.fixed), OPTIMIZERS[settings.train.optimizer]
+    weights = 4 * trained.numbers  # and as many of the best step
+    state = 2 * weights + trained.numbers * (optimizer.master_bytes + optimizer.moment_bytes)
     written = (evaluations - 1 + plan.steps // settings.train.checkpoint_steps) * state + evaluations * saved
     evaluating = evaluations * (seconds.evaluation() + seconds.reference_logits())
     return Forecast(

@@ -170,6 +170,8 @@ def _check(effort: TuneSettings) -> None:
     if effort.minutes is not None and effort.trials is not None:
         raise SettingsError("--minutes and --trials exclude each other", "give one of the two")
     check_trackers(settings.track)
+    if find_spec("optuna") is None or find_spec("sklearn") is None:
+        raise SettingsError("tune needs Optuna and scikit-learn, which are not installed", "pip install 'afina[tune]'")
     if effort.ray and find_spec("ray") is None:
         raise SettingsError("--ray needs Ray Tune, which is not installed", "pip install 'afina[ray]'")
     if settings.method != "lora" or settings.adapter:

@@ -33,7 +33,8 @@ def activation_bytes(module: Any, dtype: torch.dtype, longest: int, fused: bool 
 
 
 def heap_bytes(module: Any, dtype: torch.dtype, longest: int, tokens: int) -> int:
-    """Those of a micro-batch of so many tokens that are small enough not to go back to the system once they are freed."""
+    """Those of a micro-batch of so many tokens that are small enough not to go back to the system once they are
+    freed."""
     return sum(each * tokens for each in _saved(module, dtype, longest) if each * tokens < LARGE_BLOCK)
 
 

@@ -27,7 +27,8 @@ from afina.models.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Facts:
-    """The card of a base model. `sha256` is of its weight files; `hub_id` is None where it did not come from the hub."""
+    """The card of a base model. `sha256` is of its weight files; `hub_id` is None where it did not come from the
+    hub."""
 
     name: str
     kind: str

@@ -64,7 +64,8 @@ class Tokenizer:
         return str(self.inner.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     def chat(self, messages: list[Message], answer: bool) -> str:
-        """The chat template over `messages`; with `answer`, up to where the assistant begins. Raises `TemplateError`."""
+        """The chat template over `messages`; with `answer`, up to where the assistant begins. Raises
+        `TemplateError`."""
         return str(self.inner.apply_chat_template(messages, tokenize=False, add_generation_prompt=answer))
 
     @cached_property
@@ -168,7 +169,8 @@ def _split_tail(inner: Any, tail: str, stops: set[int]) -> tuple[str, str]:
 
 
 def _pick_pad(inner: Any, stops: set[int]) -> int:
-    """A pad that ends no turn. Its embedding is never looked up, so a rare token serves where no special token is free."""
+    """A pad that ends no turn. Its embedding is never looked up, so a rare token serves where no special token is
+    free."""
     candidates = [inner.pad_token_id, inner.unk_token_id]
     specials = sorted(i for i, token in inner.added_tokens_decoder.items() if token.special)
     candidates += sorted(specials, key=lambda i: "pad" not in inner.convert_ids_to_tokens(i))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from afina.core.errors import OutputError, writing
 from afina.core.files import check_writable, write_json, write_jsonl
+from afina.core.tracker import TRACKERS
 from afina.measure.evaluation import Evaluation
 
 RUN_FILES = (
@@ -19,10 +20,13 @@ RUN_FILES = (
     "rejected.jsonl",
     "report.html",
     "checkpoints",
-    "tensorboard",
-    "wandb",
 )
 LOCK = ".lock"
+
+
+def _written() -> list[str]:
+    """What a run may have written into its folder, its trackers included."""
+    return [*RUN_FILES, *(name for tracker in TRACKERS for name in tracker.writes)]
 
 
 def check_folder(folder: Path, overwrite: bool) -> None:
@@ -92,7 +96,7 @@ class RunFolder:
         """Creates the folder and sets a previous run in it aside."""
         with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-            present = [self.folder / name for name in RUN_FILES if (self.folder / name).exists()]
+            present = [self.folder / name for name in _written() if (self.folder / name).exists()]
             if present:
                 self._previous.mkdir(exist_ok=True)
             for path in present:
@@ -108,7 +112,7 @@ class RunFolder:
         """The new run failed before it had an adapter: its files are deleted, the previous run's restored."""
         if self.committed or not self.folder.is_dir():
             return
-        for name in RUN_FILES:
+        for name in _written():
             _remove(self.folder / name)
         if self._previous.is_dir():
             for path in self._previous.iterdir():

@@ -75,6 +75,8 @@ def check_trackers(names: Sequence[str]) -> None:
     for name in names:
         tracker = TRACKERS[name]
         tracker.before_import()
+        if tracker.package is None:
+            continue
         try:
             import_module(tracker.package)
         except Exception as error:  # absent, or broken in a way of its own

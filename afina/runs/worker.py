@@ -27,7 +27,8 @@ TARGETS = {
 
 
 def run_in_process(target: str, arguments: dict[str, Any], listener: Listener) -> Any:
-    """What the function `target` returns in a process of its own; its errors are raised here, Ctrl-C is passed on to it."""
+    """What the function `target` returns in a process of its own; its errors are raised here, Ctrl-C is passed on to
+    it."""
     with start(target, arguments) as process:
         return finish(process, listener)
 

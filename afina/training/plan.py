@@ -7,6 +7,7 @@ from afina.core.config import Settings
 from afina.core.task import CAUSAL, Task
 from afina.data.batch import epoch_order, grouped
 from afina.training.baselines import RATE_AS_FULL
+from afina.training.optimizers import OPTIMIZERS
 from afina.training.settings import Method, TrainingSettings
 
 
@@ -71,7 +72,7 @@ def make_plan(
     steps = max(1, round(epochs * per_epoch))
     rate = settings.learning_rate
     if rate is None:
-        rate, reason = _learning_rate(facts.hidden_size, steps, method)
+        rate, reason = _learning_rate(facts.hidden_size, steps, method, OPTIMIZERS[settings.optimizer].rate_factor)
         reasons.append(reason)
     every = settings.eval_steps
     if every is None:
@@ -106,10 +107,10 @@ def _batches(
     return grouped(order, lambda row: int(lengths[row]), tokens_per_batch)
 
 
-def _learning_rate(hidden_size: int, steps: int, method: Method) -> tuple[float, str]:
+def _learning_rate(hidden_size: int, steps: int, method: Method, rate_factor: float) -> tuple[float, str]:
     """The rate, and its reason."""
     factor = 1 if method in RATE_AS_FULL else _SHORT_RUN_FACTOR if steps < _SHORT_RUN else _LORA_FACTOR
-    rate = float(f"{factor * _FULL_RATE_AT_2048 * (2048 / hidden_size):.2g}")
+    rate = float(f"{rate_factor * factor * _FULL_RATE_AT_2048 * (2048 / hidden_size):.2g}")
     short = f" (a short run of {steps} steps)" if factor == _SHORT_RUN_FACTOR else ""
     return rate, f"learning rate {rate:g}: {factor} times what suits full fine-tuning at width {hidden_size}{short}"
 

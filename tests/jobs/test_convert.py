@@ -51,8 +51,10 @@ def mlx_file(folder: Path, kind: str = "lora") -> dict[str, Tensor]:
     folder.mkdir()
     state, deltas = {}, {}
     for path, inputs, outputs in (
-        ("model.layers.1.self_attn.q_proj", 32, 32), ("model.layers.0.mlp.up_proj", 32, 64), ("model.embed_tokens", 259, 32),
-    ):  # fmt: skip
+        ("model.layers.1.self_attn.q_proj", 32, 32),
+        ("model.layers.0.mlp.up_proj", 32, 64),
+        ("model.embed_tokens", 259, 32),
+    ):
         a, b = random(inputs, 3), random(3, outputs)
         state |= {f"{path}.lora_a": a, f"{path}.lora_b": b}
         deltas[path] = (5.0 * a @ b) if "embed" in path else 5.0 * (a @ b).T
@@ -94,11 +96,15 @@ def test_litgpt(tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     (tmp_path / "lit").mkdir()
     at = "transformer.h.1."
     state = {
-        f"{at}attn.qkv.lora_A": random(6, 32), f"{at}attn.qkv.lora_B": random(48, 3),  # of query (32) and value (16)
-        f"{at}attn.proj.lora_A": random(3, 32), f"{at}attn.proj.lora_B": random(32, 3),
-        f"{at}mlp.fc_2.lora_A": random(3, 32), f"{at}mlp.fc_2.lora_B": random(64, 3),
-        "lm_head.lora_A": random(3, 32), "lm_head.lora_B": random(259, 3),
-    }  # fmt: skip
+        f"{at}attn.qkv.lora_A": random(6, 32),
+        f"{at}attn.qkv.lora_B": random(48, 3),  # of query (32) and value (16)
+        f"{at}attn.proj.lora_A": random(3, 32),
+        f"{at}attn.proj.lora_B": random(32, 3),
+        f"{at}mlp.fc_2.lora_A": random(3, 32),
+        f"{at}mlp.fc_2.lora_B": random(64, 3),
+        "lm_head.lora_A": random(3, 32),
+        "lm_head.lora_B": random(259, 3),
+    }
     torch.save({"model": state}, tmp_path / "lit" / "lit_model.lora.pth")
     settings = {"lora_r": 3, "lora_alpha": 6, "lora_query": True, "lora_key": False, "lora_value": True}
     (tmp_path / "lit" / "hyperparameters.yaml").write_text(yaml.safe_dump(settings))
@@ -107,13 +113,16 @@ def test_litgpt(tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
         return 2.0 * state[f"{name}.lora_B"][rows] @ state[f"{name}.lora_A"][ranks]
 
     layer = "model.layers.1."
-    expected = with_deltas("llama", {
-        f"{layer}self_attn.q_proj": delta(f"{at}attn.qkv", slice(0, 3), slice(0, 32)),
-        f"{layer}self_attn.v_proj": delta(f"{at}attn.qkv", slice(3, 6), slice(32, 48)),
-        f"{layer}self_attn.o_proj": delta(f"{at}attn.proj"),
-        f"{layer}mlp.up_proj": delta(f"{at}mlp.fc_2"),
-        "lm_head": delta("lm_head"),
-    })  # fmt: skip
+    expected = with_deltas(
+        "llama",
+        {
+            f"{layer}self_attn.q_proj": delta(f"{at}attn.qkv", slice(0, 3), slice(0, 32)),
+            f"{layer}self_attn.v_proj": delta(f"{at}attn.qkv", slice(3, 6), slice(32, 48)),
+            f"{layer}self_attn.o_proj": delta(f"{at}attn.proj"),
+            f"{layer}mlp.up_proj": delta(f"{at}mlp.fc_2"),
+            "lm_head": delta("lm_head"),
+        },
+    )
     out = tmp_path / "ours"
     assert main(["adapters", "convert", str(tmp_path / "lit"), "--base", str(tiny_folder), "--out", str(out)]) == 0
     assert str(out) in capsys.readouterr().out
@@ -132,9 +141,11 @@ def test_loralib_with_fused_layers(tmp_path: Path) -> None:
     a, b = random(4, 32), random(64, 2)  # queries and values of c_attn
     up_a, up_b = random(2, 32), random(128, 2)
     state = {
-        "transformer.h.0.attn.c_attn.lora_A": a, "transformer.h.0.attn.c_attn.lora_B": b,
-        "transformer.h.1.mlp.c_fc.lora_A": up_a, "transformer.h.1.mlp.c_fc.lora_B": up_b,
-    }  # fmt: skip
+        "transformer.h.0.attn.c_attn.lora_A": a,
+        "transformer.h.0.attn.c_attn.lora_B": b,
+        "transformer.h.1.mlp.c_fc.lora_A": up_a,
+        "transformer.h.1.mlp.c_fc.lora_B": up_b,
+    }
     torch.save(state, tmp_path / "lora.pt")
     # loralib's own formula: a grouped convolution, then zeros for the parts left alone.
     grouped = F.conv1d(a[None], b[..., None], groups=2)[0]
@@ -201,10 +212,13 @@ def test_what_is_not_understood_is_refused(
     layer = "transformer.h.1.attn.qkv"
     state = {f"{layer}.lora_A": random(4, 32), f"{layer}.lora_B": random(48, 2)}
     for settings, names, words in (
-        (good | {"lora_r": 8}, {}, "says rank 8"), (good | {"lora_r": 0}, {}, "lora_r is 0"),
-        (good | {"lora_key": True}, {}, "says rank 2|does not fit"), (good, {"h.1": "h.7"}, "does not fit"),
-        (good, {"attn.qkv": "mlp.fc_9"}, "does not fit"), (good, {"transformer.h.1.attn.qkv": "odd"}, "is not known"),
-    ):  # fmt: skip
+        (good | {"lora_r": 8}, {}, "says rank 8"),
+        (good | {"lora_r": 0}, {}, "lora_r is 0"),
+        (good | {"lora_key": True}, {}, "says rank 2|does not fit"),
+        (good, {"h.1": "h.7"}, "does not fit"),
+        (good, {"attn.qkv": "mlp.fc_9"}, "does not fit"),
+        (good, {"transformer.h.1.attn.qkv": "odd"}, "is not known"),
+    ):
         (lit / "hyperparameters.yaml").write_text(yaml.safe_dump(settings))
         renamed = state
         for old, new in names.items():

@@ -20,12 +20,28 @@ from afina.runs.diagnosis import examine
 from afina.ui.cli import main
 
 HEALTHY = MachineFacts(
-    afina="1", python="3.11", system="Linux x86_64", versions={"torch": "2.13.0", "transformers": "5.0"}, outdated=(),
-    processor="A processor", features=("avx2",), cores=4, threads=4, load=0.3, memory_limit=16 * 10**9,
-    memory_free=12 * 10**9, swap_used=0, disk_free={"cache": 10**11, "this folder": 10**11},
-    writable={"cache": True, "this folder": True}, compiler="c++", cuda_build=None, gpus=(), gpu_devices=False, settings={},
+    afina="1",
+    python="3.11",
+    system="Linux x86_64",
+    versions={"torch": "2.13.0", "transformers": "5.0"},
+    outdated=(),
+    processor="A processor",
+    features=("avx2",),
+    cores=4,
+    threads=4,
+    load=0.3,
+    memory_limit=16 * 10**9,
+    memory_free=12 * 10**9,
+    swap_used=0,
+    disk_free={"cache": 10**11, "this folder": 10**11},
+    writable={"cache": True, "this folder": True},
+    compiler="c++",
+    cuda_build=None,
+    gpus=(),
+    gpu_devices=False,
+    settings={},
     proxies=False,
-)  # fmt: skip
+)
 
 PLANTED = {
     "too few threads": ({"threads": 1, "settings": {"OMP_NUM_THREADS": "1"}}, "threads", "unset OMP_NUM_THREADS"),
@@ -37,10 +53,14 @@ PLANTED = {
     "cache that cannot be written": ({"writable": {"cache": False}}, "writing to cache", "--cache-dir"),
     "folder that cannot be written": ({"writable": {"this folder": False}}, "writing to this folder", "--out"),
     "GPU that torch was not built for": ({"gpu_devices": True}, "GPU", "with CUDA"),
-    "GPU that is hidden": ({"cuda_build": "13", "gpu_devices": True, "settings": {"CUDA_VISIBLE_DEVICES": ""}}, "GPU", "unset"),
+    "GPU that is hidden": (
+        {"cuda_build": "13", "gpu_devices": True, "settings": {"CUDA_VISIBLE_DEVICES": ""}},
+        "GPU",
+        "unset",
+    ),
     "GPU without its driver": ({"cuda_build": "13", "gpu_devices": True}, "GPU", "driver"),
     "old package": ({"outdated": ("torch 2.1, needed is >=2.6",)}, "packages", "pip install --upgrade 'torch'"),
-}  # fmt: skip
+}
 
 
 def ill(findings: list[Finding]) -> dict[str, Finding]:
@@ -154,49 +174,90 @@ def cut_off(file: Path) -> None:
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
 
-# The twenty problems by number, where a run's files show them; those that Afina makes impossible are in the other tests.
+# The twenty problems by number, where a run's files show them; those that Afina makes impossible are in the other
+# tests.
 PROBLEMS: dict[str, tuple[Callable[[Path], object], str, str]] = {
-    "1 never stops": (lambda r: evaluation(r, findings=["It does not end its answers: 90 %"]), "evaluation", "does not end"),
+    "1 never stops": (
+        lambda r: evaluation(r, findings=["It does not end its answers: 90 %"]),
+        "evaluation",
+        "does not end",
+    ),
     "2 nothing labelled": (lambda r: steps(r, lambda s: {**s, "loss": 0.0}), "loss", "no token carried a label"),
     "3 long rows cut": (lambda r: setting(r, "too_long: error", "too_long: cut"), "data", "were truncated"),
-    "4 another template": (lambda r: (r / "adapter/chat_template.jinja").write_text("{{ x }}"), "template", "not the one"),
-    "5 changes nothing": (lambda r: weights(r, lambda n, v: v * 0 if "lora_B" in n else v), "adapter", "every B is zero"),
+    "4 another template": (
+        lambda r: (r / "adapter/chat_template.jinja").write_text("{{ x }}"),
+        "template",
+        "not the one",
+    ),
+    "5 changes nothing": (
+        lambda r: weights(r, lambda n, v: v * 0 if "lora_B" in n else v),
+        "adapter",
+        "every B is zero",
+    ),
     "6 few bits": (lambda r: setting(r, "quantize: null", "quantize: nf4"), "merging", "quantised to nf4"),
     "7, 8 whole embeddings": (
-        lambda r: edit(r / "adapter/adapter_config.json", modules_to_save=["embed_tokens", "lm_head"]), "adapter's size", "large",
+        lambda r: edit(r / "adapter/adapter_config.json", modules_to_save=["embed_tokens", "lm_head"]),
+        "adapter's size",
+        "large",
     ),
     "9 out of memory": (lambda r: cut(r, 1e6), "end", "out of memory"),
     "9 killed": (lambda r: cut(r, 0.1), "end", "killed"),
     "10 out of memory in evaluation": (lambda r: (r / "evaluation.json").unlink(), "end", "the evaluation did not"),
-    "11 loss": (lambda r: steps(r, lambda s: {**s, "loss": float("nan")} if s["step"] > 9 else s), "loss", "became nan at step 10"),
+    "11 loss": (
+        lambda r: steps(r, lambda s: {**s, "loss": float("nan")} if s["step"] > 9 else s),
+        "loss",
+        "became nan at step 10",
+    ),
     "11 weights": (lambda r: weights(r, lambda n, v: v * float("nan")), "adapter", "not finite"),
     "12 nothing trains": (lambda r: steps(r, lambda s: {**s, "grad_norm": 0.0}), "gradients", "no gradient"),
     "13 large batches": (lambda r: setting(r, "batch_size: 8", "batch_size: 128"), "batch", "128 rows per step"),
-    "15 steps lost": (lambda r: steps(r, lambda s: {**s, "step": s["step"] + 3 * (s["step"] > 20)}), "steps", "one by one"),
-    "15 jump": (lambda r: steps(r, lambda s: {**s, "loss": 30.0 if s["step"] == 30 else s["loss"]}), "steps", "jumped at step 30"),
+    "15 steps lost": (
+        lambda r: steps(r, lambda s: {**s, "step": s["step"] + 3 * (s["step"] > 20)}),
+        "steps",
+        "one by one",
+    ),
+    "15 jump": (
+        lambda r: steps(r, lambda s: {**s, "loss": 30.0 if s["step"] == 30 else s["loss"]}),
+        "steps",
+        "jumped at step 30",
+    ),
     "16 overfitting": (held_out, "overfitting", "rose to 9.00"),
     "16 forgetting": (lambda r: evaluation(r, findings=["It has forgotten: …"]), "evaluation", "forgotten"),
     "17 rate too high": (lambda r: steps(r, lambda s: {**s, "loss": 1 + s["step"] / 9}), "learning rate", "rose from"),
     "17 rate too low": (lambda r: steps(r, lambda s: {**s, "loss": 5.0}), "learning rate", "hardly moved"),
     "18 rows not used": (
-        lambda r: write_rows(r / "rejected.jsonl", [{"where": "line 1", "reason": "column 'a' is empty"}] * 60), "data", "is empty",
+        lambda r: write_rows(r / "rejected.jsonl", [{"where": "line 1", "reason": "column 'a' is empty"}] * 60),
+        "data",
+        "is empty",
     ),
     "20 head lost": (
-        lambda r: (edit(r / "adapter/afina.json", task="classify"), edit(r / "adapter/adapter_config.json", modules_to_save=["classifier"])),
-        "adapter", "answer at random",
+        lambda r: (
+            edit(r / "adapter/afina.json", task="classify"),
+            edit(r / "adapter/adapter_config.json", modules_to_save=["classifier"]),
+        ),
+        "adapter",
+        "answer at random",
     ),
     "no better than its base": (worse, "evaluation", "not distinguishable"),
     "nothing learned": (unlearned, "learning", "at best after"),
-    "half an adapter": (lambda r: cut_off(r / "adapter/adapter_model.safetensors"), "adapter/adapter_model.safetensors", "cannot be read"),
+    "half an adapter": (
+        lambda r: cut_off(r / "adapter/adapter_model.safetensors"),
+        "adapter/adapter_model.safetensors",
+        "cannot be read",
+    ),
     "no adapter": (lambda r: (r / "adapter/adapter_model.safetensors").unlink(), "adapter", "moved or deleted"),
-    "half of adapter_config.json": (lambda r: cut_off(r / "adapter/adapter_config.json"), "adapter/adapter_config.json", "cannot be read"),
+    "half of adapter_config.json": (
+        lambda r: cut_off(r / "adapter/adapter_config.json"),
+        "adapter/adapter_config.json",
+        "cannot be read",
+    ),
     "half of afina.json": (lambda r: cut_off(r / "adapter/afina.json"), "adapter/afina.json", "cannot be read"),
     "half an evaluation": (lambda r: cut_off(r / "evaluation.json"), "evaluation.json", "cannot be read"),
     "half of the metrics": (lambda r: cut_off(r / "metrics.jsonl"), "metrics.jsonl", "how training ended"),
     "half a configuration": (lambda r: cut_off(r / "config.yaml"), "config.yaml", "incomplete"),
     "half a forecast": (lambda r: cut_off(r / "forecast.json"), "forecast.json", "cannot be read"),
     "no configuration": (lambda r: (r / "config.yaml").unlink(), "config.yaml", "is missing"),
-}  # fmt: skip
+}
 
 
 def test_a_good_run_is_called_so(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -245,8 +306,17 @@ def test_rows_are_counted_once(split: str, total: int, trained: Path, tmp_path: 
     ],
 )
 @pytest.mark.parametrize(
-    "name", ["config.yaml", "metrics.jsonl", "evaluation.json", "forecast.json", "rejected.jsonl", "adapter/afina.json", "adapter/adapter_config.json"]
-)  # fmt: skip
+    "name",
+    [
+        "config.yaml",
+        "metrics.jsonl",
+        "evaluation.json",
+        "forecast.json",
+        "rejected.jsonl",
+        "adapter/afina.json",
+        "adapter/adapter_config.json",
+    ],
+)
 def test_files_of_any_content_are_examined(name: str, content: str, trained: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(trained, run)

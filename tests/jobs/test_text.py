@@ -59,9 +59,12 @@ def test_long_texts_are_divided_and_nothing_is_lost(tmp_path: Path, tiny) -> Non
 
 def test_training_evaluating_and_going_on(story: Path, tiny_folder: Path, tmp_path: Path) -> None:
     settings = RunSettings(
-        base=str(tiny_folder), out=tmp_path / "run", data={"path": story},
-        train={"epochs": 3, "learning_rate": 1e-2}, precision="fp32",
-    )  # fmt: skip
+        base=str(tiny_folder),
+        out=tmp_path / "run",
+        data={"path": story},
+        train={"epochs": 3, "learning_rate": 1e-2},
+        precision="fp32",
+    )
     result = train(settings)
     found = result.evaluation
     assert (found.kind, found.main_metric) == ("text", "bits_per_byte")
@@ -155,9 +158,13 @@ def test_a_chat_template_of_ones_own_stays_with_the_run(colours: Path, tiny_fold
         "{% if add_generation_prompt %}[assistant] {% endif %}"
     )
     settings = RunSettings(
-        base=str(tiny_folder), out=tmp_path / "run", template=template, precision="fp32",
-        data={"path": colours, "prompt": "{q}", "completion": "{a}"}, train={"epochs": 1},
-    )  # fmt: skip
+        base=str(tiny_folder),
+        out=tmp_path / "run",
+        template=template,
+        precision="fp32",
+        data={"path": colours, "prompt": "{q}", "completion": "{a}"},
+        train={"epochs": 1},
+    )
     result = train(settings)
     template.unlink()
     again = evaluate(result.folder, colours)
@@ -170,9 +177,16 @@ def test_mixing_and_replaying(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     rows = [{"prompt": f"{words[i % 10]} {words[i // 10]} {i * 37}?", "completion": f"{i}"} for i in range(100)]
     path = write_rows(tmp_path / "a.jsonl", rows)
     chats = [
-        {"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": f"{w} and {v}, please"}, {"role": "assistant", "content": "y"}]}
-        for w in words for v in words[:3]
-    ]  # fmt: skip
+        {
+            "messages": [
+                {"role": "system", "content": "s"},
+                {"role": "user", "content": f"{w} and {v}, please"},
+                {"role": "assistant", "content": "y"},
+            ]
+        }
+        for w in words
+        for v in words[:3]
+    ]
     other = write_rows(tmp_path / "b.jsonl", chats)
     general = tmp_path / "general.txt"
     general.write_text("\n\n".join(f"{w} of the {v}" for w in words for v in words))
@@ -197,18 +211,30 @@ def test_a_run_remembers_its_columns_and_scores_questions_only(tiny_folder: Path
     rows = [{"pergunta": f"{'ab'[i % 2]}{i}", "resposta": "xy"[i % 2]} for i in range(40)]
     path = write_rows(tmp_path / "pt.jsonl", rows)
     settings = RunSettings(
-        base=str(tiny_folder), out=tmp_path / "run", precision="fp32", train={"epochs": 1},
+        base=str(tiny_folder),
+        out=tmp_path / "run",
+        precision="fp32",
+        train={"epochs": 1},
         data={"path": path, "map": "prompt=pergunta,completion=resposta", "learn": "last"},
-    )  # fmt: skip
+    )
     train(settings)
     assert evaluate(tmp_path / "run", path).rows == 40
     mixed = write_rows(tmp_path / "mixed.jsonl", [{"text": "general"}, *rows])
     with pytest.raises(SettingsError, match="'pergunta'"):  # the first row has no such column
         evaluate(tmp_path / "run", mixed)
     plain = RunSettings(
-        base=str(tiny_folder), out=tmp_path / "other", precision="fp32", train={"epochs": 1},
-        data={"path": write_rows(tmp_path / "q.jsonl", [{"prompt": r["pergunta"], "completion": r["resposta"]} for r in rows] + [{"text": "general"}] * 5), "system": "Be brief."},
-    )  # fmt: skip
+        base=str(tiny_folder),
+        out=tmp_path / "other",
+        precision="fp32",
+        train={"epochs": 1},
+        data={
+            "path": write_rows(
+                tmp_path / "q.jsonl",
+                [{"prompt": r["pergunta"], "completion": r["resposta"]} for r in rows] + [{"text": "general"}] * 5,
+            ),
+            "system": "Be brief.",
+        },
+    )
     train(plain)
     answers = generate(tmp_path / "other", tmp_path / "q.jsonl")
     assert len(answers) == 40

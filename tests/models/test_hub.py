@@ -1,4 +1,5 @@
-"""The hub, played by a small server on this machine: downloads that are cut, corrupt files, offline work, the caches."""
+"""The hub, played by a small server on this machine: downloads that are cut, corrupt files, offline work, the
+caches."""
 
 import hashlib
 import json

@@ -26,10 +26,16 @@ def make_run(run: Path, right: int = 20, end: str | None = "completed", evaluate
         name = {"": "accuracy", "text": "bits_per_byte"}[kind]
         difference = {"value": 0.5, "low": 0.2, "high": 0.8, "rows": 20, "lower_is_better": False, "verdict": "better"}
         evaluation: dict[str, Any] = {
-            "base": {name: 0.0}, "adapted": {name: right / 20}, "difference": {name: difference},
-            "over_trivial": difference, "trivial": {}, "kind": kind or "classification", "main_metric": name, "data": "d.jsonl",
+            "base": {name: 0.0},
+            "adapted": {name: right / 20},
+            "difference": {name: difference},
+            "over_trivial": difference,
+            "trivial": {},
+            "kind": kind or "classification",
+            "main_metric": name,
+            "data": "d.jsonl",
             "rows": 20,
-        }  # fmt: skip
+        }
         write_json(run / "evaluation.json", evaluation)
     if evaluated and not kind:
         rows = [

@@ -26,6 +26,7 @@ class Momentum:
     moment_bytes = 4
     master_bytes = 0
     step_cost = 0.5
+    rate_factor = 1.0
 
     def build(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         return torch.optim.SGD(groups, lr=0.0, momentum=0.9)

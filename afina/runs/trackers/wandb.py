@@ -14,4 +14,4 @@ def _open(run: Path, config: dict[str, Any], closing: ExitStack) -> Log:
     return lambda values, step: opened.log(values, step=step)
 
 
-TRACKER = Tracker("wandb", "wandb", _open)
+TRACKER = Tracker("wandb", "wandb", _open, writes=("wandb",))

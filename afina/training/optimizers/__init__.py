@@ -29,7 +29,11 @@ class OptimizerSpec(Protocol):
 
     @property
     def step_cost(self) -> float:
-        """Seconds of a step per trained number, as a multiple of AdamW's."""
+        """Seconds of a step per trained number, as a multiple of AdamW's (both timed on a large tensor)."""
+
+    @property
+    def rate_factor(self) -> float:
+        """The learning rate that suits it, as a multiple of AdamW's."""
 
     def build(self, groups: list[dict[str, Any]]) -> "torch.optim.Optimizer":
         """The optimiser over parameter groups, each with `params` and `weight_decay`; their `lr` is set before each

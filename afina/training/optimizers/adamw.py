@@ -10,6 +10,7 @@ class AdamW:
     moment_bytes = 8  # the running means of the gradient and of its square, in fp32
     master_bytes = 4
     step_cost = 1.0
+    rate_factor = 1.0
 
     def build(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         return torch.optim.AdamW(groups, fused=True)
