@@ -135,7 +135,7 @@ def test_injected_counted_saved_and_merged(kind: str, tmp_path: Path) -> None:
 def test_the_search_tries_it() -> None:
     assert choices()["form"] == ("lora", "rslora", "dora", "ia3", "pissa")
     settings = afina.RunSettings(base="b", data={"path": "d.jsonl"})
-    assert configured(settings, defaults(1e-3) | {"form": "ia3"}, 100).lora.variant == "ia3"
+    assert configured(settings, defaults(1e-3) | {"form": "ia3"}, rows=100, batch_size=8).lora.variant == "ia3"
 
 
 def test_what_it_refuses(tmp_path: Path) -> None:

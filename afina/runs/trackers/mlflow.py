@@ -30,4 +30,4 @@ def _open(run: Path, config: dict[str, Any], closing: ExitStack) -> Log:
     return lambda values, step: mlflow.log_metrics(values, step=step)
 
 
-TRACKER = Tracker("mlflow", "mlflow", _open, _before_import)
+TRACKER = Tracker("mlflow", "mlflow", _open, before_import=_before_import)
