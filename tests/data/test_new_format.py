@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from conftest import evaluate
 
 import afina
 from afina.core.errors import DataError
@@ -53,7 +54,7 @@ def test_a_format_from_outside_is_trained_on_saved_and_reported(
             data={"path": cards}, train={"epochs": 4},
         )  # fmt: skip
         result = afina.train(settings)
-        again = afina.evaluate(run, cards, device="cpu")
+        again = evaluate(run, cards, device="cpu")
     assert result.verification.from_training < 1e-3
     assert again.json()["main_metric"] == json.loads((run / "evaluation.json").read_text())["main_metric"]
     assert "card 61" in (run / "rejected.jsonl").read_text()

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import tiny_module
+from conftest import generate, tiny_module
 from peft import PeftModel
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -96,7 +96,7 @@ def test_trained_from_the_command_line(tiny_folder: Path, colours: Path, tmp_pat
     assert "ia3" in (run / "report.html").read_text()
     evaluation = read_json(run / "evaluation.json")
     assert evaluation["adapted"]["loss"] < evaluation["base"]["loss"]
-    (row,) = afina.generate(run, ["a77"], device="cpu")
+    (row,) = generate(run, ["a77"], device="cpu")
     assert {"prompt", "answer"} <= row.keys()
     assert main(["adapters", "merge", str(run), "--out", str(tmp_path / "merged"), "--device", "cpu"]) == 0
     again = tiny_module()
