@@ -237,7 +237,8 @@ def _explain(problem: Any, known: dict[str, FieldInfo]) -> str:
     if info is None and problem["type"] == "value_error":  # of settings that do not fit together
         return str(problem["ctx"]["error"])
     name = (info.positional or info.flags[-1]) if info else path
-    return f"{name} is {problem['input']!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
+    wrong = str(problem["ctx"]["error"]) if problem["type"] == "value_error" else problem["msg"]
+    return f"{name} is {problem['input']!r}: {wrong[0].lower()}{wrong[1:]}"
 
 
 def json_object(result: BaseModel) -> Any:

@@ -141,7 +141,8 @@ def _quiet() -> Iterator[None]:
 
 
 def _side_by_side(base: dict[str, Any], adapted: dict[str, Any]) -> dict[str, dict[str, float | None]]:
-    """The metrics of one task. lm_eval's keys are "metric,filter" and "metric_stderr,filter"; a filter "none" is dropped."""
+    """The metrics of one task. lm_eval's keys are "metric,filter" and "metric_stderr,filter"; a filter "none" is
+    dropped."""
 
     def number(scores: dict[str, Any], key: str) -> float | None:
         value = scores.get(key)

@@ -169,7 +169,7 @@ class Command:
             count = f"{least}" if most == least else f"{least} or more" if most is None else f"up to {most}"
             names = " or ".join(dict.fromkeys(info.positional for info in own)) or "word"
             raise SettingsError(
-                f"afina {job} takes {count} of {names}; {len(words)} given", f"`afina {job} --help` shows which"
+                f"afina {job} takes {count} {names}, {len(words)} given", f"`afina {job} --help` shows which"
             )
         found = {info.path: words[i] for i, info in enumerate(own) if not info.many and i < len(words)}
         return found | {info.path: words[i:] for i, info in enumerate(own) if info.many}

@@ -56,7 +56,7 @@ def test_a_format_from_outside_is_trained_on_saved_and_reported(
         result = afina.train(settings)
         again = evaluate(run, cards, device="cpu")
     assert result.verification.from_training < 1e-3
-    assert again.json()["main_metric"] == json.loads((run / "evaluation.json").read_text())["main_metric"]
+    assert again.main_metric == json.loads((run / "evaluation.json").read_text())["main_metric"]
     assert "card 61" in (run / "rejected.jsonl").read_text()
     assert "card " in (run / "predictions.jsonl").read_text()
     assert "<html" in result.report.read_text()

@@ -85,7 +85,8 @@ def parts(base: str, method: str, length: int, batch: int = 1, recompute: bool =
 
 
 def test_published_figures() -> None:
-    """docs/published.md has them with their addresses. Ours are of our own loop: it keeps the best weights, and full fine-tuning the base."""
+    """docs/published.md has them with their addresses. Ours are of our own loop: it keeps the best weights, and full
+    fine-tuning the base."""
     some = {"target_modules": "q_proj,v_proj"}
     pairs = [
         (parts("llama-3.1-8b", "lora", 512, **some), 19.73),  # LitGPT, one row of up to 512 tokens
@@ -110,9 +111,12 @@ def test_what_adds_up() -> None:
     memory = found.memory.json()
     names = ("weights", "copies", "adapter", "gradients", "optimizer", "activations", "logits", "overhead")
     assert memory["training"] == pytest.approx(sum(memory[name] for name in names))
-    assert memory["total"] == max(memory["training"], memory["training"] + memory["cache"] - sum(
-        memory[name] for name in ("gradients", "optimizer", "activations", "logits")
-    ))  # fmt: skip
+    assert memory["total"] == max(
+        memory["training"],
+        memory["training"]
+        + memory["cache"]
+        - sum(memory[name] for name in ("gradients", "optimizer", "activations", "logits")),
+    )
     longer, wider = parts("llama-3.1-8b", "lora", 1024), parts("llama-3.1-8b", "lora", 512, rank=64)
     assert longer.memory.activations > 1.9 * found.memory.activations
     assert longer.epoch_seconds > 1.6 * found.epoch_seconds  # a pass reads the weights once, whatever its length
@@ -122,8 +126,13 @@ def test_what_adds_up() -> None:
 
 def test_widths_are_interpolated() -> None:
     def width(x: float) -> Width:
-        return Width(forward=Rates(a_pass=x, a_token=x), adapted=Rates(a_pass=x, a_token=x), lora=Rates(a_pass=x, a_token=x),
-                     full=Rates(a_pass=x, a_token=x), few=x)  # fmt: skip
+        return Width(
+            forward=Rates(a_pass=x, a_token=x),
+            adapted=Rates(a_pass=x, a_token=x),
+            lora=Rates(a_pass=x, a_token=x),
+            full=Rates(a_pass=x, a_token=x),
+            few=x,
+        )
 
     speed = Speed(
         widths={256: width(4.0), 1024: width(1.0)}, attention=(0, 0), head=(0, 0, 0), adam=0, unpack=0, write=0

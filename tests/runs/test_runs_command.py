@@ -75,7 +75,7 @@ def test_runs_that_are_none(tmp_path: Path, capsys: pytest.CaptureFixture) -> No
         show_run(tmp_path)
     assert list_runs(tmp_path) == []
     assert main(["runs", "diff", str(tmp_path)]) == 2
-    assert "takes 2 of RUN; 1 given" in capsys.readouterr().err
+    assert "takes 2 RUN, 1 given" in capsys.readouterr().err
 
 
 def test_trackers_hear_steps_evaluations_and_the_result(

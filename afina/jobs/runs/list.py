@@ -18,7 +18,8 @@ class ListRunsSettings(Settings):
 
 class ListRunsResult(RootModel[tuple[dict[str, Any], ...]]):
     """Of each run its `run` (folder), `date` and `state`; `problem` where it cannot be read, else `data`, `base`,
-    `method`, and `minutes`, `metric`, `base_score`, `adapted_score`, `difference`, `verdict` and `rows` as far as it got."""
+    `method`, and `minutes`, `metric`, `base_score`, `adapted_score`, `difference`, `verdict` and `rows` as far as it
+    got."""
 
 
 def list(settings: ListRunsSettings, listener: Listener = ignore) -> ListRunsResult:
