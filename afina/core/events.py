@@ -124,7 +124,7 @@ class MetricsFile:
 
 
 def forget_after(path: Path, step: int) -> None:
-    """Takes out of `metrics.jsonl` what came after `step`: a run that goes on from there writes it again."""
+    """Takes out of `metrics.jsonl` what came after `step`: a run that is resumed from there writes it again."""
     if path.exists():
         rows = [row for row in read_jsonl(path) if row["event"] != "done" and row["step"] <= step]
         write_jsonl(path, rows)

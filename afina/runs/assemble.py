@@ -38,7 +38,7 @@ from afina.training.loop import gradients
 from afina.training.loss import mean_loss
 from afina.training.objectives import OBJECTIVES
 
-TEXT_TOKENS = 256  # that a model of plain text goes on by
+TEXT_TOKENS = 256  # new tokens with which a model of plain text continues a prompt
 CHECKED = 100_000  # rows that are looked at before training; `afina data check` looks at all
 CALIBRATION = 32  # training rows that an init looks at (eva, lora_ga)
 

@@ -1,0 +1,62 @@
+"""The rules of the house that no linter knows (CONTRIBUTING.md), and the documents."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "afina"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+FOLDERS = sorted({path.parent for path in MODULES})
+DOCUMENTS = [
+    ROOT / "README.md",
+    ROOT / "README.pt-BR.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+]
+
+
+def test_no_folder_holds_more_than_15_modules() -> None:
+    crowded = {str(f): n for f in FOLDERS if (n := len([*f.glob("*.py")]) - (f / "__init__.py").exists()) > 15}
+    assert not crowded
+
+
+def test_modules_and_functions_are_short() -> None:
+    long = [str(path) for path in MODULES if len(path.read_text(encoding="utf-8").splitlines()) > 400]
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef) and node.end_lineno and node.end_lineno - node.lineno >= 60:
+                long.append(f"{path.name}:{node.name}")
+    assert not long
+
+
+def test_every_room_says_what_it_is_for() -> None:
+    for folder in FOLDERS:
+        text = ast.get_docstring(ast.parse((folder / "__init__.py").read_text(encoding="utf-8")))
+        assert text, folder
+        assert len(text) > 60, folder
+
+
+def test_the_readme_is_short() -> None:
+    for name in ("README.md", "README.pt-BR.md"):
+        assert len((ROOT / name).read_bytes()) <= 5120, name
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(document: Path) -> None:
+    text = document.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
+        assert (document.parent / target).exists(), target
+    for name in re.findall(r"`(afina/[\w/]+\.py|tests/[\w/]+\.py)`", text):
+        assert "NAME" in name or (ROOT / name).exists(), name
+
+
+def test_every_decision_stands_in_the_index_with_a_date_and_a_status() -> None:
+    text = (ROOT / "docs" / "decisions.md").read_text(encoding="utf-8")
+    index = re.findall(r"^- \[(.+)\]\(#", text, re.MULTILINE)
+    entries = re.findall(r"^### (.+)\n(.*)$", text, re.MULTILINE)
+    assert index == [heading for heading, _ in entries]
+    for heading, line in entries:
+        assert re.match(r"\d{4}-\d\d-\d\d · (in force|tried, not adopted|open|measurement)", line), heading
