@@ -18,6 +18,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -82,8 +83,9 @@ class Forked:
         return self.returncode
 
     def send_signal(self, number: int) -> None:
-        if self.poll() is None:
-            os.kill(self.pid, number)
+        with suppress(ProcessLookupError):  # it ended meanwhile
+            if self.poll() is None:
+                os.kill(self.pid, number)
 
 
 def run(arguments: Sequence[str], folder: Path, **options: Any) -> SimpleNamespace:

@@ -52,7 +52,7 @@ def test_a_metric_from_elsewhere(
         capsys.readouterr()
         assert main(["runs", "show", str(result.folder)]) == 0
         assert f"{adapted:.2f} vowels" in capsys.readouterr().out
-        with pytest.raises(SettingsError, match="there is a metric 'vowels' already"):
+        with pytest.raises(SettingsError, match="there is already a metric 'vowels'"):
             METRICS.add(VOWELS)
     # Where it is not registered, the run is read all the same, and the score is shown under its name.
     assert any(row["label"] == "vowels" for row in show_run(result.folder)["table"])
