@@ -1,16 +1,14 @@
 """From rows to micro-batches, and from a micro-batch to the tensors of its forward pass."""
 
 import random
-from collections.abc import Callable, Iterable, Sequence
-from typing import TypeVar
+from collections.abc import Sequence
 
 import torch
 
 from afina.data.template import Row
+from afina.engine.grouping import grouped
 from afina.engine.ops import Segments
 from afina.models.model import IGNORE_INDEX, Packed
-
-T = TypeVar("T")
 
 
 def pack(rows: Sequence[Row], device: torch.device) -> Packed:
@@ -24,23 +22,6 @@ def pack(rows: Sequence[Row], device: torch.device) -> Packed:
         labels += [*row.labels[1:], IGNORE_INDEX]
         bounds.append(len(ids))
     return Packed(torch.tensor(ids, device=device), torch.tensor(labels, device=device), Segments(tuple(bounds)))
-
-
-def grouped(
-    items: Iterable[T], length: Callable[[T], int], max_tokens: int, max_items: int | None = None
-) -> list[list[T]]:
-    """The items, in their order, in groups of up to `max_tokens` tokens (a longer item goes alone) and `max_items`
-    items."""
-    groups: list[list[T]] = []
-    tokens = 0
-    for item in items:
-        own = length(item)
-        tokens += own
-        if not groups or tokens > max_tokens or len(groups[-1]) == max_items:
-            groups.append([])
-            tokens = own
-        groups[-1].append(item)
-    return groups
 
 
 def micro_batches(rows: Sequence[Row], max_tokens: int, max_rows: int | None = None) -> list[list[Row]]:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from afina.data.batch import grouped
 from afina.data.load import Dataset
+from afina.engine.grouping import grouped
 from afina.engine.ops import ROUND
 from afina.forecast.machines import Machine
 from afina.lora.config import LoraConfig

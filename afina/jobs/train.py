@@ -7,8 +7,7 @@ from afina.core.events import Listener, ignore
 from afina.core.job import Job
 from afina.jobs.evaluate import EvaluateResult
 from afina.measure.verification import Verification
-from afina.runs.training import TrainResult as Trained
-from afina.runs.training import train_run
+from afina.runs.training import TrainedRun, train_run
 from afina.settings import RunSettings
 
 
@@ -32,7 +31,7 @@ def train(settings: RunSettings, listener: Listener = ignore) -> TrainResult:
     return train_result(train_run(settings, listener))
 
 
-def train_result(trained: Trained) -> TrainResult:
+def train_result(trained: TrainedRun) -> TrainResult:
     return TrainResult(
         folder=trained.folder,
         adapter=trained.adapter,

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from afina.engine import ops
 from afina.engine.blocks import BlockLinear
 from afina.engine.decoder import Decoder
+from afina.engine.grouping import grouped
 from afina.engine.kv_cache import Cache
 from afina.engine.ops import Segments
 from afina.models.model import IGNORE_INDEX, ActiveSequences, Packed, token_losses
@@ -94,15 +95,7 @@ class _DecoderSequences:
             self._forward(prefix, Segments((0, len(prefix))), [self._source])
 
     def prefill(self, prompts: Sequence[list[int]]) -> Tensor:
-        logits, at = [], 0
-        while at < len(prompts):
-            end, tokens = at + 1, len(prompts[at])
-            while end < len(prompts) and tokens + len(prompts[end]) <= PREFILL_TOKENS:
-                tokens += len(prompts[end])
-                end += 1
-            logits.append(self._read(prompts[at:end]))
-            at = end
-        return torch.cat(logits)
+        return torch.cat([self._read(group) for group in grouped(prompts, len, PREFILL_TOKENS)])
 
     def _read(self, prompts: Sequence[list[int]]) -> Tensor:
         if len(prompts) > len(self._free):

@@ -44,7 +44,7 @@ CHECKPOINTS = "checkpoints"
 
 
 @dataclass(frozen=True)
-class TrainResult:
+class TrainedRun:
     """Where everything was written, and how the adapted model does on the test split (or else the held-out rows)."""
 
     folder: Path
@@ -55,7 +55,7 @@ class TrainResult:
     verification: Verification
 
 
-def train_run(settings: RunSettings, listener: Listener = ignore) -> TrainResult:
+def train_run(settings: RunSettings, listener: Listener = ignore) -> TrainedRun:
     """Trains a LoRA adapter as `settings` say, checks what was saved, and evaluates it against the base.
 
     Raises `InputError` (nothing was written), `RunFailed`, or `Interrupted` after Ctrl-C (the adapter is kept).
@@ -64,7 +64,7 @@ def train_run(settings: RunSettings, listener: Listener = ignore) -> TrainResult
     return _train(RunFolder(settings.folder), settings, listener, resuming=False)
 
 
-def resume_run(folder: Path | str, listener: Listener = ignore) -> TrainResult:
+def resume_run(folder: Path | str, listener: Listener = ignore) -> TrainedRun:
     """Resumes the run in `folder`, which was killed or interrupted, with the settings it recorded.
 
     On the same machine it ends with the adapter that it would have had, bit for bit. A run that was killed before its
@@ -81,24 +81,24 @@ def resume_run(folder: Path | str, listener: Listener = ignore) -> TrainResult:
             "train further with `afina train DATA --adapter RUN --out OTHER`",
         )
     settings = build(RunSettings, merge(read_yaml(config), {"out": folder}))
-    place = RunFolder(folder)
-    place.commit()
-    return _train(place, settings, listener, resuming=True)
+    run_folder = RunFolder(folder)
+    run_folder.commit()
+    return _train(run_folder, settings, listener, resuming=True)
 
 
-def _train(place: RunFolder, settings: RunSettings, listener: Listener, *, resuming: bool) -> TrainResult:
+def _train(run_folder: RunFolder, settings: RunSettings, listener: Listener, *, resuming: bool) -> TrainedRun:
     trackers = Trackers(settings.track, listener)
     import_libraries()
     start = memory_gb()
     assembled = assemble(settings, listener)
-    run = _Run(assembled, assembled.adapt(settings), place)
+    run = _Run(assembled, assembled.adapt(settings), run_folder)
     run.announce(listener)
     forecast = None if resuming else _forecast(assembled, run.resolved, listener)
-    with place.locked(), closing(trackers):
+    with run_folder.locked(), closing(trackers):
         try:
             done = run.train(listener, resuming, start, trackers)
         except BaseException:
-            place.roll_back()
+            run_folder.roll_back()
             raise
         folder = settings.folder
         if done.reason == "interrupted":
@@ -173,7 +173,7 @@ class _Trained:
     logits: Tensor
 
 
-def _finish(trained: _Trained, listener: Listener) -> TrainResult:
+def _finish(trained: _Trained, listener: Listener) -> TrainedRun:
     """Loads what was saved into a fresh base, verifies and evaluates it, and writes the report."""
     settings = trained.resolved.settings
     folder = settings.folder
@@ -191,7 +191,7 @@ def _finish(trained: _Trained, listener: Listener) -> TrainResult:
     record(folder, evaluation)
     write_card(folder)
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
-    return TrainResult(folder, folder / "adapter", write_report(folder), settings.data.prompt, evaluation, verification)
+    return TrainedRun(folder, folder / "adapter", write_report(folder), settings.data.prompt, evaluation, verification)
 
 
 @dataclass
@@ -200,13 +200,13 @@ class _Run:
 
     assembled: Assembled
     resolved: Resolved
-    place: RunFolder
+    run_folder: RunFolder
     world: World = SINGLE
     logits: Tensor = field(init=False)  # of the adapter as it was last saved, at a few labelled positions
 
     def __post_init__(self) -> None:
         self.base, self.data, self.asked = self.assembled.base, self.assembled.data, self.assembled.asked()
-        self.folder = self.place.folder
+        self.folder = self.run_folder.folder
         self.adapter = self.folder / "adapter"
         settings = self.resolved.asked
         self.facts: dict[str, Any] = {
@@ -262,7 +262,7 @@ class _Run:
         metrics_file = MetricsFile(self.folder / "metrics.jsonl")
         if self.world.main:  # the folder is the main process's; the others read checkpoints from it
             if not resuming:
-                self.place.start()
+                self.run_folder.start()
             self._write_facts()
             forget_after(metrics_file.path, state.step if state else -1)
             trackers.open(self.folder, read_yaml(self.folder / "config.yaml"))
@@ -321,4 +321,4 @@ class _Run:
         name = facts.hub_id or (facts.path if facts.kind in ("folder", "gguf") else facts.name)
         save_adapter(self.base.model.module, self.resolved.adapter, self.adapter, name, self.base.task.task_type)
         self.logits = reference_logits(self.base, self.data.held_out)
-        self.place.commit()
+        self.run_folder.commit()

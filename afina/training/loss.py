@@ -6,8 +6,9 @@ from collections.abc import Sequence
 import torch
 
 from afina.core.layers import evaluation_mode
-from afina.data.batch import grouped, micro_batches, pack
+from afina.data.batch import micro_batches, pack
 from afina.data.template import Row
+from afina.engine.grouping import grouped
 from afina.models.load import Base
 from afina.models.model import IGNORE_INDEX, Packed
 

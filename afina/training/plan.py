@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from afina.core.config import Settings
 from afina.core.task import CAUSAL, Task
-from afina.data.batch import epoch_order, grouped
+from afina.data.batch import epoch_order
+from afina.engine.grouping import grouped
 from afina.training.baselines import RATE_AS_FULL
 from afina.training.optimizers import OPTIMIZERS
 from afina.training.settings import Method, TrainingSettings
