@@ -4,7 +4,7 @@ BIN := .venv/bin
 TICKETS := afina/examples
 DEMO := runs/demo
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check sanitise bench clean
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -36,6 +36,15 @@ check: .venv/ready-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(MAKE) test
+
+## sanitise: the kernels' tests under the address and undefined-behaviour sanitisers, where the compiler has them
+SANITISER = $(shell g++ -print-file-name=libasan.so 2>/dev/null)
+sanitise: .venv/ready-dev
+ifneq ($(wildcard $(SANITISER)),)
+	LD_PRELOAD=$(SANITISER) ASAN_OPTIONS=detect_leaks=0 $(BIN)/python -m pytest tests/engine --sanitise
+else
+	@echo "skipped: this machine's compiler has no sanitisers"
+endif
 
 # LitGPT's pins exclude our transformers, so this peer has an environment of its own.
 .venv-litgpt/ready:

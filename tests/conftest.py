@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from afina.core.device import cache_folder
+from afina.engine import kernels
 from afina.models.load import Base, load_base
 
 torch.set_num_threads(1)
@@ -115,6 +116,16 @@ def save_tiny(folder: Path, kind: str = "llama", seed: int = 0, **tokenizer) -> 
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny(tmp_path_factory.mktemp("base") / "tiny-llama")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--sanitise", action="store_true", help="compile the kernels with the sanitisers (make sanitise)")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--sanitise"):
+        kernels._FLAGS = ("-O1", "-g", *kernels._FLAGS[1:], "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+        kernels._TIMEOUT = 300
 
 
 USER_CACHE = cache_folder()

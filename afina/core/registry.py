@@ -9,7 +9,6 @@ table is first read; those whose names begin with an underscore are shared code 
 """
 
 import importlib
-import pkgutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
@@ -76,6 +75,8 @@ class Registry(Generic[T]):
     def _read(self) -> None:
         if self._complete:
             return
+        import pkgutil  # late: `afina --help` needs none of it
+
         self._things.clear()  # what an import that failed left behind
         package = importlib.import_module(self._package)
         for found in pkgutil.iter_modules(package.__path__):

@@ -19,18 +19,19 @@ from afina.engine import kernels
 from afina.engine.kernels import Kernels
 
 Q8_0, NF4 = 8, 1000
-# ggml's numbers (https://github.com/ggml-org/ggml) of the formats that cpp/blocks.cpp can read.
+# ggml's numbers (https://github.com/ggml-org/ggml) of the formats that cpp/blocks.cpp can read: name, numbers and bytes
+# of a block.
 GGML_FORMATS = {
-    2: "Q4_0",
-    3: "Q4_1",
-    6: "Q5_0",
-    7: "Q5_1",
-    8: "Q8_0",
-    10: "Q2_K",
-    11: "Q3_K",
-    12: "Q4_K",
-    13: "Q5_K",
-    14: "Q6_K",
+    2: ("Q4_0", 32, 18),
+    3: ("Q4_1", 32, 20),
+    6: ("Q5_0", 32, 22),
+    7: ("Q5_1", 32, 24),
+    8: ("Q8_0", 32, 34),
+    10: ("Q2_K", 256, 84),
+    11: ("Q3_K", 256, 110),
+    12: ("Q4_K", 256, 144),
+    13: ("Q5_K", 256, 176),
+    14: ("Q6_K", 256, 210),
 }
 NF4_BLOCK = 64
 TILE = 1 << 22  # numbers of a large matrix that are dequantised at one time
@@ -38,12 +39,14 @@ TILE = 1 << 22  # numbers of a large matrix that are dequantised at one time
 
 class Blocks(nn.Module):
     """A frozen, quantised matrix (rows, columns); `data` (rows, row_bytes) holds its blocks, `dtype` is that of its
-    dequantised numbers."""
+    dequantised numbers. Raises `ValueError` where so many bytes a row are not so many columns."""
 
     data: Tensor
 
     def __init__(self, data: Tensor, kind: int, columns: int, dtype: torch.dtype) -> None:
         super().__init__()
+        if data.dtype != torch.uint8 or data.dim() != 2 or data.shape[1] != _row_bytes(kind, columns):
+            raise ValueError(f"a row of {columns} numbers in format {kind} is not {tuple(data.shape)[1:]} bytes")
         self.kind, self.columns, self.dtype = kind, columns, dtype
         self.register_buffer("data", data, persistent=False)
 
@@ -76,6 +79,7 @@ class Blocks(nn.Module):
             out_RK.copy_(self._dequantised_by_torch())
             return
         data = self.data.contiguous()
+        kernels.expect(out_RK.dtype, (out_RK, self.shape))
         fused.call(
             "unpack", data, data.shape[1], self.kind, out_RK, out_RK.stride(0), *out_RK.shape, torch.get_num_threads(),
             dtype=out_RK.dtype,
@@ -98,6 +102,14 @@ class Blocks(nn.Module):
         import gguf
 
         return torch.from_numpy(gguf.dequantize(self.data.cpu().numpy(), gguf.GGMLQuantizationType(self.kind)))
+
+
+def _row_bytes(kind: int, columns: int) -> int | None:
+    """Bytes of a row of so many numbers; None where they do not fill whole blocks."""
+    if kind == NF4:  # the smallest scale and the step, a scale a block, two numbers a byte
+        return None if columns % NF4_BLOCK else 8 + columns // NF4_BLOCK + columns // 2
+    _, numbers, size = GGML_FORMATS[kind]
+    return None if columns % numbers else columns // numbers * size
 
 
 # ------------------------------------------------------------------------------------------------ quantisation

@@ -14,7 +14,7 @@ from afina.engine import ops
 from afina.engine.architecture import Architecture, Rope
 from afina.engine.blocks import BlockLinear, Blocks
 from afina.engine.joined import JoinedLinear
-from afina.engine.kernels import Kernels, can_run
+from afina.engine.kernels import Kernels, can_run, expect_below
 from afina.engine.kv_cache import Cache
 from afina.engine.layers import BlockEmbedding, Conv1D, Embedding, RmsNorm, add_norm
 from afina.engine.ops import Rotation, Segments
@@ -212,6 +212,7 @@ class Decoder(nn.Module):
                 rows_T = positions_T
                 if rope.original is not None:  # by each row's own length: a pack gives what its rows give alone
                     rows_T = positions_T + (lengths_T > rope.original).int() * (len(cosines) // 2)
+                expect_below(len(cosines), rows_T)
                 tables[id(rope)] = (cosines, sines, rows_T.to(device))
             norms: tuple[Tensor | None, Tensor | None] = (None, None)
             if self.arch.specs[index].norm:

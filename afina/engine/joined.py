@@ -242,6 +242,7 @@ class _JoinedProduct:
         assert self.fused is not None
         slices, _ = self._slices or self._output_slices()
         y = x_TI.new_empty(x_TI.shape[0], self.total)
+        kernels.expect(torch.bfloat16, (x_TI, (len(y), self.low.shape[1])))
         self.fused.call(
             "few_rows", x_TI, x_TI.stride(0), self.bias, y, self.total, ctypes.addressof(slices), len(slices),
             *x_TI.shape, torch.get_num_threads(),
@@ -253,6 +254,14 @@ class _JoinedProduct:
         alive."""
         slices, tensors = [], []
         column = rank_at = 0
+        width = self.low.shape[1]
+        for layer, n in zip(self.frozen, self.outputs, strict=True):
+            shape = layer.blocks.shape if isinstance(layer, BlockLinear) else tuple(weight_OI(layer).shape)
+            if shape != (n, width):
+                raise IndexError(f"a layer's weights are {shape}, expected {(n, width)}")
+        kernels.expect(torch.bfloat16, (self.low, (len(self.low), width)))
+        if self.bias is not None:
+            kernels.expect(torch.bfloat16, (self.bias, (self.total + len(self.low),)))
         for adapter, n, address in zip(self.adapters, self.outputs, self.weights.addresses(), strict=True):
             if adapter is None:
                 slices.append(kernels.OutputSlice(column, column + n, 0, None, None, *address))

@@ -53,7 +53,7 @@ class DenseWeights:
 
     def __init__(self, frozen: list[Any], joined: Tensor) -> None:
         self.joined = joined
-        self.row_major = joined.stride(1) == 1
+        self.row_major = joined.is_contiguous()
         self._outputs = output_sizes(frozen)
 
     def product(self, x_TI: Tensor, bias: Tensor | None) -> Tensor:
@@ -76,7 +76,7 @@ class QuantisedWeights:
 
     def __init__(self, frozen: list[Any], low_RI: Tensor, fused: Kernels | None) -> None:
         self._frozen, self._low, self._fused = frozen, low_RI, fused
-        self.row_major = all(isinstance(layer, BlockLinear) or not is_transposed(layer) for layer in frozen)
+        self.row_major = all(isinstance(layer, BlockLinear) or weight_OI(layer).is_contiguous() for layer in frozen)
         alone = len(frozen) == 1 and not len(low_RI)
         # Too large to be dequantised at one time: the output head.
         self._large = frozen[0].blocks if alone and frozen[0].blocks.numel() > blocks.TILE else None

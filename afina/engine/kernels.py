@@ -118,6 +118,25 @@ class Kernels:
         function(*[a.data_ptr() if isinstance(a, Tensor) else a for a in arguments])
 
 
+def expect(dtype: torch.dtype, *tensors: tuple[Tensor, tuple[int, ...]]) -> None:
+    """Raises `IndexError` where a tensor is not what native code will take it for: of this dtype and shape, on the
+    processor, the numbers of a row side by side. Rows may be strided: torch itself keeps them within their memory."""
+    for tensor, shape in tensors:
+        if tensor.shape != shape or tensor.dtype != dtype or tensor.stride(-1) != 1 or tensor.device.type != "cpu":
+            if tensor.numel() <= 1 and tensor.shape == shape and tensor.dtype == dtype:
+                continue  # a single number has any stride
+            raise IndexError(
+                f"a kernel expects {dtype} {tuple(shape)} in rows on the processor, not {tensor.dtype} "
+                f"{tuple(tensor.shape)} with strides {tensor.stride()} on {tensor.device}"
+            )
+
+
+def expect_below(limit: int, indices: Tensor) -> None:
+    """Raises `IndexError` where an index is not in 0 … limit − 1."""
+    if indices.numel() and not 0 <= int(indices.min()) <= int(indices.max()) < limit:
+        raise IndexError(f"indices from {int(indices.min())} to {int(indices.max())}, expected 0 to {limit - 1}")
+
+
 def can_run(x: Tensor) -> bool:
     """Whether the kernels take tensors like `x`."""
     return x.device.type == "cpu" and x.dtype in _SUFFIX

@@ -15,7 +15,7 @@ class Cache:
     """Keys and values (slots, Hkv, room, D) in each layer, for `slots` sequences of up to `room` tokens.
 
     `empty` makes slots ready for new sequences. Before a forward pass, `begin` says which slot each of its segments
-    continues.
+    continues. Raises `IndexError` where a slot is none, is named twice, or has no room for its segment.
     """
 
     def __init__(
@@ -55,7 +55,15 @@ class Cache:
         """Tokens in the longest of the sequences in `slots`."""
         return int(self._lengths[slots].max())
 
-    def begin(self, slots: list[int]) -> None:
+    def begin(self, slots: list[int], segments: Segments) -> None:
+        if len(segments.lengths) != len(slots) or len(set(slots)) != len(slots):
+            raise IndexError(f"{len(segments.lengths)} segments continue the slots {slots}")
+        if slots and not 0 <= min(slots) <= max(slots) < self.slots:
+            raise IndexError(f"the cache has {self.slots} slots, {slots} are asked for")
+        if slots and self.longest(slots) + segments.longest > self.room:  # the least room that is surely enough
+            lengths = self._lengths[slots] + segments.lengths_S
+            if int(lengths.max()) > self.room:
+                raise IndexError(f"a sequence of {int(lengths.max())} tokens, the cache has room for {self.room}")
         self._slots = torch.tensor(slots, dtype=torch.int32)
         self._before = self._lengths[slots]
 

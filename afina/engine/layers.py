@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from afina.core.errors import BaseModelError
 from afina.engine import ops
 from afina.engine.blocks import Blocks
 from afina.engine.kernels import Kernels
@@ -44,7 +45,14 @@ class Embedding(nn.Embedding):
         self.embed_scale = 1.0 if scale is None else scale
 
     def forward(self, ids: Tensor) -> Tensor:
-        x = self._rows(ids)
+        """(…, C) of ids (…). Raises `BaseModelError` for an id that has no embedding."""
+        try:
+            x = self._rows(ids)
+        except IndexError as error:
+            raise BaseModelError(
+                f"the text holds token {int(ids.max())}; the base has embeddings of {self.num_embeddings}",
+                "its tokenizer and its weights do not belong together: leave such tokens out, or choose another base",
+            ) from error
         return x if self.embed_scale == 1.0 else x * torch.tensor(self.embed_scale, dtype=x.dtype, device=x.device)
 
     def _rows(self, ids: Tensor) -> Tensor:

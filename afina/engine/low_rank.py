@@ -40,6 +40,8 @@ class LowRankUpdate:
         ):
             self._fused = fused
             b = adapter.lora_b.detach().contiguous()
+            kernels.expect(torch.float32, (b, (outputs, self.rank)))
+            self._outputs = outputs
             self._by_rank, self._by_output = (b.new_empty(b.numel(), dtype=dtype) for _ in range(2))
             fused.call("low_rank_pack", b, self._scaling, self._by_rank, self._by_output, *b.shape, dtype=dtype)
         else:
@@ -49,11 +51,15 @@ class LowRankUpdate:
     def is_fused(self) -> bool:
         return self._fused is not None
 
+    def _expect(self, y_TO: Tensor, low_TR: Tensor) -> None:
+        kernels.expect(torch.bfloat16, (y_TO, (len(y_TO), self._outputs)), (low_TR, (len(y_TO), self.rank)))
+
     def add(self, y_TO: Tensor, low_TR: Tensor) -> None:
         """y += low (s·B)ᵀ, in place."""
         if self._fused is None:
             y_TO.addmm_(low_TR, self._b.T)
             return
+        self._expect(y_TO, low_TR)
         self._fused.call(
             "low_rank_add", y_TO, y_TO.stride(0), low_TR, low_TR.stride(0), self._by_rank, *y_TO.shape, self.rank,
             torch.get_num_threads(),
@@ -64,6 +70,7 @@ class LowRankUpdate:
         if self._fused is None:
             dlow_TR.copy_(dy_TO @ self._b)
             return
+        self._expect(dy_TO, dlow_TR)
         self._fused.call(
             "low_rank_project", dy_TO, dy_TO.stride(0), self._by_output, dlow_TR, dlow_TR.stride(0),
             *dy_TO.shape, self.rank, torch.get_num_threads(),
@@ -78,7 +85,11 @@ def outer_product(x_TN: Tensor, low_TR: Tensor, scale: float, fused: Kernels | N
     """scale · xᵀ low, (N, R) in fp32."""
     if fused is None:
         return (x_TN.T @ low_TR).float().mul_(scale)
-    out = torch.empty(x_TN.shape[1], low_TR.shape[1])
+    rows, (width, ranks) = len(x_TN), (x_TN.shape[1], low_TR.shape[1])
+    kernels.expect(torch.bfloat16, (x_TN, (rows, width)), (low_TR, (rows, ranks)))
+    if width % kernels.LANES or ranks % kernels.LANES:
+        raise IndexError(f"a kernel multiplies whole vectors of {kernels.LANES} numbers, not {width} by {ranks}")
+    out = torch.empty(width, ranks)
     fused.call(
         "low_rank_outer", x_TN, x_TN.stride(0), low_TR, low_TR.stride(0), out, scale, *x_TN.shape, out.shape[1],
         torch.get_num_threads(),

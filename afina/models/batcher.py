@@ -60,7 +60,9 @@ class Batcher:
         self, prompt_ids: list[int], max_new_tokens: int, sampling: Sampling = GREEDY, adapter: str | None = None
     ) -> Request:
         """Adds a request, whose tokens come with the next steps. Raises `AdapterError` where its adapter is not the
-        one in place."""
+        one in place, and `ValueError` for a prompt or an answer of no token."""
+        if not prompt_ids or max_new_tokens < 1:
+            raise ValueError(f"a prompt of {len(prompt_ids)} tokens, and an answer of {max_new_tokens}")
         if adapter not in (None, self.adapter):
             served = f"only {self.adapter!r} is" if self.adapter else "the model has none with a name"
             raise AdapterError(f"the adapter {adapter!r} is not loaded: {served}", "leave the adapter's name out")

@@ -131,7 +131,7 @@ class _DecoderSequences:
         longest = self._cache.longest(slots) + segments.longest
         if longest > self._cache.room:
             self._cache.grow(self._cache.slots, max(longest, 2 * self._cache.room))
-        self._cache.begin(slots)
+        self._cache.begin(slots, segments)
         x_TC, added_TC = self._module(torch.as_tensor(ids_T, device=self._device), segments, self._cache)
         self._cache.end(segments)
         if segments.longest > 1:

@@ -12,6 +12,7 @@ from afina.engine.architecture import Architecture, Unsupported
 from afina.engine.blocks import Blocks, quantiser_for
 from afina.engine.decoder import Decoder
 from afina.engine.families import architecture_of
+from afina.engine.joined_weights import weight_OI
 from afina.engine.kernels import Kernels
 from afina.models import tokenizer
 from afina.models.formats import gguf_models, safetensors_files
@@ -128,8 +129,9 @@ def _filled(source: Source, module: Decoder, weights: Mapping[str, torch.Tensor 
         del needed[head]
     in_blocks = {name: value for name, value in weights.items() if isinstance(value, Blocks)}
     for name, blocks in in_blocks.items():
-        if sorted(needed.get(name, ())) == sorted((blocks.rows, blocks.columns)):  # GPT-2's matrices are transposed
-            module.take_blocks(name.removesuffix(".weight"), blocks)
+        path = name.removesuffix(".weight")
+        if name in needed and weight_OI(module.get_submodule(path)).shape == blocks.shape:
+            module.take_blocks(path, blocks)
             del needed[name]
     weights = {name: value for name, value in weights.items() if name not in in_blocks or name in needed}
     problems = [f"{name} is missing" for name in needed if name not in weights]

@@ -6,7 +6,6 @@ Results go to standard output, everything else to standard error.
 import argparse
 import importlib
 import importlib.util
-import json
 import os
 import shutil
 import sys
@@ -75,13 +74,19 @@ def _fail(error: AfinaError, as_json: bool) -> int:
     """Tells the error on standard error, and as an object on standard output too where one is expected there."""
     try:
         if as_json:
-            print(json.dumps(error.json(), ensure_ascii=False))
+            _print_json(error.json())
         sys.stdout.flush()
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     with suppress(OSError):  # a full disk behind standard error must not change the exit code
         print(f"afina: {error}", file=sys.stderr)
     return error.exit_code
+
+
+def _print_json(value: Any) -> None:
+    import json  # late: `afina --help` needs none of it
+
+    print(json.dumps(value, ensure_ascii=False))
 
 
 def _run(arguments: list[str]) -> int:
@@ -132,7 +137,7 @@ def _show(job: Job, settings: "Settings", view: "View | None", as_json: bool) ->
         result = job.function(settings, display)
     with writing("standard output"):
         if as_json or view is None:
-            print(json.dumps(json_object(result), ensure_ascii=False))
+            _print_json(json_object(result))
         else:
             view.show(settings, result)
     return view.exit_code(result) if view else 0

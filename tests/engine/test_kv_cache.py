@@ -32,7 +32,7 @@ def test_reading_and_stepping_are_torchs(name: str, dtype: torch.dtype, toleranc
         qkv = torch.randn(sum(lengths), width, generator=generator).to(dtype)
         found = []
         for cache, fused, x in zip(caches, (library, None), (qkv, qkv.float()), strict=True):
-            cache.begin(slots)
+            cache.begin(slots, segments)
             found.append(cache.attend(0, x, spec, None, segments, fused).float())
             cache.end(segments)
         assert (found[0] - found[1]).abs().max() <= tolerance * found[1].abs().max()

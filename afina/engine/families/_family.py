@@ -74,6 +74,8 @@ def llama_like(config: Any) -> Architecture:
     rotary_dim = len(next(iter(ropes.values())).frequencies) * 2
     spec = AttentionSpec(heads, config.num_key_value_heads or heads, head_dim, rotary_dim, head_dim**-0.5)
     kinds = types or [""] * layers
+    if len(kinds) != layers:
+        raise ValueError(f"{layers} layers, of which {len(kinds)} have a kind of attention")
     specs = tuple(replace(spec, window=window if kind in ("", "sliding_attention") else 0) for kind in kinds)
     return Architecture(
         model_type=config.model_type,

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from afina.engine import kernels
 from afina.engine.kernels import Kernels
 from afina.engine.ops._autograd import apply, empty_with_stride
 
@@ -41,6 +42,7 @@ class _Gated(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, fused: Kernels, gate_up: Tensor, kind: int) -> Tensor:
         rows, n = gate_up.shape[0], gate_up.shape[1] // 2
+        kernels.expect(gate_up.dtype, (gate_up, (rows, 2 * n)))
         out = gate_up.new_empty(rows, n)
         fused.call("gated_forward", gate_up, gate_up.stride(0), out, rows, n, kind, torch.get_num_threads())
         ctx.fused, ctx.kind = fused, kind
@@ -53,6 +55,7 @@ class _Gated(torch.autograd.Function):
         d = empty_with_stride(gate_up)
         n = gate_up.shape[1] // 2
         dout = dout.contiguous()
+        kernels.expect(d.dtype, (dout, (len(d), n)))
         ctx.fused.call(
             "gated_backward", gate_up, gate_up.stride(0), dout, d, len(d), n, ctx.kind, torch.get_num_threads()
         )

@@ -31,7 +31,10 @@ def attend(
     return out
 
 
-def _attention_struct(spec: AttentionSpec, segments: Segments) -> kernels.Attention:
+def _attention_struct(qk: Tensor, v: Tensor, spec: AttentionSpec, segments: Segments) -> kernels.Attention:
+    """What the kernels need to attend. Raises `IndexError` where shapes do not fit."""
+    tokens = segments.bounds[-1]
+    kernels.expect(qk.dtype, (qk, (tokens, spec.qk_size)), (v, (tokens, spec.kv_size)))
     return kernels.Attention(
         len(segments.lengths),
         segments.bounds_tensor.data_ptr(),
@@ -53,7 +56,7 @@ class _Attention(torch.autograd.Function):
         qk = rotate(fused, qkv, spec, rotation)
         k, v = qk[:, spec.q_size :], qkv[:, spec.qk_size :]
         out, lse = qk.new_empty(len(qk), spec.q_size), torch.empty(len(qk), spec.heads)
-        struct = _attention_struct(spec, segments)
+        struct = _attention_struct(qk, v, spec, segments)
         fused.call(
             "attention_forward", qk, qk.stride(0), k, k.stride(0), v, v.stride(0), out, lse, ctypes.addressof(struct)
         )
@@ -69,13 +72,14 @@ class _Attention(torch.autograd.Function):
         qk = rotate(fused, qkv, spec, rotation)
         k, v = qk[:, spec.q_size :], qkv[:, spec.qk_size :]
         d = empty_with_stride(qkv)
-        struct = _attention_struct(spec, segments)
+        struct = _attention_struct(qk, v, spec, segments)
+        kernels.expect(out.dtype, (dout, tuple(out.shape)))
         fused.call(
             "attention_backward", qk, qk.stride(0), k, k.stride(0), v, v.stride(0), out, lse, dout, d, d.stride(0),
             ctypes.addressof(struct),
         )  # fmt: skip
         if rotation is not None:
-            rotary = rotary_struct(spec, rotation)  # d and qkv share their stride
+            rotary = rotary_struct(qkv, spec, rotation)  # d and qkv share their stride
             fused.call(
                 "rotary_backward", d, qkv, d.stride(0), ctypes.addressof(rotary), len(d), torch.get_num_threads()
             )
@@ -144,12 +148,24 @@ def attend_cached(
         return _attend_cached_by_torch(qk_TE, v_TE, spec, past, segments)
     out = qk_TE.new_empty(qk_TE.shape[0], spec.q_size)
     one_each = len(segments.lengths) == qk_TE.shape[0]
-    struct = _attention_struct(spec, segments)
+    struct = _attention_struct(qk_TE, v_TE, spec, segments)
+    _check_past(qk_TE.dtype, spec, past, segments)
     fused.call(
         "attention_step" if one_each else "attention_read", qk_TE, qk_TE.stride(0), v_TE, v_TE.stride(0),
         past.keys, past.values, past.keys.shape[2], past.slots_S, past.before_S, out, ctypes.addressof(struct),
     )  # fmt: skip
     return out
+
+
+def _check_past(dtype: torch.dtype, spec: AttentionSpec, past: Past, segments: Segments) -> None:
+    """Raises `IndexError` where segments and cache do not fit. That each has room is checked once for all layers
+    (`Cache.begin`)."""
+    slots, _, room, _ = past.keys.shape
+    shape = (slots, spec.kv_heads, room, spec.head_dim)
+    kernels.expect(dtype, (past.keys, shape), (past.values, shape))
+    kernels.expect(torch.int32, *((each, (len(segments.lengths),)) for each in (past.slots_S, past.before_S)))
+    if not (past.keys.is_contiguous() and past.values.is_contiguous()):
+        raise IndexError("the cache is not contiguous")
 
 
 def _attend_cached_by_torch(qk_TE: Tensor, v_TE: Tensor, spec: AttentionSpec, past: Past, segments: Segments) -> Tensor:

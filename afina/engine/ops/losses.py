@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from afina.engine import blocks
+from afina.engine import blocks, kernels
 from afina.engine.blocks import Blocks
 from afina.engine.kernels import Kernels
 
@@ -34,6 +34,9 @@ class _CrossEntropy(torch.autograd.Function):
     def forward(ctx: Any, fused: Kernels | None, hidden: Tensor, head: Tensor | Blocks, labels: Tensor) -> Tensor:
         wanted, weighted = ctx.needs_input_grad[1], ctx.needs_input_grad[2]
         ctx.rows = len(labels)
+        if fused is not None:
+            kernels.expect(torch.int64, (labels, (len(hidden),)))
+            kernels.expect_below(head.shape[0], labels)
         if missing := -ctx.rows % ROUND:  # rows of zeros, whose losses and gradients are dropped
             hidden, labels = F.pad(hidden, (0, 0, 0, missing)), F.pad(labels, (0, missing))
         dhidden = torch.empty_like(hidden) if wanted else None
@@ -44,6 +47,7 @@ class _CrossEntropy(torch.autograd.Function):
             x = hidden[chunk]
             logits = blocks.product(x, head) if isinstance(head, Blocks) else F.linear(x, head)
             if fused is not None:
+                logits = logits.contiguous()
                 fused.call(
                     "cross_entropy", logits, labels[chunk], losses[chunk], len(logits), logits.shape[1],
                     int(wanted or weighted), torch.get_num_threads(),

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from afina.engine import kernels
 from afina.engine.kernels import Kernels
 from afina.engine.ops._autograd import apply
 
@@ -43,6 +44,8 @@ class _RmsNorm(torch.autograd.Function):
         weight = weight.float()
         y, rstd = torch.empty(rows, n, dtype=x.dtype), torch.empty(rows)
         h = torch.empty_like(y) if added is not None else x
+        kernels.expect(x.dtype, (x, (rows, n)), (x if added is None else added, (rows, n)))
+        kernels.expect(torch.float32, (weight, (n,)))
         fused.call(
             "rms_forward", x, x.stride(0), *((None, 0) if added is None else (added, added.stride(0))), weight, h, y,
             rstd, rows, n, eps, torch.get_num_threads(),
@@ -63,6 +66,7 @@ class _RmsNorm(torch.autograd.Function):
         rows, n = h.shape
         dy = dy.contiguous()
         dx = h.new_empty(rows, ctx.stride)[:, :n]
+        kernels.expect(h.dtype, (dy, (rows, n)), (h if dh is None else dh, (rows, n)))
         ctx.fused.call(
             "rms_backward", dy, *((None, 0) if dh is None else (dh, dh.stride(0))), h, h.stride(0), weight, rstd, dx,
             dx.stride(0), rows, n, torch.get_num_threads(),

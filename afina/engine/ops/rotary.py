@@ -12,6 +12,7 @@ from torch import Tensor
 
 from afina.engine import kernels
 from afina.engine.kernels import Kernels
+from afina.engine.limits import MOST_HEADS, MOST_POSITIONS, WIDEST_HEAD, finite, whole
 from afina.engine.ops.norms import rms_norm_by_torch
 
 NO_NORM, NORM_EACH_HEAD, NORM_ALL_HEADS = 0, 1, 2
@@ -23,7 +24,7 @@ class AttentionSpec:
 
     `norm` is what q and k get before rotation: none, RMSNorm over each head, or over all heads together, with `eps`. A
     query sees `window` keys, itself included (0: all before it); scores become cap·tanh(score / cap) where `cap` is
-    not 0.
+    not 0. Raises `ValueError` for numbers that no attention has: kernels compute addresses from them.
     """
 
     heads: int
@@ -35,6 +36,20 @@ class AttentionSpec:
     eps: float = 0.0
     window: int = 0
     cap: float = 0.0
+
+    def __post_init__(self) -> None:
+        whole("attention heads", self.heads, 1, MOST_HEADS)
+        whole("heads of keys and values", self.kv_heads, 1, self.heads)
+        whole("numbers per head", self.head_dim, 1, WIDEST_HEAD)
+        whole("rotated numbers per head", self.rotary_dim, 0, self.head_dim)
+        whole("window", self.window, 0, MOST_POSITIONS)
+        whole("norm", self.norm, NO_NORM, NORM_ALL_HEADS)
+        if self.heads % self.kv_heads:
+            raise ValueError(f"{self.heads} attention heads cannot share {self.kv_heads} heads of keys and values")
+        if self.rotary_dim % 2:
+            raise ValueError(f"{self.rotary_dim} rotated numbers per head, expected an even number")
+        for name, value in (("scale", self.scale), ("eps", self.eps), ("cap", self.cap)):
+            finite(name, value)
 
     @property
     def q_size(self) -> int:
@@ -80,7 +95,7 @@ def rotate(fused: Kernels | None, qkv_TE: Tensor, spec: AttentionSpec, rotation:
     if fused is None:
         return torch.cat([x_THD.flatten(1) for x_THD in rotate_by_torch(qkv_TE, spec, rotation)], 1)
     out = qkv_TE.new_empty(len(qkv_TE), spec.qk_size)
-    struct = rotary_struct(spec, rotation)
+    struct = rotary_struct(qkv_TE, spec, rotation)
     fused.call(
         "rotary_forward", qkv_TE, qkv_TE.stride(0), out, ctypes.addressof(struct), len(out), torch.get_num_threads()
     )
@@ -106,7 +121,17 @@ def rotate_by_torch(qkv_TE: Tensor, spec: AttentionSpec, rotation: Rotation) -> 
     return rotated(q, rotation.q_weight), rotated(k, rotation.k_weight)
 
 
-def rotary_struct(spec: AttentionSpec, rotation: Rotation) -> kernels.Rotary:
+def rotary_struct(qkv_TE: Tensor, spec: AttentionSpec, rotation: Rotation) -> kernels.Rotary:
+    """What the kernels need to rotate `qkv_TE`. Raises `IndexError` where shapes do not fit."""
+    kernels.expect(qkv_TE.dtype, (qkv_TE, (len(qkv_TE), spec.qk_size + spec.kv_size)))
+    kernels.expect(torch.int32, (rotation.rows_T, (len(qkv_TE),)))
+    shape = (len(rotation.cosines), spec.rotary_dim // 2)
+    kernels.expect(torch.float32, (rotation.cosines, shape), (rotation.sines, shape))
+    if spec.norm:
+        each = spec.norm == NORM_EACH_HEAD
+        widths = (spec.head_dim, spec.head_dim) if each else (spec.q_size, spec.kv_size)
+        assert rotation.q_weight is not None and rotation.k_weight is not None, "a norm has weights"
+        kernels.expect(torch.float32, (rotation.q_weight, widths[:1]), (rotation.k_weight, widths[1:]))
     tensors = (rotation.cosines, rotation.sines, rotation.rows_T, rotation.q_weight, rotation.k_weight)
     addresses = (None if t is None else t.data_ptr() for t in tensors)
     return kernels.Rotary(*addresses, spec.c_heads(), spec.norm, spec.eps)

@@ -9,9 +9,14 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Segments:
-    """Row s of the pack holds tokens bounds[s] to bounds[s + 1]; positions restart in each row."""
+    """Row s of the pack holds tokens bounds[s] to bounds[s + 1]; positions restart in each row. Raises `ValueError`
+    where bounds do not begin at 0, or fall."""
 
     bounds: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if self.bounds[0] != 0 or any(length < 0 for length in self.lengths):
+            raise ValueError(f"the rows of a pack begin at {self.bounds[:10]} …, expected 0 and then no smaller number")
 
     @cached_property
     def lengths(self) -> list[int]:
