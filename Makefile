@@ -38,10 +38,11 @@ check: .venv/ready-dev
 	$(MAKE) test
 
 ## sanitise: the kernels' tests under the address and undefined-behaviour sanitisers, where the compiler has them
+# The sanitiser's library comes first in the process, and C++'s, whose exceptions it watches, right after it.
 SANITISER = $(shell g++ -print-file-name=libasan.so 2>/dev/null)
 sanitise: .venv/ready-dev
 ifneq ($(wildcard $(SANITISER)),)
-	LD_PRELOAD=$(SANITISER) ASAN_OPTIONS=detect_leaks=0 $(BIN)/python -m pytest tests/engine --sanitise
+	LD_PRELOAD='$(SANITISER) $(shell g++ -print-file-name=libstdc++.so)' ASAN_OPTIONS=detect_leaks=0 $(BIN)/python -m pytest tests/engine --sanitise
 else
 	@echo "skipped: this machine's compiler has no sanitisers"
 endif
