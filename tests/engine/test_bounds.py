@@ -152,10 +152,9 @@ def test_kernels_refuse_tensors_that_do_not_fit(fused: kernels.Kernels) -> None:
         "columns of blocks": lambda: blocks.dequantise_into(torch.empty(4, 32), fused),
         "ranks": lambda: outer_product(x.bfloat16(), x[:5, :16].bfloat16(), 1.0, fused),
     }
-    for what, call in calls.items():
-        with pytest.raises((IndexError, ValueError), match=r"expected|expects"):
+    for call in calls.values():
+        with pytest.raises(IndexError, match="expect"):
             call()
-            pytest.fail(what)
 
 
 def test_positions_stay_within_the_table() -> None:

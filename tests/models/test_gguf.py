@@ -3,18 +3,28 @@ reading."""
 
 from pathlib import Path
 
+import gguf
 import pytest
 import torch
+from conftest import gguf_close
 from gguf_files import FAMILIES, SCALES, write
 from transformers import (
     AutoModelForCausalLM,
     PreTrainedModel,
 )
 
+from afina.core.errors import BaseModelError
+from afina.engine.blocks import Blocks
 from afina.engine.decoder import Decoder
+from afina.engine.families import architecture_of
 from afina.engine.ops import Segments
 from afina.models import load_base
+from afina.models.formats.gguf import GGUF
+from afina.models.formats.gguf_models import read_config, read_weights
 from afina.models.model import Packed
+from afina.models.reading import _filled
+from afina.models.skeleton import decoder_skeleton
+from afina.models.sources.source import Source
 
 
 def compare(path: Path, other: PreTrainedModel) -> None:
@@ -72,3 +82,26 @@ def test_damaged_files_are_refused(
     monkeypatch.setattr(own.GGUF, "_parse", damaged)
     with pytest.raises(BaseModelError, match=words):
         load_base(str(tmp_path / "model.gguf"), precision="fp32", quantize=quantize)
+
+
+@pytest.mark.parametrize("alignment", [0, -1, "x", 1 << 40])
+def test_an_alignment_that_is_none_is_refused(alignment: int | str, tmp_path: Path) -> None:
+    path = tmp_path / "aligned.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    key = "general.alignment"
+    writer.add_string(key, alignment) if isinstance(alignment, str) else writer.add_int64(key, alignment)
+    gguf_close(writer)
+    with pytest.raises(BaseModelError, match="aligned to"):
+        GGUF(path)
+
+
+def test_a_matrix_that_is_turned_is_not_taken_for_its_blocks(tmp_path: Path) -> None:
+    write(tmp_path / "whole.gguf", "llama", "Q8_0")
+    file = GGUF(tmp_path / "whole.gguf")
+    module = decoder_skeleton(read_config(file), architecture_of(read_config(file)), None)
+    weights = read_weights(file, module.config, module.state_dict(), torch.float32, keep=True)
+    name = "model.layers.0.self_attn.k_proj.weight"
+    assert weights[name].shape == (128, 256)
+    weights[name] = Blocks(weights[name].data[:, :136].repeat(2, 1), 8, 128, torch.float32)  # (256, 128)
+    with pytest.raises(BaseModelError, match=r"k_proj.weight has shape \(256, 128\)"):
+        _filled(Source("turned", "gguf", tmp_path / "whole.gguf"), module, weights)

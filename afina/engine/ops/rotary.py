@@ -130,8 +130,9 @@ def rotary_struct(qkv_TE: Tensor, spec: AttentionSpec, rotation: Rotation) -> ke
     if spec.norm:
         each = spec.norm == NORM_EACH_HEAD
         widths = (spec.head_dim, spec.head_dim) if each else (spec.q_size, spec.kv_size)
-        assert rotation.q_weight is not None and rotation.k_weight is not None, "a norm has weights"
-        kernels.expect(torch.float32, (rotation.q_weight, widths[:1]), (rotation.k_weight, widths[1:]))
+        for weight, width in zip((rotation.q_weight, rotation.k_weight), widths, strict=True):
+            assert weight is not None, "a norm has weights"
+            kernels.expect(torch.float32, (weight, (width,)))
     tensors = (rotation.cosines, rotation.sines, rotation.rows_T, rotation.q_weight, rotation.k_weight)
     addresses = (None if t is None else t.data_ptr() for t in tensors)
     return kernels.Rotary(*addresses, spec.c_heads(), spec.norm, spec.eps)

@@ -19,6 +19,7 @@ from afina.engine.blocks import GGML_FORMATS, Blocks
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
+_LARGEST_ALIGNMENT = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,8 @@ class GGUF:
             kind, offset = self._take("<IQ")
             found.append((name, tuple(reversed(shape)), kind, offset))
         alignment = self.metadata.get("general.alignment", 32)
+        if type(alignment) is not int or not 1 <= alignment <= _LARGEST_ALIGNMENT:
+            raise ValueError(f"its tensors are aligned to {alignment!r} bytes")
         start = -(-self._at // alignment) * alignment
         self.tensors = {name: TensorInfo(shape, kind, start + offset) for name, shape, kind, offset in found}
 
