@@ -5,7 +5,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,31 @@ from afina.core.errors import InputError, OutputError, writing
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+_POINTER = b"version https://git-lfs.github.com/spec/"
+_MOST_OF_A_POINTER = 1024  # bytes; git-lfs itself takes nothing longer for one
+
+
+def check_fetched(files: Iterable[Path], error: type[InputError]) -> None:
+    """Raises `error` where files are git-lfs pointers: a clone holds a few lines of text in the place of each large
+    file until its content is fetched. Files that cannot be opened are left to those that read them."""
+    pointers = [file for file in files if _is_pointer(file)]
+    if pointers:
+        named = ", ".join(map(str, pointers[:3])) + (f" and {len(pointers) - 3} more" if len(pointers) > 3 else "")
+        what = "is a git-lfs pointer" if len(pointers) == 1 else "are git-lfs pointers"
+        problem = f"{named} {what}: a few lines in the place of content that was not fetched"
+        raise error(problem, "run `git lfs pull` in that folder, or download it another way")
+
+
+def _is_pointer(file: Path) -> bool:
+    try:
+        if not 0 < file.stat().st_size <= _MOST_OF_A_POINTER:
+            return False
+        with file.open("rb") as opened:
+            return opened.read(len(_POINTER)) == _POINTER
+    except OSError:
+        return False
 
 
 def write_atomic(path: Path, content: bytes | str) -> None:

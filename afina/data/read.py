@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from afina.core.errors import DataError
+from afina.core.files import check_fetched
 from afina.data.files import COMPRESSED, STANDARD_INPUT, File
 from afina.data.formats import FORMATS, Format, suffixes
 from afina.data.rows import Notes, Record, Rejected
@@ -76,7 +77,9 @@ def _located(path: Path) -> list[tuple[Format, File]]:
         raise DataError(f"data {path}: no such file", "check the path")
     if path.is_dir():
         each = [File(file) for file in sorted(path.rglob("*")) if file.is_file()]
-        found = [(form, file) for file in each if file.suffix in suffixes() and (form := _format_of(file))]
+        each = [file for file in each if file.suffix in suffixes()]
+        check_fetched((file.path for file in each), DataError)
+        found = [(form, file) for file in each if (form := _format_of(file))]
         if not found:
             raise DataError(
                 f"data {path} is a folder without files of rows", f"files of {', '.join(suffixes())} are read"
@@ -84,6 +87,7 @@ def _located(path: Path) -> list[tuple[Format, File]]:
         return found
     if not path.is_file():
         raise DataError(f"data {path} is not a regular file", "write the examples to a file first, or pipe them to '-'")
+    check_fetched([path], DataError)
     file = File(path)
     known = _format_of(file)
     if known is None:

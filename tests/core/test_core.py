@@ -11,9 +11,9 @@ import torch
 from afina.core import device
 from afina.core.config import Settings, build, fields, merge, nest, read_yaml, setting
 from afina.core.device import cache_folder
-from afina.core.errors import OutputError, SettingsError
+from afina.core.errors import AdapterError, OutputError, SettingsError
 from afina.core.events import Done, HeldOut, MetricsFile, Notice, Step, parse
-from afina.core.files import read_jsonl, sha256, write_atomic
+from afina.core.files import check_fetched, read_jsonl, sha256, write_atomic
 
 
 class Inner(Settings):
@@ -53,6 +53,25 @@ def test_yaml_that_is_none(tmp_path: Path) -> None:
         (tmp_path / "c.yaml").write_text(text)
         with pytest.raises(SettingsError, match=words):
             read_yaml(tmp_path / "c.yaml")
+
+
+POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0a' * 32}\nsize 48213377\n"
+
+
+def test_git_lfs_pointers_are_told_from_files(tmp_path: Path) -> None:
+    names = ("a.bin", "b.safetensors", "c.gguf", "d.json", "e")
+    for name in names:
+        (tmp_path / name).write_text(POINTER)
+    files = [tmp_path / name for name in names]
+    with pytest.raises(AdapterError, match=r"a\.bin is a git-lfs pointer: .*\n.*git lfs pull"):
+        check_fetched(files[:1], AdapterError)
+    with pytest.raises(OutputError, match=r"a\.bin, .*b\.safetensors, .*c\.gguf and 2 more are git-lfs pointers"):
+        check_fetched(files, OutputError)
+    (tmp_path / "quoted.md").write_text("A pointer begins so:\n" + POINTER)
+    (tmp_path / "long.txt").write_text(POINTER + "and a text that speaks of it\n" * 99)
+    (tmp_path / "empty").write_text("")
+    others = [tmp_path / name for name in ("quoted.md", "long.txt", "empty", "absent")]
+    check_fetched([*others, tmp_path], AdapterError)
 
 
 def test_atomic_write_leaves_the_old_file_and_no_litter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

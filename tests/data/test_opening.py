@@ -55,13 +55,14 @@ def prepare(settings: DataSettings, base: Base, cache: Path) -> Splits:
 def test_a_training_reads_its_data_twice_and_once_where_rows_are_cached(
     suffix: str, tiny: Base, tmp_path: Path
 ) -> None:
-    rows = [{"text": f"ação {i}"} for i in range(40)]
+    said = [f"ação {hashlib.sha256(bytes([i])).hexdigest()}" for i in range(40)]
+    rows = [{"text": text} for text in said]
     path = tmp_path / f"data.{suffix}"
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     texts = {
         "jsonl": lines, "jsonl.gz": lines, "json": json.dumps(rows),
-        "csv": "text\n" + "".join(f"ação {i}\n" for i in range(40)),
-        "txt": "\n\n".join(row["text"] for row in rows),
+        "csv": "\n".join(["text", *said]),
+        "txt": "\n\n".join(said),
     }  # fmt: skip
     path.write_bytes(gzip.compress(texts[suffix].encode()) if suffix.endswith("gz") else texts[suffix].encode())
     with opens() as counts:
@@ -75,7 +76,9 @@ def test_a_training_reads_its_data_twice_and_once_where_rows_are_cached(
 def test_files_of_held_out_and_test_rows_too(tiny: Base, tmp_path: Path) -> None:
     names = ("path", "eval_path", "test_path")
     paths = {
-        name: write_rows(tmp_path / f"{name}.jsonl", [{"prompt": f"{name} {i}", "completion": "x"} for i in range(9)])
+        name: write_rows(
+            tmp_path / f"{name}.jsonl", [{"prompt": f"{name} {i}", "completion": "x" * 99} for i in range(9)]
+        )
         for name in names
     }
     with opens() as counts:
@@ -119,7 +122,7 @@ def test_a_file_that_changes_between_two_passes(tmp_path: Path) -> None:
 def test_the_check_sees_the_first_pass_alone(tmp_path: Path) -> None:
     rows = [{"prompt": f"the question number {i} of many", "completion": "x"} for i in range(60)]
     path = write_rows(tmp_path / "t.jsonl", [*rows, rows[0], {"prompt": "", "completion": "x"}])
-    held_out = write_rows(tmp_path / "h.jsonl", [rows[1], {"prompt": rows[2]["prompt"] + "?", "completion": "x"}])
+    held_out = write_rows(tmp_path / "h.jsonl", [rows[1], {"prompt": rows[2]["prompt"] + "?", "completion": "x" * 999}])
     checker = Checker()
     with opens() as counts:
         splits = read_splits(DataSettings(path=path, eval_path=held_out), 0, checker)

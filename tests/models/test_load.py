@@ -11,6 +11,7 @@ from conftest import CHATML, byte_tokenizer, gguf_close, gguf_tokenizer, save_ti
 from afina.core.errors import BaseModelError
 from afina.engine.ops import Segments
 from afina.models import describe, generate, load_base
+from afina.models.load import load_tokenizer
 from afina.models.model import Packed
 from afina.models.skeleton import read_skeleton
 from afina.models.tokenizer import wrap
@@ -113,6 +114,19 @@ def test_damaged_gguf(tmp_path: Path) -> None:
         (tmp_path / "bad.gguf").write_bytes(content)
         with pytest.raises(BaseModelError, match=r"bad\.gguf"):
             load_base(str(tmp_path / "bad.gguf"), precision="fp32")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "config.json", "tiny.gguf"])
+def test_git_lfs_pointers_are_called_that(name: str, tmp_path: Path) -> None:
+    folder = save_tiny(tmp_path / "tiny")
+    (folder / "pytorch_model.bin").write_text("version https://git-lfs.github.com/spec/v1\n")  # not needed
+    path = folder / name if name.endswith(".gguf") else folder
+    if path is folder:
+        load_tokenizer(str(folder))
+    (folder / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0a\nsize 48213377\n")
+    for read in (load_base, load_tokenizer):
+        with pytest.raises(BaseModelError, match=f"{name} is a git-lfs pointer.*\n.*git lfs pull"):
+            read(str(path))
 
 
 def test_bases_that_cannot_be(tmp_path: Path) -> None:

