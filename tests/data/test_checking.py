@@ -220,6 +220,68 @@ def test_a_row_as_the_model_sees_it(tmp_path: Path, tiny_folder: Path, capsys: p
     assert main(["data", "show", str(path), "--row", "9", "--base", str(tiny_folder)]) == 2
 
 
+def test_a_row_as_json_names_what_is_learned_and_what_is_not(
+    tmp_path: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    turns = [("user", "Olá, você?"), ("assistant", "Não 😀"), ("user", "e «isso»"), ("assistant", "é")]
+    messages = [{"role": role, "content": text} for role, text in turns]
+    path = write_rows(tmp_path / "r.jsonl", [{"messages": messages}])
+    text = write_rows(tmp_path / "t.jsonl", [{"text": "só texto"}])
+
+    def shown(*more: str) -> dict:
+        assert main(["data", "show", *more, "--base", str(tiny_folder), "--json"]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    found = shown(str(path))
+    assert found["where"] == f"{path}:1"
+    assert found["learned"] == ["Não 😀<|im_end|>", "é<|im_end|>"]
+    assert found["not_learned"] == [
+        "<|im_start|>user\nOlá, você?<|im_end|>\n<|im_start|>assistant\n",
+        "\n<|im_start|>user\ne «isso»<|im_end|>\n<|im_start|>assistant\n",
+    ]
+    assert "".join(token for token, _ in found["tokens"]) == "".join(
+        before + after for before, after in zip(found["not_learned"], found["learned"], strict=True)
+    )
+    last = shown(str(path), "--learn", "last")
+    assert last["learned"] == ["é<|im_end|>"]
+    assert last["not_learned"] == ["".join(token for token, _ in last["tokens"]).removesuffix("é<|im_end|>")]
+    plain = shown(str(text))
+    assert (plain["learned"], plain["not_learned"]) == (
+        ["ó texto<|im_end|>"],
+        ["s"],
+    )  # nothing comes before the first token
+
+
+def test_the_texts_of_tokens_together_are_the_rows_text() -> None:
+    """A SentencePiece decoder drops the space that a text begins with; it must not drop one before each token."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    from afina.data.template import Row
+    from afina.measure.pages.data_pages import rendered
+    from afina.models.tokenizer import wrap
+
+    words = ["<s>", "</s>", "▁a", "▁red", "▁kettle", "s", "▁", *(f"<0x{byte:02X}>" for byte in range(256))]
+    backend = Tokenizer(models.BPE(vocab={w: i for i, w in enumerate(words)}, merges=[], byte_fallback=True))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    inner = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token="<s>",
+        eos_token="</s>",
+        chat_template="{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}",
+    )
+    house = [words.index(f"<0x{byte:02X}>") for byte in "家".encode()]
+    ids = [2, 3, 4, 5, *house, 4, 1]
+    row = Row(ids, [-100] * 3 + ids[3:], "here")
+    found = rendered(wrap(inner, []), row)
+    assert [text for text, _ in found.tokens] == ["a", " red", " kettle", "s", "家", " kettle", "</s>"]
+    assert (found.texts(learned=False), found.texts(learned=True)) == (["a red kettle"], ["s家 kettle</s>"])
+
+
 def test_the_command_prints_json_and_a_page(
     tmp_path: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

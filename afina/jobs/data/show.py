@@ -24,6 +24,10 @@ class ShowRowResult(Result):
     """File and line of the row."""
     tokens: tuple[tuple[str, bool], ...]
     """The text of each token, and whether it is learned."""
+    learned: tuple[str, ...]
+    """The text of each stretch of learned tokens, in order."""
+    not_learned: tuple[str, ...]
+    """The text of each stretch between them."""
 
 
 def show(settings: ShowRowSettings, listener: Listener = ignore) -> ShowRowResult:
@@ -33,7 +37,12 @@ def show(settings: ShowRowSettings, listener: Listener = ignore) -> ShowRowResul
     found = _rendered(settings)
     if settings.html:
         write_atomic(settings.html, row_page(found).encode())
-    return ShowRowResult(where=found.where, tokens=tuple(found.tokens))
+    return ShowRowResult(
+        where=found.where,
+        tokens=tuple(found.tokens),
+        learned=tuple(found.texts(learned=True)),
+        not_learned=tuple(found.texts(learned=False)),
+    )
 
 
 def _rendered(settings: ShowRowSettings) -> Rendered:

@@ -1,5 +1,6 @@
 """The page of a data check, and of a row as the model sees it."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,19 +21,29 @@ class Rendered:
     where: str
     tokens: list[tuple[str, bool]]
 
+    def texts(self, learned: bool) -> list[str]:
+        """The text of each stretch of tokens that are learned (or of each that are not), in order."""
+        stretches = itertools.groupby(self.tokens, key=lambda token: token[1])
+        return ["".join(text for text, _ in tokens) for labelled, tokens in stretches if labelled == learned]
+
 
 def rendered(tokenizer: Tokenizer, row: Row) -> Rendered:
-    """The tokens of `row`; those that share a character of several bytes are joined."""
+    """The tokens of `row`, whose texts together are the row's; those that share a character of several bytes are
+    joined."""
+
+    def decode(ids: list[int]) -> str:
+        return str(tokenizer.inner.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
     tokens: list[tuple[str, bool]] = []
+    before: list[int] = []  # the tokens of the text before: many a decoder drops the space that a text begins with
     held: list[int] = []
-    for token, label in zip(row.input_ids, row.labels, strict=True):
+    for i, (token, label) in enumerate(zip(row.input_ids, row.labels, strict=True), 1):
         held.append(token)
-        text = str(tokenizer.inner.decode(held, skip_special_tokens=False, clean_up_tokenization_spaces=False))
-        if not text.endswith("\ufffd"):
+        shown, whole = decode(before), decode(before + held)
+        text = whole.removeprefix(shown) if whole.startswith(shown) else decode(held)
+        if i == len(row.input_ids) or not text.endswith("\ufffd"):
             tokens.append((text, label != IGNORE_INDEX))
-            held = []
-    if held:
-        tokens.append((str(tokenizer.inner.decode(held)), row.labels[-1] != IGNORE_INDEX))
+            before, held = held, []
     return Rendered(row.location, tokens)
 
 

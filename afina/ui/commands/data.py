@@ -74,6 +74,6 @@ def _show_prepared(settings: "PrepareDataSettings", result: "PrepareDataResult")
 
 VIEWS = {
     "data check": View(_show_check, exit_code=lambda result: 0 if result.ready else 1),
-    "data show": View(_show_row, json=False),
+    "data show": View(_show_row),
     "data prepare": View(_show_prepared, json=False),
 }
