@@ -116,7 +116,7 @@ class MetricsFile:
         if isinstance(event, _RECORDED):
             line = json.dumps(row(event)) + "\n"
             with writing(self.path):
-                handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+                handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
                 try:
                     os.write(handle, line.encode())
                 finally:

@@ -16,8 +16,8 @@ from typing import Any, overload
 
 import numpy as np
 
-from afina.core.errors import writing
-from afina.core.files import write_json
+from afina.core.errors import InputError, writing
+from afina.core.files import read_json, sha256, write_json
 from afina.data.rows import Locations, decode
 from afina.data.template import Row
 
@@ -25,6 +25,7 @@ _INDEX = np.dtype(
     [("end", "<u8"), ("prefix", "<u4"), ("number", "<u4")]
 )  # where the row's tokens end, and its location
 _ENTRY = struct.Struct("<QII")  # the same, to write one
+_SUMS = "sums.json"  # of a folder in the cache: what is in it, by hash
 _MOST_BYTES = 4 << 30  # of prepared rows that are kept for later runs
 _ABANDONED = 7 * 86_400  # seconds after which no process is still writing
 
@@ -122,9 +123,22 @@ def lengths(rows: Sequence[Row]) -> Sequence[int]:
     return [len(row.input_ids) for row in rows]
 
 
+def _sums(folder: Path) -> dict[str, str]:
+    """The SHA-256 of each file in `folder` and below it, by its path."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / _SUMS)
+    return {path.relative_to(folder).as_posix(): sha256(path) for path in files}
+
+
+def _is_sound(folder: Path) -> bool:
+    try:
+        return bool(read_json(folder / _SUMS) == _sums(folder))
+    except (InputError, OSError):
+        return False
+
+
 class RowCache:
     """Prepared rows in a folder of the cache, by a key of everything that decides them; the least recently used are
-    evicted.
+    evicted. A folder whose files are not those that were written, by their hashes, is made again.
 
     Without a key (data whose content is not known beforehand) the folder is `temporary`, and the caller's to remove.
     """
@@ -136,11 +150,13 @@ class RowCache:
 
     def __enter__(self) -> Path | None:
         """A new folder to fill, or None where the rows are there already."""
-        if self.folder.exists():
+        if self.folder.exists() and _is_sound(self.folder):
             with suppress(OSError):  # so that it counts as the newest
                 os.utime(self.folder)
             return None
         with writing(self.folder):
+            if self.folder.exists():
+                shutil.rmtree(self.folder)
             self.folder.parent.mkdir(parents=True, exist_ok=True)
             self._new = Path(tempfile.mkdtemp(dir=self.folder.parent, prefix="."))
         return self._new
@@ -152,6 +168,8 @@ class RowCache:
             shutil.rmtree(self.temporary or self._new, ignore_errors=True)
             return
         with writing(self.folder):
+            if self.temporary is None:
+                write_json(self._new / _SUMS, _sums(self._new))
             try:
                 self._new.rename(self.folder)
             except OSError:

@@ -9,17 +9,24 @@ from afina.core.errors import AdapterError, InputError
 from afina.core.files import write_atomic
 from afina.models.load import Base
 from afina.runs.files import AdapterFacts
+from afina.runs.folder import FORMER, settle
 
 DEFAULT_NEW_TOKENS = 256  # for adapters that do not record how long their answers are
 
 
 def adapter_folder(run: Path) -> Path:
     """The adapter's folder in the run folder `run`, or `run` itself if it is one. Raises `AdapterError`."""
+    settle(run)
     for folder in (run / "adapter", run):
         if (folder / "adapter_config.json").is_file():
             return folder
     if not run.exists():
         raise AdapterError(f"run {run}: no such folder", "give the folder that `afina train` wrote (its --out)")
+    if (run / FORMER).is_dir():
+        raise AdapterError(
+            f"run {run} was cut off before its adapter was saved; the run that it was to replace is in {run / FORMER}",
+            f"resume it with `afina train --resume {run}`, or give {run / FORMER}",
+        )
     raise AdapterError(f"run {run} holds no adapter", "give the folder that `afina train` wrote (its --out)")
 
 

@@ -19,6 +19,7 @@ from afina.core.events import Done, Event, HeldOut, Step, end_of, parse
 from afina.core.files import read_json, read_jsonl
 from afina.core.finding import Finding
 from afina.lora.peft_files import CONFIG, WEIGHTS
+from afina.runs.folder import settle
 
 
 class Recorded(BaseModel):
@@ -226,6 +227,7 @@ class RunFiles:
 
 def read_run(folder: Path) -> RunFiles:
     """Reads all files, each by itself. Raises `InputError` where `folder` holds nothing of a run."""
+    settle(folder)
     if not any((folder / name).exists() for name in _OF_A_RUN):
         raise InputError(f"{folder} holds no run", "give the folder that `afina train` wrote (its --out)")
     damaged: list[Finding] = []

@@ -1,13 +1,15 @@
 """A run's folder while it is written: checked, locked, replaced only once the new run has an adapter."""
 
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from afina.core.errors import OutputError, writing
-from afina.core.files import check_writable, write_json, write_jsonl
+from afina.core.files import check_writable, sync, write_json, write_jsonl
 from afina.core.tracker import TRACKERS
+from afina.lora.peft_files import CONFIG, WEIGHTS
 from afina.measure.evaluation import Evaluation
 
 RUN_FILES = (
@@ -21,7 +23,7 @@ RUN_FILES = (
     "report.html",
     "checkpoints",
 )
-LOCK = ".lock"
+FORMER, MOVING = ".former", ".moving"
 
 
 def _written() -> list[str]:
@@ -29,101 +31,152 @@ def _written() -> list[str]:
     return [*RUN_FILES, *(name for tracker in TRACKERS for name in tracker.writes)]
 
 
-def check_folder(folder: Path, overwrite: bool) -> None:
-    """Raises `OutputError` unless a run may be written to `folder`: it is new, empty, or a run to be overwritten."""
-    if folder.exists() and not folder.is_dir():
-        raise OutputError(f"--out {folder} is a file, expected a folder", "choose another --out")
-    above = next(parent for parent in [folder, *folder.absolute().parents] if parent.exists())
-    if not above.is_dir():
-        raise OutputError(f"--out {folder}: {above} is a file, not a folder", "choose another --out")
-    if not folder.exists():
-        check_writable(folder / "config.yaml")
-    # A killed process leaves its lock file behind, unlocked.
-    if not folder.exists() or all(path.name == LOCK for path in folder.iterdir()):
-        return
-    if not (folder / "config.yaml").exists():
-        raise OutputError(f"--out {folder} holds files that are not from a run", "choose another --out")
-    if not overwrite and not (folder / "evaluation.json").exists():
-        raise OutputError(
-            f"--out {folder} holds a run that was cut off",
-            f"resume it with `afina train --resume {folder}`, or replace it with --overwrite",
-        )
-    if not overwrite:
-        raise OutputError(f"--out {folder} already holds a run", "choose another --out, or replace it with --overwrite")
-
-
 class RunFolder:
-    """A run folder that is being written. A previous run in it is only deleted once the new one has saved an adapter.
+    """A run folder that is being written, by one process at a time. A former run in it is only deleted once the new
+    one has saved an adapter. Files that no run writes are neither moved nor deleted.
 
-    Files that no run writes are neither moved nor deleted.
+    What a killed process may leave, whenever it is killed, is told apart by names that come and go in one renaming:
+
+    - `.moving` holds files of a run on their way out or back. They belong back.
+    - `.former` holds a whole run, which a new one replaces. It goes once the new one has an adapter, and comes back
+      where that has saved nothing.
+
+    `settle` finishes or undoes it.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._previous = folder / ".former"
-        self.committed = False
+        self._former, self._moving = folder / FORMER, folder / MOVING
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keeps other processes from training into the folder. Raises `OutputError` where one does already.
+        """Makes the folder, and keeps other processes from writing a run into it. Raises `OutputError` where one does,
+        or where there can be no folder.
 
-        The system releases the lock when a process dies, however it dies. Without such locks (Windows) nothing is
-        locked.
+        The system releases the lock when a process dies, however it dies. File systems without locks, and Windows,
+        have none. A folder that is still empty in the end is removed.
         """
+        absent = [each for each in [self.folder, *self.folder.absolute().parents] if not os.path.lexists(each)]
+        above = [self.folder, *self.folder.absolute().parents][len(absent)]
+        if not above.is_dir():
+            what = f"{above} is a file, not a folder" if absent else "it is a file, expected a folder"
+            raise OutputError(f"--out {self.folder}: {what}", "choose another --out")
+        with writing(self.folder):
+            lock = self._lock()
+        try:
+            yield
+        finally:
+            for each in [self.folder, *absent[1:]]:
+                with suppress(OSError):  # not empty: a run is in it
+                    each.rmdir()
+            if lock is not None:
+                os.close(lock)
+
+    def _lock(self) -> int | None:
+        """A handle of the folder that holds its lock; None where there are no locks."""
         try:
             import fcntl
         except ImportError:
-            yield
-            return
-        with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-            lock = (self.folder / LOCK).open("w")
-        with lock:
+            return None
+        while True:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            handle = os.open(self.folder, os.O_RDONLY)
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if self.folder.exists() and os.path.samestat(os.fstat(handle), self.folder.stat()):
+                    return handle
+            except BlockingIOError as error:
+                os.close(handle)
                 raise OutputError(
                     f"another process is training into {self.folder}", "wait for it, or stop it"
                 ) from error
-            try:
-                yield
-            finally:
-                (self.folder / LOCK).unlink(missing_ok=True)
-                with suppress(OSError):  # not empty: a run is in it
-                    self.folder.rmdir()
+            except OSError:  # no locks here
+                return handle
+            os.close(handle)  # the process that had the lock has removed its empty folder: the next one's counts
+
+    def settle(self, resuming: bool = False) -> None:
+        """Finishes or undoes what a killed process left. A new run that can be resumed stays, the former one beside it;
+        with `resuming`, one that has only its settings too."""
+        with writing(self.folder):
+            self._put_back()
+            if not self._former.is_dir():
+                return
+            if self._has_adapter():
+                self.commit()
+            elif not any((self.folder / "checkpoints").glob("step-*")) and not (
+                resuming and (self.folder / "config.yaml").exists()
+            ):
+                self.roll_back()
+
+    def check(self, overwrite: bool) -> None:
+        """Raises `OutputError` unless a run may be written here: the folder is empty, or holds a run to overwrite."""
+        if not any(self.folder.iterdir()):
+            check_writable(self.folder / "config.yaml")
+        elif not (self.folder / "config.yaml").exists():
+            raise OutputError(f"--out {self.folder} holds files that are not from a run", "choose another --out")
+        elif not overwrite and not is_complete(self.folder):
+            former = f"; the run that it was to replace is in {self._former}" if self._former.is_dir() else ""
+            raise OutputError(
+                f"--out {self.folder} holds a run that was cut off{former}",
+                f"resume it with `afina train --resume {self.folder}`, or replace it with --overwrite",
+            )
+        elif not overwrite:
+            raise OutputError(
+                f"--out {self.folder} already holds a run", "choose another --out, or replace it with --overwrite"
+            )
 
     def start(self) -> None:
-        """Creates the folder and sets a previous run in it aside."""
+        """Sets a run in the folder aside, or drops it where it has set one aside itself and is not complete."""
         with writing(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            present = [self.folder / name for name in _written() if (self.folder / name).exists()]
-            if present:
-                self._previous.mkdir(exist_ok=True)
-            for path in present:
-                path.rename(self._previous / path.name)
+            present = [self.folder / name for name in _written() if os.path.lexists(self.folder / name)]
+            if self._former.is_dir():
+                for path in present:
+                    _remove(path)
+            elif present:
+                self._moving.mkdir()
+                for path in present:
+                    path.rename(self._moving / path.name)
+                self._moving.rename(self._former)
+                sync(self.folder)
 
     def commit(self) -> None:
-        """The new run has an adapter: the previous run is deleted."""
-        if not self.committed:
-            shutil.rmtree(self._previous, ignore_errors=True)
-            self.committed = True
+        """The new run has an adapter: the former run is deleted."""
+        if self._former.is_dir():
+            shutil.rmtree(self._former, ignore_errors=True)
 
     def roll_back(self) -> None:
-        """The new run failed before it had an adapter: its files are deleted, the previous run's restored."""
-        if self.committed or not self.folder.is_dir():
+        """Where the new run failed before it had an adapter, its files are deleted, and the former run's come back."""
+        if self._has_adapter() or not self.folder.is_dir():
             return
         for name in _written():
             _remove(self.folder / name)
-        if self._previous.is_dir():
-            for path in self._previous.iterdir():
+        if self._former.is_dir():
+            self._former.rename(self._moving)
+        self._put_back()
+
+    def _put_back(self) -> None:
+        if self._moving.is_dir():
+            for path in self._moving.iterdir():
                 path.rename(self.folder / path.name)
-            self._previous.rmdir()
-        with suppress(OSError):  # not empty: somebody's files
-            self.folder.rmdir()
+            self._moving.rmdir()
+            sync(self.folder)
+
+    def _has_adapter(self) -> bool:
+        return all((self.folder / "adapter" / name).exists() for name in (WEIGHTS, CONFIG))
+
+
+def settle(folder: Path) -> None:
+    """`RunFolder.settle` before the folder is read; nothing where a process is training there, or where nothing may be
+    written."""
+    if any((folder / name).is_dir() for name in (FORMER, MOVING)):
+        run = RunFolder(folder)
+        with suppress(OutputError), run.locked():
+            run.settle()
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir():
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)

@@ -15,6 +15,7 @@ from afina.measure.metric import Predictions
 from afina.measure.metrics import METRICS
 from afina.measure.pages.summary import interval, label, number, table, verdict
 from afina.runs.files import Config, EvaluationRecord, Prediction, read_lines, read_metrics
+from afina.runs.folder import settle
 from afina.settings import RunSettings
 
 T = TypeVar("T")
@@ -37,6 +38,7 @@ def list_runs(folder: Path) -> list[dict[str, Any]]:
 def _runs(folder: Path) -> Iterator[Path]:
     """Folders of runs, and folders that may not be read; folders inside a run are skipped."""
     try:
+        settle(folder)
         found = (folder / "config.yaml").is_file()
         below = [] if found else sorted(path for path in folder.iterdir() if path.is_dir() and not path.is_symlink())
     except OSError:

@@ -14,7 +14,7 @@ from afina.core.config import build, changed, merge, read_yaml
 from afina.core.device import memory_gb
 from afina.core.errors import InputError, Interrupted
 from afina.core.events import Done, Event, Listener, MetricsFile, Notice, forget_after, ignore, minutes
-from afina.core.files import write_json, write_jsonl, write_yaml
+from afina.core.files import sweep, write_json, write_jsonl, write_yaml
 from afina.core.world import SINGLE, World
 from afina.data.template import Row
 from afina.forecast.estimate import Forecast, forecast_training
@@ -33,7 +33,7 @@ from afina.measure.verification import Verification, reference_logits, verify
 from afina.models.load import import_libraries
 from afina.runs.assemble import Assembled, assemble, load
 from afina.runs.facts import facts_of, save_tokenizer
-from afina.runs.folder import RunFolder, check_folder, record
+from afina.runs.folder import RunFolder, is_complete, record
 from afina.runs.tracking import Trackers
 from afina.settings import Resolved, RunSettings
 from afina.training.checkpoint import State, fingerprint, read_latest
@@ -60,8 +60,11 @@ def train_run(settings: RunSettings, listener: Listener = ignore) -> TrainedRun:
 
     Raises `InputError` (nothing was written), `RunFailed`, or `Interrupted` after Ctrl-C (the adapter is kept).
     """
-    check_folder(settings.folder, settings.overwrite)
-    return _train(RunFolder(settings.folder), settings, listener, resuming=False)
+    run_folder = RunFolder(settings.folder)
+    with run_folder.locked():
+        run_folder.settle()
+        run_folder.check(settings.overwrite)
+        return _train(run_folder, settings, listener, resuming=False)
 
 
 def resume_run(folder: Path | str, listener: Listener = ignore) -> TrainedRun:
@@ -72,18 +75,22 @@ def resume_run(folder: Path | str, listener: Listener = ignore) -> TrainedRun:
     changed.
     """
     folder = Path(folder)
-    config = folder / "config.yaml"
-    if not config.is_file():
-        raise InputError(f"--resume {folder} holds no run", "give the folder that `afina train` wrote (its --out)")
-    if (folder / "evaluation.json").exists():
-        raise InputError(
-            f"--resume {folder}: this run is complete",
-            "train further with `afina train DATA --adapter RUN --out OTHER`",
-        )
-    settings = build(RunSettings, merge(read_yaml(config), {"out": folder}))
-    run_folder = RunFolder(folder)
-    run_folder.commit()
-    return _train(run_folder, settings, listener, resuming=True)
+    nothing = InputError(f"--resume {folder} holds no run", "give the folder that `afina train` wrote (its --out)")
+    if not folder.is_dir():
+        raise nothing
+    run_folder, config = RunFolder(folder), folder / "config.yaml"
+    with run_folder.locked():
+        run_folder.settle(resuming=True)
+        if not config.is_file():
+            raise nothing
+        if is_complete(folder):
+            raise InputError(
+                f"--resume {folder}: this run is complete",
+                "train further with `afina train DATA --adapter RUN --out OTHER`",
+            )
+        sweep(folder)
+        settings = build(RunSettings, merge(read_yaml(config), {"out": folder}))
+        return _train(run_folder, settings, listener, resuming=True)
 
 
 def _train(run_folder: RunFolder, settings: RunSettings, listener: Listener, *, resuming: bool) -> TrainedRun:
@@ -94,7 +101,7 @@ def _train(run_folder: RunFolder, settings: RunSettings, listener: Listener, *, 
     run = _Run(assembled, assembled.adapt(settings), run_folder)
     run.announce(listener)
     forecast = None if resuming else _forecast(assembled, run.resolved, listener)
-    with run_folder.locked(), closing(trackers):
+    with closing(trackers):
         try:
             done = run.train(listener, resuming, start, trackers)
         except BaseException:

@@ -12,7 +12,7 @@ from afina.core.config import changed, read_yaml
 from afina.core.errors import InputError, Interrupted, OutputError
 from afina.core.events import Done, Listener, Notice, end_of, read_events
 from afina.core.files import check_writable, write_yaml
-from afina.runs.folder import LOCK, RunFolder, is_complete
+from afina.runs.folder import RunFolder, is_complete
 from afina.settings import RunSettings
 
 TEST_SPLIT = 0.15  # of the rows, where no test split was asked for
@@ -36,8 +36,6 @@ def resumable_folder(plan_file: Path, settings: RunSettings, more: dict[str, Any
     written. After Ctrl-C, says that what was finished is kept. Raises `OutputError` and `Interrupted`.
     """
     out = plan_file.parent
-    if out.exists() and not out.is_dir():
-        raise OutputError(f"--out {out} is a file, expected a folder", "choose another --out")
     plan = {"settings": changed(settings, {"track": ()}).model_dump(mode="json"), **more}
     with RunFolder(out).locked():
         _write_or_compare(plan_file, plan, what)
@@ -68,9 +66,9 @@ def _write_or_compare(plan_file: Path, plan: dict[str, Any], what: str) -> None:
 
 
 def _holds_more(plan_file: Path) -> bool:
-    """Whether the folder holds more than the plan and the lock, which a killed process leaves behind."""
+    """Whether the folder holds more than the plan."""
     folder = plan_file.parent
-    return folder.is_dir() and any(each.name not in (plan_file.name, LOCK) for each in folder.iterdir())
+    return folder.is_dir() and any(each != plan_file for each in folder.iterdir())
 
 
 def _differing(before: Any, after: Any, path: str = "") -> list[str]:

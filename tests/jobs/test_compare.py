@@ -106,13 +106,6 @@ def test_methods_are_compared_on_the_same_rows(settings: RunSettings, in_process
         compare(changed(settings, {"train.epochs": 9}), methods)
 
 
-def test_a_lock_that_a_killed_process_left_is_in_nobodys_way(settings: RunSettings, in_process: list[str]) -> None:
-    assert settings.out is not None
-    settings.out.mkdir(parents=True)
-    (settings.out / ".lock").touch()
-    assert list(compare(settings, ["base"])["methods"]) == ["base"]
-
-
 def test_damaged_parts_are_made_again_and_the_others_kept(settings: RunSettings, in_process: list[str]) -> None:
     methods = ["base", "few-shot", "lora"]
     before = compare(settings, methods)

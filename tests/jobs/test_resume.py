@@ -32,20 +32,6 @@ def test_killed_at_random_moments_the_adapter_is_the_same(tmp_path: Path) -> Non
         afina.resume(afina.ResumeSettings(run=tmp_path / "tiny"))
 
 
-def test_two_processes_do_not_train_in_one_folder(tmp_path: Path) -> None:
-    from afina.core.errors import OutputError
-    from afina.runs.folder import LOCK, RunFolder, check_folder
-
-    pytest.importorskip("fcntl")
-    first, second = (RunFolder(tmp_path / "run").locked() for _ in range(2))
-    with first, pytest.raises(OutputError, match="another process"), second:
-        pass
-    assert not (tmp_path / "run").exists()
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / LOCK).touch()  # as a killed process leaves it
-    check_folder(tmp_path / "run", overwrite=False)
-
-
 def test_other_data_than_the_run_began_with_is_refused(tmp_path: Path, tiny_folder: Path, colours: Path) -> None:
     from afina.core.errors import Interrupted
     from afina.core.events import Step

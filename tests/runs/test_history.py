@@ -58,7 +58,7 @@ def test_states(tmp_path: Path) -> None:
     make_run(tmp_path / "not evaluated", evaluated=False)
     make_run(tmp_path / "cut off", end=None, evaluated=False)
     make_run(tmp_path / "complete" / "adapter")  # inside a run
-    make_run(tmp_path / ".former")
+    make_run(tmp_path / ".hidden")
     found = list_runs(tmp_path)
     assert {Path(entry["run"]).name: entry["state"] for entry in found} == {
         name: name for name in ("complete", "interrupted", "not evaluated", "cut off")

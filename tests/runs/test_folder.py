@@ -1,0 +1,255 @@
+"""A run's folder through kills at every moment: no finished run is ever lost."""
+
+import multiprocessing
+import os
+import shutil
+import signal
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from afina.core.errors import AdapterError, OutputError
+from afina.core.files import sweep, write_atomic
+from afina.core.interrupt import StopRequest, interrupt_on_all_signals
+from afina.lora.peft_files import CONFIG, WEIGHTS
+from afina.runs.facts import adapter_folder
+from afina.runs.folder import FORMER, MOVING, RunFolder, settle
+
+FILES = ("config.yaml", "metrics.jsonl", f"adapter/{CONFIG}", f"adapter/{WEIGHTS}", "evaluation.json", "report.html")
+
+
+class Killed(BaseException):
+    """What no handler of errors sees: the process is gone."""
+
+
+def write(folder: Path, whose: str, names: tuple[str, ...] = FILES) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(whose)
+
+
+def whose(folder: Path) -> dict[str, str]:
+    """The files of the run that stands in `folder`, and whose they are."""
+    return {name: (folder / name).read_text() for name in FILES if (folder / name).exists()}
+
+
+@contextmanager
+def killed_before(operation: int) -> Iterator[list[str]]:
+    """Within the block the process dies before the `operation`-th change of the disk."""
+    changes: list[str] = []
+
+    def watched(name: str, real: Callable[..., object]) -> Callable[..., object]:
+        def change(*args: object, **kwargs: object) -> object:
+            if len(changes) >= operation:
+                raise Killed
+            changes.append(name)
+            return real(*args, **kwargs)
+
+        return change
+
+    with pytest.MonkeyPatch.context() as patch:
+        for owner, name in (
+            (Path, "rename"), (Path, "mkdir"), (Path, "rmdir"), (Path, "unlink"), (Path, "write_text"),
+            (os, "unlink"), (os, "rmdir"),
+        ):  # fmt: skip
+            patch.setattr(owner, name, watched(name, getattr(owner, name)))
+        yield changes
+
+
+def overwrite(folder: Path, fails: bool = False) -> None:
+    """A run that replaces another: as far as its adapter, or until it fails without one."""
+    run = RunFolder(folder)
+    run.start()
+    write(folder, "new", FILES[:2])
+    if fails:
+        run.roll_back()
+        return
+    write(folder, "new", FILES[2:4])
+    run.commit()
+    write(folder, "new", FILES[4:])
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["to its end", "fails early"])
+@pytest.mark.parametrize("again", range(0, 12, 3))
+def test_a_finished_run_survives_a_kill_at_any_moment(tmp_path: Path, fails: bool, again: int) -> None:
+    """And a second kill while what the first left is put right, `again` changes into it."""
+    operation, ended = 0, False
+    while not ended:
+        folder = tmp_path / str(operation)
+        write(folder, "old")
+        (folder / "notes.txt").write_text("the user's own")
+        try:
+            with killed_before(operation):
+                overwrite(folder, fails)
+            ended = True
+        except Killed:
+            pass
+        try:
+            with killed_before(again):
+                RunFolder(folder).settle()
+        except Killed:
+            pass
+        settle(folder)
+        found = whose(folder)
+        if "new" in found.values():  # it had saved an adapter: it stays, and can be resumed
+            assert not fails
+            assert set(found.values()) == {"new"}, (operation, found)
+            assert set(FILES[:4]) <= set(found), (operation, found)
+        else:
+            assert found == dict.fromkeys(FILES, "old"), operation
+        assert not any((folder / name).exists() for name in (FORMER, MOVING))
+        assert (folder / "notes.txt").exists()
+        operation += 1
+    assert operation > 10
+
+
+def test_a_new_run_that_can_be_resumed_keeps_the_former_beside_it(tmp_path: Path) -> None:
+    write(tmp_path, "old")
+    RunFolder(tmp_path).start()
+    write(tmp_path, "new", ("config.yaml", "checkpoints/step-4"))
+    settle(tmp_path)
+    assert whose(tmp_path / FORMER) == dict.fromkeys(FILES, "old")
+    with pytest.raises(AdapterError, match=r"\.former"):
+        adapter_folder(tmp_path)
+    assert adapter_folder(tmp_path / FORMER).exists()
+    with pytest.raises(OutputError, match="cut off; the run that it was to replace is in"):
+        RunFolder(tmp_path).check(overwrite=False)
+    overwrite(tmp_path, fails=True)
+    assert whose(tmp_path) == dict.fromkeys(FILES, "old")
+
+
+def test_resuming_keeps_settings_without_a_checkpoint(tmp_path: Path) -> None:
+    write(tmp_path, "old")
+    RunFolder(tmp_path).start()
+    write(tmp_path, "new", ("config.yaml",))
+    RunFolder(tmp_path).settle(resuming=True)
+    assert whose(tmp_path) == {"config.yaml": "new"}
+    RunFolder(tmp_path).settle()
+    assert whose(tmp_path) == dict.fromkeys(FILES, "old")
+
+
+def test_links_are_removed_and_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "kept").touch()
+    folder = tmp_path / "run"
+    write(folder, "old", FILES[:1])
+    (folder / "checkpoints").symlink_to(tmp_path / "elsewhere")
+    overwrite(folder)
+    assert (tmp_path / "elsewhere" / "kept").exists()
+    assert not (folder / "checkpoints").exists()
+
+
+def hold(folder: Path, ready, go) -> None:
+    with RunFolder(folder).locked():
+        ready.set()
+        go.wait(30)
+
+
+def test_one_process_at_a_time(tmp_path: Path) -> None:
+    pytest.importorskip("fcntl")
+    folder = tmp_path / "above" / "run"
+    context = multiprocessing.get_context("spawn")
+    ready, go = context.Event(), context.Event()
+    other = context.Process(target=hold, args=(folder, ready, go))
+    other.start()
+    assert ready.wait(60)
+    with pytest.raises(OutputError, match="another process"), RunFolder(folder).locked():
+        pass
+    assert folder.exists()
+    go.set()
+    other.join(30)
+    assert not folder.parent.exists()
+    with RunFolder(folder).locked():
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lock_on_a_folder_that_is_gone_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between opening the folder and locking it, the process that held it may have removed it."""
+    fcntl = pytest.importorskip("fcntl")
+    real, calls, folder = fcntl.flock, [], tmp_path / "run"
+
+    def flock(handle, how) -> None:
+        if not calls:
+            folder.rmdir()
+        calls.append(how)
+        real(handle, how)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    other = RunFolder(folder).locked()
+    with RunFolder(folder).locked(), pytest.raises(OutputError, match="another process"), other:
+        pass
+    assert len(calls) == 3
+
+
+def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fcntl = pytest.importorskip("fcntl")
+
+    def flock(file, how) -> None:
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with RunFolder(tmp_path / "run").locked():
+        assert (tmp_path / "run").is_dir()
+
+
+def test_files_have_the_rights_that_the_user_gives(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        write_atomic(tmp_path / "one", "text")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "one").stat().st_mode) == 0o640
+
+
+def test_temporary_files_of_a_kill_are_swept(tmp_path: Path) -> None:
+    def die(*_: object, **__: object) -> None:
+        raise Killed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "replace", die)
+        patch.setattr(Path, "unlink", die)
+        with pytest.raises(Killed):
+            write_atomic(tmp_path / "deep" / "one", "text")
+    (tmp_path / ".hidden").touch()
+    assert len(list((tmp_path / "deep").iterdir())) == 1
+    sweep(tmp_path)
+    assert list((tmp_path / "deep").iterdir()) == []
+    assert (tmp_path / ".hidden").exists()
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_other_signals_are_ctrl_c(name: str) -> None:
+    which = getattr(signal, name)
+    before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        signal.signal(which, signal.SIG_DFL)
+        interrupt_on_all_signals()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(which)
+        stop = StopRequest()
+        with stop.listening():
+            signal.raise_signal(which)
+            assert stop.asked
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(which)
+        signal.signal(which, signal.SIG_IGN)  # nohup
+        interrupt_on_all_signals()
+        with StopRequest().listening():
+            signal.raise_signal(which)
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
+def test_a_folder_of_other_files_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "other").touch()
+    with pytest.raises(OutputError, match="not from a run"):
+        RunFolder(tmp_path).check(overwrite=True)
+    shutil.rmtree(tmp_path / "run", ignore_errors=True)
+    for out in (tmp_path / "other", tmp_path / "other" / "deep"):
+        with pytest.raises(OutputError, match="is a file"), RunFolder(out).locked():
+            pass
