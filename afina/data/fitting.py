@@ -4,10 +4,11 @@ import itertools
 from collections.abc import Iterable, Iterator
 
 from afina.core.errors import DataError
+from afina.data.conversation import Remarks
 from afina.data.mapping import Example, Unusable
 from afina.data.rows import Rejected, Rejections
 from afina.data.settings import DataSettings
-from afina.data.template import Row, divide, render, render_batches, shorten
+from afina.data.template import Rendered, Row, divide, render, render_batches, shorten
 from afina.models.tokenizer import Tokenizer
 
 DEFAULT_MAX_LENGTH = 1024  # tokens
@@ -20,38 +21,41 @@ class Fitter:
 
     def __init__(self, tokenizer: Tokenizer, max_length: int, too_long: str, context: int = 0) -> None:
         self.tokenizer, self.max_length, self.too_long, self.context = tokenizer, max_length, too_long, context
-        self.rejected = Rejections()
-        self.long = self.longest = 0
+        self.rejected, self.remarks = Rejections(), Remarks()
+        self.rows = self.long = self.longest = 0
         self.cut = self.divided = 0
 
     def fit(self, examples: Iterable[Example]) -> list[tuple[Row, Example]]:
-        """The rows of those that can be used, with the examples as they were cut."""
-        return [(row, example) for row, example, _ in self.fit_marked((example, 0) for example in examples)]
+        """The rows of those that can be used, with what asks for each: an example as it was cut, or a turn of it."""
+        marked = ((example, 0) for example in examples)
+        return [pair for pairs, _ in self.fit_marked(marked) for pair in pairs]
 
-    def fit_marked(self, examples: Iterable[tuple[Example, int]]) -> Iterator[tuple[Row, Example, int]]:
-        """`fit` of examples that carry a number (that of their split), as a stream."""
+    def fit_marked(self, examples: Iterable[tuple[Example, int]]) -> Iterator[tuple[list[tuple[Row, Example]], int]]:
+        """`fit` of each of the examples, which carry a number (that of their split), as a stream."""
         marked = iter(examples)
         batches = iter(lambda: list(itertools.islice(marked, _BATCH)), [])
-        for batch, rendered in render_batches(self.tokenizer, batches):
-            for (example, mark), row in zip(batch, rendered, strict=True):
+        for batch, rendered in render_batches(self.tokenizer, batches, self.remarks):
+            for (example, mark), rows in zip(batch, rendered, strict=True):
                 try:
-                    pairs = self._fitted(example, row)
+                    yield self._fitted(rows), mark
                 except Unusable as reason:
                     self.rejected.add(Rejected(example.location, str(reason)))
-                    continue
-                for pair in pairs:
-                    yield *pair, mark
+                    yield [], mark
 
-    def _fitted(self, example: Example, row: Row | Unusable) -> list[tuple[Row, Example]]:
-        if isinstance(row, Unusable):
-            raise row
+    def _fitted(self, rendered: Rendered) -> list[tuple[Row, Example]]:
+        if isinstance(rendered, Unusable):
+            raise rendered
+        self.rows += len(rendered)
+        return [pair for row, example in rendered for pair in self._fit(row, example)]
+
+    def _fit(self, row: Row, example: Example) -> list[tuple[Row, Example]]:
         length = len(row.input_ids)
         if length <= self.max_length:
             return [(row, example)]
         if not example.messages:
             self.divided += 1
             pieces = divide(self.tokenizer, example, self.max_length)
-            return [(render(self.tokenizer, piece), piece) for piece in pieces]
+            return [(row, piece) for piece in pieces for row in render(self.tokenizer, piece)]
         self.long, self.longest = self.long + 1, max(self.longest, length)
         if self.too_long == "error":
             return []
@@ -61,17 +65,17 @@ class Fitter:
         # Cutting text and tokenising it again may save a token or two fewer than were cut.
         while len(row.input_ids) > self.max_length:
             example = shorten(self.tokenizer, uncut, excess)
-            row = render(self.tokenizer, example)
+            (row,) = render(self.tokenizer, example)
             excess += max(1, len(row.input_ids) - self.max_length)
         self.cut += 1
         return [(row, example)]
 
-    def check_lengths(self, settings: DataSettings, total: int) -> None:
+    def check_lengths(self, settings: DataSettings) -> None:
         """Raises `DataError` where rows were too long and that is an error."""
         if self.long and self.too_long == "error":
             remedy = "raise --data.max_length, or " if self.max_length < self.context else ""
             raise DataError(
-                f"{settings.path}: {self.long} of {total} rows are longer than {self.max_length} tokens "
+                f"{settings.path}: {self.long} of {self.rows} rows are longer than {self.max_length} tokens "
                 f"(the longest has {self.longest})",
                 f"{remedy}choose --data.too_long cut (shortens prompts, keeps answers) or drop",
             )
@@ -81,4 +85,4 @@ class Fitter:
         lines = [f"{self.cut} prompts were cut to fit {self.max_length} tokens"] if self.cut else []
         if self.divided:
             lines.append(f"{self.divided} texts were divided into rows of at most {self.max_length} tokens")
-        return lines
+        return [*lines, *self.remarks.lines()]

@@ -1,6 +1,8 @@
 """What a file's columns mean, recognised by their names and first rows: which text is the prompt, and which the
 answer."""
 
+import ast
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,6 +10,11 @@ from typing import Any, Literal
 
 ASKED = ("prompt", "question", "instruction", "query", "input", "user", "utterance")
 ANSWERED = ("completion", "response", "answer", "output", "assistant", "reply")
+PAIR_ANSWERED = ("gpt", "bot", *ANSWERED)  # beside a question in one item of a conversation
+SYSTEMS = ("system", "system_prompt", "system_message")
+TOOLS = ("tools", "functions")
+HISTORIES = ("history",)
+MEDIA = ("image", "images", "audio", "audios", "video", "videos")
 TEXTS = ("text", "sentence", "review", "comment", "content", "tweet", "message", "utterance", "title")
 LABELS = ("label", "category", "class", "sentiment", "intent", "emotion", "topic", "stars", "rating")
 DOCUMENTS = ("document", "article", "dialogue", "source", "text", "body", "content", "abstract")
@@ -35,21 +42,23 @@ _FEW_LABELS = 0.5  # labels are repeated: distinct ones are at most this fractio
 
 @dataclass(frozen=True)
 class Layout:
-    """A known kind of file. `conversation` is the column of messages; otherwise `prompt` and `completion` are
-    templates.
+    """A known kind of file. `conversation` are the columns of messages: one with all of them, or that of the question
+    and that of the answer; where there is none, `prompt` and `completion` are templates.
 
-    `kind` is the kind of task where the layout implies it.
+    `kind` is the kind of task where the layout implies it. `last_only` says that of a conversation in one column only
+    the last answer is meant.
     """
 
     name: str
     prompt: str | None = None
     completion: str | None = None
-    conversation: str | None = None
+    conversation: tuple[str, ...] = ()
     kind: Kind | None = None
+    last_only: bool = False
 
     def words(self) -> str:
         if self.conversation:
-            return f"{self.name}: the conversation is in {self.conversation!r}"
+            return f"{self.name}: the conversation is in {' and '.join(map(repr, self.conversation))}"
         if self.prompt is None:
             return f"{self.name}: all of {self.completion!r} is learned, as it is"
         return f"{self.name}: --prompt {self.prompt!r} --completion {self.completion!r}"
@@ -61,6 +70,7 @@ def recognise(columns: Sequence[str], sample: Sequence[dict[str, Any]]) -> Layou
     return (
         _conversation(named, sample)
         or _preference(named, sample)
+        or _asked_and_answered(named, sample)
         or _alpaca(named)
         or _question(named, sample)
         or _translation(columns, sample)
@@ -76,13 +86,50 @@ def first(names: Sequence[str], named: dict[str, str]) -> str | None:
     return next((named[name] for name in names if name in named), None)
 
 
+def parsed(value: Any) -> Any:
+    """What a text spells, where it spells a list or an object in JSON or in Python (as tables hold them); anything
+    else as it is."""
+    if not isinstance(value, str) or not value.lstrip().startswith(("[", "{")):
+        return value
+    for read in (json.loads, ast.literal_eval):
+        try:
+            found = read(value.strip())
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            continue
+        return found if isinstance(found, list | dict) else value
+    return value
+
+
+def example_of(column: str, sample: Sequence[dict[str, Any]]) -> Any:
+    """The first value of a column that holds something."""
+    return next((found for row in sample if (found := parsed(row.get(column))) not in (None, "", [], {})), None)
+
+
+def _is_conversation(value: Any) -> bool:
+    """Whether it is a list of messages: each with its speaker, or a question with its answer."""
+    listed = parsed(value)
+    return isinstance(listed, list) and bool(listed) and isinstance(listed[0], dict) and _speaks(listed[0])
+
+
+def _speaks(item: dict[str, Any]) -> bool:
+    pair = {"human", *ASKED} & item.keys() and set(PAIR_ANSWERED) & item.keys()
+    return bool(pair) or not item.keys().isdisjoint(("role", "from", "speaker"))
+
+
 def _conversation(named: dict[str, str], sample: Sequence[dict[str, Any]]) -> Layout | None:
     for name in CONVERSATIONS:
-        column = named.get(name)
-        turns = next((row[column] for row in sample if row.get(column)), None) if column else None
-        if isinstance(turns, list) and isinstance(turns[0], dict):
+        turns: Any = example_of(named[name], sample) if name in named else None
+        if _is_conversation(turns):
             known = "ShareGPT conversations" if "from" in turns[0] else "messages"
-            return Layout(known, conversation=column, kind="chat")
+            return Layout(known, conversation=(named[name],), kind="chat")
+    return None
+
+
+def _asked_and_answered(named: dict[str, str], sample: Sequence[dict[str, Any]]) -> Layout | None:
+    """Question and answer in columns of their own, of which one at least holds messages."""
+    asked, answered = first(ASKED, named), first(ANSWERED, named)
+    if asked and answered and any(_is_conversation(example_of(column, sample)) for column in (asked, answered)):
+        return Layout("messages of question and answer", conversation=(asked, answered), kind="chat")
     return None
 
 
@@ -90,12 +137,17 @@ def _preference(named: dict[str, str], sample: Sequence[dict[str, Any]]) -> Layo
     """Of a preferred and a rejected answer the preferred one is learned."""
     if not {"chosen", "rejected"} <= named.keys():
         return None
-    chosen = named["chosen"]
-    if any(isinstance(row.get(chosen), list) for row in sample):
-        return Layout("preference pairs, the chosen one learned", conversation=chosen, kind="chat")
-    asked = first(ASKED, named)
-    found = f"{{{asked}}}" if asked else None
-    return Layout("preference pairs, the chosen one learned", found, f"{{{chosen}}}") if found else None
+    name, chosen, asked = "preference pairs, the chosen one learned", named["chosen"], first(ASKED, named)
+    turns, question = example_of(chosen, sample), example_of(asked, sample) if asked else None
+    if _is_conversation(turns) and not (asked and question and _begins_with_answer(turns)):
+        return Layout(name, conversation=(chosen,), kind="chat", last_only=True)
+    if asked and (_is_conversation(turns) or _is_conversation(question)):
+        return Layout(name, conversation=(asked, chosen), kind="chat")
+    return Layout(name, f"{{{asked}}}", f"{{{chosen}}}") if asked else None
+
+
+def _begins_with_answer(turns: list[dict[str, Any]]) -> bool:
+    return str(turns[0].get("role", turns[0].get("from"))).lower() in ("assistant", "gpt", "bot", "model")
 
 
 def _alpaca(named: dict[str, str]) -> Layout | None:
@@ -112,12 +164,11 @@ def _question(named: dict[str, str], sample: Sequence[dict[str, Any]]) -> Layout
     answer = first(("answer", "answers", "response", "output"), named)
     if answer is None:
         return None
-    value = next((row[answer] for row in sample if row.get(answer)), None)
-    shape = ""
+    value, shape = next((row[answer] for row in sample if row.get(answer)), None), ""
     if isinstance(value, dict) and isinstance(value.get("text"), list):  # SQuAD
         shape = "[text][0]"
-    elif isinstance(value, list):
-        shape = "[0]"
+    elif any(isinstance(row.get(answer), list) for row in sample):
+        shape = "[0]" if answer.lower().endswith("s") else "[, ]"  # several answers, or one of several parts
     context = first(("context", "passage", "document"), named)
     asked = f"{{{named['question']}}}"
     prompt = f"{{{context}}}\n\n{asked}" if context else asked

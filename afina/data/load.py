@@ -27,6 +27,7 @@ from afina.models.load import Base
 from afina.models.tokenizer import Tokenizer
 from afina.version import __version__
 
+_RENDERED = 2  # to be raised where rows are rendered otherwise, so that those in the cache are not found
 _PROGRESS = 20_000  # rows between two reports of progress
 
 
@@ -113,7 +114,7 @@ class _Rendering:
             self._file(test_split_file(settings), [targets[2]], is_test=True)
         for writer in (train, held_out, test):
             writer.close()
-        fitter.check_lengths(settings, self.total)
+        fitter.check_lengths(settings)
         needed = [("training", train), ("held-out", held_out), *([("test", test)] if splits.test.any() else [])]
         for what, rows in needed:
             if not rows.count:
@@ -135,13 +136,14 @@ class _Rendering:
             numbers[target.mask] = number
         again = self.splits.read_again(settings, len(numbers), is_test)
         chosen = ((example, int(number)) for example, number in zip(again, numbers, strict=True) if number)
-        for row, example, number in self.fitter.fit_marked(chosen):
-            if self.fitter.tokenizer.task.writes_text:
-                _check_labels(row, example, self.fitter.tokenizer)
+        for pairs, number in self.fitter.fit_marked(chosen):
             target = targets[number - 1]
-            target.writer.add(row)
-            if target.examples is not None:
-                target.examples.append(example)
+            for row, example in pairs:
+                if self.fitter.tokenizer.task.writes_text:
+                    _check_labels(row, example, self.fitter.tokenizer)
+                target.writer.add(row)
+                if target.examples is not None:
+                    target.examples.append(example)
             self.done += 1
             if self.done % _PROGRESS == 0:
                 self.listener(Progress("rows prepared", self.done, self.total))
@@ -162,9 +164,8 @@ def _plain(example: Example) -> dict[str, Any]:
 
 
 def _example(values: dict[str, Any]) -> Example:
-    messages, references = tuple(values["messages"]), tuple(values["references"])
-    rest = {name: value for name, value in values.items() if name not in ("messages", "references", "where")}
-    return Example(messages=messages, references=references, location=values["where"], **rest)
+    listed = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
+    return Example(**{"location": values.pop("where"), **values, **listed})
 
 
 def _key(splits: Splits, tokenizer: Tokenizer, max_length: int) -> str | None:
@@ -173,7 +174,7 @@ def _key(splits: Splits, tokenizer: Tokenizer, max_length: int) -> str | None:
     if files is None:
         return None
     decides = [
-        __version__, files, splits.settings.model_dump(mode="json"), splits.seed, max_length,
+        __version__, _RENDERED, files, splits.settings.model_dump(mode="json"), splits.seed, max_length,
         tokenizer.hash(), tokenizer.template_hash(), sorted(tokenizer.stop_ids), tokenizer.inner.eos_token_id,
         tokenizer.turn_end, tokenizer.classes,
     ]  # fmt: skip

@@ -5,13 +5,14 @@ import re
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from afina.data.layouts import Layout
 
 _NUMBERED = re.compile(r"(.*?)(0|[1-9]\d{0,8})", re.DOTALL)
 _NO_NUMBER = 2**32 - 1
+_MOST_NOTES = 100
 
 
 @dataclass(frozen=True)
@@ -108,13 +109,29 @@ class Rejections:
         return {f"{reason} ({', '.join(locations[reason])}{', …' * (n > 3)})": n for reason, n in counts.most_common()}
 
 
-@dataclass
 class Notes:
-    """What was found out about files while they were read, each line once; and the layout that was recognised."""
+    """What was found out about files while they were read, and the layout that was recognised."""
 
-    layout: Layout | None = None
-    lines: list[str] = field(default_factory=list)
+    def __init__(self) -> None:
+        self.layout: Layout | None = None
+        self._said: list[str] = []
+        self._counts: Counter[str] = Counter()
 
     def say(self, line: str) -> None:
-        if line not in self.lines and len(self.lines) < 100:
-            self.lines.append(line)
+        """Keeps a line, once."""
+        if line not in self._said and len(self._said) < _MOST_NOTES:
+            self._said.append(line)
+
+    def count(self, lines: Iterable[str]) -> None:
+        """Keeps what was found in one row; each line is shown once, with the number of rows."""
+        for line in lines:
+            if line in self._counts or len(self._counts) < _MOST_NOTES:
+                self._counts[line] += 1
+
+    def clear(self) -> None:
+        self._said.clear()
+        self._counts.clear()
+
+    @property
+    def lines(self) -> list[str]:
+        return [*self._said, *(f"{line} ({n} row{'s' * (n > 1)})" for line, n in self._counts.items())]

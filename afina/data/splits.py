@@ -195,7 +195,7 @@ class _FirstPass:
             seen.add(row.prompt_key)
             has_prompt.append(bool(row.messages))
             if row.messages and not is_test:
-                self.answers.add(row.completion or "")
+                self.answers.add(row.said)
         check_usable(settings, len(has_prompt), rejected)
         self.rejected = Rejections(itertools.chain(self.rejected, rejected))
         prompted = np.frombuffer(has_prompt, bool)

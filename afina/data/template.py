@@ -3,11 +3,10 @@
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias, TypeVar
+from typing import TypeAlias, TypeVar
 
-from jinja2.exceptions import TemplateError
-
-from afina.data.mapping import Example, Unusable, check_unicode
+from afina.data.conversation import Conversation, Remarks, Tools, Written, check_texts
+from afina.data.mapping import Example, Turn, Unusable, said_of, thought_of
 from afina.models.model import IGNORE_INDEX
 from afina.models.tokenizer import Message, Tokenizer
 
@@ -28,62 +27,68 @@ class Row:
         return len(self.labels) - self.labels.count(IGNORE_INDEX)
 
 
-def prompt_ids(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
+def prompt_ids(
+    tokenizer: Tokenizer, messages: Sequence[Message], tools: Tools = (), remarks: Remarks | None = None
+) -> list[int]:
     """What the model is given to answer. Raises `Unusable` where the template refuses, or there is no prompt."""
     if not messages:
         raise Unusable("it is plain text, which has no prompt")
-    _check_texts(tokenizer, messages)
-    if not tokenizer.task.continues_text:
-        return tokenizer.encode_input("\n".join(message["content"] for message in messages))
-    return _with_bos(tokenizer, tokenizer.encode(_chat(tokenizer, messages, answer=True)))
+    said = set[str]()
+    conversation = Conversation(tokenizer, [Turn(message, False) for message in messages], tools, said.add)
+    ids = (
+        _with_bos(tokenizer, tokenizer.encode(conversation.prompt()))
+        if tokenizer.task.continues_text
+        else _input(tokenizer, conversation.messages)
+    )
+    if remarks:
+        remarks.add(said)
+    return ids
 
 
-def render(tokenizer: Tokenizer, example: Example) -> Row:
-    """The example as the model is trained on it: every assistant's turn and its end labelled, nothing else.
+def render(tokenizer: Tokenizer, example: Example, remarks: Remarks | None = None) -> list[Row]:
+    """The example as the model is trained on it: what the assistant writes and its end labelled, nothing else.
 
-    The text is cut where generation would begin and tokenised in pieces, so that the ids of a prompt are the same here
-    and at inference. An earlier assistant turn that the template changes or drops later raises `Unusable`."""
-    if not tokenizer.task.continues_text:
-        return _row_plain(tokenizer, example)
-    pieces = _pieces(tokenizer, example)
-    return _joined(tokenizer, [(piece, tokenizer.encode(piece.text)) for piece in pieces], example.location)
+    It is one row where the template only ever adds to what was said before; where it changes or drops earlier turns, a
+    row of each turn that is learned. The text is cut where generation would begin and tokenised in pieces, so that the
+    ids of a prompt are the same here and at inference. Raises `Unusable`."""
+    found = _texts(tokenizer, example, remarks or Remarks())
+    return [_row(tokenizer, text, map(tokenizer.encode, _pieces(text)), each) for each, text in found]
 
 
 M = TypeVar("M")
+Rendered: TypeAlias = list[tuple[Row, Example]] | Unusable
 
 
 def render_batches(
-    tokenizer: Tokenizer, batches: Iterable[list[tuple[Example, M]]]
-) -> Iterator[tuple[list[tuple[Example, M]], list[Row | Unusable]]]:
-    """Each batch with what `render` gives or raises for its examples, many times as fast: all texts of a batch are
-    tokenised at once, on all processors, while the next batch is read and written out."""
-    before: tuple[list[tuple[Example, M]], list[_Text], Future[list[list[int]]]] | None = None
+    tokenizer: Tokenizer, batches: Iterable[list[tuple[Example, M]]], remarks: Remarks
+) -> Iterator[tuple[list[tuple[Example, M]], list[Rendered]]]:
+    """Each batch with what `render` gives or raises for its examples, and the example of each row, many times as fast:
+    all texts of a batch are tokenised at once, on all processors, while the next batch is read and written out."""
+    before: tuple[list[tuple[Example, M]], list[_Texts | Unusable], Future[list[list[int]]]] | None = None
     with ThreadPoolExecutor(1) as thread:
         for batch in batches:
-            texts = [_text(tokenizer, example) for example, _ in batch]
-            pieces = [piece.text for text in texts if isinstance(text, list) for piece in text]
+            texts = [_attempted(tokenizer, example, remarks) for example, _ in batch]
+            pieces = [piece for each in texts if isinstance(each, list) for _, text in each for piece in _pieces(text)]
             job = thread.submit(tokenizer.encode_all, pieces)
             if before:
-                yield before[0], _rows(tokenizer, *before)
+                yield before[0], _rows(tokenizer, *before[1:])
             before = batch, texts, job
         if before:
-            yield before[0], _rows(tokenizer, *before)
+            yield before[0], _rows(tokenizer, *before[1:])
 
 
-def _text(tokenizer: Tokenizer, example: Example) -> "_Text":
+def _attempted(tokenizer: Tokenizer, example: Example, remarks: Remarks) -> "_Texts | Unusable":
     try:
-        return _pieces(tokenizer, example) if tokenizer.task.continues_text else _row_plain(tokenizer, example)
+        return _texts(tokenizer, example, remarks)
     except Unusable as reason:
         return reason
 
 
-def _rows(
-    tokenizer: Tokenizer, batch: Sequence[tuple[Example, Any]], texts: "Sequence[_Text]", job: Future[list[list[int]]]
-) -> list[Row | Unusable]:
+def _rows(tokenizer: Tokenizer, texts: "Sequence[_Texts | Unusable]", job: Future[list[list[int]]]) -> list[Rendered]:
     ids = iter(job.result())
     return [
-        _joined(tokenizer, [(piece, next(ids)) for piece in text], example.location) if isinstance(text, list) else text
-        for (example, _), text in zip(batch, texts, strict=True)
+        [(_row(tokenizer, text, ids, example), example) for example, text in each] if isinstance(each, list) else each
+        for each in texts
     ]
 
 
@@ -95,32 +100,31 @@ class _Piece:
     learned: bool
 
 
-_Text: TypeAlias = list[_Piece] | Row | Unusable
+_Text: TypeAlias = list[_Piece] | Row
+_Texts: TypeAlias = list[tuple[Example, _Text]]  # of each row the example that asks for it
 
 
-def _pieces(tokenizer: Tokenizer, example: Example) -> list[_Piece]:
-    """The example's text from its beginning to the end of its last answer. Raises `Unusable`."""
-    turns = [*example.messages, {"role": "assistant", "content": _completion(example)}]
-    _check_texts(tokenizer, turns)
+def _pieces(text: _Text) -> list[str]:
+    return [piece.text for piece in text] if isinstance(text, list) else []
+
+
+def _texts(tokenizer: Tokenizer, example: Example, remarks: Remarks) -> _Texts:
+    """The rows of an example before their texts are tokenised. Raises `Unusable`."""
+    completion = _completion(example)
     if not example.messages:
+        if not tokenizer.task.continues_text:
+            raise Unusable("plain text is learned by bases that write text, such as starter")
+        check_texts(tokenizer, [example.answer])
         end = [] if example.unfinished else [_Piece(tokenizer.inner.eos_token, True)]
-        return [_Piece(_completion(example), True), *end]
-    pieces: list[_Piece] = []
-    text = ""
-    for i, turn in enumerate(turns):
-        if turn["role"] != "assistant":
-            continue
-        last = i == len(turns) - 1
-        before = _chat(tokenizer, turns[:i], answer=True)
-        if not before.startswith(text):
-            raise Unusable("the chat template changes earlier turns, so they cannot be learned one by one")
-        body, rest = _answer(tokenizer, before, turns[: i + 1], last)
-        learned = last or not example.last_only
-        pieces += [_Piece(before[len(text) :], False), _Piece(body, learned), _Piece(tokenizer.turn_end, learned)]
-        if not last:
-            pieces.append(_Piece(rest, False))
-        text = before + body + tokenizer.turn_end + rest
-    return pieces
+        return [(example, [_Piece(completion, True), *end])]
+    said = set[str]()
+    conversation = Conversation(tokenizer, example.turns, example.tools, said.add)
+    if tokenizer.task.continues_text:
+        found = _by_turns(conversation, example)
+    else:
+        found = [(example, _row_plain(tokenizer, example, conversation))]
+    remarks.add(said, len(found))
+    return found
 
 
 def _completion(example: Example) -> str:
@@ -129,38 +133,89 @@ def _completion(example: Example) -> str:
     return example.completion
 
 
-def _joined(tokenizer: Tokenizer, pieces: Sequence[tuple[_Piece, list[int]]], location: str) -> Row:
+def _by_turns(conversation: Conversation, example: Example) -> _Texts:
+    """All that is learned in one row, if the prompt of each answer goes on where the last one ended; else a row
+    each."""
+    answers = conversation.answers()
+    if not answers:
+        raise Unusable("the chat template leaves nothing of it to learn")
+    pieces: list[_Piece] = []
+    text = ""
+    for _, written in answers:
+        if not written.before.startswith(text):
+            return [(_example_at(conversation, number, each, example), _apart(each)) for number, each in answers]
+        pieces += _apart(written, len(text))
+        text = written.before + written.body + written.end
+    return [(replace(example, references=_expected(example.answer, answers[-1][1], example.references)), pieces)]
+
+
+def _apart(written: Written, known: int = 0) -> list[_Piece]:
+    """An answer after what is `known` (so many characters) of the text before it."""
+    return [_Piece(written.before[known:], False), _Piece(written.body, True), _Piece(written.end, True)]
+
+
+def _example_at(conversation: Conversation, number: int, written: Written, example: Example) -> Example:
+    """What asks for one answer of a conversation."""
+    messages = tuple(conversation.messages[:number])
+    message = conversation.messages[number]
+    asked = [each["content"] for each in messages if each["role"] == "user"]
+    is_last = number == len(conversation.messages) - 1
+    return replace(
+        example,
+        messages=messages,
+        completion=message["content"],
+        references=_expected(message, written, example.references if is_last else (said_of(message),)),
+        source=example.source if is_last or not asked else asked[-1],
+        unlearned=tuple(i for i, each in enumerate(messages) if each["role"] == "assistant"),
+        tools=tuple(conversation.tools),
+        extra={name: value for name, value in message.items() if name not in ("role", "content")},
+    )
+
+
+def _expected(message: Message, written: Written, references: tuple[str, ...]) -> tuple[str, ...]:
+    """The references of an answer; of one that calls tools the call as the template writes it."""
+    if not message.get("tool_calls") or references != (said_of(message),):
+        return references
+    return (thought_of({"content": written.body})[1].strip(),)
+
+
+def _row(tokenizer: Tokenizer, text: _Text, tokens: Iterable[list[int]], example: Example) -> Row:
+    """The row of an example's text; `tokens` has those of its pieces next."""
+    if isinstance(text, Row):
+        return text
     ids: list[int] = []
     labels: list[int] = []
-    for piece, tokens in pieces:
-        ids += tokens
-        labels += tokens if piece.learned else [IGNORE_INDEX] * len(tokens)
+    for piece, found in zip(text, tokens, strict=False):
+        ids += found
+        labels += found if piece.learned else [IGNORE_INDEX] * len(found)
     if labels:
         labels[0] = IGNORE_INDEX  # nothing comes before it from which it could be predicted
     with_bos = _with_bos(tokenizer, ids)
-    return Row(with_bos, [IGNORE_INDEX] * (len(with_bos) - len(ids)) + labels, location)
+    return Row(with_bos, [IGNORE_INDEX] * (len(with_bos) - len(ids)) + labels, example.location)
 
 
-def _row_plain(tokenizer: Tokenizer, example: Example) -> Row:
+def _row_plain(tokenizer: Tokenizer, example: Example, conversation: Conversation) -> Row:
     """For a classifier the number of the class, as the second label: it then stands at the first token, as every label
     does at the token before its own. For an encoder-decoder the answer follows the text, and all of it is labelled."""
-    completion = _completion(example)
-    if not example.messages:
-        raise Unusable("plain text is learned by bases that write text, such as starter")
-    ids = prompt_ids(tokenizer, example.messages)
+    *asked, answer = conversation.messages
+    completion = str(answer["content"])
+    ids = _input(tokenizer, asked)
     if tokenizer.task.writes_text:
-        _check_texts(tokenizer, [{"role": "assistant", "content": completion}])
-        answer = [*tokenizer.encode(completion), *tokenizer.stop_ids]
-        return Row(ids + answer, [IGNORE_INDEX] * len(ids) + answer, example.location)
+        written = [*tokenizer.encode(completion), *tokenizer.stop_ids]
+        return Row(ids + written, [IGNORE_INDEX] * len(ids) + written, example.location)
     if completion not in tokenizer.classes:
         raise Unusable(f"its class {completion!r} is not one of those that the model knows")
     labels = [IGNORE_INDEX, tokenizer.classes.index(completion), *[IGNORE_INDEX] * (len(ids) - 2)]
     return Row(ids, labels, example.location)
 
 
+def _input(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
+    return tokenizer.encode_input("\n".join(message["content"] for message in messages))
+
+
 def text_ids(tokenizer: Tokenizer, text: str) -> list[int]:
     """Plain text for the model to continue. Raises `Unusable` where it spells a control token."""
-    _check_texts(tokenizer, [{"role": "user", "content": text}])
+    check_texts(tokenizer, [{"role": "user", "content": text}])
     return _with_bos(tokenizer, tokenizer.encode(text))
 
 
@@ -191,34 +246,6 @@ def shorten(tokenizer: Tokenizer, example: Example, excess: int) -> Example:
     messages = list(example.messages)
     messages[at] = {**messages[at], "content": tokenizer.decode(ids[: len(ids) - excess])}
     return replace(example, messages=tuple(messages))
-
-
-def _check_texts(tokenizer: Tokenizer, messages: Sequence[Message]) -> None:
-    """Text that spells a control token would end a turn or forge one; text that is not Unicode cannot be read."""
-    for message in messages:
-        check_unicode(message["content"])
-        control = next((token for token in tokenizer.control_texts if token in message["content"]), None)
-        if control:
-            raise Unusable(f"the text holds the control token {control!r} of this base")
-
-
-def _chat(tokenizer: Tokenizer, messages: Sequence[Message], answer: bool) -> str:
-    try:
-        return tokenizer.chat(list(messages), answer)
-    except TemplateError as error:
-        raise Unusable(f"the chat template refuses it: {error}") from None
-
-
-def _answer(tokenizer: Tokenizer, before: str, turns: Sequence[Message], last: bool) -> tuple[str, str]:
-    """The answer's text as the template writes it (some trim it), and what follows the end of turn."""
-    text = _chat(tokenizer, turns, answer=False)
-    closing = tokenizer.turn_end + tokenizer.turn_rest
-    if text.startswith(before) and text.endswith(closing):
-        return text[len(before) : len(text) - len(closing)], tokenizer.turn_rest
-    if not last:
-        raise Unusable("the chat template changes earlier turns, so they cannot be learned one by one")
-    # A template that treats the last answer differently (an empty thought, no end of turn): as generation continues.
-    return str(turns[-1]["content"]), tokenizer.turn_rest
 
 
 def _with_bos(tokenizer: Tokenizer, ids: list[int]) -> list[int]:

@@ -12,7 +12,8 @@ from afina.core.errors import AdapterError, DataError, OutputError
 from afina.core.events import Listener, Notice, Progress, ignore
 from afina.core.files import check_writable, write_jsonl
 from afina.core.job import Job
-from afina.data.mapping import Unusable, read_examples
+from afina.data.conversation import Remarks
+from afina.data.mapping import Example, Unusable, read_examples
 from afina.data.template import prompt_ids, text_ids
 from afina.jobs._opening import OpenSettings
 from afina.lora.injection import disabled
@@ -57,7 +58,7 @@ def generate(settings: GenerateSettings, listener: Listener = ignore) -> Generat
     keep_freed_memory()
     adapted = settings.open()
     model = adapted.base
-    rows, ids = _asked(adapted, *_conversations(adapted, settings, listener), listener)
+    rows, ids = _asked(adapted, *_questions(adapted, settings, listener), listener)
 
     def answers() -> Any:
         return generate_tokens(
@@ -88,26 +89,24 @@ def _check_out(out: Path, settings: GenerateSettings) -> None:
 Rows = list[dict[str, Any]]
 
 
-def _conversations(
-    adapted: Adapted, settings: GenerateSettings, listener: Listener
-) -> tuple[Rows, list[list[dict[str, Any]]]]:
-    """What is asked: the rows of the result so far, and the messages of each."""
+def _questions(adapted: Adapted, settings: GenerateSettings, listener: Listener) -> tuple[Rows, list[Example]]:
+    """What is asked: the rows of the result so far, and the example of each."""
     if settings.data is None:
         system = adapted.facts.get("data", {}).get("system")
         start = [{"role": "system", "content": system}] if system else []
-        asked = [[*start, {"role": "user", "content": prompt}] for prompt in settings.prompts]
-        return [{"prompt": prompt} for prompt in settings.prompts], asked
+        asked = [(*start, {"role": "user", "content": prompt}) for prompt in settings.prompts]
+        return [{"prompt": prompt} for prompt in settings.prompts], [Example(each, None, (), "", "") for each in asked]
     examples, rejected, notes = read_examples(adapted.data_settings(settings.data), needs_completion=False)
     for line in notes.lines:
         listener(Notice(line))
     for line in rejected.lines():
         listener(Notice(f"not answered: {line}", warning=True))
     rows = [{"where": e.location, "prompt": e.messages[-1]["content"] if e.messages else e.source} for e in examples]
-    return rows, [list(example.messages) for example in examples]
+    return rows, examples
 
 
 def _asked(
-    adapted: Adapted, rows: Rows, conversations: Sequence[list[dict[str, Any]]], listener: Listener
+    adapted: Adapted, rows: Rows, examples: Sequence[Example], listener: Listener
 ) -> tuple[Rows, list[list[int]]]:
     """The rows that fit, and their token ids. Raises `DataError` where a prompt does not, or no row does."""
     model = adapted.base
@@ -115,9 +114,14 @@ def _asked(
     room = model.facts.context_length - (adapted.max_new_tokens if model.task.writes_text else 0)
     is_text = adapted.facts.get("kind") == "text"
     found: list[tuple[dict[str, Any], list[int]]] = []
-    for row, messages in zip(rows, conversations, strict=True):
+    remarks = Remarks()
+    for row, example in zip(rows, examples, strict=True):
         try:
-            ids = text_ids(model.tokenizer, row["prompt"]) if is_text else prompt_ids(model.tokenizer, messages)
+            ids = (
+                text_ids(model.tokenizer, row["prompt"])
+                if is_text
+                else prompt_ids(model.tokenizer, example.messages, example.tools, remarks)
+            )
             if len(ids) > room:
                 raise Unusable(f"it has {len(ids)} tokens, the base takes {room} beside an answer")
         except Unusable as reason:
@@ -128,6 +132,8 @@ def _asked(
         found.append((row, ids))
     if not found:
         raise DataError("no row can be asked", "fix the file")
+    for line in remarks.lines():
+        listener(Notice(line))
     return [row for row, _ in found], [ids for _, ids in found]
 
 

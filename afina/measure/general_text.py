@@ -32,5 +32,5 @@ def general_rows(tokenizer: Tokenizer, most: int) -> dict[str, list[Row]]:
 
 
 def _row(tokenizer: Tokenizer, example: Example, most: int) -> Row:
-    row = render(tokenizer, example)
+    (row,) = render(tokenizer, example)
     return Row(row.input_ids[:most], row.labels[:most], row.location)

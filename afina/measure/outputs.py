@@ -68,7 +68,7 @@ def outputs_of(base: Base, eval_set: EvaluationSet, listener: Listener, name: st
     """What the model, as it is now, does on `eval_set`: it generates greedily. `name` is for progress messages."""
     answers, seconds, latency = [], 0.0, 0.0
     if eval_set.kind != "text":
-        prompts = [prompt_ids(base.tokenizer, example.messages) for example in eval_set.examples]
+        prompts = [prompt_ids(base.tokenizer, example.messages, example.tools) for example in eval_set.examples]
 
         def progress(done: int, total: int) -> None:
             listener(Progress(f"answers of the {name} model", done, total))

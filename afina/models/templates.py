@@ -1,6 +1,11 @@
-"""Chat templates for bases that come without one, chosen by the control tokens in the vocabulary."""
+"""Chat templates for bases that come without one, chosen by the control tokens in the vocabulary; and what a template
+has a place for."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from jinja2.exceptions import TemplateError
 
 # Where no format is recognised: each text on a line of its own, the answer ended by eos.
 PLAIN = (
@@ -44,3 +49,51 @@ def template_for(control_texts: Iterable[str], has_bos: bool) -> str:
     controls = set(control_texts)
     template = next((template for tokens, template in _FORMATS if tokens <= controls), PLAIN)
     return template if has_bos else template.removeprefix(_BEGIN)
+
+
+MARK, _OTHER = "Xq7probe", "Xq7other"
+
+
+@dataclass(frozen=True)
+class Abilities:
+    """What a chat template has a place for: what it is given shows in what it writes.
+
+    `system` is a message of the system at the beginning, `late_system` one among the others, `tools` their
+    descriptions, `calls` what an answer calls, `results` a message of the role 'tool', `thoughts` the marks <think> and
+    </think>. `empty` is the content of an answer that only calls, for some templates want none there."""
+
+    system: bool = True
+    late_system: bool = True
+    tools: bool = False
+    calls: bool = False
+    results: bool = True
+    thoughts: bool = False
+    empty: str | None = ""
+
+
+def abilities(render: Callable[[list[dict[str, Any]], list[dict[str, Any]]], str], template: str) -> Abilities:
+    """Those of `template`, by rendering messages and tools with it. `render` raises `TemplateError`."""
+
+    def shows(text: str, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None) -> bool:
+        try:
+            return text in render(messages, tools or [])
+        except TemplateError:
+            return False
+
+    user, answer = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
+    system = {"role": "system", "content": MARK}
+    schema = {"name": MARK, "description": "c", "parameters": {"type": "object", "properties": {}}}
+    function = {"type": "function", "function": schema}
+    call = {"id": "call12345", "type": "function", "function": {"name": MARK, "arguments": {}}}
+    result = {"role": "tool", "content": _OTHER, "tool_call_id": "call12345", "name": MARK}
+    calling = [{"role": "assistant", "content": text, "tool_calls": [call]} for text in ("", None)]
+    called = next((each for each in calling if shows(MARK, [user, each])), None)
+    return Abilities(
+        system=shows(MARK, [system, user]),
+        late_system=shows(MARK, [user, answer, system, user]),
+        tools=shows(MARK, [user], [function]),
+        calls=called is not None,
+        results=shows(_OTHER, [user, called or answer, result]),
+        thoughts="</think>" in template,
+        empty=None if called is calling[1] else "",
+    )

@@ -17,11 +17,9 @@ from jinja2.exceptions import TemplateError
 from afina.core.errors import BaseModelError
 from afina.core.task import CAUSAL, Task
 from afina.models.formats.gguf import GGUF
-from afina.models.templates import template_for
+from afina.models.templates import MARK, Abilities, abilities, template_for
 
-Message = dict[str, Any]  # {"role": "system" | "user" | "assistant" | …, "content": str}
-
-_MARKER = "Xq7probe"
+Message = dict[str, Any]  # {"role": "system" | "user" | "assistant" | …, "content": str}, and more (data.mapping)
 
 
 @dataclass(frozen=True)
@@ -63,10 +61,26 @@ class Tokenizer:
         """The text of `ids` without special tokens."""
         return str(self.inner.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
-    def chat(self, messages: list[Message], answer: bool) -> str:
-        """The chat template over `messages`; with `answer`, up to where the assistant begins. Raises
-        `TemplateError`."""
-        return str(self.inner.apply_chat_template(messages, tokenize=False, add_generation_prompt=answer))
+    def chat(self, messages: Sequence[Message], answer: bool, tools: Sequence[Message] = ()) -> str:
+        """The chat template over `messages` and the schemas of `tools`; with `answer`, up to where the assistant
+        begins. Raises `TemplateError`."""
+        given: dict[str, Any] = {"tokenize": False, "add_generation_prompt": answer, "tools": list(tools) or None}
+        try:
+            return str(self.inner.apply_chat_template(list(messages), **given))
+        except (TypeError, ValueError, LookupError, AttributeError) as error:  # of an expression in the template
+            raise TemplateError(str(error)) from error
+
+    @cached_property
+    def abilities(self) -> Abilities:
+        """What the chat template has a place for; without one, texts alone."""
+        if not self.task.continues_text:
+            return Abilities()
+        return abilities(lambda messages, tools: self.chat(messages, True, tools), str(self.inner.chat_template))
+
+    @cached_property
+    def stop_texts(self) -> tuple[str, ...]:
+        """The tokens that end a turn, as text."""
+        return tuple(self.inner.convert_ids_to_tokens(sorted(self.stop_ids)))
 
     @cached_property
     def _backend(self) -> Any:
@@ -117,17 +131,17 @@ def wrap(inner: Any, extra_stops: list[int]) -> Tokenizer:
             "the tokenizer has no end-of-sequence token, so no answer could ever end", "choose another base"
         )
     stops = {inner.eos_token_id, *extra_stops}
-    question = [{"role": "user", "content": _MARKER}]
+    question = [{"role": "user", "content": MARK}]
     try:
         before = inner.apply_chat_template(question, tokenize=False, add_generation_prompt=True)
         rendered = inner.apply_chat_template(
-            [*question, {"role": "assistant", "content": _MARKER}], tokenize=False, add_generation_prompt=False
+            [*question, {"role": "assistant", "content": MARK}], tokenize=False, add_generation_prompt=False
         )
     except TemplateError as error:
         raise BaseModelError(f"the chat template cannot render a question and an answer: {error}") from error
-    if _MARKER not in before or rendered.count(_MARKER) != 2:
+    if MARK not in before or rendered.count(MARK) != 2:
         raise BaseModelError("the chat template drops the question or the answer", "choose another base")
-    tail = rendered.rsplit(_MARKER, 1)[1]
+    tail = rendered.rsplit(MARK, 1)[1]
     turn_end, turn_rest = _split_tail(inner, tail, stops)
     stops.update(_specials(inner, turn_end))
     pad = _pick_pad(inner, stops)

@@ -111,7 +111,7 @@ def _bits(runner: TrialRunner) -> list[float]:
 def _score(runner: TrialRunner, asked: EvaluationSet, what: str, listener: Listener) -> float:
     """The main score of the model as it is now."""
     base = runner.base
-    prompts = [prompt_ids(base.tokenizer, example.messages) for example in asked.examples]
+    prompts = [prompt_ids(base.tokenizer, example.messages, example.tools) for example in asked.examples]
 
     def progress(done: int, total: int) -> None:
         listener(Progress(f"answers of the {what} model", done, total))

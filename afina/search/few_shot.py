@@ -1,6 +1,8 @@
 """Few-shot prompting: training rows with their answers before each prompt."""
 
+from dataclasses import replace
 from itertools import zip_longest
+from typing import Any
 
 from afina.core.errors import DataError
 from afina.core.events import Listener, Notice
@@ -23,34 +25,25 @@ def after_examples(assembled: Assembled, asked: EvaluationSet, listener: Listene
     room = base.facts.context_length - asked.max_new_tokens
     shots = _examples(assembled)
     while shots:
-        turns = [
-            turn
-            for example in shots
-            for turn in (*example.messages, {"role": "assistant", "content": example.completion or ""})
-        ]
+        turns = [turn for example in shots for turn in (*example.messages, example.answer)]
         examples = [_after(turns, example) for example in asked.examples]
-        longest = max(len(prompt_ids(base.tokenizer, example.messages)) for example in examples)
+        longest = max(len(prompt_ids(base.tokenizer, example.messages, example.tools)) for example in examples)
         if longest <= _SHARE * room or (longest <= room and len(shots) == 1):
             listener(Notice(f"few-shot: {len(shots)} examples before each prompt"))
-            rows = [render(base.tokenizer, example) for example in examples]
+            rows = [row for example in examples for row in render(base.tokenizer, example)]
             return EvaluationSet(examples, rows, asked.kind, asked.max_new_tokens, asked.source)
         shots = shots[:-1]
     raise DataError("the rows are too long to be shown as examples before a prompt", "leave few-shot out of --methods")
 
 
-def _after(turns: list[dict[str, str]], example: Example) -> Example:
+def _after(turns: list[dict[str, Any]], example: Example) -> Example:
     """`example` with the turns of others before its own, after its system message."""
     system = [turn for turn in example.messages if turn["role"] == "system"]
     rest = [turn for turn in example.messages if turn["role"] != "system"]
     shown = [turn for turn in turns if turn["role"] != "system"]
-    return Example(
-        (*system, *shown, *rest),
-        example.completion,
-        example.references,
-        example.source,
-        example.location,
-        last_only=True,
-    )
+    messages = (*system, *shown, *rest)
+    earlier = tuple(i for i, turn in enumerate(messages) if turn["role"] == "assistant")
+    return replace(example, messages=messages, unlearned=earlier)
 
 
 def _examples(assembled: Assembled) -> list[Example]:

@@ -105,7 +105,7 @@ def learned(tok, row) -> list[str]:
 
 def test_exactly_the_assistants_turns_are_learned(tmp_path: Path) -> None:
     tok = wrap(byte_tokenizer(), [])
-    row = render(tok, example_of(tmp_path, "Hi", "Hello", "And?", "Bye now"))
+    (row,) = render(tok, example_of(tmp_path, "Hi", "Hello", "And?", "Bye now"))
     assert learned(tok, row) == ["Hello<|im_end|>", "Bye now<|im_end|>"]
     whole = tok.inner.decode(row.input_ids)
     assert whole == (
@@ -117,7 +117,7 @@ def test_exactly_the_assistants_turns_are_learned(tmp_path: Path) -> None:
 def test_the_prompt_is_the_same_in_training_and_at_inference(tmp_path: Path) -> None:
     tok = wrap(byte_tokenizer(), [])
     example = example_of(tmp_path, "Hi", "Hello")
-    row = render(tok, example)
+    (row,) = render(tok, example)
     prompt = prompt_ids(tok, example.messages)
     assert row.input_ids[: len(prompt)] == prompt
     assert row.labels[len(prompt) - 1] == IGNORE_INDEX
@@ -130,16 +130,16 @@ def test_templates_that_trim_think_or_forget(tmp_path: Path) -> None:
         "{% if add_generation_prompt %}[assistant]{% endif %}"
     )
     tok = wrap(byte_tokenizer(chat_template=trims), [])
-    assert learned(tok, render(tok, example_of(tmp_path, "Hi", "  Hello "))) == ["Hello<|im_end|>"]
+    assert learned(tok, *render(tok, example_of(tmp_path, "Hi", "  Hello "))) == ["Hello<|im_end|>"]
     thinks = trims.replace("%}[assistant]{%", "%}[assistant]<think></think>{%")
     tok = wrap(byte_tokenizer(chat_template=thinks), [])
-    assert learned(tok, render(tok, example_of(tmp_path, "Hi", "Hello"))) == ["Hello<|im_end|>"]
-    with pytest.raises(Unusable, match="changes earlier turns"):
-        render(tok, example_of(tmp_path, "Hi", "Hello", "And?", "Bye"))
-    no_system = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}" + trims
-    tok = wrap(byte_tokenizer(chat_template=no_system), [])
-    with pytest.raises(Unusable, match="no system"):
-        prompt_ids(tok, [{"role": "system", "content": "x"}, {"role": "user", "content": "y"}])
+    assert learned(tok, *render(tok, example_of(tmp_path, "Hi", "Hello"))) == ["Hello<|im_end|>"]
+    rows = render(tok, example_of(tmp_path, "Hi", "Hello", "And?", "Bye"))
+    assert [learned(tok, row) for row in rows] == [["Hello<|im_end|>"], ["Bye<|im_end|>"]]
+    refuses = "{% if 'no' in messages[0]['content'] %}{{ raise_exception('no, no') }}{% endif %}" + trims
+    tok = wrap(byte_tokenizer(chat_template=refuses), [])
+    with pytest.raises(Unusable, match="the chat template refuses it: no, no"):
+        prompt_ids(tok, [{"role": "user", "content": "no"}])
 
 
 def test_one_bos(tmp_path: Path) -> None:
@@ -155,7 +155,7 @@ def test_one_bos(tmp_path: Path) -> None:
 
     plain = "{% for m in messages %}{{ m['content'] }}<|im_end|>{% endfor %}"
     for template in (plain, "{{ bos_token }}" + plain):
-        row = render(with_bos(template), example_of(tmp_path, "Hi", "Hello"))
+        (row,) = render(with_bos(template), example_of(tmp_path, "Hi", "Hello"))
         assert row.input_ids.count(0) == 1
         assert row.input_ids[0] == 0
         assert row.labels[0] == IGNORE_INDEX
@@ -188,7 +188,7 @@ def test_rows_on_disk_are_the_rows_that_were_rendered(tmp_path: Path, tiny) -> N
     settings = DataSettings(path=path, held_out_rows=10)
     data = load_data(settings, tiny, cache_dir=tmp_path / "cache")
     found, _, _ = read_examples(settings, needs_completion=True)
-    one_by_one = [render(tiny.tokenizer, example) for example in found]
+    one_by_one = [row for example in found for row in render(tiny.tokenizer, example)]
     stored = sorted([*data.train, *data.held_out], key=lambda row: int(row.location.rsplit(":", 1)[1]))
     assert stored == one_by_one
     assert data.train[-1] == data.train[len(data.train) - 1] == list(data.train)[-1]
@@ -256,7 +256,7 @@ def test_eval_file_limit_and_seed(tmp_path: Path, tiny) -> None:
 
 def test_packs_shift_labels_and_keep_rows_apart(tmp_path: Path) -> None:
     tok = wrap(byte_tokenizer(), [])
-    short, long = render(tok, example_of(tmp_path, "a", "b")), render(tok, example_of(tmp_path, "abc", "defg"))
+    short, long = (render(tok, example_of(tmp_path, *turns))[0] for turns in (("a", "b"), ("abc", "defg")))
     packed = pack([short, long], torch.device("cpu"))
     n = len(short.input_ids)
     assert packed.ids_T.tolist() == short.input_ids + long.input_ids

@@ -234,8 +234,10 @@ def test_tools_and_calls_are_kept(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "d.jsonl", [{"conversations": turns, "tools": '[{"name": "f"}]', "system": "s"}])
     ((example,), _, _) = read_examples(DataSettings(path=path), needs_completion=True)
     assert [m["role"] for m in example.messages] == ["system", "user", "assistant", "tool"]
-    assert example.messages[0]["content"] == 's\n\nTools:\n[{"name": "f"}]'
-    assert example.messages[2]["content"] == '{"name": "f"}'
+    assert example.messages[0]["content"] == "s"
+    assert example.tools == ({"type": "function", "function": {"name": "f"}},)
+    called = {"type": "function", "function": {"name": "f", "arguments": {}}}
+    assert example.messages[2] == {"role": "assistant", "content": "", "tool_calls": [called]}
     openai = [
         {"role": "developer", "content": "d"}, {"role": "user", "content": [{"type": "text", "text": "u"}]},
         {
@@ -246,7 +248,8 @@ def test_tools_and_calls_are_kept(tmp_path: Path) -> None:
     ]  # fmt: skip
     path = write_rows(tmp_path / "e.jsonl", [{"messages": openai}])
     ((example,), _, _) = read_examples(DataSettings(path=path), needs_completion=True)
-    assert [m["content"] for m in example.messages] == ["d", "u", '{"name": "f", "arguments": "{}"}', "o"]
+    assert [m["content"] for m in example.messages] == ["d", "u", "", "o"]
+    assert example.messages[2]["tool_calls"] == [called]
 
 
 def test_what_is_not_said_is_asked_for(tmp_path: Path) -> None:

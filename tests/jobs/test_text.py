@@ -38,7 +38,7 @@ def story(tmp_path: Path) -> Path:
 def test_all_of_a_text_is_learned_and_its_end(story: Path, tiny) -> None:
     (first, *_), rejected, _ = read_examples(DataSettings(path=story), needs_completion=True)
     assert len(rejected) == 0
-    row = render(tiny.tokenizer, first)
+    (row,) = render(tiny.tokenizer, first)
     assert row.input_ids == [*tiny.tokenizer.encode(first.completion), tiny.tokenizer.inner.eos_token_id]
     assert row.labels == [IGNORE_INDEX, *row.input_ids[1:]]  # nothing tells the first token
 
@@ -83,7 +83,7 @@ def test_bits_per_byte_by_hand(tiny, story: Path) -> None:
 
     found, _, _ = read_examples(DataSettings(path=story), needs_completion=True)
     example = found[0]
-    row = render(tiny.tokenizer, example)
+    (row,) = render(tiny.tokenizer, example)
     twin = AutoModelForCausalLM.from_pretrained(tiny.facts.path).eval()
     with torch.no_grad():
         ids = torch.tensor([row.input_ids])
@@ -132,7 +132,7 @@ def test_only_the_last_turn_is_learned_if_asked(tmp_path: Path, tiny) -> None:
     learned = {}
     for what in ("all", "last"):
         ((example,), _, _) = read_examples(DataSettings(path=path, learn=what), needs_completion=True)
-        ids = np.array(render(tiny.tokenizer, example).labels)
+        ids = np.array(render(tiny.tokenizer, example)[0].labels)
         learned[what] = tiny.tokenizer.inner.decode(ids[ids != IGNORE_INDEX].tolist())
     assert learned == {"all": "bb<|im_end|>dd<|im_end|>", "last": "dd<|im_end|>"}
 

@@ -247,7 +247,7 @@ def test_a_base_without_a_template_takes_its_familys(
     asked = [{"role": "user", "content": "Hi"}]
     assert tok.chat(asked, answer=True).startswith(begins)
     assert tok.turn_end == ends
-    row = render(tok, Example(tuple(asked), "Yo", ("Yo",), "Hi", "here"))
+    (row,) = render(tok, Example(tuple(asked), "Yo", ("Yo",), "Hi", "here"))
     learned = [label for label in row.labels if label != -100]
     assert tok.inner.decode(learned) == f"Yo{ends}"
 

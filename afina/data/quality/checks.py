@@ -11,7 +11,8 @@ import numpy as np
 
 from afina.core.config import changed
 from afina.core.errors import DataError
-from afina.data.mapping import Example, Unusable, map_examples
+from afina.data.conversation import Remarks
+from afina.data.mapping import Example, Unusable, map_examples, texts_of
 from afina.data.quality.duplicates import Seen, Sketches, leaked
 from afina.data.quality.signals import damaged, language, personal, repaired
 from afina.data.read import OpenFiles, read
@@ -101,7 +102,7 @@ class Checker:
     def __init__(self, tokenizer: Tokenizer | None = None, max_length: int = 1024, most: int | None = None) -> None:
         self.tokenizer, self.max_length, self.most = tokenizer, max_length, most
         self.rows_in = 0
-        self.rejected = Rejections()
+        self.rejected, self.remarks = Rejections(), Remarks()
         self.locations = Locations()
         self.prompts, self.rows, self.sketches = Seen(), Seen(), Sketches()
         self.held_out_locations, self.held_out_prompts, self.held_out_sketches = Locations(), Seen(), Sketches()
@@ -147,15 +148,15 @@ class Checker:
 
     def _look(self, example: Example) -> None:
         """Raises `Unusable` where the base's template or tokenizer cannot take the row."""
-        answer = example.completion or ""
+        answer = example.said
         if self.tokenizer is not None:
-            row = render(self.tokenizer, example)
-            if len(row.input_ids) > self.max_length:
-                self._note("long" if example.messages else "divided", example.location)
-            if row.labelled >= self.max_length and example.messages:
-                self._note("lost", example.location)
-            self.lengths.append(len(row.input_ids))
-            self.answers.append(row.labelled)
+            for row in render(self.tokenizer, example, self.remarks):
+                if len(row.input_ids) > self.max_length:
+                    self._note("long" if example.messages else "divided", example.location)
+                if row.labelled >= self.max_length and example.messages:
+                    self._note("lost", example.location)
+                self.lengths.append(len(row.input_ids))
+                self.answers.append(row.labelled)
             self.tokens += len(self.tokenizer.encode(example.source[:2000]))
             self.words += len(_WORDS.findall(example.source[:2000]))
         if len(self.samples) < _SAMPLES:
@@ -165,7 +166,7 @@ class Checker:
         self.prompts.add(example.prompt_key)
         self.rows.add(f"{example.prompt_key}\n{answer}")
         self.sketches.add(example.source)
-        texts = [str(message["content"]) for message in example.messages] + [answer]
+        texts = [text for message in (*example.messages, example.answer) for text in texts_of(message)]
         if example.messages and len(self.labels) <= _MOST_LABELS:
             self.labels[answer] += 1
         if len(_WORDS.findall(answer)) <= 1 and len(example.messages) > 1:
@@ -249,7 +250,7 @@ def _tolerant(
     except DataError as error:
         if notes.layout is not None:
             raise
-        notes.lines.clear()
+        notes.clear()
         unmapped.append(re.sub(r"\s+", " ", str(error)))
         for row in read(settings, notes, files):  # raises again where the file itself is unreadable
             yield row if isinstance(row, Rejected) else Rejected(row.location, "no layout is known for its columns")
@@ -272,6 +273,8 @@ def _judge(found: Checker, base: str, mapped: bool) -> Iterator[DataFinding]:
             "few rows", "warning", f"{kept} rows are few: a few hundred teach a style, a thousand a task", kept
         )
     yield from _lengths(found, kept, base)
+    for line in found.remarks.lines():
+        yield DataFinding("template", "note", line)
     words: dict[str, tuple[Severity, str]] = {
         "one word": ("note", "answers have at most one word: a classification, or answers cut off"),
         "damaged": ("warning", "rows hold characters damaged by a wrong encoding (mojibake)"),

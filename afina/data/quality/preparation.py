@@ -1,5 +1,6 @@
 """Cleaned and split data: copies removed, personal data masked, groups of near copies kept in one split."""
 
+import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -11,6 +12,7 @@ from afina.core.errors import DataError
 from afina.data.mapping import Example
 from afina.data.quality.duplicates import Seen, Sketches, digest
 from afina.data.quality.signals import damaged, masked, repaired
+from afina.models.tokenizer import Message
 
 Order = Literal["random", "stratified", "time"]
 
@@ -66,7 +68,7 @@ def prepare(examples: Sequence[Example], settings: PrepareSettings, times: Seque
         if settings.mask:
             example, changed = _changed(example, masked)
             done["masked"] += changed
-        key = (example.prompt_key, example.completion)
+        key = (example.prompt_key, json.dumps(example.answer, ensure_ascii=False))
         if key in seen and not settings.keep_copies:
             done["copies taken out"] += 1
             continue
@@ -92,13 +94,36 @@ def prepare(examples: Sequence[Example], settings: PrepareSettings, times: Seque
 
 
 def _changed(example: Example, change: Callable[[str], str]) -> tuple[Example, bool]:
-    messages = tuple({**m, "content": change(m["content"])} for m in example.messages)
+    messages = tuple(_changed_message(message, change) for message in example.messages)
     completion = None if example.completion is None else change(example.completion)
     references = tuple(map(change, example.references))
     new = replace(
-        example, messages=messages, completion=completion, references=references, source=change(example.source)
+        example,
+        messages=messages,
+        completion=completion,
+        references=references,
+        source=change(example.source),
+        extra=_changed_message(example.extra, change),
     )
     return new, new != example
+
+
+def _changed_message(message: Message, change: Callable[[str], str]) -> Message:
+    """The message with its texts changed: what it says, thinks and gives to tools."""
+
+    def deep(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: deep(each) for key, each in value.items()}
+        if isinstance(value, list):
+            return [deep(each) for each in value]
+        return change(value) if isinstance(value, str) else value
+
+    texts: Message = {name: deep(message[name]) for name in ("content", "reasoning_content") if name in message}
+    calls = [
+        {**call, "function": {**call["function"], "arguments": deep(call["function"]["arguments"])}}
+        for call in message.get("tool_calls", ())
+    ]
+    return {**message, **texts, **({"tool_calls": calls} if calls else {})}
 
 
 def _by_time(times: Sequence[str], wanted: int) -> set[int]:
@@ -192,7 +217,11 @@ def shares(text: str | None, flag: str) -> list[tuple[Path, float]]:
 def rows_of(examples: Sequence[Example]) -> list[dict[str, Any]]:
     """The examples as rows of one form, to be read again without any flag: prompts, or messages where one needs
     them."""
-    plain = all(len(e.messages) == 1 and e.messages[0]["role"] == "user" for e in examples if e.messages)
+    plain = all(
+        len(e.messages) == 1 and e.messages[0]["role"] == "user" and not e.tools and not e.extra
+        for e in examples
+        if e.messages
+    )
     return [_row_of(example, plain) for example in examples]
 
 
@@ -202,7 +231,13 @@ def _row_of(example: Example, plain: bool) -> dict[str, Any]:
     if plain:
         row: dict[str, Any] = {"prompt": example.messages[0]["content"], "completion": example.completion}
     else:
-        row = {"messages": [*example.messages, {"role": "assistant", "content": example.completion}]}
-    if example.references not in ((), (example.completion,)):
+        messages = [
+            {**message, "weight": 0} if number in example.unlearned else message
+            for number, message in enumerate(example.messages)
+        ]
+        row = {"messages": [*messages, example.answer]}
+        if example.tools:
+            row["tools"] = json.dumps(example.tools, ensure_ascii=False)
+    if example.references not in ((), (example.said,)):
         row["references"] = list(example.references)
     return row

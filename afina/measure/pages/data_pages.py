@@ -1,7 +1,7 @@
 """The page of a data check, and of a row as the model sees it."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from afina.data.quality.checks import Check
@@ -16,7 +16,8 @@ _MOST_BARS = 40
 
 @dataclass(frozen=True)
 class Rendered:
-    """A row as tokens: the text of each, and whether it has a label."""
+    """A row of a file as tokens (of one rendering after another, where it is learned turn by turn): the text of each,
+    and whether it has a label."""
 
     where: str
     tokens: list[tuple[str, bool]]
@@ -27,14 +28,16 @@ class Rendered:
         return ["".join(text for text, _ in tokens) for labelled, tokens in stretches if labelled == learned]
 
 
-def rendered(tokenizer: Tokenizer, row: Row) -> Rendered:
-    """The tokens of `row`, whose texts together are the row's; those that share a character of several bytes are
-    joined."""
+def rendered(tokenizer: Tokenizer, rows: Sequence[Row]) -> Rendered:
+    """The tokens of the rows of one example, whose texts together are the rows'; those that share a character of
+    several bytes are joined."""
+    return Rendered(rows[0].location, [token for row in rows for token in _tokens(tokenizer, row)])
 
+
+def _tokens(tokenizer: Tokenizer, row: Row) -> Iterator[tuple[str, bool]]:
     def decode(ids: list[int]) -> str:
         return str(tokenizer.inner.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
-    tokens: list[tuple[str, bool]] = []
     before: list[int] = []  # the tokens of the text before: many a decoder drops the space that a text begins with
     held: list[int] = []
     for i, (token, label) in enumerate(zip(row.input_ids, row.labels, strict=True), 1):
@@ -42,9 +45,8 @@ def rendered(tokenizer: Tokenizer, row: Row) -> Rendered:
         shown, whole = decode(before), decode(before + held)
         text = whole.removeprefix(shown) if whole.startswith(shown) else decode(held)
         if i == len(row.input_ids) or not text.endswith("\ufffd"):
-            tokens.append((text, label != IGNORE_INDEX))
+            yield text, label != IGNORE_INDEX
             before, held = held, []
-    return Rendered(row.location, tokens)
 
 
 def row_page(row: Rendered) -> str:

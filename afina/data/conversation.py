@@ -1,0 +1,297 @@
+"""A conversation as a chat template takes it, and what the model writes in it.
+
+Templates differ in what they have a place for. What one has no place for is told in another way or left out, and said;
+what it writes for an answer is found by comparing what it makes of the conversation before the answer, as generation
+would begin, with what it makes of the conversation with it.
+"""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+from jinja2.exceptions import TemplateError
+
+from afina.data.mapping import Turn, Unusable, check_unicode, texts_of, thought_of
+from afina.data.mapping.converting import tools_text, with_system
+from afina.data.mapping.example import THINK, THOUGHT, called
+from afina.data.mapping.messages import Say
+from afina.models.tokenizer import Message, Tokenizer
+
+Tools = Sequence[dict[str, Any]]
+
+_OPENED = re.compile(rf"{THINK}\s*({THOUGHT}\s*)?$")  # at the end of a prompt: the answer begins within or after it
+_BLOCK = re.compile(rf"\s*{THINK}.*?{THOUGHT}\s*", re.DOTALL)  # a thought before an answer
+_EMPTY = re.compile(rf"\s*({THINK}\s*)?{THOUGHT}\s*")
+
+
+class Remarks:
+    """What was done to conversations so that the base's chat template takes them, to be said once."""
+
+    def __init__(self) -> None:
+        self._rows: Counter[str] = Counter()
+        self._divided = self._turns = 0
+
+    def add(self, said: Iterable[str], rows: int = 1) -> None:
+        """What was said of a conversation, which became so many rows."""
+        self._rows.update(said)
+        if rows > 1:
+            self._divided, self._turns = self._divided + 1, self._turns + rows
+
+    def lines(self) -> list[str]:
+        lines = [f"{text} ({n} row{'s' * (n > 1)})" for text, n in self._rows.items()]
+        if self._divided:
+            lines.append(
+                f"the base's chat template changes what was said before, so {self._divided} "
+                f"conversation{'s' * (self._divided > 1)} are learned turn by turn, each as it is at inference: "
+                f"{self._turns} rows (--data.learn last takes the last turn of each alone)"
+            )
+        return lines
+
+
+@dataclass(frozen=True)
+class Written:
+    """One answer in its place: what the model is given, what it writes, and what ends that."""
+
+    before: str
+    body: str
+    end: str
+
+
+@dataclass
+class Conversation:
+    """Turns and tools in a form that the template of `tokenizer` takes. `say` hears of what had to be done for that.
+
+    Raises `Unusable` for texts that spell a control token."""
+
+    tokenizer: Tokenizer
+    turns: Sequence[Turn]
+    tools: Tools
+    say: Say
+
+    def __post_init__(self) -> None:
+        check_texts(self.tokenizer, [turn.message for turn in self.turns], self.tools)
+        self._tell()
+
+    @property
+    def messages(self) -> list[Message]:
+        return [turn.message for turn in self.turns]
+
+    def prompt(self) -> str:
+        """All of it, up to where the assistant begins to answer. Raises `Unusable` where the template refuses it."""
+        try:
+            return self._chat(self.messages, answer=True)
+        except TemplateError as error:
+            self._change(error)
+            return self.prompt()
+
+    def answers(self) -> list[tuple[int, Written]]:
+        """Each turn that is learned, by its number, as the model would write it. Raises `Unusable` where the template
+        refuses them."""
+        found = []
+        try:
+            for number, turn in enumerate(self.turns):
+                if turn.learned:
+                    found.append((number, self._written(number)))
+        except TemplateError as error:
+            self._change(error)
+            return self.answers()
+        return found
+
+    def _chat(self, messages: Sequence[Message], answer: bool) -> str:
+        return self.tokenizer.chat([self._given(message) for message in messages], answer, self.tools)
+
+    def _given(self, message: Message) -> Message:
+        """The message under all names by which templates ask for it."""
+        if message["role"] != "assistant":
+            return message
+        thought = message.get("reasoning_content")
+        found = {"reasoning": thought, "thinking": thought, **message} if thought else message
+        if message.get("tool_calls") and not message["content"]:
+            found = {**found, "content": self.tokenizer.abilities.empty}
+        return found
+
+    def _tell(self) -> None:
+        """Tells as text what the template has no place for."""
+        has, base = self.tokenizer.abilities, "the base's chat template has no place for"
+        turns = list(self.turns)
+        if self.tools and not has.tools:
+            self.say(f"{base} tools: they are described in the system message")
+            described = [tool.get("function", tool) for tool in self.tools]
+            turns = with_system(turns, tools_text(json.dumps(described, ensure_ascii=False)))
+            self.tools = ()
+        if not has.calls and any(turn.message.get("tool_calls") for turn in turns):
+            self.say(f"{base} calls of tools: they are written as JSON")
+            turns = [Turn(_with_calls(turn.message), turn.learned) for turn in turns]
+        if not has.results and any(turn.message["role"] == "tool" for turn in turns):
+            self.say(f"{base} results of tools: they are told as the user's messages")
+            turns = [Turn({**m, "role": "user"} if m["role"] == "tool" else m, learned) for m, learned in turns]
+        if not has.system and turns and turns[0].message["role"] == "system":
+            self.say(
+                f"{base} a system message: it begins the first question instead, as it must where the model is used "
+                "elsewhere"
+            )
+            turns = _merged(turns, 0)
+        late = range(1, len(turns))
+        if not has.late_system and any(turns[i].message["role"] == "system" for i in late):
+            self.say(f"{base} a system message among others: it begins the next question instead")
+            for i in reversed(late):
+                if turns[i].message["role"] == "system":
+                    turns = _merged(turns, i)
+        self.turns = turns
+
+    def _change(self, error: TemplateError) -> None:
+        """Gives a conversation that the template refused another form. Raises `Unusable` where none is left."""
+        for change, words in _CHANGES:
+            before, self.turns = self.turns, change(self.turns)
+            if self.turns != before:
+                self.say(f"the base's chat template refuses some conversations ({error}): {words}")
+                return
+        raise Unusable(f"the chat template refuses it: {error}") from None
+
+    def _written(self, number: int) -> Written:
+        """Raises `TemplateError`, `Unusable`."""
+        before = self._chat(self.messages[:number], answer=True)
+        message = self.turns[number].message
+        thought, said = thought_of(message)
+        body, end = self._body(number, before, message, thought)
+        if not thought:
+            if _EMPTY.match(body):
+                self.say("the base's chat template writes a thought before an answer: an empty one is learned there")
+        elif thought not in body and THOUGHT in message["content"]:  # a template that asks for the thought by its key
+            apart = {**message, "content": said, "reasoning_content": thought}
+            body, end = self._body(number, before, apart, thought)
+        if thought and thought not in body:
+            opened = _OPENED.search(before)
+            if self.tokenizer.abilities.thoughts and not opened:
+                body = f"{THINK}\n{thought}\n{THOUGHT}\n\n{_BLOCK.sub('', body, count=1)}"
+            else:
+                self.say(
+                    "the base's chat template has no place for a thought, which is not learned: write it into the "
+                    f"answer, between {THINK} and {THOUGHT}, or give a --template that has one"
+                )
+        return Written(before, body, end)
+
+    def _body(self, number: int, before: str, message: Message, thought: str) -> tuple[str, str]:
+        """What the template makes of the answer `message`, and what ends it."""
+        text, end = self._ended(self._chat([*self.messages[:number], message], answer=False))
+        if text.startswith(before):
+            return text[len(before) :], end
+        opened = _OPENED.search(before)
+        if opened:  # the prompt begins a thought that the template leaves out afterwards
+            start = before[: opened.start()]
+            body = text[len(start) :] if text.startswith(start) else self._after(start, text, number)
+            if body is not None:
+                said = _BLOCK.sub("", body, count=1) if _BLOCK.match(body) else body
+                return (said if opened[1] else f"{thought}\n{THOUGHT}\n\n{said.lstrip()}"), end
+        body = self._after(before, text, number)
+        if body is None:
+            if message.get("tool_calls"):
+                raise Unusable("the chat template changes the conversation when it calls a tool")
+            body = message["content"]  # as generation continues
+        return body, end
+
+    def _ended(self, text: str) -> tuple[str, str]:
+        """What is written up to the end of its last turn, and that end."""
+        usual = self.tokenizer.turn_end
+        if text.endswith(usual + self.tokenizer.turn_rest):
+            return text.removesuffix(self.tokenizer.turn_rest).removesuffix(usual), usual
+        shown = text.rstrip()
+        end = max((stop for stop in self.tokenizer.stop_texts if shown.endswith(stop)), key=len, default=None)
+        return (shown.removesuffix(end), end) if end else (text, usual)  # some leave the last turn open
+
+    def _after(self, before: str, text: str, number: int) -> str | None:
+        """What `text` holds after the end of `before`, where its beginning differs (a system message that is put into
+        the last question); None where it does not hold that end, from the last message on."""
+        asked = str(self.messages[number - 1]["content"]).strip()
+        least = len(before) - before.rfind(asked) - len(asked) + 1 if asked and asked in before else len(before)
+        if least > len(before) or before[len(before) - least :] not in text:
+            return None
+        low, high = least, len(before)  # the longest end of `before` that is in the text
+        while low < high:
+            middle = (low + high + 1) // 2
+            if before[len(before) - middle :] in text:
+                low = middle
+            else:
+                high = middle - 1
+        ending = before[len(before) - low :]
+        return text[text.rfind(ending) + len(ending) :]
+
+
+def _with_calls(message: Message) -> Message:
+    if not message.get("tool_calls"):
+        return message
+    rest = {name: value for name, value in message.items() if name != "tool_calls"}
+    return {**rest, "content": "\n".join([*filter(None, [message["content"]]), *called(message)])}
+
+
+def _merged(turns: list[Turn], number: int) -> list[Turn]:
+    """With a system's message at the beginning of the user's next, or in the place of one."""
+    told = turns[number].message["content"]
+    asks = number + 1 < len(turns) and turns[number + 1].message["role"] == "user"
+    text = f"{told}\n\n{turns[number + 1].message['content']}" if asks else told
+    return [*turns[:number], Turn({"role": "user", "content": text}, False), *turns[number + 1 + asks :]]
+
+
+def _alternating(turns: Sequence[Turn]) -> list[Turn]:
+    """A question first, and no two messages of the user or of the assistant one after another."""
+    asked = next((i for i, turn in enumerate(turns) if turn.message["role"] == "user"), 0)
+    kept = [turn for i, turn in enumerate(turns) if i >= asked or turn.message["role"] == "system"]
+    joined: list[Turn] = []
+    for plain, group in groupby(kept, key=_joinable):
+        if plain is None:
+            joined += group
+            continue
+        each = list(group)
+        text = "\n\n".join(turn.message["content"] for turn in each)
+        whole = Turn({"role": plain, "content": text}, all(turn.learned for turn in each))
+        joined.append(whole if len(each) > 1 else each[0])
+    return joined
+
+
+def _joinable(turn: Turn) -> str | None:
+    """The role of a message that may be joined with the next of its role."""
+    role: str = turn.message["role"]
+    return role if role == "user" or (role == "assistant" and turn.message.keys() == {"role", "content"}) else None
+
+
+def _numbered(turns: Sequence[Turn]) -> list[Turn]:
+    """With ids of nine characters for calls and their results, as some templates ask for."""
+    calls = [call for turn in turns for call in turn.message.get("tool_calls", ())]
+    ids = [f"call{number:05}" for number in range(1, len(calls) + 1)]
+    known = {call["id"]: new for call, new in zip(calls, ids, strict=True) if "id" in call}
+    new_ids, in_order = iter(ids), iter(ids)
+
+    def numbered(message: Message) -> Message:
+        if message.get("tool_calls"):
+            return {**message, "tool_calls": [{**call, "id": next(new_ids)} for call in message["tool_calls"]]}
+        if message["role"] == "tool":
+            following = next(in_order, "call00000")
+            return {**message, "tool_call_id": known.get(message.get("tool_call_id"), following)}
+        return message
+
+    return [Turn(numbered(message), learned) for message, learned in turns]
+
+
+# What is tried, one after another, where a template refuses a conversation.
+_CHANGES: tuple[tuple[Callable[[Sequence[Turn]], list[Turn]], str], ...] = (
+    (_numbered, "their calls of tools are numbered anew"),
+    (
+        _alternating,
+        "messages of one speaker that follow each other are joined, and what the assistant says before any question is "
+        "left out",
+    ),
+)
+
+
+def check_texts(tokenizer: Tokenizer, messages: Sequence[Message], tools: Tools = ()) -> None:
+    """Text that spells a control token would end a turn or forge one; text that is not Unicode cannot be read."""
+    told = [json.dumps(tools, ensure_ascii=False)] if tools else []
+    for text in (*told, *(text for message in messages for text in texts_of(message))):
+        check_unicode(text)
+        control = next((token for token in tokenizer.control_texts if token in text), None)
+        if control:
+            raise Unusable(f"the text holds the control token {control!r} of this base")
