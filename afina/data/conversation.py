@@ -19,6 +19,7 @@ from afina.data.mapping import Turn, Unusable, check_unicode, texts_of, thought_
 from afina.data.mapping.converting import tools_text, with_system
 from afina.data.mapping.example import THINK, THOUGHT, called
 from afina.data.mapping.messages import Say
+from afina.models.templates import THOUGHT_KEYS
 from afina.models.tokenizer import Message, Tokenizer
 
 Tools = Sequence[dict[str, Any]]
@@ -37,7 +38,7 @@ class Remarks:
 
     def add(self, said: Iterable[str], rows: int = 1) -> None:
         """What was said of a conversation, which became so many rows."""
-        self._rows.update(said)
+        self._rows.update(dict.fromkeys(said, 1))
         if rows > 1:
             self._divided, self._turns = self._divided + 1, self._turns + rows
 
@@ -109,7 +110,7 @@ class Conversation:
         if message["role"] != "assistant":
             return message
         thought = message.get("reasoning_content")
-        found = {"reasoning": thought, "thinking": thought, **message} if thought else message
+        found = {**message, **dict.fromkeys(THOUGHT_KEYS, thought)} if thought else message
         if message.get("tool_calls") and not message["content"]:
             found = {**found, "content": self.tokenizer.abilities.empty}
         return found
@@ -141,6 +142,8 @@ class Conversation:
             for i in reversed(late):
                 if turns[i].message["role"] == "system":
                     turns = _merged(turns, i)
+        if has.thought_key:
+            turns = [Turn(_with_thought_apart(message), learned) for message, learned in turns]
         self.turns = turns
 
     def _change(self, error: TemplateError) -> None:
@@ -156,15 +159,14 @@ class Conversation:
         """Raises `TemplateError`, `Unusable`."""
         before = self._chat(self.messages[:number], answer=True)
         message = self.turns[number].message
-        thought, said = thought_of(message)
+        thought, _ = thought_of(message)
         body, end = self._body(number, before, message, thought)
         if not thought:
             if _EMPTY.match(body):
-                self.say("the base's chat template writes a thought before an answer: an empty one is learned there")
-        elif thought not in body and THOUGHT in message["content"]:  # a template that asks for the thought by its key
-            apart = {**message, "content": said, "reasoning_content": thought}
-            body, end = self._body(number, before, apart, thought)
-        if thought and thought not in body:
+                self.say(
+                    "the base's chat template writes a thought before each answer, an empty one where there is none"
+                )
+        elif thought not in body:
             opened = _OPENED.search(before)
             if self.tokenizer.abilities.thoughts and not opened:
                 body = f"{THINK}\n{thought}\n{THOUGHT}\n\n{_BLOCK.sub('', body, count=1)}"
@@ -219,6 +221,12 @@ class Conversation:
                 high = middle - 1
         ending = before[len(before) - low :]
         return text[text.rfind(ending) + len(ending) :]
+
+
+def _with_thought_apart(message: Message) -> Message:
+    thought, said = thought_of(message)
+    in_text = message["role"] == "assistant" and thought and "reasoning_content" not in message
+    return {**message, "content": said, "reasoning_content": thought} if in_text else message
 
 
 def _with_calls(message: Message) -> Message:

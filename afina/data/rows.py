@@ -124,7 +124,7 @@ class Notes:
 
     def count(self, lines: Iterable[str]) -> None:
         """Keeps what was found in one row; each line is shown once, with the number of rows."""
-        for line in lines:
+        for line in dict.fromkeys(lines):
             if line in self._counts or len(self._counts) < _MOST_NOTES:
                 self._counts[line] += 1
 

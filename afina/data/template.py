@@ -33,8 +33,8 @@ def prompt_ids(
     """What the model is given to answer. Raises `Unusable` where the template refuses, or there is no prompt."""
     if not messages:
         raise Unusable("it is plain text, which has no prompt")
-    said = set[str]()
-    conversation = Conversation(tokenizer, [Turn(message, False) for message in messages], tools, said.add)
+    said = list[str]()
+    conversation = Conversation(tokenizer, [Turn(message, False) for message in messages], tools, said.append)
     ids = (
         _with_bos(tokenizer, tokenizer.encode(conversation.prompt()))
         if tokenizer.task.continues_text
@@ -117,8 +117,8 @@ def _texts(tokenizer: Tokenizer, example: Example, remarks: Remarks) -> _Texts:
         check_texts(tokenizer, [example.answer])
         end = [] if example.unfinished else [_Piece(tokenizer.inner.eos_token, True)]
         return [(example, [_Piece(completion, True), *end])]
-    said = set[str]()
-    conversation = Conversation(tokenizer, example.turns, example.tools, said.add)
+    said = list[str]()
+    conversation = Conversation(tokenizer, example.turns, example.tools, said.append)
     if tokenizer.task.continues_text:
         found = _by_turns(conversation, example)
     else:

@@ -100,7 +100,7 @@ def _predictions(eval_set: EvaluationSet, outputs: ModelOutputs) -> Predictions:
         kind=eval_set.kind,
         answers=outputs.texts,
         references=[example.references for example in eval_set.examples],
-        expected=[example.completion or "" for example in eval_set.examples[: len(outputs.nats)]],
+        expected=[example.written for example in eval_set.examples[: len(outputs.nats)]],
         losses=outputs.nats,
         stopped=[answer.stopped for answer in outputs.answers],
         tokens=sum(answer.tokens for answer in outputs.answers),

@@ -14,7 +14,7 @@ from afina.core.errors import InputError, OutputError
 from afina.core.events import Listener, Progress
 from afina.core.files import read_json, write_json
 from afina.data.layouts import Kind
-from afina.data.mapping import Example
+from afina.data.mapping import Example, said_of
 from afina.data.template import Row, prompt_ids
 from afina.measure.general_text import general_rows
 from afina.models.generation import generate
@@ -61,7 +61,8 @@ class ModelOutputs:
 
     @property
     def texts(self) -> list[str]:
-        return [answer.text for answer in self.answers]
+        """What was answered, without a thought before it."""
+        return [said_of({"content": answer.text}) for answer in self.answers]
 
 
 def outputs_of(base: Base, eval_set: EvaluationSet, listener: Listener, name: str) -> ModelOutputs:

@@ -51,6 +51,7 @@ def template_for(control_texts: Iterable[str], has_bos: bool) -> str:
     return template if has_bos else template.removeprefix(_BEGIN)
 
 
+THOUGHT_KEYS = ("reasoning_content", "reasoning", "thinking")  # by which templates ask for the thought of an answer
 MARK, _OTHER = "Xq7probe", "Xq7other"
 
 
@@ -60,7 +61,8 @@ class Abilities:
 
     `system` is a message of the system at the beginning, `late_system` one among the others, `tools` their
     descriptions, `calls` what an answer calls, `results` a message of the role 'tool', `thoughts` the marks <think> and
-    </think>. `empty` is the content of an answer that only calls, for some templates want none there."""
+    </think>, `thought_key` a thought that is a key of its own. `empty` is the content of an answer that only calls, for
+    some templates want none there."""
 
     system: bool = True
     late_system: bool = True
@@ -68,15 +70,17 @@ class Abilities:
     calls: bool = False
     results: bool = True
     thoughts: bool = False
+    thought_key: bool = False
     empty: str | None = ""
 
 
-def abilities(render: Callable[[list[dict[str, Any]], list[dict[str, Any]]], str], template: str) -> Abilities:
-    """Those of `template`, by rendering messages and tools with it. `render` raises `TemplateError`."""
+def abilities(chat: Callable[[list[dict[str, Any]], bool, list[dict[str, Any]]], str], template: str) -> Abilities:
+    """Those of `template`. `chat` renders messages with it, up to where an answer begins or to the end, and tools; it
+    raises `TemplateError`."""
 
     def shows(text: str, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None) -> bool:
         try:
-            return text in render(messages, tools or [])
+            return text in chat(messages, messages[-1]["role"] != "assistant", tools or [])
         except TemplateError:
             return False
 
@@ -95,5 +99,6 @@ def abilities(render: Callable[[list[dict[str, Any]], list[dict[str, Any]]], str
         calls=called is not None,
         results=shows(_OTHER, [user, called or answer, result]),
         thoughts="</think>" in template,
+        thought_key=shows(MARK, [user, {**answer, **dict.fromkeys(THOUGHT_KEYS, MARK)}]),
         empty=None if called is calling[1] else "",
     )

@@ -75,7 +75,7 @@ class Tokenizer:
         """What the chat template has a place for; without one, texts alone."""
         if not self.task.continues_text:
             return Abilities()
-        return abilities(lambda messages, tools: self.chat(messages, True, tools), str(self.inner.chat_template))
+        return abilities(self.chat, str(self.inner.chat_template))
 
     @cached_property
     def stop_texts(self) -> tuple[str, ...]:

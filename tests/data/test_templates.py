@@ -116,6 +116,8 @@ def learned(tok: Tokenizer, row: Row) -> list[tuple[str, str]]:
 def twin(name: str, messages: list[dict[str, Any]], tools: tuple[dict[str, Any], ...]) -> list[tuple[str, str]]:
     """By transformers alone: the prompt of each answer, and the continuation up to and with the end of the turn."""
     inner = tokenizer(name).inner
+    if name == "gpt-oss" and messages is WRITTEN:  # it knows a thought by its key alone
+        messages = THOUGHTS
     parsed = [
         {**m, "tool_calls": [{**c, "function": c["function"] | {"arguments": json.loads(c["function"]["arguments"])}}
                              for c in m["tool_calls"]]} if m.get("tool_calls") else m

@@ -24,7 +24,7 @@ def text_of(value: Any) -> str:
 
 class ColumnTemplate:
     """Text with `{column}`, `{column[0]}`, `{column[key]}`, `{column[, ]}` (a list, joined by what stands in the
-    brackets) or `{column?}`, which may be empty, in it. Where a list is expected, a text is a list of one.
+    brackets) or `{column?}`, which may be empty, in it. Where a list is expected, anything else is a list of one.
 
     Raises `DataError` where it is malformed.
     """
@@ -83,7 +83,7 @@ class ColumnTemplate:
 def _item(value: Any, key: str) -> Any:
     if isinstance(value, dict):
         return value[key]
-    listed = [value] if isinstance(value, str) else value
+    listed = value if isinstance(value, list) else [value]
     return key.join(text_of(item) for item in listed) if _JOINT.fullmatch(key) else listed[int(key)]
 
 

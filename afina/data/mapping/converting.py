@@ -63,7 +63,7 @@ class Converter:
 
     def __call__(self, record: Record) -> Example:
         """Raises `Unusable`."""
-        values, said = record.values, set[str]()
+        values, said = record.values, list[str]()
         if not values.keys() <= self._known:
             self._name_unused([name for name in values if name not in self._known], _only_text(values))
         if self.asking is None and not self.layout.conversation:
@@ -72,10 +72,10 @@ class Converter:
             # As `afina data prepare --replay` writes them.
             self.notes.say(f"{self.settings.path}: rows that hold nothing but {_TEXT!r} are learned as plain text")
             return _from_text(record, self.plain)
-        turns, tools = self._told(self._turns(values, said.add), values, said.add), self._tools(values)
+        turns, tools = self._told(self._turns(values, said.append), values, said.append), self._tools(values)
         if isinstance(tools, str):
             turns, tools = with_system(turns, tools), ()
-        example = self._example(turns, tools, record, said.add)
+        example = self._example(turns, tools, record, said.append)
         self.notes.count(said)
         return example
 
@@ -87,11 +87,10 @@ class Converter:
             self.history = history
         if tools and (self.layout.conversation or tools_of(example_of(tools, sample))):
             self.tools = tools
-        whats = ((self.system, "the system message"), (self.history, "earlier turns"), (self.tools, "tools"))
-        found = {column: what for column, what in whats if column}
-        if found:
-            words, column = [f"{column!r} ({what})" for column, what in found.items()], next(iter(found))
-            self.notes.say(f"{self.settings.path}: also read: {', '.join(words)} (not with --map unused={column})")
+        what = {"the system message": self.system, "earlier turns": self.history, "descriptions of tools": self.tools}
+        if found := [column for column in what.values() if column]:
+            words, column = [f"{column!r} ({words})" for words, column in what.items() if column], found[0]
+            self.notes.say(f"{self.settings.path}: also read: {', '.join(words)} (--map unused={column} leaves it out)")
 
     def _reads(self, column: str) -> bool:
         if self.layout.conversation:
@@ -221,7 +220,7 @@ class Converter:
             answers = [turn.message for turn in turns if turn.message["role"] == "assistant"]
             if not answers:
                 raise Unusable("no message is the assistant's, so there is nothing to learn")
-            if not any(any(texts_of(message)) for message in answers):
+            if not any(map(_says, answers)):
                 raise Unusable("the completion is empty")
             raise Unusable("none of the assistant's messages is to be learned, by what they say or where they stand")
         if asked > last:
@@ -237,11 +236,15 @@ def _learnable(turns: list[Turn], say: Say) -> list[Turn]:
         if learned and not any(before.message["role"] != "assistant" for before in found):
             say("conversations begin with the assistant: what it says before anyone else is read but not learned")
             learned = False
-        elif learned and not any(text.strip() for text in texts_of(turn.message)):
+        elif learned and not _says(turn.message):
             say("messages of the assistant are empty: they are read but not learned")
             learned = False
         found.append(Turn(turn.message, learned))
     return found
+
+
+def _says(message: Message) -> bool:
+    return any(text.strip() for text in texts_of(message))
 
 
 def _asked(messages: Sequence[Message]) -> str:

@@ -53,6 +53,11 @@ class Example:
         return said_of(self.answer)
 
     @property
+    def written(self) -> str:
+        """All that is written for the answer: its thought, its text and what it calls."""
+        return "\n".join(texts_of(self.answer))
+
+    @property
     def turns(self) -> list[Turn]:
         """The whole conversation."""
         asked = [
@@ -66,7 +71,8 @@ class Example:
         """Equal for examples that ask the same (of plain text: that say the same)."""
         if not self.messages:
             return self.completion or ""
-        return json.dumps(self.messages, sort_keys=True, ensure_ascii=False)
+        asked = [self.messages, *([self.tools] if self.tools else [])]
+        return "\n".join(json.dumps(each, sort_keys=True, ensure_ascii=False) for each in asked)
 
     def answered(self) -> "Example":
         """With the first reference as completion where it has none."""

@@ -7,6 +7,7 @@ from typing import Any
 from afina.data.layouts import ASKED, PAIR_ANSWERED, parsed
 from afina.data.mapping.columns import text_of
 from afina.data.mapping.example import Turn, Unusable
+from afina.models.templates import THOUGHT_KEYS
 from afina.models.tokenizer import Message
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -19,10 +20,9 @@ _SPEAKERS = {
 }  # fmt: skip
 _CALLING = {"function_call", "tool_call"}  # speakers whose text is a call
 _SPEAKER, _TEXT = ("role", "from", "speaker"), ("content", "value", "text")
-_THOUGHT = ("reasoning_content", "reasoning", "thinking")
 _LEARNED = ("weight", "loss", "train", "learn", "trainable", "training", "train_on_turn")
 _NO, _YES = {"false", "no", "off"}, {"true", "yes", "on"}
-_KEYS = {*_SPEAKER, *_TEXT, *_THOUGHT, *_LEARNED, "tool_calls", "function_call", "tool_call_id", "name"}
+_KEYS = {*_SPEAKER, *_TEXT, *THOUGHT_KEYS, *_LEARNED, "tool_calls", "function_call", "tool_call_id", "name"}
 _TEXT_PARTS = {"text", "input_text", "output_text"}
 _MEDIA = {"image": "an image", "audio": "sound", "video": "a video", "file": "a file", "document": "a file"}
 
@@ -82,7 +82,7 @@ def _turn(turn: Any, number: int, say: Say) -> Turn:
     if isinstance(calls, list) and calls and role == "assistant":
         message["tool_calls"] = [_call(call, number) for call in calls]
         content = content or ""
-    if role == "assistant" and (reason := _first(given, _THOUGHT)):
+    if role == "assistant" and (reason := _first(given, THOUGHT_KEYS)):
         message["reasoning_content"] = text_of(reason)
         content = content or ""
     if not isinstance(content, str):
@@ -138,7 +138,7 @@ def _call(call: Any, number: int) -> dict[str, Any]:
 def _name_unused(given: dict[str, Any], message: Message, say: Say) -> None:
     """Names the keys that hold something and are not read."""
     for name, value in given.items():
-        assistants = name in _THOUGHT or name in ("tool_calls", "function_call")
+        assistants = name in THOUGHT_KEYS or name in ("tool_calls", "function_call")
         strange = name not in _KEYS or (assistants and message["role"] != "assistant")
         misplaced = name in ("tool_call_id", "name") and message["role"] != "tool"
         if (strange or misplaced) and value not in ("", [], {}):
@@ -159,7 +159,9 @@ def _learned(given: dict[str, Any], role: str, number: int, say: Say) -> bool:
         if weight not in (0, 1):
             what = "as 1, wholly" if weight > 0 else "as 0, not at all"
             say(f"a {name} is 0 or 1 (here it is {weight:g}): such messages are learned {what}")
-        learned = learned and weight > 0
+        if weight <= 0:
+            say(f"messages of the assistant with {name} {given[name]!r} are read but not learned")
+            learned = False
     return learned
 
 

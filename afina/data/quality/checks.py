@@ -164,7 +164,7 @@ class Checker:
             self.samples.append({"where": example.location, "prompt": asked, "completion": answer})
         self.locations.add(example.location)
         self.prompts.add(example.prompt_key)
-        self.rows.add(f"{example.prompt_key}\n{answer}")
+        self.rows.add(f"{example.prompt_key}\n{example.written}")
         self.sketches.add(example.source)
         texts = [text for message in (*example.messages, example.answer) for text in texts_of(message)]
         if example.messages and len(self.labels) <= _MOST_LABELS:
