@@ -277,7 +277,7 @@ def test_the_texts_of_tokens_together_are_the_rows_text() -> None:
     house = [words.index(f"<0x{byte:02X}>") for byte in "家".encode()]
     ids = [2, 3, 4, 5, *house, 4, 1]
     row = Row(ids, [-100] * 3 + ids[3:], "here")
-    found = rendered(wrap(inner, []), row)
+    found = rendered(wrap(inner, []), [row])
     assert [text for text, _ in found.tokens] == ["a", " red", " kettle", "s", "家", " kettle", "</s>"]
     assert (found.texts(learned=False), found.texts(learned=True)) == (["a red kettle"], ["s家 kettle</s>"])
 

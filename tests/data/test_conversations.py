@@ -3,6 +3,8 @@
 import csv
 import io
 import json
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,14 @@ import pytest
 from conftest import byte_tokenizer, write_rows
 from test_templates import learned, tokenizer
 
+from afina.core.errors import DataError
 from afina.data.conversation import Remarks
 from afina.data.fitting import Fitter
+from afina.data.load import render_splits
 from afina.data.mapping import read_examples
+from afina.data.quality.preparation import PrepareSettings, prepare, rows_of
 from afina.data.settings import DataSettings
+from afina.data.splits import read_splits
 from afina.data.template import prompt_ids, render
 from afina.models.tokenizer import Tokenizer, wrap
 
@@ -484,6 +490,57 @@ def test_a_template_that_refuses_everything(tmp_path: Path) -> None:
     fitter = Fitter(tok, 500, "error")
     assert fitter.fit(chat(tmp_path, [u("q"), a("x"), u("q"), a("y")]).examples) == []
     assert [row.reason for row in fitter.rejected] == ["the chat template refuses it: too long"]
+
+
+# From rows to files, splits and counts.
+
+
+def test_prepared_rows_mean_the_same(tmp_path: Path) -> None:
+    rows = [
+        {"messages": [S, u("q"), a("bad", weight=0), u("r"), a("x", reasoning_content="hm")]},
+        {"messages": [u("q"), a("", tool_calls=[CALL]), {"role": "tool", "tool_call_id": "c1", "content": "2"},
+                      a("x")], "tools": [TOOL]},
+        {"messages": [u("q"), a("", tool_calls=[CALL, CALL])], "tools": [TOOL]},
+    ]  # fmt: skip
+    before = chat(tmp_path, *rows).examples
+    write_rows(tmp_path / "again.jsonl", rows_of(before))
+    columns = {name: [row.get(name) for row in rows_of(before)] for name in ("messages", "tools")}
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "again.parquet")
+    for name in ("again.jsonl", "again.parquet"):
+        after = Read(tmp_path / name)
+        assert [replace(example, location="") for example in after.examples] == [
+            replace(example, location="") for example in before
+        ]
+        assert "not used: 'references'" not in after.notes
+    masked = prepare([before[2], *before[:2]], PrepareSettings(mask=True, test=0))
+    assert masked.train == [before[2], *before[:2]]
+    mail = chat(
+        tmp_path, [u("q"), a("", tool_calls=[{"name": "f", "arguments": {"to": ["a@b.org"]}}])], [u("q"), a("x")]
+    )
+    (example, _) = prepare(mail.examples, PrepareSettings(mask=True, test=0)).train
+    assert example.extra["tool_calls"][0]["function"]["arguments"] == {"to": ["[E-MAIL]"]}
+
+
+def test_the_turns_of_a_conversation_stay_in_one_split(tmp_path: Path) -> None:
+    rows = [{"messages": [u(f"q {i}"), a(f"x {i}"), u("and?"), a(f"y {i}"), u("so?"), a(f"z {i}")]} for i in range(40)]
+    path = write_rows(tmp_path / "d.jsonl", rows)
+    splits = read_splits(DataSettings(path=path, test=0.2, max_length=400), 0)
+    data = render_splits(splits, tokenizer("Qwen3"), 512, tmp_path)
+    parts = [{row.location for row in part} for part in (data.train, data.held_out, data.test)]
+    assert sum(map(len, parts)) == len(set.union(*parts)) == 40  # none in two
+    for part in (data.train, data.held_out, data.test):
+        assert set(Counter(row.location for row in part).values()) == {3}
+    assert [example.location for example in data.test_examples] == [row.location for row in data.test]
+    for row, example in zip(data.test, data.test_examples, strict=True):
+        prompt = prompt_ids(tokenizer("Qwen3"), example.messages, example.tools)
+        assert row.input_ids[: len(prompt)] == prompt
+        assert learned(tokenizer("Qwen3"), row)[0][1].endswith(f"{example.references[0]}{END}")
+    assert "so 40 conversations are learned turn by turn, each as it is at inference: 120 rows" in data.notices[-1]
+    again = render_splits(splits, tokenizer("Qwen3"), 512, tmp_path)  # from the cache
+    assert again.test_examples == data.test_examples
+    long = DataSettings(path=path, max_length=60)
+    with pytest.raises(DataError, match="80 of 120 rows are longer than 60 tokens"):
+        render_splits(read_splits(long, 0), tokenizer("Qwen3"), 512, tmp_path)
 
 
 # The given cases.

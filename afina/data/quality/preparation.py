@@ -225,6 +225,17 @@ def rows_of(examples: Sequence[Example]) -> list[dict[str, Any]]:
     return [_row_of(example, plain) for example in examples]
 
 
+def _written(message: Message) -> Message:
+    """With the arguments of calls as JSON, as OpenAI's files have them: in a table they are of one type."""
+    calls = [
+        {**call, "function": {**call["function"], "arguments": json.dumps(arguments, ensure_ascii=False)}}
+        if isinstance(arguments := call["function"]["arguments"], dict)
+        else call
+        for call in message.get("tool_calls", ())
+    ]
+    return {**message, **({"tool_calls": calls} if calls else {})}
+
+
 def _row_of(example: Example, plain: bool) -> dict[str, Any]:
     if not example.messages:
         return {"text": example.completion}
@@ -232,10 +243,10 @@ def _row_of(example: Example, plain: bool) -> dict[str, Any]:
         row: dict[str, Any] = {"prompt": example.messages[0]["content"], "completion": example.completion}
     else:
         messages = [
-            {**message, "weight": 0} if number in example.unlearned else message
-            for number, message in enumerate(example.messages)
+            {**_written(message), **({"weight": 0} if number in example.unlearned else {})}
+            for number, message in enumerate((*example.messages, example.answer))
         ]
-        row = {"messages": [*messages, example.answer]}
+        row = {"messages": messages}
         if example.tools:
             row["tools"] = json.dumps(example.tools, ensure_ascii=False)
     if example.references not in ((), (example.said,)):

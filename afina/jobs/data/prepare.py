@@ -5,7 +5,7 @@ from pathlib import Path
 
 from afina.core.config import Result, Settings, section, setting
 from afina.core.errors import DataError
-from afina.core.events import Listener, ignore
+from afina.core.events import Listener, Notice, ignore
 from afina.core.files import write_atomic, write_json, write_jsonl
 from afina.core.job import Job
 from afina.data.mapping import Example, read_examples
@@ -41,7 +41,9 @@ def prepare(settings: PrepareDataSettings, listener: Listener = ignore) -> Prepa
     """
     data, how, out = settings.data, settings.prepare, settings.out
     check_new(out)
-    examples, rejected, _ = read_examples(data, needs_completion=True)
+    examples, rejected, notes = read_examples(data, needs_completion=True)
+    for line in notes.lines:
+        listener(Notice(line))
     times = _times(data, how, examples)
     wanted, brought = len(examples), dict[str, int]()
     for path, share in shares(how.mix, "--mix"):

@@ -2,9 +2,10 @@
 
 from afina.core.config import Result, section, setting
 from afina.core.errors import DataError
-from afina.core.events import Listener, ignore
+from afina.core.events import Listener, Notice, ignore
 from afina.core.files import check_writable, write_atomic
 from afina.core.job import Job
+from afina.data.conversation import Remarks
 from afina.data.mapping import Unusable, map_examples
 from afina.data.rows import Notes, Rejected
 from afina.data.settings import DataSettings
@@ -34,7 +35,10 @@ def show(settings: ShowRowSettings, listener: Listener = ignore) -> ShowRowResul
     """Renders one row as in training. Raises `DataError` where it cannot be used."""
     if settings.html:
         check_writable(settings.html)
-    found = _rendered(settings)
+    remarks = Remarks()
+    found = _rendered(settings, remarks)
+    for line in remarks.lines():
+        listener(Notice(line))
     if settings.html:
         write_atomic(settings.html, row_page(found).encode())
     return ShowRowResult(
@@ -45,7 +49,7 @@ def show(settings: ShowRowSettings, listener: Listener = ignore) -> ShowRowResul
     )
 
 
-def _rendered(settings: ShowRowSettings) -> Rendered:
+def _rendered(settings: ShowRowSettings, remarks: Remarks) -> Rendered:
     data, row = settings.data, settings.row
     tokenizer, _ = find_tokenizer(settings, data, needed=True)
     assert tokenizer is not None
@@ -55,7 +59,7 @@ def _rendered(settings: ShowRowSettings) -> Rendered:
         if isinstance(found, Rejected):
             raise DataError(f"row {row} ({found.location}) cannot be used: {found.reason}", "fix it")
         try:
-            return rendered(tokenizer, render(tokenizer, found))
+            return rendered(tokenizer, render(tokenizer, found, remarks))
         except Unusable as reason:
             raise DataError(f"row {row} ({found.location}) cannot be used: {reason}", "fix it") from reason
     raise DataError(f"{data.path} has fewer than {row} rows", "give a smaller --row")
