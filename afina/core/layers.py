@@ -1,20 +1,28 @@
-"""Where rooms meet that do not know each other: what layers show of themselves, how one takes another's place, and
-evaluation mode."""
+"""Where rooms meet that do not know each other: what layers show of themselves, how one takes another's place,
+evaluation mode, and whether weights are numbers."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 
 @runtime_checkable
 class Quantised(Protocol):
-    """A frozen layer whose weights are quantised. Its `weight` is dequantised anew whenever it is read, and cannot
-    be trained."""
+    """A frozen layer whose weights are quantised, in its `blocks`. Its `weight` is dequantised anew whenever it is
+    read, and cannot be trained."""
+
+    blocks: nn.Module
 
     def dequantised(self) -> nn.Module:
         """The layer with an ordinary weight."""
+
+
+def weight_holder(layer: Any) -> Any:
+    """What holds the weight of a layer: layers that are tied have the same."""
+    return layer.blocks if isinstance(layer, Quantised) else layer.weight
 
 
 def is_conv1d(module: nn.Module) -> bool:
@@ -37,3 +45,13 @@ def evaluation_mode(module: nn.Module) -> Iterator[None]:
         yield
     finally:
         module.train(was_training)
+
+
+def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
+    """The names of the tensors that hold NaN or infinity. Their extremes tell, in one pass and without a copy:
+    `isfinite` takes several times as long."""
+    return [
+        name
+        for name, value in tensors.items()
+        if value.is_floating_point() and value.numel() and not torch.stack(value.aminmax()).isfinite().all()
+    ]

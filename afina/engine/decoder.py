@@ -3,7 +3,7 @@
 T tokens (packed), C channels, E = (H + 2·Hkv)·D outputs of the query, key and value layers, S rows of a pack.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -134,6 +134,19 @@ class Decoder(nn.Module):
             self._put(self.arch.names.head, BlockLinear(embedding.blocks))
         else:
             self.get_output_embeddings().weight = embedding.weight
+
+    def untie(self) -> None:
+        """Before weights are given: the output head has its own, whatever the configuration said."""
+        self.config.tie_word_embeddings = False
+        self.arch = replace(self.arch, tied=False)
+        head = self.get_output_embeddings()
+        head.weight = nn.Parameter(torch.empty_like(head.weight))
+
+    def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:
+        """As transformers has it: which weights the configuration makes one on reading."""
+        names = self.arch.names
+        tied = self.config.tie_word_embeddings
+        return {f"{names.head}.weight": f"{names.embedding}.weight"} if tied else {}
 
     def take_blocks(self, path: str, blocks: Blocks) -> None:
         """Replaces the linear layer or embedding at `path` by one over `blocks`."""

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from afina.core.config import Settings, setting
+from afina.core.events import Listener, ignore
 from afina.runs.opening import Adapted, open_run
 
 
@@ -18,6 +19,14 @@ class OpenSettings(Settings):
     force: bool = False
     """Take a base that the adapter was not made for."""
 
-    def open(self) -> Adapted:
-        """Loads base and adapter. Raises `AdapterError`, `BaseModelError`."""
-        return open_run(self.run, device=self.device, cache_dir=self.cache_dir, base=self.base, force=self.force)
+    def open(self, listener: Listener = ignore, *, exact: bool = False) -> Adapted:
+        """Loads base and adapter; `exact`: unquantised, in fp32. Raises `AdapterError`, `BaseModelError`."""
+        return open_run(
+            self.run,
+            device=self.device,
+            cache_dir=self.cache_dir,
+            base=self.base,
+            force=self.force,
+            exact=exact,
+            listener=listener,
+        )

@@ -97,7 +97,7 @@ def evaluate(settings: EvaluateSettings, listener: Listener = ignore) -> Evaluat
     own = read_metrics(settings.metrics)
     judge = Judge(settings.judge, settings.judge_model) if settings.judge and settings.judge_model else None
     keep_freed_memory()
-    adapted = settings.open()
+    adapted = settings.open(listener)
     other = adapted.facts.get("base", {}).get("sha256") not in (None, adapted.base.facts.sha256)
     if other:
         listener(Notice(f"on another base than the adapter's own: what is in {run} stays as it is", warning=True))

@@ -56,7 +56,7 @@ def generate(settings: GenerateSettings, listener: Listener = ignore) -> Generat
     if settings.base_too and is_merged(settings.run):
         raise AdapterError(f"{settings.run} is a merged model, without its base", "leave --base-too out")
     keep_freed_memory()
-    adapted = settings.open()
+    adapted = settings.open(listener)
     model = adapted.base
     rows, ids = _asked(adapted, *_questions(adapted, settings, listener), listener)
 

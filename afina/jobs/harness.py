@@ -58,7 +58,7 @@ def harness(settings: HarnessSettings, listener: Listener = ignore) -> HarnessRe
     with _quiet():
         manager = TaskManager()  # reads the headers of thousands of tasks: some seconds
         chosen = _load(manager, tasks)
-    adapted = settings.open()
+    adapted = settings.open(listener)
     if not adapted.base.task.writes_text:
         raise AdapterError(
             f"{run} is a classifier, and lm_eval's tasks are for models that write text", "use afina eval"

@@ -17,7 +17,8 @@ from torch.nn import functional as F
 from afina.core.errors import AdapterError
 from afina.core.files import read_json
 from afina.lora.config import LoraConfig
-from afina.lora.peft_files import CONFIG, PREFIX, read_config, read_weights, write_adapter
+from afina.lora.peft_config import CONFIG, read_config
+from afina.lora.peft_files import PREFIX, read_weights, write_adapter
 from afina.lora.targets import pattern_value
 from afina.lora.variants import VARIANTS
 

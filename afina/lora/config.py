@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from math import sqrt
 from typing import Annotated, Any, Literal
 
+import yaml
 from pydantic import BeforeValidator, field_validator, model_validator
 
 from afina.core.config import Settings, build, changed, setting
@@ -36,6 +37,18 @@ def _integers(value: Any) -> Any:
             raise ValueError(f"{each.strip()!r} runs backwards")
         numbers += range(int(first), int(last if dash else first) + 1)
     return tuple(numbers)
+
+
+def _tokens(value: Any) -> Any:
+    """As `_integers`, or '{embed_tokens: 5-9, lm_head: 5-9}'."""
+    if isinstance(value, str) and value.lstrip().startswith("{"):
+        try:
+            value = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ValueError(f"{value!r} is not a mapping such as {{embed_tokens: 5-9}}") from None
+    if isinstance(value, dict):
+        return {name: _integers(ids) for name, ids in value.items() if ids != []}
+    return _integers(value)
 
 
 Names = Annotated[str | tuple[str, ...], BeforeValidator(_names)]
@@ -72,7 +85,10 @@ class LoraConfig(Settings):
     exclude_modules: Names = ()
     """Layers not to adapt, by names or ends of paths, or re:PATTERN."""
     layers: Integers = ()
-    """Integers of the layers to adapt, such as 0-3,8 (all where empty)."""
+    """Integers of the layers to adapt, such as 0-3,8 (all where empty); a target given by its entire path, such as
+    lm_head, is adapted as well."""
+    layers_pattern: Names = ()
+    """Names of the lists that `layers` counts in, such as h; by default the first number in a path counts."""
     rank_pattern: dict[str, int] = setting({})
     """Ranks for layers whose path ends with a pattern, such as {'layers.0.*q_proj': 32}."""
     alpha_pattern: dict[str, float] = setting({})
@@ -81,13 +97,19 @@ class LoraConfig(Settings):
     """Biases to train as well: none, all, or those of adapted layers."""
     modules_to_save: Names = ()
     """Modules to train in full, as copies beside the base's (heads, norms), by names or ends of paths."""
-    trainable_tokens: Integers = ()
-    """Ids of tokens whose embeddings are trained (and their rows of the output head where the two are tied)."""
+    trainable_tokens: Annotated[tuple[int, ...] | dict[str, tuple[int, ...]], BeforeValidator(_tokens)] = ()
+    """Ids of tokens whose embeddings are trained (and their rows of the output head where the two are tied), such as
+    5-9; or by the names of layers, such as {embed_tokens: 5-9, lm_head: 5-9}."""
 
     def saving(self, heads: Sequence[str]) -> "LoraConfig":
         """The configuration that trains the modules at the paths `heads` in full, too."""
         named = (self.modules_to_save,) if isinstance(self.modules_to_save, str) else self.modules_to_save
         return changed(self, {"modules_to_save": tuple(dict.fromkeys([*named, *heads]))}) if heads else self
+
+    def adapting(self, path: str) -> "LoraConfig":
+        """The configuration that adapts the layer at `path`, too."""
+        named = (self.target_modules,) if isinstance(self.target_modules, str) else self.target_modules
+        return changed(self, {"target_modules": tuple(dict.fromkeys([*named, path]))})
 
     def scaling(self, rank: int, alpha: float) -> float:
         return alpha / (sqrt(rank) if self.rslora else rank)
@@ -110,6 +132,8 @@ class LoraConfig(Settings):
     def _fits_together(self) -> "LoraConfig":
         if not (self.target_modules or self.modules_to_save or self.trainable_tokens or self.bias == "all"):
             raise ValueError("target_modules is empty: name at least one layer, all-linear, attention or mlp")
+        if self.layers_pattern and not self.layers:
+            raise ValueError("layers_pattern is read with layers only: give both")
         problems = [*VARIANTS[self.variant].refuses(self), *INITS[self.init].refuses(self), *self._unread()]
         if problems:
             raise ValueError("; ".join(problems))
@@ -125,9 +149,18 @@ class LoraConfig(Settings):
     @field_validator("target_modules", "exclude_modules", "modules_to_save")
     @classmethod
     def _readable(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
-        if isinstance(value, str):
-            _check_pattern(value.removeprefix("re:"))
+        for name in (value,) if isinstance(value, str) else value:
+            if name.startswith("re:"):
+                _check_pattern(name.removeprefix("re:"))
         return value
+
+    @field_validator("layers_pattern")
+    @classmethod
+    def _lists(cls, value: str | tuple[str, ...]) -> tuple[str, ...]:
+        names = (value,) if isinstance(value, str) else value
+        for name in names:
+            _check_pattern(name)
+        return names
 
     @field_validator("rank_pattern", "alpha_pattern")
     @classmethod

@@ -46,7 +46,8 @@ def trained(model: nn.Module, config: LoraConfig) -> Trained:
             copied[id(parameter)] = parameter.numel()
     known: Any = model
     tokens = config.trainable_tokens
-    embeddings = len(tokens) * known.get_input_embeddings().weight.shape[1] if tokens else 0
+    count = sum(map(len, tokens.values())) if isinstance(tokens, dict) else len(tokens)
+    embeddings = count * known.get_input_embeddings().weight.shape[1] if tokens else 0
     everywhere = config.bias == "all" or bool(tokens)
     depth = 1.0 if everywhere else _depth(model, [*paths, *saved])
     return Trained(added.trained, sum(copied.values()) + embeddings, added.fixed, depth)

@@ -12,7 +12,7 @@ from afina.lora.config import LoraConfig
 from afina.lora.inits import INITS, Sources
 from afina.lora.layer import LoraLayer, Wrapper
 from afina.lora.modules_to_save import TrainedCopy, train_copies, trained_biases, trained_copies
-from afina.lora.targets import described, find_targets, saved_modules
+from afina.lora.targets import Unmatched, described, find_targets, refuse, saved_modules
 from afina.lora.trainable_tokens import train_tokens
 from afina.lora.variants import VARIANTS
 from afina.lora.variants.lora import LoraLinear
@@ -24,13 +24,15 @@ def inject(
     seed: int = 0,
     calibrate: Callable[[], None] | None = None,
     originals: Callable[[str], Tensor] | None = None,
+    unmatched: Unmatched = refuse,
 ) -> list[str]:
     """Wraps the layers that `config` targets, in place, and freezes everything else; the paths that were wrapped.
 
     The same `seed` gives the same A and B. `calibrate` runs the model over a few batches, forward for init 'eva' and
     backward too for 'lora_ga'; `originals` gives the weight (out, in) that the quantised layer at a path was made from,
-    for 'loftq'. Raises `AdapterError` where a target matches nothing (naming near names) or matches a layer that cannot
-    be adapted, where something that the init needs is not given, or where the model has an adapter already.
+    for 'loftq'. Raises `AdapterError` where a target matches nothing (naming near names; see `find_targets` for what is
+    left to `unmatched`) or matches a layer that cannot be adapted, where something that the init needs is not given, or
+    where the model has an adapter already.
     """
     if next(adapter_modules(model), None):
         raise AdapterError("this model already has an adapter", "load a fresh base")
@@ -38,8 +40,8 @@ def inject(
     generator = torch.Generator().manual_seed(seed)
     sources = Sources(model, config, generator, calibrate, originals)
     init.check(sources)
-    paths = find_targets(model, config)
-    saved = saved_modules(model, config)
+    saved = saved_modules(model, config, unmatched)
+    paths = find_targets(model, config, unmatched)
     _check_trainable(model, saved)
     _check_called(model, paths)
     targets = described(model, paths, config)

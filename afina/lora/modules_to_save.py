@@ -54,6 +54,13 @@ def train_copies(model: nn.Module, paths: list[str]) -> None:
         each.enabled = True
 
 
+def part_copies(model: nn.Module) -> None:
+    """Gives each trained copy weights of its own, where several share some."""
+    for each in trained_copies(model):
+        each.trained = copy.deepcopy(each.trained)
+        each.enabled = True
+
+
 def trained_copies(model: nn.Module) -> list[TrainedCopy]:
     """The trained copies in `model`, listed beside its modules."""
     copies: list[TrainedCopy] = model.__dict__.setdefault("_afina_trained_copies", [])
@@ -64,7 +71,8 @@ def trained_biases(model: nn.Module, config: LoraConfig, targets: list[str]) -> 
     """The names of the biases that `config` trains, in a `model` whose `targets` are adapted."""
     if config.bias == "none":
         return []
-    biases = [name for name, _ in model.named_parameters() if name.rsplit(".", 1)[-1] == "bias"]
+    names = [name for name, _ in model.named_parameters(remove_duplicate=False)]  # a tied bias has several
+    biases = [name for name in names if name.rsplit(".", 1)[-1] == "bias"]
     if config.bias == "lora_only":
         adapted = {f"{path}.base.bias" for path in targets}
         biases = [name for name in biases if name in adapted]

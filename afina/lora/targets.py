@@ -1,21 +1,28 @@
 """Which layers an adapter is for, by the dotted paths of a model's modules."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import nn
 
 from afina.core.errors import AdapterError, near
 from afina.core.layers import is_conv1d
-from afina.lora.config import ALL_LINEAR, PRESETS, LoraConfig
+from afina.lora.config import ALL_LINEAR, PRESETS, LoraConfig, Names
 from afina.lora.layer import Size, Target, TargetKind
 from afina.lora.variants._experts import expert_tensors, experts_transposed
 
+Unmatched = Callable[[AdapterError], None]  # told of each part of a configuration that matches nothing in a model
 
-def find_targets(model: nn.Module, config: LoraConfig) -> list[str]:
+
+def refuse(error: AdapterError) -> None:
+    raise error
+
+
+def find_targets(model: nn.Module, config: LoraConfig, unmatched: Unmatched = refuse) -> list[str]:
     """The paths of the layers that `config` targets, in the model's order, then those of experts' tensors.
 
-    Raises `AdapterError` where a target matches nothing, naming near ones, or matches what cannot be adapted.
+    Raises `AdapterError` where nothing is left to adapt; where one of several targets matches nothing (naming near
+    ones), or matches what cannot be adapted, or a layer's number or a pattern does not exist, that is for `unmatched`.
     """
     layers = {path: module for path, module in model.named_modules() if _adaptable(module)}
     adaptable = [*layers, *expert_tensors(model)]
@@ -25,28 +32,27 @@ def find_targets(model: nn.Module, config: LoraConfig) -> list[str]:
         wanted = [p for p in adaptable if p not in vocabulary and _in_preset(p, str(config.target_modules))]
     else:
         wanted = [path for path in adaptable if matches(config.target_modules, path)]
-        _refuse_unmatched(model, config, adaptable)
-    saved = saved_modules(model, config)
-    numbers = {number for path in wanted if (number := layer_number(path)) is not None}
-    unknown = [number for number in config.layers if number not in numbers]
-    if unknown:
-        raise AdapterError(
-            f"there is no layer {unknown[0]} to adapt",
-            f"--lora.layers takes {min(numbers)} to {max(numbers)}" if numbers else "",
-        )
+        if error := _unmatched_names(model, config, adaptable):
+            (unmatched if wanted else refuse)(error)
+    saved = _saved_paths(model, config)
+    named = () if isinstance(config.target_modules, str) else config.target_modules
+    numbers = {path: layer_number(path, config.layers_pattern) for path in wanted}
+    known = {number for number in numbers.values() if number is not None}
+    if unknown := [number for number in config.layers if number not in known]:
+        remedy = f"--lora.layers takes {min(known)} to {max(known)}" if known else ""
+        unmatched(AdapterError(f"there is no layer {unknown[0]} to adapt", remedy))
     targets = [
         path
         for path in wanted
         if not matches(config.exclude_modules, path)
         and not any(path == module or path.startswith(f"{module}.") for module in saved)
-        and (not config.layers or layer_number(path) in config.layers)
+        and (not config.layers or numbers[path] in config.layers or path in named)
     ]
     patterns = [*config.rank_pattern, *config.alpha_pattern]
     if not config.target_modules:
         return []
-    unread = [key for key in patterns if not any(ends_with(key, path) for path in targets)]
-    if unread:
-        raise AdapterError(f"pattern {unread[0]!r} of rank_pattern or alpha_pattern matches no adapted layer")
+    if unread := [key for key in patterns if not any(ends_with(key, path) for path in targets)]:
+        unmatched(AdapterError(f"pattern {unread[0]!r} of rank_pattern or alpha_pattern matches no adapted layer"))
     if not targets:
         raise AdapterError(
             f"target {config.target_modules!r} without {config.exclude_modules!r} leaves no layer to adapt",
@@ -106,48 +112,57 @@ def _in_preset(path: str, preset: str) -> bool:
     return preset == ALL_LINEAR or (attention if preset == "attention" else numbered and not attention)
 
 
-def layer_number(path: str) -> int | None:
-    """The first number in the path: that of the repeated layer."""
-    number = re.search(r"(?:^|\.)(\d+)(?:\.|$)", path)
-    return int(number[1]) if number else None
+def layer_number(path: str, lists: Names = ()) -> int | None:
+    """The number of the repeated layer that `path` is in: the first in the path, or the first after the name of one of
+    `lists` (PEFT's rule for layers_pattern)."""
+    for name in lists or (None,):
+        number = re.search(r"(?:^|\.)(\d+)(?:\.|$)" if name is None else rf"(?:^|\.){name}\.(\d+)\.", path)
+        if number:
+            return int(number[1])
+    return None
 
 
-def saved_modules(model: nn.Module, config: LoraConfig) -> list[str]:
-    """The paths of the modules to be trained in full. Raises `AdapterError` where a name matches none."""
-    if not config.modules_to_save:
-        return []
-    paths = [path for path, _ in model.named_modules() if path and matches(config.modules_to_save, path)]
+def saved_modules(model: nn.Module, config: LoraConfig, unmatched: Unmatched = refuse) -> list[str]:
+    """The paths of the modules to be trained in full. Tells `unmatched` of names that match none."""
+    paths = _saved_paths(model, config)
     names = (config.modules_to_save,) if isinstance(config.modules_to_save, str) else config.modules_to_save
     ends = sorted({path.rsplit(".", 1)[-1] for path, _ in model.named_modules() if path})
     for name in names:
-        if not any(matches(name if name.startswith("re:") else (name,), path) for path in paths):
-            raise AdapterError(
-                f"modules_to_save {name!r} matches no module.{near(name, ends)}", f"modules: {', '.join(ends)}"
-            )
+        if not any(matches(name, path) for path in paths):
+            problem = f"modules_to_save {name!r} matches no module.{near(name, ends)}"
+            unmatched(AdapterError(problem, f"modules: {', '.join(ends)}"))
+    return paths
+
+
+def _saved_paths(model: nn.Module, config: LoraConfig) -> list[str]:
+    if not config.modules_to_save:
+        return []
+    paths = [path for path, _ in model.named_modules() if path and matches(config.modules_to_save, path)]
     return [path for path in paths if not any(path.startswith(f"{other}.") for other in paths)]
 
 
 def matches(names: str | tuple[str, ...], path: str) -> bool:
     """PEFT's rule: a name is a path or the end of one; a pattern (re:…) matches the entire path."""
-    if isinstance(names, str):
-        return bool(re.fullmatch(names.removeprefix("re:"), path))
-    return any(path == name or path.endswith(f".{name}") for name in names)
+    return any(
+        bool(re.fullmatch(name.removeprefix("re:"), path))
+        if name.startswith("re:")
+        else path == name or path.endswith(f".{name}")
+        for name in ((names,) if isinstance(names, str) else names)
+    )
 
 
-def _refuse_unmatched(model: nn.Module, config: LoraConfig, adaptable: list[str]) -> None:
-    names = config.target_modules
-    each = (names,) if isinstance(names, str) else tuple((name,) for name in names)
-    unmatched = [name for name in each if not any(matches(name, path) for path in adaptable)]
+def _unmatched_names(model: nn.Module, config: LoraConfig, adaptable: list[str]) -> AdapterError | None:
+    names = (config.target_modules,) if isinstance(config.target_modules, str) else config.target_modules
+    unmatched = [name for name in names if not any(matches(name, path) for path in adaptable)]
     if not unmatched:
-        return
+        return None
     ends = sorted({path.rsplit(".", 1)[-1] for path in adaptable})
     problems = []
     for name in unmatched:
-        text = name if isinstance(name, str) else name[0]
         other = [type(m).__name__ for path, m in model.named_modules() if path and matches(name, path)]
         why = f"matches {other[0]} layers, which cannot be adapted" if other else "matches no layer"
-        problems.append(f"target {text!r} {why}.{near(text, ends)}")
-    raise AdapterError(problems, f"layers that can be adapted: {', '.join(ends)}; or all-linear")
+        problems.append(f"target {name!r} {why}.{near(name, ends)}")
+    return AdapterError(problems, f"layers that can be adapted: {', '.join(ends)}; or all-linear")
 
 
 def pattern_value(patterns: dict[str, int] | dict[str, float], path: str, default: float) -> float:

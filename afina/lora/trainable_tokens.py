@@ -1,4 +1,5 @@
-"""Token embeddings of some tokens, trained (PEFT's `trainable_token_indices`); the base's own stay as they are.
+"""Rows of some tokens in embeddings and output heads, trained (PEFT's `trainable_token_indices`); the base's own stay
+as they are.
 
 Shapes: T tokens (in any number of leading dimensions), I width of the embedding, V vocabulary.
 """
@@ -7,10 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from afina.core.errors import AdapterError
-from afina.core.layers import replace
-from afina.lora.layer import LoraLayer, Wrapper
+from afina.core.errors import AdapterError, near
+from afina.core.layers import replace, weight_holder
+from afina.lora.layer import Wrapper
 
 
 class TrainableTokens(Wrapper):
@@ -22,7 +24,7 @@ class TrainableTokens(Wrapper):
         self.rows = nn.Parameter(base.weight[list(tokens)].detach().float().clone()) if rows is None else rows
         row_of_V = torch.full((len(base.weight),), -1, device=base.weight.device)
         row_of_V[list(tokens)] = torch.arange(len(tokens), device=base.weight.device)
-        self.register_buffer("_row_of_V", row_of_V, persistent=False)  # -1 where a token keeps the base's embedding
+        self.register_buffer("_row_of_V", row_of_V, persistent=False)  # -1 where a token keeps the base's row
 
     def forward(self, ids_T: Tensor) -> Tensor:
         y_TI: Tensor = self.base(ids_T)
@@ -33,51 +35,73 @@ class TrainableTokens(Wrapper):
         return torch.where((row_T >= 0)[..., None], rows_TI, y_TI)
 
 
-class TrainableTokensHead(Wrapper):
-    """An output head tied to an embedding with trained rows. x is (…, width), the logits are (…, vocabulary)."""
-
-    def __init__(self, base: Any, embedding: TrainableTokens) -> None:
-        super().__init__(base)
-        self._embedding = (embedding,)  # not a submodule: its rows belong to the embedding
+class TrainableTokensHead(TrainableTokens):
+    """An output head with trained rows. x is (…, width), the logits are (…, vocabulary)."""
 
     def forward(self, x_TI: Tensor) -> Tensor:
         y_TV: Tensor = self.base(x_TI)
         if not self.enabled:
             return y_TV
-        (embedding,) = self._embedding
-        index = torch.tensor(embedding.tokens, device=y_TV.device)
-        return y_TV.index_copy(-1, index, x_TI @ embedding.rows.to(x_TI.dtype).T)
+        index = torch.tensor(self.tokens, device=y_TV.device)
+        bias = None if self.base.bias is None else self.base.bias[index]
+        return y_TV.index_copy(-1, index, F.linear(x_TI, self.rows.to(x_TI.dtype), bias))
 
 
-def train_tokens(model: nn.Module, tokens: tuple[int, ...], saved: list[str]) -> None:
-    """Makes the embeddings of `tokens` trainable, and their rows of a tied output head.
+Tokens = tuple[int, ...] | dict[str, tuple[int, ...]]
+
+
+def train_tokens(model: nn.Module, tokens: Tokens, saved: list[str]) -> None:
+    """Makes the rows of `tokens` trainable: of the embedding, or of the layers that a dictionary names by the ends of
+    their paths. Layers tied to one of them, such as an output head, share its rows, unless named with other tokens.
 
     `saved` are the paths of the modules that are trained in full. Raises `AdapterError` where the model does not name
-    its embedding, where that is trained otherwise, or where a token does not exist.
+    its embedding, where a layer is absent or trained otherwise, or where a token does not exist.
     """
-    known: Any = model
+    layers: dict[str, Any] = {p: m for p, m in model.named_modules() if isinstance(m, nn.Embedding | nn.Linear)}
+    if isinstance(tokens, dict):
+        given = {path: ids for name, ids in tokens.items() for path in _named(name, list(layers))}
+    else:
+        given = {_embedding_path(model): tokens}
+    wrapped: set[str] = set()
+    for path, ids in given.items():
+        if path not in layers or any(path == each or path.startswith(f"{each}.") for each in saved):
+            raise AdapterError(
+                f"trainable_tokens of {path}, which is trained otherwise too: the two exclude each other",
+                "leave one of them out",
+            )
+        layer, rows = layers[path], None
+        _check_tokens(ids, len(layer.weight))
+        for other, twin in layers.items():
+            tied = weight_holder(twin) is weight_holder(layer) and given.get(other, ids) == ids
+            if tied and other not in wrapped:
+                kind = TrainableTokens if isinstance(twin, nn.Embedding) else TrainableTokensHead
+                module = kind(twin, ids, rows)
+                rows = module.rows
+                replace(model, other, module)
+                wrapped.add(other)
+
+
+def _embedding_path(model: Any) -> str:
     if not hasattr(model, "get_input_embeddings"):
         raise AdapterError(
-            "trainable_tokens need a model that names its embedding (get_input_embeddings)", "leave them out"
+            "trainable_tokens need a model that names its embedding (get_input_embeddings)",
+            "name the layer, as in {embed_tokens: 5-9}, or leave them out",
         )
-    embedding = known.get_input_embeddings()
-    vocabulary = len(embedding.weight)
-    path = next(path for path, module in model.named_modules() if module is embedding)
-    if isinstance(embedding, LoraLayer) or any(path == each or path.startswith(f"{each}.") for each in saved):
+    embedding = model.get_input_embeddings()
+    return next(path for path, module in model.named_modules() if module is embedding)
+
+
+def _named(name: str, paths: list[str]) -> list[str]:
+    """PEFT's rule: the layers whose paths end with `name`."""
+    found = [path for path in paths if path.endswith(name)]
+    if not found:
+        ends = sorted({path.rsplit(".", 1)[-1] for path in paths})
+        raise AdapterError(f"trainable_tokens: {name!r} is no embedding and no linear layer.{near(name, ends)}")
+    return found
+
+
+def _check_tokens(tokens: tuple[int, ...], rows: int) -> None:
+    if max(tokens) >= rows or min(tokens) < 0 or len(set(tokens)) < len(tokens):
         raise AdapterError(
-            "trainable_tokens and an embedding that is trained otherwise exclude each other", "leave one of them out"
+            f"trainable_tokens must be different numbers from 0 to {rows - 1}", "look the tokens up in the tokenizer"
         )
-    if max(tokens) >= vocabulary or min(tokens) < 0 or len(set(tokens)) < len(tokens):
-        raise AdapterError(
-            f"trainable_tokens must be different numbers from 0 to {vocabulary - 1}",
-            "look the tokens up in the tokenizer",
-        )
-    head = known.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    weight, trained = embedding.weight, TrainableTokens(embedding, tokens)
-    for path, module in list(model.named_modules()):
-        if module is embedding:
-            replace(model, path, trained)
-        elif isinstance(module, nn.Embedding) and module.weight is weight:  # an encoder's and a decoder's may be one
-            replace(model, path, TrainableTokens(module, tokens, trained.rows))
-        elif module is head and head.weight is weight:
-            replace(model, path, TrainableTokensHead(head, trained))

@@ -1,4 +1,4 @@
-"""Whether the adapter on disk is the adapter that was trained."""
+"""Whether what is on disk is what was trained, or made."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,6 +28,11 @@ class Verification:
 
     from_training: float
     from_base: float
+
+
+def relative_difference(expected: Tensor, found: Tensor) -> float:
+    """The largest difference of two tensors of logits, over the largest of `expected`; NaN where either holds one."""
+    return float((found - expected).abs().max() / expected.abs().max())
 
 
 @torch.no_grad()

@@ -118,6 +118,7 @@ def load_base(  # noqa: PLR0913 - each by its name
         )
     module.requires_grad_(False).eval().to(on)
     engine = _engine(on, fused, read.fallback_reason) + _quantised(module, quantize, dtype)
+    engine += f"; {read.note}" if read.note else ""
     model: Any = DecoderModel(module) if isinstance(module, Decoder) else TransformersModel(module)
     return Base(model, tok, _facts(source, module), dtype, reason, engine, read.fallback_reason is not None)
 

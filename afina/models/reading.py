@@ -3,6 +3,7 @@ into transformers' class."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from afina.engine.joined_weights import weight_OI
 from afina.engine.kernels import Kernels
 from afina.models import tokenizer
 from afina.models.formats import gguf_models, safetensors_files
+from afina.models.formats.checks import check_numbers
 from afina.models.formats.gguf import GGUF
 from afina.models.model import Quantize
 from afina.models.skeleton import causal_skeleton, config_of, decoder_skeleton
@@ -26,11 +28,13 @@ from afina.models.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class ReadModel:
-    """A module with its tokenizer. `fallback_reason` says why it is of a class of transformers, where it is."""
+    """A module with its tokenizer. `fallback_reason` says why it is of a class of transformers, where it is; `note`
+    what is unusual about the files."""
 
     module: Any
     tokenizer: Tokenizer
     fallback_reason: str | None = None
+    note: str = ""
 
 
 def read_causal(source: Source, dtype: torch.dtype, fused: Kernels | None, quantize: Quantize | None) -> ReadModel:
@@ -65,7 +69,9 @@ def _from_folder(source: Source, dtype: torch.dtype, fused: Kernels | None, quan
     module = decoder_skeleton(config, arch, fused)
     quantiser = quantiser_for(module, quantize, dtype)
     weights = safetensors_files.read_weights(source.path, arch, dtype, quantiser)
-    return ReadModel(_filled(source, module, weights), tok)
+    filled = _filled(source, module, weights)
+    own = "its files hold an output head of their own, which is used, though config.json ties it to the embeddings"
+    return ReadModel(filled, tok, note=own if arch.tied and not filled.arch.tied else "")
 
 
 def _in_transformers(source: Source, config: Any, dtype: torch.dtype) -> Any:
@@ -117,16 +123,31 @@ def _gguf_in_transformers(source: Source, architecture: str | None, dtype: torch
             f"{source.path}: transformers does not find the weights of {', '.join(lost[:3])} in it",
             "use the model's folder of *.safetensors files",
         )
+    check_numbers(source.path, dict(module.named_parameters()))
     return module
+
+
+def stored_dtype(path: Path) -> torch.dtype:
+    """The dtype in which a folder or a GGUF file holds most of its weights. Raises `BaseModelError`."""
+    return GGUF(path).stored_dtype() if path.suffix == ".gguf" else safetensors_files.stored_dtype(path)
+
+
+def _equal(one: Any, other: Any) -> bool:
+    if isinstance(one, Blocks) and isinstance(other, Blocks):
+        one, other = one.data, other.data
+    return isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor) and torch.equal(one, other)
 
 
 def _filled(source: Source, module: Decoder, weights: Mapping[str, torch.Tensor | Blocks]) -> Decoder:
     """Our decoder, on the meta device before, with the `weights`, by transformers' names."""
     needed = {name: tuple(value.shape) for name, value in module.state_dict().items()}
     if module.arch.tied:
-        head = f"{module.arch.names.head}.weight"
-        weights = {name: value for name, value in weights.items() if name != head}
-        del needed[head]
+        head, embedding = f"{module.arch.names.head}.weight", f"{module.arch.names.embedding}.weight"
+        if head in weights and not _equal(weights[head], weights.get(embedding)):
+            module.untie()  # as transformers: files that hold another head mean it, whatever config.json says
+        else:
+            weights = {name: value for name, value in weights.items() if name != head}
+            del needed[head]
     in_blocks = {name: value for name, value in weights.items() if isinstance(value, Blocks)}
     for name, blocks in in_blocks.items():
         path = name.removesuffix(".weight")

@@ -1,14 +1,18 @@
-"""Models in transformers' own classes: read from a folder, or made from Afina's decoder."""
+"""Models in transformers' own classes: read from a folder, made from Afina's decoder, and written."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from torch import nn
 
 from afina.core.errors import BaseModelError
+from afina.core.files import storing
 from afina.engine.decoder import Decoder
+from afina.models.formats.checks import check_numbers
 from afina.models.skeleton import causal_skeleton
 from afina.models.sources.source import Source
 
@@ -35,6 +39,7 @@ def pretrained(auto_class: Any, source: Source, dtype: torch.dtype, **extra: Any
             f"{source.path}: the weights cannot be loaded ({str(error).splitlines()[0][:200]})",
             "the folder needs complete *.safetensors files that fit its config.json",
         ) from error
+    check_numbers(source.path, dict(module.named_parameters()))
     return module, sorted(info["missing_keys"])
 
 
@@ -51,6 +56,24 @@ def as_transformers(module: Any) -> Any:
     other.tie_weights()
     _materialise_buffers(other)
     return other.requires_grad_(False).eval().to(next(module.parameters()).device)
+
+
+def save_model(module: Any, folder: Path) -> None:
+    """Writes the model to `folder`, in transformers' format. Raises `OutputError`."""
+    with storing(folder), quiet():
+        folder.mkdir(parents=True, exist_ok=True)
+        as_transformers(module).save_pretrained(folder)
+
+
+def cast(module: nn.Module, dtype: torch.dtype) -> None:
+    """Rounds all parameters to `dtype`, in place; layers that share one still do. Buffers, such as rotary frequencies,
+    stay as they are."""
+    known: dict[int, nn.Parameter] = {}
+    for owner in list(module.modules()):
+        for name, weight in owner._parameters.items():
+            if weight is not None:
+                known.setdefault(id(weight), nn.Parameter(weight.detach().to(dtype), requires_grad=False))
+                owner._parameters[name] = known[id(weight)]
 
 
 def _materialise_buffers(module: Any) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from afina.core.config import changed
 from afina.core.device import cache_folder, keep_freed_memory, precision_of
 from afina.core.errors import AdapterError, BaseModelError, DataError, SettingsError
-from afina.core.events import Listener, Notice
+from afina.core.events import Listener, Notice, ignore
 from afina.core.layers import is_conv1d
 from afina.data.files import STANDARD_INPUT
 from afina.data.layouts import Kind
@@ -24,7 +24,8 @@ from afina.forecast.workload import ONE_ROW, room_for
 from afina.lora.config import LoraConfig
 from afina.lora.inits import INITS, Needs
 from afina.lora.injection import inject
-from afina.lora.peft_files import load_adapter, read_config
+from afina.lora.peft_config import read_config
+from afina.lora.peft_files import load_adapter
 from afina.measure.outputs import EvaluationSet
 from afina.models.footprint import activation_bytes, free_bytes
 from afina.models.load import Base, load_base
@@ -63,12 +64,12 @@ class Assembled:
         """
         return resolve(settings, self._facts(settings, self._trained(settings)))
 
-    def adapt(self, settings: RunSettings) -> Resolved:
+    def adapt(self, settings: RunSettings, listener: Listener = ignore) -> Resolved:
         """Puts into the base what `settings` train: a new adapter, the one that is trained further, or a baseline.
         The same settings with nothing left open. Raises `AdapterError` and `SettingsError`.
         """
         trained = self._trained(settings)
-        _put_in(self, settings, adapter_config(settings, self.base.model.heads, trained))
+        _put_in(self, settings, adapter_config(settings, self.base.model.heads, trained), listener)
         return resolve(settings, self._facts(settings, trained))
 
     def _trained(self, settings: RunSettings) -> LoraConfig | None:
@@ -197,7 +198,7 @@ def load(settings: RunSettings, classes: Sequence[str]) -> Base:
     )
 
 
-def _put_in(run: Assembled, settings: RunSettings, config: LoraConfig) -> None:
+def _put_in(run: Assembled, settings: RunSettings, config: LoraConfig, listener: Listener) -> None:
     """Injects what `config` says into the run's base, or loads the adapter that is trained further."""
     base, module = run.base, run.base.model.module
     if settings.adapter:
@@ -205,7 +206,7 @@ def _put_in(run: Assembled, settings: RunSettings, config: LoraConfig) -> None:
         try:
             if not settings.force:
                 check_base(read_facts(folder), base, folder)
-            load_adapter(module, folder)
+            load_adapter(module, folder, listener)
         except AdapterError as error:
             raise AdapterError(f"--adapter {settings.adapter}: {error}") from error
         return

@@ -8,9 +8,10 @@ from itertools import pairwise
 from pathlib import Path
 
 from afina.core.finding import Finding
+from afina.core.layers import not_finite
 from afina.core.machine import memory_limit
 from afina.core.task import TASKS
-from afina.lora.peft_files import WEIGHTS, not_finite
+from afina.lora.peft_files import WEIGHTS
 from afina.runs.files import RunFiles, read_run
 from afina.training.settings import MOST_BATCH
 

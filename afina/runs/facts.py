@@ -67,6 +67,7 @@ def facts_of(base: Base, name: str) -> dict[str, Any]:
         "tokenizer_sha256": base.tokenizer.hash(),
         "template_sha256": base.tokenizer.template_hash(),
         "data": {},
+        "task": base.task.name,
         "classes": list(base.tokenizer.classes),
         "kind": "generation",
         "max_new_tokens": DEFAULT_NEW_TOKENS,

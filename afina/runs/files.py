@@ -18,7 +18,8 @@ from afina.core.errors import InputError, brief
 from afina.core.events import Done, Event, HeldOut, Step, end_of, parse
 from afina.core.files import read_json, read_jsonl
 from afina.core.finding import Finding
-from afina.lora.peft_files import CONFIG, WEIGHTS
+from afina.lora.peft_config import CONFIG
+from afina.lora.peft_files import WEIGHTS
 from afina.runs.folder import settle
 
 

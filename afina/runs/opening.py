@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from afina.core.config import build
-from afina.core.errors import AdapterError, InputError
-from afina.core.files import read_json
+from afina.core.errors import AdapterError, BaseModelError, InputError
+from afina.core.events import Listener, ignore
+from afina.core.task import CAUSAL, TASKS
 from afina.data.settings import DataSettings
-from afina.lora.peft_files import load_adapter, read_config
+from afina.lora.peft_config import read_peft
+from afina.lora.peft_files import load_adapter
 from afina.models.load import Base, load_base
 from afina.runs.facts import DEFAULT_NEW_TOKENS, adapter_folder, check_base, is_merged, mismatches, read_facts
 
@@ -40,35 +42,54 @@ def open_run(
     cache_dir: Path | None = None,
     base: str | None = None,
     force: bool = False,
-    dequantise: bool = False,
+    exact: bool = False,
+    listener: Listener = ignore,
 ) -> Adapted:
     """Loads the adapter in `run` and the base that it was trained on.
 
-    `base` names a copy of that base, or another one, which is refused without `force`. With `dequantise` a base that
-    was quantised in training is loaded in full precision. Raises `AdapterError`, `BaseModelError`.
+    `base` names a copy of that base, or another one, which is refused without `force`. With `exact` all is computed in
+    fp32, and a base that was quantised in training is loaded unquantised. Raises `AdapterError`, `BaseModelError`.
     """
     if is_merged(run):
         if base or force:
             raise AdapterError(f"{run} is a merged model, which includes its base", "leave out --base and --force")
         facts = read_facts(run)
-        return Adapted(_load(str(run), facts, device, cache_dir, None), facts)
+        wanted = facts | ({"precision": "fp32"} if exact else {})
+        return Adapted(_load(str(run), wanted, device, cache_dir, None), facts)
     folder = adapter_folder(run)
     facts = read_facts(folder)
-    read_config(folder)  # problems with the adapter are reported before the base is loaded
-    load = facts.get("load") or {"name": read_json(folder / "adapter_config.json").get("base_model_name_or_path")}
-    if base:
-        load = {"name": base}
-    if not load["name"]:
-        raise AdapterError(f"adapter {folder} does not name its base", "name it with --base BASE")
-    quantize = None if dequantise else facts.get("quantize")
+    raw = read_peft(folder)[0]  # problems with the adapter are reported before the base is loaded
+    made_on = facts.get("load") or {"name": raw.get("base_model_name_or_path")}
+    load = {"name": base} if base else made_on
+    if not load["name"] or not isinstance(load["name"], str):
+        raise AdapterError(f"adapter {folder} does not name its base", _NAME_BASE)
+    quantize = None if exact else facts.get("quantize")
     if quantize == "keep" and base and not base.endswith(".gguf"):
         quantize = None  # only a GGUF file has quantised blocks to keep
     template = read_template(folder / "chat_template.jinja") if facts.get("own_template") else None
-    loaded = _load(load["name"], facts, device, cache_dir, quantize, load.get("revision"), template)
+    wanted = facts or {"task": _task(raw)}
+    precision = {"precision": "fp32"} if exact else {}
+    try:
+        loaded = _load(load["name"], wanted | precision, device, cache_dir, quantize, load.get("revision"), template)
+    except BaseModelError as error:
+        if base:
+            raise
+        raise AdapterError(
+            [f"adapter {folder} was made on the base {load['name']!r}, which cannot be used here:", *error.problems],
+            "; ".join(filter(None, (error.remedy, _NAME_BASE))),
+        ) from error
     if not force:
         check_base(facts, loaded, folder)
-    load_adapter(loaded.model.module, folder)
+    load_adapter(loaded.model.module, folder, listener)
     return Adapted(loaded, facts, tuple(mismatches(facts, loaded, folder)))
+
+
+_NAME_BASE = "name it with --base BASE: a folder, a .gguf file, a name of `afina models list` or a hub id"
+
+
+def _task(raw: dict[str, Any]) -> str:
+    """The task that PEFT says an adapter is for."""
+    return next((name for name, task in TASKS.items() if task.task_type == raw.get("task_type")), CAUSAL.name)
 
 
 def _load(

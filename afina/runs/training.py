@@ -98,7 +98,7 @@ def _train(run_folder: RunFolder, settings: RunSettings, listener: Listener, *, 
     import_libraries()
     start = memory_gb()
     assembled = assemble(settings, listener)
-    run = _Run(assembled, assembled.adapt(settings), run_folder)
+    run = _Run(assembled, assembled.adapt(settings, listener), run_folder)
     run.announce(listener)
     forecast = None if resuming else _forecast(assembled, run.resolved, listener)
     with closing(trackers):
@@ -222,7 +222,6 @@ class _Run:
             "quantize": self.resolved.base.quantize,
             "own_template": settings.template is not None,
             "data": self.resolved.data.asking(),
-            "task": self.base.task.name,
             "kind": self.asked.kind,
             "max_new_tokens": self.asked.max_new_tokens,
             "rows": {"train": len(self.data.train), "held_out": len(self.data.held_out), "test": len(self.data.test)},

@@ -4,7 +4,8 @@ from pathlib import Path
 
 from afina.core.config import Result
 from afina.core.files import write_atomic
-from afina.lora.peft_files import CONFIG, WEIGHTS
+from afina.lora.peft_config import CONFIG
+from afina.lora.peft_files import WEIGHTS
 
 
 class WrittenAdapter(Result):

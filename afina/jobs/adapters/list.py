@@ -9,7 +9,7 @@ from afina.core.errors import AdapterError
 from afina.core.events import Listener, ignore
 from afina.core.job import Job
 from afina.jobs.adapters.show import AdapterFacts, ShowAdapterSettings, show
-from afina.lora.peft_files import CONFIG
+from afina.lora.peft_config import CONFIG
 
 
 class ListAdaptersSettings(Settings):

@@ -8,7 +8,8 @@ from afina.core.config import Result, Settings, setting
 from afina.core.events import Listener, ignore
 from afina.core.files import read_json
 from afina.core.job import Job
-from afina.lora.peft_files import CONFIG, WEIGHTS, read_config, read_weights
+from afina.lora.peft_config import CONFIG, read_config
+from afina.lora.peft_files import WEIGHTS, read_weights
 from afina.runs.facts import adapter_folder, read_facts
 
 

@@ -79,7 +79,7 @@ class Variant(Protocol):
             "init_lora_weights": True,
             "use_rslora": config.rslora,
             "use_dora": False,
-            "trainable_token_indices": list(config.trainable_tokens) or None,
+            "trainable_token_indices": _listed(config.trainable_tokens) or None,
         }
 
     def seed(self, raw: Mapping[str, Any]) -> int:
@@ -101,10 +101,12 @@ class Variant(Protocol):
         )
 
 
-def _token_ids(value: Any) -> tuple[int, ...]:
-    """PEFT writes a list of token ids, or one such list by the name of the embedding."""
+def _token_ids(value: Any) -> tuple[int, ...] | dict[str, tuple[int, ...]]:
+    """PEFT writes a list of token ids, or such lists by the names of layers."""
     if isinstance(value, dict):
-        if len(value) > 1:
-            raise TypeError(f"trainable_token_indices for several embeddings ({', '.join(value)}) are not supported")
-        value = next(iter(value.values()), None)
+        return {name: tuple(ids) for name, ids in value.items()}
     return () if value is None else (value,) if isinstance(value, int) else tuple(value)
+
+
+def _listed(tokens: tuple[int, ...] | dict[str, tuple[int, ...]]) -> list[int] | dict[str, list[int]]:
+    return {name: list(ids) for name, ids in tokens.items()} if isinstance(tokens, dict) else list(tokens)

@@ -5,5 +5,6 @@ transformers' names, each in the dtype that was asked for, or quantised as it is
 files that are damaged.
 
 Public: `GGUF` (gguf.py: metadata and tensors of a file); `read_config`, `read_weights` (gguf_models.py: the model in
-it); `safetensors_files` (`read_weights`, `check_header`: a folder in transformers' format).
+it); `safetensors_files` (`read_weights`, `check_header`, `stored_dtype`: a folder in transformers' format);
+`check_numbers` (checks.py: weights of any format).
 """

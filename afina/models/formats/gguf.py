@@ -6,6 +6,7 @@ Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 
 import mmap
 import struct
+from collections import Counter
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -16,10 +17,24 @@ import torch
 
 from afina.core.errors import BaseModelError
 from afina.engine.blocks import GGML_FORMATS, Blocks
+from afina.models.formats.checks import check_numbers
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
 _LARGEST_ALIGNMENT = 1 << 16
+# Where the scales of a block lie, in fp16, by the formats of GGML_FORMATS: bytes from the first to before the last.
+_SCALES = {
+    2: (0, 2),
+    3: (0, 4),
+    6: (0, 2),
+    7: (0, 4),
+    8: (0, 2),
+    10: (80, 84),
+    11: (108, 110),
+    12: (0, 4),
+    13: (0, 4),
+    14: (208, 210),
+}
 
 
 @dataclass(frozen=True)
@@ -116,7 +131,19 @@ class GGUF:
         info = self.tensors[name]
         if info.kind not in GGML_FORMATS or len(info.shape) != 2:
             return None
-        return Blocks(torch.from_numpy(self._raw(name).copy()), info.kind, info.shape[1], dtype)
+        raw = torch.from_numpy(self._raw(name).copy())
+        first, last = _SCALES[info.kind]
+        scales = raw.unflatten(1, (-1, GGML_FORMATS[info.kind][2]))[..., first:last]
+        check_numbers(self.path, {name: scales.contiguous().view(torch.float16)})
+        return Blocks(raw, info.kind, info.shape[1], dtype)
+
+    def stored_dtype(self) -> torch.dtype:
+        """The dtype of most of the numbers; bf16 for those in blocks, which have none."""
+        numbers: Counter[int] = Counter()
+        for info in self.tensors.values():
+            numbers[info.kind] += prod(info.shape)
+        kinds = {0: torch.float32, 1: torch.float16}
+        return kinds.get(numbers.most_common(1)[0][0], torch.bfloat16)
 
     def _raw(self, name: str) -> Any:
         """The bytes of a tensor: (…, row_bytes)."""

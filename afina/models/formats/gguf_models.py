@@ -14,6 +14,7 @@ from afina.core.errors import BaseModelError
 from afina.engine.architecture import CONFIGURATION_ERRORS
 from afina.engine.blocks import Blocks, Quantiser, full_precision
 from afina.engine.families import GgufLayout, family_of_gguf
+from afina.models.formats.checks import check_numbers
 from afina.models.formats.gguf import GGUF
 
 # What Llama 3.1 and later divide their rotary frequencies by; of its settings only the largest factor differs among
@@ -109,6 +110,7 @@ def read_weights(
         blocks = file.blocks(stored, dtype) if keep else None
         if blocks is None:
             weight = layout.restored(file.tensor(stored), stored, config).to(dtype).contiguous()
+            check_numbers(file.path, {stored: weight})
             found[name] = quantiser(name, weight)
         else:
             found[name] = blocks.take(layout.restored(torch.arange(blocks.rows), stored, config))

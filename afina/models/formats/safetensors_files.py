@@ -1,6 +1,8 @@
 """Weights of a folder in transformers' format: one safetensors file, or several with an index."""
 
+from collections import Counter
 from collections.abc import Iterator
+from math import prod
 from pathlib import Path
 
 import torch
@@ -11,6 +13,7 @@ from afina.core.errors import BaseModelError, InputError, brief
 from afina.core.files import read_json
 from afina.engine.architecture import Architecture
 from afina.engine.blocks import Blocks, Quantiser, full_precision
+from afina.models.formats.checks import check_numbers
 
 _AT_ONCE = 128 << 20  # bytes of a file that are mapped at one time
 
@@ -35,12 +38,28 @@ def read_weights(
             for stored, tensor in _tensors(path, each):
                 name = arch.renamed.get(stored, stored)
                 name = root + name if bare and not name.startswith(arch.names.head) else name
-                found[name] = quantiser(name, tensor.to(dtype, copy=True))
+                weight = tensor.to(dtype, copy=True)
+                check_numbers(path, {stored: weight})
+                found[name] = quantiser(name, weight)
     except (OSError, SafetensorError) as error:
         raise BaseModelError(
             f"{path}: the weights cannot be loaded ({str(error).splitlines()[0][:200]})", "download it again"
         ) from error
     return found
+
+
+def stored_dtype(folder: Path) -> torch.dtype:
+    """The dtype of most of the weights in `folder`. Raises `BaseModelError`."""
+    numbers: Counter[str] = Counter()
+    for path in _files(folder):
+        check_header(path)
+        names = _names(path)
+        with safe_open(path, framework="pt") as file:
+            for name in names:
+                part = file.get_slice(name)
+                numbers[part.get_dtype()] += prod(part.get_shape())
+    kinds = {"BF16": torch.bfloat16, "F16": torch.float16}
+    return kinds.get(numbers.most_common(1)[0][0] if numbers else "", torch.float32)
 
 
 def check_header(path: Path) -> None:

@@ -31,8 +31,12 @@ def _show_diff(settings: Settings, result: "DiffAdaptersResult") -> None:
 
 
 def _show_merged(settings: Settings, result: "MergeAdapterResult") -> None:
-    difference = f"{result.largest_difference_of_logits:.2g} of the largest logit"
-    show_facts({"model": result.model, "largest_difference_of_logits": difference}, _WIDTH)
+    facts = {"model": result.model, "precision": result.precision}
+    for dtype, difference in result.differences.items():
+        facts[f"difference in {dtype}"] = f"{difference:.2g} of the largest logit"
+    if result.largest_difference_of_logits != result.differences["fp32"]:
+        facts["from the quantised base"] = f"{result.largest_difference_of_logits:.2g} of the largest logit"
+    show_facts(facts, _WIDTH)
 
 
 VIEWS = {
