@@ -126,9 +126,10 @@ def saved_modules(model: nn.Module, config: LoraConfig, unmatched: Unmatched = r
     """The paths of the modules to be trained in full. Tells `unmatched` of names that match none."""
     paths = _saved_paths(model, config)
     names = (config.modules_to_save,) if isinstance(config.modules_to_save, str) else config.modules_to_save
-    ends = sorted({path.rsplit(".", 1)[-1] for path, _ in model.named_modules() if path})
+    known = [path for path, _ in model.named_modules() if path]
+    ends = sorted({path.rsplit(".", 1)[-1] for path in known})
     for name in names:
-        if not any(matches(name, path) for path in paths):
+        if not any(matches(name, path) for path in known):
             problem = f"modules_to_save {name!r} matches no module.{near(name, ends)}"
             unmatched(AdapterError(problem, f"modules: {', '.join(ends)}"))
     return paths

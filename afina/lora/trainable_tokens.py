@@ -52,7 +52,7 @@ Tokens = tuple[int, ...] | dict[str, tuple[int, ...]]
 
 def train_tokens(model: nn.Module, tokens: Tokens, saved: list[str]) -> None:
     """Makes the rows of `tokens` trainable: of the embedding, or of the layers that a dictionary names by the ends of
-    their paths. Layers tied to one of them, such as an output head, share its rows, unless named with other tokens.
+    their paths. Layers tied to an embedding, such as an output head, share its rows, unless named with other tokens.
 
     `saved` are the paths of the modules that are trained in full. Raises `AdapterError` where the model does not name
     its embedding, where a layer is absent or trained otherwise, or where a token does not exist.
@@ -72,8 +72,8 @@ def train_tokens(model: nn.Module, tokens: Tokens, saved: list[str]) -> None:
         layer, rows = layers[path], None
         _check_tokens(ids, len(layer.weight))
         for other, twin in layers.items():
-            tied = weight_holder(twin) is weight_holder(layer) and given.get(other, ids) == ids
-            if tied and other not in wrapped:
+            follows = isinstance(layer, nn.Embedding) and weight_holder(twin) is weight_holder(layer)
+            if (other == path or (follows and given.get(other, ids) == ids)) and other not in wrapped:
                 kind = TrainableTokens if isinstance(twin, nn.Embedding) else TrainableTokensHead
                 module = kind(twin, ids, rows)
                 rows = module.rows

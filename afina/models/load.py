@@ -227,13 +227,13 @@ def load_tokenizer(
 
 
 def _facts(source: Source, module: Any) -> Facts:
-    config = module.config
+    config, text = module.config, module.config.get_text_config()  # of a model that sees, a part
     return Facts(
         name=source.name,
         kind=source.kind,
         architecture=config.model_type,
-        layers=config.num_hidden_layers,
-        hidden_size=config.hidden_size,
+        layers=text.num_hidden_layers,
+        hidden_size=text.hidden_size,
         vocabulary=module.get_input_embeddings().num_embeddings,
         parameters=parameter_count(module),
         context_length=context_of(config),

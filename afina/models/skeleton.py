@@ -229,4 +229,4 @@ def task_of(source: Source) -> Task:
 
 def context_of(config: Any) -> int:
     """The longest sequence that the model takes, in tokens."""
-    return int(getattr(config, "max_position_embeddings", 0) or 2048)
+    return int(getattr(config.get_text_config(), "max_position_embeddings", 0) or 2048)

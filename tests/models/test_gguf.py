@@ -4,6 +4,7 @@ reading."""
 from pathlib import Path
 
 import gguf
+import numpy as np
 import pytest
 import torch
 from conftest import gguf_close
@@ -105,3 +106,24 @@ def test_a_matrix_that_is_turned_is_not_taken_for_its_blocks(tmp_path: Path) -> 
     weights[name] = Blocks(weights[name].data[:, :136].repeat(2, 1), 8, 128, torch.float32)  # (256, 128)
     with pytest.raises(BaseModelError, match=r"k_proj.weight has shape \(256, 128\)"):
         _filled(Source("turned", "gguf", tmp_path / "whole.gguf"), module, weights)
+
+
+OLDER_SCALES = {"Q4_0": (0,), "Q4_1": (0, 2), "Q5_0": (0,), "Q5_1": (0, 2), "Q8_0": (0,)}
+
+
+@pytest.mark.parametrize("quantize", [None, "keep"])
+@pytest.mark.parametrize("kind", ["F32", *OLDER_SCALES, *SCALES])
+def test_numbers_that_are_not_finite_are_refused(kind: str, quantize: str | None, tmp_path: Path) -> None:
+    """In each place of a block that holds a scale, as dequantised and as kept."""
+    path = tmp_path / "model.gguf"
+    write(path, "llama", kind)
+    name = "blk.1.ffn_up.weight"
+    info, whole = GGUF(path).tensors[name], path.read_bytes()
+    width = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType(info.kind)][1]
+    for number in (float("nan"), float("inf")):
+        for at in {**OLDER_SCALES, **SCALES}.get(kind, (0,)):
+            place = info.offset + 100 * width + at
+            raw = (np.float32 if kind == "F32" else np.float16)(number).tobytes()
+            path.write_bytes(whole[:place] + raw + whole[place + len(raw) :])
+            with pytest.raises(BaseModelError, match=f"{name} holds numbers that are not finite|holds no blocks"):
+                load_base(str(path), precision="fp32", device="cpu", quantize=quantize)

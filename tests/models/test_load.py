@@ -273,3 +273,17 @@ def test_a_model_for_other_programs_has_the_same_logits(kind: str, tmp_path: Pat
         found = as_transformers(base.model.module)(ids).logits
         twin = tiny_module(kind)(ids).logits
     torch.testing.assert_close(found, twin, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "bert", "t5"])
+def test_a_base_with_numbers_that_are_not_finite_is_refused(kind: str, value: float, tmp_path: Path) -> None:
+    model = tiny_module(kind)
+    name, parameter = [(n, p) for n, p in model.named_parameters() if p.dim() > 1][3]
+    parameter.data.view(-1)[5] = value
+    model.save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    task = {"bert": "classify", "t5": "seq2seq"}.get(kind, "causal")
+    for settings in ({"precision": "fp32"}, {"precision": "bf16"}, {"precision": "fp32", "quantize": "int8"}):
+        with pytest.raises(BaseModelError, match=rf"{name} holds numbers that are not finite"):
+            load_base(str(tmp_path), device="cpu", task=task, classes=("a", "b"), **settings)

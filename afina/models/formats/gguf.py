@@ -122,7 +122,8 @@ class GGUF:
         info, raw = self.tensors[name], self._raw(name)
         if info.kind == GGMLQuantizationType.F32:
             return torch.from_numpy(raw.reshape(-1).view(np.float32).reshape(info.shape).copy())
-        values = dequantize(raw, GGMLQuantizationType(info.kind))
+        with np.errstate(invalid="ignore"):  # what is not finite is told by its name, once all is read
+            values = dequantize(raw, GGMLQuantizationType(info.kind))
         return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
 
     def blocks(self, name: str, dtype: torch.dtype) -> Blocks | None:
