@@ -88,7 +88,7 @@ def _embedding_path(model: Any) -> str:
             "name the layer, as in {embed_tokens: 5-9}, or leave them out",
         )
     embedding = model.get_input_embeddings()
-    return next(path for path, module in model.named_modules() if module is embedding)
+    return str(next(path for path, module in model.named_modules() if module is embedding))
 
 
 def _named(name: str, paths: list[str]) -> list[str]:
