@@ -9,7 +9,8 @@ from pathlib import Path
 from afina.core.errors import OutputError, writing
 from afina.core.files import check_writable, sync, write_json, write_jsonl
 from afina.core.tracker import TRACKERS
-from afina.lora.peft_files import CONFIG, WEIGHTS
+from afina.lora.peft_config import CONFIG
+from afina.lora.peft_files import WEIGHTS
 from afina.measure.evaluation import Evaluation
 
 RUN_FILES = (
