@@ -4,6 +4,8 @@ A section is a frozen pydantic model. The command line and YAML files are derive
 (`fields` lists them), and `build` makes a model of plain values or says everything that is wrong with them.
 """
 
+import json
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -239,6 +241,40 @@ def _explain(problem: Any, known: dict[str, FieldInfo]) -> str:
     name = (info.positional or info.flags[-1]) if info else path
     wrong = str(problem["ctx"]["error"]) if problem["type"] == "value_error" else problem["msg"]
     return f"{name} is {problem['input']!r}: {wrong[0].lower()}{wrong[1:]}"
+
+
+def given(settings: Settings) -> Iterator[tuple[FieldInfo, Any]]:
+    """The settings that were given and are neither None nor empty, with their values, in order of declaration."""
+    for info in fields(type(settings)):
+        node: Any = settings
+        *sections, name = info.path.split(".")
+        for section in sections:
+            node = getattr(node, section) if node and section in node.model_fields_set else None
+        if node and name in node.model_fields_set and getattr(node, name) not in (None, (), {}):
+            yield info, getattr(node, name)
+
+
+def typed(info: FieldInfo, value: Any) -> str:
+    """A setting as it is typed on the command line."""
+    if info.switch:
+        return info.flags[-1] if value else ""
+    listed = value if isinstance(value, tuple) else (value,)
+    if info.positional:
+        return " ".join(shlex.quote(str(each)) for each in listed)
+    values = listed if info.repeated else (value,)
+    return " ".join(f"{info.flags[-1]} {shlex.quote(_flag_text(each))}" for each in values)
+
+
+def _flag_text(value: Any) -> str:
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    return json.dumps(value) if isinstance(value, bool | dict | list) else str(value)
+
+
+def command(words: str, settings: Settings) -> str:
+    """The command line that gives `settings` to the job called `words`; positionals come first."""
+    parts = sorted(given(settings), key=lambda part: not part[0].positional)
+    return " ".join(["afina", words, *filter(None, (typed(*part) for part in parts))])
 
 
 def json_object(result: BaseModel) -> Any:

@@ -123,11 +123,16 @@ class MetricsFile:
                     os.close(handle)
 
 
-def forget_after(path: Path, step: int) -> None:
-    """Takes out of `metrics.jsonl` what came after `step`: a run that is resumed from there writes it again."""
-    if path.exists():
-        rows = [row for row in read_jsonl(path) if row["event"] != "done" and row["step"] <= step]
-        write_jsonl(path, rows)
+def forget_after(path: Path, step: int) -> list[Step | HeldOut]:
+    """Takes out of `metrics.jsonl` what came after `step`, which a run that is resumed from there writes again; returns
+    it, but for the end."""
+    if not path.exists():
+        return []
+    rows = read_jsonl(path)
+    kept = [row for row in rows if row["event"] != "done" and row["step"] <= step]
+    write_jsonl(path, kept)
+    gone = (parse(row) for row in rows if row not in kept)
+    return [event for event in gone if isinstance(event, Step | HeldOut)]
 
 
 def read_events(path: Path) -> list[Event]:

@@ -15,20 +15,38 @@ Log = Callable[[dict[str, float], int], None]  # values by name, at a step
 
 
 @dataclass(frozen=True)
+class TrackedRun:
+    """A run as a tracker is told of it: its `folder`, by whose name it is called, and its settings, `config`.
+
+    `id` is the same each time it is resumed. `first` is the step that comes next: 0, or n + 1 where the run is resumed
+    after step n.
+    """
+
+    folder: Path
+    config: dict[str, Any]
+    id: str
+    first: int = 0
+
+
+@dataclass(frozen=True)
 class Tracker:
     """`package` is imported before training begins, so that a missing one is reported early; None where none is needed.
 
     `writes` are the files and folders that it makes in the run folder, which a new run there replaces.
 
-    `open(run, config, closing)` starts a run named after the folder `run`, with the settings `config`, and returns
-    what logs numbers to it; what it pushes onto `closing` is called at the end. `before_import` prepares the
-    environment.
+    `open(run, closing)` starts a run, or continues the one with the same id, and returns what logs numbers to it. What
+    it pushes onto `closing` is called at the end. `before_import` prepares the environment.
+
+    A run that is killed some steps after a checkpoint takes them again. A tracker that `forgets`, when a run is
+    continued, all it has of step `first` and later ones hears of them again; another does not, so that no step stands
+    there twice.
     """
 
     name: str
     package: str | None
-    open: Callable[[Path, dict[str, Any], ExitStack], Log]
+    open: Callable[[TrackedRun, ExitStack], Log]
     writes: tuple[str, ...] = ()
+    forgets: bool = False
     before_import: Callable[[], None] = lambda: None
 
 

@@ -148,7 +148,7 @@ def _choose(asked: ChooseSettings, listener: Listener) -> Choice:
     full = sum(each.forecast.seconds for each in wanted)
     names = [each.name for each in wanted]
     plain = changed(finder.settings, {"base": "starter"})
-    with resumable_folder(out / "choose.yaml", plain, {"bases": names, "minutes": asked.minutes}, "choice"):
+    with resumable_folder(out, "choose", asked, plain, {"bases": names, "minutes": asked.minutes}):
         share = _share(out / "share.json", min(_SHARES[1], max(_SHARES[0], 60 * asked.minutes * _TRAINING / full)))
         listener(
             Notice(

@@ -24,7 +24,6 @@ from afina.training.settings import Method
 
 COMPARED = ("base", "few-shot", "head", "last-k", "lora", "full")
 _UNTRAINED = ("base", "few-shot")  # which need no training
-_PLAN = "compare.yaml"
 
 
 class CompareSettings(Settings):
@@ -74,7 +73,7 @@ def compare(settings: CompareSettings, listener: Listener = ignore) -> CompareRe
     _check(run, settings.methods)
     out = run.out or Path("runs") / f"{run.data.path.stem}-compare"
     run = with_test_split(run)
-    with resumable_folder(out / _PLAN, run, {"minutes": minutes}, "comparison"):
+    with resumable_folder(out, "compare", settings, run, {"minutes": minutes}):
         found: dict[str, list[Measured]] = {}
         for method in settings.methods:
             listener(Notice(f"— {method} —"))

@@ -96,6 +96,8 @@ def evaluate(settings: EvaluateSettings, listener: Listener = ignore) -> Evaluat
         read_yaml(run / "config.yaml")  # the page needs it at the end; better to know now
     own = read_metrics(settings.metrics)
     judge = Judge(settings.judge, settings.judge_model) if settings.judge and settings.judge_model else None
+    if judge:
+        judge.check(listener)  # what is wrong with it shows before the models are loaded
     keep_freed_memory()
     adapted = settings.open(listener)
     other = adapted.facts.get("base", {}).get("sha256") not in (None, adapted.base.facts.sha256)

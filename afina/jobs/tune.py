@@ -1,5 +1,7 @@
 """`tune`: search the settings of LoRA on held-out loss, and judge the best once on rows it never saw."""
 
+import time
+from contextlib import suppress
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,6 +19,7 @@ from afina.runs.worker import run_in_process
 from afina.search.comparison import Measured
 from afina.search.resumable import end_of_training, read_or_run, resumable_folder, with_test_split
 from afina.search.study import (
+    JOURNAL,
     RANGE_TEST,
     REPEATS_FILE,
     best_of,
@@ -24,19 +27,20 @@ from afina.search.study import (
     defaults,
     open_study,
     read_repeats,
-    trial_rows,
+    spent,
 )
+from afina.search.time_plan import Pace, rows_of_the_proof
 from afina.search.tuning import Tuning, write_page
 from afina.search.workers import search_in_processes
 from afina.settings import RunSettings
 
-_PLAN = "tune.yaml"
-_SEARCH = 0.5  # of the minutes; the rest is for the two full trainings at the end
+_PROOF = "proof.json"  # in the folder of the search: the rows of the full trainings at the end
 
 
 class TuneSettings(Settings):
     minutes: float | None = setting(None, metavar="M", gt=0)
-    """About so many in all: half for the search, half to confirm what it found."""
+    """About so many for all of it: loading, the search, repeats of what it found with other seeds, and two full
+    trainings with their evaluations, which get as many rows as there is time for."""
     trials: int | None = setting(None, metavar="N", ge=1)
     """So many trials, however long they take."""
     workers: int = setting(1, metavar="N", ge=1)
@@ -92,23 +96,18 @@ def tune(settings: TuneSettings, listener: Listener = ignore) -> TuneResult:
     run = settings.run
     out = run.out or Path("runs") / f"{run.data.path.stem}-tune"
     run = with_test_split(run)
-    with resumable_folder(out / _PLAN, run, {"workers": settings.workers}, "search"):
+    with resumable_folder(out, "tune", settings, run, {"workers": settings.workers}):
         return TuneResult(**_tune(run, settings, out, listener).json(), folder=out)
 
 
 def _tune(settings: RunSettings, effort: TuneSettings, out: Path, listener: Listener) -> Tuning:
-    budget: dict[str, Any] = {"trials": effort.trials, "workers": effort.workers}
-    if effort.minutes:
-        budget["seconds"] = 60 * effort.minutes * _SEARCH
-        listener(
-            Notice(
-                f"{_SEARCH * effort.minutes:.1f} minutes for the search and its repeats with other seeds; then full "
-                "trainings with its best settings and with the defaults"
-            )
-        )
-    for name in (RANGE_TEST, REPEATS_FILE):
+    begun = time.time()
+    for name in (RANGE_TEST, REPEATS_FILE, _PROOF):
         _remove_damaged(out / name, listener)
     _fail_unfinished(out)
+    budget: dict[str, Any] = {"trials": effort.trials, "workers": effort.workers, "begun": begun}
+    if effort.minutes:
+        budget["deadline"] = begun + 60 * effort.minutes - _spent(out, effort.workers)
     arguments = {"settings": settings.model_dump(mode="json"), "folder": str(out), "budget": budget}
     batch_size = _search(arguments, effort, settings.threads, listener)
     study, tested = open_study(out), read_json(out / RANGE_TEST)
@@ -117,6 +116,7 @@ def _tune(settings: RunSettings, effort: TuneSettings, out: Path, listener: List
             "no trial was completed", f"look at {out}, or start again with another --out and a longer search"
         )
     best, plain = best_of(study), defaults(tested["rule"])
+    rows = _proof_rows(out / _PROOF, tested, budget, listener)
     finals = {}
     for name, chosen in (("defaults", plain), ("best", best)):
         if name == "best" and best == plain:
@@ -126,10 +126,10 @@ def _tune(settings: RunSettings, effort: TuneSettings, out: Path, listener: List
         finals[name] = read_or_run(
             out / name,
             partial(_final, name, out / name),
-            partial(_train, name, wanted.model_dump(mode="json") | {"out": str(out / name)}, listener),
+            partial(_train, name, configured(settings, chosen, rows, batch_size), out / name, listener),
             listener,
         )
-    tuning = Tuning.of(study, tested, read_repeats(out), finals, plain, trial_rows(tested, budget), out)
+    tuning = Tuning.of(study, tested | {"proof_rows": rows}, read_repeats(out), finals, plain, out)
     write_json(out / "tuning.json", tuning.json())
     write_page(tuning, out / "tuning.html")
     return tuning
@@ -158,9 +158,40 @@ def _final(name: str, folder: Path) -> Measured:
     return Measured.of(name, folder, {"seconds": end_of_training(folder).seconds})
 
 
-def _train(name: str, settings: dict[str, Any], listener: Listener) -> None:
+def _train(name: str, settings: RunSettings, folder: Path, listener: Listener) -> None:
     listener(Notice(f"— a full training with the {'best' if name == 'best' else 'default'} settings —"))
-    run_in_process("train", {"settings": settings}, listener)
+    run_in_process("train", {"settings": settings.model_dump(mode="json") | {"out": str(folder)}}, listener)
+
+
+def _spent(out: Path, workers: int) -> float:
+    """Seconds that this search took before it was cut off, as far as they are recorded."""
+    seconds = sum(read_repeats(out)["seconds"])
+    if (out / RANGE_TEST).exists():
+        tested = read_json(out / RANGE_TEST)
+        seconds += tested["seconds"] + tested["pace"]["load"]
+    if (out / JOURNAL).exists():
+        seconds += spent(open_study(out)) / workers
+    for name in ("defaults", "best"):
+        with suppress(OSError, ValueError):  # it did not come to it
+            seconds += end_of_training(out / name).seconds
+    return seconds
+
+
+def _proof_rows(file: Path, tested: dict[str, Any], budget: dict[str, Any], listener: Listener) -> int:
+    """How many rows the full trainings see: all of them, or as many as there is time for. Once decided it stays so, for
+    one of them may be done already."""
+    full = int(tested["full_rows"])
+    with suppress(InputError, KeyError):
+        return int(read_json(file)["rows"])
+    rows = full
+    if "deadline" in budget:
+        rows = rows_of_the_proof(Pace(**tested["pace"]), full, tested["trial_rows"], budget["deadline"])
+        if rows < full:
+            listener(
+                Notice(f"there is time for {rows:,} of the {full:,} rows of a full training; --minutes gives more")
+            )
+    write_json(file, {"rows": rows})
+    return rows
 
 
 def _check(effort: TuneSettings) -> None:
@@ -199,14 +230,14 @@ def _fail_unfinished(out: Path) -> None:
     """Trials that a killed search left unfinished become failed ones. (The folder is locked: nobody is running
     them.)
     """
-    if not (out / "study.journal").exists():
+    if not (out / JOURNAL).exists():
         return
     import optuna
 
     try:
         study = open_study(out)
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{out / 'study.journal'} is damaged: {error}", "start again with another --out") from error
+        raise InputError(f"{out / JOURNAL} is damaged: {error}", "start again with another --out") from error
     for trial in study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):
         study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
 

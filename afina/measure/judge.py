@@ -78,6 +78,21 @@ class Judge:
         self._opener = build_opener(_NoRedirects)
         self._stop = Event()
 
+    def check(self, listener: Listener = ignore) -> None:
+        """Asks one question of which the answer is known, before anything is done for the judge's sake.
+
+        Raises `InputError` as `compare` does, at once: there is nothing yet that waiting would save.
+        """
+        reply = self._reply(_prompt("What is 2 + 2?", ["4"], "4", "5"), tries=1)
+        if _read(reply) is None:
+            listener(
+                Notice(
+                    f"asked which of two answers is better, the judge at {self.url} did not say A, B or TIE but "
+                    f"{_short(reply.encode())}: such replies count as ties",
+                    warning=True,
+                )
+            )
+
     def compare(
         self,
         questions: Sequence[str],
@@ -116,24 +131,24 @@ class Judge:
             [(replies.get((row, 0), "tie"), replies.get((row, 1), "tie")) for row in range(len(pairs))], listener
         )
 
-    def _reply(self, prompt: str) -> str:
+    def _reply(self, prompt: str, tries: int = TRIES) -> str:
         """The judge's reply. Retries where the server is busy, failing or away."""
         messages = [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": prompt}]
         body = json.dumps({"model": self.model, "messages": messages, "temperature": 0}).encode()
         request = Request(self.url, body, self._headers, method="POST")  # noqa: S310 - http(s) only, see _completions
-        for attempt in range(TRIES):
+        for attempt in range(tries):
             pause = PAUSE * 2**attempt
             try:
                 with self._opener.open(request, timeout=TIMEOUT) as response:
                     return _content(response.read(), self.url)
             except HTTPError as error:
                 with error:
-                    if attempt == TRIES - 1 or not _passing(error):
-                        raise self._refused(error) from error
+                    if attempt == tries - 1 or not _passing(error):
+                        raise self._refused(error, tries) from error
                     asked = error.headers.get("Retry-After", "")
                 pause = min(float(asked), LONGEST_PAUSE) if asked.isdecimal() else pause
             except (OSError, HTTPException) as error:
-                if attempt == TRIES - 1:
+                if attempt == tries - 1:
                     reason = error.reason if isinstance(error, URLError) else error
                     raise InputError(
                         f"the judge at {self.url} cannot be reached: {reason or type(error).__name__}",
@@ -143,7 +158,7 @@ class Judge:
                 break
         raise InputError(f"the judge at {self.url} is no longer asked")
 
-    def _refused(self, error: HTTPError) -> InputError:
+    def _refused(self, error: HTTPError, tries: int) -> InputError:
         what = f"the judge at {self.url} answers {error.code} {error.reason}"
         if error.code in (401, 403):
             sent = f"the key in {self._key_from} is not accepted" if self._key_from else "no key was sent"
@@ -151,7 +166,8 @@ class Judge:
         if 300 <= error.code < 400:
             return InputError(f"{what}: it is at {error.headers.get('Location')}", "give --judge that address")
         if _passing(error):
-            return InputError(f"{what}, {TRIES} times: {_said(error)}", "try again later")
+            times = f", {tries} times" if tries > 1 else ""
+            return InputError(f"{what}{times}: {_said(error)}", "try again later")
         return InputError(f"{what}: {_said(error)}", "check --judge and --judge-model")
 
 

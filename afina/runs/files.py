@@ -23,6 +23,9 @@ from afina.lora.peft_files import WEIGHTS
 from afina.runs.folder import settle
 
 
+SEARCH = "search.yaml"
+
+
 class Recorded(BaseModel):
     """A file, or a part of one, that a run wrote; `content` is all it holds, as plain values."""
 
@@ -72,6 +75,20 @@ class Config(Recorded):
     quantize: str | None = None
     data: DataSection
     train: TrainSection = TrainSection()
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        return cls.of(read_yaml(path), path)
+
+
+class SearchRecord(Recorded):
+    """`search.yaml`, in a folder in which one command makes several runs or trials: `plan` is what they share, and
+    `command` goes on with it where it is not `finished`."""
+
+    search: str
+    command: str
+    finished: bool
+    plan: dict[str, Any]
 
     @classmethod
     def read(cls, path: Path) -> Self:

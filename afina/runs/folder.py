@@ -12,6 +12,7 @@ from afina.core.tracker import TRACKERS
 from afina.lora.peft_config import CONFIG
 from afina.lora.peft_files import WEIGHTS
 from afina.measure.evaluation import Evaluation
+from afina.runs.tracking import ID_FILE
 
 RUN_FILES = (
     "adapter",
@@ -23,6 +24,7 @@ RUN_FILES = (
     "rejected.jsonl",
     "report.html",
     "checkpoints",
+    ID_FILE,
 )
 FORMER, MOVING = ".former", ".moving"
 
@@ -181,6 +183,24 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def in_use(folder: Path) -> bool:
+    """Whether a process works in the folder now. Without locks none is seen."""
+    try:
+        import fcntl
+    except ImportError:
+        return False
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # no locks here
+        return False
+    finally:
+        os.close(handle)
+    return False
 
 
 def record(folder: Path, evaluation: Evaluation) -> None:

@@ -1,5 +1,6 @@
 """Finished and unfinished runs: listed, shown, compared with each other."""
 
+import shlex
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from functools import partial
@@ -14,8 +15,8 @@ from afina.measure.intervals import paired_difference
 from afina.measure.metric import Predictions
 from afina.measure.metrics import METRICS
 from afina.measure.pages.summary import interval, label, number, table, verdict
-from afina.runs.files import Config, EvaluationRecord, Prediction, read_lines, read_metrics
-from afina.runs.folder import settle
+from afina.runs.files import SEARCH, Config, EvaluationRecord, Prediction, SearchRecord, read_lines, read_metrics
+from afina.runs.folder import in_use, settle
 from afina.settings import RunSettings
 
 T = TypeVar("T")
@@ -25,41 +26,71 @@ _INCIDENTAL = ("out", "overwrite", "data.path")  # differ between runs without m
 
 
 def list_runs(folder: Path) -> list[dict[str, Any]]:
-    """The runs below `folder`, the newest first; the entry of one that cannot be read says why.
+    """The runs and searches below `folder`, the newest first; the entry of one that cannot be read says why.
 
     Raises `InputError` where there is no such folder.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder", "give a folder with runs; `afina train` makes them in runs/")
-    found = [_entry(path) for path in _runs(folder)]
-    return sorted(found, key=lambda entry: str(entry["date"]), reverse=True)
+    return sorted(_entries(folder), key=lambda entry: str(entry["date"]), reverse=True)
 
 
-def _runs(folder: Path) -> Iterator[Path]:
-    """Folders of runs, and folders that may not be read; folders inside a run are skipped."""
+def _entries(folder: Path, searching: bool = False) -> Iterator[dict[str, Any]]:
+    """Of runs, searches, and folders that may not be read; folders inside a run are skipped. `searching`: the folder is
+    inside a search that is not finished, which goes on with its runs itself."""
     try:
         settle(folder)
-        found = (folder / "config.yaml").is_file()
-        below = [] if found else sorted(path for path in folder.iterdir() if path.is_dir() and not path.is_symlink())
-    except OSError:
-        found, below = True, []
-    if found:
-        yield folder
+        below = sorted(path for path in folder.iterdir() if path.is_dir() and not path.is_symlink())
+        if (folder / "config.yaml").is_file():
+            yield _entry(folder, searching)
+            return
+        if (folder / SEARCH).is_file():
+            entry = _search_entry(folder)
+            searching = entry["state"] != "complete"
+            yield entry
+    except OSError as error:
+        yield _unreadable(folder, error)
+        return
     for path in below:
         if not path.name.startswith("."):
-            yield from _runs(path)
+            yield from _entries(path, searching)
 
 
-def _entry(run: Path) -> dict[str, Any]:
-    entry: dict[str, Any] = {"run": str(run), "date": "", "state": "unreadable"}
+def _unreadable(folder: Path, error: Exception, date: str = "") -> dict[str, Any]:
+    return {"run": str(folder), "date": date, "state": "unreadable", "problem": str(error)}
+
+
+def _date(file: Path) -> str:
+    return datetime.fromtimestamp(file.stat().st_mtime).isoformat(" ", "minutes")
+
+
+def _search_entry(folder: Path) -> dict[str, Any]:
+    """A search as a whole: what began it, and the command that goes on with it."""
+    date = _date(folder / SEARCH)
     try:
-        seconds = (run / "config.yaml").stat().st_mtime
-        entry["date"] = datetime.fromtimestamp(seconds).isoformat(" ", "minutes")
+        found = _undamaged(SearchRecord.read, folder / SEARCH)
+        settings = _undamaged(partial(Config.of, found.plan.get("settings")), folder / SEARCH)
+    except InputError as error:
+        return _unreadable(folder, error, date)
+    entry = {"run": str(folder), "date": date, "method": found.search, "data": settings.data.path}
+    if "bases" not in found.plan:  # otherwise it is about several
+        entry["base"] = settings.base
+    if found.finished:
+        return entry | {"state": "complete"}
+    return entry | ({"state": "running"} if in_use(folder) else {"state": "cut off", "resume": found.command})
+
+
+def _entry(run: Path, searching: bool) -> dict[str, Any]:
+    date = ""
+    try:
+        date = _date(run / "config.yaml")
         config, done, evaluation = _read(run)
     except (InputError, OSError) as error:
-        return entry | {"problem": str(error)}
+        return _unreadable(run, error, date)
+    entry: dict[str, Any] = {"run": str(run), "date": date, "state": _state(run, done, evaluation)}
     entry |= {"data": config["data"]["path"], "base": config["base"], "method": config["method"]}
-    entry["state"] = _state(done, evaluation)
+    if entry["state"] not in ("complete", "running") and not searching:
+        entry["resume"] = f"afina train --resume {shlex.quote(str(run))}"
     if done:
         entry["minutes"] = round(done.seconds / 60, 1)
     if evaluation:
@@ -75,10 +106,12 @@ def _entry(run: Path) -> dict[str, Any]:
     return entry
 
 
-def _state(done: Done | None, evaluation: dict[str, Any] | None) -> str:
-    """complete, not evaluated, interrupted (by Ctrl-C) or cut off (no end was recorded)."""
+def _state(run: Path, done: Done | None, evaluation: dict[str, Any] | None) -> str:
+    """complete, running, not evaluated, interrupted (by Ctrl-C) or cut off (no end was recorded)."""
     if evaluation:
         return "complete"
+    if in_use(run):
+        return "running"
     if done is None:
         return "cut off"
     return "interrupted" if done.reason == "interrupted" else "not evaluated"
@@ -90,6 +123,8 @@ def _read(run: Path) -> tuple[dict[str, Any], Done | None, dict[str, Any] | None
     Raises `InputError`, also where one is damaged.
     """
     config_file, metrics_file, evaluation_file = (run / n for n in ("config.yaml", "metrics.jsonl", "evaluation.json"))
+    if (run / SEARCH).is_file():
+        raise InputError(f"{run} holds a search, not a run", f"`afina runs list {run}` lists the runs in it")
     if not config_file.is_file():
         raise InputError(f"{run} holds no run", "give the folder that `afina train` wrote (its --out)")
     config = _undamaged(Config.read, config_file).content

@@ -270,8 +270,9 @@ class _Run:
             if not resuming:
                 self.run_folder.start()
             self._write_facts()
-            forget_after(metrics_file.path, state.step if state else -1)
-            trackers.open(self.folder, read_yaml(self.folder / "config.yaml"))
+            first = state.step + 1 if state else 0
+            again = forget_after(metrics_file.path, first - 1)
+            trackers.open(self.folder, read_yaml(self.folder / "config.yaml"), first, again)
 
         def tell_all(event: Event) -> None:
             metrics_file(event)

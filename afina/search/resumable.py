@@ -8,10 +8,11 @@ from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
 
-from afina.core.config import changed, read_yaml
+from afina.core.config import Settings, changed, command
 from afina.core.errors import InputError, Interrupted, OutputError
 from afina.core.events import Done, Listener, Notice, end_of, read_events
 from afina.core.files import check_writable, write_yaml
+from afina.runs.files import SEARCH, SearchRecord
 from afina.runs.folder import RunFolder, is_complete
 from afina.settings import RunSettings
 
@@ -29,46 +30,50 @@ def with_test_split(settings: RunSettings) -> RunSettings:
 
 
 @contextmanager
-def resumable_folder(plan_file: Path, settings: RunSettings, more: dict[str, Any], what: str) -> Iterator[None]:
-    """Locks the folder of `plan_file`, which records what is done there: it is new, or has the same plan.
+def resumable_folder(out: Path, job: str, asked: Settings, settings: RunSettings, more: dict[str, Any]) -> Iterator[None]:
+    """Locks the folder `out`, in whose `search.yaml` stands what is done there, `settings` and `more`: it is new, or
+    has the same plan. `asked` are the settings of the `job`, from which the command is known that resumes it.
 
     A plan of which nothing was finished binds nobody, and is removed where the block ends before anything else was
     written. After Ctrl-C, says that what was finished is kept. Raises `OutputError` and `Interrupted`.
     """
-    out = plan_file.parent
     plan = {"settings": changed(settings, {"track": ()}).model_dump(mode="json"), **more}
+    record = {"search": job, "command": command(job, asked), "finished": False, "plan": plan}
     with RunFolder(out).locked():
-        _write_or_compare(plan_file, plan, what)
+        _check_plan(out, job, plan)
+        write_yaml(out / SEARCH, record)
         try:
             yield
+            write_yaml(out / SEARCH, record | {"finished": True})
         except (Interrupted, KeyboardInterrupt):
-            kept = f"what was finished is kept in {out}" if _holds_more(plan_file) else "nothing was finished yet"
+            kept = f"what was finished is kept in {out}" if _holds_more(out) else "nothing was finished yet"
             raise Interrupted(f"interrupted; {kept}", "the same command resumes it") from None
         finally:
-            if not _holds_more(plan_file):
-                plan_file.unlink(missing_ok=True)
+            if not _holds_more(out):
+                (out / SEARCH).unlink(missing_ok=True)
 
 
-def _write_or_compare(plan_file: Path, plan: dict[str, Any], what: str) -> None:
-    """Writes the plan, or raises `OutputError` where something was finished by another one."""
-    if not _holds_more(plan_file):
-        check_writable(plan_file)
-        write_yaml(plan_file, plan)
+def _check_plan(out: Path, job: str, plan: dict[str, Any]) -> None:
+    """Raises `OutputError` where something in the folder was finished by another plan, or by none."""
+    if not _holds_more(out):
+        check_writable(out / SEARCH)
         return
-    if not plan_file.exists():
-        raise OutputError(f"--out {plan_file.parent} holds something that is no {what}", "choose another --out")
-    before = read_yaml(plan_file)
-    if before != plan:
+    if not (out / SEARCH).exists():
+        raise OutputError(f"--out {out} holds something that `afina {job}` did not make", "choose another --out")
+    before = SearchRecord.read(out / SEARCH)
+    if before.search != job:
+        raise OutputError(f"--out {out} holds what `afina {before.search}` made", "choose another --out")
+    if before.plan != plan:
         raise OutputError(
-            f"--out {plan_file.parent} holds a {what} with other settings ({', '.join(_differing(before, plan))})",
+            f"--out {out} holds what `afina {job}` made with other settings "
+            f"({', '.join(_differing(before.plan, plan))})",
             "give another --out, or the same settings to resume it",
         )
 
 
-def _holds_more(plan_file: Path) -> bool:
+def _holds_more(folder: Path) -> bool:
     """Whether the folder holds more than the plan."""
-    folder = plan_file.parent
-    return folder.is_dir() and any(each != plan_file for each in folder.iterdir())
+    return folder.is_dir() and any(each.name != SEARCH for each in folder.iterdir())
 
 
 def _differing(before: Any, after: Any, path: str = "") -> list[str]:

@@ -3,16 +3,26 @@
 import math
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from afina.core.config import build, changed
 from afina.core.errors import AdapterError, NonFiniteLoss
-from afina.core.events import HeldOut, Listener, Notice, Progress
+from afina.core.events import HeldOut, Listener, Notice, Progress, minutes
 from afina.core.files import read_json, write_json
 from afina.lora.inits import INITS
 from afina.lora.variants import VARIANTS
+from afina.search.time_plan import (
+    EVALUATIONS,
+    REPEATS,
+    Pace,
+    end_of_search,
+    end_of_trials,
+    pace_of,
+    rows_of_a_trial,
+)
 from afina.search.trial import TrialRunner
 from afina.settings import RunSettings
 from afina.training.settings import MOST_BATCH
@@ -28,16 +38,13 @@ STAGES: tuple[tuple[float, tuple[str, ...]], ...] = (
     (1.0, ("rank", "targets", "form", "batch", "epochs")),
 )
 FIRST_RATES = (1.0, 3.0, 1 / 3)  # times the rule's: the first trials, before the sampler has data
-EVALUATIONS = 2  # of a trial, after the same numbers of rows in all; the pruner is told each
-FEWEST_TRIALS = 10  # trials are so short that at least this many fit into the time of the search
-SHORTEST = 0.15  # of a full training: the rows of a trial, at least
-REPEATS = 3  # seeds with which the best and the defaults are trained before a winner is announced
 _RANGE_STEPS = 16, 40  # of the range test, at least and at most
 _RANGE_WIDTH = 30.0  # it goes from the rule's rate divided by this to the rate times this
 _WIDEST = 32.0  # the highest rate of the search space over the lowest
 
 STUDY = "tune"
-RANGE_TEST, REPEATS_FILE = "probe.json", "repeats.json"  # in the folder of the search
+# In the folder of the search.
+RANGE_TEST, REPEATS_FILE, JOURNAL = "probe.json", "repeats.json", "study.journal"
 _ENDED = ("COMPLETE", "PRUNED")
 
 
@@ -88,7 +95,7 @@ def open_study(folder: Path) -> "optuna.Study":
     from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    path = str(folder / "study.journal")
+    path = str(folder / JOURNAL)
     return optuna.create_study(
         storage=JournalStorage(JournalFileBackend(path, JournalFileOpenLock(path))),
         study_name=STUDY,
@@ -114,8 +121,9 @@ def search_trials(
     """Does `phases` of the search in `folder`, in this order: range (of learning rates), trials, repeat (other
     seeds).
 
-    `budget` has `seconds` (of the search and the repetition) or `trials`, and the number of `workers`; what was done
-    before counts, and is not repeated. Returns the `batch_size` that the settings alone have for this base.
+    `budget` has the number of `workers`, when the command has `begun`, and the `deadline` by which all of it should
+    end, or the number of `trials`; what was done before counts, and is not repeated. Returns the `batch_size` that the
+    settings alone have for this base.
     """
     search = _Search(TrialRunner(build(RunSettings, settings), listener), Path(folder), budget, worker, listener)
     if "range" in phases and not search.range_file.exists():
@@ -144,6 +152,7 @@ class _Search:
         It also measures the speed of training here, from which the length of a trial follows.
         """
         rule, size = self.plan.learning_rate, self.plan.batch_size
+        load = time.time() - self.budget["begun"]
 
         def rates(steps: int) -> list[float]:
             return [rule * _RANGE_WIDTH ** (2 * i / max(1, steps - 1) - 1) for i in range(steps)]
@@ -160,7 +169,9 @@ class _Search:
         tried = rates(len(smooth)) if smooth else []
         lowest = tried[min(range(len(smooth)), key=smooth.__getitem__)] if smooth else rule
         high = min(max(lowest, rule), 8 * rule)
-        rows_per_second = trial.rows / trial.training_seconds
+        look = max(0.0, trial.seconds - trial.training_seconds)
+        pace = pace_of(self.runner.assembled, trial.training_seconds / trial.rows, look, load)
+        rows = rows_of_a_trial(pace, self.rows, self.budget)
         write_json(
             self.range_file,
             {
@@ -169,16 +180,17 @@ class _Search:
                 "losses": smooth,
                 "low": high / _WIDEST,
                 "high": high,
-                "rows_per_second": rows_per_second,
-                "look_seconds": max(0.0, trial.seconds - trial.training_seconds),
+                "pace": asdict(pace),
                 "seconds": time.monotonic() - start,
                 "full_rows": self.rows,
+                "trial_rows": rows,
             },
         )
         self.listener(
             Notice(
-                f"learning rates up to {high:.2g} are worth trying (the rule gives {rule:.2g}); "
-                f"a full training takes about {self.rows / rows_per_second / 60:.1f} minutes here"
+                f"learning rates up to {high:.2g} are worth trying (the rule gives {rule:.2g}); a full training takes "
+                f"about {minutes(self.rows * pace.row)} here, a trial {minutes(pace.trial(rows))}, and the full "
+                f"trainings at the end {minutes(pace.proof(self.rows))} with their evaluations"
             )
         )
 
@@ -191,9 +203,10 @@ class _Search:
         for factor in FIRST_RATES:
             rate = min(max(factor * tested["rule"], tested["low"]), tested["high"])
             study.enqueue_trial(defaults(rate), skip_if_exists=True)
-        rows = trial_rows(tested, self.budget)
-        while (done := self._share_done(study, tested)) < 1:
-            free = next(names for until, names in STAGES if done < until)
+        rows = tested["trial_rows"]
+        share = self._share(study, tested)
+        while (done := share()) < 1 or not any(t.state.name in (*_ENDED, "RUNNING") for t in study.trials):
+            free = next((names for until, names in STAGES if done < until), ())
             fixed = {name: values[0] for name, values in choices().items() if name not in free}
             sampler = optuna.samplers.TPESampler(seed=1000 * self.worker + len(study.trials), n_startup_trials=6)
             with warnings.catch_warnings():
@@ -203,12 +216,14 @@ class _Search:
             self.listener(Progress(f"search, per cent done; trial {trial.number}", round(100 * done), 100))
             self._run_trial(study, trial, tested, rows)
 
-    def _share_done(self, study: "optuna.Study", tested: dict[str, Any]) -> float:
-        """The share of the budget that is used up."""
+    def _share(self, study: "optuna.Study", tested: dict[str, Any]) -> Callable[[], float]:
+        """What says which share of the budget is used up: 1 once no further trial should begin."""
         if self.budget.get("trials"):
-            return sum(t.state.name in (*_ENDED, "RUNNING") for t in study.trials) / float(self.budget["trials"])
-        used = spent(study) / float(self.budget["workers"]) + tested["seconds"]
-        return float(used / (self.budget["seconds"] * FEWEST_TRIALS / (FEWEST_TRIALS + 2 * REPEATS)))
+            trials = float(self.budget["trials"])
+            return lambda: sum(t.state.name in (*_ENDED, "RUNNING") for t in study.trials) / trials
+        pace, begun, before = Pace(**tested["pace"]), time.time(), spent(study) / float(self.budget["workers"])
+        until = end_of_trials(pace, tested["trial_rows"], end_of_search(pace, self.rows, self.budget), begun)
+        return lambda: (before + time.time() - begun) / max(1e-9, before + until - begun) if until > begun else 1.0
 
     def _run_trial(self, study: "optuna.Study", trial: "optuna.Trial", tested: dict[str, Any], rows: int) -> None:
         from optuna.trial import TrialState
@@ -252,12 +267,17 @@ class _Search:
         rows and the init.
         """
         study, tested = open_study(self.folder), read_json(self.range_file)
-        best, rows = best_of(study), trial_rows(tested, self.budget)
+        best, rows = best_of(study), tested["trial_rows"]
         plain = defaults(tested["rule"])
         if best == plain:
             return
-        repeats = read_repeats(self.folder)
+        repeats, end = read_repeats(self.folder), math.inf
+        if self.budget.get("deadline"):
+            end = end_of_search(Pace(**tested["pace"]), self.rows, self.budget)
         for seed in range(1, REPEATS + 1):
+            if time.time() > end:
+                self.listener(Notice("there is no time for repeats with more seeds", warning=True))
+                return
             for name, chosen in (("defaults", plain), ("best", best)):
                 if len(repeats[name]) >= seed:
                     continue
@@ -276,17 +296,6 @@ def read_repeats(folder: Path) -> dict[str, list[float]]:
     """
     path = folder / REPEATS_FILE
     return dict(read_json(path)) if path.exists() else {"best": [], "defaults": [], "seconds": []}
-
-
-def trial_rows(tested: dict[str, Any], budget: dict[str, Any]) -> int:
-    """How many rows a trial sees: those of a full training, or fewer, so that enough trials fit into the time."""
-    full = int(tested["full_rows"])
-    shortest = max(1, round(SHORTEST * full))
-    if budget.get("trials"):
-        return max(shortest, full // 3)
-    seconds = budget["seconds"] * budget["workers"] / (FEWEST_TRIALS + 2 * REPEATS)
-    seconds -= EVALUATIONS * tested["look_seconds"]
-    return int(min(full, max(shortest, seconds * tested["rows_per_second"])))
 
 
 def best_of(study: "optuna.Study") -> dict[str, Any]:

@@ -44,7 +44,7 @@ class Tuning:
     @staticmethod
     def of(
         study: "optuna.Study", range_test: dict[str, Any], repeats: dict[str, list[float]], finals: dict[str, Measured],
-        plain: dict[str, Any], trial_rows: int, folder: Path,
+        plain: dict[str, Any], folder: Path,
     ) -> "Tuning":  # fmt: skip
         trials = [
             {
@@ -65,7 +65,7 @@ class Tuning:
             repeats,
             finals,
             range_test,
-            trial_rows,
+            range_test["trial_rows"],
             folder,
         )
 
@@ -106,6 +106,9 @@ class Tuning:
         difference = self.on_test()
         if difference is not None:
             yield self._tested(difference)
+            rows, full = self.range_test["proof_rows"], self.range_test["full_rows"]
+            if rows < full:
+                yield f"There was time to train both on {rows:,} of the {full:,} rows of a full training."
         yield self._cost()
 
     def _repeated(self) -> str:

@@ -2,7 +2,7 @@
 
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from afina.core.config import Settings, fields
+from afina.core.config import Settings, given, typed
 
 _WIDEST = 160
 _NO_EDGE = 1000
@@ -66,26 +66,13 @@ def two_digits(value: float | None) -> str:
     return "–" if value is None else f"{value:.2f}"
 
 
-def given(settings: Settings) -> dict[str, Any]:
-    """The settings that were given, by their flags."""
-    found = {}
-    for info in fields(type(settings)):
-        node: Any = settings
-        *sections, name = info.path.split(".")
-        for section in sections:
-            node = getattr(node, section) if node and section in node.model_fields_set else None
-        if node and info.flags and name in node.model_fields_set:
-            found[info.flags[0]] = getattr(node, name)
-    return found
+def train_command(data: Path | str, flags: Iterable[str], base: str) -> str:
+    """The command that trains with these settings, as they are typed, but for those that it names itself or that were
+    chosen here."""
+    own = [each for each in flags if each.split()[0] not in ("--base", "--out", "--quantize")]
+    return " ".join(["afina train", shlex.quote(str(data)), *own, f"--base {shlex.quote(base)}"])
 
 
-def train_command(data: Path | str, flags: dict[str, Any], base: str) -> str:
-    """The command that trains with these settings, but for those that it names itself or that were chosen here."""
-    own = [_flag(name, value) for name, value in flags.items() if name not in ("--base", "--out", "--quantize")]
-    return " ".join(["afina train", shlex.quote(str(data)), *filter(None, own), f"--base {shlex.quote(base)}"])
-
-
-def _flag(name: str, value: Any) -> str:
-    if isinstance(value, bool):
-        return name if value else ""
-    return f"{name} {shlex.quote(','.join(map(str, value)) if isinstance(value, tuple) else str(value))}"
+def flags_of(settings: Settings) -> list[str]:
+    """The flags that were given, as they are typed."""
+    return [text for info, value in given(settings) if info.flags and (text := typed(info, value))]

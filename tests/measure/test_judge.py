@@ -204,3 +204,41 @@ def test_addresses(monkeypatch) -> None:
     monkeypatch.setenv("AFINA_JUDGE_KEY", "a\nb")
     with pytest.raises(SettingsError):
         Judge("http://h", "m")
+
+
+@pytest.mark.parametrize(
+    ("says", "first", "said"),
+    [
+        (lambda _: b"<html>hello</html>", [], "did not answer in JSON"),
+        (longer, [401], "no key was sent"),
+        (longer, [404], "check --judge and --judge-model"),
+        (longer, [503], r"503 Service Unavailable: 'no luck'"),
+    ],
+)
+def test_a_judge_is_tried_once_before_it_is_needed(says, first: list[int], said: str) -> None:
+    with server(says, first=list(first)) as (url, seen), pytest.raises(InputError, match=said):
+        Judge(url, "tiny-judge").check()
+    assert len(seen) == 1
+
+
+def test_a_judge_that_answers_is_only_warned_of_where_it_cannot_be_read() -> None:
+    for reply, warnings in (("A", 0), ("TIE", 0), ("As a model I like both.", 1)):
+        events: list = []
+        with server(lambda _, reply=reply: reply) as (url, _):
+            Judge(url, "tiny-judge").check(events.append)
+        assert [e.warning for e in events] == [True] * warnings
+    assert "As a model I like both." in events[0].text
+
+
+def test_a_judge_that_is_away_is_found_before_the_models_are_loaded(tmp_path) -> None:
+    """There is no run in the folder, which is said only where the judge is well."""
+    from afina.jobs.evaluate import EvaluateSettings, evaluate
+
+    def asked(url: str) -> str:
+        with pytest.raises(InputError) as error:
+            evaluate(EvaluateSettings(run=tmp_path, data=tmp_path / "no.jsonl", judge=url, judge_model="m"))
+        return str(error.value)
+
+    with server(longer) as (url, _):
+        assert "no run" in asked(url) or "adapter" in asked(url)
+    assert "cannot be reached" in asked(url)

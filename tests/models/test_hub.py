@@ -4,9 +4,13 @@ caches."""
 import hashlib
 import json
 import os
+import random
 import shutil
+import signal
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -21,7 +25,8 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 class Hub(BaseHTTPRequestHandler):
     """As much of the hub's protocol as downloading a model takes, for the files of one folder. `cuts` connections
-    break in the middle of the weights, `corrupt` answers hold other bytes than promised."""
+    break in the middle of the weights, `corrupt` answers hold other bytes than promised; `stalls` are the bytes of the
+    weights after which an answer never ends; one that is `deaf` sends whole files whatever it is asked for."""
 
     protocol_version = "HTTP/1.1"
 
@@ -81,6 +86,8 @@ class Hub(BaseHTTPRequestHandler):
         if large and self.command == "GET" and self.hub.corrupt:
             self.hub.corrupt -= 1
             content = content[:-1] + bytes([content[-1] ^ 1])
+        if self.hub.deaf:
+            begin = 0
         self.send_response(206 if begin else 200)
         for key, value in (("ETag", f'"{etag}"'), ("X-Repo-Commit", COMMIT), ("Accept-Ranges", "bytes")):
             self.send_header(key, value)
@@ -97,6 +104,14 @@ class Hub(BaseHTTPRequestHandler):
             self.connection.close()
             self.close_connection = True
             return
+        if large and self.hub.stalls:
+            self.wfile.write(content[begin : begin + self.hub.stalls.pop(0)])
+            self.wfile.flush()
+            self.hub.stalled.set()
+            with suppress(OSError):
+                self.connection.recv(1)  # until whoever asks is gone
+            self.close_connection = True
+            return
         self.wfile.write(content[begin:])
 
 
@@ -106,7 +121,9 @@ class Served:
     def __init__(self, folder: Path, home: Path) -> None:
         self.folder, self.home = folder, home
         self.cache = own_cache(home / "afina")
-        self.cuts, self.corrupt = 0, 0
+        self.cuts, self.corrupt, self.deaf = 0, 0, False
+        self.stalls: list[int] = []
+        self.stalled = threading.Event()
         self.asked: list[str] = []
         self.ranges: list[str | None] = []  # of the weights, that were fetched
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Hub, self))
@@ -116,17 +133,30 @@ class Served:
         self.server.shutdown()
         self.server.server_close()
 
-    def run(self, code: str, *arguments: str, **extra: str) -> SimpleNamespace:
-        """Runs Python that meets this hub, in a process that has not imported the hub's library yet, which reads its
-        address and cache from the environment when it is imported."""
-        environment = os.environ | {
+    @property
+    def environment(self) -> dict[str, str]:
+        """That of a process that meets this hub. The hub's library reads it when it is imported."""
+        self.home.mkdir(exist_ok=True)
+        return os.environ | {
             "HF_ENDPOINT": f"http://127.0.0.1:{self.server.server_port}",
             "HF_HOME": str(self.home),
             "AFINA_CACHE": str(self.cache),
             "HF_HUB_DISABLE_XET": "1",
         }
-        self.home.mkdir(exist_ok=True)
-        return forked.run(arguments, self.home, env=environment | extra, code=code, imported=forked.TORCH)
+
+    def run(self, code: str, *arguments: str, **extra: str) -> SimpleNamespace:
+        """Runs Python that meets this hub, in a process that has not imported the hub's library yet."""
+        return forked.run(arguments, self.home, env=self.environment | extra, code=code, imported=forked.TORCH)
+
+    def kill_after(self, sent: int) -> None:
+        """Begins to fetch the model, and kills the process when so many bytes of the weights were sent."""
+        self.stalled.clear()
+        self.stalls.append(sent)
+        process = forked.Forked([str(self.cache)], self.home, env=self.environment, code=FETCH, imported=forked.TORCH)
+        assert self.stalled.wait(60)
+        time.sleep(0.2)  # so that it has written what it was sent
+        process.send_signal(signal.SIGKILL)
+        process.wait()
 
     def load(self, name: str, **extra: str) -> SimpleNamespace:
         return self.run(SMALL_CHUNKS + LOAD, name, **extra)
@@ -136,6 +166,17 @@ class Served:
 
 
 SMALL_CHUNKS = "import huggingface_hub.constants as c; c.DOWNLOAD_CHUNK_SIZE = 4096"  # as is the model here
+FETCH = f"""
+{SMALL_CHUNKS}
+import sys
+from pathlib import Path
+from afina.core.errors import BaseModelError
+from afina.models.sources.hub import fetch_model
+try:
+    fetch_model("someone/tiny", None, Path(sys.argv[1]))
+except BaseModelError as error:
+    sys.exit(str(error))
+"""
 CLOSED = """
 import os, sys
 def no_socket(event, arguments):
@@ -201,6 +242,43 @@ def test_a_download_cut_at_ten_places_goes_on_to_the_right_hash(hub: Served) -> 
     assert hub.cuts == 0
     (file,) = weights(hub.home)
     assert file.read_bytes() == (hub.folder / "model.safetensors").read_bytes()
+
+
+def test_a_download_that_is_killed_goes_on_where_it_was(hub: Served) -> None:
+    whole = (hub.folder / "model.safetensors").read_bytes()
+    draw = random.Random(5)
+    sent = [draw.randrange(8_192, len(whole) // 6) for _ in range(3)]
+    for each in sent:
+        hub.kill_after(each)
+    done = hub.run(FETCH, str(hub.cache))
+    assert done.returncode == 0, done.stderr
+    (file,) = weights(hub.home)
+    assert file.read_bytes() == whole
+    assert hub.ranges[0] is None
+    begins = [int(each.removeprefix("bytes=").rstrip("-")) for each in hub.ranges[1:]]
+    for begin, before, amount in zip(begins, [0, *begins], sent, strict=False):
+        assert 0 <= before + amount - begin <= 2 * 4096  # no more than a chunk or two are sent twice
+    assert len(begins) == len(sent)
+    assert not list(hub.home.rglob("*.incomplete"))
+
+
+def test_what_a_killed_download_left_is_not_believed(hub: Served) -> None:
+    """The parts may be damaged, or too long; a server may not send the rest alone."""
+    whole = (hub.folder / "model.safetensors").read_bytes()
+    blobs = hub.home / "hub" / "models--someone--tiny" / "blobs"
+    blobs.mkdir(parents=True)
+    partial = blobs / f"{hashlib.sha256(whole).hexdigest()}.incomplete"
+    for left, deaf in ((bytes(9_000), False), (whole + b"more", False), (whole[:9_000], True), (whole, False)):
+        partial.write_bytes(left)
+        hub.deaf = deaf
+        done = hub.run(FETCH, str(hub.cache))
+        assert done.returncode == 0, done.stderr
+        (file,) = weights(hub.home)
+        assert file.read_bytes() == whole
+        shutil.rmtree(hub.cache / "verified")
+        file.resolve().unlink()
+        file.unlink()
+    assert hub.ranges == ["bytes=9000-", None, None, "bytes=9000-"]  # the damaged one was begun anew
 
 
 def test_corrupt_files_are_never_used(hub: Served) -> None:

@@ -1,5 +1,7 @@
 """What each tracker is told: by stand-ins that record calls, and by the real package where it is installed."""
 
+import itertools
+import json
 import os
 import sys
 from collections.abc import Callable
@@ -12,8 +14,9 @@ import pytest
 
 from afina.core.config import build, fields
 from afina.core.errors import SettingsError
-from afina.core.events import Done, Event, HeldOut, Notice, Step, ignore
-from afina.core.tracker import TRACKERS, Log, Tracker
+from afina.core.events import Done, Event, HeldOut, MetricsFile, Notice, Step, forget_after, ignore
+from afina.core.tracker import TRACKERS, Log, TrackedRun, Tracker
+from afina.runs.folder import RunFolder
 from afina.runs.tracking import Trackers
 from afina.settings import RunSettings
 
@@ -35,13 +38,71 @@ Calls = list[tuple[str, Any]]
 
 def track(name: str, run: Path, listener: Callable[[Event], None] = ignore) -> None:
     """A run, as `afina train` tells it."""
-    trackers = Trackers([name], listener)
     run.mkdir(parents=True)
-    trackers.open(run, CONFIG)
-    for event in EVENTS:
+    tell(name, run, EVENTS, 0, listener)
+
+
+def tell(
+    name: str, run: Path, events: list[Event], first: int, listener: Callable[[Event], None] = ignore,
+    again: list[Event] | None = None,
+) -> None:  # fmt: skip
+    """Tells of a run from step `first` on; it has a result where its training ended."""
+    trackers = Trackers([name], listener)
+    trackers.open(run, CONFIG, first, again or [])
+    for event in events:
         trackers(event)
-    trackers.result(RESULT)
+    if events and isinstance(events[-1], Done):
+        trackers.result(RESULT)
     trackers.close()
+
+
+def until(step: int) -> list[Event]:
+    """What is heard up to a step, of a run that does not come to its end."""
+    return [event for event in LONG if not isinstance(event, Done) and getattr(event, "step", 0) <= step]
+
+
+def after(step: int) -> list[Event]:
+    return [event for event in LONG if getattr(event, "step", step) > step or isinstance(event, Done)]
+
+
+# Held-out rows are looked at before the first step and after every third; each has a loss of its own.
+LONG: list[Event] = [
+    HeldOut(0, {"loss": 9.0}, True),
+    *(
+        event
+        for step in range(1, 10)
+        for event in (
+            Step(step, 9, step / 9, 10.0 - step, 1e-3, 1.0, 100.0, 1.0, 1.0, 1.0),
+            *([HeldOut(step, {"loss": 9.0 - step}, True)] if step % 3 == 0 else []),
+        )
+    ),
+    Done(9, "completed", 2.0, 64, 32.0, 1.0),
+]
+# Killed after which step, and resumed after which checkpoint (−1: there was none).
+CUTS = [
+    [(5, 3)], [(3, 3)], [(7, 0)], [(2, -1)], [(5, 3), (4, 3), (8, 6)], [(9, 9)], [(4, 4), (9, 6)],
+]  # fmt: skip
+
+
+def cut_and_resumed(name: str, run: Path, cuts: list[tuple[int, int]], listener: Callable[[Event], None]) -> None:
+    """A run that is killed and resumed, with its metrics.jsonl; after the last time it comes to its end."""
+    run.mkdir(parents=True)
+    metrics = MetricsFile(run / "metrics.jsonl")
+
+    def play(events: list[Event], begin: int) -> None:
+        again = forget_after(metrics.path, begin)
+        for event in events:
+            metrics(event)
+        tell(name, run, events, begin + 1, listener, again)
+
+    begin = -1
+    for killed, checkpoint in cuts:
+        play([event for event in until(killed) if getattr(event, "step", 0) > begin], begin)
+        begin = checkpoint
+    play(after(begin), begin)
+
+
+WHOLE = [(step, 10.0 - step) for step in range(1, 10)], [(step, 9.0 - step) for step in range(0, 10, 3)]
 
 
 def stand_in(monkeypatch: pytest.MonkeyPatch, name: str, **functions: Any) -> Calls:
@@ -70,10 +131,17 @@ def check_numbers(logged: list[tuple[dict[str, float], int]]) -> None:
     assert all(isinstance(value, int | float) for values, _ in logged for value in values.values())
 
 
+MLFLOW = {
+    name: [] if name == "search_runs" else None
+    for name in (
+        "set_tracking_uri", "set_experiment", "search_runs", "start_run", "end_run", "log_params", "log_metrics",
+    )  # fmt: skip
+}
+
+
 def test_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_DISABLE_TELEMETRY", raising=False)
-    functions = ("set_tracking_uri", "set_experiment", "start_run", "end_run", "log_params", "log_metrics")
-    calls = stand_in(monkeypatch, "mlflow", **dict.fromkeys(functions), is_tracking_uri_set=False)
+    calls = stand_in(monkeypatch, "mlflow", **MLFLOW, is_tracking_uri_set=False)
     track("mlflow", tmp_path / "runs" / "one")
     assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
     told = dict(calls[:-2])
@@ -85,8 +153,7 @@ def test_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_mlflow_where_the_user_said_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "false")
-    functions = ("set_tracking_uri", "set_experiment", "start_run", "end_run", "log_params", "log_metrics")
-    calls = stand_in(monkeypatch, "mlflow", **dict.fromkeys(functions), is_tracking_uri_set=True)
+    calls = stand_in(monkeypatch, "mlflow", **MLFLOW, is_tracking_uri_set=True)
     track("mlflow", tmp_path / "run")
     assert "set_tracking_uri" not in dict(calls)
     assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "false"
@@ -99,9 +166,12 @@ def test_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     )
     calls = stand_in(monkeypatch, "wandb", init=opened)
     track("wandb", tmp_path / "one")
-    assert calls == [
-        ("init", ((), {"project": "afina", "name": "one", "dir": str(tmp_path / "one"), "config": CONFIG}))
-    ]
+    ((what, (_, named)),) = calls
+    assert what == "init"
+    assert named.pop("id") == json.loads((tmp_path / "one" / "tracking.json").read_text())["id"]
+    assert named == {
+        "project": "afina", "name": "one", "resume": "allow", "dir": str(tmp_path / "one"), "config": CONFIG,
+    }  # fmt: skip
     assert logged.pop() == ({}, -1)
     check_numbers(logged)
 
@@ -144,9 +214,9 @@ def test_a_tracker_from_elsewhere(tmp_path: Path) -> None:
     """One that is registered is offered, opened, told the numbers and closed, and nothing else knows of it."""
     calls: Calls = []
 
-    def opened(run: Path, config: dict[str, Any], closing: ExitStack) -> Log:
-        calls.append(("open", config))
-        closing.callback(calls.append, ("closed", run))
+    def opened(run: TrackedRun, closing: ExitStack) -> Log:
+        calls.append(("open", run.config))
+        closing.callback(calls.append, ("closed", run.folder))
         return lambda values, step: calls.append(("log", (values, step)))
 
     with TRACKERS.added(Tracker("notebook", "json", opened)):
@@ -157,6 +227,101 @@ def test_a_tracker_from_elsewhere(tmp_path: Path) -> None:
     check_numbers([numbers for what, numbers in calls if what == "log"])
     with pytest.raises(SettingsError, match="there is no tracker 'notebook'"):
         build(RunSettings, {"data": {"path": "d.jsonl"}, "track": "notebook"})
+
+
+@pytest.mark.parametrize("forgets", [True, False])
+@pytest.mark.parametrize("cuts", CUTS, ids=str)
+def test_a_run_that_is_resumed_is_the_same_to_a_tracker(
+    cuts: list[tuple[int, int]], forgets: bool, tmp_path: Path
+) -> None:
+    """A stand-in that forgets what comes again, and one that is not told again, end with the curve of a run that was
+    never cut off, and with one end."""
+    kept: dict[str, dict[str, list[tuple[int, float]]]] = {}
+
+    def opened(run: TrackedRun, closing: ExitStack) -> Log:
+        values = kept.setdefault(run.id, {})
+        for name, points in values.items():
+            values[name] = [point for point in points if point[0] < run.first or not forgets]
+
+        def log(numbers: dict[str, float], step: int) -> None:
+            for name, value in numbers.items():
+                values.setdefault(name, []).append((step, value))
+
+        return log
+
+    with TRACKERS.added(Tracker("notebook", "json", opened, forgets=forgets)):
+        cut_and_resumed("notebook", tmp_path / "run", cuts, ignore)
+    (values,) = kept.values()
+    assert (values["train/loss"], values["held_out/loss"]) == WHOLE
+    assert (values["run/tokens"], values["adapted/accuracy"]) == ([(9, 64)], [(9, 0.75)])
+
+
+def test_a_new_run_in_the_folder_has_an_id_of_its_own(tmp_path: Path) -> None:
+    ids: list[str] = []
+
+    def opened(run: TrackedRun, closing: ExitStack) -> Log:
+        ids.append(run.id)
+        return lambda values, step: None
+
+    folder = RunFolder(tmp_path / "run")
+    with TRACKERS.added(Tracker("notebook", "json", opened)):
+        for _ in range(2):
+            folder.start()
+            tell("notebook", tmp_path / "run", [], 0)
+            folder.commit()
+        (tmp_path / "run" / "tracking.json").write_text("{")  # damaged
+        tell("notebook", tmp_path / "run", [], 0)
+    assert len(set(ids)) == 3
+    folder.start()
+    Trackers([], ignore).open(tmp_path / "run", CONFIG)
+    assert not (tmp_path / "run" / "tracking.json").exists()  # where nothing is tracked
+
+
+def test_tensorboard_is_told_what_to_forget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = SimpleNamespace(add_text=lambda *_: None, add_scalar=lambda *_: None, close=lambda: None)
+    calls = stand_in(monkeypatch, "torch.utils.tensorboard", SummaryWriter=writer)
+    cut_and_resumed("tensorboard", tmp_path / "run", [(5, 3)], ignore)
+    assert [named for _, (_, named) in calls] == [{"purge_step": 0}, {"purge_step": 4}]
+
+
+@pytest.mark.parametrize("cuts", CUTS, ids=str)
+def test_real_tensorboard_shows_no_step_twice(cuts: list[tuple[int, int]], tmp_path: Path, monkeypatch) -> None:
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.summary.writer import event_file_writer
+
+    clock = itertools.count(1e9)  # files are read in the order of the seconds in which they were begun
+    monkeypatch.setattr(event_file_writer, "time", SimpleNamespace(time=lambda: next(clock)))
+    news: list[Event] = []
+    cut_and_resumed("tensorboard", tmp_path / "run", cuts, news.append)
+    assert failures(news) == []
+    found = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    found.Reload()
+    seen = tuple([(each.step, each.value) for each in found.Scalars(f"{name}/loss")] for name in ("train", "held_out"))
+    assert seen == WHOLE
+    assert [(each.step, each.value) for each in found.Scalars("run/tokens")] == [(9, 64)]
+    assert len(found.Tensors("settings/text_summary")) == 1
+
+
+@pytest.mark.filterwarnings("default")  # MLflow's own
+@pytest.mark.parametrize("cuts", [CUTS[0], CUTS[4], CUTS[5]], ids=str)
+def test_real_mlflow_has_no_step_twice(cuts: list[tuple[int, int]], tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    pytest.importorskip("mlflow", reason="mlflow is not installed")
+    from mlflow import MlflowClient
+
+    news: list[Event] = []
+    cut_and_resumed("mlflow", tmp_path / "runs" / "one", cuts, news.append)
+    assert failures(news) == []
+    client = MlflowClient(f"sqlite:///{tmp_path / 'runs' / 'mlflow.db'}")
+    (run,) = client.search_runs([client.get_experiment_by_name("afina").experiment_id])
+
+    def points(name: str) -> list[tuple[int, float]]:
+        return [(each.step, each.value) for each in client.get_metric_history(run.info.run_id, name)]
+
+    assert (points("train/loss"), points("held_out/loss"), points("run/tokens")) == (*WHOLE, [(9, 64.0)])
+    assert run.info.status == "FINISHED"
 
 
 def failures(news: list[Event]) -> list[str]:
@@ -211,4 +376,19 @@ def test_real_trackio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     track("trackio", tmp_path / "one", news.append)
     assert failures(news) == []
     (run,) = trackio.Api().runs("afina")
-    assert run.name == "one"
+    assert run.name.startswith("one-")
+
+
+def test_real_trackio_has_no_step_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    trackio = pytest.importorskip("trackio", reason="trackio is not installed")
+    from trackio.sqlite_storage import SQLiteStorage
+
+    news: list[Event] = []
+    cut_and_resumed("trackio", tmp_path / "one", CUTS[4], news.append)
+    assert failures(news) == []
+    name = f"one-{json.loads((tmp_path / 'one' / 'tracking.json').read_text())['id'][:6]}"
+    (run,) = [run for run in trackio.Api().runs("afina") if run.name == name]
+    logs = SQLiteStorage.get_logs("afina", run.name)
+    seen = tuple([(e["step"], e[f"{n}/loss"]) for e in logs if f"{n}/loss" in e] for n in ("train", "held_out"))
+    assert seen == WHOLE

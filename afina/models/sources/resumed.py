@@ -1,0 +1,42 @@
+"""Downloads of large files that go on where a process that was killed left them."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+
+def fetch_resumed(url: str, target: Path, size: int | None = None, headers: dict[str, str] | None = None) -> None:
+    """Fetches `url` into `target`, which has `size` bytes where that is known.
+
+    What there is so far lies in `target.incomplete`, and stays there whatever ends the process; a server that sends
+    parts of a file is asked for the rest. The content is not checked: that is the caller's, who knows its hash. Raises
+    what the hub's library raises, which repeats what fails in passing.
+    """
+    from huggingface_hub.file_download import http_get
+
+    if target.exists():
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f"{target.name}.incomplete")
+    with partial.open("ab") as file, _alone(file):
+        if target.exists():  # another process has fetched it meanwhile
+            return
+        if size is not None and file.tell() > size:
+            file.truncate(0)
+        held = file.seek(0, 2)
+        http_get(url, file, resume_size=held, headers=headers, expected_size=size, displayed_filename=target.name)
+        file.flush()
+        partial.replace(target)
+
+
+@contextmanager
+def _alone(file: IO[bytes]) -> Iterator[None]:
+    """Waits until no other process writes to the file. Without such locks (Windows) there is no waiting."""
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    fcntl.flock(file, fcntl.LOCK_EX)  # the system releases it when the file is closed
+    yield
