@@ -6,8 +6,8 @@ import os
 import re
 import secrets
 import tempfile
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,20 +52,15 @@ def write_atomic(path: Path, content: bytes | str) -> None:
 
     A device or pipe is written directly: renaming over it would replace it. Raises `OutputError`.
     """
-    data = content.encode() if isinstance(content, str) else content
-    with writing(path):
-        if path.exists() and not path.is_file():
-            path.write_bytes(data)
-            return
-        with _replacing(path) as temporary:
-            temporary.write_bytes(data)
+    with writing(path), replacing(path) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def write_tensors(path: Path, tensors: "dict[str, Tensor]", metadata: dict[str, str]) -> None:
     """Writes a safetensors file whole or not at all, without holding its bytes in memory. Raises `OutputError`."""
     from safetensors.torch import save_file
 
-    with storing(path), _replacing(path) as temporary:
+    with storing(path), replacing(path) as temporary:
         save_file(tensors, temporary, metadata)
 
 
@@ -83,8 +78,11 @@ def storing(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path` that takes its place when the block ends well."""
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary file beside `path` that takes its place when the block ends well; a device or pipe itself."""
+    if path.exists() and not path.is_file():
+        yield path
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_TEMPORARY}")
     try:
@@ -139,8 +137,35 @@ def write_json(path: Path, value: Any) -> None:
     write_atomic(path, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
 
 
-def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
-    write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    with jsonl_writer(path) as write:
+        for row in rows:
+            write(row)
+
+
+@contextmanager
+def jsonl_writer(path: Path) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """What writes a row a line; the file is there, whole, when the block ends well. Raises `OutputError`."""
+    with ExitStack() as stack:
+        with writing(path):
+            temporary = stack.enter_context(replacing(path))
+            file = temporary.open("w", encoding="utf-8", newline="\n")
+
+        def write(row: dict[str, Any]) -> None:
+            line = json.dumps(row, ensure_ascii=False) + "\n"
+            with writing(path):
+                file.write(line)
+
+        try:
+            yield write
+            with writing(path):
+                file.close()
+        except BaseException:
+            with suppress(OSError):  # on a full disk closing fails too
+                file.close()
+            raise
+        with writing(path):
+            stack.close()
 
 
 def write_yaml(path: Path, value: Any) -> None:

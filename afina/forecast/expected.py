@@ -16,6 +16,7 @@ from afina.forecast.workload import CHARACTERS, Workload, room_for, workload_of
 from afina.models.load import load_tokenizer
 from afina.models.skeleton import Skeleton, read_skeleton
 from afina.models.sources.catalogue import Entry
+from afina.models.templates import read_template
 from afina.settings import RunSettings
 
 Texts = list[tuple[int, int]]  # characters of each row: of the prompt, and of the answer
@@ -40,6 +41,7 @@ def expected_workload(
             revision=settings.revision,
             cache_dir=settings.cache_dir,
             classes=splits.answers.classes,
+            template=read_template(settings.template),
         )
         data = render_splits(splits, tokenizer, context, settings.cache_dir, listener)
         for line in data.notices:

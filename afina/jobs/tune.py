@@ -116,7 +116,8 @@ def _tune(settings: RunSettings, effort: TuneSettings, out: Path, listener: List
             "no trial was completed", f"look at {out}, or start again with another --out and a longer search"
         )
     best, plain = best_of(study), defaults(tested["rule"])
-    rows = _proof_rows(out / _PROOF, tested, budget, listener)
+    epochs = [1.0] if best == plain else [1.0, best["epochs"]]
+    rows = _proof_rows(out / _PROOF, tested, epochs, budget.get("deadline"), listener)
     finals = {}
     for name, chosen in (("defaults", plain), ("best", best)):
         if name == "best" and best == plain:
@@ -177,15 +178,18 @@ def _spent(out: Path, workers: int) -> float:
     return seconds
 
 
-def _proof_rows(file: Path, tested: dict[str, Any], budget: dict[str, Any], listener: Listener) -> int:
+def _proof_rows(
+    file: Path, tested: dict[str, Any], epochs: list[float], deadline: float | None, listener: Listener
+) -> int:
     """How many rows the full trainings see: all of them, or as many as there is time for. Once decided it stays so, for
     one of them may be done already."""
     full = int(tested["full_rows"])
     with suppress(InputError, KeyError):
         return int(read_json(file)["rows"])
     rows = full
-    if "deadline" in budget:
-        rows = rows_of_the_proof(Pace(**tested["pace"]), full, tested["trial_rows"], budget["deadline"])
+    if deadline is not None:
+        pace, left = Pace(**tested["pace"]), deadline - time.time()
+        rows = rows_of_the_proof(pace, full, tested["trial_rows"], left, epochs)
         if rows < full:
             listener(
                 Notice(f"there is time for {rows:,} of the {full:,} rows of a full training; --minutes gives more")

@@ -209,11 +209,12 @@ def load_tokenizer(
     revision: str | None = None,
     cache_dir: Path | None = None,
     classes: Sequence[str] = (),
+    template: str | None = None,
 ) -> tuple[Tokenizer, int]:
     """The tokenizer of the base called `name`, and its context in tokens, without its weights.
 
     `task` is by default the base's own. A classifier's answers are its `classes`; without any they are read as text.
-    Raises `BaseModelError`.
+    `template` replaces the base's chat template. Raises `BaseModelError`.
     """
     source = locate(name, revision, cache_folder(cache_dir))
     task = task or task_of(source)
@@ -223,6 +224,8 @@ def load_tokenizer(
         tok = chat_tokenizer(source)
     else:
         tok = tokenizer.encoder_tokenizer(source.path, task, classes)
+    if template is not None:
+        tok = tokenizer.with_template(tok, template)
     return tok, context_of(config_of(source))
 
 

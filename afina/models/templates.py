@@ -3,9 +3,12 @@ has a place for."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from jinja2.exceptions import TemplateError
+
+from afina.core.errors import InputError
 
 # Where no format is recognised: each text on a line of its own, the answer ended by eos.
 PLAIN = (
@@ -102,3 +105,19 @@ def abilities(chat: Callable[[list[dict[str, Any]], bool, list[dict[str, Any]]],
         thought_key=shows(MARK, [user, {**answer, **dict.fromkeys(THOUGHT_KEYS, MARK)}]),
         empty=None if called is calling[1] else "",
     )
+
+
+def read_template(path: Path | None) -> str | None:
+    """The chat template in a file. Raises `InputError`."""
+    if path is None:
+        return None
+    try:
+        text = path.read_text(encoding="utf-8")
+        if not text.strip():
+            raise InputError(f"the chat template {path} is empty", "give a file with a Jinja template")
+        return text
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8"
+        raise InputError(
+            f"cannot read the chat template {path}: {reason}", "give a file with a Jinja template"
+        ) from error

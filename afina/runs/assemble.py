@@ -31,8 +31,8 @@ from afina.models.footprint import activation_bytes, free_bytes
 from afina.models.load import Base, load_base
 from afina.models.model import Quantize
 from afina.models.skeleton import Skeleton, read_skeleton
+from afina.models.templates import read_template
 from afina.runs.facts import adapter_folder, check_base, load_name, read_facts
-from afina.runs.opening import read_template
 from afina.settings import Facts, Resolved, RunSettings, adapter_config, resolve
 from afina.training.baselines import baseline
 from afina.training.loop import gradients

@@ -22,7 +22,6 @@ from afina.lora.peft_config import CONFIG
 from afina.lora.peft_files import WEIGHTS
 from afina.runs.folder import settle
 
-
 SEARCH = "search.yaml"
 
 

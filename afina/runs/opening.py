@@ -5,13 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from afina.core.config import build
-from afina.core.errors import AdapterError, BaseModelError, InputError
+from afina.core.errors import AdapterError, BaseModelError
 from afina.core.events import Listener, ignore
 from afina.core.task import CAUSAL, TASKS
 from afina.data.settings import DataSettings
 from afina.lora.peft_config import read_peft
 from afina.lora.peft_files import load_adapter
 from afina.models.load import Base, load_base
+from afina.models.templates import read_template
 from afina.runs.facts import DEFAULT_NEW_TOKENS, adapter_folder, check_base, is_merged, mismatches, read_facts
 
 
@@ -113,19 +114,3 @@ def _load(
         quantize=quantize,
         template=template,
     )
-
-
-def read_template(path: Path | None) -> str | None:
-    """The chat template in a file. Raises `InputError`."""
-    if path is None:
-        return None
-    try:
-        text = path.read_text(encoding="utf-8")
-        if not text.strip():
-            raise InputError(f"the chat template {path} is empty", "give a file with a Jinja template")
-        return text
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8"
-        raise InputError(
-            f"cannot read the chat template {path}: {reason}", "give a file with a Jinja template"
-        ) from error

@@ -30,7 +30,9 @@ def with_test_split(settings: RunSettings) -> RunSettings:
 
 
 @contextmanager
-def resumable_folder(out: Path, job: str, asked: Settings, settings: RunSettings, more: dict[str, Any]) -> Iterator[None]:
+def resumable_folder(
+    out: Path, job: str, asked: Settings, settings: RunSettings, more: dict[str, Any]
+) -> Iterator[None]:
     """Locks the folder `out`, in whose `search.yaml` stands what is done there, `settings` and `more`: it is new, or
     has the same plan. `asked` are the settings of the `job`, from which the command is known that resumes it.
 

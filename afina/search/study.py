@@ -18,9 +18,9 @@ from afina.search.time_plan import (
     EVALUATIONS,
     REPEATS,
     Pace,
-    end_of_search,
     end_of_trials,
     pace_of,
+    reserved,
     rows_of_a_trial,
 )
 from afina.search.trial import TrialRunner
@@ -171,7 +171,9 @@ class _Search:
         high = min(max(lowest, rule), 8 * rule)
         look = max(0.0, trial.seconds - trial.training_seconds)
         pace = pace_of(self.runner.assembled, trial.training_seconds / trial.rows, look, load)
-        rows = rows_of_a_trial(pace, self.rows, self.budget)
+        left = self.budget.get("deadline", math.inf) - time.time()
+        proof = reserved(pace, self.rows, left)
+        rows = rows_of_a_trial(pace, self.rows, left - proof if math.isfinite(left) else None)
         write_json(
             self.range_file,
             {
@@ -184,6 +186,7 @@ class _Search:
                 "seconds": time.monotonic() - start,
                 "full_rows": self.rows,
                 "trial_rows": rows,
+                "proof_seconds": proof,
             },
         )
         self.listener(
@@ -222,7 +225,8 @@ class _Search:
             trials = float(self.budget["trials"])
             return lambda: sum(t.state.name in (*_ENDED, "RUNNING") for t in study.trials) / trials
         pace, begun, before = Pace(**tested["pace"]), time.time(), spent(study) / float(self.budget["workers"])
-        until = end_of_trials(pace, tested["trial_rows"], end_of_search(pace, self.rows, self.budget), begun)
+        end = self.budget["deadline"] - tested["proof_seconds"]
+        until = end_of_trials(pace, tested["trial_rows"], end, begun)
         return lambda: (before + time.time() - begun) / max(1e-9, before + until - begun) if until > begun else 1.0
 
     def _run_trial(self, study: "optuna.Study", trial: "optuna.Trial", tested: dict[str, Any], rows: int) -> None:
@@ -271,11 +275,10 @@ class _Search:
         plain = defaults(tested["rule"])
         if best == plain:
             return
-        repeats, end = read_repeats(self.folder), math.inf
-        if self.budget.get("deadline"):
-            end = end_of_search(Pace(**tested["pace"]), self.rows, self.budget)
+        pace = Pace(**tested["pace"])
+        repeats, end = read_repeats(self.folder), self.budget.get("deadline", math.inf) - tested["proof_seconds"]
         for seed in range(1, REPEATS + 1):
-            if time.time() > end:
+            if time.time() + pace.repeat(rows, best["epochs"]) / 2 > end:
                 self.listener(Notice("there is no time for repeats with more seeds", warning=True))
                 return
             for name, chosen in (("defaults", plain), ("best", best)):

@@ -1,11 +1,10 @@
 """The minutes of `afina tune`: what a trial, the repeats and the full trainings at the end may take of them.
 
-All in seconds; points in time are those of `time.time()`, which processes share.
+All in seconds.
 """
 
-import time
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from afina.forecast.estimate import forecast_training
 from afina.forecast.machines import this_machine
@@ -32,32 +31,35 @@ class Pace:
     load: float
     rest: float
 
-    def trial(self, rows: int) -> float:
+    def trial(self, rows: float) -> float:
         return rows * self.row + EVALUATIONS * self.look
 
-    def proof(self, rows: int) -> float:
-        """The two full trainings at the end, with their evaluations."""
-        return 2 * (rows * self.row + 2 * self.load + self.rest)
+    def repeat(self, rows: int, epochs: float) -> float:
+        """The defaults and the best, which has `epochs` times the rows, with one other seed."""
+        return self.trial(rows) + self.trial(rows * epochs)
+
+    def proof(self, rows: float, epochs: Sequence[float] = (1.0, 1.0)) -> float:
+        """The full trainings at the end with their evaluations, each of `epochs` times the rows."""
+        return sum(rows * each * self.row + 2 * self.load + self.rest for each in epochs)
 
 
 def shortest(full_rows: int) -> int:
     return max(1, round(SHORTEST * full_rows))
 
 
-def rows_of_a_trial(pace: Pace, full_rows: int, budget: dict[str, Any]) -> int:
-    """How many rows a trial sees: those of a full training, or fewer, so that enough trials fit into the time."""
-    if budget.get("trials"):
+def rows_of_a_trial(pace: Pace, full_rows: int, seconds: float | None) -> int:
+    """How many rows a trial sees: those of a full training, or fewer, so that enough trials and the repeats fit into
+    the `seconds` of the search (None: so many trials were asked for, whatever they take)."""
+    if seconds is None:
         return max(shortest(full_rows), full_rows // 3)
-    seconds = (end_of_search(pace, full_rows, budget) - time.time()) / _TRAININGS - EVALUATIONS * pace.look
-    return int(min(full_rows, max(shortest(full_rows), seconds / pace.row)))
+    each = seconds / _TRAININGS - EVALUATIONS * pace.look
+    return int(min(full_rows, max(shortest(full_rows), each / pace.row)))
 
 
-def end_of_search(pace: Pace, full_rows: int, budget: dict[str, Any]) -> float:
-    """When trials and repeats should end, so that the full trainings end in time: these may be shortened, but not to
-    fewer rows than a trial has at least."""
-    left = budget["deadline"] - time.time()
-    reserved = min(pace.proof(full_rows), max(_MOST_PROOF * left, pace.proof(shortest(full_rows))))
-    return float(budget["deadline"] - reserved)
+def reserved(pace: Pace, full_rows: int, left: float) -> float:
+    """How much of the time that is `left` is for the full trainings: what they take, or a part of it, into which fewer
+    rows fit, but as many as a trial has at least."""
+    return min(pace.proof(full_rows), max(_MOST_PROOF * left, pace.proof(shortest(full_rows))))
 
 
 def end_of_trials(pace: Pace, rows: int, end: float, begun: float) -> float:
@@ -67,10 +69,11 @@ def end_of_trials(pace: Pace, rows: int, end: float, begun: float) -> float:
     return end - repeats - pace.trial(rows) / 2
 
 
-def rows_of_the_proof(pace: Pace, full_rows: int, trial_rows: int, deadline: float) -> int:
-    """How many rows the full trainings see: all, or as many as there is time for."""
-    fixed = pace.proof(0)
-    rows = int((deadline - time.time() - fixed) / (2 * pace.row))
+def rows_of_the_proof(
+    pace: Pace, full_rows: int, trial_rows: int, seconds: float, epochs: Sequence[float] = (1.0, 1.0)
+) -> int:
+    """How many rows the full trainings see, each `epochs` times: all, or as many as fit into the `seconds`."""
+    rows = int((seconds - pace.proof(0, epochs)) / (sum(epochs) * pace.row))
     return full_rows if rows >= _NEARLY * full_rows else max(rows, min(trial_rows, full_rows))
 
 

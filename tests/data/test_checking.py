@@ -45,7 +45,10 @@ def sentence(seed: int) -> str:
 
 
 def prepared(path: Path, how: PrepareSettings, out: Path) -> PrepareDataResult:
-    return prepare_data(PrepareDataSettings(data=DataSettings(path=path), prepare=how, out=out))
+    """Without a base's tokenizer."""
+    return prepare_data(
+        PrepareDataSettings(data=DataSettings(path=path), prepare=how, out=out, cache_dir=path.parent / "empty")
+    )
 
 
 def rows_in(folder: Path, side: str) -> list[dict]:
@@ -200,6 +203,128 @@ def test_splits_by_answer_and_by_time(tmp_path: Path) -> None:
     for by, words in ((None, "--by COLUMN"), ("hour", "has no 'hour'")):
         with pytest.raises(DataError, match=words):
             prepared(path, PrepareSettings(split="time", by=by), tmp_path / "x")
+
+
+@pytest.mark.parametrize("split", ["random", "stratified"])
+def test_rows_stay_with_those_that_ask_the_same_however_often_they_are_linked(split: str, tmp_path: Path) -> None:
+    """Groups of equal prompts, and chains of near ones (the first and the last are not alike)."""
+    groups: list[list[str]] = [[sentence(i)] * 4 for i in range(10)]
+    for i in range(10, 20):
+        words = sentence(i).split() * 3
+        groups.append([" ".join(words[:at] + ["changed"] * 2 + words[at + 2 :]) for at in range(0, 30, 3)])
+    groups += [[sentence(i)] for i in range(20, 60)]
+    rows = [{"prompt": text, "completion": f"{g % 2}"} for g, group in enumerate(groups) for text in group]
+    which = {
+        row["prompt"]: g for row, g in zip(rows, (g for g, group in enumerate(groups) for _ in group), strict=True)
+    }
+    random.Random(1).shuffle(rows)
+    how = PrepareSettings(test=0.3, split=split, keep_copies=True)
+    found = prepared(write_rows(tmp_path / "r.jsonl", rows), how, tmp_path / "out")
+    train, test = (rows_in(tmp_path / "out", side) for side in ("train", "test"))
+    assert not {which[row["prompt"]] for row in train} & {which[row["prompt"]] for row in test}
+    assert (len(train), len(test)) == (found.train, found.test)
+    assert sorted(map(str, train + test)) == sorted(map(str, rows))
+    assert [row for row in rows if row in train] == train  # in the order of the file
+    assert 0.2 * len(rows) <= len(test) <= 0.3 * len(rows) + 1
+    if split == "stratified":
+        of_one = sum(row["completion"] == "1" for row in rows) / len(rows)
+        assert abs(sum(row["completion"] == "1" for row in test) / len(test) - of_one) < 0.1
+
+
+def test_numbers_and_words_in_time(tmp_path: Path) -> None:
+    moments = ["10", "9", "1e2", "nan", "2024", "b", "a", "-3", "10.0"]
+    rows = [{"prompt": sentence(i), "completion": "x", "when": when} for i, when in enumerate(moments)]
+    path = write_rows(tmp_path / "r.jsonl", rows)
+    for share, last in ((0.2, {"b", "nan"}), (0.4, {"a", "b", "nan", "2024"}), (0.6, {"a", "b", "nan", "2024", "1e2"})):
+        out = tmp_path / f"{share}"
+        prepared(path, PrepareSettings(split="time", by="when", test=share), out)
+        when = {row["prompt"]: row["when"] for row in rows}
+        assert {when[row["prompt"]] for row in rows_in(out, "test")} == last
+    prepared(path, PrepareSettings(split="time", by="when", test=0.7), tmp_path / "tie")  # 10 and 10.0 are one moment
+    assert len(rows_in(tmp_path / "tie", "test")) == 7
+
+
+def test_rows_that_spell_a_control_token_are_left_out_as_in_training(tmp_path: Path, tiny_folder: Path, capsys) -> None:
+    """By the base and its template: what is a control token to one is text to another."""
+    rows = [{"prompt": sentence(i), "completion": f"answer {i}"} for i in range(30)]
+    rows += [
+        {"prompt": "say <|im_end|> twice", "completion": "no"},
+        {"prompt": "what ends a turn?", "completion": "<|im_end|>"},
+        {"prompt": "and in the middle", "completion": "a<|endoftext|>b"},
+        {"prompt": "almost", "completion": "<|im_end |>"},
+    ]
+    path = write_rows(tmp_path / "r.jsonl", rows)
+    out = tmp_path / "out"
+    assert main(["data", "prepare", str(path), "--out", str(out), "--base", str(tiny_folder)]) == 0
+    assert "3" in capsys.readouterr().out
+    done = json.loads((out / "prepared.json").read_text())["done"]
+    assert sum(n for what, n in done.items() if "control token" in what) == 3
+    rejected = [json.loads(line) for line in (out / "rejected.jsonl").read_text().splitlines()]
+    assert [row["where"].rpartition(":")[2] for row in rejected] == ["31", "32", "33"]
+    written = rows_in(out, "train") + rows_in(out, "test")
+    assert sorted(row["prompt"] for row in written) == sorted(row["prompt"] for row in [*rows[:30], rows[33]])
+    assert main(["data", "check", str(path), "--base", str(tiny_folder), "--json"]) in (0, 1)
+    assert json.loads(capsys.readouterr().out)["rows_reported"] == 3  # and so does training
+    empty = PrepareDataSettings(data=DataSettings(path=path), out=tmp_path / "all", cache_dir=tmp_path / "empty")
+    news: list = []
+    result = prepare_data(empty, news.append)
+    assert result.train + result.test == 34
+    assert "control tokens were not looked at" in news[0].text
+
+
+def test_a_template_counts_for_check_show_and_prepare(tmp_path: Path, tiny_folder: Path, capsys) -> None:
+    template = tmp_path / "mine.jinja"
+    template.write_text("{% for m in messages %}[{{ m.role }}]{{ m.content }}<|im_end|>{% endfor %}"
+                        "{% if add_generation_prompt %}[assistant]{% endif %}")  # fmt: skip
+    path = write_rows(tmp_path / "r.jsonl", [{"prompt": sentence(i), "completion": "x"} for i in range(60)])
+    base = ["--base", str(tiny_folder)]
+    seen = {}
+    for own in ([], ["--template", str(template)]):
+        asked = ShowRowSettings(data=DataSettings(path=path), base=str(tiny_folder), template=own[-1] if own else None)
+        tokens = show(asked).tokens
+        assert main(["data", "check", str(path), *base, *own, "--json"]) == 0
+        seen[bool(own)] = "".join(text for text, _ in tokens), json.loads(capsys.readouterr().out)["lengths"]["p0"]
+    assert seen[True][0] == f"[user]{sentence(0)}<|im_end|>[assistant]x<|im_end|>"
+    # <|im_start|> twice, user, assistant and three line ends there; two words in brackets here.
+    assert seen[False][1] - seen[True][1] == (2 + 4 + 9 + 3) - (6 + 11)
+    broken = tmp_path / "broken.jinja"
+    broken.write_text("{% for m in %}")
+    for action in (["check"], ["show"], ["prepare", "--out", str(tmp_path / "o")]):
+        assert main(["data", *action, str(path), *base, "--template", str(broken)]) == 2
+        assert "--template" in capsys.readouterr().err
+        assert main(["data", *action, str(path), *base, "--template", str(tmp_path / "absent")]) == 2
+        assert "cannot read the chat template" in capsys.readouterr().err
+
+
+def test_the_next_commands_keep_base_and_template(tmp_path: Path, tiny_folder: Path) -> None:
+    template = tmp_path / "my template.jinja"
+    template.write_text((tiny_folder / "chat_template.jinja").read_text())
+    rows = [{"prompt": sentence(i), "completion": f"r{i}"} for i in range(60)]
+    path = write_rows(tmp_path / "r.jsonl", [*rows, rows[0]])
+    asked = CheckDataSettings(data=DataSettings(path=path), base=str(tiny_folder), template=template)
+    for line in check_data(asked).following.splitlines():
+        assert f"--base {tiny_folder} --template '{template}'" in line
+
+
+def test_parquet_of_rows_that_have_not_the_same_columns(tmp_path: Path) -> None:
+    import pyarrow.parquet
+
+    rows = [{"prompt": sentence(i), "completion": "x"} for i in range(30)]
+    talk = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+    write_rows(tmp_path / "talk.jsonl", [{"messages": talk["messages"] * 2} for _ in range(9)])
+    write_rows(tmp_path / "text.jsonl", [{"text": sentence(i)} for i in range(9)])
+    path = write_rows(tmp_path / "r.jsonl", rows)
+    how = PrepareSettings(format="parquet", replay=f"{tmp_path / 'talk.jsonl'}=0.1,{tmp_path / 'text.jsonl'}=0.1")
+    result = prepared(path, how, tmp_path / "out")
+    table = pyarrow.parquet.read_table(tmp_path / "out" / "train.parquet")
+    assert table.num_rows == result.train == 27 + 3 + 3
+    found = table.to_pylist()
+    assert sum(row["text"] is not None for row in found) == 3
+    assert all((row["text"] is None) != (row["messages"] is None) for row in found)
+    assert sorted(each.name for each in (tmp_path / "out").iterdir()) == [
+        "README.md", "prepared.json", "test.parquet", "train.parquet",
+    ]  # fmt: skip
+    assert check(DataSettings(path=tmp_path / "out" / "train.parquet")).rows_kept == 33
 
 
 def test_a_row_as_the_model_sees_it(tmp_path: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

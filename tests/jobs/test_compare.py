@@ -1,6 +1,7 @@
 """Methods side by side, and searches of settings: on a tiny model, in this process but for one."""
 
 import json
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
@@ -11,10 +12,12 @@ import afina
 from afina.core.config import build, changed, json_object, read_yaml
 from afina.core.errors import BaseModelError, DataError, InputError, Interrupted, OutputError, RunFailed, SettingsError
 from afina.core.events import Notice, ignore
+from afina.core.files import read_json
 from afina.jobs.tune import TuneResult
 from afina.lora import LoraConfig
 from afina.runs import worker
 from afina.search.study import configured, defaults, open_study
+from afina.search.time_plan import Pace
 from afina.search.tuning import Tuning
 from afina.settings import RunSettings
 
@@ -273,6 +276,45 @@ def test_a_search_that_was_cut_off_goes_on(settings: RunSettings, in_process: li
     states = [t.state.name for t in open_study(settings.out).trials]
     assert len(states) == 5  # the one that was cut off is tried anew, those before it are not
     assert len(found.trials) == 4
+
+
+def test_the_minutes_of_a_search_are_those_of_the_whole_command(
+    settings: RunSettings, in_process: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a clock on which a row of training takes a second: trials, repeats and a proof of fewer rows fit."""
+    from afina.search import trial as trials
+
+    now = [1000.0]
+
+    class Clock:
+        time = monotonic = staticmethod(lambda: now[0])
+
+    run, trained = trials.TrialRunner.run, []
+
+    def slow(self, settings, rows, evaluations=1, **more):
+        now[0] += rows
+        return replace(run(self, settings, rows, evaluations, **more), seconds=rows, training_seconds=rows)
+
+    def run_in_process(target: str, arguments: dict, listener) -> object:
+        if target == "train":
+            trained.append(arguments["settings"]["train"]["rows"])
+            now[0] += trained[-1]
+        return run_here(target, arguments, listener)
+
+    for module in ("afina.search.study.time", "afina.jobs.tune.time"):
+        monkeypatch.setattr(module, Clock)
+    monkeypatch.setattr("afina.jobs.tune.run_in_process", run_in_process)
+    monkeypatch.setattr("afina.search.study.pace_of", lambda _, row, look, load: Pace(1.0, 0.0, 0.0, 0.0))
+    monkeypatch.setattr(trials.TrialRunner, "run", slow)
+    found = tune(settings, minutes=40)  # a full training has 360 rows
+    assert found.probe["full_rows"] == 360
+    assert now[0] - 1000 < 1.1 * 40 * 60
+    assert len(found.trials) >= 8
+    assert all(rows == found.probe["proof_rows"] for rows in trained[:1])
+    for name in ("best", "defaults"):
+        assert read_yaml(settings.out / f"{name}.yaml")["train"]["rows"] >= 180  # as it would be trained in full
+    tune(settings, minutes=40)  # again, with nothing to do: what was decided stays
+    assert read_json(settings.out / "proof.json")["rows"] == found.probe["proof_rows"]
 
 
 def test_trials_leave_the_base_as_it_was(settings: RunSettings) -> None:

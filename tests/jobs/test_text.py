@@ -14,7 +14,7 @@ from afina import RunSettings, train
 from afina.core.errors import DataError, SettingsError
 from afina.data.load import load_data, render_splits
 from afina.data.mapping import read_examples
-from afina.data.quality.preparation import rows_of
+from afina.data.quality.preparation import row_of
 from afina.data.settings import DataSettings
 from afina.data.splits import read_splits
 from afina.data.template import divide, render
@@ -111,7 +111,7 @@ def test_replayed_text_is_trained_on_and_never_held_out(tmp_path: Path, tiny) ->
     data = load_data(DataSettings(path=path), tiny)
     assert len(data.train) + len(data.held_out) == 80
     found, _, _ = read_examples(DataSettings(path=path), needs_completion=True)
-    assert [json.dumps(row) for row in rows_of(found)] == [
+    assert [json.dumps(row_of(example, True)) for example in found] == [
         json.dumps(row) for row in map(json.loads, path.read_text().splitlines())
     ]
 

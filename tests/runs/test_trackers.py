@@ -131,12 +131,8 @@ def check_numbers(logged: list[tuple[dict[str, float], int]]) -> None:
     assert all(isinstance(value, int | float) for values, _ in logged for value in values.values())
 
 
-MLFLOW = {
-    name: [] if name == "search_runs" else None
-    for name in (
-        "set_tracking_uri", "set_experiment", "search_runs", "start_run", "end_run", "log_params", "log_metrics",
-    )  # fmt: skip
-}
+MLFLOW = dict.fromkeys(("set_tracking_uri", "set_experiment", "start_run", "end_run", "log_params", "log_metrics"))
+MLFLOW["search_runs"] = []
 
 
 def test_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

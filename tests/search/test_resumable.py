@@ -1,6 +1,5 @@
 """Folders of searches: found again by `afina runs list`, with the command that goes on with them."""
 
-import json
 import shlex
 from pathlib import Path
 
@@ -10,15 +9,14 @@ from conftest import write_rows
 from afina.core.config import build, command
 from afina.core.errors import InputError, Interrupted, OutputError
 from afina.core.files import write_yaml
+from afina.jobs import JOBS
 from afina.jobs.choose import ChooseSettings
 from afina.jobs.compare import CompareSettings
 from afina.jobs.tune import TuneSettings
 from afina.runs.history import list_runs, show_run
 from afina.search.resumable import resumable_folder
-from afina.settings import RunSettings
 from afina.ui.cli import main
 from afina.ui.flags import Command
-from afina.jobs import JOBS
 
 
 def work(asked: TuneSettings, out: Path, then: type[BaseException] | None = None) -> None:
@@ -75,9 +73,9 @@ def test_the_same_search_goes_on_and_another_does_not(tmp_path: Path) -> None:
     work(asked(tmp_path, minutes=50), tmp_path / "out")  # a longer one
     with pytest.raises(OutputError, match=r"other settings \(seed\)"):
         work(asked(tmp_path, run=asked(tmp_path).run.model_dump(exclude_unset=True) | {"seed": 1}), tmp_path / "out")
-    with pytest.raises(OutputError, match="holds what `afina tune` made"):
-        with resumable_folder(tmp_path / "out", "compare", asked(tmp_path), asked(tmp_path).run, {"workers": 1}):
-            pass
+    other = resumable_folder(tmp_path / "out", "compare", asked(tmp_path), asked(tmp_path).run, {"workers": 1})
+    with pytest.raises(OutputError, match="holds what `afina tune` made"), other:
+        pass
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "poem.txt").write_text("…")
     with pytest.raises(OutputError, match="did not make"):
@@ -91,7 +89,11 @@ def test_the_same_search_goes_on_and_another_does_not(tmp_path: Path) -> None:
         ("tune", TuneSettings, {"minutes": 2.5, "workers": 2, "ray": True, "run": {"track": ("wandb", "mlflow")}}),
         ("tune", TuneSettings, {"trials": 3, "run": {"train": {"checkpoint_activations": True, "epochs": 2}}}),
         ("compare", CompareSettings, {"methods": ("base", "lora"), "seeds": 2, "run": {"allow_swap": False}}),
-        ("compare", CompareSettings, {"run": {"lora": {"target_modules": ("q_proj", "v_proj"), "rank_pattern": {"a": 2}}}}),
+        (
+            "compare",
+            CompareSettings,
+            {"run": {"lora": {"target_modules": ("q_proj", "v_proj"), "rank_pattern": {"a": 2}}}},
+        ),
         ("choose", ChooseSettings, {"licence": "commercial", "download": True, "run": {"data": {"limit": 9}}}),
     ],
 )

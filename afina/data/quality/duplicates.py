@@ -6,7 +6,7 @@ bands."""
 import hashlib
 import re
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -71,11 +71,7 @@ class Seen:
     def groups(self) -> Iterator[list[int]]:
         """The numbers of rows that are equal, two or more at a time, in the order of their first."""
         values = self.values()
-        order = np.argsort(values, kind="stable")
-        cuts = np.flatnonzero(np.diff(values[order])) + 1
-        groups = [group for group in np.split(order, cuts) if len(group) > 1]
-        for group in sorted(groups, key=lambda group: int(group[0])):
-            yield group.tolist()
+        yield from sorted(_runs(values, np.argsort(values, kind="stable")), key=lambda group: group[0])
 
 
 class Sketches:
@@ -89,6 +85,12 @@ class Sketches:
 
     def values(self) -> np.ndarray:
         return np.frombuffer(self._data, np.uint32).reshape(-1, HASHES)
+
+    def only(self, rows: np.ndarray) -> "Sketches":
+        """The signatures of these rows."""
+        found = Sketches()
+        found._data = bytearray(self.values()[rows]) if len(rows) < len(self.values()) else self._data
+        return found
 
     def pairs(self, other: "Sketches | None" = None) -> Iterator[tuple[int, int]]:
         """(a, b), a < b, of rows that are near copies; with `other`, a of these rows and b of those. Each b at most
@@ -114,8 +116,23 @@ class Sketches:
 
 
 def _runs(keys: np.ndarray, order: np.ndarray) -> Iterator[list[int]]:
+    """The numbers of equal keys, two or more at a time; `order` sorts them."""
     ordered = keys[order]
     cuts = np.flatnonzero(ordered[1:] != ordered[:-1]) + 1
-    for group in np.split(order, cuts):
-        if len(group) > 1:
-            yield group.tolist()
+    begins, ends = np.concatenate([[0], cuts]), np.concatenate([cuts, [len(order)]])
+    for run in np.flatnonzero(ends - begins > 1).tolist():
+        yield order[begins[run] : ends[run]].tolist()
+
+
+def grouped_rows(prompts: np.ndarray, near: Iterable[tuple[int, int]]) -> np.ndarray:
+    """The number of each row's group: rows of the same prompt (by digest), or nearly so, directly or through others."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    order = np.argsort(prompts, kind="stable")
+    same = np.flatnonzero(prompts[order][1:] == prompts[order][:-1])
+    pairs = np.fromiter(near, np.dtype((np.int64, 2)))
+    a, b = np.concatenate([order[same], pairs[:, 0]]), np.concatenate([order[same + 1], pairs[:, 1]])
+    edges = coo_array((np.ones(len(a), bool), (a, b)), shape=(len(prompts), len(prompts)))
+    groups: np.ndarray = connected_components(edges, directed=False)[1]
+    return groups

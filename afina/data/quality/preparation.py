@@ -1,20 +1,35 @@
-"""Cleaned and split data: copies removed, personal data masked, groups of near copies kept in one split."""
+"""Cleaned and split data: copies removed, personal data masked, groups of near copies kept in one split.
 
+The rows are read twice, as for training: a first pass keeps some 160 bytes of each, by which it is decided where they
+go; in a second pass they are written. None of their text is kept.
+"""
+
+import heapq
+import itertools
 import json
+import math
+from array import array
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from afina.core.config import Settings, setting
 from afina.core.errors import DataError
-from afina.data.mapping import Example
-from afina.data.quality.duplicates import Seen, Sketches, digest
+from afina.data.mapping import Example, Unusable, check_usable, map_examples
+from afina.data.quality.duplicates import Seen, Sketches, grouped_rows, mixed
 from afina.data.quality.signals import damaged, masked, repaired
+from afina.data.read import OpenFiles, read
+from afina.data.rows import Notes, Record, Rejected, Rejections
+from afina.data.settings import DataSettings
 from afina.models.tokenizer import Message
 
 Order = Literal["random", "stratified", "time"]
+Mask = np.ndarray[tuple[int], np.dtype[np.bool_]]
+TRAIN, TEST = 1, 2  # where a row goes; 0 is nowhere
 
 
 class PrepareSettings(Settings):
@@ -46,58 +61,212 @@ class PrepareSettings(Settings):
     """Decides the split, whatever the order of the rows."""
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """The splits, and what was done to how many rows."""
+@dataclass
+class Part:
+    """The usable rows of one file, which may be read again and again: those that `taken` chooses, or all.
 
-    train: list[Example]
-    test: list[Example]
-    done: dict[str, int]
+    `unfit` raises `Unusable` for an example that the base cannot learn. When the rows are first read, what cannot be
+    used goes into `rejected`, and what is found out about the file into `notes`.
+    """
+
+    settings: DataSettings
+    rejected: Rejections
+    unfit: Callable[[Example], None]
+    files: OpenFiles
+    notes: Notes = field(default_factory=Notes)
+    taken: Mask | None = None
+    was_read: bool = False
+
+    def __iter__(self) -> Iterator[Example]:
+        """Raises `DataError` where a file cannot be read, or none of its rows be used."""
+        usable = self._usable()
+        return usable if self.taken is None else itertools.compress(usable, self.taken)
+
+    def _usable(self) -> Iterator[Example]:
+        count, rejected, first = 0, Rejections(), not self.was_read
+        self.was_read = True
+        for row in map_examples(self.settings, self.notes if first else Notes(), needs_completion=True, files=self.files):
+            found = self._fitting(row)
+            if isinstance(found, Rejected):
+                rejected.add(found)
+                continue
+            count += 1
+            yield found
+        check_usable(self.settings, count, rejected)
+        for each in rejected if first else ():
+            self.rejected.add(each)
+
+    def _fitting(self, row: Example | Rejected) -> Example | Rejected:
+        if isinstance(row, Example):
+            try:
+                self.unfit(row)
+            except Unusable as reason:
+                return Rejected(row.location, str(reason))
+        return row
+
+    def times(self, column: str) -> Iterator[Any]:
+        """What the column holds in each of the usable rows; None where it holds nothing."""
+        records = (row for row in read(self.settings, Notes(), self.files) if isinstance(row, Record))
+        for example in self:
+            yield next(each for each in records if each.location == example.location).values.get(column)
 
 
-def prepare(examples: Sequence[Example], settings: PrepareSettings, times: Sequence[str] = ()) -> Prepared:
-    """`times` orders the examples where the split is by time. Raises `DataError` where nothing can be split."""
-    done: Counter[str] = Counter()
-    kept: list[Example] = []
-    kept_times: list[str] = []
-    seen = set()
-    for i, example in enumerate(examples):
-        if settings.repair:
-            example, changed = _changed(example, lambda text: (repaired(text) or text) if damaged(text) else text)
-            done["repaired"] += changed
-        if settings.mask:
-            example, changed = _changed(example, masked)
-            done["masked"] += changed
-        key = (example.prompt_key, json.dumps(example.answer, ensure_ascii=False))
-        if key in seen and not settings.keep_copies:
-            done["copies taken out"] += 1
-            continue
-        seen.add(key)
-        kept.append(example)
-        kept_times.append(times[i] if times else "")
-    wanted = round(settings.test * len(kept))
-    if not wanted:
-        return Prepared(kept, [], dict(done))
-    held = _by_time(kept_times, wanted) if settings.split == "time" else _drawn(kept, wanted, settings)
-    if not held and settings.split == "stratified":
-        raise DataError("no answer is frequent enough to be in both splits", "use --split random")
-    if len(held) == len(kept) or not held:
-        raise DataError(
-            "all rows have nearly the same prompt, so there can be no test split",
-            "give more varied rows, or --split_near",
-        )
-    return Prepared(
-        [e for i, e in enumerate(kept) if i not in held],
-        [e for i, e in enumerate(kept) if i in held],
-        {what: n for what, n in done.items() if n},
-    )
+class Preparation:
+    """Where each row of `parts` goes (`places`: TRAIN, TEST or nowhere), and what was `done` to how many rows.
+
+    Raises `DataError` where nothing can be split.
+    """
+
+    def __init__(self, parts: Sequence[Part], settings: PrepareSettings) -> None:
+        if settings.split == "time":
+            _check_time(settings)
+        self.parts, self.settings = parts, settings
+        self.done: Counter[str] = Counter()
+        self.plain = True
+        """Whether all conversations are one question and one answer."""
+        near = not settings.split_near and settings.split != "time"
+        self._prompts, self._rows, self._answers = Seen(), Seen(), Seen()
+        self._sketches = Sketches() if near else None
+        for example in itertools.chain.from_iterable(parts):
+            self._look(*self._changed(example))
+        self.places = self._places()
+
+    def _look(self, example: Example, repaired: bool, masked: bool) -> None:
+        self.done["repaired"] += repaired
+        self.done["masked"] += masked
+        self._prompts.add(example.prompt_key)
+        self._rows.add(f"{example.prompt_key}\n{json.dumps(example.answer, ensure_ascii=False)}")
+        if self.settings.split == "stratified":
+            self._answers.add(example.completion or "")
+        if self._sketches is not None:
+            self._sketches.add(example.source)
+        self.plain = self.plain and is_plain(example)
+
+    def _changed(self, example: Example) -> tuple[Example, bool, bool]:
+        """The example, repaired and masked as is wanted; whether each changed it."""
+        before, mended = example, example
+        if self.settings.repair:
+            mended = _rewritten(before, lambda text: (repaired(text) or text) if damaged(text) else text)
+        after = _rewritten(mended, masked) if self.settings.mask else mended
+        return after, mended != before, after != mended
+
+    def written(self) -> Iterator[tuple[Example, bool]]:
+        """The rows that are kept, as they are written, in their order; whether each is in the test split."""
+        examples = itertools.chain.from_iterable(self.parts)
+        for example, place in itertools.zip_longest(examples, self.places.tolist()):
+            if example is None or place is None:
+                raise DataError(f"{self.parts[0].settings.path} was changed while it was read", "start again")
+            if place:
+                yield self._changed(example)[0], place == TEST
+
+    def counts(self) -> tuple[int, int]:
+        """How many rows there are to train on, and to test on."""
+        return int((self.places == TRAIN).sum()), int((self.places == TEST).sum())
+
+    def _places(self) -> np.ndarray:
+        rows = self._rows.values()
+        kept = np.arange(len(rows)) if self.settings.keep_copies else np.sort(np.unique(rows, return_index=True)[1])
+        self.done["copies taken out"] = len(rows) - len(kept)
+        places = np.zeros(len(rows), np.int8)
+        places[kept] = TRAIN
+        wanted = round(self.settings.test * len(kept))
+        if wanted:
+            held = self._by_time(kept, wanted) if self.settings.split == "time" else self._drawn(kept, wanted)
+            if not held.any() and self.settings.split == "stratified":
+                raise DataError("no answer is frequent enough to be in both splits", "use --split random")
+            if held.all() or not held.any():
+                raise DataError(
+                    "all rows have nearly the same prompt, so there can be no test split",
+                    "give more varied rows, or --split_near",
+                )
+            places[kept[held]] = TEST
+        return places
+
+    def _by_time(self, kept: np.ndarray, wanted: int) -> Mask:
+        """The last rows; those of one moment stay together."""
+        column, moments = str(self.settings.by), _Moments()
+        for example, value in zip(self.parts[0], self.parts[0].times(column), strict=True):
+            if value is None:
+                raise DataError(
+                    f"{example.location} has no {column!r}, by which rows are ordered in time",
+                    "name another column with --by",
+                )
+            moments.add(str(value))
+        first = heapq.nlargest(wanted, (moments[row] for row in kept.tolist()))[-1]
+        return np.fromiter((moments[row] >= first for row in kept.tolist()), bool, len(kept))
+
+    def _drawn(self, kept: np.ndarray, wanted: int) -> Mask:
+        """Whole groups of rows, drawn by seed and content alone."""
+        prompts = self._prompts.values()[kept]
+        near = self._sketches.only(kept).pairs() if self._sketches is not None else ()
+        group_of = grouped_rows(prompts, near)
+        ranks = mixed(prompts, self.settings.seed)
+        order = np.lexsort((ranks, group_of))  # by group, its least rank first
+        groups, at, sizes = np.unique(group_of[order], return_index=True, return_counts=True)
+        leaders = order[at]
+        drawn = np.argsort(ranks[leaders], kind="stable")
+        if self.settings.split == "random":
+            chosen = _fill(sizes, drawn.tolist(), wanted)
+        else:
+            chosen = self._of_each_answer(self._answers.values()[kept][leaders], sizes, drawn, wanted / len(kept))
+        return np.isin(group_of, groups[chosen])
+
+    @staticmethod
+    def _of_each_answer(answers: np.ndarray, sizes: np.ndarray, drawn: np.ndarray, share: float) -> list[int]:
+        """Groups of each answer (that of their first rows) in its proportion."""
+        strata: dict[int, list[int]] = {}
+        for group in drawn.tolist():
+            strata.setdefault(int(answers[group]), []).append(group)
+        return [g for each in strata.values() for g in _fill(sizes, each, round(share * int(sizes[each].sum())))]
 
 
-def _changed(example: Example, change: Callable[[str], str]) -> tuple[Example, bool]:
+def _check_time(settings: PrepareSettings) -> None:
+    if settings.by is None:
+        raise DataError("a split by time needs the column that orders the rows", "give --by COLUMN")
+    if settings.mix:
+        raise DataError("--mix brings rows that have no time", "leave --mix or --split time out")
+
+
+class _Moments:
+    """Points in time by row: numbers before other texts, each in their order."""
+
+    def __init__(self) -> None:
+        self._numbers, self._texts = array("d"), dict[int, str]()
+
+    def add(self, value: str) -> None:
+        try:
+            number = float(value)
+        except ValueError:
+            number = math.nan
+        if not math.isfinite(number):
+            self._texts[len(self._numbers)] = value
+        self._numbers.append(number)
+
+    def __getitem__(self, row: int) -> tuple[int, float, str]:
+        return (0, self._numbers[row], "") if row not in self._texts else (1, 0.0, self._texts[row])
+
+
+def _fill(sizes: np.ndarray, drawn: Sequence[int], wanted: int) -> list[int]:
+    """Of the groups `drawn`, in this order, those that fit into so many rows; the smallest where none does."""
+    chosen: list[int] = []
+    count = 0
+    for group in drawn:
+        if count == wanted:
+            break
+        size = int(sizes[group])
+        if count + size <= wanted:
+            chosen.append(group)
+            count += size
+    if not chosen and wanted and len(drawn) > 1:
+        chosen = [min(drawn, key=lambda group: int(sizes[group]))]
+    return chosen
+
+
+def _rewritten(example: Example, change: Callable[[str], str]) -> Example:
     messages = tuple(_changed_message(message, change) for message in example.messages)
     completion = None if example.completion is None else change(example.completion)
     references = tuple(map(change, example.references))
-    new = replace(
+    return replace(
         example,
         messages=messages,
         completion=completion,
@@ -105,7 +274,6 @@ def _changed(example: Example, change: Callable[[str], str]) -> tuple[Example, b
         source=change(example.source),
         extra=_changed_message(example.extra, change),
     )
-    return new, new != example
 
 
 def _changed_message(message: Message, change: Callable[[str], str]) -> Message:
@@ -126,77 +294,6 @@ def _changed_message(message: Message, change: Callable[[str], str]) -> Message:
     return {**message, **texts, **({"tool_calls": calls} if calls else {})}
 
 
-def _by_time(times: Sequence[str], wanted: int) -> set[int]:
-    """The last rows; those of one moment stay together."""
-
-    def key(value: str) -> tuple[int, Any]:
-        try:
-            return 0, float(value)
-        except ValueError:
-            return 1, value
-
-    order = sorted(range(len(times)), key=lambda i: key(times[i]))
-    first = key(times[order[-wanted]])
-    return {i for i in order if key(times[i]) >= first}
-
-
-def _drawn(examples: Sequence[Example], wanted: int, settings: PrepareSettings) -> set[int]:
-    """Whole groups, drawn by seed and content alone."""
-    groups = _groups(examples, not settings.split_near)
-    drawn = sorted(groups, key=lambda group: _rank(examples, group, settings.seed))
-    if settings.split == "random":
-        return _fill(drawn, wanted)
-    strata: dict[str | None, list[list[int]]] = {}
-    for group in drawn:
-        strata.setdefault(examples[group[0]].completion, []).append(group)
-    share = wanted / len(examples)
-    held: set[int] = set()
-    for each in strata.values():
-        held |= _fill(each, round(share * sum(map(len, each))))
-    return held
-
-
-def _fill(groups: Sequence[list[int]], wanted: int) -> set[int]:
-    held: set[int] = set()
-    for group in groups:
-        if len(held) + len(group) <= wanted:
-            held |= set(group)
-    if not held and wanted and len(groups) > 1:
-        held = set(sorted(groups, key=len)[0])
-    return held
-
-
-def _rank(examples: Sequence[Example], group: list[int], seed: int) -> int:
-    """A number that the seed and the group's texts decide."""
-    return digest(f"{seed} {min(examples[i].prompt_key for i in group)}")
-
-
-def _groups(examples: Sequence[Example], near: bool) -> list[list[int]]:
-    """Rows with the same prompt, or nearly so, directly or through others."""
-    parents = list(range(len(examples)))
-
-    def root(i: int) -> int:
-        while parents[i] != i:
-            parents[i] = parents[parents[i]]
-            i = parents[i]
-        return i
-
-    prompts, sketches = Seen(), Sketches()
-    for example in examples:
-        prompts.add(example.prompt_key)
-        if near:
-            sketches.add(example.source)
-    for group in prompts.groups():
-        for other in group[1:]:
-            parents[root(other)] = root(group[0])
-    for a, b in sketches.pairs() if near else ():
-        parents[root(b)] = root(a)
-    groups: dict[int, list[int]] = {}
-    for i in range(len(examples)):
-        groups.setdefault(root(i), []).append(i)
-    return list(groups.values())
-
-
 def shares(text: str | None, flag: str) -> list[tuple[Path, float]]:
     """'a.jsonl=0.5,b.csv=2' as files and numbers. Raises `DataError`."""
     found = []
@@ -214,15 +311,10 @@ def shares(text: str | None, flag: str) -> list[tuple[Path, float]]:
     return found
 
 
-def rows_of(examples: Sequence[Example]) -> list[dict[str, Any]]:
-    """The examples as rows of one form, to be read again without any flag: prompts, or messages where one needs
-    them."""
-    plain = all(
-        len(e.messages) == 1 and e.messages[0]["role"] == "user" and not e.tools and not e.extra
-        for e in examples
-        if e.messages
-    )
-    return [_row_of(example, plain) for example in examples]
+def is_plain(example: Example) -> bool:
+    """Whether it is a text, or one question and its answer, which need no list of messages."""
+    asked = [message["role"] for message in example.messages]
+    return not asked or (asked == ["user"] and not example.tools and not example.extra)
 
 
 def _written(message: Message) -> Message:
@@ -236,7 +328,8 @@ def _written(message: Message) -> Message:
     return {**message, **({"tool_calls": calls} if calls else {})}
 
 
-def _row_of(example: Example, plain: bool) -> dict[str, Any]:
+def row_of(example: Example, plain: bool) -> dict[str, Any]:
+    """The example as a row that is read again without any flag: a `plain` prompt, or messages."""
     if not example.messages:
         return {"text": example.completion}
     if plain:

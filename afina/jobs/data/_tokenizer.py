@@ -1,5 +1,6 @@
 """The tokenizer by which the jobs on data count."""
 
+import shlex
 from pathlib import Path
 
 from afina.core.config import Settings, setting
@@ -8,6 +9,7 @@ from afina.data.fitting import DEFAULT_MAX_LENGTH
 from afina.data.settings import DataSettings
 from afina.models.load import load_tokenizer
 from afina.models.sources.source import is_local
+from afina.models.templates import read_template
 from afina.models.tokenizer import Tokenizer
 
 READING = ("path", "target", "text", "prompt", "completion", "system", "map", "references")
@@ -16,9 +18,14 @@ READING = ("path", "target", "text", "prompt", "completion", "system", "map", "r
 
 class TokenizerSettings(Settings):
     base: str = "starter"
-    """Base model whose tokenizer counts."""
+    """Base model whose tokenizer counts, and whose control tokens no text may hold."""
+    template: Path | None = None
+    """File with a chat template (Jinja) in the place of the base's own."""
     cache_dir: Path | None = setting(None, metavar="DIR")
     """Where downloaded models are kept."""
+
+
+class PageSettings(TokenizerSettings):
     html: Path | None = setting(None, metavar="FILE")
     """Write a page with plots, too."""
 
@@ -28,7 +35,14 @@ def find_tokenizer(
 ) -> tuple[Tokenizer | None, int]:
     """The base's tokenizer and the longest row; without a tokenizer where the base would have to be fetched first."""
     longest = data.max_length or DEFAULT_MAX_LENGTH
+    template = read_template(settings.template)
     if not needed and not is_local(settings.base, cache_folder(settings.cache_dir)):
         return None, longest
-    tokenizer, context = load_tokenizer(settings.base, cache_dir=settings.cache_dir)
+    tokenizer, context = load_tokenizer(settings.base, cache_dir=settings.cache_dir, template=template)
     return tokenizer, min(longest, context)
+
+
+def given_flags(settings: TokenizerSettings) -> str:
+    """Those of the base and its template that were given, as they are typed."""
+    named = {"--base": settings.base if settings.base != "starter" else None, "--template": settings.template}
+    return "".join(f" {flag} {shlex.quote(str(value))}" for flag, value in named.items() if value is not None)

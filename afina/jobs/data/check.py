@@ -16,14 +16,14 @@ from afina.data.quality.checks import check as check_rows
 from afina.data.rows import Notes
 from afina.data.settings import DataSettings
 from afina.data.template import render
-from afina.jobs.data._tokenizer import READING, TokenizerSettings, find_tokenizer
+from afina.jobs.data._tokenizer import READING, PageSettings, find_tokenizer, given_flags
 from afina.measure.pages.data_pages import Rendered, check_page, rendered
 from afina.models.tokenizer import Tokenizer
 
 _SHOWN = 3
 
 
-class CheckDataSettings(TokenizerSettings):
+class CheckDataSettings(PageSettings):
     data: DataSettings = section(only=(*READING, "learn", "kind", "eval_path", "max_length"))
 
 
@@ -73,7 +73,7 @@ def check(settings: CheckDataSettings, listener: Listener = ignore) -> CheckData
             findings=[*found.findings, DataFinding("no tokenizer", "warning", text)],
             verdict=f"{found.verdict} ({text})",
         )
-    following = _following(found, data)
+    following = _following(found, data, given_flags(settings))
     if settings.html:
         rows = _first_rows(data, tokenizer) if tokenizer and found.rows_kept else []
         write_atomic(settings.html, check_page(found, rows, limit, following).encode())
@@ -81,8 +81,8 @@ def check(settings: CheckDataSettings, listener: Listener = ignore) -> CheckData
     return CheckDataResult(**values, following=following)
 
 
-def _following(found: Check, settings: DataSettings) -> str:
-    """The command that comes next, ready to be typed."""
+def _following(found: Check, settings: DataSettings, of_base: str) -> str:
+    """The command that comes next, ready to be typed, with the flags `of_base`."""
     if not found.ready:
         return "fix what is named above, then check again"
     given = {field.path: field for field in fields(DataSettings, "data.") if field.path != "data.path"}
@@ -95,13 +95,13 @@ def _following(found: Check, settings: DataSettings) -> str:
     data = shlex.quote(str(settings.path))
     again = any(finding.code in ("duplicates", "near copies") for finding in found.findings)
     if not again or settings.eval_path is not None:
-        return f"afina train {data}{''.join(flags.values())}"
+        return f"afina train {data}{''.join(flags.values())}{of_base}"
     later = {"data.learn", "data.kind", "data.max_length"}  # what does not change the rows that are written
     reading = "".join(text.replace("--data.", "--") for path, text in flags.items() if path not in later)
     kept = "".join(text for path, text in flags.items() if path in later)
     return (
-        f"afina data prepare {data}{reading} --out clean\n"
-        f"afina train clean/train.jsonl --eval-data clean/test.jsonl{kept}"
+        f"afina data prepare {data}{reading}{of_base} --out clean\n"
+        f"afina train clean/train.jsonl --eval-data clean/test.jsonl{kept}{of_base}"
     )
 
 

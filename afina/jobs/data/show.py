@@ -10,11 +10,11 @@ from afina.data.mapping import Unusable, map_examples
 from afina.data.rows import Notes, Rejected
 from afina.data.settings import DataSettings
 from afina.data.template import render
-from afina.jobs.data._tokenizer import READING, TokenizerSettings, find_tokenizer
+from afina.jobs.data._tokenizer import READING, PageSettings, find_tokenizer
 from afina.measure.pages.data_pages import Rendered, rendered, row_page
 
 
-class ShowRowSettings(TokenizerSettings):
+class ShowRowSettings(PageSettings):
     row: int = setting(1, metavar="N", ge=1)
     """Number of the row."""
     data: DataSettings = section(only=(*READING, "learn"))

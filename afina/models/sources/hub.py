@@ -76,7 +76,7 @@ def _fetch_weights(name: str, revision: str | None) -> None:
     anew whenever a process was killed."""
     from huggingface_hub import HfApi, constants, get_hf_file_metadata, hf_hub_url
     from huggingface_hub.file_download import repo_folder_name
-    from huggingface_hub.utils import build_hf_headers
+    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
     try:
         info = HfApi().model_info(name, revision=revision, timeout=_TIMEOUT)
@@ -88,7 +88,11 @@ def _fetch_weights(name: str, revision: str | None) -> None:
             continue
         url = hf_hub_url(name, file, revision=info.sha)
         found = get_hf_file_metadata(url)
-        if found.size is None or found.size > constants.MAX_HTTP_DOWNLOAD_SIZE or not _SHA256.fullmatch(found.etag or ""):
+        if (
+            found.size is None
+            or found.size > constants.MAX_HTTP_DOWNLOAD_SIZE
+            or not _SHA256.fullmatch(found.etag or "")
+        ):
             continue
         headers = build_hf_headers()
         if urlsplit(found.location).netloc != urlsplit(url).netloc:
