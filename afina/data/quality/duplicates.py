@@ -13,6 +13,7 @@ import numpy as np
 HASHES, BANDS = 32, 8  # bands of four: rows that share 80 % of their runs meet in one of them with 98 %
 ALIKE = 0.75  # estimated share of common runs from which rows are near copies
 _RUN = 5
+_AT_ONCE = 1 << 14  # rows that are compared with one at a time
 _MOST_IN_A_BAND = 50  # rows that meet in one band; more are compared with the first only
 _random = np.random.default_rng(0)
 _FACTORS = _random.integers(1, 2**63, HASHES, dtype=np.uint64) | np.uint64(1)
@@ -71,7 +72,8 @@ class Seen:
     def groups(self) -> Iterator[list[int]]:
         """The numbers of rows that are equal, two or more at a time, in the order of their first."""
         values = self.values()
-        yield from sorted(_runs(values, np.argsort(values, kind="stable")), key=lambda group: group[0])
+        groups = _runs(values, np.argsort(values, kind="stable"))
+        yield from sorted((group.tolist() for group in groups), key=lambda group: group[0])
 
 
 class Sketches:
@@ -97,31 +99,36 @@ class Sketches:
         once."""
         own = self.values()
         every = own if other is None else np.concatenate([own, other.values()])
+        first = 0 if other is None else len(own)  # of the rows that are looked for
         width = HASHES // BANDS
-        found: dict[int, int] = {}
+        found = np.full(len(every), -1, np.int64)
         for band in range(BANDS):
             keys = np.ascontiguousarray(every[:, band * width : (band + 1) * width]).view(f"V{4 * width}").ravel()
-            order = np.argsort(keys, kind="stable")
-            for group in _runs(keys, order):
-                firsts = group[:_MOST_IN_A_BAND]
-                for at, b in enumerate(group):
-                    if b in found or (other is not None and b < len(own)):
-                        continue
-                    before = [a for a in firsts[:at] if other is None or a < len(own)]
-                    alike = next((a for a in before if (every[a] == every[b]).mean() >= ALIKE), None)
-                    if alike is not None:
-                        found[b] = alike
-        for b in sorted(found):
-            yield found[b], b - (len(own) if other is not None else 0)
+            for group in _runs(keys, np.argsort(keys, kind="stable")):
+                for at, a in enumerate(group[:_MOST_IN_A_BAND].tolist()):
+                    if other is not None and a >= len(own):
+                        break
+                    _find_alike(every, a, group[at + 1 :], first, found)
+        for b in np.flatnonzero(found >= 0).tolist():
+            yield int(found[b]), b - first
 
 
-def _runs(keys: np.ndarray, order: np.ndarray) -> Iterator[list[int]]:
+def _find_alike(every: np.ndarray, a: int, rows: np.ndarray, first: int, found: np.ndarray) -> None:
+    """Writes `a` into `found` for those of `rows` that are near copies of it, and of no row that was looked at
+    before."""
+    for at in range(0, len(rows), _AT_ONCE):
+        part = rows[at : at + _AT_ONCE]
+        part = part[(part >= first) & (found[part] < 0)]
+        found[part[(every[part] == every[a]).sum(1) >= ALIKE * HASHES]] = a
+
+
+def _runs(keys: np.ndarray, order: np.ndarray) -> Iterator[np.ndarray]:
     """The numbers of equal keys, two or more at a time; `order` sorts them."""
     ordered = keys[order]
     cuts = np.flatnonzero(ordered[1:] != ordered[:-1]) + 1
     begins, ends = np.concatenate([[0], cuts]), np.concatenate([cuts, [len(order)]])
     for run in np.flatnonzero(ends - begins > 1).tolist():
-        yield order[begins[run] : ends[run]].tolist()
+        yield order[begins[run] : ends[run]]
 
 
 def grouped_rows(prompts: np.ndarray, near: Iterable[tuple[int, int]]) -> np.ndarray:
