@@ -84,8 +84,8 @@ class Part:
 
     def _usable(self) -> Iterator[Example]:
         count, rejected, first = 0, Rejections(), not self.was_read
-        self.was_read = True
-        for row in map_examples(self.settings, self.notes if first else Notes(), needs_completion=True, files=self.files):
+        notes, self.was_read = self.notes if first else Notes(), True
+        for row in map_examples(self.settings, notes, needs_completion=True, files=self.files):
             found = self._fitting(row)
             if isinstance(found, Rejected):
                 rejected.add(found)
