@@ -25,6 +25,11 @@ from pathlib import Path
 from typing import Any
 
 
+def counted(count: int, one: str, several: str = "") -> str:
+    """'1 row', '2 rows', '1,000 rows': a count with what it counts."""
+    return f"{count:,} {one if count == 1 else several or f'{one}s'}"
+
+
 def brief(error: BaseException) -> str:
     """Another library's message on one line, of 200 characters at most."""
     return " ".join(str(error).split())[:200]

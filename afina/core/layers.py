@@ -53,5 +53,10 @@ def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
     return [
         name
         for name, value in tensors.items()
-        if value.is_floating_point() and value.numel() and not torch.stack(value.aminmax()).isfinite().all()
+        if value.is_floating_point() and value.numel() and not _extremes(value).isfinite().all()
     ]
+
+
+def _extremes(value: Tensor) -> Tensor:
+    eight_bits = value.element_size() == 1  # which torch does not compare
+    return torch.stack((value.float() if eight_bits else value).aminmax())

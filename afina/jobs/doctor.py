@@ -1,4 +1,4 @@
-"""`doctor`: what is slow or wrong on this machine, or in a run, and what to do."""
+"""`doctor`: what is slow or wrong on this machine, in a run or in a base model, and what to do."""
 
 import time
 from collections.abc import Iterator
@@ -11,6 +11,8 @@ from afina.core.finding import Finding, State
 from afina.core.job import Job
 from afina.core.machine import MachineFacts, look
 from afina.engine import kernels
+from afina.models.formats.number_formats import findings as number_findings
+from afina.models.sources.caches import list_cached
 from afina.models.sources.catalogue import known_models
 from afina.models.sources.packages import damaged_files
 from afina.runs.diagnosis import examine
@@ -23,7 +25,7 @@ _BUSY = 0.5  # processes of others a core
 
 class DoctorSettings(Settings):
     run: Path | None = setting(None, positional="RUN")
-    """A run that failed or came out poor, instead of this machine."""
+    """A run that failed or came out poor, or a base model (a folder or .gguf file), instead of this machine."""
     cache_dir: Path | None = setting(None, metavar="DIR")
     """Where downloaded models are kept."""
 
@@ -42,11 +44,13 @@ class DoctorResult(Result):
 
 
 def doctor(settings: DoctorSettings, listener: Listener = ignore) -> DoctorResult:
-    """Examines the run in `run`, or this machine.
+    """Examines the run or the base model in `run`, or this machine.
 
     On the machine it measures what was not measured before (some seconds), and compiles the kernels if necessary.
-    Raises `InputError` where the folder holds no run.
+    Raises `InputError` where the folder holds no run, or the file is damaged.
     """
+    if settings.run and is_base(settings.run):
+        return DoctorResult(findings=tuple(number_findings(settings.run, settings.run.name)))
     if settings.run:
         return DoctorResult(findings=tuple(examine(settings.run)))
     cache = cache_folder(settings.cache_dir)
@@ -55,6 +59,12 @@ def doctor(settings: DoctorSettings, listener: Listener = ignore) -> DoctorResul
     order: list[State] = ["ok", "slow", "wrong"]
     worst = max((each.state for each in findings), key=order.index)
     return DoctorResult(state=worst, findings=tuple(findings), machine=machine)
+
+
+def is_base(path: Path) -> bool:
+    """Whether there is a base model, and no run or adapter."""
+    holds_run = (path / "config.yaml").exists() or (path / "adapter_config.json").exists()
+    return path.suffix == ".gguf" or ((path / "config.json").is_file() and not holds_run)
 
 
 def judge(m: MachineFacts) -> Iterator[Finding]:
@@ -187,6 +197,10 @@ def _models(cache: Path) -> Iterator[Finding]:
         state: State = "wrong" if broken else "ok"
         found = f"{', '.join(broken)} is not what was fetched" if broken else "whole"
         yield Finding(f"model {name}", state, found, f"afina models pull {name}" if broken else "")
+    for item in list_cached(cache):
+        if item.kind == "hub":
+            for snapshot in sorted((item.path / "snapshots").glob("*")):
+                yield from (each for each in number_findings(snapshot, item.name) if each.state != "ok")
 
 
 JOB = Job.of(doctor)

@@ -17,6 +17,7 @@ from afina.engine.kernels import Kernels
 from afina.models import tokenizer
 from afina.models.causal import DecoderModel, TransformersModel
 from afina.models.encoders import ClassifierModel, Seq2SeqModel
+from afina.models.formats.number_formats import check_number_formats, unusual_formats
 from afina.models.model import Answerer, Quantize, Writer
 from afina.models.reading import chat_tokenizer, read_causal
 from afina.models.skeleton import build_skeleton, config_of, context_of, heads_beside, need_classes, task_of
@@ -94,6 +95,7 @@ def load_base(  # noqa: PLR0913 - each by its name
             raise SettingsError(f"{flag} is {value!r}", f"it takes {', '.join(map(str, known))}")
     cache = cache_folder(cache_dir)
     source = locate(name, revision, cache)
+    check_number_formats(source.path)
     on = pick_device(device)
     dtype, reason = pick_dtype(precision, on, cache)
     chosen = task_named(task) if task else task_of(source)
@@ -118,7 +120,7 @@ def load_base(  # noqa: PLR0913 - each by its name
         )
     module.requires_grad_(False).eval().to(on)
     engine = _engine(on, fused, read.fallback_reason) + _quantised(module, quantize, dtype)
-    engine += f"; {read.note}" if read.note else ""
+    engine += "".join(f"; {note}" for note in (read.note, *unusual_formats(source.path)) if note)
     model: Any = DecoderModel(module) if isinstance(module, Decoder) else TransformersModel(module)
     return Base(model, tok, _facts(source, module), dtype, reason, engine, read.fallback_reason is not None)
 
@@ -166,6 +168,7 @@ def _encoder(
     kind = ClassifierModel if task.needs_classes else Seq2SeqModel
     engine = "through transformers: Afina's own decoder is for decoder-only models"
     engine += _quantised(module, quantize, dtype, heads)
+    engine += "".join(f"; {note}" for note in unusual_formats(source.path))
     return Base(kind(module, tok.pad_id, heads), tok, _facts(source, module), dtype, reason, engine)
 
 

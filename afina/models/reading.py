@@ -19,6 +19,7 @@ from afina.models import tokenizer
 from afina.models.formats import gguf_models, safetensors_files
 from afina.models.formats.checks import check_numbers
 from afina.models.formats.gguf import GGUF
+from afina.models.formats.number_formats import quantised_by
 from afina.models.model import Quantize
 from afina.models.skeleton import causal_skeleton, config_of, decoder_skeleton
 from afina.models.sources.source import Source
@@ -67,6 +68,9 @@ def _from_folder(source: Source, dtype: torch.dtype, fused: Kernels | None, quan
     except Unsupported as reason:
         return ReadModel(_in_transformers(source, config, dtype), tok, str(reason))
     module = decoder_skeleton(config, arch, fused)
+    if quantised_by(source.path):
+        other = _in_transformers(source, config, dtype).to(dtype)
+        return ReadModel(_filled(source, module, other.state_dict()), tok)
     quantiser = quantiser_for(module, quantize, dtype)
     weights = safetensors_files.read_weights(source.path, arch, dtype, quantiser)
     filled = _filled(source, module, weights)

@@ -17,6 +17,7 @@ from afina.engine.decoder import Decoder
 from afina.engine.families import architecture_of
 from afina.engine.kernels import Kernels
 from afina.models.formats import gguf, gguf_models
+from afina.models.formats.number_formats import check_number_formats
 from afina.models.formats.safetensors_files import check_header
 from afina.models.sources.catalogue import Entry, known_models
 from afina.models.sources.hub import fetch_headers
@@ -182,9 +183,11 @@ def _other_skeleton(config: Any, task: Task, classes: int) -> nn.Module:
 
 
 def config_of(source: Source) -> Any:
-    """The configuration of a model on this disk, as transformers parses it. Raises `BaseModelError`."""
+    """The configuration of a model on this disk, as transformers parses it. Raises `BaseModelError`, also where its
+    weights are in a format that cannot be read."""
     from transformers import AutoConfig
 
+    check_number_formats(source.path)
     if source.is_gguf:
         file = gguf.GGUF(source.path)
         try:

@@ -13,6 +13,7 @@ from afina.core.errors import BaseModelError
 from afina.core.files import storing
 from afina.engine.decoder import Decoder
 from afina.models.formats.checks import check_numbers
+from afina.models.formats.number_formats import UNPACKED, quantised_by
 from afina.models.skeleton import causal_skeleton
 from afina.models.sources.source import Source
 
@@ -23,6 +24,11 @@ def pretrained(auto_class: Any, source: Source, dtype: torch.dtype, **extra: Any
 
     Raises `BaseModelError`.
     """
+    import transformers
+
+    method = quantised_by(source.path)
+    if method in UNPACKED:
+        extra["quantization_config"] = getattr(transformers, UNPACKED[method][0])(dequantize=True)
     try:
         with quiet():
             module, info = auto_class.from_pretrained(
@@ -34,7 +40,7 @@ def pretrained(auto_class: Any, source: Source, dtype: torch.dtype, **extra: Any
                 output_loading_info=True,
                 **extra,
             )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         raise BaseModelError(
             f"{source.path}: the weights cannot be loaded ({str(error).splitlines()[0][:200]})",
             "the folder needs complete *.safetensors files that fit its config.json",

@@ -79,6 +79,15 @@ def _weights(run: RunFiles) -> Iterator[Finding]:
         yield Finding("adapter", "wrong", found, f"afina train --resume {run.folder}")
     if not run.weights:
         return
+    for dtype in {value.dtype for value in run.weights.values()}:
+        name, again = str(dtype).removeprefix("torch."), "restore it in float32, float16 or bfloat16, as it was trained"
+        if not dtype.is_floating_point:
+            found = f"its numbers are whole ({name}), which mean nothing without the program that quantised them"
+            yield Finding("adapter", "wrong", found, again)
+        elif dtype.itemsize == 1:
+            yield Finding(
+                "adapter", "slow", f"its numbers have few bits ({name}): it answers worse than it could", again
+            )
     if bad := not_finite(run.weights):
         found = f"{len(bad)} of its tensors are not finite ({bad[0]})"
         yield Finding("adapter", "wrong", found, "retrain with a lower learning rate")

