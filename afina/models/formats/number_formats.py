@@ -189,7 +189,7 @@ def _type_name(kind: int) -> str:
     if kind in _GIVEN_UP:
         return f"{_GIVEN_UP[kind]} (which llama.cpp has given up)"
     try:
-        return GGMLQuantizationType(kind).name
+        return str(GGMLQuantizationType(kind).name)
     except ValueError:
         return f"type {kind}, of a later GGUF or none"
 
