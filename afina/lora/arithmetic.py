@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from afina.core.errors import AdapterError
+from afina.core.errors import AdapterError, VerificationFailed
 from afina.core.files import read_json
 from afina.lora.config import LoraConfig
 from afina.lora.peft_config import CONFIG, read_config
@@ -238,4 +238,17 @@ def _write(result: dict[str, Factors], rank: int, like: Path, out: Path) -> Lora
         state[f"{PREFIX}{paths[-1]}{b_end}"] = factors.b
     config = LoraConfig(rank=rank, alpha=float(rank), target_modules=tuple(paths))
     write_adapter(state, config, like, out)
+    _verify(result, out)
     return config
+
+
+def _verify(result: dict[str, Factors], folder: Path) -> None:
+    """Raises `VerificationFailed` where the files in `folder`, read back, do not give the updates in `result`."""
+    read = read_factors(folder)
+    for path, factors in result.items():
+        found = read.get(path)
+        if found is None or found.scaling != factors.scaling or not all(map(torch.equal, found[:2], factors[:2])):
+            raise VerificationFailed(
+                f"the adapter in {folder}, read back, has another update of {path} than was written",
+                "do not use it; please report it, with the adapter_config.json of those it was made of",
+            )

@@ -8,7 +8,7 @@ from torch import nn
 
 from afina.core.config import build
 from afina.core.errors import AdapterError, InputError, SettingsError
-from afina.core.files import read_json
+from afina.core.files import check_fetched, read_json
 from afina.core.layers import is_conv1d
 from afina.lora.config import PRESETS, LoraConfig
 from afina.lora.injection import lora_layers
@@ -47,6 +47,7 @@ def read_peft(folder: Path) -> tuple[dict[str, Any], Variant]:
         raise AdapterError(
             f"{folder} holds no adapter: there is no {CONFIG}", "give the folder that holds the adapter's files"
         )
+    check_fetched([path], AdapterError)
     try:
         raw = read_json(path)
     except InputError as error:

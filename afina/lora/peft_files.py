@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from afina.core.errors import AdapterError
 from afina.core.events import Listener, Notice, ignore
-from afina.core.files import read_json, write_json, write_tensors
+from afina.core.files import check_fetched, read_json, write_json, write_tensors
 from afina.core.layers import Quantised, not_finite, weight_holder
 from afina.lora.config import LoraConfig
 from afina.lora.injection import inject, lora_layers
@@ -72,16 +72,20 @@ def _write_weights(state: dict[str, Tensor], folder: Path) -> None:
 
 
 def load_adapter(model: nn.Module, folder: Path | str, listener: Listener = ignore) -> LoraConfig:
-    """Injects the adapter in `folder` into `model`; its configuration.
+    """Injects the adapter in `folder` into `model`; its configuration. Raises `AdapterError`; see `put_adapter`."""
+    read_peft(Path(folder))
+    return put_adapter(model, Path(folder), read_weights(Path(folder)), listener)
+
+
+def put_adapter(model: nn.Module, folder: Path, state: dict[str, Tensor], listener: Listener = ignore) -> LoraConfig:
+    """Injects the adapter that the configuration in `folder` describes, and whose tensors are `state`.
 
     Every weight must be there, fit, and be used. What the configuration names beside that and this base has not is
     told to the `listener`: PEFT ignores it. Raises `AdapterError` otherwise, also for an option of PEFT's that Afina
     does not have: ignoring it would give other logits.
     """
-    folder = Path(folder)
     raw, variant = read_peft(folder)
-    config = config_of(raw, variant, folder / CONFIG)
-    state = read_weights(folder)
+    config, state = config_of(raw, variant, folder / CONFIG), dict(state)
 
     def unmatched(error: AdapterError) -> None:
         what = "; ".join(error.problems)
@@ -112,6 +116,7 @@ def load_adapter(model: nn.Module, folder: Path | str, listener: Listener = igno
 def read_weights(folder: Path) -> dict[str, Tensor]:
     """The tensors of the adapter in `folder`, by PEFT's names. Raises `AdapterError`."""
     path = folder / WEIGHTS
+    check_fetched([path, folder / PICKLED], AdapterError)
     if not path.exists() and (folder / PICKLED).exists():
         raise AdapterError(
             f"{folder} holds its weights as {PICKLED} only, a pickle, which can run any code when it is read",
@@ -132,13 +137,18 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
             "quantised them",
             "restore the adapter in float32, float16 or bfloat16, as it was trained",
         )
+    check_finite(path, state)
+    # torch neither compares nor adds numbers of eight bits.
+    return {name: value.float() if value.element_size() == 1 else value for name, value in state.items()}
+
+
+def check_finite(path: Path, state: dict[str, Tensor]) -> None:
+    """Raises `AdapterError` where tensors of the file at `path` hold NaN or infinity."""
     if broken := not_finite(state):
         raise AdapterError(
             f"{path}: {broken[0]} holds numbers that are not finite (NaN or infinity)",
             "the training that wrote it diverged, or the file is damaged: use an earlier checkpoint, or train again",
         )
-    # torch neither compares nor adds numbers of eight bits.
-    return {name: value.float() if value.element_size() == 1 else value for name, value in state.items()}
 
 
 def _with_tied(config: LoraConfig, model: Any, state: dict[str, Tensor]) -> LoraConfig:

@@ -1,5 +1,7 @@
 """An adapter opened again, on the base that it was trained on."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -7,7 +9,7 @@ from typing import Any
 from afina.core.config import build
 from afina.core.errors import AdapterError, BaseModelError
 from afina.core.events import Listener, ignore
-from afina.core.task import CAUSAL, TASKS
+from afina.core.task import CAUSAL, TASKS, TaskName
 from afina.data.settings import DataSettings
 from afina.lora.peft_config import read_peft
 from afina.lora.peft_files import load_adapter
@@ -62,35 +64,43 @@ def open_run(
     raw = read_peft(folder)[0]  # problems with the adapter are reported before the base is loaded
     made_on = facts.get("load") or {"name": raw.get("base_model_name_or_path")}
     load = {"name": base} if base else made_on
-    if not load["name"] or not isinstance(load["name"], str):
-        raise AdapterError(f"adapter {folder} does not name its base", _NAME_BASE)
     quantize = None if exact else facts.get("quantize")
     if quantize == "keep" and base and not base.endswith(".gguf"):
         quantize = None  # only a GGUF file has quantised blocks to keep
     template = read_template(folder / "chat_template.jinja") if facts.get("own_template") else None
-    wanted = facts or {"task": _task(raw)}
+    wanted = facts or {"task": task_of(raw)}
     precision = {"precision": "fp32"} if exact else {}
-    try:
-        loaded = _load(load["name"], wanted | precision, device, cache_dir, quantize, load.get("revision"), template)
-    except BaseModelError as error:
-        if base:
-            raise
-        raise AdapterError(
-            [f"adapter {folder} was made on the base {load['name']!r}, which cannot be used here:", *error.problems],
-            "; ".join(filter(None, (error.remedy, _NAME_BASE))),
-        ) from error
+    with base_named_by(folder, load["name"], given=bool(base)) as name:
+        loaded = _load(name, wanted | precision, device, cache_dir, quantize, load.get("revision"), template)
     if not force:
         check_base(facts, loaded, folder)
     load_adapter(loaded.model.module, folder, listener)
     return Adapted(loaded, facts, tuple(mismatches(facts, loaded, folder)))
 
 
-_NAME_BASE = "name it with --base BASE: a folder, a .gguf file, a name of `afina models list` or a hub id"
+@contextmanager
+def base_named_by(adapter: Path, name: Any, *, given: bool) -> Iterator[str]:
+    """Around the loading of the base called `name`, which the files of `adapter` name, or a user has `given`.
+
+    Raises `AdapterError` that says how to name it, where they name none, or one that is not here.
+    """
+    remedy = "name it with --base BASE: a folder, a .gguf file, a name of `afina models list` or a hub id"
+    if not name or not isinstance(name, str):
+        raise AdapterError(f"adapter {adapter} does not name its base", remedy)
+    try:
+        yield name
+    except BaseModelError as error:
+        if given:
+            raise
+        raise AdapterError(
+            [f"adapter {adapter} was made on the base {name!r}, which cannot be used here", *error.problems],
+            f"{error.remedy}; or {remedy}" if error.remedy else remedy,
+        ) from error
 
 
-def _task(raw: dict[str, Any]) -> str:
-    """The task that PEFT says an adapter is for."""
-    return next((name for name, task in TASKS.items() if task.task_type == raw.get("task_type")), CAUSAL.name)
+def task_of(raw: dict[str, Any]) -> TaskName:
+    """The task that PEFT's configuration says an adapter is for."""
+    return next((task.name for task in TASKS.values() if task.task_type == raw.get("task_type")), CAUSAL.name)
 
 
 def _load(

@@ -1,8 +1,13 @@
-"""What the jobs that write an adapter share."""
+"""What the jobs that write an adapter or a model share."""
 
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from afina.core.config import Result
+from afina.core.errors import writing
 from afina.core.files import write_atomic
 from afina.lora.peft_config import CONFIG
 from afina.lora.peft_files import WEIGHTS
@@ -18,3 +23,22 @@ def copy_companions(folder: Path, out: Path) -> None:
     for file in folder.iterdir():
         if file.name not in (CONFIG, WEIGHTS, "README.md") and file.is_file():
             write_atomic(out / file.name, file.read_bytes())
+
+
+@contextmanager
+def appearing(out: Path) -> Iterator[Path]:
+    """A folder for the files of `out`, which are there when the block has ended well, and not before."""
+    fresh = not out.exists()
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=out))
+    try:
+        yield temporary
+        with writing(out):
+            for file in temporary.iterdir():
+                file.chmod(0o644)
+                file.replace(out / file.name)
+            temporary.rmdir()
+    except BaseException:
+        shutil.rmtree(out if fresh else temporary, ignore_errors=True)
+        raise

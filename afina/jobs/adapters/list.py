@@ -4,12 +4,13 @@ from pathlib import Path
 
 from pydantic import RootModel
 
-from afina.core.config import Settings, setting
+from afina.core.config import Result, Settings, setting
 from afina.core.errors import AdapterError
 from afina.core.events import Listener, ignore
 from afina.core.job import Job
 from afina.jobs.adapters.show import AdapterFacts, ShowAdapterSettings, show
 from afina.lora.peft_config import CONFIG
+from afina.lora.peft_files import PICKLED, WEIGHTS
 
 
 class ListAdaptersSettings(Settings):
@@ -17,16 +18,42 @@ class ListAdaptersSettings(Settings):
     """Folder to look in."""
 
 
-class ListAdaptersResult(RootModel[tuple[AdapterFacts, ...]]):
-    """The adapters, by path."""
+class UnreadableAdapter(Result):
+    """An adapter that cannot be used as it is."""
+
+    path: str
+    problems: tuple[str, ...]
+    """What is wrong with it."""
+    remedy: str
+    """What to do about it."""
+
+
+class ListAdaptersResult(RootModel[tuple[AdapterFacts | UnreadableAdapter, ...]]):
+    """The adapters, by path; those that cannot be read with what is wrong with them."""
 
 
 def list(settings: ListAdaptersSettings, listener: Listener = ignore) -> ListAdaptersResult:
-    """Describes every adapter below `folder` as `show` does. Raises `AdapterError`."""
-    if not settings.folder.is_dir():
-        raise AdapterError(f"{settings.folder}: no such folder", "give the folder to look in")
-    found = sorted(settings.folder.rglob(CONFIG))
-    return ListAdaptersResult(tuple(show(ShowAdapterSettings(run=path.parent)) for path in found))
+    """Describes every adapter below `folder` as `show` does; folders whose names begin with a dot are left out.
+
+    Raises `AdapterError` where there is no such folder.
+    """
+    root = settings.folder
+    if not root.is_dir():
+        raise AdapterError(f"{root}: no such folder", "give the folder to look in")
+    found = {path.parent for name in (CONFIG, WEIGHTS, PICKLED) for path in root.rglob(name)}
+    seen = (folder for folder in sorted(found) if not any(p.startswith(".") for p in folder.relative_to(root).parts))
+    return ListAdaptersResult(tuple(map(_described, seen)))
+
+
+def _described(folder: Path) -> AdapterFacts | UnreadableAdapter:
+    try:
+        if not (folder / CONFIG).is_file():
+            raise AdapterError(
+                f"{folder} holds an adapter's weights, but no {CONFIG}", "copy it from where it was made"
+            )
+        return show(ShowAdapterSettings(run=folder))
+    except AdapterError as error:
+        return UnreadableAdapter(path=str(folder), problems=tuple(error.problems), remedy=error.remedy)
 
 
 JOB = Job.of(list)

@@ -38,14 +38,15 @@ def show(settings: ShowAdapterSettings, listener: Listener = ignore) -> AdapterF
     """Reads an adapter's files. Raises `AdapterError`."""
     folder = adapter_folder(settings.run)
     config, facts = read_config(folder), read_facts(folder)
-    base = facts.get("base", {})
+    base, named = facts.get("base", {}), read_json(folder / CONFIG).get("base_model_name_or_path")
+    own = {name: value for name, value in read_weights(folder).items() if ".base_layer." not in name}
     return AdapterFacts(
         path=str(folder),
-        base=base.get("name") or read_json(folder / CONFIG).get("base_model_name_or_path"),
+        base=base.get("name") or (named if isinstance(named, str) else None),
         base_sha256=base.get("sha256"),
         kind=facts.get("kind"),
         quantize=facts.get("quantize"),
-        parameters=sum(value.numel() for value in read_weights(folder).values()),
+        parameters=sum(value.numel() for value in own.values()),
         size_mb=round((folder / WEIGHTS).stat().st_size / 1e6, 2),
         **config.model_dump(mode="json"),
     )

@@ -17,7 +17,13 @@ _WIDTH = 28
 
 def _show_list(settings: Settings, result: "ListAdaptersResult") -> None:
     for entry in json_object(result):
-        print(f"{entry['path']}: {entry['base']}, rank {entry['rank']}, {entry['parameters'] / 1e6:.2f} M parameters")
+        if "problems" in entry:
+            print(f"{entry['path']}: cannot be used: {'; '.join(entry['problems'])}")
+            if entry["remedy"]:
+                print(f"  → {entry['remedy']}")
+        else:
+            millions = f"{entry['parameters'] / 1e6:.2f} M parameters"
+            print(f"{entry['path']}: {entry['base']}, rank {entry['rank']}, {millions}")
 
 
 def _show(settings: Settings, result: BaseModel) -> None:
