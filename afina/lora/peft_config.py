@@ -14,7 +14,7 @@ from afina.lora.config import PRESETS, LoraConfig
 from afina.lora.injection import lora_layers
 from afina.lora.layer import LoraLayer
 from afina.lora.modules_to_save import trained_copies
-from afina.lora.targets import matches, pattern_value
+from afina.lora.targets import ends_with, matches, pattern_value
 from afina.lora.variants import VARIANTS, Variant
 
 CONFIG = "adapter_config.json"
@@ -125,6 +125,7 @@ def to_peft(names: str | tuple[str, ...]) -> str | list[str] | None:
 def peft_config(model: nn.Module, config: LoraConfig, base_name: str | None, task_type: str | None) -> dict[str, Any]:
     layers = dict(lora_layers(model))
     parameters = [f"{path}.{name}" for path, layer in layers.items() for name in layer.target_parameters]
+    config = _as_adapted(config, [*layers, *parameters])
     modules = to_peft(config.target_modules)
     mixed = not isinstance(config.target_modules, str) and any(name.startswith("re:") for name in config.target_modules)
     named = config.target_modules not in PRESETS and all(matches(config.target_modules, path) for path in layers)
@@ -152,6 +153,19 @@ def common_keys(config: LoraConfig, about: dict[str, Any], targets: str | list[s
         "bias": config.bias,
         "layers_to_transform": None,
     }
+
+
+def _as_adapted(config: LoraConfig, paths: list[str]) -> LoraConfig:
+    """`config` without names and patterns that match none of the adapted `paths`: one that was read may have such."""
+
+    def kept(patterns: dict[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in patterns.items() if any(ends_with(key, path) for path in paths)}
+
+    names = config.target_modules
+    if not isinstance(names, str):
+        names = tuple(name for name in names if any(matches(name, path) for path in paths))
+    patterns = {"rank_pattern": kept(config.rank_pattern), "alpha_pattern": kept(config.alpha_pattern)}
+    return config.model_copy(update={"target_modules": names, **patterns})
 
 
 def _with_actual_ranks(config: LoraConfig, layers: dict[str, LoraLayer]) -> LoraConfig:

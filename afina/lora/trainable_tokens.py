@@ -63,7 +63,7 @@ def train_tokens(model: nn.Module, tokens: Tokens, saved: list[str]) -> None:
     else:
         given = {_embedding_path(model): tokens}
     wrapped: set[str] = set()
-    for path, ids in given.items():
+    for path, ids in sorted(given.items(), key=lambda item: not isinstance(layers.get(item[0]), nn.Embedding)):
         if path not in layers or any(path == each or path.startswith(f"{each}.") for each in saved):
             raise AdapterError(
                 f"trainable_tokens of {path}, which is trained otherwise too: the two exclude each other",

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import byte_tokenizer, evaluate, generate, save_tiny, tiny_config
+from conftest import byte_tokenizer, evaluate, generate, save_tiny, tiny_config, tiny_module
+from peft import LoraConfig as PeftConfig
+from peft import get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -50,6 +52,118 @@ def test_list_and_show(runs: tuple[Path, Path], capsys) -> None:
     _, out, _ = ask(capsys, "show", runs[1])
     assert "rank" in out
     assert "classification" in out
+
+
+def peft_folder(folder: Path, base: object, **changes: object) -> Path:
+    """An adapter of the tiny model that PEFT made, and what its configuration says otherwise."""
+    twin = get_peft_model(tiny_module(), PeftConfig(r=2, target_modules=["q_proj"]))
+    twin.save_pretrained(folder)
+    path = folder / "adapter_config.json"
+    settings = json.loads(path.read_text()) | {"base_model_name_or_path": base} | changes
+    path.write_text(json.dumps(settings))
+    return folder
+
+
+def test_the_list_shows_the_good_ones_and_what_is_wrong_with_the_others(
+    runs: tuple[Path, Path], tmp_path: Path, capsys
+) -> None:
+    good = peft_folder(tmp_path / "a" / "good", "/home/alice/llama")
+    shutil.copytree(runs[0], tmp_path / "run")
+    shutil.copytree(good, tmp_path / ".hidden")
+    wrong: dict[str, tuple[str, str]] = {}  # by folder: the problem, and the remedy
+
+    def broken(name: str, problem: str, remedy: str) -> Path:
+        wrong[name] = problem, remedy
+        return shutil.copytree(good, tmp_path / "b" / name)
+
+    (broken("json", "is not valid JSON", "") / "adapter_config.json").write_text("{")
+    (broken("list", "peft_type is 'list'", "") / "adapter_config.json").write_text("[]")
+    peft_folder(broken("kind", "peft_type is 'PROMPT_TUNING'", ""), "x", peft_type="PROMPT_TUNING")
+    peft_folder(broken("option", "use_qalora = True", ""), "x", use_qalora=True)
+    peft_folder(broken("alpha", "is not a complete LoRA configuration", "copy it again"), "x", lora_alpha=None)
+    (broken("none", "cannot read", "must hold the adapter's weights") / "adapter_model.safetensors").unlink()
+    path = broken("cut", "is damaged", "copy it again") / "adapter_model.safetensors"
+    path.write_bytes(path.read_bytes()[:200])
+    path = broken("pointer", "is a git-lfs pointer", "git lfs pull") / "adapter_model.safetensors"
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    path = broken("nan", "q_proj.lora_A.weight holds numbers that are not finite", "train again")
+    path /= "adapter_model.safetensors"
+    save_file({name: value + float("nan") for name, value in load_file(path).items() if "lora_A" in name}, path)
+    path = broken("bin", "adapter_model.bin only, a pickle", "afina adapters convert")
+    torch.save(load_file(path / "adapter_model.safetensors"), path / "adapter_model.bin")
+    (path / "adapter_model.safetensors").unlink()
+    (broken("alone", "but no adapter_config.json", "copy it from where it was made") / "adapter_config.json").unlink()
+    path = broken("mlx", "is mlx-lm's, not PEFT's", "afina adapters convert") / "adapter_config.json"
+    path.write_text('{"fine_tune_type": "lora", "lora_parameters": {"scale": 1.0}}')
+    peft_folder(tmp_path / "odd base", ["no", "name"])
+
+    code, out, _ = ask(capsys, "list", tmp_path, "--json")
+    found = {Path(entry["path"]): entry for entry in json.loads(out)}
+    assert code == 0
+    usable = {path for path, entry in found.items() if "problems" not in entry}
+    assert usable == {good, tmp_path / "run" / "adapter", tmp_path / "odd base"}
+    assert found[good]["base"] == "/home/alice/llama"
+    assert found[tmp_path / "odd base"]["base"] is None
+    assert {path.name for path in found.keys() - usable} == set(wrong)
+    for name, (problem, remedy) in wrong.items():
+        entry = found[tmp_path / "b" / name]
+        assert problem in entry["problems"][0], name
+        assert remedy in entry["remedy"], name
+    code, out, _ = ask(capsys, "list", tmp_path)
+    assert code == 0
+    assert f"{good}: /home/alice/llama, rank 2" in out
+    assert f"{tmp_path / 'b' / 'bin'}: cannot be used" in out
+    for name, (problem, _) in wrong.items():
+        code, _, err = ask(capsys, "show", tmp_path / "b" / name)
+        assert (code, problem in err or name == "alone") == (2, True), name
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "/home/alice/models/llama",
+        "../models/llama",
+        "C:\\models\\llama",
+        "./output/checkpoint-500",
+        "~/llama",
+        "llama-of-mine",
+        "/home/alice/model.gguf",
+        None,
+        "",
+        ["meta-llama/Llama"],
+        7,
+    ],
+)
+def test_a_base_that_is_not_here_is_named_with_base(
+    name: object, tiny_folder: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = peft_folder(tmp_path / "adapter", name)
+    for command in (["generate", folder, "a"], ["adapters", "merge", folder, "--out", tmp_path / "out"]):
+        assert main([*map(str, command)]) == 2
+        err = capsys.readouterr().err
+        assert "name it with --base BASE" in err
+        assert (f"was made on the base {name!r}" if name and isinstance(name, str) else "does not name its base") in err
+        assert "Traceback" not in err
+    assert main(["generate", str(folder), "a", "--base", str(tiny_folder)]) == 0
+
+
+def test_a_run_whose_base_was_moved(runs: tuple[Path, Path], tiny_folder: Path, tmp_path: Path, capsys) -> None:
+    moved = shutil.copytree(runs[0], tmp_path / "run")
+    path = moved / "adapter" / "afina.json"
+    facts = json.loads(path.read_text())
+    facts["load"]["name"] = str(tmp_path / "gone")
+    path.write_text(json.dumps(facts))
+    assert main(["generate", str(moved), "a07"]) == 2
+    assert "name it with --base BASE" in capsys.readouterr().err
+    assert main(["generate", str(moved), "a07", "--base", str(tiny_folder)]) == 0
+
+
+def test_what_an_adapter_names_beyond_its_base_is_said(tiny_folder: Path, tmp_path: Path, capsys) -> None:
+    folder = peft_folder(tmp_path / "adapter", str(tiny_folder), target_modules=["q_proj", "query_key_value"])
+    for command in (["generate", folder, "a"], ["adapters", "merge", folder, "--out", tmp_path / "out"]):
+        assert main([*map(str, command)]) == 0
+        assert "'query_key_value' matches no layer" in capsys.readouterr().err
 
 
 def test_diff(runs: tuple[Path, Path], capsys) -> None:

@@ -7,12 +7,15 @@ import pytest
 import torch
 import yaml
 from conftest import save_tiny, tiny_module
+from peft import LoraConfig as PeftConfig
+from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from afina.core.config import build
-from afina.core.errors import AdapterError, InputError, OutputError
+from afina.core.errors import AdapterError, InputError, OutputError, VerificationFailed
+from afina.jobs.adapters import convert as job
 from afina.jobs.adapters.convert import ConvertAdapterSettings, convert
 from afina.lora import load_adapter
 from afina.ui.cli import main
@@ -242,3 +245,110 @@ def test_what_is_not_understood_is_refused(
     fails(tmp_path / "mlx", "fine_tune_type is 'full'")
     (tmp_path / "mlx" / "adapter_config.json").write_text("{}")
     fails(tmp_path / "mlx", "is not mlx-lm's")
+
+
+def pickled(folder: Path, base: Path, dtype: torch.dtype = torch.float32, **settings) -> Tensor:
+    """Writes an adapter as PEFT did before safetensors; its logits."""
+    twin = get_peft_model(tiny_module(), PeftConfig(r=3, lora_alpha=6, **settings))
+    torch.manual_seed(1)
+    for parameter in twin.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.1 * torch.randn(parameter.shape)
+    twin.save_pretrained(folder)
+    state = load_file(folder / "adapter_model.safetensors")
+    (folder / "adapter_model.safetensors").unlink()
+    torch.save({name: value.to(dtype) for name, value in state.items()}, folder / "adapter_model.bin")
+    settings = json.loads((folder / "adapter_config.json").read_text()) | {"base_model_name_or_path": str(base)}
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    with torch.no_grad():
+        return twin.eval()(IDS).logits
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"target_modules": ["q_proj", "v_proj"]},
+        {"target_modules": ["q_proj", "lm_head", "embed_tokens"]},
+        {"target_modules": ["q_proj"], "modules_to_save": ["lm_head", "embed_tokens"]},
+        {"target_modules": ["q_proj"], "use_dora": True},
+        {"target_modules": ["q_proj"], "trainable_token_indices": [3, 9]},
+    ],
+    ids=["plain", "head", "saved", "dora", "tokens"],
+)
+def test_peft_before_safetensors(
+    settings: dict, dtype: torch.dtype, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    expected = pickled(tmp_path / "old", tiny_folder, dtype, **settings)
+    assert main(["generate", str(tmp_path / "old"), "a07"]) == 2
+    message = capsys.readouterr().err
+    assert "adapter_model.bin only, a pickle" in message
+    assert f"`afina adapters convert {tmp_path / 'old'} --out DIR`" in message
+    out = tmp_path / "new"
+    assert main(["adapters", "convert", str(tmp_path / "old"), "--out", str(out)]) == 0  # its base is in its files
+    tolerance = 1e-5 if dtype == torch.float32 else 3e-2
+    assert torch.allclose(converted("llama", out), expected, atol=tolerance * expected.abs().max())
+    assert main(["generate", str(out), "a07"]) == 0
+    theirs = PeftModel.from_pretrained(tiny_module(), out)
+    with torch.no_grad():
+        assert torch.allclose(theirs(IDS).logits, converted("llama", out), atol=1e-4)
+
+
+def test_a_bin_file_that_is_not_plain(tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    old = tmp_path / "old"
+    pickled(old, tiny_folder, target_modules=["q_proj"])
+    path, config = old / "adapter_model.bin", (old / "adapter_config.json").read_text()
+    good = torch.load(path, weights_only=True)
+    name = next(iter(good))
+    words = ["adapters", "convert", str(old), "--out", str(tmp_path / "new")]
+
+    def fails(message: str, *more: str) -> None:
+        assert main([*words, *more]) == 2
+        found = capsys.readouterr()
+        assert message in found.err
+        assert "run!" not in found.out
+        assert not (tmp_path / "new").exists()
+
+    for state, message in (
+        (good | {"x": Evil()}, "cannot be read as plain tensors"),
+        (good | {name: good[name] * float("nan")}, f"{name} holds numbers that are not finite"),
+        ({n: v for n, v in good.items() if n != name}, f"{name} is missing"),
+        (good | {"base_model.model.other.lora_A.weight": good[name]}, "belongs to no layer of this base"),
+        ({}, "there is no adapter in it"),
+        ({"step": torch.tensor(3), "optimizer": torch.zeros(4)}, "--alpha"),
+    ):
+        torch.save(state, path)
+        fails(message, *(["--alpha", "1"] if state == {} else []))
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    fails("is a git-lfs pointer")
+    path.write_bytes(b"")
+    fails("cannot be read as plain tensors")
+    torch.save(good, path)
+    fails("leave --alpha and --parts out", "--alpha", "3")
+    for base, message in ((None, "does not name its base"), ("/home/alice/llama", "'/home/alice/llama'")):
+        (old / "adapter_config.json").write_text(json.dumps(json.loads(config) | {"base_model_name_or_path": base}))
+        fails(message)
+        fails("name it with --base BASE")
+    assert main([*words, "--base", str(tiny_folder)]) == 0
+    assert main(["adapters", "convert", str(tmp_path / "new"), "--out", str(tmp_path / "newer")]) == 2
+    assert "is in PEFT's format already" in capsys.readouterr().err
+    mlx_file(tmp_path / "mlx")
+    assert main(["adapters", "convert", str(tmp_path / "mlx"), "--out", str(tmp_path / "other")]) == 2
+    assert "does not name its base" in capsys.readouterr().err
+    assert main(["generate", str(tmp_path / "mlx"), "a"]) == 2
+    assert "is mlx-lm's, not PEFT's" in capsys.readouterr().err
+
+
+def test_a_conversion_that_went_wrong_is_found(tiny_folder: Path, tmp_path: Path, monkeypatch) -> None:
+    mlx_file(tmp_path / "mlx")
+    save = job.save_adapter
+
+    def other_scale(module, config, folder: Path, *more) -> None:
+        save(module, config, folder, *more)
+        path = folder / "adapter_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"lora_alpha": 16}))
+
+    monkeypatch.setattr(job, "save_adapter", other_scale)
+    with pytest.raises(VerificationFailed, match="written and read back, is another"):
+        convert_adapter(tmp_path / "mlx", tmp_path / "out", base=str(tiny_folder))
+    assert not (tmp_path / "out").exists()

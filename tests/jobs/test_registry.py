@@ -88,6 +88,7 @@ def test_each_flag_reaches_its_field_and_settings_round_trip(name: str) -> None:
         "run.force": {"run.adapter": "a"}, "force": {"adapter": "a"} if name == "train" else {},
         "run.last_layers": {"run.method": "last"}, "last_layers": {"method": "last"},
         "lora.eva_rho": {"lora.init": "eva"}, "run.lora.eva_rho": {"run.lora.init": "eva"},
+        "lora.layers_pattern": {"lora.layers": "0"}, "run.lora.layers_pattern": {"run.lora.layers": "0"},
     }  # fmt: skip
     without = {("generate", "data"), ("compare", "run.last_layers")}  # excluded by a prompt, and by the method
     for info in every:
