@@ -131,24 +131,26 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
         ) from error
     except SafetensorError as error:
         raise AdapterError(f"{path} is damaged: {error}", "copy it again from where it was made") from error
+    return checked(path, state)
+
+
+def checked(path: Path, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of the file at `path`, those of eight bits in fp32: torch neither compares nor adds these.
+
+    Raises `AdapterError` where some are whole numbers, or hold NaN or infinity.
+    """
     if odd := [f"{name} ({value.dtype})" for name, value in state.items() if not value.is_floating_point()]:
         raise AdapterError(
             f"{path}: {odd[0].replace('torch.', '')} holds whole numbers, which mean nothing without the program that "
             "quantised them",
             "restore the adapter in float32, float16 or bfloat16, as it was trained",
         )
-    check_finite(path, state)
-    # torch neither compares nor adds numbers of eight bits.
-    return {name: value.float() if value.element_size() == 1 else value for name, value in state.items()}
-
-
-def check_finite(path: Path, state: dict[str, Tensor]) -> None:
-    """Raises `AdapterError` where tensors of the file at `path` hold NaN or infinity."""
     if broken := not_finite(state):
         raise AdapterError(
             f"{path}: {broken[0]} holds numbers that are not finite (NaN or infinity)",
             "the training that wrote it diverged, or the file is damaged: use an earlier checkpoint, or train again",
         )
+    return {name: value.float() if value.element_size() == 1 else value for name, value in state.items()}
 
 
 def _with_tied(config: LoraConfig, model: Any, state: dict[str, Tensor]) -> LoraConfig:

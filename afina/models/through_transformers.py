@@ -45,6 +45,8 @@ def pretrained(auto_class: Any, source: Source, dtype: torch.dtype, **extra: Any
             f"{source.path}: the weights cannot be loaded ({str(error).splitlines()[0][:200]})",
             "the folder needs complete *.safetensors files that fit its config.json",
         ) from error
+    if method in UNPACKED:
+        module.__dict__.pop("_weight_conversions", None)  # by which its weights would be saved under packed ones' names
     check_numbers(source.path, dict(module.named_parameters()))
     return module, sorted(info["missing_keys"])
 
@@ -66,9 +68,11 @@ def as_transformers(module: Any) -> Any:
 
 def save_model(module: Any, folder: Path) -> None:
     """Writes the model to `folder`, in transformers' format. Raises `OutputError`."""
+    other = as_transformers(module)
+    other.config.__dict__.pop("quantization_config", None)  # of the files that it was unpacked from
     with storing(folder), quiet():
         folder.mkdir(parents=True, exist_ok=True)
-        as_transformers(module).save_pretrained(folder)
+        other.save_pretrained(folder)
 
 
 def cast(module: nn.Module, dtype: torch.dtype) -> None:

@@ -315,7 +315,8 @@ def test_a_bin_file_that_is_not_plain(tiny_folder: Path, tmp_path: Path, capsys:
         ({n: v for n, v in good.items() if n != name}, f"{name} is missing"),
         (good | {"base_model.model.other.lora_A.weight": good[name]}, "belongs to no layer of this base"),
         ({}, "there is no adapter in it"),
-        ({"step": torch.tensor(3), "optimizer": torch.zeros(4)}, "--alpha"),
+        ({"step": torch.tensor(3.0), "optimizer": torch.zeros(4)}, "--alpha"),
+        (good | {name: good[name].to(torch.int8)}, f"{name} (int8) holds whole numbers"),
     ):
         torch.save(state, path)
         fails(message, *(["--alpha", "1"] if state == {} else []))

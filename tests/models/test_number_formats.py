@@ -112,6 +112,16 @@ def test_eight_bits_without_scales_are_read_and_said(tmp_path: Path) -> None:
     assert "few bits" not in plain.engine
 
 
+def adapter(target, base: Path, folder: Path, **settings) -> Path:
+    """An adapter of the base in the folder, as other programs save one."""
+    from afina.lora import LoraConfig, inject, save_adapter
+
+    config = LoraConfig(rank=2, **settings)
+    inject(target, config)
+    save_adapter(target, config, folder, str(base))
+    return folder
+
+
 def in_fp8(state: dict, blocks: int) -> tuple[dict, dict]:
     """Square blocks of numbers of eight bits with a scale each, and what they stand for."""
     found, meant = dict(state), {}
@@ -148,6 +158,11 @@ def test_fp8_with_scales_per_block_is_unpacked(kind: str, tmp_path: Path) -> Non
     with torch.no_grad():
         ours = module_.logits(module_.normed(*module_(ids[0], Segments((0, 20)))))
         assert torch.allclose(ours, twin(ids).logits[0], atol=1e-4)
+    run = adapter(module_, folder, tmp_path / "adapter")
+    assert main(["adapters", "merge", str(run), "--out", str(tmp_path / "out"), "--device", "cpu"]) == 0
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert "quantization_config" not in config
+    assert config["dtype"] == "bfloat16"
     small = load_base(str(folder), precision="fp32", quantize="nf4")
     assert "linear layers in nf4" in small.engine
 
@@ -184,6 +199,10 @@ def test_mxfp4_is_unpacked_through_transformers(tmp_path: Path) -> None:
     base = load_base(str(changed(folder, packed, quantization_config=method)), precision="fp32")
     assert "MXFP4" in base.engine
     assert base.fell_back
+    run = adapter(base.model.module, folder, tmp_path / "adapter", target_modules=("q_proj",))
+    assert main(["adapters", "merge", str(run), "--out", str(tmp_path / "out"), "--device", "cpu"]) == 0
+    assert "quantization_config" not in json.loads((tmp_path / "out" / "config.json").read_text())
+    base = load_base(str(folder), precision="fp32")
     numbers = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])  # of four bits (OCP MX)
     state = base.model.module.state_dict()
     for name, each in codes.items():

@@ -19,7 +19,7 @@ from afina.core.job import Job
 from afina.jobs.adapters._files import WrittenAdapter, appearing
 from afina.jobs.adapters._formats import FORMATS, ForeignFormat
 from afina.jobs.adapters._proof import check_same, logits, sample
-from afina.lora.peft_files import check_finite, save_adapter
+from afina.lora.peft_files import checked, save_adapter
 from afina.models.load import load_base
 from afina.runs.facts import facts_of, save_tokenizer
 from afina.runs.folder import check_new
@@ -112,9 +112,7 @@ def _tensors(path: Path) -> dict[str, Tensor]:
             raise AdapterError(f"{path} cannot be read: {error}", "copy it again from where it was made") from error
     else:
         state = _unpickled(path)
-    check_finite(path, state)
-    found: dict[str, Tensor] = state
-    return found
+    return checked(path, state)
 
 
 def _unpickled(path: Path) -> dict[str, Tensor]:

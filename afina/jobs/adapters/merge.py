@@ -34,7 +34,7 @@ class MergeAdapterSettings(OpenSettings):
     out: Path = setting(..., metavar="DIR")
     """New folder to write to."""
     precision: Literal["fp32", "bf16", "fp16"] | None = None
-    """Number format of the merged weights; by default that of the base's own (bf16 for a quantised GGUF file)."""
+    """Number format of the merged weights; by default that of the base's own (bf16 where that is quantised)."""
 
 
 class MergeAdapterResult(Result):

@@ -49,7 +49,7 @@ def read_weights(
 
 
 def stored_dtype(folder: Path) -> torch.dtype:
-    """The dtype of most of the weights in `folder`. Raises `BaseModelError`."""
+    """The dtype of most of the weights in `folder`; bf16 where they are quantised. Raises `BaseModelError`."""
     numbers: Counter[str] = Counter()
     for path in _files(folder):
         check_header(path)
@@ -58,8 +58,8 @@ def stored_dtype(folder: Path) -> torch.dtype:
             for name in names:
                 part = file.get_slice(name)
                 numbers[part.get_dtype()] += prod(part.get_shape())
-    kinds = {"BF16": torch.bfloat16, "F16": torch.float16}
-    return kinds.get(numbers.most_common(1)[0][0] if numbers else "", torch.float32)
+    kinds = {"F32": torch.float32, "F64": torch.float32, "F16": torch.float16}
+    return kinds.get(numbers.most_common(1)[0][0] if numbers else "", torch.bfloat16)
 
 
 def check_header(path: Path) -> None:
