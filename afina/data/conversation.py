@@ -45,10 +45,10 @@ class Remarks:
     def lines(self) -> list[str]:
         lines = [f"{text} ({n} row{'s' * (n > 1)})" for text, n in self._rows.items()]
         if self._divided:
+            few = "conversation is" if self._divided == 1 else "conversations are"
             lines.append(
-                f"the base's chat template changes what was said before, so {self._divided} "
-                f"conversation{'s' * (self._divided > 1)} are learned turn by turn, each as it is at inference: "
-                f"{self._turns} rows (--data.learn last takes the last turn of each alone)"
+                f"the base's chat template changes what was said before, so {self._divided} {few} learned turn by "
+                f"turn, each as it is at inference: {self._turns} rows (--data.learn last takes the last of each alone)"
             )
         return lines
 

@@ -5,7 +5,7 @@ import ast
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 ASKED = ("prompt", "question", "instruction", "query", "input", "user", "utterance")
@@ -14,6 +14,7 @@ PAIR_ANSWERED = ("gpt", "bot", *ANSWERED)  # beside a question in one item of a 
 SYSTEMS = ("system", "system_prompt", "system_message")
 TOOLS = ("tools", "functions")
 HISTORIES = ("history",)
+ALTERNATIVES = ("answers", "responses", "references", "targets", "summaries", "translations")  # each of them is right
 MEDIA = ("image", "images", "audio", "audios", "video", "videos")
 TEXTS = ("text", "sentence", "review", "comment", "content", "tweet", "message", "utterance", "title")
 LABELS = ("label", "category", "class", "sentiment", "intent", "emotion", "topic", "stars", "rating")
@@ -37,6 +38,7 @@ _OWN_NAMES = {
     "ingles": "en",
 }
 Kind = Literal["classification", "structured", "translation", "summarisation", "chat", "generation", "text"]
+_SENTENCE_ENDS = (".", "!", "?", "…", "。", "！", "？")
 _FEW_LABELS = 0.5  # labels are repeated: distinct ones are at most this fraction of the rows
 
 
@@ -67,12 +69,17 @@ class Layout:
 def recognise(columns: Sequence[str], sample: Sequence[dict[str, Any]]) -> Layout | None:
     """The layout of rows with these columns; None where the names do not say. The most specific layouts come first."""
     named = {name.strip().lower(): name for name in columns}
+    found = _recognised(named, columns, sample)
+    return found and _taking_lists(found, sample)
+
+
+def _recognised(named: dict[str, str], columns: Sequence[str], sample: Sequence[dict[str, Any]]) -> Layout | None:
     return (
         _conversation(named, sample)
         or _preference(named, sample)
         or _asked_and_answered(named, sample)
         or _alpaca(named)
-        or _question(named, sample)
+        or _question(named)
         or _translation(columns, sample)
         or _pair("prompt and completion", named, ASKED, ANSWERED)
         or _classification(named, sample)
@@ -80,6 +87,22 @@ def recognise(columns: Sequence[str], sample: Sequence[dict[str, Any]]) -> Layou
         or _source_target(named)
         or _plain(named)
     )
+
+
+def _taking_lists(layout: Layout, sample: Sequence[dict[str, Any]]) -> Layout:
+    """With an answer that is a list in some rows: of answers the first, of anything else all, in one text."""
+    column = layout.completion[1:-1] if layout.completion else ""
+    values = [row[column] for row in sample if row.get(column)]
+    listed = [value for value in values if isinstance(value, list)]
+    shape = ""
+    if any(isinstance(value, dict) and isinstance(value.get("text"), list) for value in values[:1]):  # SQuAD
+        shape = "[text][0]"
+    elif listed and column.strip().lower() in ALTERNATIVES:
+        shape = "[0]"
+    elif listed and all(isinstance(item, str | int | float) for value in listed for item in value):
+        sentences = all(str(item).rstrip().endswith(_SENTENCE_ENDS) for value in listed for item in value)
+        shape = "[ ]" if sentences else "[, ]"
+    return replace(layout, completion=f"{{{column}{shape}}}") if shape else layout
 
 
 def first(names: Sequence[str], named: dict[str, str]) -> str | None:
@@ -158,22 +181,17 @@ def _alpaca(named: dict[str, str]) -> Layout | None:
     return Layout("instruction, input and output", prompt, f"{{{named['output']}}}")
 
 
-def _question(named: dict[str, str], sample: Sequence[dict[str, Any]]) -> Layout | None:
+def _question(named: dict[str, str]) -> Layout | None:
     if "question" not in named:
         return None
     answer = first(("answer", "answers", "response", "output"), named)
     if answer is None:
         return None
-    value, shape = next((row[answer] for row in sample if row.get(answer)), None), ""
-    if isinstance(value, dict) and isinstance(value.get("text"), list):  # SQuAD
-        shape = "[text][0]"
-    elif any(isinstance(row.get(answer), list) for row in sample):
-        shape = "[0]" if answer.lower().endswith("s") else "[, ]"  # several answers, or one of several parts
     context = first(("context", "passage", "document"), named)
     asked = f"{{{named['question']}}}"
     prompt = f"{{{context}}}\n\n{asked}" if context else asked
     name = "question, context and answer" if context else "question and answer"
-    return Layout(name, prompt, f"{{{answer}{shape}}}")
+    return Layout(name, prompt, f"{{{answer}}}")
 
 
 def language(name: str) -> str | None:

@@ -314,17 +314,23 @@ def test_answers_that_are_lists(tmp_path: Path) -> None:
     found = Read(write_rows(tmp_path / "d.jsonl", rows))
     assert found.learned() == [["x"], ["x, y"], ["z"]]
     assert found.reasons == ["the completion is empty", "column 'answer' is missing or null"]
-    assert "'answer' holds several answers: all are learned, joined; --completion '{answer[0]}'" in found.notes
+    assert "'answer' is a list: all are learned, joined; --completion '{answer[0]}'" in found.notes
     assert Read(tmp_path / "d.jsonl", prompt="{question}", completion="{answer[0]}").learned() == [["x"], ["x"], ["z"]]
     many = [{"question": f"q{i}", "answers": answer} for i, answer in enumerate([["x", "y"], ["z"], "w"])]
     found = Read(write_rows(tmp_path / "m.jsonl", many))
     assert found.learned() == [["x"], ["z"], ["w"]]  # answers of which each is right
-    assert "'answers' holds several answers: the first is learned" in found.notes
+    assert "'answers' is a list: the first is learned" in found.notes
     assert "(1 row)" in found.notes
     squad = [{"question": "q", "context": "c", "answers": {"text": ["x", "y"], "answer_start": [1, 2]}}]
     found = Read(write_rows(tmp_path / "s.jsonl", squad))
     assert found.learned() == [["x"]]
     assert "the first is learned; --completion '{answers[text][, ]}' learns all" in found.notes
+    said = [{"prompt": "q", "completion": ["It is so.", "Really!"]}, {"prompt": "r", "completion": "Yes"}]
+    assert Read(write_rows(tmp_path / "p.jsonl", said)).learned() == [["It is so. Really!"], ["Yes"]]
+    labels = [{"text": f"t{i}", "label": ["red", "blue"][: 1 + i % 2]} for i in range(8)]
+    assert Read(write_rows(tmp_path / "l.jsonl", labels)).learned() == [["red"], ["red, blue"]] * 4
+    objects = [{"question": "q", "answer": [{"n": 1}]}]
+    assert Read(write_rows(tmp_path / "o.jsonl", objects)).learned() == [['[{"n": 1}]']]
     numbers = [{"question": "q", "answer": [1, 2.5]}, {"question": "r", "answer": 3}]
     assert Read(write_rows(tmp_path / "n.jsonl", numbers)).learned() == [["1, 2.5"], ["3"]]
 

@@ -146,7 +146,7 @@ class Converter:
             path = name + "".join(f"[{key}]" for key in keys[:-1])
             done, way = ("the first is learned", "[, ]") if keys[-1] == "0" else ("all are learned, joined", "[0]")
             other = "learns all" if keys[-1] == "0" else "learns the first alone"
-            say(f"{name!r} holds several answers: {done}; --completion '{{{path}{way}}}' {other}")
+            say(f"{name!r} is a list: {done}; --completion '{{{path}{way}}}' {other}")
 
     def _conversation(self, values: dict[str, Any], say: Say) -> list[Turn]:
         if len(self.layout.conversation) == 1:
