@@ -162,7 +162,7 @@ class Conversation:
         thought, _ = thought_of(message)
         body, end = self._body(number, before, message, thought)
         if not thought:
-            if _EMPTY.match(body):
+            if _EMPTY.match(body) and THOUGHT not in message["content"]:
                 self.say(
                     "the base's chat template writes a thought before each answer, an empty one where there is none"
                 )

@@ -128,21 +128,22 @@ def example_of(column: str, sample: Sequence[dict[str, Any]]) -> Any:
     return next((found for row in sample if (found := parsed(row.get(column))) not in (None, "", [], {})), None)
 
 
-def _is_conversation(value: Any) -> bool:
-    """Whether it is a list of messages: each with its speaker, or a question with its answer."""
-    listed = parsed(value)
-    return isinstance(listed, list) and bool(listed) and isinstance(listed[0], dict) and _speaks(listed[0])
+def _conversation_in(column: str | None, sample: Sequence[dict[str, Any]]) -> list[Any] | None:
+    """The first value of a column that is a list of messages: each with its speaker, or a question with its answer."""
+    values = (parsed(row.get(column)) for row in sample) if column else ()
+    return next((turns for turns in values if isinstance(turns, list) and _speaks(next(iter(turns), None))), None)
 
 
-def _speaks(item: dict[str, Any]) -> bool:
+def _speaks(item: Any) -> bool:
+    if not isinstance(item, dict):
+        return False
     pair = {"human", *ASKED} & item.keys() and set(PAIR_ANSWERED) & item.keys()
     return bool(pair) or not item.keys().isdisjoint(("role", "from", "speaker"))
 
 
 def _conversation(named: dict[str, str], sample: Sequence[dict[str, Any]]) -> Layout | None:
     for name in CONVERSATIONS:
-        turns: Any = example_of(named[name], sample) if name in named else None
-        if _is_conversation(turns):
+        if turns := _conversation_in(named.get(name), sample):
             known = "ShareGPT conversations" if "from" in turns[0] else "messages"
             return Layout(known, conversation=(named[name],), kind="chat")
     return None
@@ -151,7 +152,7 @@ def _conversation(named: dict[str, str], sample: Sequence[dict[str, Any]]) -> La
 def _asked_and_answered(named: dict[str, str], sample: Sequence[dict[str, Any]]) -> Layout | None:
     """Question and answer in columns of their own, of which one at least holds messages."""
     asked, answered = first(ASKED, named), first(ANSWERED, named)
-    if asked and answered and any(_is_conversation(example_of(column, sample)) for column in (asked, answered)):
+    if asked and answered and any(_conversation_in(column, sample) for column in (asked, answered)):
         return Layout("messages of question and answer", conversation=(asked, answered), kind="chat")
     return None
 
@@ -161,10 +162,10 @@ def _preference(named: dict[str, str], sample: Sequence[dict[str, Any]]) -> Layo
     if not {"chosen", "rejected"} <= named.keys():
         return None
     name, chosen, asked = "preference pairs, the chosen one learned", named["chosen"], first(ASKED, named)
-    turns, question = example_of(chosen, sample), example_of(asked, sample) if asked else None
-    if _is_conversation(turns) and not (asked and question and _begins_with_answer(turns)):
+    turns = _conversation_in(chosen, sample)
+    if turns and not (asked and _begins_with_answer(turns)):
         return Layout(name, conversation=(chosen,), kind="chat", last_only=True)
-    if asked and (_is_conversation(turns) or _is_conversation(question)):
+    if asked and (turns or _conversation_in(asked, sample)):
         return Layout(name, conversation=(asked, chosen), kind="chat")
     return Layout(name, f"{{{asked}}}", f"{{{chosen}}}") if asked else None
 

@@ -130,7 +130,7 @@ def test_conversations_that_begin_or_end_otherwise(tmp_path: Path) -> None:
     ]  # fmt: skip
     twice = chat(tmp_path, [u("one"), u("two"), a("x"), a("y")], [u("q"), a(""), u("q"), a("z")])
     assert twice.learned() == [["x", "y"], ["z"]]
-    assert "messages of the assistant are empty: they are read but not learned (1 row)" in twice.notes
+    assert "messages of the assistant say nothing: they are read but not learned (1 row)" in twice.notes
     asked = chat(tmp_path, [u("q"), a("x"), u("and?")], [u("q"), a("")], needs_completion=False)
     assert [(len(e.messages), e.completion) for e in asked.examples] == [(3, None), (1, None)]
 
@@ -153,7 +153,8 @@ def test_columns_that_are_not_used_are_named_once(tmp_path: Path) -> None:
     assert pairs.learned() == [["good"]]
     assert "not used: 'rejected'" in pairs.notes
     chats = chat(tmp_path, {"messages": [u("q"), a("x")], "source": "web", "image": "a.png"})
-    assert chats.notes.endswith("not used: 'source', 'image'; 'image' cannot be: only text is read")
+    assert chats.notes.endswith("not used: 'image', for only text can be read")
+    assert "not used: 'source'\n" in chats.notes
     assert "not used" not in chat(tmp_path, [u("q"), a("x")]).notes
 
 

@@ -102,13 +102,15 @@ class Converter:
         self._known.update(columns)
         used = {self.settings.references, self.system, self.tools, self.history, _TEXT if text_rows else None}
         unused = [name for name in columns if name not in used and not self._reads(name)]
-        if not unused:
-            return
         media = [name for name in unused if name in self.media]
-        more = f" and {len(unused) - _NAMED} more" if len(unused) > _NAMED else ""
-        why = f"; {', '.join(map(repr, media))} cannot be: only text is read" if media else ""
+        others = [name for name in unused if name not in self.media]
+        more = f" and {len(others) - _NAMED} more" if len(others) > _NAMED else ""
         remedy = "" if self.layout.conversation else " (name one in --prompt or --completion to use it)"
-        self.notes.say(f"{self.settings.path}: not used: {', '.join(map(repr, unused[:_NAMED]))}{more}{remedy}{why}")
+        if others:
+            named = f"{', '.join(map(repr, others[:_NAMED]))}{more}"
+            self.notes.say(f"{self.settings.path}: not used: {named}{remedy}")
+        if media:
+            self.notes.say(f"{self.settings.path}: not used: {', '.join(map(repr, media))}, for only text can be read")
 
     def _turns(self, values: dict[str, Any], say: Say) -> list[Turn]:
         """The conversation of a row."""
@@ -237,14 +239,14 @@ def _learnable(turns: list[Turn], say: Say) -> list[Turn]:
             say("conversations begin with the assistant: what it says before anyone else is read but not learned")
             learned = False
         elif learned and not _says(turn.message):
-            say("messages of the assistant are empty: they are read but not learned")
+            say("messages of the assistant say nothing: they are read but not learned")
             learned = False
         found.append(Turn(turn.message, learned))
     return found
 
 
 def _says(message: Message) -> bool:
-    return any(text.strip() for text in texts_of(message))
+    return bool(said_of(message).strip())
 
 
 def _asked(messages: Sequence[Message]) -> str:

@@ -62,7 +62,7 @@ def _pair(each: Any) -> list[dict[str, Any]] | None:
 
 def _turn(turn: Any, number: int, say: Say) -> Turn:
     if not isinstance(turn, dict):
-        raise Unusable(f"message {number} is not an object")
+        raise Unusable(f"message {number} is neither an object nor a question with its answer")
     given = {name: value for name, value in turn.items() if value is not None}
     said = _first(given, _SPEAKER)
     speaker = said.strip().lower() if isinstance(said, str) else ""
