@@ -5,12 +5,12 @@ what it writes for an answer is found by comparing what it makes of the conversa
 would begin, with what it makes of the conversation with it.
 """
 
+import itertools
 import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Any
 
 from jinja2.exceptions import TemplateError
@@ -72,6 +72,7 @@ class Conversation:
     turns: Sequence[Turn]
     tools: Tools
     say: Say
+    changed: bool = False  # because the template refused it
 
     def __post_init__(self) -> None:
         check_texts(self.tokenizer, [turn.message for turn in self.turns], self.tools)
@@ -151,6 +152,7 @@ class Conversation:
         for change, words in _CHANGES:
             before, self.turns = self.turns, change(self.turns)
             if self.turns != before:
+                self.changed = True
                 self.say(f"the base's chat template refuses some conversations ({error}): {words}")
                 return
         raise Unusable(f"the chat template refuses it: {error}") from None
@@ -159,8 +161,10 @@ class Conversation:
         """Raises `TemplateError`, `Unusable`."""
         before = self._chat(self.messages[:number], answer=True)
         message = self.turns[number].message
-        thought, _ = thought_of(message)
+        thought, said = thought_of(message)
         body, end = self._body(number, before, message, thought)
+        if message.get("tool_calls") and said.strip() not in body:
+            self.say("the base's chat template leaves out what is said beside a call of a tool: it is not learned")
         if not thought:
             if _EMPTY.match(body) and THOUGHT not in message["content"]:
                 self.say(
@@ -249,7 +253,7 @@ def _alternating(turns: Sequence[Turn]) -> list[Turn]:
     asked = next((i for i, turn in enumerate(turns) if turn.message["role"] == "user"), 0)
     kept = [turn for i, turn in enumerate(turns) if i >= asked or turn.message["role"] == "system"]
     joined: list[Turn] = []
-    for plain, group in groupby(kept, key=_joinable):
+    for plain, group in itertools.groupby(kept, key=_joinable):
         if plain is None:
             joined += group
             continue
@@ -268,17 +272,20 @@ def _joinable(turn: Turn) -> str | None:
 
 def _numbered(turns: Sequence[Turn]) -> list[Turn]:
     """With ids of nine characters for calls and their results, as some templates ask for."""
-    calls = [call for turn in turns for call in turn.message.get("tool_calls", ())]
-    ids = [f"call{number:05}" for number in range(1, len(calls) + 1)]
-    known = {call["id"]: new for call, new in zip(calls, ids, strict=True) if "id" in call}
-    new_ids, in_order = iter(ids), iter(ids)
+    known: dict[str, str] = {}
+    calls, results = itertools.count(1), itertools.count(1)
+
+    def called(call: dict[str, Any]) -> dict[str, Any]:
+        new = f"call{next(calls):05}"
+        known[call.get("id", new)] = new
+        return {**call, "id": new}
 
     def numbered(message: Message) -> Message:
         if message.get("tool_calls"):
-            return {**message, "tool_calls": [{**call, "id": next(new_ids)} for call in message["tool_calls"]]}
+            return {**message, "tool_calls": [called(call) for call in message["tool_calls"]]}
         if message["role"] == "tool":
-            following = next(in_order, "call00000")
-            return {**message, "tool_call_id": known.get(message.get("tool_call_id"), following)}
+            following = f"call{next(results):05}"
+            return {**message, "tool_call_id": known.get(message.get("tool_call_id", ""), following)}
         return message
 
     return [Turn(numbered(message), learned) for message, learned in turns]

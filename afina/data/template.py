@@ -146,7 +146,12 @@ def _by_turns(conversation: Conversation, example: Example) -> _Texts:
             return [(_example_at(conversation, number, each, example), _apart(each)) for number, each in answers]
         pieces += _apart(written, len(text))
         text = written.before + written.body + written.end
-    return [(replace(example, references=_expected(example.answer, answers[-1][1], example.references)), pieces)]
+    number, written = answers[-1]
+    if conversation.changed:  # its last answer may be another
+        asked = _example_at(conversation, number, written, example)
+        unlearned = tuple(i for i in asked.unlearned if not conversation.turns[i].learned)
+        return [(replace(asked, unlearned=unlearned), pieces)]
+    return [(replace(example, references=_expected(example.answer, written, example.references)), pieces)]
 
 
 def _apart(written: Written, known: int = 0) -> list[_Piece]:
@@ -159,7 +164,7 @@ def _example_at(conversation: Conversation, number: int, written: Written, examp
     messages = tuple(conversation.messages[:number])
     message = conversation.messages[number]
     asked = [each["content"] for each in messages if each["role"] == "user"]
-    is_last = number == len(conversation.messages) - 1
+    is_last = number == len(conversation.messages) - 1 and message["content"] == example.completion
     return replace(
         example,
         messages=messages,

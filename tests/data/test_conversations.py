@@ -425,6 +425,15 @@ def test_a_call_is_what_is_compared(tmp_path: Path) -> None:
     assert example.references == (f"{tagged}\n{tagged}",)
 
 
+def test_what_is_said_beside_a_call(tmp_path: Path) -> None:
+    (example,) = chat(tmp_path, {"messages": [u("q"), a("I look.", tool_calls=[CALL])], "tools": [TOOL]}).examples
+    for name, kept in (("Hermes", True), ("Llama-3.1", False)):
+        tok, remarks = tokenizer(name), Remarks()
+        ((_, text),) = learned(tok, *render(tok, example, remarks))
+        assert ("I look." in text) == kept
+        assert any("leaves out what is said beside a call" in line for line in remarks.lines()) != kept
+
+
 def test_calls_that_are_none(tmp_path: Path) -> None:
     rows = [[u("q"), a("", tool_calls=[{"id": "c"}])], [u("q"), a("x", tool_calls=[])],
             [u("q"), a("", tool_calls=[{"function": {"name": "f", "arguments": "not JSON"}}])]]  # fmt: skip

@@ -2,6 +2,7 @@
 that `apply_chat_template` makes of what came before, as the template continues it."""
 
 import json
+import random
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 from chat_templates import FAMILIES
 from conftest import byte_tokenizer, write_rows
 
+from afina.data.fitting import Fitter
 from afina.data.mapping import Example, read_examples
 from afina.data.settings import DataSettings
 from afina.data.template import Row, prompt_ids, render
@@ -196,3 +198,38 @@ def test_what_is_learned_is_what_inference_would_see(name: str, chat: str, tmp_p
     assert len(rows) == (1 if grows else len(found))  # together where the text only grows, else one by one
     prompt = prompt_ids(tok, asked.messages, asked.tools)
     assert rows[-1].input_ids[: len(prompt)] == prompt
+
+
+def odd_message(draw: random.Random) -> dict[str, Any]:
+    role = draw.choice(["user", "user", "assistant", "assistant", "system", "tool", "gpt", "function_call", "function"])
+    texts = ["hi", "x y", "", None, "<think>t</think>z", "t</think>z", '{"name": "f"}', "a\n\nb", [], ["part"]]
+    more: dict[str, list[Any]] = {
+        "reasoning_content": ["think", ""],
+        "tool_calls": [[{"id": "c", "function": {"name": "f", "arguments": '{"a": 1}'}}], [], [{"name": "g"}], "x"],
+        "function_call": [{"name": "f", "arguments": "{}"}],
+        "weight": [0, 1, 0.5, "0"],
+    }
+    extra = {key: draw.choice(values) for key, values in more.items() if draw.random() < 0.15}
+    return {draw.choice(["role", "from"]): role, draw.choice(["content", "value"]): draw.choice(texts), **extra}
+
+
+def test_any_conversation_is_learned_as_it_is_asked_or_rejected(tmp_path: Path) -> None:
+    """Whatever the messages: what a row learns ends a turn, its example asks for it, and is rendered the same again."""
+    draw = random.Random(0)
+    good = {"messages": [user("q"), says("x")]}
+    odd = [{"messages": [odd_message(draw) for _ in range(draw.randint(1, 6))], "tools": [SCHEMA] * draw.randint(0, 1)}
+           for _ in range(120)]  # fmt: skip
+    examples, _, _ = read_examples(
+        DataSettings(path=write_rows(tmp_path / "d.jsonl", [good, *odd])), needs_completion=True
+    )
+    assert len(examples) > 40
+    for name, family in FAMILIES.items():
+        tok, fitter = tokenizer(name), Fitter(tokenizer(name), 5000, "error")
+        rows = fitter.fit(examples)
+        assert len(rows) > 20, name
+        for row, asked in rows:
+            assert row.labels[-1] in tok.stop_ids, family
+            assert asked.references[0]
+            assert render(tok, asked) == [row], name
+            prompt = prompt_ids(tok, asked.messages, asked.tools)
+            assert row.input_ids[: len(prompt)] == prompt, name
