@@ -10,11 +10,10 @@ Every function takes its settings and, if wanted, a listener to what happens; `J
 can do.
 """
 
-from typing import TYPE_CHECKING
-
 from afina.core.lazy import exports
 from afina.version import __version__
 
+TYPE_CHECKING = False  # not typing's: see __main__
 if TYPE_CHECKING:
     from afina.core.errors import AfinaError as AfinaError
     from afina.data.load import load_data as load_data

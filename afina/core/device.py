@@ -8,7 +8,6 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
-from shutil import which
 from typing import Literal
 
 import platformdirs
@@ -18,6 +17,7 @@ import torch
 from afina.core.config import Settings
 from afina.core.errors import OutputError, SettingsError
 from afina.core.files import write_json
+from afina.core.process.children import program
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -112,9 +112,19 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
+def processor_features() -> frozenset[str]:
+    """What the processor can do beyond its architecture, as Linux names it; empty where no file says it."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            name, _, words = line.partition(":")
+            if name.strip() in ("flags", "Features"):  # x86, ARM
+                return frozenset(words.split())
+    return frozenset()
+
+
 def compiler() -> str | None:
     """The path of a C++ compiler, where there is one."""
-    return which("c++") or which("g++") or which("clang++")
+    return program("c++", "g++", "clang++")
 
 
 def memory_gb() -> float:

@@ -44,6 +44,15 @@ def _is_pointer(file: Path) -> bool:
         return False
 
 
+def leads_out(file: Path, folder: Path) -> Path | None:
+    """Where `file`, found in `folder`, really is, if a link leads out of that folder. The links of the hub's cache, in
+    which the files of a snapshot are blobs beside it, lead nowhere else."""
+    target, inside = file.resolve(), folder.resolve()
+    snapshot = next((each for each in (inside, *inside.parents) if each.parent.name == "snapshots"), None)
+    roots = [inside, snapshot.parents[1] / "blobs"] if snapshot else [inside]
+    return None if any(target.is_relative_to(root) for root in roots) else target
+
+
 _TEMPORARY = ".part"
 
 

@@ -12,7 +12,7 @@ import psutil
 import torch
 
 from afina.core.config import Settings
-from afina.core.device import compiler, processor
+from afina.core.device import compiler, processor, processor_features
 from afina.version import __version__
 
 _PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "huggingface_hub", "gguf", "numpy", "pydantic")
@@ -59,7 +59,7 @@ def look(places: dict[str, Path]) -> MachineFacts:
         versions={name: metadata.version(name) for name in _PACKAGES if _installed(name)},
         outdated=tuple(_outdated()),
         processor=processor(),
-        features=_features(),
+        features=tuple(name for name in _FEATURES if name in processor_features()),
         cores=usable_cores(),
         threads=torch.get_num_threads(),
         load=os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0,
@@ -137,10 +137,3 @@ def _outdated() -> list[str]:
         if version is None or not each.specifier.contains(version, prereleases=True):
             found.append(f"{each.name} {version or 'is absent'}, needed is {each.specifier or 'any version'}")
     return found
-
-
-def _features() -> tuple[str, ...]:
-    with suppress(OSError):
-        words = set(Path("/proc/cpuinfo").read_text().split())
-        return tuple(name for name in _FEATURES if name in words)
-    return ()

@@ -44,10 +44,11 @@ class File:
 
     What the first look at its bytes shows (hash, encoding, a table's dialect) is kept for the passes that follow. So
     are the bytes themselves, up to `_IN_MEMORY`, until they are parsed: the hash and the encoding are decided by all of
-    them, and are known before the first row is. `target` is a file whose lines answer this one's."""
+    them, and are known before the first row is. `target` is a file whose lines answer this one's; `linked` is
+    where a link leads out of the folder in which the file was found."""
 
-    def __init__(self, path: Path, name: str | None = None) -> None:
-        self.path, self.name = path, name or str(path)
+    def __init__(self, path: Path, name: str | None = None, linked: Path | None = None) -> None:
+        self.path, self.name, self.linked = path, name or str(path), linked
         suffix = path.suffix.lower()
         self.suffix = Path(path.stem).suffix.lower() if suffix in COMPRESSED else suffix
         self.target: File | None = None

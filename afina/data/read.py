@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from afina.core.errors import DataError
-from afina.core.files import check_fetched
+from afina.core.files import check_fetched, leads_out
 from afina.data.files import COMPRESSED, STANDARD_INPUT, File
 from afina.data.formats import FORMATS, Format, suffixes
 from afina.data.rows import Notes, Record, Rejected
@@ -25,6 +25,8 @@ def read(settings: DataSettings, notes: Notes, files: "OpenFiles | None" = None)
     `files` are those that were opened before. Raises `DataError` where a file cannot be read at all: it is absent,
     damaged, binary, or of no known format."""
     for form, file in (files or OpenFiles()).of(settings):
+        if file.linked:
+            notes.say(f"{file.name} is a link: {file.linked} is read, which is not in the folder")
         if form.package and find_spec(form.package[0]) is None:
             package, extra = form.package
             raise DataError(
@@ -76,7 +78,7 @@ def _located(path: Path) -> list[tuple[Format, File]]:
     if not path.exists():
         raise DataError(f"data {path}: no such file", "check the path")
     if path.is_dir():
-        each = [File(file) for file in sorted(path.rglob("*")) if file.is_file()]
+        each = [File(file, linked=leads_out(file, path)) for file in sorted(path.rglob("*")) if file.is_file()]
         each = [file for file in each if file.suffix in suffixes()]
         check_fetched((file.path for file in each), DataError)
         found = [(form, file) for file in each if (form := _format_of(file))]

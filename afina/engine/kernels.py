@@ -3,7 +3,9 @@ computes."""
 
 import ctypes
 import hashlib
+import os
 import platform
+import stat
 import subprocess
 import tempfile
 import time
@@ -14,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from afina.core.device import compiler, processor
+from afina.core.device import compiler, processor, processor_features
 from afina.core.errors import OutputError
 from afina.core.files import write_atomic
 
@@ -23,6 +25,7 @@ SOURCES = sorted(_FOLDER.glob("*.cpp"))
 _FLAGS = ("-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-std=c++17", "-fPIC", "-shared")
 _SUFFIX = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 _TIMEOUT = 30  # seconds for the compiler
+_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
 Pointer, Long, Int, Float = ctypes.c_void_p, ctypes.c_long, ctypes.c_int, ctypes.c_float
 _SIGNATURES: dict[str, list[Any]] = {
@@ -96,8 +99,9 @@ class Kernels:
     """The compiled functions: `call("gated_forward", x, …)` calls the one for `dtype`, by default x's. Tensors are
     passed by address."""
 
-    def __init__(self, library: ctypes.CDLL, seconds: float) -> None:
+    def __init__(self, library: ctypes.CDLL, seconds: float, unkept: str = "") -> None:
         self.seconds = seconds  # that compilation took; 0 where a compiled library was cached
+        self.unkept = unkept  # why the next process compiles again, in words
         self._functions: dict[tuple[str, torch.dtype], Any] = {}
         for name, signature in _SIGNATURES.items():
             for dtype, suffix in _SUFFIX.items():
@@ -161,15 +165,14 @@ def _load(cache: Path) -> Kernels | None:
     program = compiler()
     if program is None:
         return None
-    identity = f"{processor()} {platform.machine()} {torch.__version__} {program} {_FLAGS}".encode()
+    features = " ".join(sorted(processor_features()))  # a cache may be shared by machines that are called the same
+    identity = f"{processor()} {features} {platform.machine()} {torch.__version__} {program} {_FLAGS}".encode()
     text = b"".join(path.read_bytes() for path in [*SOURCES, *sorted(_FOLDER.glob("*.h"))])
     path = cache / "kernels" / f"{hashlib.sha256(text + identity).hexdigest()[:24]}.so"
     started = time.monotonic()
-    compiled = not path.exists()
+    with suppress(OSError, AttributeError):
+        return Kernels(_open(path), 0.0)
     try:
-        if not compiled:
-            with suppress(OSError, AttributeError):
-                return Kernels(ctypes.CDLL(str(path)), 0.0)
         with tempfile.TemporaryDirectory() as folder:
             made = Path(folder) / path.name
             subprocess.run(
@@ -177,15 +180,51 @@ def _load(cache: Path) -> Kernels | None:
                 check=True,
                 capture_output=True,
                 timeout=_TIMEOUT,
+                cwd=folder,
             )
             try:
-                write_atomic(path, made.read_bytes())
-                made = path
-            except OutputError:  # a cache that cannot be written only costs the compilation again
-                pass
-            return Kernels(ctypes.CDLL(str(made)), time.monotonic() - started)
+                library, unkept = _kept(made, path), ""
+            except (OutputError, OSError) as error:  # that only costs the compilation again
+                library, unkept = ctypes.CDLL(str(made)), f", which were not kept ({error})"
+            return Kernels(library, time.monotonic() - started, unkept)
     except (subprocess.SubprocessError, OSError, AttributeError):
         return None
+
+
+_RECORD = ".sha256"
+
+
+def _open(path: Path) -> ctypes.CDLL:
+    """The compiled library at `path`. Raises `OSError` where it is not what was compiled: cut or changed, or where
+    others than this user and root could have put it there."""
+    record = path.with_suffix(_RECORD)
+    for each in (path.parent, record):
+        _check_ours(each.stat(), each)
+    with path.open("rb") as file:
+        _check_ours(os.fstat(file.fileno()), path)
+        if hashlib.file_digest(file, "sha256").hexdigest() != record.read_text(encoding="ascii", errors="replace"):
+            raise OSError(f"{path} is not what was compiled")
+        handle = os.dup(file.fileno())  # stays open: it names the library, and each library needs a name of its own
+    same = Path(f"/proc/self/fd/{handle}")  # the very file that was checked, whatever is at `path` by now
+    return ctypes.CDLL(str(same if same.exists() else path))
+
+
+def _kept(made: Path, path: Path) -> ctypes.CDLL:
+    """The library that was compiled to `made`, kept at `path`. Raises `OSError` or `OutputError` where it cannot be."""
+    path.parent.mkdir(0o755, parents=True, exist_ok=True)
+    _check_ours(path.parent.stat(), path.parent)
+    content = made.read_bytes()
+    write_atomic(path.with_suffix(_RECORD), hashlib.sha256(content).hexdigest())
+    write_atomic(path, content)
+    for each in (path, path.with_suffix(_RECORD)):
+        each.chmod(each.stat().st_mode & ~_BY_OTHERS)  # whatever the umask leaves to a group
+    return _open(path)
+
+
+def _check_ours(found: os.stat_result, path: Path) -> None:
+    """Raises `OSError` where others than this user and root can write."""
+    if found.st_uid not in (0, os.geteuid()) or found.st_mode & _BY_OTHERS:
+        raise OSError(f"others can write to {path}")
 
 
 def _openmp() -> list[str]:

@@ -56,7 +56,7 @@ def _stop_ids(source: Source) -> list[int]:
 
     if not (source.path / "generation_config.json").is_file():
         return []
-    end = GenerationConfig.from_pretrained(source.path).eos_token_id
+    end = GenerationConfig.from_pretrained(source.path, local_files_only=True).eos_token_id
     return [end] if isinstance(end, int) else list(end or [])
 
 
@@ -117,7 +117,12 @@ def _gguf_in_transformers(source: Source, architecture: str | None, dtype: torch
     try:
         with quiet():
             module, info = AutoModelForCausalLM.from_pretrained(
-                source.path.parent, gguf_file=source.path.name, dtype=dtype, output_loading_info=True
+                source.path.parent,
+                gguf_file=source.path.name,
+                dtype=dtype,
+                trust_remote_code=False,
+                local_files_only=True,
+                output_loading_info=True,
             )
     except (ValueError, KeyError, OSError, RuntimeError) as error:
         raise BaseModelError(f"{source.path}: architecture {architecture!r} is not supported ({error})") from error

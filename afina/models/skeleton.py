@@ -158,7 +158,7 @@ def causal_skeleton(config: Any) -> Any:
 
     try:
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config)
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except ValueError as error:
         raise BaseModelError(
             f"models of type {config.model_type!r} do not generate text", "choose a decoder-only (causal) base"
@@ -174,7 +174,7 @@ def _other_skeleton(config: Any, task: Task, classes: int) -> nn.Module:
         config.num_labels = classes
     try:
         with torch.device("meta"):
-            made: nn.Module = getattr(transformers, task.auto_class).from_config(config)
+            made: nn.Module = getattr(transformers, task.auto_class).from_config(config, trust_remote_code=False)
             return made
     except ValueError as error:
         raise BaseModelError(
@@ -192,22 +192,32 @@ def config_of(source: Source) -> Any:
         file = gguf.GGUF(source.path)
         try:
             return gguf_models.read_config(file) or AutoConfig.from_pretrained(
-                source.path.parent, gguf_file=source.path.name
+                source.path.parent, gguf_file=source.path.name, trust_remote_code=False, local_files_only=True
             )
         except (OSError, *CONFIGURATION_ERRORS) as error:
             family = file.metadata.get("general.architecture")
             raise BaseModelError(f"{source.path}: architecture {family!r} is not supported ({error})") from error
     try:
-        _check_sizes(read_json(source.path / "config.json"))
-        return AutoConfig.from_pretrained(source.path, trust_remote_code=False, local_files_only=True)
+        _check_raw(read_json(source.path / "config.json"))
+        config = AutoConfig.from_pretrained(source.path, trust_remote_code=False, local_files_only=True)
+        config._attn_implementation = None  # what computes here is not the file's to say
+        return config
     except (OSError, *CONFIGURATION_ERRORS) as error:
         raise BaseModelError(f"{source.path}/config.json: {brief(error)}", "choose another base") from error
 
 
-def _check_sizes(raw: Any) -> None:
-    """Raises `ValueError` for numbers with which a library would run for hours, or crash."""
+def _check_raw(raw: Any) -> None:
+    """Raises `ValueError` for numbers with which a library would run for hours, or crash, and for code that it would
+    fetch."""
     if not isinstance(raw, dict):
         raise ValueError("it is not a JSON object")
+    parts = [raw]
+    while parts:
+        part = parts.pop()
+        parts += [value for value in part.values() if isinstance(value, dict)]
+        named = [value for key, value in part.items() if key.endswith("_implementation") and "/" in str(value)]
+        if named:
+            raise ValueError(f"it wants code from elsewhere to run, {named[0]!r}, which Afina does not do")
     for name, most in _LARGEST.items():
         value = raw.get(name)
         if isinstance(value, int) and not 0 < value <= most:

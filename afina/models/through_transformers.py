@@ -36,6 +36,7 @@ def pretrained(auto_class: Any, source: Source, dtype: torch.dtype, **extra: Any
                 dtype=dtype,
                 use_safetensors=True,
                 trust_remote_code=False,
+                attn_implementation=None,
                 local_files_only=True,
                 output_loading_info=True,
                 **extra,

@@ -208,7 +208,9 @@ def from_gguf(file: GGUF, path: Path) -> Tokenizer:
     if meta.get("model") == "gpt2" and meta.get("pre", "gpt-2") in ("smollm", "gpt-2", "default"):
         inner = PreTrainedTokenizerFast(tokenizer_object=_byte_level_bpe(meta), clean_up_tokenization_spaces=False)
     else:
-        inner = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+        inner = AutoTokenizer.from_pretrained(
+            path.parent, gguf_file=path.name, trust_remote_code=False, local_files_only=True
+        )
     inner.eos_token, inner.bos_token = token("eos_token_id"), token("bos_token_id")
     inner.unk_token, inner.pad_token = token("unknown_token_id"), token("padding_token_id")
     inner.chat_template = file.metadata.get("tokenizer.chat_template")

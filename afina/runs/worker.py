@@ -14,7 +14,8 @@ from typing import Any
 from afina.core import errors
 from afina.core.errors import AfinaError, Interrupted, RunFailed
 from afina.core.events import Event, Listener, parse, row
-from afina.core.interrupt import StopRequest
+from afina.core.process.children import python
+from afina.core.process.interrupt import StopRequest
 
 # Each takes its arguments by name, and a listener; and gives what JSON can say, or nothing.
 TARGETS = {
@@ -36,7 +37,7 @@ def run_in_process(target: str, arguments: dict[str, Any], listener: Listener) -
 def start(target: str, arguments: dict[str, Any]) -> subprocess.Popen[str]:
     """Begins the work in a process of its own, which ends when this one does."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "afina.runs.worker", target],
+        python("-m", "afina.runs.worker", target),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

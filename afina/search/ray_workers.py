@@ -4,6 +4,8 @@ They share the study's file, so its folder must be on a file system that all mac
 """
 
 import os
+import tempfile
+from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,9 @@ def search_on_ray(arguments: dict[str, Any], workers: int) -> None:
     import ray
     from ray import tune
 
-    ray.init(ignore_reinit_error=True, include_dashboard=False)
+    # Ray puts the current folder on the path of its processes, before all else: an empty one, not that of the data.
+    with tempfile.TemporaryDirectory() as empty, chdir(empty):
+        ray.init(ignore_reinit_error=True, include_dashboard=False)
     share = max(1, int(ray.cluster_resources().get("CPU", 1)) // workers)
     folder = str(Path(arguments["folder"]).absolute())
     own = arguments | {"folder": folder, "settings": arguments["settings"] | {"threads": share}}

