@@ -154,4 +154,4 @@ def test_the_command_at_the_end(
     shown = capsys.readouterr().out
     assert f"afina train {data} " in shown
     assert f"--base {tiny_folder}" in shown
-    assert "--data.prompt '{q}'" in shown
+    assert " --prompt '{q}'" in shown
