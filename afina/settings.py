@@ -86,7 +86,7 @@ class RunSettings(Settings):
 
     @property
     def folder(self) -> Path:
-        return self.out or Path("runs") / self.data.path.stem
+        return self.out or Path("runs") / self.data.name
 
 
 @dataclass(frozen=True)
@@ -115,6 +115,7 @@ class Facts:
     quantize: Quantize | None = None
     kind: Kind | None = None
     layout: Layout | None = None
+    encoding: str | None = None
     files: dict[str, Path] = field(default_factory=dict)
 
 
@@ -186,7 +187,7 @@ def resolve(settings: RunSettings, facts: Facts) -> Resolved:
             quantize=settings.quantize or facts.quantize,
         ),
         compute=Compute(device=settings.device, precision=facts.precision, threads=settings.threads or facts.threads),
-        data=settings.data.resolved(facts.kind, facts.layout),
+        data=settings.data.resolved(facts.kind, facts.layout, facts.encoding),
         adapter=adapter_config(settings, facts.heads, facts.trained),
         plan=plan,
         reasons=(f"{facts.precision} for the base: {facts.precision_reason}", *reasons),

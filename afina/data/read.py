@@ -1,17 +1,23 @@
 """From what settings name to rows, one after another: nothing of a file is kept once its rows were passed on."""
 
 import atexit
+import itertools
 import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
+from afina.core.config import changed
 from afina.core.errors import DataError
-from afina.core.files import check_fetched, leads_out
+from afina.core.events import Listener, ignore
+from afina.core.files import check_fetched
 from afina.data.files import COMPRESSED, STANDARD_INPUT, File
+from afina.data.files.folders import TEST, TRAIN, VALIDATION, FileSet, divided, file_set
 from afina.data.formats import FORMATS, Format, suffixes
+from afina.data.formats._classes import ClassNames
 from afina.data.rows import Notes, Record, Rejected
 from afina.data.settings import DataSettings
 
@@ -23,37 +29,103 @@ def read(settings: DataSettings, notes: Notes, files: "OpenFiles | None" = None)
     `notes`.
 
     `files` are those that were opened before. Raises `DataError` where a file cannot be read at all: it is absent,
-    damaged, binary, or of no known format."""
-    for form, file in (files or OpenFiles()).of(settings):
-        if file.linked:
-            notes.say(f"{file.name} is a link: {file.linked} is read, which is not in the folder")
+    damaged, binary, of no known format, or in doubtful encoding (unless `notes` collect doubts)."""
+    opened = files or OpenFiles()
+    found = opened.of(settings)
+    for line in opened.notes(settings.path):
+        notes.say(line)
+    for form, file in found:
         if form.package and find_spec(form.package[0]) is None:
             package, extra = form.package
             raise DataError(
                 f"data {file.name}: the format {form.name!r} needs the package {package!r}, which is missing",
                 f"check the path, or install it: pip install 'afina[{extra}]'",
             )
-        yield from form.read(file, settings, notes)
+        named = ClassNames(file, settings.path, notes)
+        for row in form.read(file, settings, notes):
+            yield named(row) if isinstance(row, Record) else row
+
+
+def parted(settings: DataSettings) -> DataSettings:
+    """The settings, with the parts of the set of files that DATA is each in its place: what is trained on, held out and
+    tested, unless other files or `test` say it. Raises `DataError` where there is nothing to train on."""
+    if settings.target is not None or divided(settings.path) is None:
+        return settings
+    found, part = file_set(settings.path, suffixes())
+    if part or not found.roles:
+        return settings
+    places = {TRAIN: "path", VALIDATION: "eval_path", TEST: "test_path"}
+    given = {"eval_path"} if settings.eval_path else set[str]()
+    given |= {"test_path"} if settings.test_path or settings.test else set()
+    if TRAIN not in found.roles:
+        raise DataError(f"data {settings.path} has no part to train on", f"name one: {found.listed()}")
+    values = {}
+    for role, names in found.roles.items():
+        if places[role] not in given:
+            found.named(role)
+            values[places[role]] = Path(f"{settings.path}:{names[0]}")
+    return changed(settings, values)
+
+
+def part_words(settings: DataSettings) -> list[str]:
+    """What a set of files is used for, part by part, once the settings are `parted`."""
+    used = {"is trained on": settings.path, "is held out": settings.eval_path, "is the test split": settings.test_path}
+    lines = [
+        f"{path} {use} ({found.shown(found.named(part))})"
+        for use, path in used.items()
+        if path is not None and divided(path) is not None
+        for found, part in (file_set(path, suffixes()),)
+        if part
+    ]
+    own, part = file_set(settings.path, suffixes()) if divided(settings.path) else (None, "")
+    if own and part:
+        names = {str(path).rsplit(":", 1)[-1] for path in used.values() if path is not None}
+        unused = [name for name in own.splits if name not in names]
+        lines += [f"{', '.join(f'{own.root}:{name}' for name in unused)} not used"] if unused else []
+    return ["; ".join(lines)] if lines else []
+
+
+def part_to_score(path: Path) -> Path:
+    """Of a set of files with parts the one that a model is scored on: the tests, else the validation."""
+    if divided(path) is None:
+        return path
+    found, part = file_set(path, suffixes())
+    role = next((role for role in (TEST, VALIDATION) if role in found.roles), None)
+    return path if part or role is None else Path(f"{path}:{found.roles[role][0]}")
 
 
 class OpenFiles:
-    """The files that one piece of work reads, each opened once, by the paths that settings name."""
+    """The files that one piece of work reads, each opened once, by the paths that settings name. `expected` is the
+    encoding of those that are neither marked nor UTF-8, where that is known; `listener` hears how far a long reading
+    is."""
 
-    def __init__(self) -> None:
+    def __init__(self, expected: str | None = None, listener: Listener = ignore) -> None:
+        self._expected, self._listener = expected, listener
         self._found: dict[Path, list[tuple[Format, File]]] = {}
+        self._notes: dict[Path, list[str]] = {}
 
     def of(self, settings: DataSettings) -> list[tuple[Format, File]]:
         """The files of `settings.path`, each with its format. Raises `DataError`."""
         claimed = next((each for each in FORMATS if each.claims(settings)), None)
         if claimed is None:
-            return self._at(settings.path)
+            return self._at(settings.path, settings.encoding)
         if not claimed.local:
             return [(claimed, File(settings.path))]
-        files = [file for _, file in self._at(settings.path)]
+        files = [file for _, file in self._at(settings.path, settings.encoding)]
         if settings.target is not None:
             files = files[:1]
-            files[0].target = self._at(settings.target)[0][1]
+            files[0].target = self._at(settings.target, settings.encoding)[0][1]
         return [(claimed, file) for file in files]
+
+    def notes(self, path: Path) -> list[str]:
+        """What was found out about a set of files."""
+        return self._notes.get(path, [])
+
+    def quiet(self) -> None:
+        """The listener hears no more of reading."""
+        self._listener = ignore
+        for _, file in itertools.chain(*self._found.values()):
+            file.listener = ignore
 
     def fingerprint(self, settings: DataSettings) -> list[list[list[str]]] | None:
         """Of every path that `settings` name: the name and SHA-256 of its files; None where the content of one cannot
@@ -62,42 +134,67 @@ class OpenFiles:
         given = [path for path in paths if path is not None]
         if any(not each.local and each.claims(DataSettings(path=path)) for path in given for each in FORMATS):
             return None
-        return [[[file.name, file.sha256] for _, file in self._at(path)] for path in given]
+        return [[[file.name, file.sha256] for _, file in self._at(path, settings.encoding)] for path in given]
 
-    def _at(self, path: Path) -> list[tuple[Format, File]]:
+    @property
+    def encoding(self) -> str | None:
+        """What all text files that were read are to be read as again, where it was guessed."""
+        found = [file.encoding for files in self._found.values() for _, file in files if file.is_decided]
+        names = {each.name for each in found if each.name != "ascii"}
+        guessed = all(each.guessed and each.errors == "strict" for each in found if each.name != "ascii")
+        return names.pop() if len(names) == 1 and guessed else None
+
+    def _at(self, path: Path, encoding: str | None) -> list[tuple[Format, File]]:
         if path not in self._found:
-            self._found[path] = _located(path)
+            self._found[path] = self._located(path, encoding)
         return self._found[path]
 
+    def _located(self, path: Path, encoding: str | None) -> list[tuple[Format, File]]:
+        """The files that `path` means: itself, those of a set or a part of it in order of name, or standard input
+        ('-'). Raises `DataError`."""
 
-def _located(path: Path) -> list[tuple[Format, File]]:
-    """The files that `path` means: itself, those of a folder in order of name, or standard input ('-'). Raises
-    `DataError`."""
-    if str(path) == STANDARD_INPUT:
-        return [_standard_input()]
+        def opened(file: Path, name: str | None = None, features: Any = None) -> File:
+            return File(file, name, given=encoding, expected=self._expected, features=features, listener=self._listener)
+
+        if str(path) == STANDARD_INPUT:
+            known, kept = _standard_input()
+            return [(known, opened(kept, "standard input"))]
+        if divided(path) is not None:
+            found, part = file_set(path, suffixes())
+            paths = found.named(part)
+            self._notes[path] = [*found.notes, *found.links(paths), *_unread(found, path, part, paths)]
+            check_fetched(paths, DataError)
+            files = [opened(file, features=found.features.get(file)) for file in paths]
+            return [(form, file) for file in files if (form := _format_of(file))]
+        _check_file(path)
+        file = opened(path)
+        form = _format_of(file)
+        if form is None:
+            problem = f"type {file.suffix!r} is not read" if file.suffix else "it has no suffix, so its type is unknown"
+            raise DataError(
+                f"data {path}: {problem}",
+                f"give one of {', '.join(suffixes())}, as it is or with {', '.join(COMPRESSED)}",
+            )
+        return [(form, file)]
+
+
+def _check_file(path: Path) -> None:
+    """Raises `DataError` where `path` is no file that is there."""
     if not path.exists():
         raise DataError(f"data {path}: no such file", "check the path")
-    if path.is_dir():
-        each = [File(file, linked=leads_out(file, path)) for file in sorted(path.rglob("*")) if file.is_file()]
-        each = [file for file in each if file.suffix in suffixes()]
-        check_fetched((file.path for file in each), DataError)
-        found = [(form, file) for file in each if (form := _format_of(file))]
-        if not found:
-            raise DataError(
-                f"data {path} is a folder without files of rows", f"files of {', '.join(suffixes())} are read"
-            )
-        return found
     if not path.is_file():
         raise DataError(f"data {path} is not a regular file", "write the examples to a file first, or pipe them to '-'")
     check_fetched([path], DataError)
-    file = File(path)
-    known = _format_of(file)
-    if known is None:
-        problem = f"type {file.suffix!r} is not read" if file.suffix else "it has no suffix, so its type is unknown"
-        raise DataError(
-            f"data {path}: {problem}", f"give one of {', '.join(suffixes())}, as it is or with {', '.join(COMPRESSED)}"
-        )
-    return [(known, file)]
+
+
+def _unread(found: FileSet, path: Path, part: str, files: list[Path]) -> list[str]:
+    """What is said where a set of files has more than is read of it."""
+    lines = []
+    if not part and len(found.splits) > 1:
+        lines.append(f"{path}: one of its parts is read ({found.shown(files)}); {found.listed()} name one each")
+    if found.others:
+        lines.append(f"{found.root}: not read, for they belong to no part: {found.shown(found.others)}")
+    return lines
 
 
 def _format_of(file: File) -> Format | None:
@@ -111,8 +208,8 @@ def _format_of(file: File) -> Format | None:
 _standard_inputs: dict[int, tuple[Format, Path]] = {}  # what came in is kept: it comes once, and is read more than once
 
 
-def _standard_input() -> tuple[Format, File]:
-    """What comes in, kept in a file for as long as the program runs."""
+def _standard_input() -> tuple[Format, Path]:
+    """What comes in, kept in a file for as long as the program runs, and its format."""
     key = id(sys.stdin)
     if key not in _standard_inputs:
         folder = Path(tempfile.mkdtemp(prefix="afina-"))
@@ -124,5 +221,4 @@ def _standard_input() -> tuple[Format, File]:
         start = file.start().removeprefix(b"\xef\xbb\xbf").lstrip()
         resembling = (each for each in FORMATS if each.resembles(start))
         _standard_inputs[key] = _format_of(file) or next(resembling, None) or FORMATS[_UNNAMED], path
-    known, path = _standard_inputs[key]
-    return known, File(path, "standard input")
+    return _standard_inputs[key]

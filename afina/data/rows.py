@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from afina.core.errors import DataError
 from afina.data.layouts import Layout
 
 _NUMBERED = re.compile(r"(.*?)(0|[1-9]\d{0,8})", re.DOTALL)
@@ -110,10 +111,13 @@ class Rejections:
 
 
 class Notes:
-    """What was found out about files while they were read, and the layout that was recognised."""
+    """What was found out about files while they were read, and the layout that was recognised.
 
-    def __init__(self) -> None:
+    What makes it doubtful that a file is read rightly is an error, but where `doubts` collects it."""
+
+    def __init__(self, doubts: list[str] | None = None) -> None:
         self.layout: Layout | None = None
+        self.doubts = doubts
         self._said: list[str] = []
         self._counts: Counter[str] = Counter()
 
@@ -121,6 +125,12 @@ class Notes:
         """Keeps a line, once."""
         if line not in self._said and len(self._said) < _MOST_NOTES:
             self._said.append(line)
+
+    def doubt(self, problem: str, remedy: str) -> None:
+        """Raises `DataError` where nobody collects doubts."""
+        if self.doubts is None:
+            raise DataError(problem, remedy)
+        self.doubts.append(f"{problem}: {remedy}")
 
     def count(self, lines: Iterable[str]) -> None:
         """Keeps what was found in one row; each line is shown once, with the number of rows."""

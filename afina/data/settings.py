@@ -1,10 +1,17 @@
 """The settings of data: which files, how they are read, and how their rows are split."""
 
+import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator
 
 from afina.core.config import Settings, changed, setting
+from afina.data.files.encodings import known_encoding
 from afina.data.layouts import Kind, Layout
+
+Encoded = Annotated[str, AfterValidator(known_encoding)] | None
+"""The name of an encoding that Python knows."""
 
 
 class DataSettings(Settings):
@@ -15,6 +22,9 @@ class DataSettings(Settings):
     """Text file whose lines answer those of DATA (translation)."""
     text: Literal["paragraph", "line", "document"] = "paragraph"
     """What one row of a plain text file is."""
+    encoding: Encoded = setting(None, "--data.encoding", "--encoding", metavar="NAME")
+    """Encoding of text files, such as shift_jis, cp1251 or utf-16; by default found by a byte-order mark, as UTF-8, or
+    else by what the text looks like."""
     prompt: str | None = setting(None, "--prompt", min_length=1)
     """Template of the user's turn over columns, such as 'Describe: {mr}'; {name[0]} takes an item, {{ and }} are
     braces."""
@@ -52,14 +62,22 @@ class DataSettings(Settings):
     too_long: Literal["error", "cut", "drop"] = "error"
     """What to do with longer rows: stop with a count, cut the prompt (never the answer), or drop the row."""
 
+    @property
+    def name(self) -> str:
+        """What is made of these data is called so, where it is not named: the file, or the set without its part."""
+        return Path(re.split(r"[:*?\[]", self.path.name)[0]).stem or self.path.parent.name or "data"
+
     def asking(self) -> dict[str, Any]:
         """What another file must be read with so that its rows are prompted in the same way."""
-        names = ["prompt", "completion", "system", "map", *(["text"] if self.kind == "text" else [])]
+        names = ["encoding", "prompt", "completion", "system", "map", *(["text"] if self.kind == "text" else [])]
         return {name: getattr(self, name) for name in names}
 
-    def resolved(self, kind: Kind | None, layout: Layout | None) -> "DataSettings":
-        """These with the kind of task and the templates of the layout that were recognised in the file."""
+    def resolved(self, kind: Kind | None, layout: Layout | None, encoding: str | None) -> "DataSettings":
+        """These with the kind of task, the templates of the layout and the encoding that were recognised in the
+        file."""
         found: dict[str, Any] = {} if kind is None else {"kind": kind}
+        if encoding is not None:
+            found["encoding"] = encoding
         if layout is not None and layout.prompt is not None:
             found |= {"prompt": layout.prompt, "completion": layout.completion}
         return changed(self, found)

@@ -13,12 +13,13 @@ import numpy as np
 
 from afina.core.config import changed
 from afina.core.errors import DataError
+from afina.core.events import Listener, ignore
 from afina.data.answers import AnswerStatistics
 from afina.data.layouts import Kind
 from afina.data.mapping import Example, check_usable, map_examples, usable_examples
 from afina.data.quality.checks import Checker
 from afina.data.quality.duplicates import Seen, leaked, mixed
-from afina.data.read import OpenFiles
+from afina.data.read import OpenFiles, part_words, parted
 from afina.data.rows import Notes, Rejected, Rejections
 from afina.data.settings import DataSettings
 
@@ -82,6 +83,11 @@ class Splits:
     def kind(self) -> Kind:
         return self.settings.kind or self.answers.kind(self.notes.layout)
 
+    @property
+    def encoding(self) -> str | None:
+        """That of all its text files, where it is neither UTF-8 nor said by the files themselves."""
+        return self.settings.encoding or self.files.encoding
+
     def training_examples(self) -> Iterator[Example]:
         """The rows that are trained on, read again."""
         again = self.read_again(training_file(self.settings), len(self.train))
@@ -107,13 +113,17 @@ class Splits:
     def resolved(self) -> "Splits":
         """With settings that hold the kind and the templates of the layout that was recognised, so that they say all of
         it."""
-        return replace(self, settings=self.settings.resolved(self.kind, self.notes.layout))
+        return replace(self, settings=self.settings.resolved(self.kind, self.notes.layout, self.encoding))
 
 
-def read_splits(settings: DataSettings, seed: int, checker: Checker | None = None) -> Splits:
-    """Reads, samples and splits; `checker` sees the rows as they pass. Raises `DataError` where a file is unreadable or
-    no row is usable."""
-    first = _FirstPass(checker)
+def read_splits(
+    settings: DataSettings, seed: int, checker: Checker | None = None, listener: Listener = ignore
+) -> Splits:
+    """Reads, samples and splits; `checker` sees the rows as they pass, and `listener` hears how far that is. Raises
+    `DataError` where a file is unreadable or no row is usable."""
+    first, settings = _FirstPass(checker, listener), parted(settings)
+    for line in part_words(settings):
+        first.notes.say(line)
     rows = first.train(training_file(settings))
     is_text = first.notes.layout is not None and first.notes.layout.kind == "text"
     if settings.kind is not None and (settings.kind == "text") != is_text:
@@ -131,6 +141,7 @@ def read_splits(settings: DataSettings, seed: int, checker: Checker | None = Non
         train = train & ~held_out
     else:
         held_out = first.held_out(held_out_file(settings), settings.held_out_rows, seed, rows.prompts[train])
+    first.files.quiet()
     return Splits(
         settings, seed, train, held_out, test, first.answers, first.rejected, first.notes, first.leaks, first.files
     )
@@ -178,8 +189,8 @@ class _Rows:
 class _FirstPass:
     """What is gathered from the files of a data set as they are read."""
 
-    def __init__(self, checker: Checker | None) -> None:
-        self.files, self.checker = OpenFiles(), checker
+    def __init__(self, checker: Checker | None, listener: Listener) -> None:
+        self.files, self.checker = OpenFiles(listener=listener), checker
         self.answers, self.notes, self.rejected = AnswerStatistics(), Notes(), Rejections()
         self.leaks: list[str] = []
 

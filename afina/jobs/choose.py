@@ -141,7 +141,7 @@ def _choose(asked: ChooseSettings, listener: Listener) -> Choice:
         raise SettingsError(f"--license {asked.licence!r} is unknown", "it takes `commercial`")
     if bases is not None and not bases:
         raise SettingsError("--bases names no base", "give names with commas between, or leave it out")
-    out = settings.out or Path("runs") / f"{settings.data.path.stem}-choose"
+    out = settings.out or Path("runs") / f"{settings.data.name}-choose"
     finder = _Finder(settings, listener)
     found = finder.named(bases) if bases else finder.of_catalogue(asked.licence)
     wanted = _to_try(found, bases is not None, asked.download, listener)

@@ -71,7 +71,7 @@ def compare(settings: CompareSettings, listener: Listener = ignore) -> CompareRe
     """
     run, minutes = settings.run, settings.minutes
     _check(run, settings.methods)
-    out = run.out or Path("runs") / f"{run.data.path.stem}-compare"
+    out = run.out or Path("runs") / f"{run.data.name}-compare"
     run = with_test_split(run)
     with resumable_folder(out, "compare", settings, run, {"minutes": minutes}):
         found: dict[str, list[Measured]] = {}

@@ -14,8 +14,9 @@ from afina.core.job import Job
 from afina.data.answers import AnswerStatistics
 from afina.data.fitting import DEFAULT_MAX_LENGTH, Fitter
 from afina.data.layouts import Kind
-from afina.data.mapping import Example, read_examples
+from afina.data.mapping import Example
 from afina.data.rows import Notes, Rejections
+from afina.data.settings import Encoded
 from afina.jobs._opening import OpenSettings
 from afina.measure.evaluation import Evaluation
 from afina.measure.evaluator import evaluate_adapted
@@ -35,6 +36,8 @@ class EvaluateSettings(OpenSettings):
     """File of examples that were not trained on."""
     references: str | None = setting(None, metavar="COLUMN", min_length=1)
     """Column with the right answer, or a list of them; the completion's column may then be absent."""
+    encoding: Encoded = setting(None, "--data.encoding", "--encoding", metavar="NAME")
+    """Encoding of the rows' text; by default UTF-8, else that of the training file, or what the text looks like."""
     limit: int | None = setting(None, metavar="N", ge=1)
     """Only the first N rows."""
     metrics: tuple[str, ...] = setting((), "--metric", metavar="FILE.py:NAME", repeated=True)
@@ -103,8 +106,8 @@ def evaluate(settings: EvaluateSettings, listener: Listener = ignore) -> Evaluat
     other = adapted.facts.get("base", {}).get("sha256") not in (None, adapted.base.facts.sha256)
     if other:
         listener(Notice(f"on another base than the adapter's own: what is in {run} stays as it is", warning=True))
-    examples, rejected, notes = read_examples(
-        adapted.data_settings(data, settings.references), needs_completion=settings.references is None
+    examples, rejected, notes = adapted.read(
+        data, settings.encoding, settings.references, listener=listener, needs_completion=settings.references is None
     )
     if not other and (run / "evaluation.json").exists():
         listener(Notice(f"the evaluation in {run} will be replaced by this one"))

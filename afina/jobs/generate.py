@@ -13,7 +13,8 @@ from afina.core.events import Listener, Notice, Progress, ignore
 from afina.core.files import check_writable, write_jsonl
 from afina.core.job import Job
 from afina.data.conversation import Remarks
-from afina.data.mapping import Example, Unusable, read_examples
+from afina.data.mapping import Example, Unusable
+from afina.data.settings import Encoded
 from afina.data.template import prompt_ids, text_ids
 from afina.jobs._opening import OpenSettings
 from afina.lora.injection import disabled
@@ -27,6 +28,8 @@ class GenerateSettings(OpenSettings):
     """The user's turn, word for word."""
     data: Path | None = setting(None, metavar="FILE")
     """Answer every row of a file, through the run's prompt template."""
+    encoding: Encoded = setting(None, "--data.encoding", "--encoding", metavar="NAME")
+    """Encoding of the rows' text; by default UTF-8, else that of the training file, or what the text looks like."""
     out: Path | None = setting(None, metavar="FILE")
     """Write the answers to a JSONL file."""
     overwrite: bool = False
@@ -96,7 +99,9 @@ def _questions(adapted: Adapted, settings: GenerateSettings, listener: Listener)
         start = [{"role": "system", "content": system}] if system else []
         asked = [(*start, {"role": "user", "content": prompt}) for prompt in settings.prompts]
         return [{"prompt": prompt} for prompt in settings.prompts], [Example(each, None, (), "", "") for each in asked]
-    examples, rejected, notes = read_examples(adapted.data_settings(settings.data), needs_completion=False)
+    examples, rejected, notes = adapted.read(
+        settings.data, settings.encoding, listener=listener, needs_completion=False
+    )
     for line in notes.lines:
         listener(Notice(line))
     for line in rejected.lines():

@@ -94,7 +94,7 @@ def tune(settings: TuneSettings, listener: Listener = ignore) -> TuneResult:
     """
     _check(settings)
     run = settings.run
-    out = run.out or Path("runs") / f"{run.data.path.stem}-tune"
+    out = run.out or Path("runs") / f"{run.data.name}-tune"
     run = with_test_split(run)
     with resumable_folder(out, "tune", settings, run, {"workers": settings.workers}):
         return TuneResult(**_tune(run, settings, out, listener).json(), folder=out)

@@ -14,9 +14,11 @@ from afina.core.errors import AdapterError, BaseModelError, DataError, SettingsE
 from afina.core.events import Listener, Notice, ignore
 from afina.core.layers import is_conv1d
 from afina.data.files import STANDARD_INPUT
+from afina.data.files.folders import divided
 from afina.data.layouts import Kind
 from afina.data.load import Dataset, render_splits
 from afina.data.quality.checks import Checker
+from afina.data.read import parted
 from afina.data.splits import Splits, read_splits
 from afina.forecast.machines import this_machine
 from afina.forecast.remedies import refuse_what_cannot_fit
@@ -100,6 +102,7 @@ class Assembled:
             quantize=_quantised_as(settings),
             kind=self.splits.kind,
             layout=self.splits.notes.layout,
+            encoding=self.splits.encoding,
             files=_files(settings),
         )
 
@@ -132,10 +135,11 @@ def assemble(settings: RunSettings, listener: Listener) -> Assembled:
         raise DataError(
             "training reads its data again on --resume, and standard input comes once", "write it to a file first"
         )
+    settings = settings.model_copy(update={"data": parted(settings.data)})
     if stored := _quantised_as(settings):
         listener(Notice(f"the base is quantised to {stored}, as when the adapter was trained"))
     checker = Checker(most=CHECKED)  # what is wrong with a file is said before a model is loaded
-    splits = read_splits(settings.data, settings.data_seed, checker).resolved()
+    splits = read_splits(settings.data, settings.data_seed, checker, listener).resolved()
     for finding in (*checker.findings(), *checker.near_leaks()):
         if finding.severity == "warning":
             listener(Notice(f"data: {finding.text}", warning=True))
@@ -164,7 +168,8 @@ def _files(settings: RunSettings) -> dict[str, Path]:
     data = settings.data
     named = {"data.eval_path": data.eval_path, "data.test_path": data.test_path, "template": settings.template}
     found = {name: path.resolve() for name, path in named.items() if path}
-    return {"data.path": data.path.resolve(), **found} if data.path.exists() else found  # else a data set of the hub
+    here = data.path.exists() or divided(data.path) is not None  # else a data set of the hub
+    return {"data.path": data.path.resolve(), **found} if here else found
 
 
 def _guarded(settings: RunSettings, classes: Sequence[str]) -> Skeleton | None:

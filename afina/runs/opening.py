@@ -10,6 +10,9 @@ from afina.core.config import build
 from afina.core.errors import AdapterError, BaseModelError
 from afina.core.events import Listener, ignore
 from afina.core.task import CAUSAL, TASKS, TaskName
+from afina.data.mapping import Example, read_examples
+from afina.data.read import OpenFiles, part_to_score
+from afina.data.rows import Notes, Rejections
 from afina.data.settings import DataSettings
 from afina.lora.peft_config import read_peft
 from afina.lora.peft_files import load_adapter
@@ -33,9 +36,25 @@ class Adapted:
     def max_new_tokens(self) -> int:
         return int(self.facts.get("max_new_tokens", DEFAULT_NEW_TOKENS))
 
-    def data_settings(self, path: Path, references: str | None = None) -> DataSettings:
-        """The settings to read the file `path` with: the prompt and completion templates are those of training."""
-        return build(DataSettings, {"path": path, "references": references, **self.facts.get("data", {})})
+    def read(
+        self,
+        path: Path,
+        encoding: str | None,
+        references: str | None = None,
+        *,
+        listener: Listener,
+        needs_completion: bool,
+    ) -> tuple[list[Example], Rejections, Notes]:
+        """`read_examples` of the file `path`, with the prompt and completion templates of training; its text, where it
+        is not UTF-8, is in the `encoding` given, or else in that of the training file. Of a set with parts it reads the
+        tests, or else the validation."""
+        training = dict(self.facts.get("data", {}))
+        files = OpenFiles(training.pop("encoding", None), listener)
+        data = {"path": part_to_score(path), "references": references, "encoding": encoding, **training}
+        found = read_examples(build(DataSettings, data), needs_completion=needs_completion, files=files)
+        if data["path"] != path:
+            found[2].say(f"{path}: {data['path']} is read, of its parts")
+        return found
 
 
 def open_run(

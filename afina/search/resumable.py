@@ -12,6 +12,7 @@ from afina.core.config import Settings, changed, command
 from afina.core.errors import InputError, Interrupted, OutputError
 from afina.core.events import Done, Listener, Notice, end_of, read_events
 from afina.core.files import check_writable, write_yaml
+from afina.data.read import parted
 from afina.runs.files import SEARCH, SearchRecord
 from afina.runs.folder import RunFolder, is_complete
 from afina.settings import RunSettings
@@ -23,6 +24,7 @@ _T = TypeVar("_T")
 
 def with_test_split(settings: RunSettings) -> RunSettings:
     """The settings that all trainings share: with a test split, the same splits whatever the seed, and no folder."""
+    settings = settings.model_copy(update={"data": parted(settings.data)})
     values: dict[str, Any] = {"data.seed": settings.data_seed, "out": None, "overwrite": False}
     if not (settings.data.test or settings.data.test_path):
         values["data.test"] = TEST_SPLIT

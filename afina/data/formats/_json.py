@@ -1,25 +1,45 @@
-"""What the two formats of JSON share: a value from text, and a row from a value."""
+"""JSON however it is written: a list, an object a line, a stream of objects, or one object that holds the rows.
+
+What a file is shows in its first lines; its name only says what a single object in it is, a row or all of them.
+"""
 
 import json
+import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from afina.data.rows import Record, Rejected
+from afina.core.errors import DataError
+from afina.data.files import File
+from afina.data.formats._columns import rows_within
+from afina.data.formats._text import characters, lines_of, note_encoding
+from afina.data.rows import Notes, Record, Rejected
 
 _NAMES = {list: "a list", str: "a text", bool: "true or false", int: "a number", float: "a number", dict: "an object"}
+_LOOKED_AT = 50  # lines by which objects a line are told from objects over many lines
+_BETWEEN = re.compile(r"[\s,]*")
 
 
-def parse(text: str) -> Any:
-    """Raises `ValueError` where `text` is not JSON, or nested too deeply."""
-    try:
-        return json.loads(text, parse_constant=refuse)
-    except RecursionError as error:
-        raise ValueError("nested too deeply") from error
-
-
-def refuse(name: str) -> None:
-    """For NaN and Infinity, which Python's parser takes and JSON does not know."""
-    raise ValueError(f"{name} is not a JSON number")
+def read_json(file: File, notes: Notes, one_row: bool) -> Iterator[Record | Rejected]:
+    """The rows of a file of JSON; `one_row` says that a single object in it is a row, unless its columns are lists.
+    Raises `DataError` where it is not JSON."""
+    note_encoding(file, notes)
+    chunks, start = characters(file), ""
+    while not start.strip() or (start.lstrip()[0] != "[" and start.count("\n") < _LOOKED_AT):
+        if not (chunk := next(chunks, "")):
+            break
+        start += chunk
+    if not start.strip():
+        return
+    first = start.lstrip()[0]
+    if first == "[" and not (one_row and _is_row(start)):
+        yield from _list(_Scanner(file.name, start, chunks))
+    elif first == "{" and not _has_line(start):
+        yield from _stream(_Scanner(file.name, start, chunks), notes, one_row)
+    elif one_row or first == "{":
+        yield from _lines(lines_of([start], chunks), file.name, notes, one_row)
+    else:
+        value = _Scanner(file.name, start, chunks).value()
+        raise DataError(f"{file.name} holds {noun(value)}, expected a list of objects")
 
 
 def row_of(value: Any, location: str) -> Record | Rejected:
@@ -29,17 +49,131 @@ def row_of(value: Any, location: str) -> Record | Rejected:
     return Rejected(location, f"it holds {noun(value)}, expected an object with named columns")
 
 
-def rows_of(lines: Iterable[str], name: str) -> Iterator[Record | Rejected]:
-    """One object per line; empty lines are passed over."""
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            location = f"{name}:{number}"
-            try:
-                yield row_of(parse(line), location)
-            except ValueError as error:
-                yield Rejected(location, f"not JSON ({error})")
-
-
 def noun(value: Any) -> str:
     """What kind of value it is, in words."""
     return _NAMES.get(type(value), "null")
+
+
+def _has_line(start: str) -> bool:
+    """Whether one of the first lines is an object of its own."""
+    lines = (line for line in start.split("\n", _LOOKED_AT)[:_LOOKED_AT] if line.startswith("{"))
+    return any(isinstance(_line(line), dict) for line in lines)
+
+
+def _is_row(start: str) -> bool:
+    """Whether the list in the first line is a row (no rows are lists, which is said of it), and not all of them."""
+    line, _, rest = start.lstrip().partition("\n")
+    value = _line(line)
+    return isinstance(value, list) and (bool(rest.strip()) or not any(isinstance(each, dict) for each in value))
+
+
+def _line(line: str) -> Any:
+    """The value in a line, which may end with the comma of a list; a `ValueError` where there is none."""
+    try:
+        return json.loads(line.strip().removesuffix(","))
+    except RecursionError:
+        return ValueError("nested too deeply")
+    except ValueError as error:
+        return error
+
+
+def _lines(lines: Iterable[str], name: str, notes: Notes, one_row: bool) -> Iterator[Record | Rejected]:
+    """A row a line; empty lines are passed over."""
+    numbered = ((number, line) for number, line in enumerate(lines, 1) if line.strip() not in ("", "]"))
+    held = next(numbered, None)  # until it is known whether there is more than one
+    if held is None:
+        return
+    value, following = _line(held[1]), next(numbered, None)
+    if following is None and isinstance(value, dict):
+        yield from _only(value, f"{name}:{held[0]}", name, notes, one_row)
+        return
+    while held is not None:
+        location = f"{name}:{held[0]}"
+        yield Rejected(location, f"not JSON ({value})") if isinstance(value, ValueError) else row_of(value, location)
+        held, following = following, next(numbered, None) if following else None
+        value = _line(held[1]) if held else None
+
+
+def _only(value: dict[str, Any], location: str, name: str, notes: Notes, one_row: bool) -> Iterator[Record | Rejected]:
+    """What a single object is: all rows, or one."""
+    rows = rows_within(value, name, notes, one_row)
+    if rows is None:
+        yield Record(value, location)
+        return
+    for number, row in enumerate(rows, 1):
+        yield row_of(row, f"{name}, item {number}")
+
+
+def _stream(scanner: "_Scanner", notes: Notes, one_row: bool) -> Iterator[Record | Rejected]:
+    """Objects one after another, over any lines, with or without commas between."""
+    scanner.next()
+    location, value = f"{scanner.name}:{scanner.line}", scanner.value()
+    if scanner.next() in ("", "]"):
+        yield from _only(value, location, scanner.name, notes, one_row)
+        return
+    while True:
+        yield row_of(value, location)
+        if scanner.next() in ("", "]"):
+            return
+        location, value = f"{scanner.name}:{scanner.line}", scanner.value()
+
+
+def _list(scanner: "_Scanner") -> Iterator[Record | Rejected]:
+    scanner.next()
+    scanner.at += 1
+    count = 0
+    while scanner.next() != "]":
+        value = scanner.value(f" after item {count}")
+        count += 1
+        yield row_of(value, f"{scanner.name}, item {count}")
+    scanner.at += 1
+    if scanner.next():
+        raise DataError(
+            f"{scanner.name}:{scanner.line}: something follows the list of {count} items", "delete it, or the brackets"
+        )
+
+
+class _Scanner:
+    """Values of a text that comes in pieces; `line` is that of the position `at`."""
+
+    def __init__(self, name: str, start: str, chunks: Iterator[str]) -> None:
+        self.name, self.line, self.at = name, 1, 0
+        self._buffer, self._chunks = start, chunks
+        self._decoder = json.JSONDecoder()
+
+    def next(self) -> str:
+        """Goes to the next character that is neither white space nor a comma; it, or '' at the end."""
+        while True:
+            self._pass(_BETWEEN.match(self._buffer, self.at).end())  # type: ignore[union-attr]
+            if self.at < len(self._buffer) or not self._more():
+                return self._buffer[self.at : self.at + 1]
+
+    def value(self, where: str = "") -> Any:
+        """Raises `DataError` where what comes is not JSON."""
+        while True:
+            try:
+                value, end = self._decoder.raw_decode(self._buffer, self.at)
+                if end == len(self._buffer):  # a number may go on in the next piece
+                    end -= self.at
+                    if self._more():
+                        continue
+                self._pass(end)
+                return value
+            except (ValueError, RecursionError) as error:
+                reason, line = "nested too deeply", self.line
+                if isinstance(error, json.JSONDecodeError):
+                    reason, line = error.msg, self.line + self._buffer.count("\n", self.at, error.pos)
+                if self._more():
+                    continue
+                raise DataError(
+                    f"{self.name}:{line}: not JSON{where} ({reason})", "fix it, or give one object per line as .jsonl"
+                ) from error
+
+    def _pass(self, end: int) -> None:
+        self.line += self._buffer.count("\n", self.at, end)
+        self.at = end
+
+    def _more(self) -> bool:
+        chunk = next(self._chunks, "")
+        self._buffer, self.at = self._buffer[self.at :] + chunk, 0
+        return bool(chunk)

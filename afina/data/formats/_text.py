@@ -1,21 +1,23 @@
 """What formats of text share: characters and lines of a file in any encoding, and what is said of that encoding."""
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterable, Iterator
 
 from afina.data.files import File, unreadable
+from afina.data.files.encodings import REMEDY
 from afina.data.rows import Notes
 
 _CHUNK = 1 << 20  # characters
-_USUAL = {"utf-8", "utf-8-sig"}
 
 
 def note_encoding(file: File, notes: Notes) -> None:
-    """Says how the file is read, where that is not as plain UTF-8. Raises `DataError` where it is no text."""
+    """Says how the file is read, where that is not as plain UTF-8. Raises `DataError` where it is no text, or that is
+    doubtful."""
     encoding = file.encoding
-    if encoding.name not in _USUAL:
-        notes.say(f"{file.name} is read as {encoding.name.upper().replace('CP', 'Windows-')}, because it is not UTF-8")
-    if encoding.name == "utf-8-sig":
-        notes.say(f"{file.name} begins with a byte-order mark, which is left out")
+    if encoding.said:
+        notes.say(f"{file.name} {encoding.said}")
+    if encoding.doubt:
+        notes.doubt(f"{file.name}: {encoding.doubt}", REMEDY)
     if encoding.nuls:
         notes.say(f"{file.name}: {encoding.nuls} NUL bytes are left out")
 
@@ -35,8 +37,13 @@ def characters(file: File) -> Iterator[str]:
 
 def lines(file: File) -> Iterator[str]:
     """The lines of a text. Only line feeds end one: others, such as U+2028, may occur inside JSON's strings."""
+    return lines_of(characters(file))
+
+
+def lines_of(*pieces: Iterable[str]) -> Iterator[str]:
+    """`lines` of a text that comes in pieces."""
     rest = ""
-    for chunk in characters(file):
+    for chunk in itertools.chain(*pieces):
         *complete, rest = (rest + chunk).split("\n")
         yield from complete
     yield rest

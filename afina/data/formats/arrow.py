@@ -5,6 +5,7 @@ from typing import Any
 
 from afina.data.files import File, unreadable
 from afina.data.formats import Format
+from afina.data.formats._classes import schema_features
 from afina.data.rows import Notes, Record, Rejected
 from afina.data.settings import DataSettings
 
@@ -20,9 +21,12 @@ def _read(file: File, settings: DataSettings, notes: Notes) -> Iterator[Record |
             content.seek(0)
             if is_file:
                 reader = pyarrow.ipc.open_file(content)
+                file.features = schema_features(reader.schema.metadata) or file.features
                 yield from records(file, (reader.get_batch(i) for i in range(reader.num_record_batches)))
             else:
-                yield from records(file, pyarrow.ipc.open_stream(content))
+                stream = pyarrow.ipc.open_stream(content)
+                file.features = schema_features(stream.schema.metadata) or file.features
+                yield from records(file, stream)
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise unreadable(file.name, error) from error
 

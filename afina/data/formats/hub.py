@@ -27,6 +27,7 @@ def _read(file: File, settings: DataSettings, notes: Notes) -> Iterator[Record |
     name, config, split = (*file.name.split(":"), "", "")[:3]
     try:
         rows = datasets.load_dataset(name, config or None, split=split or "train", streaming=True)
+        file.features = rows.features.to_dict() if rows.features else None
         for number, values in enumerate(rows, 1):
             yield Record(dict(values), f"{name}, row {number}")
     except Exception as error:  # whatever the hub, its files or the network cause

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from afina.core.errors import DataError
 from afina.data.files import File
 from afina.data.formats import Format
-from afina.data.formats._text import lines
+from afina.data.formats._text import lines, note_encoding
 from afina.data.rows import Notes, Record, Rejected
 from afina.data.settings import DataSettings
 
@@ -15,6 +15,8 @@ _REMEDY = "lines must answer one another, one to one"
 def _read(file: File, settings: DataSettings, notes: Notes) -> Iterator[Record | Rejected]:
     other = file.target
     assert other is not None
+    for each in (file, other):
+        note_encoding(each, notes)
     answers = lines(other)
     number = 0
     for number, line in enumerate(lines(file), 1):

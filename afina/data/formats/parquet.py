@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from afina.data.files import File, unreadable
 from afina.data.formats import Format
+from afina.data.formats._classes import schema_features
 from afina.data.formats.arrow import records
 from afina.data.rows import Notes, Record, Rejected
 from afina.data.settings import DataSettings
@@ -15,7 +16,9 @@ def _read(file: File, settings: DataSettings, notes: Notes) -> Iterator[Record |
 
     try:
         with file.open() as content:
-            yield from records(file, pyarrow.parquet.ParquetFile(content).iter_batches(1024))
+            table = pyarrow.parquet.ParquetFile(content)
+            file.features = schema_features(table.schema_arrow.metadata) or file.features
+            yield from records(file, table.iter_batches(1024))
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise unreadable(file.name, error) from error
 

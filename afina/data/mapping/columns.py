@@ -14,12 +14,17 @@ _JOINT = re.compile(r"\W+|\s.*|.*\s", re.DOTALL)  # in brackets: no index and no
 
 
 def text_of(value: Any) -> str:
-    """A column as text: strings as they are, a list of strings joined by spaces, anything else as JSON."""
+    """A column as text: strings as they are, a list of strings joined by spaces, anything else as JSON.
+
+    Raises `Unusable` for NaN and Infinity, which stand for a missing value and are no JSON."""
     if isinstance(value, str):
         return value
     if isinstance(value, list) and value and all(isinstance(item, str) for item in value):
         return " ".join(value)
-    return json.dumps(value, ensure_ascii=False)
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        raise Unusable("a value that is used is NaN or Infinity, which is no number") from None
 
 
 class ColumnTemplate:

@@ -11,11 +11,12 @@ import numpy as np
 
 from afina.core.config import changed
 from afina.core.errors import DataError
+from afina.core.events import Listener, ignore
 from afina.data.conversation import Remarks
 from afina.data.mapping import Example, Unusable, map_examples, texts_of
 from afina.data.quality.duplicates import Seen, Sketches, leaked
 from afina.data.quality.signals import damaged, language, personal, repaired
-from afina.data.read import OpenFiles, read
+from afina.data.read import OpenFiles, part_words, parted, read
 from afina.data.rows import Locations, Notes, Rejected, Rejections
 from afina.data.settings import DataSettings
 from afina.data.template import render
@@ -202,27 +203,37 @@ class Checker:
 
 
 def check(
-    settings: DataSettings, tokenizer: Tokenizer | None = None, max_length: int = 1024, base: str = "the base"
+    settings: DataSettings,
+    tokenizer: Tokenizer | None = None,
+    max_length: int = 1024,
+    base: str = "the base",
+    listener: Listener = ignore,
 ) -> Check:
     """Reads the file and says what it found, also where no layout is recognised (then every row is reported).
 
     `tokenizer` is the base's: without it lengths are not checked. With `settings.eval_path` rows that both files hold
-    are found too. Raises `DataError` where a file cannot be decoded."""
-    notes, checker, files = Notes(), Checker(tokenizer, max_length), OpenFiles()
+    are found too, and of a set of files the parts are. Raises `DataError` where a file cannot be decoded."""
+    path, settings = settings.path, parted(settings)
+    notes, checker, files = Notes(doubts=[]), Checker(tokenizer, max_length), OpenFiles(listener=listener)
     unmapped: list[str] = []
     for row in _tolerant(settings, notes, unmapped, files):
         checker.add(row)
-    findings = [DataFinding("mapping", "error", text, checker.rows_in) for text in unmapped]
+    findings = [DataFinding("encoding", "error", text) for text in dict.fromkeys(notes.doubts or ())]
+    findings += [DataFinding("mapping", "error", text, checker.rows_in) for text in unmapped]
     findings += checker.findings(base, not unmapped)
-    if settings.eval_path is not None:
-        held_out = changed(settings, {"path": settings.eval_path, "eval_path": None})
-        for row in map_examples(held_out, Notes(), needs_completion=False, files=files):
+    others = [each for each in (settings.eval_path, settings.test_path) if each is not None]
+    for other in others:
+        asked = changed(settings, {"path": other, "eval_path": None, "test_path": None})
+        for row in map_examples(asked, Notes(doubts=notes.doubts), needs_completion=False, files=files):
             checker.add_held_out(row)
+    if others:
         findings += [*checker.leaks(), *checker.near_leaks()]
+    for line in part_words(settings):
+        notes.say(line)
     errors = [finding for finding in findings if finding.severity == "error"]
     few = len(checker.labels) <= _MOST_LABELS and len(checker.labels) <= max(2, checker.kept // 5)
     return Check(
-        path=str(settings.path),
+        path=str(path),
         rows_in=checker.rows_in,
         rows_kept=checker.kept,
         rows_reported=checker.rows_in - checker.kept,

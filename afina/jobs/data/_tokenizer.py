@@ -12,7 +12,7 @@ from afina.models.sources.source import is_local
 from afina.models.templates import read_template
 from afina.models.tokenizer import Tokenizer
 
-READING = ("path", "target", "text", "prompt", "completion", "system", "map", "references")
+READING = ("path", "target", "text", "encoding", "prompt", "completion", "system", "map", "references")
 """The settings of data that decide what a row is."""
 
 

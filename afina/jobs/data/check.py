@@ -62,7 +62,7 @@ def check(settings: CheckDataSettings, listener: Listener = ignore) -> CheckData
         check_writable(settings.html)
     data = settings.data
     tokenizer, limit = find_tokenizer(settings, data)
-    found = check_rows(data, tokenizer, limit, settings.base)
+    found = check_rows(data, tokenizer, limit, settings.base, listener)
     if tokenizer is None:
         text = (
             f"lengths, masks and control tokens were not looked at, for {settings.base} is not on this disk: "
@@ -107,7 +107,7 @@ def _following(found: Check, settings: DataSettings, of_base: str) -> str:
 
 def _first_rows(settings: DataSettings, tokenizer: Tokenizer) -> list[Rendered]:
     rows: list[Rendered] = []
-    for found in map_examples(settings, Notes(), needs_completion=True):
+    for found in map_examples(settings, Notes(doubts=[]), needs_completion=True):
         if isinstance(found, Example):
             try:
                 rows.append(rendered(tokenizer, render(tokenizer, found)))

@@ -166,7 +166,7 @@ def _card(data: DataSettings, how: PrepareSettings, result: PrepareDataResult) -
         ", rows that ask the same or nearly the same on one side" if not how.split_near and how.split != "time" else ""
     )
     lines = [
-        f"# {data.path.name}, prepared", "",
+        f"# {data.name}, prepared", "",
         f"{result.train} rows in train.{how.format}, {result.test} in test.{how.format}, "
         f"from `{data.path.name}`.",
         f"Split: {how.split}{grouped}; seed {how.seed}.", "", "Done:", *done, "",

@@ -1,22 +1,21 @@
-"""A file of rows, opened once: its bytes, compressed or not, its hash, and the encoding of its text, whatever wrote
-it."""
+"""A file of rows, opened once: its bytes, compressed or not, its hash, and its text."""
 
 import bz2
-import codecs
 import gzip
 import hashlib
 import io
 import lzma
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, cast
+from typing import IO, TYPE_CHECKING, Any
 
 from afina.core.errors import DataError
+from afina.core.events import Listener, Progress, ignore
 from afina.core.files import sha256
-from afina.data.formats import suffixes
+from afina.data.files.encodings import Encoding, find_encoding
 
 if TYPE_CHECKING:
     from afina.data.formats.delimited import Dialect
@@ -25,18 +24,10 @@ _OPENERS: dict[str, Callable[[Any], Any]] = {".gz": gzip.open, ".bz2": bz2.open,
 STANDARD_INPUT = "-"
 COMPRESSED = (*_OPENERS, ".zst")
 _CHUNK = 1 << 20
+_BUFFER = 1 << 17
+_SECONDS_BETWEEN = 0.5  # two reports of how far a reading is
 _START = 4096  # bytes by which a format is recognised
 _IN_MEMORY = 64 << 20  # bytes: files up to this size are kept in memory from the first look until they are parsed
-_UNDEFINED_IN_1252 = frozenset(b"\x81\x8d\x8f\x90\x9d")
-_CONTROL = bytes(set(range(32)) - set(b"\t\n\r\f\x0b\x1a\x1b\0")) + b"\x7f"
-
-
-@dataclass(frozen=True)
-class Encoding:
-    """How a file's bytes are read as text, and how many NUL bytes are left out of it."""
-
-    name: str
-    nuls: int = 0
 
 
 class File:
@@ -44,11 +35,22 @@ class File:
 
     What the first look at its bytes shows (hash, encoding, a table's dialect) is kept for the passes that follow. So
     are the bytes themselves, up to `_IN_MEMORY`, until they are parsed: the hash and the encoding are decided by all of
-    them, and are known before the first row is. `target` is a file whose lines answer this one's; `linked` is
-    where a link leads out of the folder in which the file was found."""
+    them, and are known before the first row is. `given` is the encoding that its text has, `expected` one that it has
+    where that is neither marked nor UTF-8. `features` describe its columns, as the hub's data sets do. `target` is a
+    file whose lines answer this one's. `listener` hears how far a long reading is."""
 
-    def __init__(self, path: Path, name: str | None = None, linked: Path | None = None) -> None:
-        self.path, self.name, self.linked = path, name or str(path), linked
+    def __init__(
+        self,
+        path: Path,
+        name: str | None = None,
+        *,
+        given: str | None = None,
+        expected: str | None = None,
+        features: Any = None,
+        listener: Listener = ignore,
+    ) -> None:
+        self.path, self.name, self.features, self.listener = path, name or str(path), features, listener
+        self._given, self._expected = given, expected
         suffix = path.suffix.lower()
         self.suffix = Path(path.stem).suffix.lower() if suffix in COMPRESSED else suffix
         self.target: File | None = None
@@ -59,7 +61,7 @@ class File:
 
     def start(self) -> bytes:
         """The first bytes of the contents."""
-        with _reading(self.name), self._unpacked(self.path) as file:
+        with _reading(self.name), self._unpacked(self.path.open("rb")) as file:
             return file.read(_START)
 
     def open(self) -> IO[bytes]:
@@ -68,12 +70,12 @@ class File:
         self._look()
         content, self._bytes = self._bytes, None
         with _reading(self.name):
-            return self._unpacked(self.path if content is None else io.BytesIO(content))
+            return self._unpacked(self._raw(content), "rows")
 
     def text(self) -> io.TextIOWrapper:
         """The contents as text, line ends as they are. Raises `DataError` where they are no text."""
-        encoding = self.encoding.name
-        return io.TextIOWrapper(self.open(), encoding, newline="")
+        encoding = self.encoding
+        return io.TextIOWrapper(self.open(), encoding.name, encoding.errors, newline="")
 
     @property
     def sha256(self) -> str:
@@ -83,12 +85,16 @@ class File:
             self._hash = sha256(self.path)
         return self._hash
 
+    @property
+    def is_decided(self) -> bool:
+        """Whether its encoding was looked for."""
+        return "encoding" in vars(self)
+
     @cached_property
     def encoding(self) -> Encoding:
-        """By its byte-order mark, else UTF-8 where all of it is that, else Windows-1252 or Latin-1. Raises `DataError`
-        where the file is no text."""
+        """Raises `DataError` where the file is no text, or not in the encoding that was given."""
         self._look()
-        return _encoding(self._chunks(), self.name)
+        return find_encoding(self._chunks, self.name, self._given, self._expected)
 
     def _look(self) -> None:
         """Takes a small file into memory when it is first read. Raises `DataError` where it was changed since."""
@@ -103,28 +109,74 @@ class File:
         if version != self._version:
             raise DataError(f"{self.name} was changed while it was read", "start again")
 
-    def _unpacked(self, source: Path | io.BytesIO) -> IO[bytes]:
-        packing = self.path.suffix.lower()
+    def _raw(self, content: bytes | None) -> IO[bytes]:
+        return self.path.open("rb") if content is None else io.BytesIO(content)
+
+    def _unpacked(self, raw: IO[bytes], what: str = "") -> IO[bytes]:
+        """What is within the bytes of `raw`, which is closed with it; the listener hears how much of `what` is read."""
+        packing, inner = self.path.suffix.lower(), raw
         if packing in _OPENERS:
-            return cast(IO[bytes], _OPENERS[packing](source))
-        if packing == ".zst":
+            inner = _OPENERS[packing](raw)
+        elif packing == ".zst":
             import pyarrow
 
-            return cast(
-                IO[bytes], pyarrow.CompressedInputStream(str(source) if isinstance(source, Path) else source, "zstd")
-            )
-        return source.open("rb") if isinstance(source, Path) else source
+            inner = pyarrow.CompressedInputStream(raw, "zstd")
+        watch = self._tell(what) if what and self.listener is not ignore else None
+        return raw if inner is raw and watch is None else io.BufferedReader(_Unpacked(inner, raw, watch), _BUFFER)
+
+    def _tell(self, what: str) -> Callable[[int], None]:
+        size, last = self.path.stat().st_size, time.monotonic()
+
+        def tell(at: int) -> None:
+            nonlocal last
+            if at < size and time.monotonic() - last >= _SECONDS_BETWEEN:
+                last = time.monotonic()
+                self.listener(Progress(f"reading {what} of {self.name}, per cent", 100 * at // size, 100))
+
+        return tell
 
     def _chunks(self) -> Iterator[bytes]:
         """The contents; the bytes of a file that is not packed are hashed as they are read."""
         digest = None if self._hash or self.path.suffix.lower() in COMPRESSED else hashlib.sha256()
-        with _reading(self.name), self._unpacked(self.path if self._bytes is None else io.BytesIO(self._bytes)) as file:
+        with _reading(self.name), self._unpacked(self._raw(self._bytes), "the text") as file:
             while chunk := file.read(_CHUNK):
                 if digest:
                     digest.update(chunk)
                 yield chunk
         if digest:
             self._hash = digest.hexdigest()
+
+
+class _Unpacked(io.RawIOBase):
+    """What `inner` makes of the bytes of `raw`; both are closed together, and `watch` is told the place in `raw`."""
+
+    def __init__(self, inner: IO[bytes], raw: IO[bytes], watch: Callable[[int], None] | None) -> None:
+        self._inner, self._source, self._watch = inner, raw, watch
+
+    def readinto(self, buffer: Any) -> int:
+        content = self._inner.read(len(buffer))
+        buffer[: len(content)] = content
+        if self._watch:
+            self._watch(self._source.tell())
+        return len(content)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return self._inner.seekable()
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return self._inner.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._inner.tell()
+
+    def close(self) -> None:
+        if not self.closed:
+            self._inner.close()
+            self._source.close()
+        super().close()
 
 
 @contextmanager
@@ -139,32 +191,3 @@ def unreadable(name: str, error: Exception) -> DataError:
     """What is said of a file that cannot be read."""
     reason = getattr(error, "strerror", None) or error
     return DataError(f"cannot read data {name}: {reason}", "check the file; if it was copied or packed, do that again")
-
-
-def _encoding(chunks: Iterator[bytes], name: str) -> Encoding:
-    utf8 = codecs.getincrementaldecoder("utf-8")()
-    is_utf8, nuls, high, first = True, 0, set[int](), b""
-    for chunk in chunks:
-        if not first:
-            first = chunk
-            if chunk.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-                return Encoding("utf-16")
-            for codec, at in (("utf-16-le", 1), ("utf-16-be", 0)):
-                if chunk[at:4096:2].count(0) > 0.4 * len(chunk[at:4096:2]) and not chunk[1 - at : 4096 : 2].count(0):
-                    return Encoding(codec)
-            if len(first.translate(None, _CONTROL)) < 0.99 * len(first) or first.count(0) > 0.05 * len(first):
-                raise DataError(f"data {name} is a binary file", f"export it as text, or give {', '.join(suffixes())}")
-        nuls += chunk.count(0)
-        if is_utf8:
-            try:
-                utf8.decode(chunk)
-            except UnicodeDecodeError:
-                is_utf8 = False
-        high.update(byte for byte in set(chunk) if byte in _UNDEFINED_IN_1252)
-    try:
-        utf8.decode(b"", True)
-    except UnicodeDecodeError:
-        is_utf8 = False
-    if is_utf8:
-        return Encoding("utf-8-sig" if first.startswith(codecs.BOM_UTF8) else "utf-8", nuls)
-    return Encoding("latin-1" if high else "cp1252", nuls)
