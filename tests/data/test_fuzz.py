@@ -44,10 +44,10 @@ def checked(path: Path, rows: int | None = None) -> None:
 @given(st.lists(st.dictionaries(names, values, max_size=4) | values, max_size=8), st.booleans())
 def test_any_json(tmp_path_factory: pytest.TempPathFactory, rows: list, lines: bool) -> None:
     folder = tmp_path_factory.getbasetemp()
-    rows = [row for row in rows if "NaN" not in (text := json.dumps(row)) and "Infinity" not in text]
     path = folder / ("fuzz.jsonl" if lines else "fuzz.json")
     path.write_text("".join(json.dumps(row) + "\n" for row in rows) if lines else json.dumps(rows))
-    checked(path, len(rows))
+    # The only row of a file may be all rows, where its columns are lists.
+    checked(path, len(rows) if len(rows) > 1 or not lines else None)
 
 
 @anything

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from conftest import write_rows
 
+import afina.data.files.file as files
 from afina.core.errors import DataError
-from afina.data import files
 from afina.data.files import File
 from afina.data.load import render_splits
 from afina.data.quality.checks import Checker

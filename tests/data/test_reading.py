@@ -177,7 +177,6 @@ def test_a_long_list_is_read_item_by_item(tmp_path: Path) -> None:
     for text, words in (
         ("[1, 2", "not JSON after item"),
         ("[{}] x", "something follows"),
-        ('[{"a": NaN}]', "NaN is not a JSON number"),
     ):
         (tmp_path / "b.json").write_text(text)
         with pytest.raises(DataError, match=words):
