@@ -88,6 +88,8 @@ def _first_names(feature: Any) -> list[str]:
 
 def _naming(feature: Any) -> _Naming | None:
     """What puts names in the place of numbers in a value; None where there are none."""
+    if feature is None:
+        return None
     if names := _names(feature):
         return partial(_name, names=names)
     if (inner := _naming(_inner(feature))) is not None:
