@@ -2,7 +2,6 @@
 
 import ctypes
 import json
-import os
 import platform
 import sys
 import time
@@ -10,14 +9,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
-import platformdirs
 import psutil
 import torch
 
 from afina.core.config import Settings
 from afina.core.errors import OutputError, SettingsError
-from afina.core.files import write_json
+from afina.core.files import check_writable, write_json
 from afina.core.process.children import program
+from afina.core.process.homes import cache_home
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -39,7 +38,19 @@ def precision_of(dtype: torch.dtype) -> Literal["bf16", "fp32"]:
 def cache_folder(given: Path | None = None) -> Path:
     """Where downloads, prepared rows, kernels and measurements are kept: `given` (`--cache-dir`), else the folder
     that the environment variable AFINA_CACHE names, else the user's cache folder."""
-    return given or Path(os.environ.get("AFINA_CACHE") or platformdirs.user_cache_dir("afina"))
+    return given or cache_home()
+
+
+OTHER_CACHE = "name another folder for the cache with --cache-dir DIR, or in the environment as AFINA_CACHE"
+
+
+def unkept(cache: Path) -> str:
+    """Why nothing can be kept in `cache` for later runs, in words; '' where all is well."""
+    try:
+        check_writable(cache / "kept")
+    except OutputError as error:
+        return f"nothing is kept for the next run, {error.problems[0]}: {OTHER_CACHE}"
+    return ""
 
 
 def pick_device(name: str | None = None) -> torch.device:

@@ -11,7 +11,8 @@ AfinaError
 │   ├── NonFiniteLoss     the loss became NaN or infinite
 │   ├── OutOfMemory       a micro-batch needs more memory than there is
 │   ├── NothingTrains     no gradient reaches the adapter
-│   └── VerificationFailed  the adapter on disk is not the adapter that was trained
+│   ├── VerificationFailed  the adapter on disk is not the adapter that was trained
+│   └── Unexpected        a bug of ours, or what a library raised; the trace is in a file
 └── Interrupted           exit 130: Ctrl-C; what was finished is kept
 
 Each keeps what is wrong in `problems`, and what to do about it in `remedy`.
@@ -90,6 +91,13 @@ class NothingTrains(RunFailed): ...
 class VerificationFailed(RunFailed): ...
 
 
+class Unexpected(RunFailed):
+    """On one line."""
+
+    def __str__(self) -> str:
+        return f"{self.problems[0]}: {self.remedy}"
+
+
 class Interrupted(AfinaError):
     exit_code = 130
 
@@ -115,8 +123,8 @@ _REASONS = {
 
 
 @contextmanager
-def writing(path: Path | str) -> Iterator[None]:
-    """Turns an `OSError` inside the block into an `OutputError` that names `path` and the cause.
+def writing(path: Path | str, remedy: str = "free some space, or write somewhere else") -> Iterator[None]:
+    """Turns an `OSError` inside the block into an `OutputError` that names `path`, the cause and the `remedy`.
 
     A reader that has closed our output (`| head`) is no error: `BrokenPipeError` goes through.
     """
@@ -126,4 +134,4 @@ def writing(path: Path | str) -> Iterator[None]:
         raise
     except OSError as error:
         reason = _REASONS.get(error.errno or 0, error.strerror or str(error))
-        raise OutputError(f"cannot write {path}: {reason}", "free some space, or write somewhere else") from error
+        raise OutputError(f"cannot write {path}: {reason}", remedy) from error

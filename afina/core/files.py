@@ -62,7 +62,8 @@ def write_atomic(path: Path, content: bytes | str) -> None:
     A device or pipe is written directly: renaming over it would replace it. Raises `OutputError`.
     """
     with writing(path), replacing(path) as temporary:
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        # Halves of characters, which names of files may have that are no Unicode, are written as JSON reads them again.
+        temporary.write_bytes(content.encode(errors="backslashreplace") if isinstance(content, str) else content)
 
 
 def write_tensors(path: Path, tensors: "dict[str, Tensor]", metadata: dict[str, str]) -> None:

@@ -154,12 +154,19 @@ class RowCache:
             with suppress(OSError):  # so that it counts as the newest
                 os.utime(self.folder)
             return None
-        with writing(self.folder):
-            if self.folder.exists():
-                shutil.rmtree(self.folder)
-            self.folder.parent.mkdir(parents=True, exist_ok=True)
-            self._new = Path(tempfile.mkdtemp(dir=self.folder.parent, prefix="."))
+        try:
+            self._new = self._make()
+        except OSError:  # a cache that cannot be written costs the next run the same work, no more
+            self.temporary = Path(tempfile.mkdtemp(prefix="afina-"))
+            self.folder = self.temporary / "rows"
+            self._new = self._make()
         return self._new
+
+    def _make(self) -> Path:
+        if self.folder.exists():
+            shutil.rmtree(self.folder)
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(dir=self.folder.parent, prefix="."))
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if not hasattr(self, "_new"):

@@ -10,6 +10,7 @@ from afina.core.config import build
 from afina.core.errors import AdapterError, InputError, SettingsError
 from afina.core.files import check_fetched, read_json
 from afina.core.layers import is_conv1d
+from afina.core.text import command_line
 from afina.lora.config import PRESETS, LoraConfig
 from afina.lora.injection import lora_layers
 from afina.lora.layer import LoraLayer
@@ -57,7 +58,7 @@ def read_peft(folder: Path) -> tuple[dict[str, Any], Variant]:
         if isinstance(raw, dict) and "lora_parameters" in raw:
             raise AdapterError(
                 f"{path} is mlx-lm's, not PEFT's",
-                f"`afina adapters convert {folder} --base BASE --out DIR` rewrites it",
+                f"`{command_line('adapters', 'convert', folder, '--base', 'BASE', '--out', 'DIR')}` rewrites it",
             )
         kind = raw.get("peft_type") if isinstance(raw, dict) else type(raw).__name__
         *others, last = sorted({repr(v.peft_type) for v in VARIANTS})

@@ -12,6 +12,7 @@ from afina.core.errors import AdapterError
 from afina.core.events import Listener, Notice, ignore
 from afina.core.files import check_fetched, read_json, write_json, write_tensors
 from afina.core.layers import Quantised, not_finite, weight_holder
+from afina.core.text import command_line
 from afina.lora.config import LoraConfig
 from afina.lora.injection import inject, lora_layers
 from afina.lora.layer import Wrapper
@@ -120,8 +121,8 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     if not path.exists() and (folder / PICKLED).exists():
         raise AdapterError(
             f"{folder} holds its weights as {PICKLED} only, a pickle, which can run any code when it is read",
-            f"`afina adapters convert {folder} --out DIR` reads its tensors without running anything, and writes "
-            f"{WEIGHTS}",
+            f"`{command_line('adapters', 'convert', folder, '--out', 'DIR')}` reads its tensors without running "
+            f"anything, and writes {WEIGHTS}",
         )
     try:
         state = load(path.read_bytes())

@@ -11,11 +11,12 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from http.client import HTTPException, HTTPMessage
+from ipaddress import ip_address
 from threading import Event
 from typing import IO, Any, Literal
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
-from urllib.request import HTTPRedirectHandler, Request, build_opener
+from urllib.request import HTTPRedirectHandler, ProxyHandler, Request, build_opener
 
 from afina.core.errors import InputError, SettingsError
 from afina.core.events import Listener, Notice, Progress, ignore
@@ -72,10 +73,18 @@ class Judge:
         self.url, self.model = _completions(url), model
         self._key_from = next((name for name in KEYS if os.environ.get(name, "").strip()), None)
         key = os.environ[self._key_from].strip() if self._key_from else ""
+        parts = urlsplit(self.url)
+        here = _is_loopback(parts.hostname or "")
+        if key and parts.scheme == "http" and not here:
+            raise SettingsError(
+                f"--judge {url}: the key in {self._key_from} would be sent to another machine in the clear",
+                f"give its https:// address, or unset {self._key_from} if it needs no key",
+            )
         if not (key.isascii() and key.isprintable()):
             raise SettingsError(f"the key in {self._key_from} has characters that no key has", "copy it again")
         self._headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
-        self._opener = build_opener(_NoRedirects)
+        direct = [ProxyHandler({})] if here else []  # what is for this machine is not shown to a proxy
+        self._opener = build_opener(_NoRedirects, *direct)
         self._stop = Event()
 
     def check(self, listener: Listener = ignore) -> None:
@@ -178,6 +187,16 @@ class _NoRedirects(HTTPRedirectHandler):
         self, req: Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
     ) -> None:
         return None
+
+
+def _is_loopback(host: str) -> bool:
+    """Whether only this machine is reached."""
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _passing(error: HTTPError) -> bool:

@@ -11,6 +11,7 @@ from afina.core.finding import Finding
 from afina.core.layers import not_finite
 from afina.core.machine import memory_limit
 from afina.core.task import TASKS
+from afina.core.text import command_line
 from afina.lora.peft_files import WEIGHTS
 from afina.runs.files import RunFiles, read_run
 from afina.training.settings import MOST_BATCH
@@ -31,7 +32,7 @@ def examine(folder: Path) -> list[Finding]:
 
 def _end(run: RunFiles) -> Iterator[Finding]:
     """Runs that were cut off, in training or after it."""
-    resume = f"afina train --resume {run.folder}"
+    resume = command_line("train", "--resume", run.folder)
     if run.evaluated:
         if run.done is None and not any(each.what == "metrics.jsonl" for each in run.damaged):
             found = "it does not say how training ended, though the run was evaluated: the file is cut off or missing"
@@ -72,11 +73,13 @@ def _weights(run: RunFiles) -> Iterator[Finding]:
     """An adapter that is missing, damaged, not finite or changes nothing."""
     if run.weights is None and run.evaluated:
         found = f"{WEIGHTS} is missing, though the run was evaluated: it was moved or deleted"
-        again = f": afina train --config {run.folder}/config.yaml --out DIR" if run.config else ""
+        again = (
+            f": {command_line('train', '--config', run.folder / 'config.yaml', '--out', 'DIR')}" if run.config else ""
+        )
         yield Finding("adapter", "wrong", found, f"restore it from a copy, or retrain{again}")
     elif run.weights is None and run.steps:
         found = "there is none: the run ended before the first was saved"
-        yield Finding("adapter", "wrong", found, f"afina train --resume {run.folder}")
+        yield Finding("adapter", "wrong", found, command_line("train", "--resume", run.folder))
     if not run.weights:
         return
     for dtype in {value.dtype for value in run.weights.values()}:

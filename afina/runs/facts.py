@@ -7,6 +7,7 @@ from typing import Any
 from afina.core.device import precision_of
 from afina.core.errors import AdapterError, InputError
 from afina.core.files import write_atomic
+from afina.core.text import command_line
 from afina.models.load import Base
 from afina.runs.files import AdapterFacts
 from afina.runs.folder import FORMER, settle
@@ -25,7 +26,7 @@ def adapter_folder(run: Path) -> Path:
     if (run / FORMER).is_dir():
         raise AdapterError(
             f"run {run} was cut off before its adapter was saved; the run that it was to replace is in {run / FORMER}",
-            f"resume it with `afina train --resume {run}`, or give {run / FORMER}",
+            f"resume it with `{command_line('train', '--resume', run)}`, or give {run / FORMER}",
         )
     raise AdapterError(f"run {run} holds no adapter", "give the folder that `afina train` wrote (its --out)")
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from afina.core.errors import OutputError, writing
 from afina.core.files import check_writable, sync, write_json, write_jsonl
+from afina.core.text import command_line
 from afina.core.tracker import TRACKERS
 from afina.lora.peft_config import CONFIG
 from afina.lora.peft_files import WEIGHTS
@@ -122,7 +123,7 @@ class RunFolder:
             former = f"; the run that it was to replace is in {self._former}" if self._former.is_dir() else ""
             raise OutputError(
                 f"--out {self.folder} holds a run that was cut off{former}",
-                f"resume it with `afina train --resume {self.folder}`, or replace it with --overwrite",
+                f"resume it with `{command_line('train', '--resume', self.folder)}`, or replace it with --overwrite",
             )
         elif not overwrite:
             raise OutputError(

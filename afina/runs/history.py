@@ -1,6 +1,5 @@
 """Finished and unfinished runs: listed, shown, compared with each other."""
 
-import shlex
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from functools import partial
@@ -10,6 +9,7 @@ from typing import Any, TypeVar
 from afina.core.config import fields
 from afina.core.errors import InputError
 from afina.core.events import Done, end_of
+from afina.core.text import command_line
 from afina.measure.evaluation import difference_json
 from afina.measure.intervals import paired_difference
 from afina.measure.metric import Predictions
@@ -90,7 +90,7 @@ def _entry(run: Path, searching: bool) -> dict[str, Any]:
     entry: dict[str, Any] = {"run": str(run), "date": date, "state": _state(run, done, evaluation)}
     entry |= {"data": config["data"]["path"], "base": config["base"], "method": config["method"]}
     if entry["state"] not in ("complete", "running") and not searching:
-        entry["resume"] = f"afina train --resume {shlex.quote(str(run))}"
+        entry["resume"] = command_line("train", "--resume", run)
     if done:
         entry["minutes"] = round(done.seconds / 60, 1)
     if evaluation:
@@ -124,7 +124,9 @@ def _read(run: Path) -> tuple[dict[str, Any], Done | None, dict[str, Any] | None
     """
     config_file, metrics_file, evaluation_file = (run / n for n in ("config.yaml", "metrics.jsonl", "evaluation.json"))
     if (run / SEARCH).is_file():
-        raise InputError(f"{run} holds a search, not a run", f"`afina runs list {run}` lists the runs in it")
+        raise InputError(
+            f"{run} holds a search, not a run", f"`{command_line('runs', 'list', run)}` lists the runs in it"
+        )
     if not config_file.is_file():
         raise InputError(f"{run} holds no run", "give the folder that `afina train` wrote (its --out)")
     config = _undamaged(Config.read, config_file).content

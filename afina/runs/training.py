@@ -15,6 +15,7 @@ from afina.core.device import memory_gb
 from afina.core.errors import InputError, Interrupted
 from afina.core.events import Done, Event, Listener, MetricsFile, Notice, forget_after, ignore, minutes
 from afina.core.files import sweep, write_json, write_jsonl, write_yaml
+from afina.core.text import command_line
 from afina.core.world import SINGLE, World
 from afina.data.template import Row
 from afina.forecast.estimate import Forecast, forecast_training
@@ -113,7 +114,7 @@ def _train(run_folder: RunFolder, settings: RunSettings, listener: Listener, *, 
             raise Interrupted(
                 f"stopped after step {done.steps} of {run.resolved.plan.steps}; "
                 f"the adapter of that step is in {run.adapter}",
-                f"`afina train --resume {folder}` resumes it",
+                f"`{command_line('train', '--resume', folder)}` resumes it",
             )
         if forecast:
             _compare(forecast, done, folder, listener)
@@ -127,7 +128,7 @@ def _train(run_folder: RunFolder, settings: RunSettings, listener: Listener, *, 
         except KeyboardInterrupt:
             raise Interrupted(
                 f"interrupted after training; the adapter in {folder / 'adapter'} is complete, but not evaluated",
-                f"`afina train --resume {folder}` evaluates it",
+                f"`{command_line('train', '--resume', folder)}` evaluates it",
             ) from None
 
 

@@ -15,7 +15,10 @@ from afina.core import errors
 from afina.core.errors import AfinaError, Interrupted, RunFailed
 from afina.core.events import Event, Listener, parse, row
 from afina.core.process.children import python
+from afina.core.process.crash import explained
+from afina.core.process.homes import cache_home
 from afina.core.process.interrupt import StopRequest
+from afina.core.text import shown_streams
 
 # Each takes its arguments by name, and a listener; and gives what JSON can say, or nothing.
 TARGETS = {
@@ -79,6 +82,7 @@ def _main() -> None:
     out = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what libraries print goes to standard error
     arguments = json.loads(sys.stdin.readline())
+    cache_home()
     threading.Thread(target=_end_with_parent, daemon=True).start()
     module, _, name = TARGETS[sys.argv[1]].partition(":")
     target: Callable[..., Any] = getattr(import_module(module), name)
@@ -87,9 +91,13 @@ def _main() -> None:
         out.write(json.dumps(row(event)) + "\n")
 
     try:
-        last: dict[str, Any] = {"result": target(**arguments, listener=listener)}
+        with shown_streams(sys.stdout, sys.stderr):
+            last: dict[str, Any] = {"result": target(**arguments, listener=listener)}
     except AfinaError as error:
         last = {"error": type(error).__name__, "problems": error.problems, "remedy": error.remedy}
+    except Exception as error:
+        told = explained(error)
+        last = {"error": type(told).__name__, "problems": told.problems, "remedy": told.remedy}
     except KeyboardInterrupt:
         last = {"error": "Interrupted", "problems": ["interrupted"], "remedy": ""}
     out.write(json.dumps(last) + "\n")

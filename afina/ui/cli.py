@@ -15,11 +15,14 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from afina.core.errors import AfinaError, Interrupted, SettingsError, near, writing
 from afina.core.job import Job
+from afina.core.process.standard import discard, open_standard_files
+from afina.core.text import shown_streams
 from afina.jobs import JOBS
 from afina.version import __version__
 
 if TYPE_CHECKING:
     from afina.core.config import Settings
+    from afina.core.events import Listener
     from afina.ui.common import View
     from afina.ui.flags import Command
 
@@ -49,25 +52,36 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; the exit code: 0 done, 2 usage or input, 1 a run that failed, 130 after Ctrl-C."""
+    """Runs one command; the exit code: 0 done, 2 usage or input, 1 a run that failed or a check that found something,
+    130 after Ctrl-C."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if sys.stdout is None or sys.stderr is None:  # closed by the caller
-        sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 - for the rest of the process
-        sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
+    open_standard_files()
+    with shown_streams(sys.stdout, sys.stderr):
+        try:
+            try:
+                code = _run(arguments)
+            except SystemExit:  # of help
+                _flush()
+                raise
+            _flush()
+            return code
+        except AfinaError as error:
+            return _fail(error, "--json" in arguments)
+        except KeyboardInterrupt:
+            return _fail(Interrupted("interrupted"), "--json" in arguments)
+        except Exception as error:
+            from afina.core.process.crash import explained
+
+            return _fail(explained(error), "--json" in arguments)
+
+
+def _flush() -> None:
+    """Raises `OutputError`, but not where whoever read us has gone: what was done is done."""
     try:
-        code = _run(arguments)
         with writing("standard output"):
             sys.stdout.flush()
-    except AfinaError as error:
-        return _fail(error, "--json" in arguments)
-    except KeyboardInterrupt:
-        return _fail(Interrupted("interrupted"), "--json" in arguments)
     except BrokenPipeError:
-        os.dup2(
-            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
-        )  # whoever read us has gone; flush at exit must not fail
-        return 0
-    return code
+        discard(sys.stdout)
 
 
 def _fail(error: AfinaError, as_json: bool) -> int:
@@ -77,16 +91,16 @@ def _fail(error: AfinaError, as_json: bool) -> int:
             _print_json(error.json())
         sys.stdout.flush()
     except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard(sys.stdout)
     with suppress(OSError):  # a full disk behind standard error must not change the exit code
         print(f"afina: {error}", file=sys.stderr)
     return error.exit_code
 
 
 def _print_json(value: Any) -> None:
-    import json  # late: `afina --help` needs none of it
+    from afina.core.text import json_text
 
-    print(json.dumps(value, ensure_ascii=False))
+    print(json_text(value, sys.stdout.encoding or "utf-8"))
 
 
 def _run(arguments: list[str]) -> int:
@@ -136,13 +150,38 @@ def _show(job: Job, settings: "Settings", view: "View | None", as_json: bool) ->
 
     interrupt_on_all_signals()
     with Display() as display:
+        _check_places(settings, display)
         result = job.function(settings, display)
-    with writing("standard output"):
-        if as_json or view is None:
-            _print_json(json_object(result))
-        else:
-            view.show(settings, result)
+    try:
+        with writing("standard output"):
+            if as_json or view is None:
+                _print_json(json_object(result))
+            else:
+                view.show(settings, result)
+            sys.stdout.flush()
+    except BrokenPipeError:  # whoever read us has gone; what was found stands
+        discard(sys.stdout)
     return view.exit_code(result) if view else 0
+
+
+def _check_places(settings: Any, listener: "Listener") -> None:
+    """Says where nothing can be kept for the next run. Raises `SettingsError` where there is no current folder."""
+    from afina.core.process.homes import cache_home
+
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise SettingsError("the current folder is not there any more", "change to another one") from error
+    cache_home()  # libraries are told before they look for a home
+    places: tuple[Any, ...] = (settings, getattr(settings, "run", None))
+    for each in places:
+        if hasattr(each, "cache_dir"):
+            from afina.core.device import cache_folder, unkept
+            from afina.core.events import Notice
+
+            why = unkept(cache_folder(each.cache_dir))
+            if why:
+                listener(Notice(why, warning=True))
 
 
 if __name__ == "__main__":

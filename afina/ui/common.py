@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from afina.core.config import Settings, given, typed
+from afina.core.text import command_line
+from afina.ui.output import Output
 
 _WIDEST = 160
 _NO_EDGE = 1000
@@ -25,15 +26,15 @@ class View:
     exit_code: Callable[[Any], int] = lambda result: 0
 
 
-def console(whole_lines: bool = False) -> Console:
+def console(whole_lines: bool = False) -> Output:
     """Standard output; with `whole_lines` a file gets a table's lines unbroken, however long."""
-    found = Console(highlight=False, soft_wrap=True, file=sys.stdout)
+    found = Output(sys.stdout)
     if whole_lines and not found.is_terminal:
         found.width = _NO_EDGE
     return found
 
 
-def wide_console() -> Console:
+def wide_console() -> Output:
     """Standard output where a table too wide for a terminal is better than one of broken words."""
     found = console()
     found.width = max(found.width, _WIDEST)
@@ -70,7 +71,7 @@ def train_command(data: Path | str, flags: Iterable[str], base: str) -> str:
     """The command that trains with these settings, as they are typed, but for those that it names itself or that were
     chosen here."""
     own = [each for each in flags if each.split()[0] not in ("--base", "--out", "--quantize")]
-    return " ".join(["afina train", shlex.quote(str(data)), *own, f"--base {shlex.quote(base)}"])
+    return " ".join([command_line("train", data), *own, f"--base {shlex.quote(base)}"])
 
 
 def flags_of(settings: Settings) -> list[str]:

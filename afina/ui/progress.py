@@ -1,15 +1,16 @@
 """What a person sees while a job runs: a live line on a terminal, plain lines elsewhere; on standard error."""
 
+import sys
 import time
 from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
-from rich.console import Console
 from rich.progress import Progress as RichProgress
 from rich.progress import TextColumn
 
 from afina.core.events import Done, Event, HeldOut, Notice, Progress, Step, minutes
+from afina.ui.output import Output
 
 _SECONDS_BETWEEN_LINES = 15.0
 
@@ -18,7 +19,7 @@ class Display:
     """A listener that writes to standard error."""
 
     def __init__(self) -> None:
-        self._console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self._console = Output(sys.stderr)
         self._live: RichProgress | None = None
         self._task: Any = None
         self._last_line = 0.0
@@ -26,7 +27,9 @@ class Display:
 
     def __enter__(self) -> "Display":
         if self._console.is_terminal:
-            self._live = RichProgress(TextColumn("{task.description}"), console=self._console, transient=True)
+            self._live = RichProgress(
+                TextColumn("{task.description}", markup=False), console=self._console, transient=True
+            )
             self._task = self._live.add_task("", total=None)
             self._live.start()
         return self
@@ -63,7 +66,7 @@ class Display:
 
     def _say(self, text: str) -> None:
         with suppress(OSError):  # a message that cannot be written must not end the job
-            self._console.print(text, markup=False)
+            self._console.print(text)
 
     def _tick(self, text: str, important: bool) -> None:
         """Messages that replace each other: on the live line of a terminal, else a plain line now and then."""

@@ -80,7 +80,7 @@ def test_an_isolated_parent_has_isolated_children(monkeypatch: pytest.MonkeyPatc
     assert python("-m", "x") == [sys.executable, "-I", "-m", "x"]
 
 
-class Started(Exception):
+class Started(BaseException):
     pass
 
 

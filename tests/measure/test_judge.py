@@ -242,3 +242,35 @@ def test_a_judge_that_is_away_is_found_before_the_models_are_loaded(tmp_path) ->
     with server(longer) as (url, _):
         assert "no run" in asked(url) or "adapter" in asked(url)
     assert "cannot be reached" in asked(url)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://judge.example/v1", "http://10.0.0.5:8000", "http://[2001:db8::1]:80", "http://localhost.evil.example"],
+)
+def test_a_key_is_not_sent_to_another_machine_in_the_clear(url: str, monkeypatch) -> None:
+    for name in module.KEYS:
+        monkeypatch.setenv(name, "secret")
+        with pytest.raises(SettingsError, match="in the clear") as raised:
+            Judge(url, "judge")
+        assert "secret" not in str(raised.value)
+        assert name in str(raised.value)
+        Judge(url.replace("http:", "https:"), "judge")
+        monkeypatch.delenv(name)
+    Judge(url, "judge")  # nothing is sent that is secret
+
+
+@pytest.mark.parametrize("host", ["localhost", "LOCALHOST", "127.0.0.1", "127.9.9.9", "[::1]", "judge.localhost"])
+def test_this_machine_may_get_the_key_and_no_proxy_does(host: str, monkeypatch) -> None:
+    monkeypatch.setenv("AFINA_JUDGE_KEY", "secret")
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    judge = Judge(f"http://{host}:8000", "judge")
+    assert not any(type(each).__name__ == "ProxyHandler" and each.proxies for each in judge._opener.handlers)
+
+
+def test_a_proxy_does_not_see_what_is_for_this_machine(monkeypatch) -> None:
+    monkeypatch.setenv("AFINA_JUDGE_KEY", "secret")
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")  # where nobody listens
+    with server(longer) as (url, seen):
+        Judge(url, "judge").check()
+    assert seen[0][1] == "Bearer secret"

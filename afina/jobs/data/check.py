@@ -10,6 +10,7 @@ from afina.core.config import Result, fields, section
 from afina.core.events import Listener, ignore
 from afina.core.files import check_writable, write_atomic
 from afina.core.job import Job
+from afina.core.text import command_line
 from afina.data.mapping import Example, Unusable, map_examples
 from afina.data.quality.checks import Check, DataFinding
 from afina.data.quality.checks import check as check_rows
@@ -66,7 +67,7 @@ def check(settings: CheckDataSettings, listener: Listener = ignore) -> CheckData
     if tokenizer is None:
         text = (
             f"lengths, masks and control tokens were not looked at, for {settings.base} is not on this disk: "
-            f"`afina models pull {settings.base}`"
+            f"`{command_line('models', 'pull', settings.base)}`"
         )
         found = replace(
             found,
@@ -76,7 +77,7 @@ def check(settings: CheckDataSettings, listener: Listener = ignore) -> CheckData
     following = _following(found, data, given_flags(settings))
     if settings.html:
         rows = _first_rows(data, tokenizer) if tokenizer and found.rows_kept else []
-        write_atomic(settings.html, check_page(found, rows, limit, following).encode())
+        write_atomic(settings.html, check_page(found, rows, limit, following))
     values: dict[str, Any] = found.json()
     return CheckDataResult(**values, following=following)
 

@@ -13,6 +13,7 @@ from afina.core.errors import DataError, writing
 from afina.core.events import Listener, Notice, ignore
 from afina.core.files import jsonl_writer, replacing, write_atomic, write_json, write_jsonl
 from afina.core.job import Job
+from afina.core.text import command_line
 from afina.data.conversation import check_texts
 from afina.data.mapping import Example
 from afina.data.quality.preparation import Part, Preparation, PrepareSettings, is_plain, row_of, shares
@@ -56,7 +57,7 @@ def prepare(settings: PrepareDataSettings, listener: Listener = ignore) -> Prepa
         listener(
             Notice(
                 f"control tokens were not looked at, for {settings.base} is not on this disk: "
-                f"`afina models pull {settings.base}`",
+                f"`{command_line('models', 'pull', settings.base)}`",
                 warning=True,
             )
         )

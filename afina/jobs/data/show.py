@@ -40,7 +40,7 @@ def show(settings: ShowRowSettings, listener: Listener = ignore) -> ShowRowResul
     for line in remarks.lines():
         listener(Notice(line))
     if settings.html:
-        write_atomic(settings.html, row_page(found).encode())
+        write_atomic(settings.html, row_page(found))
     return ShowRowResult(
         where=found.where,
         tokens=tuple(found.tokens),

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from afina.core.config import read_yaml
 from afina.core.files import read_json, write_atomic
 from afina.measure.pages.summary import general_lines, table, verdict
@@ -19,11 +21,13 @@ def write_card(run: Path) -> None:
 
 def _card(config: dict[str, Any], facts: dict[str, Any], evaluation: dict[str, Any] | None) -> str:
     base, rows, method = facts["base"], facts["rows"], config["method"]
-    head = (
-        ["library_name: peft"] if method == "lora" else []
-    )  # PEFT loads adapters, not weights of the base that were trained
-    head += [f"base_model: {base['hub_id']}"] if base["hub_id"] else []
-    head += [f"license: {base['licence']}"] if base["licence"] else []
+    # PEFT loads adapters, not weights of the base that were trained.
+    known = {
+        "library_name": "peft" if method == "lora" else None,
+        "base_model": base["hub_id"],
+        "license": base["licence"],
+    }
+    head = yaml.safe_dump({name: value for name, value in known.items() if value}, sort_keys=False).strip()
     lora = config["lora"]
     what = f"Rank {lora['rank']}, alpha {lora['alpha']:g}"
     if method != "lora":
@@ -31,7 +35,7 @@ def _card(config: dict[str, Any], facts: dict[str, Any], evaluation: dict[str, A
     quantised = f", on the base quantised to {config['quantize']}" if config["quantize"] else ""
     templates = [f"- {name}: `{value}`" for name, value in facts["data"].items() if value is not None]
     lines = [
-        "---", *head, "---", "",
+        "---", head, "---", "",
         f"# {base['name']} with {METHOD_NAMES[method]}", "",
         f"{what}, {facts['trainable_parameters']:,} trained parameters; trained on {rows['train']} rows of "
         f"{Path(config['data']['path']).name} with Afina {facts['afina']}{quantised}.", "",

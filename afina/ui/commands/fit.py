@@ -4,11 +4,10 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-
 from afina.core.events import minutes
 from afina.forecast.expected import NO_DATA
 from afina.ui.common import View, flags_of, plain_table, size, train_command, wide_console
+from afina.ui.output import Output
 
 if TYPE_CHECKING:
     from afina.jobs.fit import FitResult, FitSettings
@@ -70,7 +69,7 @@ def _fitting(methods: dict[str, dict[str, Any]]) -> Iterator[tuple[str, str]]:
             yield _OWN[method], each["base"]
 
 
-def _machine(out: Console, name: str, methods: dict[str, dict[str, Any]], free: int, full: bool) -> None:
+def _machine(out: Output, name: str, methods: dict[str, dict[str, Any]], free: int, full: bool) -> None:
     grid = plain_table()
     heads = ["GB", *(head for head, _ in _PARTS if full), "epochs", "an epoch", "training", "answers", "disk", ""]
     grid.add_column("method")

@@ -1,9 +1,9 @@
 """`afina generate`."""
 
-import json
 import sys
 from typing import TYPE_CHECKING
 
+from afina.core.text import json_text
 from afina.ui.common import View
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ def _show(settings: "GenerateSettings", result: "GenerateResult") -> None:
         return
     for row in result.rows:
         if settings.data:
-            print(json.dumps(row, ensure_ascii=False))
+            print(json_text(row, sys.stdout.encoding))
         elif settings.base_too:
             print(f"base:    {row['base']}\nadapted: {row['answer']}")
         else:

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from afina.core.text import command_line
 from afina.ui.common import View, console
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ def _show(settings: "TuneSettings", result: "TuneResult") -> None:
     for line in result.next_hour:
         out.print(f"  {line}", markup=False)
     out.print(f"page: {result.folder / 'tuning.html'}", markup=False)
-    out.print(f"use it:  afina train --config {result.config} --out my-run", markup=False)
+    out.print(f"use it:  {command_line('train', '--config', result.config, '--out', 'my-run')}")
 
 
 VIEWS = {"tune": View(_show)}

@@ -1,0 +1,93 @@
+"""Text that people see: what others wrote does nothing on a terminal, commands can be typed, JSON is pure."""
+
+import json
+import math
+import re
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from typing import Any, TextIO, cast
+
+# Controls of both ranges but newline and tab, what turns the direction of writing, halves of characters.
+_ACTING = "\0-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff"
+_ACTS = re.compile(f"[{_ACTING}]")
+_OF_PROGRESS_BARS = re.compile(f"\r|\x1b\\[A|([{_ACTING}])")  # libraries' own go back and up to be drawn again
+
+
+def visible(text: str) -> str:
+    """`text` with a mark (`\\x1b`, `\\u202e`) for each character that would act on the terminal that shows it."""
+    return _ACTS.sub(_mark, text)
+
+
+def _mark(found: re.Match[str]) -> str:
+    return ascii(found[0])[1:-1]
+
+
+def command_line(*words: object) -> str:
+    """A command of Afina's as it is typed, whatever is in its words."""
+    return shlex.join(["afina", *map(str, words)])
+
+
+def json_text(value: Any, encoding: str = "utf-8") -> str:
+    """`value` as one line of JSON that any reader takes: what `encoding` lacks and what would act on a terminal is
+    escaped, and a number that is none is null."""
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        text = json.dumps(_finite(value), ensure_ascii=False, allow_nan=False)
+    text = _ACTS.sub(_escape, text)
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        return "".join(char if char.isascii() else _escaped(char) for char in text)
+    return text
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _escape(found: re.Match[str]) -> str:
+    return _escaped(found[0])
+
+
+def _escaped(char: str) -> str:
+    return f"\\u{ord(char):04x}" if ord(char) < 0x10000 else json.dumps(char)[1:-1]
+
+
+class _Shown:
+    """A stream that shows what is written to it; `inner` is the stream itself, for what may act on a terminal."""
+
+    def __init__(self, inner: TextIO, bars: bool) -> None:
+        self.inner, self._bars = inner, bars
+
+    def write(self, text: str) -> int:
+        shown = _OF_PROGRESS_BARS.sub(lambda m: _mark(m) if m[1] else m[0], text) if self._bars else visible(text)
+        return self.inner.write(shown)
+
+    def writelines(self, lines: Any) -> None:
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+
+def inner(stream: TextIO) -> TextIO:
+    """The stream behind one of `shown_streams`."""
+    return stream.inner if isinstance(stream, _Shown) else stream
+
+
+@contextmanager
+def shown_streams(out: TextIO, err: TextIO) -> Iterator[None]:
+    """Inside the block standard output and error, whoever writes to them, show text instead of obeying it, and a letter
+    that they cannot hold is replaced."""
+    for stream in (out, err):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace" if stream is out else "backslashreplace")
+    with redirect_stdout(cast(TextIO, _Shown(out, False))), redirect_stderr(cast(TextIO, _Shown(err, True))):
+        yield
