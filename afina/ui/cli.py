@@ -50,6 +50,11 @@ class Parser(argparse.ArgumentParser):
         hint = "".join(near(word, flags) for word in unknown if message.startswith("unrecognized"))
         raise SettingsError(f"{message}.{hint}", f"`{self.prog} --help` lists what there is")
 
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """argparse's own says nothing where help cannot be written."""
+        with writing("standard output"):
+            (file or sys.stdout).write(message)
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; the exit code: 0 done, 2 usage or input, 1 a run that failed or a check that found something,
@@ -67,6 +72,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             return code
         except AfinaError as error:
             return _fail(error, "--json" in arguments)
+        except BrokenPipeError:  # whoever read our help, or a pipe that was named as a file, has gone
+            discard(sys.stdout)
+            return 0
         except KeyboardInterrupt:
             return _fail(Interrupted("interrupted"), "--json" in arguments)
         except Exception as error:

@@ -23,3 +23,7 @@ class Output(Console):
         """The last step of everything that is printed."""
         for segment in super().render(renderable, options):
             yield segment if segment.control else segment._replace(text=visible(segment.text))
+
+    def on_broken_pipe(self) -> None:
+        """rich would end the process here, with a code of its own."""
+        raise

@@ -46,7 +46,7 @@ def test_commands_that_find_something_say_so() -> None:
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
     write_rows(tmp_path / "bad.jsonl", [{"q": "same", "a": ""}] * 12)
-    write_rows(tmp_path / "good.jsonl", [{"q": f"{i} bottles of {i * i}", "a": f"{i % 3} of them"} for i in range(300)])
+    write_rows(tmp_path / "good.jsonl", [{"q": f"{i} bottles of {i * i}", "a": f"{i % 3} of them"} for i in range(60)])
     shutil.copytree(RECORDED / "finished", tmp_path / "run")
     weights = tmp_path / "run" / "adapter" / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:300])
@@ -147,7 +147,7 @@ def test_a_trace_that_cannot_be_written(broken: Path, monkeypatch, capsys: pytes
     assert main(["models", "list"]) == 1
     told = capsys.readouterr().err
     assert "its trace could not be written: [Errno 28]" in told
-    assert told.count("\n") == 1
+    assert told.splitlines()[-1].startswith("afina: unexpected Broken")
 
 
 def test_too_little_memory_is_no_bug() -> None:
