@@ -27,7 +27,7 @@ demo: .venv/ready
 
 ## test: the test suite
 test: .venv/ready-dev
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 ## check: everything that must hold before a change is kept
 check: .venv/ready-dev

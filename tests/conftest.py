@@ -144,8 +144,11 @@ def own_cache(folder: Path) -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def _session_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Prepared rows and a base's answers do not go into the user's cache."""
+    """Prepared rows and a base's answers do not go into the user's cache. The kernels are compiled once, whichever
+    cache a test has."""
+    compiled = kernels.load
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernels, "load", lambda cache: compiled(USER_CACHE if kernels.compiler() else cache))
         patch.setenv("AFINA_CACHE", str(own_cache(tmp_path_factory.getbasetemp() / "cache")))
         yield
 

@@ -123,7 +123,7 @@ def mean_metric(values) -> RowStats:
 def test_intervals_cover_the_truth_as_often_as_they_say(rows: int, shape: str, monkeypatch) -> None:
     monkeypatch.setattr("afina.measure.intervals.RESAMPLES", 400)
     rng = np.random.default_rng(1)
-    covered, cases = 0, 1000
+    covered, cases = 0, 400
     for case in range(cases):
         if shape == "normal":
             shared = rng.normal(size=rows)
