@@ -2,6 +2,7 @@
 
 import ast
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,26 @@ def test_modules_and_functions_are_short() -> None:
             if isinstance(node, ast.FunctionDef) and node.end_lineno and node.end_lineno - node.lineno >= 60:
                 long.append(f"{path.name}:{node.name}")
     assert not long
+
+
+_COUNTED = re.compile(
+    r" (rows|tokens|columns|files|steps|trials|bases|answers|prompts|questions|classes|layers|tensors|examples|texts|"
+    r"items|lines|workers|adapters|weights|replies|conversations|seeds|groups|cores|characters|bytes|fields|names)\b"
+)
+
+
+def test_counts_agree_with_what_they_count() -> None:
+    """A number before a plural is one by `core.errors.counted`, so that nothing is said of '1 rows'."""
+    wrong = []
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            for value, after in pairwise(node.values if isinstance(node, ast.JoinedStr) else ()):
+                if not (isinstance(value, ast.FormattedValue) and isinstance(after, ast.Constant)):
+                    continue
+                count = ast.unparse(value.value)
+                if _COUNTED.match(str(after.value)) and re.fullmatch(r"len\(.*\)|n|count|\w+\.count", count):
+                    wrong.append(f"{path.name}:{value.lineno}: {ast.unparse(value)}{after.value}")
+    assert not wrong, "\n".join(wrong)
 
 
 def test_every_room_says_what_it_is_for() -> None:

@@ -25,10 +25,14 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+_VERBS = {"is": "are", "has": "have", "was": "were", "seems": "seem"}  # of two words that `counted` makes plural
+
 
 def counted(count: int, one: str, several: str = "") -> str:
-    """'1 row', '2 rows', '1,000 rows': a count with what it counts."""
-    return f"{count:,} {one if count == 1 else several or f'{one}s'}"
+    """'1 row', '2 rows', '1,000 rows'; of 'row is' '1 row is', '2 rows are'. `several` where it is made otherwise."""
+    noun, _, verb = one.rpartition(" ")
+    regular = f"{noun}s {_VERBS[verb]}" if verb in _VERBS else f"{one}s"
+    return f"{count:,} {one if count == 1 else several or regular}"
 
 
 def brief(error: BaseException) -> str:

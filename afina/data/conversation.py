@@ -15,6 +15,7 @@ from typing import Any
 
 from jinja2.exceptions import TemplateError
 
+from afina.core.errors import counted
 from afina.data.mapping import Turn, Unusable, check_unicode, texts_of, thought_of
 from afina.data.mapping.converting import tools_text, with_system
 from afina.data.mapping.example import THINK, THOUGHT, called
@@ -43,12 +44,12 @@ class Remarks:
             self._divided, self._turns = self._divided + 1, self._turns + rows
 
     def lines(self) -> list[str]:
-        lines = [f"{text} ({n} row{'s' * (n > 1)})" for text, n in self._rows.items()]
+        lines = [f"{text} ({counted(n, 'row')})" for text, n in self._rows.items()]
         if self._divided:
-            few = "conversation is" if self._divided == 1 else "conversations are"
             lines.append(
-                f"the base's chat template changes what was said before, so {self._divided} {few} learned turn by "
-                f"turn, each as it is at inference: {self._turns} rows (--data.learn last takes the last of each alone)"
+                "the base's chat template changes what was said before, so "
+                f"{counted(self._divided, 'conversation is')} learned turn by turn, each as it is at inference: "
+                f"{counted(self._turns, 'row')} (--data.learn last takes the last of each alone)"
             )
         return lines
 

@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Iterable, Iterator
 
-from afina.core.errors import DataError
+from afina.core.errors import DataError, counted
 from afina.data.conversation import Remarks
 from afina.data.mapping import Example, Unusable
 from afina.data.rows import Rejected, Rejections
@@ -75,14 +75,15 @@ class Fitter:
         if self.long and self.too_long == "error":
             remedy = "raise --data.max_length, or " if self.max_length < self.context else ""
             raise DataError(
-                f"{settings.path}: {self.long} of {self.rows} rows are longer than {self.max_length} tokens "
+                f"{settings.path}: {counted(self.long, 'row is')} longer than {self.max_length} "
+                f"tokens, of {self.rows:,} "
                 f"(the longest has {self.longest})",
                 f"{remedy}choose --data.too_long cut (shortens prompts, keeps answers) or drop",
             )
 
     def notices(self) -> list[str]:
         """What was done to how many rows."""
-        lines = [f"{self.cut} prompts were cut to fit {self.max_length} tokens"] if self.cut else []
+        lines = [f"{counted(self.cut, 'prompt was')} cut to fit {self.max_length} tokens"] if self.cut else []
         if self.divided:
-            lines.append(f"{self.divided} texts were divided into rows of at most {self.max_length} tokens")
+            lines.append(f"{counted(self.divided, 'text was')} divided into rows of at most {self.max_length} tokens")
         return [*lines, *self.remarks.lines()]

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from afina.core.errors import DataError
+from afina.core.errors import DataError, counted
 from afina.data.layouts import Layout
 
 _NUMBERED = re.compile(r"(.*?)(0|[1-9]\d{0,8})", re.DOTALL)
@@ -97,7 +97,7 @@ class Rejections:
 
     def lines(self) -> list[str]:
         """One line per reason, the most frequent first, each with its count and its first locations."""
-        return [f"{n} row{'s' * (n > 1)}: {reason}" for reason, n in self.counts().items()]
+        return [f"{counted(n, 'row')}: {reason}" for reason, n in self.counts().items()]
 
     def counts(self) -> dict[str, int]:
         """How many rows each reason has, the most frequent first; each reason with its first locations."""
@@ -144,4 +144,4 @@ class Notes:
 
     @property
     def lines(self) -> list[str]:
-        return [*self._said, *(f"{line} ({n} row{'s' * (n > 1)})" for line, n in self._counts.items())]
+        return [*self._said, *(f"{line} ({counted(n, 'row')})" for line, n in self._counts.items())]

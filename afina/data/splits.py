@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from afina.core.config import changed
-from afina.core.errors import DataError
+from afina.core.errors import DataError, counted
 from afina.core.events import Listener, ignore
 from afina.data.answers import AnswerStatistics
 from afina.data.layouts import Kind
@@ -45,7 +45,8 @@ def split(prompts: np.ndarray, fraction: float, most: int, seed: int) -> Mask:
     distinct, counts = np.unique(prompts, return_counts=True)
     if len(distinct) < 2:
         raise DataError(
-            f"only {len(distinct)} distinct prompt in {len(prompts)} rows: nothing can be held out to evaluate on",
+            f"only {counted(len(distinct), 'distinct prompt')} in "
+            f"{counted(len(prompts), 'row')}: nothing can be held out to evaluate on",
             "give more examples, or a held-out file with --eval-data",
         )
     wanted = min(most, max(1, round(len(prompts) * fraction)))
@@ -240,6 +241,6 @@ class _FirstPass:
         mask[rows.prompted] = sample(int(rows.prompted.sum()), most, seed)
         both = len(np.unique(rows.prompts[mask & leaked(rows.prompts, trained)]))
         if both:
-            text = f"{both} prompts of {settings.path} are also trained on: its scores will be too good"
+            text = f"{settings.path}: {counted(both, 'prompt is')} also trained on, so that its scores will be too good"
             self.leaks.append(text)
         return mask

@@ -8,7 +8,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 
-from afina.core.errors import BaseModelError, brief
+from afina.core.errors import BaseModelError, brief, counted
 from afina.engine.limits import MOST_LAYERS, MOST_POSITIONS, MOST_TOKENS, WIDEST, finite, whole
 from afina.engine.ops import AttentionSpec
 
@@ -126,7 +126,7 @@ class Architecture:
         for name, number in (("eps", self.eps), ("logit cap", self.logit_cap), ("scale", self.embedding_scale or 0)):
             finite(name, number)
         if self.ropes and len(self.ropes) != len(self.specs):
-            raise ValueError(f"{len(self.specs)} layers, of which {len(self.ropes)} have rotary frequencies")
+            raise ValueError(f"{counted(len(self.specs), 'layer')}, of which {len(self.ropes)} have rotary frequencies")
         pairs = [len(rope.frequencies) for rope in self.ropes] or [0] * len(self.specs)
         for spec, count in zip(self.specs, pairs, strict=True):
             if spec.rotary_dim != 2 * count:

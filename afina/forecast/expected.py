@@ -5,7 +5,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from afina.core.errors import InputError
+from afina.core.errors import InputError, counted
 from afina.core.events import Listener, Notice
 from afina.data.load import render_splits
 from afina.data.settings import DataSettings
@@ -84,7 +84,7 @@ def typical_workload(max_length: int | None = None) -> Workload:
         longest=half,
         answer=half,
         most_new=2 * half,
-        counted=f"no data were given: {_ROWS:,} rows of {tokens} tokens are assumed",
+        counted=f"no data were given: {_ROWS:,} rows of {counted(tokens, 'token')} are assumed",
     )
 
 

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from afina.core.config import Result, Settings, Words, changed, section, setting
 from afina.core.device import cache_folder
-from afina.core.errors import InputError, RunFailed, SettingsError
+from afina.core.errors import InputError, RunFailed, SettingsError, counted
 from afina.core.events import Listener, Notice, ignore
 from afina.core.files import read_json, write_json
 from afina.core.job import Job
@@ -152,8 +152,7 @@ def _choose(asked: ChooseSettings, listener: Listener) -> Choice:
         share = _share(out / "share.json", min(_SHARES[1], max(_SHARES[0], 60 * asked.minutes * _TRAINING / full)))
         listener(
             Notice(
-                f"{len(names)} base{'s are' if len(names) > 1 else ' is'} tried, each on {share:.0%} of a full "
-                f"training: {', '.join(names)}"
+                f"{counted(len(names), 'base is')} tried, each on {share:.0%} of a full training: {', '.join(names)}"
             )
         )
         tried = [_tried(each, finder.settings, share, out, listener) for each in wanted]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from afina.core.config import Result, Settings, setting
 from afina.core.device import cache_folder, pick_device, pick_dtype
+from afina.core.errors import counted
 from afina.core.events import Listener, ignore
 from afina.core.finding import Finding, State
 from afina.core.job import Job
@@ -70,10 +71,10 @@ def is_base(path: Path) -> bool:
 def judge(m: MachineFacts) -> Iterator[Finding]:
     """What follows from the machine's facts alone."""
     features = ", ".join(m.features) or "no features known"
-    yield Finding("processor", "ok", f"{m.processor}: {m.cores} cores, {features}")
+    yield Finding("processor", "ok", f"{m.processor}: {counted(m.cores, 'core')}, {features}")
     yield _threads(m)
     if m.load > m.cores * (1 + _BUSY):
-        found = f"{m.load:.1f} processes want its {m.cores} cores"
+        found = f"{m.load:.1f} processes want its {counted(m.cores, 'core')}"
         yield Finding(
             "load",
             "slow",
@@ -127,7 +128,7 @@ def _elsewhere(name: str, otherwise: str) -> str:
 
 
 def _threads(m: MachineFacts) -> Finding:
-    found = f"torch uses {m.threads} of {m.cores} cores"
+    found = f"torch uses {m.threads} of {counted(m.cores, 'core')}"
     variable = (
         "OMP_NUM_THREADS"
         if "OMP_NUM_THREADS" in m.settings

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from afina.core.config import Result, read_yaml, setting
 from afina.core.device import keep_freed_memory
-from afina.core.errors import AdapterError, DataError, SettingsError
+from afina.core.errors import AdapterError, DataError, SettingsError, counted
 from afina.core.events import Listener, Notice, ignore
 from afina.core.job import Job
 from afina.data.answers import AnswerStatistics
@@ -144,7 +144,10 @@ def _eval_set(
     asking = [e for e in answered if e.messages]
     if 0 < len(asking) < len(answered):
         listener(
-            Notice(f"{len(answered) - len(asking)} rows of plain text are not scored beside questions", warning=True)
+            Notice(
+                f"{counted(len(answered) - len(asking), 'row is')} plain text, and not scored beside questions",
+                warning=True,
+            )
         )
         answered = asking
     classes = adapted.base.tokenizer.classes
@@ -152,7 +155,7 @@ def _eval_set(
     if strangers:  # they have no loss, and no right answer
         listener(
             Notice(
-                f"{len(strangers)} rows have a class that the model does not know, such as "
+                f"{counted(len(strangers), 'row has')} a class that the model does not know, such as "
                 f"{strangers[0].completion!r}: whatever it answers counts as wrong",
                 warning=True,
             )

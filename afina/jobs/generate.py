@@ -8,7 +8,7 @@ from pydantic import model_validator
 
 from afina.core.config import Result, setting
 from afina.core.device import keep_freed_memory
-from afina.core.errors import AdapterError, DataError, OutputError
+from afina.core.errors import AdapterError, DataError, OutputError, counted
 from afina.core.events import Listener, Notice, Progress, ignore
 from afina.core.files import check_writable, write_jsonl
 from afina.core.job import Job
@@ -128,7 +128,7 @@ def _asked(
                 else prompt_ids(model.tokenizer, example.messages, example.tools, remarks)
             )
             if len(ids) > room:
-                raise Unusable(f"it has {len(ids)} tokens, the base takes {room} beside an answer")
+                raise Unusable(f"it has {counted(len(ids), 'token')}, the base takes {room} beside an answer")
         except Unusable as reason:
             if "where" not in row:
                 raise DataError(f"a prompt cannot be asked: {reason}", "change or shorten it") from reason

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import Field
 
 from afina.core.config import Result, Settings, section, setting
-from afina.core.errors import InputError, RunFailed, SettingsError
+from afina.core.errors import InputError, RunFailed, SettingsError, counted
 from afina.core.events import Listener, Notice, ignore
 from afina.core.files import read_json, write_json, write_yaml
 from afina.core.job import Job
@@ -192,7 +192,9 @@ def _proof_rows(
         rows = rows_of_the_proof(pace, full, tested["trial_rows"], left, epochs)
         if rows < full:
             listener(
-                Notice(f"there is time for {rows:,} of the {full:,} rows of a full training; --minutes gives more")
+                Notice(
+                    f"there is time for {rows:,} of the {counted(full, 'row')} of a full training; --minutes gives more"
+                )
             )
     write_json(file, {"rows": rows})
     return rows

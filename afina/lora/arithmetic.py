@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from afina.core.errors import AdapterError, VerificationFailed
+from afina.core.errors import AdapterError, VerificationFailed, counted
 from afina.core.files import read_json
 from afina.lora.config import LoraConfig
 from afina.lora.peft_config import CONFIG, read_config
@@ -100,7 +100,8 @@ def combine(
         raise AdapterError(f"adapters cannot be combined by {kind!r}", f"choose from {', '.join(get_args(Kind))}")
     if len(folders) != len(weights) or len(folders) < 2:
         raise AdapterError(
-            f"{len(folders)} adapters and {len(weights)} weights were given", "give two or more, and a weight each"
+            f"{counted(len(folders), 'adapter')} and {counted(len(weights), 'weight')} were given",
+            "give two or more, and a weight each",
         )
     if not 0 < density <= 1:
         raise AdapterError(f"density is {density:g}", "give a share above 0 and up to 1")

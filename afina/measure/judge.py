@@ -18,7 +18,7 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 from urllib.request import HTTPRedirectHandler, ProxyHandler, Request, build_opener
 
-from afina.core.errors import InputError, SettingsError
+from afina.core.errors import InputError, SettingsError, counted
 from afina.core.events import Listener, Notice, Progress, ignore
 
 KEYS = ("AFINA_JUDGE_KEY", "OPENAI_API_KEY")
@@ -255,12 +255,17 @@ def _judgement(replies: Sequence[tuple[Verdict | None, Verdict | None]], listene
     swayed = sum({*pair} == {"base", "adapted"} for pair in replies)
     if unreadable:
         listener(
-            Notice(f"{unreadable} replies of the judge were not A, B or TIE; their rows count as ties", warning=True)
+            Notice(
+                f"{counted(unreadable, 'reply of the judge was', 'replies of the judge were')} "
+                "not A, B or TIE; their rows count as ties",
+                warning=True,
+            )
         )
     if swayed:
         listener(
             Notice(
-                f"in {swayed} of {len(replies)} rows the judge preferred a position, not an answer; they count as ties"
+                f"in {swayed} of {counted(len(replies), 'row')} the judge preferred a position, "
+                "not an answer; they count as ties"
             )
         )
     return Judgement(verdicts, unreadable, swayed)

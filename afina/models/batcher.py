@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from afina.core.errors import AdapterError
+from afina.core.errors import AdapterError, counted
 from afina.models.model import ActiveSequences, Answer, Writer
 from afina.models.sampling import GREEDY, Sampler, Sampling
 from afina.models.tokenizer import Tokenizer
@@ -62,7 +62,7 @@ class Batcher:
         """Adds a request, whose tokens come with the next steps. Raises `AdapterError` where its adapter is not the
         one in place, and `ValueError` for a prompt or an answer of no token."""
         if not prompt_ids or max_new_tokens < 1:
-            raise ValueError(f"a prompt of {len(prompt_ids)} tokens, and an answer of {max_new_tokens}")
+            raise ValueError(f"a prompt of {counted(len(prompt_ids), 'token')}, and an answer of {max_new_tokens}")
         if adapter not in (None, self.adapter):
             served = f"only {self.adapter!r} is" if self.adapter else "the model has none with a name"
             raise AdapterError(f"the adapter {adapter!r} is not loaded: {served}", "leave the adapter's name out")

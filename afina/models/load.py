@@ -8,7 +8,7 @@ from typing import Any, get_args
 import torch
 
 from afina.core.device import PRECISIONS, cache_folder, pick_device, pick_dtype
-from afina.core.errors import BaseModelError, SettingsError
+from afina.core.errors import BaseModelError, SettingsError, counted
 from afina.core.task import SEQ2SEQ, Task, TaskName, task_named
 from afina.engine import kernels
 from afina.engine.blocks import parameter_count, quantise_linears
@@ -133,7 +133,7 @@ def _quantised(module: Any, quantize: Quantize | None, dtype: torch.dtype, leave
     if quantize == "keep":
         return "; its matrices stay in the file's blocks"
     left = quantise_linears(module, quantize, dtype, leave)
-    except_for = f", but for {len(left)} whose rows do not fill whole blocks" if left else ""
+    except_for = f", but for {counted(len(left), 'layer')} whose rows do not fill whole blocks" if left else ""
     experts = any(p.dim() == 3 for p in module.parameters())
     full = " (experts' tensors stay in full precision)" if experts else ""
     return f"; linear layers in {quantize}{except_for}{full}"

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 
+from afina.core.errors import counted
 from afina.core.finding import Finding
 from afina.core.layers import not_finite
 from afina.core.machine import memory_limit
@@ -92,7 +93,7 @@ def _weights(run: RunFiles) -> Iterator[Finding]:
                 "adapter", "slow", f"its numbers have few bits ({name}): it answers worse than it could", again
             )
     if bad := not_finite(run.weights):
-        found = f"{len(bad)} of its tensors are not finite ({bad[0]})"
+        found = f"{counted(len(bad), 'tensor is')} not finite ({bad[0]})"
         yield Finding("adapter", "wrong", found, "retrain with a lower learning rate")
     pairs = [value for name, value in run.weights.items() if name.endswith("lora_B.weight")]
     if pairs and not any(value.any() for value in pairs):
@@ -178,12 +179,12 @@ def _data(run: RunFiles) -> Iterator[Finding]:
     total = sum(n for name, n in rows.items() if name != "test" or has_test) + len(run.rejected)
     if run.rejected and len(run.rejected) > _MANY_REJECTED * total:
         reason, count = Counter(each.reason for each in run.rejected).most_common(1)[0]
-        found = f"{len(run.rejected)} of {total} rows were not used; {count} of them: {reason}"
+        found = f"{counted(len(run.rejected), 'row was')} not used, of {total:,}; {count:,} of them: {reason}"
         yield Finding("data", "wrong", found, "rejected.jsonl names each; `afina data check` says what to do")
     if data and data.too_long == "cut":
         yield Finding("data", "ok", "long prompts were truncated to the base's context (--data.too_long cut)")
     if 0 < rows.get("train", 0) < _FEW_ROWS:
-        found = f"{rows['train']} rows to train on are few"
+        found = f"{counted(rows['train'], 'row is')} few to train on"
         yield Finding("data", "slow", found, "a hundred or more teach a format, a thousand a task")
 
 

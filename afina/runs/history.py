@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from afina.core.config import fields
-from afina.core.errors import InputError
+from afina.core.errors import InputError, counted
 from afina.core.events import Done, end_of
 from afina.core.text import command_line
 from afina.measure.evaluation import difference_json
@@ -245,7 +245,7 @@ def _paired(first: Path, second: Path, a: dict[str, Any], b: dict[str, Any]) -> 
     return {
         "difference": difference,
         "words": f"{words}: {number(name, difference['value'], sign=True)} {label(name)}, 95 % interval "
-        f"{interval(name, difference)}, on the same {difference['rows']} rows.",
+        f"{interval(name, difference)}, on the same {counted(difference['rows'], 'row')}.",
     }
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from afina.core.config import build, changed, merge, read_yaml
 from afina.core.device import memory_gb
-from afina.core.errors import InputError, Interrupted
+from afina.core.errors import InputError, Interrupted, counted
 from afina.core.events import Done, Event, Listener, MetricsFile, Notice, forget_after, ignore, minutes
 from afina.core.files import sweep, write_json, write_jsonl, write_yaml
 from afina.core.text import command_line
@@ -237,12 +237,14 @@ class _Run:
         listener(Notice(base.engine, warning=base.fell_back))
         listener(
             Notice(
-                f"base {base.facts.name}: {base.facts.parameters / 1e6:.0f} M parameters, {base.facts.layers} layers"
+                f"base {base.facts.name}: {base.facts.parameters / 1e6:.0f} M parameters, "
+                f"{counted(base.facts.layers, 'layer')}"
             )
         )
         listener(
             Notice(
-                f"data: {len(data.train)} rows to train on ({data.train.tokens:,} tokens, {data.train.labelled:,} of "
+                f"data: {counted(len(data.train), 'row')} to train on "
+                f"({counted(data.train.tokens, 'token')}, {data.train.labelled:,} of "
                 f"them with a loss), {len(data.held_out)} held out{test}; the task looks like {self.facts['kind']}"
             )
         )

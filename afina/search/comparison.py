@@ -7,6 +7,7 @@ from statistics import mean as average
 from statistics import stdev
 from typing import Any
 
+from afina.core.errors import counted
 from afina.core.files import read_json, read_jsonl, write_atomic
 from afina.measure.evaluation import difference_json
 from afina.measure.intervals import FEWEST_ROWS, Difference, paired_difference
@@ -41,7 +42,7 @@ class Measured:
         )
         rows = found.evaluation["rows"]
         if found.evaluation["kind"] != "text" and len(found.predictions) != rows:
-            raise ValueError(f"predictions.jsonl has {len(found.predictions)} of {rows} rows")
+            raise ValueError(f"predictions.jsonl has {len(found.predictions)} of {counted(rows, 'row')}")
         _ = found.quality
         return found
 
@@ -175,7 +176,7 @@ class Comparison:
     def _too_few(self) -> str:
         best = str(self.best)
         return (
-            f"{self.rows} rows are too few to choose by: {best} has the best {label(self.metric)}, "
+            f"{counted(self.rows, 'row is')} too few to choose by: {best} has the best {label(self.metric)}, "
             f"{number(self.metric, self.there[best].quality)}, which may be chance. "
             "Use a larger test split: a larger file, --test or --test-data."
         )
@@ -248,7 +249,7 @@ def table(comparison: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
         spread = ""
         if len(seeds) > 1:
             middle, deviation = (number(entry["metric"], of(seeds)) for of in (average, stdev))
-            spread = f" ({len(seeds)} seeds: {middle} ± {deviation})"
+            spread = f" ({counted(len(seeds), 'seed')}: {middle} ± {deviation})"
         lines.append(
             [
                 name,

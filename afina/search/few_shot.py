@@ -4,7 +4,7 @@ from dataclasses import replace
 from itertools import zip_longest
 from typing import Any
 
-from afina.core.errors import DataError
+from afina.core.errors import DataError, counted
 from afina.core.events import Listener, Notice
 from afina.data.mapping import Example
 from afina.data.template import prompt_ids, render
@@ -29,7 +29,7 @@ def after_examples(assembled: Assembled, asked: EvaluationSet, listener: Listene
         examples = [_after(turns, example) for example in asked.examples]
         longest = max(len(prompt_ids(base.tokenizer, example.messages, example.tools)) for example in examples)
         if longest <= _SHARE * room or (longest <= room and len(shots) == 1):
-            listener(Notice(f"few-shot: {len(shots)} examples before each prompt"))
+            listener(Notice(f"few-shot: {counted(len(shots), 'example')} before each prompt"))
             rows = [row for example in examples for row in render(base.tokenizer, example)]
             return EvaluationSet(examples, rows, asked.kind, asked.max_new_tokens, asked.source)
         shots = shots[:-1]

@@ -9,7 +9,7 @@ from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
-from afina.core.errors import RunFailed
+from afina.core.errors import RunFailed, counted
 from afina.core.events import ignore
 from afina.search.study import search_trials
 
@@ -40,4 +40,6 @@ def search_on_ray(arguments: dict[str, Any], workers: int) -> None:
     )
     failed = tuner.fit().errors
     if failed:
-        raise RunFailed(f"{len(failed)} of {workers} workers failed: {str(failed[0]).strip().splitlines()[-1]}")
+        raise RunFailed(
+            f"{len(failed)} of {counted(workers, 'worker')} failed: {str(failed[0]).strip().splitlines()[-1]}"
+        )

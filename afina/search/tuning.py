@@ -7,6 +7,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any
 
+from afina.core.errors import counted
 from afina.core.files import write_atomic
 from afina.measure.evaluation import difference_json
 from afina.measure.intervals import Difference, paired_difference
@@ -96,8 +97,8 @@ class Tuning:
 
     def words(self) -> Iterator[str]:
         pruned = sum(trial["state"] == "pruned" for trial in self.trials)
-        rows = f"each on {self.trial_rows} of the {self.range_test['full_rows']} rows of a full training"
-        tried = f"{len(self.trials)} trials ({rows}; {pruned} pruned)"
+        rows = f"each on {self.trial_rows:,} of the {counted(self.range_test['full_rows'], 'row')} of a full training"
+        tried = f"{counted(len(self.trials), 'trial')} ({rows}; {pruned} pruned)"
         if self.best == self.plain:
             yield f"None of {tried} was better than the defaults: keep them."
         else:
@@ -108,7 +109,7 @@ class Tuning:
             yield self._tested(difference)
             rows, full = self.range_test["proof_rows"], self.range_test["full_rows"]
             if rows < full:
-                yield f"There was time to train both on {rows:,} of the {full:,} rows of a full training."
+                yield f"There was time to train both on {rows:,} of the {counted(full, 'row')} of a full training."
         yield self._cost()
 
     def _repeated(self) -> str:
@@ -118,7 +119,7 @@ class Tuning:
         seeds = len(self.repeats["best"])
         size = (
             f"{abs(gain[0]):.4f} nats per token {'lower' if gain[0] > 0 else 'higher'}, "
-            f"the mean over {seeds} other seeds, standard error {gain[1]:.4f}"
+            f"the mean over {counted(seeds, 'other seed')}, standard error {gain[1]:.4f}"
         )
         if self.winner() == "best":
             return f"With other seeds its held-out loss is again lower than the defaults' ({size}): these settings win."
@@ -135,7 +136,8 @@ class Tuning:
             "not distinguishable": "the difference is within what chance can explain",
         }.get(found.verdict, found.verdict)
         return (
-            f"On the {found.rows} rows of the test split, which the search never saw: defaults {a}, tuned {b} "
+            f"On the {counted(found.rows, 'row')} of the test split, which the search never "
+            f"saw: defaults {a}, tuned {b} "
             f"{label(metric)} (95 % interval of the difference {interval(metric, difference_json(found))}); "
             f"{judged}. {self._losses()}"
         )

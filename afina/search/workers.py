@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from afina.core.errors import RunFailed
+from afina.core.errors import RunFailed, counted
 from afina.core.events import Listener
 from afina.runs.worker import finish, start
 
@@ -43,4 +43,4 @@ def search_in_processes(arguments: dict[str, Any], workers: int, threads: int | 
         for process in processes:
             process.wait()
     if failures:
-        raise RunFailed(f"{len(failures)} of {workers} workers failed: {failures[0]}")
+        raise RunFailed(f"{len(failures)} of {counted(workers, 'worker')} failed: {failures[0]}")

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from afina.core.device import memory_gb, peak_memory_gb
-from afina.core.errors import NonFiniteLoss, NothingTrains, OutOfMemory
+from afina.core.errors import NonFiniteLoss, NothingTrains, OutOfMemory, counted
 from afina.core.events import Done, Event, HeldOut, Listener, Notice, Step
 from afina.core.process.interrupt import StopRequest
 from afina.core.world import SINGLE, World
@@ -228,14 +228,14 @@ class Trainer:
                     raise
                 tokens = sum(objective.lengths(longest))
                 raise OutOfMemory(
-                    f"the longest micro-batch ({tokens:,} tokens, with {longest[-1].location}) "
+                    f"the longest micro-batch ({counted(tokens, 'token')}, with {longest[-1].location}) "
                     "does not fit into memory",
                     "`afina fit BASE DATA` with the same flags says what would; --train.checkpoint_activations true, "
                     "a lower --train.tokens_per_pass or --data.max_length need less",
                 ) from error
         module.zero_grad(set_to_none=True)
         seconds = time.monotonic() - begun
-        self._tell(Notice(f"rehearsed the longest micro-batch: {tokens:,} tokens in {seconds:.1f} s"))
+        self._tell(Notice(f"rehearsed the longest micro-batch: {counted(tokens, 'token')} in {seconds:.1f} s"))
 
     def _seconds(self) -> float:
         return self._now.seconds + time.monotonic() - self._started

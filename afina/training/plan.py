@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from afina.core.config import Settings
+from afina.core.errors import counted
 from afina.core.task import CAUSAL, Task
 from afina.data.batch import epoch_order
 from afina.engine.grouping import grouped
@@ -65,7 +66,7 @@ def make_plan(
         epochs = rule.epochs(rows)
         reasons.append(
             f"epochs {epochs:g}: enough to see about {rule.rows:,} rows, {rule.least} to {rule.most}; "
-            f"there are {rows} rows"
+            f"the file has {counted(rows, 'row')}"
         )
     size = settings.batch_size or facts.task.batch_size
     order = epoch_order(rows, seed, 0)
@@ -78,7 +79,7 @@ def make_plan(
     every = settings.eval_steps
     if every is None:
         every = max(1, -(-steps // 5))
-        reasons.append(f"held-out evaluation every {every} of {steps} steps: about five times")
+        reasons.append(f"held-out evaluation every {every} of {counted(steps, 'step')}: about five times")
     recompute = settings.checkpoint_activations
     if recompute is None:
         recompute = _is_short_of_memory(settings, facts)
@@ -112,7 +113,7 @@ def _learning_rate(hidden_size: int, steps: int, method: Method, rate_factor: fl
     """The rate, and its reason."""
     factor = 1 if method in RATE_AS_FULL else _SHORT_RUN_FACTOR if steps < _SHORT_RUN else _LORA_FACTOR
     rate = float(f"{rate_factor * factor * _FULL_RATE_AT_2048 * (2048 / hidden_size):.2g}")
-    short = f" (a short run of {steps} steps)" if factor == _SHORT_RUN_FACTOR else ""
+    short = f" (a short run of {counted(steps, 'step')})" if factor == _SHORT_RUN_FACTOR else ""
     return rate, f"learning rate {rate:g}: {factor} times what suits full fine-tuning at width {hidden_size}{short}"
 
 

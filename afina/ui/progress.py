@@ -9,6 +9,7 @@ from typing import Any
 from rich.progress import Progress as RichProgress
 from rich.progress import TextColumn
 
+from afina.core.errors import counted
 from afina.core.events import Done, Event, HeldOut, Notice, Progress, Step, minutes
 from afina.ui.output import Output
 
@@ -60,7 +61,7 @@ class Display:
             case Done():
                 self._held_out = ""
                 self._say(
-                    f"training {event.reason}: {event.steps} steps in {minutes(event.seconds)}, "
+                    f"training {event.reason}: {counted(event.steps, 'step')} in {minutes(event.seconds)}, "
                     f"{event.tokens_per_second:.0f} tokens/s, peak memory {event.peak_memory_gb:.1f} GB"
                 )
 

@@ -167,3 +167,15 @@ def test_the_cache_is_the_given_folder_then_the_environments_then_the_users(monk
     assert cache_folder() == Path("from-the-environment")
     monkeypatch.delenv("AFINA_CACHE")
     assert cache_folder() == Path(platformdirs.user_cache_dir("afina"))
+
+
+def test_counts_with_what_they_count() -> None:
+    from afina.core.errors import counted
+
+    for count, one, said in (
+        (1, "row", "1 row"), (0, "row", "0 rows"), (2, "row", "2 rows"), (1234, "held-out row", "1,234 held-out rows"),
+        (1, "row is", "1 row is"), (3, "row is", "3 rows are"), (2, "text was", "2 texts were"),
+    ):  # fmt: skip
+        assert counted(count, one) == said
+    assert counted(2, "copy", "copies") == "2 copies"
+    assert counted(1, "copy", "copies") == "1 copy"

@@ -556,7 +556,7 @@ def test_the_turns_of_a_conversation_stay_in_one_split(tmp_path: Path) -> None:
     again = render_splits(splits, tokenizer("Qwen3"), 512, tmp_path)  # from the cache
     assert again.test_examples == data.test_examples
     long = DataSettings(path=path, max_length=60)
-    with pytest.raises(DataError, match="80 of 120 rows are longer than 60 tokens"):
+    with pytest.raises(DataError, match="80 rows are longer than 60 tokens, of 120"):
         render_splits(read_splits(long, 0), tokenizer("Qwen3"), 512, tmp_path)
 
 

@@ -38,7 +38,7 @@ def test_rejected_rows_have_place_and_reason(tmp_path: Path) -> None:
     kept, rejected = examples(tmp_path / "d.csv", prompt="{q}", completion="{a}")
     assert [e.location for e in kept] == [f"{tmp_path}/d.csv:2", f"{tmp_path}/d.csv:6"]
     assert [(r.location.rsplit(":", 1)[1], r.reason) for r in rejected] == [
-        ("3", "1 fields, the header has 2"),
+        ("3", "1 field, the header has 2"),
         ("4", "the completion is empty"),
     ]
     write_rows(tmp_path / "d.jsonl", [{"q": "1", "a": None}, {"a": "x"}, {"q": " ", "a": "x"}, {"q": "ok", "a": "x"}])
@@ -233,7 +233,7 @@ def test_too_long_rows(tmp_path: Path, tiny) -> None:
     def load(**settings):
         return load_data(DataSettings(path=path, max_length=120, **settings), tiny)
 
-    with pytest.raises(DataError, match=r"(?s)1 of 20 rows are longer than 120 tokens.*--data.too_long"):
+    with pytest.raises(DataError, match=r"(?s)1 row is longer than 120 tokens, of 20.*--data.too_long"):
         load()
     dropped = load(too_long="drop")
     assert len(dropped.train) + len(dropped.held_out) == 19
@@ -317,4 +317,4 @@ def test_a_test_file_may_hold_references_only(tmp_path: Path, tiny) -> None:
     assert len(data.train) + len(data.held_out) == 40
     assert data.test_examples[0].references == ("one", "two")
     assert data.test_examples[0].completion == "one"
-    assert any("test.jsonl are also trained on" in line for line in data.notices)
+    assert any("test.jsonl: " in line and "also trained on" in line for line in data.notices)

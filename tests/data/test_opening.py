@@ -132,7 +132,7 @@ def test_the_check_sees_the_first_pass_alone(tmp_path: Path) -> None:
     assert codes["duplicates"] == 1
     assert "near leaks" in codes
     assert "leaks" not in codes  # said once, of the rows that are really trained on
-    assert splits.leaks == [f"1 prompts of {held_out} are also trained on: its scores will be too good"]
+    assert splits.leaks == [f"{held_out}: 1 prompt is also trained on, so that its scores will be too good"]
     first = Checker(most=10)
     read_splits(DataSettings(path=path), 0, first)
     assert first.rows_in == 10

@@ -126,7 +126,7 @@ def test_what_stands_around_a_table_is_reported(tmp_path: Path) -> None:
         {"nome": "Total", "total": "3", "nota": ""},
     ]  # fmt: skip
     assert [(r.location.rsplit(":", 1)[1], r.reason) for r in rejected] == [
-        ("8", "1 fields, the header has 3"), ("9", "2 fields, the header has 3"),
+        ("8", "1 field, the header has 3"), ("9", "2 fields, the header has 3"),
     ]  # fmt: skip
     assert sum("left out before the header" in line for line in notes) == 2
 

@@ -287,7 +287,7 @@ def test_rows_are_counted_once(split: str, total: int, trained: Path, tmp_path: 
     assert json.loads((run / "adapter/afina.json").read_text())["rows"] == {"train": 108, "held_out": 12, "test": 12}
     write_rows(run / "rejected.jsonl", [{"where": "line 1", "reason": "column 'a' is empty"}] * 20)
     (found,) = [each.found for each in examine(run) if each.what == "data"]
-    assert found.startswith(f"20 of {total} rows were not used")
+    assert found.startswith(f"20 rows were not used, of {total};")
 
 
 @pytest.mark.parametrize(

@@ -201,7 +201,8 @@ def test_mixing_and_replaying(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert len(train_rows) - len(asked) == round(0.5 * len(asked))
     assert all(e.messages for e in test_rows)
     assert sum(e.messages[0]["role"] == "system" for e in [*asked, *test_rows]) == 20
-    assert "20 rows mixed in from" in (tmp_path / "out/README.md").read_text()
+    assert f"mixed in from {tmp_path}" in (tmp_path / "out/README.md").read_text()
+    assert ": 20 rows" in (tmp_path / "out/README.md").read_text()
     for wrong, words_ in (("b.jsonl", "is not a file and a number"), (f"{other}=9", "can be used")):
         assert main(["data", "prepare", str(path), "--out", str(tmp_path / "no"), "--mix", wrong]) == 2
         assert words_ in capsys.readouterr().err

@@ -80,7 +80,7 @@ CASES: dict[str, tuple[list[str], str]] = {
     "template without column": (train("good.jsonl", "--completion", "yes"), "names no column"),
     "no usable row": (train("noanswer.jsonl"), "9 rows: the completion is empty"),
     "one prompt only": (train("same.jsonl"), "only 1 distinct prompt"),
-    "rows too long": (train("long.jsonl"), "1 of 41 rows are longer than 512 tokens"),
+    "rows too long": (train("long.jsonl"), "1 row is longer than 512 tokens, of 41"),
     "no data": (["train"], "no DATA was given"),
     "unknown flag": (train("good.jsonl", "--lora.rnak", "4"), "Did you mean '--lora.rank'"),
     "flag without value": (["train", "good.jsonl", "--out"], "expected one argument"),

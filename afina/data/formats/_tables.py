@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 
+from afina.core.errors import counted
 from afina.data.rows import Notes, Record, Rejected
 
 SAMPLE = 400  # lines
@@ -51,7 +52,7 @@ def records(lines: Iterator[Line], name: str, notes: Notes, padded: bool) -> Ite
             yield Record(dict(zip(names, cells, strict=True)), location)
         else:
             rejected += 1
-            yield Rejected(location, f"{len(cells)} fields, the header has {width}")
+            yield Rejected(location, f"{counted(len(cells), 'field')}, the header has {width}")
     if rejected > 1:
         notes.say(f"{name}: the last {rejected} lines are not rows but a footer, which is left out")
 

@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Iterable, Iterator
 
+from afina.core.errors import counted
 from afina.data.files import File, unreadable
 from afina.data.files.encodings import REMEDY
 from afina.data.rows import Notes
@@ -19,7 +20,7 @@ def note_encoding(file: File, notes: Notes) -> None:
     if encoding.doubt:
         notes.doubt(f"{file.name}: {encoding.doubt}", REMEDY)
     if encoding.nuls:
-        notes.say(f"{file.name}: {encoding.nuls} NUL bytes are left out")
+        notes.say(f"{file.name}: {counted(encoding.nuls, 'NUL byte is')} left out")
 
 
 def characters(file: File) -> Iterator[str]:

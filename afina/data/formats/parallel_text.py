@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from afina.core.errors import DataError
+from afina.core.errors import DataError, counted
 from afina.data.files import File
 from afina.data.formats import Format
 from afina.data.formats._text import lines, note_encoding
@@ -22,11 +22,11 @@ def _read(file: File, settings: DataSettings, notes: Notes) -> Iterator[Record |
     for number, line in enumerate(lines(file), 1):
         answer = next(answers, None)
         if answer is None:
-            raise DataError(f"{other.name} has {number - 1} lines, {file.name} has more", _REMEDY)
+            raise DataError(f"{other.name} has {counted(number - 1, 'line')}, {file.name} has more", _REMEDY)
         if line.strip() or answer.strip():
             yield Record({"source": line.rstrip("\r"), "target": answer.rstrip("\r")}, f"{file.name}:{number}")
     if any(rest.strip() for rest in answers):
-        raise DataError(f"{file.name} has {number} lines, {other.name} has more", _REMEDY)
+        raise DataError(f"{file.name} has {counted(number, 'line')}, {other.name} has more", _REMEDY)
 
 
 FORMAT = Format("parallel text", _read, claims=lambda settings: settings.target is not None)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from afina.core.config import changed
-from afina.core.errors import DataError
+from afina.core.errors import DataError, counted
 from afina.core.events import Listener, ignore
 from afina.data.conversation import Remarks
 from afina.data.mapping import Example, Unusable, map_examples, texts_of
@@ -189,7 +189,7 @@ class Checker:
         same = np.flatnonzero(leaked(self.held_out_prompts.values(), self.prompts.values()))
         if len(same):
             rows = [self.held_out_locations[int(row)] for row in same[:_SHOWN]]
-            text = f"{len(same)} held-out rows have a prompt that is trained on: scores would be too good"
+            text = f"{counted(len(same), 'held-out row has')} a prompt that is trained on: scores would be too good"
             yield DataFinding("leaks", "warning", text, len(same), rows)
 
     def near_leaks(self) -> Iterator[DataFinding]:
@@ -198,7 +198,8 @@ class Checker:
         near = [(a, b) for a, b in self.sketches.pairs(self.held_out_sketches) if not same[b]]
         if near:
             rows = [f"{self.held_out_locations[b]} like {self.locations[a]}" for a, b in near[:_SHOWN]]
-            text = f"{len(near)} held-out rows are near copies of trained ones"
+            copies = counted(len(near), "held-out row is a near copy", "held-out rows are near copies")
+            text = f"{copies} of trained ones"
             yield DataFinding("near leaks", "warning", text, len(near), rows)
 
 
@@ -275,14 +276,14 @@ def _judge(found: Checker, base: str, mapped: bool) -> Iterator[DataFinding]:
         yield DataFinding("nothing", "error", "no row can be used", rows_in)
     elif rows_in - kept > 0.1 * rows_in:
         grave: Severity = "error" if kept < 0.5 * rows_in else "warning"
-        yield DataFinding("many rejected", grave, f"{rows_in - kept} of {rows_in} rows cannot be used", rows_in - kept)
+        text = f"{rows_in - kept} of {counted(rows_in, 'row')} cannot be used"
+        yield DataFinding("many rejected", grave, text, rows_in - kept)
     if kept == 0:
         return
     yield from _copies(found, kept)
     if kept < _FEW_ROWS:
-        yield DataFinding(
-            "few rows", "warning", f"{kept} rows are few: a few hundred teach a style, a thousand a task", kept
-        )
+        text = f"{counted(kept, 'row is')} few: a few hundred teach a style, a thousand a task"
+        yield DataFinding("few rows", "warning", text, kept)
     yield from _lengths(found, kept, base)
     for line in found.remarks.lines():
         yield DataFinding("template", "note", line)
@@ -301,7 +302,7 @@ def _judge(found: Checker, base: str, mapped: bool) -> Iterator[DataFinding]:
             yield DataFinding(
                 what,
                 "warning",
-                f"{few.count} rows seem to hold {_PERSONAL[kind]}: `afina data prepare --mask` hides them",
+                f"{counted(few.count, 'row seems')} to hold {_PERSONAL[kind]}: `afina data prepare --mask` hides them",
                 few.count,
                 few.rows,
             )
@@ -315,7 +316,7 @@ def _judge(found: Checker, base: str, mapped: bool) -> Iterator[DataFinding]:
         (most, n), (least, m) = found.labels.most_common()[0], found.labels.most_common()[-1]
         if n > 3 * m:
             text = (
-                f"answers are unbalanced: {most[:40]!r} has {n} rows, {least[:40]!r} {m} "
+                f"answers are unbalanced: {most[:40]!r} has {counted(n, 'row')}, {least[:40]!r} {m} "
                 f"(of {len(found.labels)} distinct ones)"
             )
             yield DataFinding("balance", "note", text, kept)
@@ -326,7 +327,8 @@ def _copies(found: Checker, kept: int) -> Iterator[DataFinding]:
     if same:
         extra = sum(len(group) - 1 for group in same)
         rows = [found.locations[row] for group in same for row in group[1:]][:_SHOWN]
-        yield DataFinding("duplicates", "warning", f"{extra} rows are exact copies of others", extra, rows)
+        text = counted(extra, "row is an exact copy of another", "rows are exact copies of others")
+        yield DataFinding("duplicates", "warning", text, extra, rows)
     rows_seen, groups = found.rows.values(), list(found.prompts.groups())
     shared = [group for group in groups if len({int(rows_seen[row]) for row in group}) > 1]
     if kept == 1 or (len(groups) == 1 and len(groups[0]) == kept):
@@ -336,12 +338,12 @@ def _copies(found: Checker, kept: int) -> Iterator[DataFinding]:
         count = sum(map(len, shared))
         rows = [found.locations[group[1]] for group in shared][:_SHOWN]
         if found.classes:
-            yield DataFinding(
-                "conflicts", "warning", f"{len(shared)} prompts have different answers in {count} rows", count, rows
-            )
+            text = f"{counted(len(shared), 'prompt has')} different answers in {counted(count, 'row')}"
+            yield DataFinding("conflicts", "warning", text, count, rows)
         else:
             text = (
-                f"{count} rows share their prompt with others that answer it differently ({len(shared)} groups); "
+                f"{counted(count, 'row shares', 'rows share')} their prompt with others that answer it differently "
+                f"({counted(len(shared), 'group')}); "
                 "each group stays in one split"
             )
             yield DataFinding("groups", "note", text, count, rows)
@@ -350,7 +352,10 @@ def _copies(found: Checker, kept: int) -> Iterator[DataFinding]:
     if near:
         rows = [f"{found.locations[b]} like {found.locations[a]}" for a, b in near[:_SHOWN]]
         severity: Severity = "warning" if len(near) > 0.05 * kept else "note"
-        text = f"{len(near)} rows have nearly the prompt of another row: a random split would leak from train to test"
+        text = (
+            f"{counted(len(near), 'row has')} nearly the prompt of another row: a random "
+            "split would leak from train to test"
+        )
         yield DataFinding("near copies", severity, text, len(near), rows)
 
 
@@ -359,18 +364,21 @@ def _lengths(found: Checker, kept: int, base: str) -> Iterator[DataFinding]:
         return
     if long := found.few.get("long"):
         text = (
-            f"{long.count} rows are longer than {found.max_length} tokens (the longest has {max(found.lengths)}): "
+            f"{counted(long.count, 'row is')} longer than {found.max_length} tokens (the "
+            f"longest has {max(found.lengths)}): "
             "in training give --data.too_long cut or drop, or a larger --data.max_length if the base takes it"
         )
         yield DataFinding("too long", "error", text, long.count, long.rows)
     if divided := found.few.get("divided"):
-        text = f"{divided.count} texts are longer than {found.max_length} tokens and will be divided into rows"
+        text = (
+            f"{counted(divided.count, 'text is')} longer than {found.max_length} tokens and will be divided into rows"
+        )
         yield DataFinding("divided", "note", text, divided.count, divided.rows)
     if lost := found.few.get("lost"):
         yield DataFinding(
             "lost answers",
             "error",
-            f"{lost.count} answers alone are longer than that and would be truncated",
+            f"{counted(lost.count, 'answer alone is', 'answers alone are')} longer than that and would be truncated",
             lost.count,
             lost.rows,
         )
@@ -387,5 +395,5 @@ def _verdict(errors: list[DataFinding], findings: list[DataFinding], kept: int) 
         return "not ready: " + "; ".join(finding.text for finding in errors[:3])
     warnings = [finding for finding in findings if finding.severity == "warning"]
     if warnings:
-        return f"ready, {kept} rows; look first at: " + "; ".join(finding.code for finding in warnings)
-    return f"ready: {kept} rows"
+        return f"ready, {counted(kept, 'row')}; look first at: " + "; ".join(finding.code for finding in warnings)
+    return f"ready: {counted(kept, 'row')}"

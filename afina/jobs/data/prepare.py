@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from afina.core.config import Result, section, setting
-from afina.core.errors import DataError, writing
+from afina.core.errors import DataError, counted, writing
 from afina.core.events import Listener, Notice, ignore
 from afina.core.files import jsonl_writer, replacing, write_atomic, write_json, write_jsonl
 from afina.core.job import Job
@@ -117,7 +117,7 @@ class _Opener:
         usable, wanted = sum(1 for _ in part), max(1, round(share * count))
         if wanted > usable:
             raise DataError(
-                f"{path}: {wanted} rows are wanted ({share:g} times {count}), {usable} can be used",
+                f"{path}: {counted(wanted, 'row is')} wanted ({share:g} times {count}), {usable} can be used",
                 f"give at most {path}={usable / count:.3g}",
             )
         part.taken = sample(usable, wanted, seed)
@@ -162,13 +162,13 @@ def _to_parquet(lines: Path, path: Path) -> None:
 
 
 def _card(data: DataSettings, how: PrepareSettings, result: PrepareDataResult) -> str:
-    done = [f"- {n} rows {what}" for what, n in result.done.items()] or ["- nothing had to be changed"]
+    done = [f"- {what}: {counted(n, 'row')}" for what, n in result.done.items()] or ["- nothing had to be changed"]
     grouped = (
         ", rows that ask the same or nearly the same on one side" if not how.split_near and how.split != "time" else ""
     )
     lines = [
         f"# {data.name}, prepared", "",
-        f"{result.train} rows in train.{how.format}, {result.test} in test.{how.format}, "
+        f"{counted(result.train, 'row')} in train.{how.format}, {result.test} in test.{how.format}, "
         f"from `{data.path.name}`.",
         f"Split: {how.split}{grouped}; seed {how.seed}.", "", "Done:", *done, "",
     ]  # fmt: skip

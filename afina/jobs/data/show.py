@@ -1,7 +1,7 @@
 """`data show`: a row of DATA as the model sees it: its tokens, the learned ones in colour."""
 
 from afina.core.config import Result, section, setting
-from afina.core.errors import DataError
+from afina.core.errors import DataError, counted
 from afina.core.events import Listener, Notice, ignore
 from afina.core.files import check_writable, write_atomic
 from afina.core.job import Job
@@ -62,7 +62,7 @@ def _rendered(settings: ShowRowSettings, remarks: Remarks) -> Rendered:
             return rendered(tokenizer, render(tokenizer, found, remarks))
         except Unusable as reason:
             raise DataError(f"row {row} ({found.location}) cannot be used: {reason}", "fix it") from reason
-    raise DataError(f"{data.path} has fewer than {row} rows", "give a smaller --row")
+    raise DataError(f"{data.path} has fewer than {counted(row, 'row')}", "give a smaller --row")
 
 
 JOB = Job.of(show)

@@ -6,6 +6,7 @@ from typing import Any
 import yaml
 
 from afina.core.config import read_yaml
+from afina.core.errors import counted
 from afina.core.files import read_json, write_atomic
 from afina.measure.pages.summary import general_lines, table, verdict
 from afina.training.settings import METHOD_NAMES
@@ -37,13 +38,13 @@ def _card(config: dict[str, Any], facts: dict[str, Any], evaluation: dict[str, A
     lines = [
         "---", head, "---", "",
         f"# {base['name']} with {METHOD_NAMES[method]}", "",
-        f"{what}, {facts['trainable_parameters']:,} trained parameters; trained on {rows['train']} rows of "
+        f"{what}, {facts['trainable_parameters']:,} trained parameters; trained on {counted(rows['train'], 'row')} of "
         f"{Path(config['data']['path']).name} with Afina {facts['afina']}{quantised}.", "",
         "It expects the base's chat template (included here) and these templates:", "",
         *(templates or ["- none: the rows' own messages, or prompt and completion"]),
     ]  # fmt: skip
     if evaluation:
-        rows = f"{evaluation['rows']} rows of {Path(evaluation['data']).name}."
+        rows = f"{counted(evaluation['rows'], 'row')} of {Path(evaluation['data']).name}."
         lines += ["", "## Evaluation", "", f"{rows} {verdict(evaluation)}", ""]
         lines += ["| metric | base | adapted | difference | 95 % interval |", "|---|---:|---:|---:|---:|"]
         lines += [

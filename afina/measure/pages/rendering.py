@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from afina.core.errors import counted
 from afina.core.text import command_line
 
 
@@ -12,4 +13,5 @@ def render_page(template: str, **values: Any) -> str:
 
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True)
     environment.filters["command"] = lambda words: command_line(*words)
+    environment.filters["counted"] = counted
     return environment.get_template(template).render(**values)

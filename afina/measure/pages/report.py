@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from afina.core.config import read_yaml
+from afina.core.errors import counted
 from afina.core.events import Done, HeldOut, Step, end_of, read_events
 from afina.core.files import read_json, read_jsonl, write_atomic
 from afina.core.text import command_line
@@ -59,7 +60,7 @@ def _done_line(config: dict[str, Any], facts: dict[str, Any]) -> str:
     return (
         f"{facts['base']['name']} ({facts['base']['parameters'] / 1e6:.0f} M parameters) was adapted to {data} with "
         f"{METHOD_NAMES[config['method']]}: {facts['trainable_parameters'] / 1e6:.2f} M parameters were trained on "
-        f"{rows['train']} rows, validated on {rows['held_out']} held-out rows{test}."
+        f"{counted(rows['train'], 'row')}, validated on {counted(rows['held_out'], 'held-out row')}{test}."
     )
 
 
@@ -67,7 +68,8 @@ def _training_line(done: Done | None) -> str:
     if done is None:
         return "Training did not finish."
     return (
-        f"{done.steps} steps ({done.reason}), {done.tokens:,} tokens in {done.seconds / 60:.1f} minutes including "
+        f"{counted(done.steps, 'step')} ({done.reason}), "
+        f"{counted(done.tokens, 'token')} in {done.seconds / 60:.1f} minutes including "
         f"evaluation: {done.tokens_per_second:.0f} tokens/s in training, {done.peak_memory_gb:.1f} GB peak memory."
     )
 

@@ -6,6 +6,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+from afina.core.errors import counted
 from afina.measure.general_text import LANGUAGES
 from afina.measure.intervals import FEWEST_ROWS
 from afina.measure.metrics import METRICS, described
@@ -68,9 +69,12 @@ def _compared(difference: dict[str, Any], name: str, other: str) -> str:
     size = f"{number(name, difference['value'], True)} {label(name)}"
     within = f"95 % interval {interval(name, difference)}"
     if difference["verdict"] == UNDEFINED:
-        return f"not compared with {other}: {label(name)} or its interval is undefined on {difference['rows']} rows"
+        return (
+            f"not compared with {other}: {label(name)} or its interval is undefined on "
+            f"{counted(difference['rows'], 'row')}"
+        )
     if difference["rows"] < FEWEST_ROWS:
-        return f"not compared with {other}: {difference['rows']} rows are too few to tell ({size})"
+        return f"not compared with {other}: {counted(difference['rows'], 'row is')} too few to tell ({size})"
     than = "from" if difference["verdict"] == "not distinguishable" else "than"
     return f"{difference['verdict']} {than} {other} ({size}, {within})"
 

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
+from afina.core.errors import counted
 from afina.core.events import minutes
 from afina.measure.pages.summary import label, number
 from afina.ui.common import View, flags_of, plain_table, size, train_command, two_digits, wide_console
@@ -96,14 +97,14 @@ def _lead(result: "ChooseResult") -> str:
         return ""
     best, rows, lead = seen[0][0], len(seen[0][1].bits), result.lead
     if lead is None:
-        return f"{rows} held-out rows were looked at."
+        return f"{counted(rows, 'held-out row was')} looked at."
     second = seen[1][0]
     words = {
         "better": f"is better than {second}",
         "too few rows to tell": f"leads {second}, but so few rows do not settle it",
     }.get(lead["verdict"], f"cannot be distinguished from the next, {second}")
     return (
-        f"On {rows} held-out rows {best} {words}: {lead['value']:.2f} bits per answer between them "
+        f"On {counted(rows, 'held-out row')} {best} {words}: {lead['value']:.2f} bits per answer between them "
         f"(95 % interval {lead['low']:+.2f} to {lead['high']:+.2f})."
     )
 

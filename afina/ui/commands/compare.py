@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from afina.core.config import json_object
+from afina.core.errors import counted
 from afina.search.comparison import table
 from afina.ui.common import View, console, plain_table
 
@@ -15,7 +16,7 @@ def _show(settings: "CompareSettings", result: "CompareResult") -> None:
     out = console(whole_lines=True)
     if result.metric:
         heads, lines = table(json_object(result))
-        grid = plain_table(f"{result.rows} rows of {result.data}")
+        grid = plain_table(f"{counted(result.rows, 'row')} of {result.data}")
         for i, head in enumerate(heads):
             grid.add_column(head, justify="right" if i else "left")
         for line in lines:

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
+from afina.core.errors import counted
 from afina.ui.common import View, console
 
 if TYPE_CHECKING:
@@ -19,7 +20,8 @@ def _show_check(settings: "CheckDataSettings", result: "CheckDataResult") -> Non
     """Prints what a check of data found, errors first, and what comes next."""
     out = console()
     out.print(
-        f"{result.path}: {result.rows_in} rows, {result.rows_kept} can be used, {result.rows_reported} cannot",
+        f"{result.path}: {counted(result.rows_in, 'row')}, {result.rows_kept} can be "
+        f"used, {result.rows_reported} cannot",
         markup=False,
     )
     if result.layout:
@@ -60,16 +62,16 @@ def _show_row(settings: "ShowRowSettings", result: "ShowRowResult") -> None:
         else:
             text.append(token, "dim" if i % 2 else "")
     learned_tokens = sum(learned for _, learned in result.tokens)
-    out.print(f"{result.where}: {len(result.tokens)} tokens, {learned_tokens} of them learned", markup=False)
+    out.print(f"{result.where}: {counted(len(result.tokens), 'token')}, {learned_tokens} of them learned", markup=False)
     out.print(text)
 
 
 def _show_prepared(settings: "PrepareDataSettings", result: "PrepareDataResult") -> None:
     for what, n in result.done.items():
-        print(f"{n} rows {what}")
+        print(f"{what}: {counted(n, 'row')}")
     for part, rows in (("train", result.train), ("test", result.test)):
         if rows:
-            print(f"{rows} rows in {settings.out / part}.{settings.prepare.format}")
+            print(f"{counted(rows, 'row')} in {settings.out / part}.{settings.prepare.format}")
 
 
 VIEWS = {

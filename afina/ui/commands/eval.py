@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from afina.core.config import json_object
+from afina.core.errors import counted
 from afina.measure.pages.summary import general_lines, table, trivial_lines, verdict
 from afina.runs.facts import adapter_folder
 from afina.ui.common import View, console, plain_table
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 def show_evaluation(evaluation: dict[str, Any], files: dict[str, Path]) -> None:
     """Prints the table of `evaluation.json`'s object, the verdict, and where `files` are."""
     out = console()
-    grid = plain_table(f"{evaluation['rows']} rows of {evaluation['data']}")
+    grid = plain_table(f"{counted(evaluation['rows'], 'row')} of {evaluation['data']}")
     grid.add_column("metric")
     for name in ("base", "adapted", "difference", "95 % interval"):
         grid.add_column(name, justify="right")

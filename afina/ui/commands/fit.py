@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from afina.core.errors import counted
 from afina.core.events import minutes
 from afina.forecast.expected import NO_DATA
 from afina.ui.common import View, flags_of, plain_table, size, train_command, wide_console
@@ -35,7 +36,8 @@ def _show(settings: "FitSettings", result: "FitResult") -> None:
     """Prints the forecasts, and the command that trains."""
     out, rows = wide_console(), result.work
     out.print(
-        f"{result.base}: {size(result.parameters)} parameters; {rows['rows']:,} rows, {rows['tokens']:,} tokens "
+        f"{result.base}: {size(result.parameters)} parameters; "
+        f"{counted(rows['rows'], 'row')}, {counted(rows['tokens'], 'token')} "
         f"({rows['known']}), the longest {rows['longest']:,}"
     )
     if not result.here:

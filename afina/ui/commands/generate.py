@@ -3,6 +3,7 @@
 import sys
 from typing import TYPE_CHECKING
 
+from afina.core.errors import counted
 from afina.core.text import json_text
 from afina.ui.common import View
 
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
 
 def _show(settings: "GenerateSettings", result: "GenerateResult") -> None:
     if settings.out:
-        print(f"{len(result.rows)} answers in {settings.out}", file=sys.stderr)
+        print(f"{counted(len(result.rows), 'answer')} in {settings.out}", file=sys.stderr)
         return
     for row in result.rows:
         if settings.data:
