@@ -1,6 +1,7 @@
 """Runs, adapters, caches and settings that an earlier version wrote are read, and mean the same."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from afina.core.files import read_json, read_jsonl
 from afina.data.store import Rows
 from afina.lora import load_adapter
 from afina.measure import outputs
+from afina.measure.pages.summary import number
 from afina.models import load_base
 from afina.runs.history import show_run
 from afina.settings import RunSettings
@@ -85,3 +87,6 @@ def test_what_a_base_answered_is_read(recorded: Path, tmp_path: Path, monkeypatc
     kept = read_json(recorded / "cache" / "outcomes" / "base.json")
     assert [answer.text for answer in found.answers] == [text for text, *_ in kept["answers"]]
     assert [list(pair) for pair in found.nats] == kept["nats"]
+    assert math.isnan(found.seconds)  # of another day, which is not set against today's
+    assert math.isnan(found.latency)
+    assert number("latency", None) == "not timed"

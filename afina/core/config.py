@@ -5,6 +5,7 @@ A section is a frozen pydantic model. The command line and YAML files are derive
 """
 
 import json
+import re
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -260,9 +261,17 @@ def typed(info: FieldInfo, value: Any) -> str:
         return info.flags[-1] if value else ""
     listed = value if isinstance(value, tuple) else (value,)
     if info.positional:
-        return " ".join(shlex.quote(str(each)) for each in listed)
+        return " ".join(shell_word(str(each)) for each in listed)
     values = listed if info.repeated else (value,)
-    return " ".join(f"{info.flags[-1]} {shlex.quote(_flag_text(each))}" for each in values)
+    return " ".join(f"{info.flags[-1]} {shell_word(_flag_text(each))}" for each in values)
+
+
+def shell_word(text: str) -> str:
+    """`text` as it is typed in a shell; line breaks as `$'…\\n…'`, so that a command stays on one line."""
+    if not re.search(r"[\n\r\t]", text):
+        return shlex.quote(text)
+    marks = {"\\": "\\\\", "'": "\\'", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
+    return "$'" + "".join(marks.get(char, char) for char in text) + "'"
 
 
 def _flag_text(value: Any) -> str:

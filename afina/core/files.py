@@ -134,13 +134,23 @@ def check_writable(path: Path) -> None:
             raise OutputError(f"cannot write {path}: it is a folder, not a file", "give a file's name")
         return
     with writing(path):
-        absent = [folder for folder in path.absolute().parents if not folder.exists()]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent)
-        os.close(handle)
-        os.unlink(temporary)
-        for folder in absent:
-            folder.rmdir()
+        _try_folder(path.parent)
+
+
+def check_writable_folder(folder: Path) -> None:
+    """The same of a folder for `--out`, there or not."""
+    with writing(f"into --out {folder}", "choose another --out"):
+        _try_folder(folder)
+
+
+def _try_folder(folder: Path) -> None:
+    absent = [each for each in (folder.absolute(), *folder.absolute().parents) if not each.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=folder)
+    os.close(handle)
+    os.unlink(temporary)
+    for each in absent:
+        each.rmdir()
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from afina.core.config import shell_word
+
 ASKED = ("prompt", "question", "instruction", "query", "input", "user", "utterance")
 ANSWERED = ("completion", "response", "answer", "output", "assistant", "reply")
 PAIR_ANSWERED = ("gpt", "bot", *ANSWERED)  # beside a question in one item of a conversation
@@ -63,7 +65,7 @@ class Layout:
             return f"{self.name}: the conversation is in {' and '.join(map(repr, self.conversation))}"
         if self.prompt is None:
             return f"{self.name}: all of {self.completion!r} is learned, as it is"
-        return f"{self.name}: --prompt {self.prompt!r} --completion {self.completion!r}"
+        return f"{self.name}: --prompt {shell_word(self.prompt)} --completion {shell_word(self.completion)}"
 
 
 def recognise(columns: Sequence[str], sample: Sequence[dict[str, Any]]) -> Layout | None:

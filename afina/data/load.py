@@ -33,17 +33,22 @@ _PROGRESS = 20_000  # rows between two reports of progress
 
 @dataclass(frozen=True)
 class Dataset:
-    """Training rows, which lie on disk; held-out rows, by which a checkpoint is chosen; the rows that are evaluated on
-    in the end, with their examples (for generation): those of the test split, or else the held-out ones; rejected rows
-    with reasons; what was found out about the files; what to warn of."""
+    """Training rows, which lie on disk; held-out rows, by which a checkpoint is chosen; those of the test split, where
+    there is one; the examples of the rows that are `evaluated` (for generation); rejected rows with reasons; what was
+    found out about the files; what to warn of."""
 
     train: Rows
     held_out: list[Row]
     test: list[Row]
-    test_examples: list[Example]
+    examples: list[Example]
     rejected: Rejections
     notes: list[str]
     notices: list[str]
+
+    @property
+    def evaluated(self) -> list[Row]:
+        """The rows that are evaluated on in the end: the test split's, or else the held-out ones."""
+        return self.test or self.held_out
 
     @property
     def most_labelled(self) -> int:
@@ -81,7 +86,7 @@ def render_splits(
         notices.append(f"rows may have {max_length} tokens, the context of this base, not {settings.max_length}")
     notices += splits.leaks
     train = Rows(cache.folder / "train", cache.temporary)
-    return Dataset(train, list(held_out), list(test or held_out), examples, rejected, splits.notes.lines, notices)
+    return Dataset(train, list(held_out), list(test), examples, rejected, splits.notes.lines, notices)
 
 
 class _Rendering:

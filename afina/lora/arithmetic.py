@@ -75,7 +75,7 @@ def read_factors(folder: Path) -> dict[str, Factors]:
     return factors
 
 
-def check_one_base(path: str, updates: Sequence[Factors]) -> None:
+def check_one_shape(path: str, updates: Sequence[Factors]) -> None:
     """Raises `AdapterError` where the updates of one layer are not of one shape."""
     shapes = {(factors.b.shape[0], factors.a.shape[1]) for factors in updates}
     if len(shapes) > 1:
@@ -118,7 +118,7 @@ def combine(
     result: dict[str, Factors] = {}
     for path in paths:
         present = [(adapter[path], w) for adapter, w in zip(adapters, weights, strict=True) if path in adapter]
-        check_one_base(path, [factors for factors, _ in present])
+        check_one_shape(path, [factors for factors, _ in present])
         result[path] = _padded(_combined(present, kind, new_rank, pruning), new_rank)
     return _write(result, new_rank, Path(folders[0]), Path(out))
 

@@ -108,7 +108,7 @@ class Metric:
     for a table of several numbers, which `tables` lays out, of the base and of the adapted model, for the report. A
     score that the rows do not define is NaN. It is computed for data of `kinds` (none: only where it is asked for), and
     is the main score of those in `main_for`, which decides which of two models is better. With `needs_text` it is left
-    out for classifiers, which write no text.
+    out for classifiers, which write no text. `absent` is shown for a score that is NaN.
     """
 
     name: str
@@ -120,6 +120,7 @@ class Metric:
     kinds: Kinds = ()
     main_for: Kinds = ()
     needs_text: bool = False
+    absent: str = "undefined"
     tables: Callable[[Any, Any], Iterator[Table]] | None = None
 
     def stats(self, predictions: Predictions) -> RowStats:

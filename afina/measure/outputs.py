@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -48,7 +49,8 @@ class ModelOutputs:
 
     `nats` are the summed losses of the expected answers, each with its number of tokens; `prompt_nats` those of the
     prompts, and `general` those of the general texts, by language. `seconds` are for all
-    answers in batches, `latency` for one alone. A classifier `names_classes` and writes no text.
+    answers in batches, `latency` for one alone; NaN where the answers are from the cache: another day's time is not set
+    against today's. A classifier `names_classes` and writes no text.
     """
 
     answers: list[Answer]
@@ -117,13 +119,14 @@ def cached_outputs(base: Base, eval_set: EvaluationSet, listener: Listener, name
             nats=[(n, t) for n, t in cached["nats"]],
             prompt_nats=[(n, t) for n, t in cached["prompt_nats"]],
             general={name: [(n, t) for n, t in pairs] for name, pairs in cached["general"].items()},
-            seconds=cached["seconds"],
-            latency=cached["latency"],
+            seconds=math.nan,
+            latency=math.nan,
             names_classes=cached["names_classes"],
         )
     new = outputs_of(base, eval_set, listener, name)
     with suppress(OutputError, OSError):  # a cache that cannot be written only costs time
-        write_json(path, asdict(new) | {"answers": [[a.text, a.tokens, a.stopped] for a in new.answers]})
+        kept = {name: value for name, value in asdict(new).items() if name not in ("seconds", "latency")}
+        write_json(path, kept | {"answers": [[a.text, a.tokens, a.stopped] for a in new.answers]})
         for old in sorted(path.parent.iterdir(), key=lambda file: file.stat().st_mtime)[:-_CACHED]:
             old.unlink(missing_ok=True)
     return new

@@ -124,7 +124,7 @@ class Assembled:
         data = self.settings.data
         own = f"{data.path} ({'test split' if data.test else 'held-out split'})"
         source = data.test_path or (None if data.test else data.eval_path) or own
-        return EvaluationSet(self.data.test_examples, self.data.test, self.kind, self.max_new_tokens, str(source))
+        return EvaluationSet(self.data.examples, self.data.evaluated, self.kind, self.max_new_tokens, str(source))
 
 
 def assemble(settings: RunSettings, listener: Listener) -> Assembled:

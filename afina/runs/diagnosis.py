@@ -174,9 +174,7 @@ def _steps(run: RunFiles) -> Iterator[Finding]:
 def _data(run: RunFiles) -> Iterator[Finding]:
     """Rows that were left out or truncated."""
     rows = run.facts.rows if run.facts else {}
-    data = run.config.data if run.config else None
-    has_test = data is not None and (data.test or data.test_path)  # otherwise the held-out rows are tested on
-    total = sum(n for name, n in rows.items() if name != "test" or has_test) + len(run.rejected)
+    total = sum(rows.values()) + len(run.rejected)
     if run.rejected and len(run.rejected) > _MANY_REJECTED * total:
         reason, count = Counter(each.reason for each in run.rejected).most_common(1)[0]
         found = f"{counted(len(run.rejected), 'row was')} not used, of {total:,}; {count:,} of them: {reason}"

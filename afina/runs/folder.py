@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from afina.core.errors import OutputError, writing
-from afina.core.files import check_writable, sync, write_json, write_jsonl
+from afina.core.files import check_writable, check_writable_folder, sync, write_json, write_jsonl
 from afina.core.text import command_line
 from afina.core.tracker import TRACKERS
 from afina.lora.peft_config import CONFIG
@@ -219,4 +219,4 @@ def check_new(out: Path) -> None:
     """Raises `OutputError` unless `out`, for something new, is empty or absent, and can be written."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise OutputError(f"--out {out} is not empty", "choose another --out")
-    check_writable(out / "adapter_config.json")
+    check_writable_folder(out)

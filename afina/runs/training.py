@@ -233,7 +233,7 @@ class _Run:
     def announce(self, listener: Listener) -> None:
         """Tells what is trained, on what, and why each open setting was chosen as it is."""
         data, base, resolved = self.data, self.base, self.resolved
-        test = f", {len(data.test)} in the test split" if data.test != data.held_out else ""
+        test = f", {len(data.test)} in the test split" if data.test else ""
         listener(Notice(base.engine, warning=base.fell_back))
         listener(
             Notice(
@@ -262,7 +262,7 @@ class _Run:
         """Creates the folder and trains into it, or resumes from its last checkpoint."""
         checkpoints = self.folder / CHECKPOINTS
         mark = fingerprint(
-            self.data.held_out + self.data.test,
+            self.data.held_out + self.data.evaluated,
             self.data.train.digest(),
             self.base.facts.sha256,
             self.base.tokenizer.template_hash(),

@@ -547,14 +547,14 @@ def test_the_turns_of_a_conversation_stay_in_one_split(tmp_path: Path) -> None:
     assert sum(map(len, parts)) == len(set.union(*parts)) == 40  # none in two
     for part in (data.train, data.held_out, data.test):
         assert set(Counter(row.location for row in part).values()) == {3}
-    assert [example.location for example in data.test_examples] == [row.location for row in data.test]
-    for row, example in zip(data.test, data.test_examples, strict=True):
+    assert [example.location for example in data.examples] == [row.location for row in data.test]
+    for row, example in zip(data.test, data.examples, strict=True):
         prompt = prompt_ids(tokenizer("Qwen3"), example.messages, example.tools)
         assert row.input_ids[: len(prompt)] == prompt
         assert learned(tokenizer("Qwen3"), row)[0][1].endswith(f"{example.references[0]}{END}")
     assert "so 40 conversations are learned turn by turn, each as it is at inference: 120 rows" in data.notices[-1]
     again = render_splits(splits, tokenizer("Qwen3"), 512, tmp_path)  # from the cache
-    assert again.test_examples == data.test_examples
+    assert again.examples == data.examples
     long = DataSettings(path=path, max_length=60)
     with pytest.raises(DataError, match="80 rows are longer than 60 tokens, of 120"):
         render_splits(read_splits(long, 0), tokenizer("Qwen3"), 512, tmp_path)

@@ -196,7 +196,7 @@ def test_rows_on_disk_are_the_rows_that_were_rendered(tmp_path: Path, tiny) -> N
     assert data.train.tokens == sum(data.train.lengths)
     assert data.train.labelled == sum(row.labelled for row in data.train)
     assert data.most_labelled == max(row.labelled for row in one_by_one)
-    assert [e.location for e in data.test_examples] == [row.location for row in data.held_out]
+    assert [e.location for e in data.examples] == [row.location for row in data.held_out]
 
 
 def test_prepared_rows_are_found_again_while_nothing_changed(tmp_path: Path, tiny, monkeypatch) -> None:
@@ -208,7 +208,7 @@ def test_prepared_rows_are_found_again_while_nothing_changed(tmp_path: Path, tin
     again = load_data(DataSettings(path=path), tiny, cache_dir=cache)
     assert [f.stat().st_ino for f in (cache / "rows").iterdir()] == [written]
     assert list(again.train) == list(first.train)
-    assert again.test_examples == first.test_examples
+    assert again.examples == first.examples
     assert load_data(DataSettings(path=path), tiny, seed=1, cache_dir=cache).held_out != first.held_out
     write_rows(path, [*rows, {"prompt": "q", "completion": "new"}])
     assert len(load_data(DataSettings(path=path), tiny, cache_dir=cache).train) > len(first.train)
@@ -242,7 +242,7 @@ def test_too_long_rows(tmp_path: Path, tiny) -> None:
     (row,) = [r for r in [*cut.train, *cut.held_out] if r.location == f"{path}:6"]
     assert 100 < len(row.input_ids) <= 120
     assert tiny.tokenizer.inner.decode([label for label in row.labels if label != IGNORE_INDEX]) == "answer 5<|im_end|>"
-    assert cut.notices == ["1 prompts were cut to fit 120 tokens"]
+    assert cut.notices == ["1 prompt was cut to fit 120 tokens"]
 
 
 def test_eval_file_limit_and_seed(tmp_path: Path, tiny) -> None:
@@ -305,7 +305,7 @@ def test_a_test_split(tmp_path: Path, tiny) -> None:
     assert len(set.union(*parts)) == 200
     prompts = [{(int(where.rsplit(":", 1)[1]) - 1) // 2 for where in part} for part in parts]
     assert not (prompts[0] | prompts[1]) & prompts[2]  # never one prompt on both sides
-    assert [e.location for e in data.test_examples] == [row.location for row in data.test]
+    assert [e.location for e in data.examples] == [row.location for row in data.test]
 
 
 def test_a_test_file_may_hold_references_only(tmp_path: Path, tiny) -> None:
@@ -315,6 +315,6 @@ def test_a_test_file_may_hold_references_only(tmp_path: Path, tiny) -> None:
     data = load_data(settings, tiny)
     assert len(data.test) == 8
     assert len(data.train) + len(data.held_out) == 40
-    assert data.test_examples[0].references == ("one", "two")
-    assert data.test_examples[0].completion == "one"
+    assert data.examples[0].references == ("one", "two")
+    assert data.examples[0].completion == "one"
     assert any("test.jsonl: " in line and "also trained on" in line for line in data.notices)

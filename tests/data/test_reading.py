@@ -220,8 +220,10 @@ def test_layouts_are_recognised_and_said(name: str, tmp_path: Path) -> None:
 def test_languages_in_headers(tmp_path: Path) -> None:
     for header in ("english,portuguese", "en,pt", "text_en,text_pt", "English,português"):
         (tmp_path / "t.csv").write_text(f"{header}\nhello,olá\ngood day,bom dia\n")
-        found, _, _ = read_examples(DataSettings(path=tmp_path / "t.csv"), needs_completion=True)
+        found, _, notes = read_examples(DataSettings(path=tmp_path / "t.csv"), needs_completion=True)
         assert found[0].messages[0]["content"] == "Translate from English to Portuguese:\nhello"
+    (line,) = [each for each in notes.lines if "translation pairs" in each]
+    assert r"--prompt $'Translate from English to Portuguese:\n{English}' --completion '{português}'" in line
 
 
 def test_tools_and_calls_are_kept(tmp_path: Path) -> None:

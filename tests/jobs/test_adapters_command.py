@@ -188,6 +188,30 @@ def test_diff_of_different_bases(runs: tuple[Path, Path], tmp_path: Path, capsys
     assert "different bases" in err
 
 
+def test_adapters_of_different_bases_are_not_compared_or_combined(
+    runs: tuple[Path, Path], tiny_folder: Path, tmp_path: Path, capsys
+) -> None:
+    """By the hash of the weights where it is known; names alone may be two of one base."""
+    other = shutil.copytree(runs[1] / "adapter", tmp_path / "other")
+    facts = json.loads((other / "afina.json").read_text())
+    facts["base"] |= {"name": "another", "sha256": "f" * 64}
+    (other / "afina.json").write_text(json.dumps(facts))
+    for command in (["diff", runs[0], other], ["combine", runs[0], other, "--out", tmp_path / "sum"]):
+        code, out, err = ask(capsys, *command)
+        assert (code, out) == (2, "")
+        assert "the adapters are for different bases" in err
+        assert f"{other}: another (weights ffffffffffff…)" in err
+        assert not (tmp_path / "sum").exists()
+    unknown = [peft_folder(tmp_path / name, f"/home/{name}/llama") for name in ("alice", "bob")]
+    code, out, err = ask(capsys, "diff", *unknown)
+    assert code == 0
+    assert "the adapters name different bases, taken for the same" in err
+    assert "/home/alice/llama → /home/bob/llama" in out
+    assert "(" not in out
+    same = peft_folder(tmp_path / "carol", "/home/bob/llama")
+    assert "different bases" not in ask(capsys, "diff", unknown[1], same)[2]
+
+
 def test_combined_and_cut_adapters_can_be_asked(runs: tuple[Path, Path], tmp_path: Path, capsys) -> None:
     assert ask(capsys, "combine", *runs, "--weights", "0.5,0.5", "--out", tmp_path / "both")[0] == 0
     assert read_config(tmp_path / "both").rank == 8

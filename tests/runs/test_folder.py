@@ -17,7 +17,7 @@ from afina.core.process.interrupt import StopRequest, interrupt_on_all_signals
 from afina.lora.peft_config import CONFIG
 from afina.lora.peft_files import WEIGHTS
 from afina.runs.facts import adapter_folder
-from afina.runs.folder import FORMER, MOVING, RunFolder, settle
+from afina.runs.folder import FORMER, MOVING, RunFolder, check_new, settle
 
 FILES = ("config.yaml", "metrics.jsonl", f"adapter/{CONFIG}", f"adapter/{WEIGHTS}", "evaluation.json", "report.html")
 
@@ -116,6 +116,26 @@ def test_a_new_run_that_can_be_resumed_keeps_the_former_beside_it(tmp_path: Path
     with pytest.raises(AdapterError, match=r"\.former"):
         adapter_folder(tmp_path)
     assert adapter_folder(tmp_path / FORMER).exists()
+
+
+def test_what_a_folder_without_an_adapter_is(tmp_path: Path) -> None:
+    with pytest.raises(AdapterError, match="holds no adapter"):
+        adapter_folder(tmp_path)
+    write(tmp_path, "killed", ("config.yaml",))
+    with pytest.raises(AdapterError, match=r"cut off before .* saved: resume it with `afina train --resume"):
+        adapter_folder(tmp_path)
+    write(tmp_path, "moved", ("evaluation.json",))
+    with pytest.raises(AdapterError, match="holds no adapter"):
+        adapter_folder(tmp_path)
+
+
+def test_a_new_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for out in (tmp_path / "file" / "new", Path("/proc/new")):
+        with pytest.raises(OutputError, match=rf"cannot write into --out {out}: [^:]+: choose another --out$"):
+            check_new(out)
+    check_new(tmp_path / "new" / "er")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
     with pytest.raises(OutputError, match="cut off; the run that it was to replace is in"):
         RunFolder(tmp_path).check(overwrite=False)
     overwrite(tmp_path, fails=True)

@@ -1,6 +1,6 @@
 """Folders of searches: found again by `afina runs list`, with the command that goes on with them."""
 
-import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -101,7 +101,10 @@ def test_a_command_gives_the_settings_that_it_was_made_of(job: str, settings, va
     data = {"path": write_rows(tmp_path / "my rows.jsonl", [{}]), "prompt": "a 'b' \"{c}\"\n$HOME"}
     run = values.get("run", {})
     made = build(settings, values | {"run": run | {"data": data | run.get("data", {})}})
-    words = shlex.split(command(job, made))
+    line = command(job, made)
+    assert "\n" not in line  # it can be pasted
+    printed = subprocess.run(["bash", "-c", rf"printf '%s\0' {line}"], capture_output=True, text=True, check=True)
+    words = printed.stdout.split("\0")[:-1]
     assert words[:2] == ["afina", job]
     import argparse
 

@@ -7,6 +7,7 @@ from afina.core.config import LISTED, Settings, setting
 from afina.core.events import Listener, ignore
 from afina.core.job import Job
 from afina.jobs.adapters._files import WrittenAdapter, copy_companions
+from afina.jobs.adapters.show import ShowAdapterSettings, check_one_base, show
 from afina.lora.arithmetic import Kind
 from afina.lora.arithmetic import combine as combine_files
 from afina.runs.facts import adapter_folder
@@ -36,6 +37,7 @@ def combine(settings: CombineAdaptersSettings, listener: Listener = ignore) -> W
     Tokenizer and templates are those of the first. Raises `AdapterError`, `OutputError`.
     """
     folders = [adapter_folder(run) for run in settings.runs]
+    check_one_base([show(ShowAdapterSettings(run=folder)) for folder in folders], listener)
     check_new(settings.out)
     combine_files(
         folders,

@@ -6,8 +6,8 @@ from typing import Any
 from afina.core.config import Result, Settings, setting
 from afina.core.events import Listener, ignore
 from afina.core.job import Job
-from afina.jobs.adapters.show import ShowAdapterSettings, show
-from afina.lora.arithmetic import Factors, check_one_base, read_factors
+from afina.jobs.adapters.show import ShowAdapterSettings, check_one_base, show
+from afina.lora.arithmetic import Factors, check_one_shape, read_factors
 from afina.runs.facts import adapter_folder
 
 
@@ -34,11 +34,13 @@ class DiffAdaptersResult(Result):
 def diff(settings: DiffAdaptersSettings, listener: Listener = ignore) -> DiffAdaptersResult:
     """Compares two adapters, layer by layer and as a whole, from their factors alone. Raises `AdapterError`."""
     runs = (settings.first, settings.second)
-    first, second = (show(ShowAdapterSettings(run=run)).model_dump(mode="json") for run in runs)
+    adapters = [show(ShowAdapterSettings(run=run)) for run in runs]
+    check_one_base(adapters, listener)
+    first, second = (each.model_dump(mode="json") for each in adapters)
     one, other = (read_factors(adapter_folder(run)) for run in runs)
     both = [path for path in one if path in other]
     for path in both:
-        check_one_base(path, [one[path], other[path]])
+        check_one_shape(path, [one[path], other[path]])
     products = {path: _products(one[path], other[path]) for path in both}
     sums = [sum(values) for values in zip(*products.values(), strict=True)] or [0.0, 0.0, 0.0]
     return DiffAdaptersResult(

@@ -1,11 +1,13 @@
 """`adapters show`: the base, size and settings of an adapter."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import ConfigDict
 
 from afina.core.config import Result, Settings, setting
-from afina.core.events import Listener, ignore
+from afina.core.errors import AdapterError
+from afina.core.events import Listener, Notice, ignore
 from afina.core.files import read_json
 from afina.core.job import Job
 from afina.lora.peft_config import CONFIG, read_config
@@ -49,6 +51,24 @@ def show(settings: ShowAdapterSettings, listener: Listener = ignore) -> AdapterF
         parameters=sum(value.numel() for value in own.values()),
         size_mb=round((folder / WEIGHTS).stat().st_size / 1e6, 2),
         **config.model_dump(mode="json"),
+    )
+
+
+def check_one_base(adapters: Sequence[AdapterFacts], listener: Listener) -> None:
+    """Raises `AdapterError` where adapters are known to be of different bases, by the hash of their weights; warns
+    where only the names that they give differ."""
+    if len({each.base_sha256 for each in adapters} - {None}) > 1:
+        raise AdapterError(f"the adapters are for different bases: {_bases(adapters)}", "give adapters of one base")
+    if len({each.base for each in adapters} - {None}) > 1 and None in {each.base_sha256 for each in adapters}:
+        text = f"the adapters name different bases, taken for the same: {_bases(adapters)}"
+        listener(Notice(text, warning=True))
+
+
+def _bases(adapters: Sequence[AdapterFacts]) -> str:
+    """'a: X (weights 0123456789ab…), b: Y'."""
+    hashes = [f" (weights {each.base_sha256[:12]}…)" if each.base_sha256 else "" for each in adapters]
+    return ", ".join(
+        f"{each.path}: {each.base or 'unnamed'}{known}" for each, known in zip(adapters, hashes, strict=True)
     )
 
 

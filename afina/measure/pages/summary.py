@@ -16,7 +16,7 @@ UNDEFINED = "undefined"
 
 def number(name: str, value: float | None, sign: bool = False) -> str:
     """A score of the metric `name` as people read it; with `sign` a difference of two. None is undefined."""
-    return UNDEFINED if value is None else described(name).shown(value, sign)
+    return described(name).absent if value is None else described(name).shown(value, sign)
 
 
 def label(name: str) -> str:

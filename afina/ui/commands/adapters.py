@@ -1,6 +1,6 @@
 """`afina adapters`: list, show, diff, combine, rerank, merge, convert."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
@@ -31,9 +31,18 @@ def _show(settings: Settings, result: BaseModel) -> None:
 
 
 def _show_diff(settings: Settings, result: "DiffAdaptersResult") -> None:
-    show_facts(result.model_dump(exclude={"layers"}), _WIDTH)
+    for name, (first, second) in result.settings.items():
+        print(f"{name.replace('_', ' '):{_WIDTH}} {_value(first)} → {_value(second)}")
+    show_facts(result.model_dump(exclude={"layers", "settings"}), _WIDTH)
     for layer in result.layers:
         print(f"  {layer['layer']:50} cosine {shown(layer['cosine'])}  distance {shown(layer['distance'])}")
+
+
+def _value(value: Any) -> str:
+    """Of a setting: a list as it is typed, and what is not set as such."""
+    if value in (None, [], (), {}):
+        return "not set"
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else shown(value)
 
 
 def _show_merged(settings: Settings, result: "MergeAdapterResult") -> None:
