@@ -5,8 +5,6 @@ A section is a frozen pydantic model. The command line and YAML files are derive
 """
 
 import json
-import re
-import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +18,7 @@ from pydantic_core import PydanticUndefined
 
 from afina.core.errors import SettingsError, near
 from afina.core.registry import OneOf
+from afina.core.text import shell_word
 
 
 class Settings(BaseModel):
@@ -264,14 +263,6 @@ def typed(info: FieldInfo, value: Any) -> str:
         return " ".join(shell_word(str(each)) for each in listed)
     values = listed if info.repeated else (value,)
     return " ".join(f"{info.flags[-1]} {shell_word(_flag_text(each))}" for each in values)
-
-
-def shell_word(text: str) -> str:
-    """`text` as it is typed in a shell; line breaks as `$'…\\n…'`, so that a command stays on one line."""
-    if not re.search(r"[\n\r\t]", text):
-        return shlex.quote(text)
-    marks = {"\\": "\\\\", "'": "\\'", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
-    return "$'" + "".join(marks.get(char, char) for char in text) + "'"
 
 
 def _flag_text(value: Any) -> str:

@@ -11,6 +11,7 @@ from typing import Any, TextIO, cast
 # Controls of both ranges but newline and tab, what turns the direction of writing, halves of characters.
 _ACTING = "\0-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff"
 _ACTS = re.compile(f"[{_ACTING}]")
+_BREAKS = re.compile(r"[\n\t]")
 _OF_PROGRESS_BARS = re.compile(f"\r|\x1b\\[A|([{_ACTING}])")  # libraries' own go back and up to be drawn again
 
 
@@ -23,9 +24,17 @@ def _mark(found: re.Match[str]) -> str:
     return ascii(found[0])[1:-1]
 
 
+def shell_word(text: str) -> str:
+    """`text` as it is typed in a shell: on one line, with line breaks and what acts on a terminal as in `$'…\\n…'`."""
+    if not _BREAKS.search(text) and not _ACTS.search(text):
+        return shlex.quote(text)
+    quoted = _BREAKS.sub(_mark, text.replace("\\", r"\\").replace("'", r"\'"))
+    return f"$'{_ACTS.sub(_escape, quoted)}'"
+
+
 def command_line(*words: object) -> str:
     """A command of Afina's as it is typed, whatever is in its words."""
-    return shlex.join(["afina", *map(str, words)])
+    return " ".join(["afina", *(shell_word(str(word)) for word in words)])
 
 
 def json_text(value: Any, encoding: str = "utf-8") -> str:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from afina.core.config import shell_word
+from afina.core.text import shell_word
 
 ASKED = ("prompt", "question", "instruction", "query", "input", "user", "utterance")
 ANSWERED = ("completion", "response", "answer", "output", "assistant", "reply")
@@ -65,7 +65,7 @@ class Layout:
             return f"{self.name}: the conversation is in {' and '.join(map(repr, self.conversation))}"
         if self.prompt is None:
             return f"{self.name}: all of {self.completion!r} is learned, as it is"
-        return f"{self.name}: --prompt {shell_word(self.prompt)} --completion {shell_word(self.completion)}"
+        return f"{self.name}: --prompt {shell_word(self.prompt)} --completion {shell_word(self.completion or '')}"
 
 
 def recognise(columns: Sequence[str], sample: Sequence[dict[str, Any]]) -> Layout | None:

@@ -174,6 +174,7 @@ def _steps(run: RunFiles) -> Iterator[Finding]:
 def _data(run: RunFiles) -> Iterator[Finding]:
     """Rows that were left out or truncated."""
     rows = run.facts.rows if run.facts else {}
+    data = run.config.data if run.config else None
     total = sum(rows.values()) + len(run.rejected)
     if run.rejected and len(run.rejected) > _MANY_REJECTED * total:
         reason, count = Counter(each.reason for each in run.rejected).most_common(1)[0]

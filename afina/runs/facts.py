@@ -30,7 +30,8 @@ def adapter_folder(run: Path) -> Path:
         )
     if (run / "config.yaml").is_file() and not (run / "evaluation.json").is_file():
         raise AdapterError(
-            f"run {run} was cut off before its adapter was first saved", f"resume it with `afina train --resume {run}`"
+            f"run {run} was cut off before its adapter was first saved",
+            f"resume it with `{command_line('train', '--resume', run)}`",
         )
     raise AdapterError(f"run {run} holds no adapter", "give the folder that `afina train` wrote (its --out)")
 

@@ -1,6 +1,5 @@
 """What the commands share in showing results."""
 
-import shlex
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from typing import Any
 from rich.table import Table
 
 from afina.core.config import Settings, given, typed
-from afina.core.text import command_line
+from afina.core.text import command_line, shell_word
 from afina.ui.output import Output
 
 _WIDEST = 160
@@ -71,7 +70,7 @@ def train_command(data: Path | str, flags: Iterable[str], base: str) -> str:
     """The command that trains with these settings, as they are typed, but for those that it names itself or that were
     chosen here."""
     own = [each for each in flags if each.split()[0] not in ("--base", "--out", "--quantize")]
-    return " ".join([command_line("train", data), *own, f"--base {shlex.quote(base)}"])
+    return " ".join([command_line("train", data), *own, f"--base {shell_word(base)}"])
 
 
 def flags_of(settings: Settings) -> list[str]:

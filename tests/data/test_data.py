@@ -287,7 +287,7 @@ def test_text_that_spells_a_control_token_or_is_no_unicode(tmp_path: Path, tiny)
 def test_held_out_prompts_that_are_trained_on_are_counted(tmp_path: Path, tiny) -> None:
     path = write_rows(tmp_path / "t.jsonl", [{"prompt": str(i), "completion": "x"} for i in range(20)])
     (notice,) = load_data(DataSettings(path=path, eval_path=path), tiny).notices
-    assert notice.startswith("20 prompts of")
+    assert "20 prompts are also trained on" in notice
 
 
 def test_epoch_orders_differ_and_repeat() -> None:

@@ -78,9 +78,9 @@ def test_rows_in_one_object(tmp_path: Path) -> None:
         assert rows(path)[:2] == (expected, [])
     for value, words in (
         ({"train": ROWS, "test": ROWS}, r"2 lists in it \('train' with 3 items, 'test' .*\n.* a file of its own"),
-        ({"text": ["a"], "n": [1, 2]}, "'text' with 1 items, 'n' with 2 items"),
+        ({"text": ["a"], "n": [1, 2]}, "'text' with 1 item, 'n' with 2 items"),
         ({"prompt": "a", "completion": "b"}, "0 lists"),
-        ({"columns": ["a", "b"], "data": [[1]]}, "item 1: 1 values, there are 2 columns"),
+        ({"columns": ["a", "b"], "data": [[1]]}, "item 1: 1 value for 2 columns"),
     ):
         path.write_text(dump(value))
         with pytest.raises(DataError, match=words):
@@ -108,7 +108,7 @@ def test_damage_is_said_with_its_line(tmp_path: Path) -> None:
     for text, words in (
         ('{\n "a": 1\n}\n{\n "a": b\n}\n', r"a\.json:5: not JSON \(Expecting value\)"),
         ("[\n{},\n{]", r"a\.json:3: not JSON after item 1"),
-        ("[\n{}\n]\n{}", r"a\.json:4: something follows the list of 1 items"),
+        ("[\n{}\n]\n{}", r"a\.json:4: something follows the list of 1 item"),
     ):
         (tmp_path / "a.json").write_text(text)
         with pytest.raises(DataError, match=words):

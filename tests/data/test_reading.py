@@ -151,7 +151,7 @@ def test_nul_bytes_are_left_out_and_counted(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_bytes(b"a,b\nx\0y,1\n" + b"z,2\n" * 30)
     records, _, notes = rows(tmp_path / "t.csv")
     assert records[0] == {"a": "xy", "b": "1"}
-    assert "1 NUL bytes are left out" in notes[0]
+    assert "1 NUL byte is left out" in notes[0]
 
 
 def test_plain_text_and_lines_that_answer_one_another(tmp_path: Path) -> None:

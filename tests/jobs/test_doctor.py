@@ -170,8 +170,9 @@ def unlearned(run: Path) -> None:
     )
 
 
-def cut_off(file: Path) -> None:
-    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+def cut_off(file: Path, at: bytes | None = None) -> None:
+    content = file.read_bytes()
+    file.write_bytes(content[: content.index(at) if at else len(content) // 2])
 
 
 # The twenty problems by number, where a run's files show them; those that Afina makes impossible are in the other
@@ -254,7 +255,7 @@ PROBLEMS: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "half of afina.json": (lambda r: cut_off(r / "adapter/afina.json"), "adapter/afina.json", "cannot be read"),
     "half an evaluation": (lambda r: cut_off(r / "evaluation.json"), "evaluation.json", "cannot be read"),
     "half of the metrics": (lambda r: cut_off(r / "metrics.jsonl"), "metrics.jsonl", "how training ended"),
-    "half a configuration": (lambda r: cut_off(r / "config.yaml"), "config.yaml", "incomplete"),
+    "half a configuration": (lambda r: cut_off(r / "config.yaml", at=b"rning_rate:"), "config.yaml", "incomplete"),
     "half a forecast": (lambda r: cut_off(r / "forecast.json"), "forecast.json", "cannot be read"),
     "no configuration": (lambda r: (r / "config.yaml").unlink(), "config.yaml", "is missing"),
 }

@@ -28,7 +28,7 @@ def value_of(job: Job, info: FieldInfo) -> tuple[str, Any]:
         model = model.model_fields[section].annotation
     field = model.model_fields[name]
     accepts = TypeAdapter(field.annotation if not field.metadata else field.rebuild_annotation())
-    for word in (*info.choices, "7", "0.5", "word", "8", "lora", "url:name", "true", "{a: 7}"):
+    for word in (*info.choices, "7", "0.5", "word", "8", "lora", "url:name", "true", "{a: 7}", "utf-8"):
         value: Any = word
         if info.many and info.positional:
             value = (word, word)

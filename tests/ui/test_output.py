@@ -70,7 +70,18 @@ def test_any_text_is_shown_and_any_json_is_read(text: str) -> None:
         assert json.loads(line) == {"a": [text, 1.5]}
         assert not ACTING.search(line)
         line.encode(encoding)
-    assert shlex.split(command_line("train", text, "--base", text)) == ["afina", "train", text, "--base", text]
+
+
+def test_any_text_can_be_typed_in_a_command() -> None:
+    chars = [chr(code) for code in range(1, 0x300)]
+    texts = [*HOSTILE.values(), "it's\n\\n\t$HOME", *chars, *(f"{char}9a'\\" for char in chars), ""]
+    texts = [text.replace("\0", "") for text in texts]
+    line = command_line("train", *texts)
+    assert "\n" not in line
+    assert not ACTING.search(line)
+    script = f"export LC_ALL=C.UTF-8; printf '%s\\0' {line}".encode()
+    printed = subprocess.run(["bash"], input=script, capture_output=True, check=True).stdout
+    assert printed.decode(errors="surrogatepass").split("\0")[:-1] == ["afina", "train", *texts]
 
 
 def test_json_has_no_number_that_is_none() -> None:

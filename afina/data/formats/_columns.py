@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from afina.core.errors import DataError
+from afina.core.errors import DataError, counted
 from afina.data.rows import Notes
 
 
@@ -29,7 +29,7 @@ def rows_within(value: dict[str, Any], name: str, notes: Notes, one_row: bool) -
     if one_row:
         return None
     if len(lists) > 1:
-        held = ", ".join(f"{key!r} with {len(each)} items" for key, each in list(lists.items())[:6])
+        held = ", ".join(f"{key!r} with {counted(len(each), 'item')}" for key, each in list(lists.items())[:6])
         raise DataError(
             f"{name} is one object with {len(lists)} lists in it ({held}), expected a list of objects or one list",
             "write each list to a file of its own, such as train.json and test.json in one folder",
@@ -64,7 +64,9 @@ def _split(value: dict[str, Any], name: str) -> Iterator[Any]:
     columns = [str(each) for each in value["columns"]]
     for number, row in enumerate(value["data"], 1):
         if len(row) != len(columns):
-            raise DataError(f"{name}, item {number}: {len(row)} values, there are {len(columns)} columns", "fix it")
+            raise DataError(
+                f"{name}, item {number}: {counted(len(row), 'value')} for {counted(len(columns), 'column')}", "fix it"
+            )
         yield dict(zip(columns, row, strict=True))
 
 

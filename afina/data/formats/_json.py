@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from afina.core.errors import DataError
+from afina.core.errors import DataError, counted
 from afina.data.files import File
 from afina.data.formats._columns import rows_within
 from afina.data.formats._text import characters, lines_of, note_encoding
@@ -129,7 +129,8 @@ def _list(scanner: "_Scanner") -> Iterator[Record | Rejected]:
     scanner.at += 1
     if scanner.next():
         raise DataError(
-            f"{scanner.name}:{scanner.line}: something follows the list of {count} items", "delete it, or the brackets"
+            f"{scanner.name}:{scanner.line}: something follows the list of {counted(count, 'item')}",
+            "delete it, or the brackets",
         )
 
 

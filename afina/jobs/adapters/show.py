@@ -66,10 +66,11 @@ def check_one_base(adapters: Sequence[AdapterFacts], listener: Listener) -> None
 
 def _bases(adapters: Sequence[AdapterFacts]) -> str:
     """'a: X (weights 0123456789ab…), b: Y'."""
-    hashes = [f" (weights {each.base_sha256[:12]}…)" if each.base_sha256 else "" for each in adapters]
-    return ", ".join(
-        f"{each.path}: {each.base or 'unnamed'}{known}" for each, known in zip(adapters, hashes, strict=True)
-    )
+    return ", ".join(f"{each.path}: {each.base or 'unnamed'}{_weights(each)}" for each in adapters)
+
+
+def _weights(adapter: AdapterFacts) -> str:
+    return f" (weights {adapter.base_sha256[:12]}…)" if adapter.base_sha256 else ""
 
 
 JOB = Job.of(show)

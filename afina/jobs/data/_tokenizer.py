@@ -1,10 +1,10 @@
 """The tokenizer by which the jobs on data count."""
 
-import shlex
 from pathlib import Path
 
 from afina.core.config import Settings, setting
 from afina.core.device import cache_folder
+from afina.core.text import shell_word
 from afina.data.fitting import DEFAULT_MAX_LENGTH
 from afina.data.settings import DataSettings
 from afina.models.load import load_tokenizer
@@ -45,4 +45,4 @@ def find_tokenizer(
 def given_flags(settings: TokenizerSettings) -> str:
     """Those of the base and its template that were given, as they are typed."""
     named = {"--base": settings.base if settings.base != "starter" else None, "--template": settings.template}
-    return "".join(f" {flag} {shlex.quote(str(value))}" for flag, value in named.items() if value is not None)
+    return "".join(f" {flag} {shell_word(str(value))}" for flag, value in named.items() if value is not None)

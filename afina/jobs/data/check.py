@@ -1,6 +1,5 @@
 """`data check`: what a careful person would find in DATA; exits with 0 ready, 1 not ready, 2 unreadable."""
 
-import shlex
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +9,7 @@ from afina.core.config import Result, fields, section
 from afina.core.events import Listener, ignore
 from afina.core.files import check_writable, write_atomic
 from afina.core.job import Job
-from afina.core.text import command_line
+from afina.core.text import command_line, shell_word
 from afina.data.mapping import Example, Unusable, map_examples
 from afina.data.quality.checks import Check, DataFinding
 from afina.data.quality.checks import check as check_rows
@@ -89,11 +88,11 @@ def _following(found: Check, settings: DataSettings, of_base: str) -> str:
     given = {field.path: field for field in fields(DataSettings, "data.") if field.path != "data.path"}
     values = {path: getattr(settings, path.removeprefix("data.")) for path in given}
     flags = {
-        path: f" {given[path].flags[-1]} {shlex.quote(str(value))}"
+        path: f" {given[path].flags[-1]} {shell_word(str(value))}"
         for path, value in values.items()
         if value != given[path].default
     }
-    data = shlex.quote(str(settings.path))
+    data = shell_word(str(settings.path))
     again = any(finding.code in ("duplicates", "near copies") for finding in found.findings)
     if not again or settings.eval_path is not None:
         return f"afina train {data}{''.join(flags.values())}{of_base}"
