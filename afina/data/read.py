@@ -10,12 +10,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from afina.core.config import changed
 from afina.core.errors import DataError
 from afina.core.events import Listener, ignore
 from afina.core.files import check_fetched
 from afina.data.files import COMPRESSED, STANDARD_INPUT, File
-from afina.data.files.folders import TEST, TRAIN, VALIDATION, FileSet, divided, file_set
+from afina.data.files.folders import FileSet, divided, file_set
 from afina.data.formats import FORMATS, Format, suffixes
 from afina.data.formats._classes import ClassNames
 from afina.data.rows import Notes, Record, Rejected
@@ -32,8 +31,7 @@ def read(settings: DataSettings, notes: Notes, files: "OpenFiles | None" = None)
     damaged, binary, of no known format, or in doubtful encoding (unless `notes` collect doubts)."""
     opened = files or OpenFiles()
     found = opened.of(settings)
-    for line in opened.notes(settings.path):
-        notes.say(line)
+    notes.say(*opened.notes(settings.path))
     for form, file in found:
         if form.package and find_spec(form.package[0]) is None:
             package, extra = form.package
@@ -44,54 +42,8 @@ def read(settings: DataSettings, notes: Notes, files: "OpenFiles | None" = None)
         named = ClassNames(file, settings.path, notes)
         for row in form.read(file, settings, notes):
             yield named(row) if isinstance(row, Record) else row
-
-
-def parted(settings: DataSettings) -> DataSettings:
-    """The settings, with the parts of the set of files that DATA is each in its place: what is trained on, held out and
-    tested, unless other files or `test` say it. Raises `DataError` where there is nothing to train on."""
-    if settings.target is not None or divided(settings.path) is None:
-        return settings
-    found, part = file_set(settings.path, suffixes())
-    if part or not found.roles:
-        return settings
-    places = {TRAIN: "path", VALIDATION: "eval_path", TEST: "test_path"}
-    given = {"eval_path"} if settings.eval_path else set[str]()
-    given |= {"test_path"} if settings.test_path or settings.test else set()
-    if TRAIN not in found.roles:
-        raise DataError(f"data {settings.path} has no part to train on", f"name one: {found.listed()}")
-    values = {}
-    for role, names in found.roles.items():
-        if places[role] not in given:
-            found.named(role)
-            values[places[role]] = Path(f"{settings.path}:{names[0]}")
-    return changed(settings, values)
-
-
-def part_words(settings: DataSettings) -> list[str]:
-    """What a set of files is used for, part by part, once the settings are `parted`."""
-    used = {"is trained on": settings.path, "is held out": settings.eval_path, "is the test split": settings.test_path}
-    lines = [
-        f"{path} {use} ({found.shown(found.named(part))})"
-        for use, path in used.items()
-        if path is not None and divided(path) is not None
-        for found, part in (file_set(path, suffixes()),)
-        if part
-    ]
-    own, part = file_set(settings.path, suffixes()) if divided(settings.path) else (None, "")
-    if own and part:
-        names = {str(path).rsplit(":", 1)[-1] for path in used.values() if path is not None}
-        unused = [name for name in own.splits if name not in names]
-        lines += [f"{', '.join(f'{own.root}:{name}' for name in unused)} not used"] if unused else []
-    return ["; ".join(lines)] if lines else []
-
-
-def part_to_score(path: Path) -> Path:
-    """Of a set of files with parts the one that a model is scored on: the tests, else the validation."""
-    if divided(path) is None:
-        return path
-    found, part = file_set(path, suffixes())
-    role = next((role for role in (TEST, VALIDATION) if role in found.roles), None)
-    return path if part or role is None else Path(f"{path}:{found.roles[role][0]}")
+        if settings.encoding and not file.is_decided:
+            notes.say(f"{file.name} is no text: --data.encoding is not used")
 
 
 class OpenFiles:

@@ -121,10 +121,11 @@ class Notes:
         self._said: list[str] = []
         self._counts: Counter[str] = Counter()
 
-    def say(self, line: str) -> None:
-        """Keeps a line, once."""
-        if line not in self._said and len(self._said) < _MOST_NOTES:
-            self._said.append(line)
+    def say(self, *lines: str) -> None:
+        """Keeps each line, once."""
+        for line in lines:
+            if line not in self._said and len(self._said) < _MOST_NOTES:
+                self._said.append(line)
 
     def doubt(self, problem: str, remedy: str) -> None:
         """Raises `DataError` where nobody collects doubts."""

@@ -17,9 +17,10 @@ from afina.core.events import Listener, ignore
 from afina.data.answers import AnswerStatistics
 from afina.data.layouts import Kind
 from afina.data.mapping import Example, check_usable, map_examples, usable_examples
+from afina.data.parts import part_words, parted
 from afina.data.quality.checks import Checker
 from afina.data.quality.duplicates import Seen, leaked, mixed
-from afina.data.read import OpenFiles, part_words, parted
+from afina.data.read import OpenFiles
 from afina.data.rows import Notes, Rejected, Rejections
 from afina.data.settings import DataSettings
 
@@ -123,8 +124,7 @@ def read_splits(
     """Reads, samples and splits; `checker` sees the rows as they pass, and `listener` hears how far that is. Raises
     `DataError` where a file is unreadable or no row is usable."""
     first, settings = _FirstPass(checker, listener), parted(settings)
-    for line in part_words(settings):
-        first.notes.say(line)
+    first.notes.say(*part_words(settings))
     rows = first.train(training_file(settings))
     is_text = first.notes.layout is not None and first.notes.layout.kind == "text"
     if settings.kind is not None and (settings.kind == "text") != is_text:
@@ -235,8 +235,7 @@ class _FirstPass:
         counted."""
         notes = Notes()
         rows = self.read(settings, notes, look, is_test)
-        for line in notes.lines:
-            self.notes.say(line)
+        self.notes.say(*notes.lines)
         mask = np.zeros(len(rows.prompts), bool)
         mask[rows.prompted] = sample(int(rows.prompted.sum()), most, seed)
         both = len(np.unique(rows.prompts[mask & leaked(rows.prompts, trained)]))

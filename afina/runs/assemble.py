@@ -17,8 +17,8 @@ from afina.data.files import STANDARD_INPUT
 from afina.data.files.folders import divided
 from afina.data.layouts import Kind
 from afina.data.load import Dataset, render_splits
+from afina.data.parts import parted
 from afina.data.quality.checks import Checker
-from afina.data.read import parted
 from afina.data.splits import Splits, read_splits
 from afina.forecast.machines import this_machine
 from afina.forecast.remedies import refuse_what_cannot_fit

@@ -11,7 +11,8 @@ from afina.core.errors import AdapterError, BaseModelError
 from afina.core.events import Listener, ignore
 from afina.core.task import CAUSAL, TASKS, TaskName
 from afina.data.mapping import Example, read_examples
-from afina.data.read import OpenFiles, part_to_score
+from afina.data.parts import part_to_score
+from afina.data.read import OpenFiles
 from afina.data.rows import Notes, Rejections
 from afina.data.settings import DataSettings
 from afina.lora.peft_config import read_peft

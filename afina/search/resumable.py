@@ -12,7 +12,7 @@ from afina.core.config import Settings, changed, command
 from afina.core.errors import InputError, Interrupted, OutputError
 from afina.core.events import Done, Listener, Notice, end_of, read_events
 from afina.core.files import check_writable, write_yaml
-from afina.data.read import parted
+from afina.data.parts import parted
 from afina.runs.files import SEARCH, SearchRecord
 from afina.runs.folder import RunFolder, is_complete
 from afina.settings import RunSettings

@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 from conftest import write_rows
 
@@ -12,6 +14,7 @@ from afina.core.errors import DataError, SettingsError
 from afina.data.files import File, known_encoding
 from afina.data.mapping import read_examples
 from afina.data.quality.checks import check
+from afina.data.quality.signals import damaged, repaired
 from afina.data.read import OpenFiles, read
 from afina.data.rows import Notes, Record, Rejected
 from afina.data.settings import DataSettings
@@ -182,6 +185,72 @@ def test_the_name_that_is_given_decides(tmp_path: Path) -> None:
     assert texts(marked, encoding="utf-8")[0] == ["é"]
     wide = table(tmp_path / "w.csv", ["é"], "utf-16")
     assert texts(wide, encoding="utf-16-le")[0] == ["é"]
+
+
+def test_names_that_cannot_be_right(tmp_path: Path) -> None:
+    wide = tmp_path / "w.csv"
+    wide.write_bytes("text,label\nДоставка,1\nТовар,2\n".encode("utf-16-le"))
+    for name in ("utf-8", "cp1251"):
+        with pytest.raises(DataError, match=rf"w\.csv is UTF-16-LE, not {name}, as --data\.encoding says"):
+            texts(wide, encoding=name)
+    plain = table(tmp_path / "p.csv", SENTENCES["ru"], "cp1251")
+    with pytest.raises(DataError, match=r"p\.csv:1: byte 0x74 .* is not utf-16"):
+        texts(plain, encoding="utf-16")
+    quotes = table(tmp_path / "q.csv", ["plain", "it’s “ok”"], "cp1252")
+    _, _, notes = texts(quotes, encoding="latin-1")
+    assert any("the control character U+0092 in line 3: a Windows code page is likelier" in line for line in notes)
+    assert not texts(quotes, encoding="cp1252")[2]
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["é"]}), tmp_path / "p.parquet")
+    assert texts(tmp_path / "p.parquet", encoding="cp1251") == (
+        ["é"], [], [f"{tmp_path / 'p.parquet'} is no text: --data.encoding is not used"]
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding"),
+    [
+        ("ｱｲｳ ｶﾒﾗ", "cp932"),
+        ("order was late 很慢", "gbk"),
+        ("costs €", "iso8859-15"),
+        ("ｶﾒﾗ", "cp932"),
+        ("Ω", "cp1253"),
+    ],
+)
+def test_little_to_go_by_is_doubtful_or_right_however_often_it_is_said(
+    text: str, encoding: str, tmp_path: Path
+) -> None:
+    for count in (3, 40):
+        path = tmp_path / "t.csv"
+        path.write_bytes("\n".join(["text,label", *(f"{text} {i},x" for i in range(count))]).encode(encoding))
+        found = File(path).encoding
+        assert found.doubt or found.name == encoding
+
+
+def test_surrogates_in_utf8_are_damage(tmp_path: Path) -> None:
+    """As Java and Oracle write characters beyond the first plane."""
+    path = tmp_path / "t.csv"
+    path.write_bytes(b"text,label\ngood,1\nbad \xed\xa0\xbd\xed\xb9\x82,2\n")
+    found = File(path).encoding
+    assert (found.name, found.doubt) == ("utf-8", "")
+    assert "damaged bytes, the first in line 3" in found.said
+
+
+def test_what_other_parts_are_read_as_is_said_too(tmp_path: Path) -> None:
+    table(tmp_path / "train.csv", SENTENCES["ru"], "utf-8")
+    table(tmp_path / "test.csv", SENTENCES["uk"], "cp1251")
+    said = check(DataSettings(path=tmp_path)).notes
+    assert any("test.csv is read as Windows-1251" in line for line in said)
+    said = check(DataSettings(path=tmp_path, encoding="cp1251")).notes
+    assert any("train.csv is valid UTF-8, and read as cp1251" in line for line in said)
+
+
+def test_damage_of_other_alphabets_is_seen() -> None:
+    for text in ("Доставка", "Παράδοση", "המוצר", "هذا المنتج", "商品はとても", "não"):
+        read_wrong = text.encode().decode("latin-1")
+        assert damaged(read_wrong)
+        assert repaired(read_wrong) == text
+    for text in ("Ãgua à €5", "señor, ¿qué?", "Ñandú", "×2 ±0.5", "Ø 5 µm", "façade", "naïve – “so”", "à la « carte »"):
+        assert not damaged(text), text
 
 
 def test_names_of_encodings() -> None:

@@ -12,11 +12,13 @@ from conftest import write_rows
 from afina.core.errors import DataError
 from afina.core.events import Progress
 from afina.data.files import file as files
+from afina.data.parts import part_to_score, parted
 from afina.data.quality.checks import check
-from afina.data.read import part_to_score, parted, read
+from afina.data.read import read
 from afina.data.rows import Notes, Record
 from afina.data.settings import DataSettings
 from afina.data.splits import read_splits
+from afina.ui.cli import main
 
 
 def put(folder: Path, *names: str) -> Path:
@@ -127,6 +129,38 @@ def test_the_splits_are_those_of_the_parts_and_it_is_said_once(tmp_path: Path) -
     assert any("valid" in line and "not used" in line for line in given.notes.lines)
 
 
+def test_a_part_without_answers_is_not_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As competitions give their tests."""
+    rows = [{"id": i, "text": f"t {i}", "label": "ab"[i % 2]} for i in range(20)]
+    write_rows(tmp_path / "train.jsonl", rows)
+    write_rows(tmp_path / "valid.jsonl", [{**row, "text": f"v {row['id']}"} for row in rows[:6]])
+    write_rows(tmp_path / "test.jsonl", [{"id": row["id"], "text": f"x {row['id']}"} for row in rows])
+    write_rows(tmp_path / "sample_submission.jsonl", [{"id": row["id"], "label": "a"} for row in rows])
+    for given in ({}, {"prompt": "{text}", "completion": "{label}"}):
+        splits = read_splits(DataSettings(path=tmp_path, **given), 0)
+        assert [int(mask.sum()) for mask in (splits.train, splits.held_out, splits.test)] == [20, 6, 0]
+        assert any(f"{tmp_path}:test not used, for no row of it has an answer" in line for line in splits.notes.lines)
+    (tmp_path / "valid.jsonl").write_text("\n")
+    assert parted(DataSettings(path=tmp_path)).eval_path is None
+    main(["data", "check", str(tmp_path)])
+    said = capsys.readouterr().out
+    assert f"{tmp_path}:train: not used: 'id'" in said  # no word between colons is a picture
+    assert f"{tmp_path}:validation not used, for no row of it has an answer" in said
+    (tmp_path / "test.jsonl").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0a\nsize 4821\n")
+    with pytest.raises(DataError, match="git-lfs pointer"):
+        parted(DataSettings(path=tmp_path))
+
+
+def test_what_lies_beside_and_is_not_read_is_named(tmp_path: Path) -> None:
+    put(tmp_path, "a.jsonl", "more.zip", "notes.docx", "rows", "img/photo.png", "README.md", "LICENSE", "load.sh",
+        "_SUCCESS", ".DS_Store", "dataset_info.json")  # fmt: skip
+    notes = Notes()
+    list(read(DataSettings(path=tmp_path), notes))
+    assert notes.lines == [
+        f"{tmp_path}: not read, for their types are not: img/photo.png, more.zip, notes.docx and 1 more"
+    ]
+
+
 def test_parts_can_be_named(tmp_path: Path) -> None:
     put(tmp_path, "train.jsonl", "dev.jsonl")
     assert names(Path(f"{tmp_path}:train")) == ["train.jsonl"]
@@ -135,7 +169,10 @@ def test_parts_can_be_named(tmp_path: Path) -> None:
         names(Path(f"{tmp_path}:validatoin"))
     assert DataSettings(path=Path(f"{tmp_path}:train")).name == tmp_path.name
     assert parted(DataSettings(path=Path(f"{tmp_path}:train"))).eval_path is None
+    put(tmp_path / "one", "train.jsonl", "extra.jsonl")
+    assert names(Path(f"{tmp_path}/one:train")) == ["train.jsonl"]
     put(tmp_path / "only", "test.jsonl")
+    assert names(Path(f"{tmp_path}/only/t*.jsonl")) == ["test.jsonl"]  # which the user asked for
     with pytest.raises(DataError, match="has no part to train on"):
         parted(DataSettings(path=tmp_path / "only"))
     assert names(Path(f"{tmp_path}/d*.jsonl")) == ["dev.jsonl"]

@@ -161,7 +161,26 @@ def test_given_cases(name: str, count: int, first: Any, shared: Path) -> None:
     assert (len(found), rejected) == (count, [])
     assert first in found[0].values()
     examples, rejected_rows, _ = read_examples(DataSettings(path=path), needs_completion=True)
-    assert name[0] == "N" or (len(examples), len(rejected_rows)) == (count, 0)
+    if name[0] != "N":
+        assert (len(examples), len(rejected_rows)) == (count, 0)
+        return
+    assert (len(examples), {row.reason for row in rejected_rows}) == (30, {"the completion is empty"})
+    assert [example.completion for example in examples[:3]] == ["red 1", "blue 2, green", "none 3"]
+
+
+def test_conversations_that_are_bare_lists(tmp_path: Path) -> None:
+    for members in (("role", "content", "user", "assistant"), ("from", "value", "human", "gpt")):
+        by, text, asks, says = members
+        chats = [[{by: asks, text: f"q {i}"}, {by: says, text: f"a {i}"}] for i in range(3)]
+        for suffix, written in (("json", dump(chats)), ("jsonl", "\n".join(map(dump, chats)))):
+            path = tmp_path / f"a.{suffix}"
+            path.write_text(written)
+            examples, rejected, _ = read_examples(DataSettings(path=path), needs_completion=True)
+            assert ([example.said for example in examples], list(rejected)) == (["a 0", "a 1", "a 2"], [])
+    (tmp_path / "a.json").write_text('[["q", "a"], [], [{"role": "user"}, 3]]')
+    assert [row.reason for row in rows(tmp_path / "a.json")[1]] == [
+        "it holds a list, expected an object with named columns"
+    ] * 3
 
 
 def test_a_pointer_of_git_lfs(shared: Path, tmp_path: Path) -> None:

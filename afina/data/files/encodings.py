@@ -13,10 +13,10 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import cache
 from typing import Any
 
 from afina.core.errors import DataError, near
+from afina.data.files.oddities import oddities
 
 REMEDY = "name the right one with --data.encoding NAME, or save the file as UTF-8"
 # By chardet's names: Python's, what messages call it, and how likely it is beforehand: Windows' western code page is
@@ -37,8 +37,10 @@ _SAMPLE = 1 << 15  # bytes of passages that are not ASCII
 _GROUPS = 8  # samples that they are divided into, so that one damaged byte does not rule out an encoding
 _CONTROL = bytes(set(range(32)) - set(b"\t\n\r\f\x0b\x1a\x1b\0")) + b"\x7f"
 _PASSAGE = re.compile(rb'[^\n"]*[\x80-\xff][^\n"]*')  # neither byte is part of a character in any of the encodings
+_WORD = re.compile(rb"[^\s,;]*[\x80-\xff][^\s,;]*")
 _ESCAPE = b"\x1b$"  # begins Japanese in ISO-2022
 _SURE = 5.0  # by so much the best reading must be better than any other
+_FEW = 4  # times so much where there are but one or two words
 _ODD = 10.0  # what an odd pair of characters counts against a reading
 _UTF8_SHARE = 0.9  # from this share of valid passages on a text is damaged UTF-8
 _MIXED_SHARE = 0.3  # from this share on it is a mixture
@@ -90,10 +92,11 @@ def find_encoding(
         look.add(chunk)
     look.end()
     marked = _by_mark(look.first)
+    wide = None if marked else _wide(look.first)
     if given:
-        found = _given(read, given, marked, name)
-        return replace(found, said=_against(look, given)) if found.name != marked else found
-    if marked or (marked := _wide(look.first)):
+        found = _given(read, given, marked or wide, name)
+        return replace(found, said=_against(read, look, given)) if found.name != marked else found
+    if marked := marked or wide:
         said = (
             "begins with a byte-order mark, which is left out"
             if marked == "utf-8-sig"
@@ -101,7 +104,7 @@ def find_encoding(
         )
         return Encoding(marked, said)
     if look.is_binary:
-        raise DataError(f"data {name} is a binary file", f"export it as text, or name its encoding: {REMEDY}")
+        raise DataError(f"data {name} is a binary file", f"export it as text, or {REMEDY}")
     if look.is_utf8 and not (look.escapes and _readings(look.samples)):
         return Encoding("ascii" if look.is_ascii else "utf-8", nuls=look.nuls)
     return replace(_guess(read, look, expected), nuls=look.nuls)
@@ -171,16 +174,25 @@ class _Look:
         found = [b"\n".join(passages[i::groups]) for i in range(groups)] if passages else []
         return [*found, *tail] or [self.first[:_SAMPLE]]
 
+    def margin(self, best: str) -> float:
+        """By how much the reading as `best` must be better than another: words that come again show nothing more, and
+        one or two words show little, but for the usual encoding."""
+        words = [word for passage in self.passages for word in _WORD.findall(passage)]
+        distinct = len(set(words)) or 1
+        few = _FEW if distinct <= 2 and best != "cp1252" else 1
+        return _SURE * few * max(1, len(words)) / distinct
+
     @property
     def utf8_share(self) -> float:
         """How many of the passages are UTF-8."""
         passages = list(self.passages) or [self._tail]
-        return sum(_decodes(each, "utf-8") for each in passages) / len(passages)
+        # Surrogates are what some programs (Java's, Oracle's) write for characters beyond the first plane.
+        return sum(_decodes(each, "utf-8", "surrogatepass") for each in passages) / len(passages)
 
 
-def _decodes(text: bytes, name: str) -> bool:
+def _decodes(text: bytes, name: str, errors: str = "strict") -> bool:
     try:
-        text.decode(name)
+        text.decode(name, errors)
         return True
     except UnicodeDecodeError:
         return False
@@ -226,8 +238,12 @@ def _reads_as_text(text: str) -> bool:
 def _given(read: Callable[[], Iterator[bytes]], given: str, marked: str | None, name: str) -> Encoding:
     """The encoding that the user names. Raises `DataError` where a byte is not of it."""
     plain = codecs.lookup(given).name
-    if marked and marked.removesuffix("-sig").replace("-", "") == re.sub(r"-|_|(le|be|sig)$", "", plain):
+    if marked and re.sub(r"-|(le|be|sig)$", "", marked) == re.sub(r"-|_|(le|be|sig)$", "", plain):
         plain = marked
+    elif marked and marked.startswith(("utf-16", "utf-32")):
+        raise DataError(
+            f"{name} is {marked.upper()}, not {plain}, as --data.encoding says", "leave --data.encoding out"
+        )
     found = _damage(read, plain)
     if found:
         line, at, byte = found
@@ -256,6 +272,8 @@ def _damage(read: Callable[[], Iterator[bytes]], name: str, controls: bool = Tru
             good = error.object[: error.start]
             offset = at - (len(error.object) - len(chunk)) + error.start
             return line + good.decode(name, "ignore").count("\n"), offset, error.object[error.start]
+        except UnicodeError:  # UTF-16 or UTF-32 without a mark
+            return line, at, chunk[0]
 
     for chunk in read():
         if found := decode(chunk, False):
@@ -263,10 +281,15 @@ def _damage(read: Callable[[], Iterator[bytes]], name: str, controls: bool = Tru
     return decode(b"", True)
 
 
-def _against(look: _Look, given: str) -> str:
-    """What is said where a text that is UTF-8 beyond doubt is read as something else."""
-    if look.is_utf8 and not look.is_ascii and codecs.lookup(given).name != "utf-8":
+def _against(read: Callable[[], Iterator[bytes]], look: _Look, given: str) -> str:
+    """What is said where a text that is UTF-8 beyond doubt is read as something else, or gets controls."""
+    plain = codecs.lookup(given).name
+    if look.is_utf8 and not look.is_ascii and plain != "utf-8":
         return f"is valid UTF-8, and read as {given}, as --data.encoding says"
+    if plain.startswith("iso8859") and (found := _damage(read, given, controls=False)):
+        return (
+            f"as {given} has the control character U+{found[2]:04X} in line {found[0]}: a Windows code page is likelier"
+        )
     return ""
 
 
@@ -288,7 +311,8 @@ def _guess(read: Callable[[], Iterator[bytes]], look: _Look, expected: str | Non
     if expected and _damage(read, expected) is None:
         return Encoding(expected, f"is read as {label(expected)}, as in training{decides}", guessed=True)
     readings = _readings(look.samples)
-    likely = [each for each in readings if readings[0].score - each.score < _SURE]
+    margin = look.margin(readings[0].name) if readings else 0.0
+    likely = [each for each in readings if readings[0].score - each.score < margin]
     whole = next((each for each in likely if _damage(read, each.name, False) is None), None)
     best = whole or (
         readings[0] if readings else _Reading("cp1252", look.samples[0].decode("cp1252", "replace"), 0.0, 0)
@@ -334,7 +358,8 @@ def _doubt(look: _Look, readings: list[_Reading], best: _Reading) -> str:
         return f"{look.utf8_share:.0%} of the text is UTF-8, the rest is not (the first in line {look.bad_line})"
     if best.oddities > max(2, _MOST_ODD * sum(char > "\x7f" for char in best.text)):
         return f"in no encoding does it look like text; as {label(best.name)} it says {_shown(best.text, best.text)}"
-    others = [each for each in readings if each is not best and best.score - each.score < _SURE]
+    margin = look.margin(best.name)
+    others = [each for each in readings if each is not best and best.score - each.score < margin]
     if not others:
         return ""
     other = others[0]
@@ -350,31 +375,3 @@ def _shown(text: str, other: str) -> str:
     pairs = zip(words, others, strict=False)
     word = next((a for a, b in pairs if a != b), None) or next((w for w in words if not w.isascii()), text)
     return repr(word[:40])
-
-
-_PAIR = re.compile(r"(?=(\S[^\x00-\x7f]|[^\x00-\x7f][\x21-\x7e]))")
-_SYMBOLS = ("Sc", "Sk", "Sm", "So", "No", "Cn", "Co", "Cs")
-_ALPHABETS = {"LATIN", "CYRILLIC", "GREEK", "HEBREW", "ARABIC", "THAI", "ARMENIAN", "GEORGIAN"}
-
-
-def oddities(text: str) -> int:
-    """How many pairs of adjacent characters, one of them at least not ASCII, are odd in any language: letters of two
-    alphabets, a capital after a small letter, a symbol beside a letter, punctuation that faces the wrong way."""
-    return sum(_is_odd(pair) for pair in _PAIR.findall(text)) + len(re.findall(r"(?<!\S)’\w", text))
-
-
-def _is_odd(pair: str) -> bool:
-    (one, kind), (other, other_kind) = _character(pair[0]), _character(pair[1])
-    if one and other:
-        return one != other or (kind == "Ll" and other_kind == "Lu")
-    if one and pair[1] > "\x7f":
-        return other_kind in (*_SYMBOLS, "Ps", "Pi")
-    return bool(other) and pair[0] > "\x7f" and kind in (*_SYMBOLS, "Pe", "Pf", "Po") and pair[0] not in "’·°"
-
-
-@cache
-def _character(char: str) -> tuple[str, str]:
-    """The alphabet of a letter ('' of anything else), and its Unicode category."""
-    kind = unicodedata.category(char)
-    alphabet = unicodedata.name(char, "").split(" ")[0] if kind[0] == "L" else ""
-    return (alphabet if alphabet in _ALPHABETS else ""), kind

@@ -34,6 +34,8 @@ _NO_ROWS = re.compile(
     r"|(dataset_infos?|dataset_dict|state|prepared|croissant)\.json|rejected\.jsonl|~\$.*",
     re.IGNORECASE,
 )
+_NO_DATA = (".md", ".rst", ".py", ".sh", ".yaml", ".yml", ".toml", ".cff", ".bib", ".lock")  # beside _NO_ROWS
+_PAPERS = re.compile(r"_.*|(readme|licen[cs]e|copying|notice|authors|makefile|dockerfile)\b.*", re.IGNORECASE)
 _ARCHIVES = (".zip", ".tar", ".tgz", ".rar", ".7z")
 _CARD_BYTES = 1 << 20
 _SHOWN = 3
@@ -174,7 +176,15 @@ class _Listing:
         if scripts and self.root.is_dir():
             self.notes.append(f"{self.root}: {', '.join(scripts[:_SHOWN])} is not executed; the data files are read")
         features = {file: known for file in files if (known := self._features(file, name)) is not None}
-        return FileSet(self.root, files, splits, roles, others, self.notes, features)
+        found = FileSet(self.root, files, splits, roles, others, self.notes, features)
+        if unread := [each for each in self.present if self.root.is_dir() and self._is_unread(each)]:
+            self.notes.append(f"{self.root}: not read, for their types are not: {found.shown(unread)}")
+        return found
+
+    def _is_unread(self, file: Path) -> bool:
+        """Whether it may hold data, but not in a format that is read."""
+        known = _suffix(file) in (*self.suffixes, *_NO_DATA) or _NO_ROWS.fullmatch(file.name)
+        return not known and not _PAPERS.fullmatch(file.name)
 
     def _config(self, name: str) -> Mapping[str, Any] | None:
         """The configuration called so; '' means the default one. Raises `DataError` where it must be named."""
@@ -228,8 +238,8 @@ class _Listing:
         if TRAIN not in splits and others:  # data.jsonl beside test.jsonl
             splits = {TRAIN: others, **splits}
             others = []
-        if len(splits) < 2 and (others or TRAIN in splits):  # nothing is set apart
-            return {}, {}, []
+        if len(splits) < 2 and (others or TRAIN in splits or not self.root.is_dir()):  # nothing is set apart
+            return splits, {}, []
         splits = {role: splits[role] for role in (TRAIN, VALIDATION, TEST) if role in splits}
         return splits, {name: [name] for name in splits}, others
 

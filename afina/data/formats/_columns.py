@@ -6,6 +6,8 @@ from typing import Any
 from afina.core.errors import DataError, counted
 from afina.data.rows import Notes
 
+EXAMPLE = 'write it as [{"prompt": "…", "completion": "…"}, …], or as one such object per line'
+
 
 def rows_within(value: dict[str, Any], name: str, notes: Notes, one_row: bool) -> Iterator[Any] | None:
     """What are rows in the only object of a file; None where it is a row itself, which it can be if `one_row`.
@@ -35,7 +37,7 @@ def rows_within(value: dict[str, Any], name: str, notes: Notes, one_row: bool) -
             "write each list to a file of its own, such as train.json and test.json in one folder",
         )
     if not lists:
-        raise DataError(f"{name} is one object with 0 lists in it, expected a list of objects or one list")
+        raise DataError(f"{name} is one object with 0 lists in it, expected a list of objects or one list", EXAMPLE)
     return iter(next(iter(lists.values())))
 
 

@@ -10,12 +10,13 @@ from typing import Any
 
 from afina.core.errors import DataError, counted
 from afina.data.files import File
-from afina.data.formats._columns import rows_within
+from afina.data.formats._columns import EXAMPLE, rows_within
 from afina.data.formats._text import characters, lines_of, note_encoding
 from afina.data.rows import Notes, Record, Rejected
 
 _NAMES = {list: "a list", str: "a text", bool: "true or false", int: "a number", float: "a number", dict: "an object"}
 _LOOKED_AT = 50  # lines by which objects a line are told from objects over many lines
+_SPEAKERS = {"role": "messages", "from": "conversations"}  # members of a message, and what a list of these is called
 _BETWEEN = re.compile(r"[\s,]*")
 
 
@@ -39,13 +40,16 @@ def read_json(file: File, notes: Notes, one_row: bool) -> Iterator[Record | Reje
         yield from _lines(lines_of([start], chunks), file.name, notes, one_row)
     else:
         value = _Scanner(file.name, start, chunks).value()
-        raise DataError(f"{file.name} holds {noun(value)}, expected a list of objects")
+        raise DataError(f"{file.name} holds {noun(value)}, expected a list of objects", EXAMPLE)
 
 
 def row_of(value: Any, location: str) -> Record | Rejected:
-    """An object's members are the columns; anything else is not a row."""
+    """An object's members are the columns; a list of messages is a conversation; anything else is not a row."""
     if isinstance(value, dict):
         return Record(value, location)
+    for speaker, column in _SPEAKERS.items():
+        if value and isinstance(value, list) and all(isinstance(each, dict) and speaker in each for each in value):
+            return Record({column: value}, location)
     return Rejected(location, f"it holds {noun(value)}, expected an object with named columns")
 
 

@@ -14,9 +14,10 @@ from afina.core.errors import DataError, counted
 from afina.core.events import Listener, ignore
 from afina.data.conversation import Remarks
 from afina.data.mapping import Example, Unusable, map_examples, texts_of
+from afina.data.parts import part_words, parted
 from afina.data.quality.duplicates import Seen, Sketches, leaked
 from afina.data.quality.signals import damaged, language, personal, repaired
-from afina.data.read import OpenFiles, part_words, parted, read
+from afina.data.read import OpenFiles, read
 from afina.data.rows import Locations, Notes, Rejected, Rejections
 from afina.data.settings import DataSettings
 from afina.data.template import render
@@ -225,12 +226,12 @@ def check(
     others = [each for each in (settings.eval_path, settings.test_path) if each is not None]
     for other in others:
         asked = changed(settings, {"path": other, "eval_path": None, "test_path": None})
-        for row in map_examples(asked, Notes(doubts=notes.doubts), needs_completion=False, files=files):
+        found = Notes(doubts=notes.doubts)
+        for row in map_examples(asked, found, needs_completion=False, files=files):
             checker.add_held_out(row)
-    if others:
-        findings += [*checker.leaks(), *checker.near_leaks()]
-    for line in part_words(settings):
-        notes.say(line)
+        notes.say(*found.lines)
+    findings += [*checker.leaks(), *checker.near_leaks()] if others else []
+    notes.say(*part_words(settings))
     errors = [finding for finding in findings if finding.severity == "error"]
     few = len(checker.labels) <= _MOST_LABELS and len(checker.labels) <= max(2, checker.kept // 5)
     return Check(

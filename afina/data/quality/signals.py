@@ -46,7 +46,9 @@ def language(text: str) -> str | None:
     return best if votes[best] > sum(votes.values()) / 2 else None
 
 
-_DAMAGE = re.compile("[ÂÃÅÄâ][\u0080-\u00bf‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ¡-¿€]|\ufffd")
+_LATER = "[\u0080-\u00bf‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ€]"  # what the bytes of a character after its first are shown as
+# Latin; Greek, Cyrillic, Hebrew and Arabic, at least two together; the same of characters of three bytes
+_DAMAGE = re.compile(f"[ÂÃÅÄâ]{_LATER}|(?:[Î-Ñ×-Û]{_LATER}){{2}}|(?:[à-ï]{_LATER}{{2}}){{2}}|\ufffd")
 
 
 def damaged(text: str) -> bool:
