@@ -4,6 +4,7 @@ AfinaError
 ├── InputError            exit 2: something given to us is wrong; nothing was changed
 │   ├── SettingsError     a flag, a key of a configuration file, or a combination of them
 │   ├── DataError         a file of examples
+│   │   └── Unmapped      a file whose columns do not say what is asked and what is answered
 │   ├── BaseModelError    a base model that is missing, damaged or not supported
 │   ├── AdapterError      an adapter or run folder that does not fit
 │   └── OutputError       a place that cannot be written
@@ -19,6 +20,7 @@ Each keeps what is wrong in `problems`, and what to do about it in `remedy`.
 """
 
 import errno
+import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -69,6 +71,27 @@ class SettingsError(InputError): ...
 
 
 class DataError(InputError): ...
+
+
+class Unmapped(DataError):
+    """`summary` is the problem without the lines on each of the `columns`. `mapping` are settings of data, by name,
+    that may say what is asked and what is answered; where no `task` is given, they only show the shape."""
+
+    def __init__(
+        self,
+        summary: str,
+        columns: Sequence[str] = (),
+        mapping: dict[str, str] | None = None,
+        task: str | None = None,
+        remedy: str = "",
+    ) -> None:
+        self.summary, self.columns, self.mapping, self.task = summary, columns, mapping or {}, task
+        flags = " ".join(f"--{name} {shlex.quote(value)}" for name, value in self.mapping.items())
+        super().__init__("\n    ".join([summary, *columns]), remedy or f"say it with {flags}")
+
+    def json(self) -> dict[str, Any]:
+        suggestion = {"task": self.task, **self.mapping} if self.task else None
+        return {"error": {**super().json()["error"], "suggestion": suggestion}}
 
 
 class BaseModelError(InputError): ...

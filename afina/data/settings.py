@@ -39,7 +39,8 @@ class DataSettings(Settings):
     kind: Kind | None = setting(None, "--kind")
     """Kind of task, which decides how answers are scored; by default inferred from the layout and the answers."""
     references: str | None = setting(None, "--references", min_length=1)
-    """Column with the right answer, or a list of them, to score against instead of the completion."""
+    """Column with the right answer, or a list of them, to score against instead of the completion; or several columns,
+    with commas between."""
     limit: int | None = setting(None, "--limit", ge=1)
     """Use a sample of this many rows, drawn by seed before the split."""
     eval_path: Path | None = setting(None, "--eval-data")

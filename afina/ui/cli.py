@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from afina.core.errors import AfinaError, Interrupted, SettingsError, near, writing
+from afina.core.errors import AfinaError, Interrupted, SettingsError, Unmapped, near, writing
 from afina.core.job import Job
 from afina.core.process.standard import discard, open_standard_files
 from afina.core.text import shown_streams
@@ -137,7 +137,7 @@ def _run(arguments: list[str]) -> int:
     if left:
         parsers.choices[options.command].error(f"unrecognized arguments: {' '.join(left)}")
     job, settings = command.read(options)
-    return _show(job, settings, views.get(job.name), "--json" in arguments)
+    return _show(job, settings, views.get(job.name), arguments)
 
 
 def _command(word: str) -> "tuple[Command, dict[str, View]]":
@@ -151,15 +151,19 @@ def _command(word: str) -> "tuple[Command, dict[str, View]]":
     return Command(word, jobs, with_json), views
 
 
-def _show(job: Job, settings: "Settings", view: "View | None", as_json: bool) -> int:
+def _show(job: Job, settings: "Settings", view: "View | None", arguments: Sequence[str]) -> int:
     from afina.core.config import json_object
     from afina.core.process.interrupt import interrupt_on_all_signals
-    from afina.ui.progress import Display
 
     interrupt_on_all_signals()
-    with Display() as display:
-        _check_places(settings, display)
-        result = job.function(settings, display)
+    as_json = "--json" in arguments
+    try:
+        result = _done(job, settings)
+    except Unmapped as error:
+        from afina.ui.offer import agreed
+
+        settings = agreed(error, settings, arguments, as_json)
+        result = _done(job, settings)
     try:
         with writing("standard output"):
             if as_json or view is None:
@@ -170,6 +174,14 @@ def _show(job: Job, settings: "Settings", view: "View | None", as_json: bool) ->
     except BrokenPipeError:  # whoever read us has gone; what was found stands
         discard(sys.stdout)
     return view.exit_code(result) if view else 0
+
+
+def _done(job: Job, settings: "Settings") -> Any:
+    from afina.ui.progress import Display
+
+    with Display() as display:
+        _check_places(settings, display)
+        return job.function(settings, display)
 
 
 def _check_places(settings: Any, listener: "Listener") -> None:

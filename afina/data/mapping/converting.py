@@ -30,8 +30,8 @@ class Converter:
     ) -> None:
         self.settings, self.notes, self.needs_completion = settings, notes, needs_completion
         columns = list(dict.fromkeys(name for values in sample for name in values))
-        if settings.references:
-            require([settings.references], columns, "--references", settings)
+        self.references = _named(settings.references, columns)
+        require(self.references, columns, "--references", settings)
         self.layout = layout = layout_of(settings, columns, sample, needs_completion)
         notes.layout = layout
         self.given = settings.prompt is not None or settings.completion is not None
@@ -100,7 +100,7 @@ class Converter:
     def _name_unused(self, columns: Sequence[str], text_rows: bool) -> None:
         """Names the columns that are not read, once each."""
         self._known.update(columns)
-        used = {self.settings.references, self.system, self.tools, self.history, _TEXT if text_rows else None}
+        used = {*self.references, self.system, self.tools, self.history, _TEXT if text_rows else None}
         unused = [name for name in columns if name not in used and not self._reads(name)]
         media = [name for name in unused if name in self.media]
         others = [name for name in unused if name not in self.media]
@@ -187,12 +187,12 @@ class Converter:
     def _example(self, turns: list[Turn], tools: tuple[dict[str, Any], ...], record: Record, say: Say) -> Example:
         turns, answer = self._divided(_learnable(turns, say), say)
         references: tuple[str, ...] = () if answer is None else (said_of(answer),)
-        if column := self.settings.references:
-            value = record.values.get(column)
-            listed = value if isinstance(value, list) else [value]
-            references = tuple(text_of(item) for item in listed if item is not None)
+        if self.references:
+            values = [record.values.get(column) for column in self.references]
+            listed = itertools.chain.from_iterable(each if isinstance(each, list) else [each] for each in values)
+            references = tuple(text_of(item) for item in listed if item not in (None, ""))
             if not references:
-                raise Unusable(f"column {column!r} has no reference")
+                raise Unusable(f"column {self.settings.references!r} has no reference")
         messages = tuple(turn.message for turn in turns)
         for text in (*itertools.chain(*map(texts_of, (*messages, answer or {"content": ""}))), *references):
             check_unicode(text)
@@ -228,6 +228,13 @@ class Converter:
         if asked > last:
             say("conversations go on after the last answer that is learned: what follows it is left out")
         return turns[:last], turns[last].message
+
+
+def _named(references: str | None, columns: Sequence[str]) -> list[str]:
+    """The columns that --references names: one, which may have commas in its name, or several."""
+    if references is None or references in columns:
+        return [references] if references else []
+    return [name.strip() for name in references.split(",")]
 
 
 def _learnable(turns: list[Turn], say: Say) -> list[Turn]:
@@ -309,14 +316,7 @@ def layout_of(
     if known is None and not needs_completion and "prompt" in columns:
         known = Layout("prompts", "{prompt}", "{completion}")
     if known is None:
-        shown = ", ".join(map(repr, columns))
-        example = (
-            f"--prompt '{{{columns[0]}}}' --completion '{{{columns[1]}}}'"
-            if len(columns) > 1
-            else "--prompt '…' --completion '…'"
-        )
-        raise DataError(
-            f"{settings.path}: columns {shown} do not say what is asked and what is answered",
-            f"name them with templates, such as {example}",
-        )
+        from afina.data.roles import unmapped  # late: it reads values, which most files need not
+
+        raise unmapped(settings.path, sample)
     return known
