@@ -3,7 +3,7 @@
 Comes in: files of many formats (`formats/`, a module for each), and templates over their columns. Goes out: rows
 (input_ids, labels) to train and to evaluate on, which lie on disk, and every rejected row with its location and reason.
 read.py gives rows, mapping.py examples, splits.py says which are trained on, template.py renders, load.py does it all;
-`quality/` checks and cleans. No optimiser.
+`quality/` checks and cleans, `roles/` says what columns may be for where no layout is known. No optimiser.
 Public: `load_data`, `read_examples`, `DataSettings`, `Dataset`, `Example`, `Row`, `render`, `prompt_ids`, `pack`.
 """
 

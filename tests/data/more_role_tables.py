@@ -258,7 +258,11 @@ def disasters(r: random.Random) -> Known:
 def nested_io(r: random.Random) -> Known:
     def row(i: int) -> Row:
         t = r.choice([*TOPICS])
-        return {"meta": {"source": "web", "ts": day(r)}, "record": {"text": complaint(r, t, 15)}, "annotation": {"label": t}}
+        return {
+            "meta": {"source": "web", "ts": day(r)},
+            "record": {"text": complaint(r, t, 15)},
+            "annotation": {"label": t},
+        }
 
     return Known(rows(row), "annotation[label]", ("record[text]",), "classification")
 

@@ -245,7 +245,8 @@ def headless_parallel_with_attribution(r: random.Random) -> Known:
         one, other = phrases(r, "en", "pt")
         names = r.sample(["CK", "alexmarcelo", "bill", "Guybrush88", "carlos", "piterkeo", "una_sousa"], 2)
         note = (
-            f"CC-BY 2.0 (France) Attribution: tatoeba.org #{r.randint(1e5, 1e6):.0f} ({names[0]}) & #{i} ({names[1]})"
+            f"CC-BY 2.0 (France) Attribution: tatoeba.org #{r.randint(100_000, 999_999)} "
+            f"({names[0]}) & #{i} ({names[1]})"
         )
         return {"column_1": one, "column_2": other, "column_3": note}
 
@@ -622,7 +623,7 @@ def conversations_under_another_name(r: random.Random) -> Known:
             "log": [{"role": "user", "content": sentence(r)}, {"role": "assistant", "content": sentence(r)}],
         }
 
-    return Known(rows(row), "log", (), "response generation")
+    return Known(rows(row), "log", (), "conversation")
 
 
 @table

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from afina.data.answers import is_structured
 from afina.data.layouts import LANGUAGES
 from afina.data.mapping.columns import text_of
+from afina.data.mapping.example import Unusable
 from afina.data.quality.signals import language
 from afina.data.roles.names import meaning
 
@@ -91,7 +92,7 @@ class Column:
     @cached_property
     def texts(self) -> list[str]:
         """The values as a template writes them; '' where there is none."""
-        return ["" if value in (None, [], {}) or value != value else text_of(value).strip() for value in self.values]
+        return [_text(value) for value in self.values]
 
     @cached_property
     def given(self) -> list[str]:
@@ -191,6 +192,13 @@ class Column:
         codes = [language(text[i : i + 2000]) for i in range(0, len(text), 2000)]
         found = [code for code in codes if code]
         return LANGUAGES[statistics.mode(found)] if found else None
+
+
+def _text(value: Any) -> str:
+    try:
+        return "" if value in (None, [], {}) else text_of(value).strip()
+    except Unusable:  # NaN
+        return ""
 
 
 def _mostly(values: Sequence[Any], test: Any) -> bool:

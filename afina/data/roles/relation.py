@@ -20,9 +20,9 @@ class Relation:
 
     `held` is the fraction of the other's telling words that stand in the one's text of the same row, beyond those that
     stand in the text of another row; `holds` is the same the other way round. `ratio` is the other's length over the
-    one's (median), `shared` the fraction of the longer's words that the shorter has, each as often (median), `alike`
-    the correlation of their lengths (logarithms, from -1 to 1), and `vocabulary` the fraction of the other's words that the
-    one has in any row.
+    one's (median), `shared` the fraction of the longer text's words that the shorter has, each as often (median),
+    `alike` the correlation of their lengths (logarithms, from -1 to 1), and `vocabulary` the fraction of the other's
+    words that the one has in any row.
     """
 
     held: float

@@ -8,7 +8,7 @@ from afina.data.roles.columns import Column, Nature
 from afina.data.roles.names import stem
 from afina.data.roles.relation import Relation, relation, told
 
-_UNNAMED = {"", "column", "col", "field", "feature", "unnamed"}  # stems that say nothing
+_UNNAMED = {"column", "col", "field", "feature", "unnamed"}  # stems that say nothing, as one letter does
 _SHORTER = 0.7  # of a text's length: what was drawn from it is at most so long
 _COPY = 0.9  # of the longer's words stand in the shorter, too: a copy
 _OF_INPUTS = {
@@ -85,7 +85,7 @@ class Table:
     def siblings(self, column: Column) -> list[Column]:
         """The columns of one stem and one nature, this one among them: summary1, summary2."""
         own = stem(column.name)
-        if own.lower() in _UNNAMED or own == column.name:
+        if len(own) < 2 or own.lower() in _UNNAMED or own == column.name:
             return [column]
         return [each for each in self.columns if stem(each.name) == own and each.nature == column.nature]
 

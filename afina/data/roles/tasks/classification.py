@@ -18,6 +18,7 @@ _COMPARED = {
 _SHARED = 0.1  # of the words of texts that are compared, beyond chance
 _LENGTHS = 0.25  # of the longer, at least
 _SENTENCE = 8  # words: a shorter text may be a mere name
+_FLAGS = 3  # columns of the same values say each a part of what there is to say of a row
 _CONFLICTS = 0.3  # of the rows have the text of a row with another label: it cannot be told
 
 
@@ -44,6 +45,7 @@ def _readings(table: Table) -> Iterator[Reading]:
                 )
             elif not told and label.meaning != "label" and len(table.columns) > 2:
                 found.add(-0.3)  # a detail of the record, like others
+            found.add(-0.7 if sum(set(each.distinct) == set(label.distinct) for each in labels) >= _FLAGS else 0.0)
             found.add(-1.2 if _has_answer(table, found.inputs) else 0.0)
             if all(language(value) for value in label.distinct):
                 found.add(-0.5)  # the language that a row is in, rarely what is asked
