@@ -57,12 +57,11 @@ def at_a_terminal(monkeypatch: pytest.MonkeyPatch, typed: list[str], key: bytes)
     thread = threading.Thread(target=press)
     thread.start()
     with monkeypatch.context() as patch:
-        streams = {
-            name: open(os.dup(theirs), mode) for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w"))
-        }
+        streams = {}
+        for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+            streams[name] = os.fdopen(os.dup(theirs), mode)
+            patch.setattr(sys, name, streams[name])
         os.close(theirs)
-        for name, stream in streams.items():
-            patch.setattr(sys, name, stream)
         patch.setenv("COLUMNS", "300")
         code = main(typed)
         for stream in streams.values():
