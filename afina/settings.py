@@ -50,7 +50,7 @@ class RunSettings(Settings):
     last_layers: int = setting(2, ge=1)
     """With method last: how many layers."""
     seed: int = setting(0, ge=0, lt=2**32)
-    """Decides the sample, the split, the order of rows and the adapter's start."""
+    """Decides the sample, the split, the order of rows and the adapter's initial weights."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Number format of the computation; auto measures once which is faster here."""
     template: Path | None = None
@@ -62,7 +62,7 @@ class RunSettings(Settings):
     device: str | None = None
     """cpu, cuda, mps; by default the best that is there."""
     threads: int | None = setting(None, ge=1)
-    """Processor threads; by default one a core."""
+    """Processor threads; by default one per core."""
     allow_swap: bool = False
     """Train even where the forecast is more memory than is free."""
     cache_dir: Path | None = None

@@ -194,16 +194,22 @@ def merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
+_CONFIGURATION = "give a file of `name: value` lines, such as the config.yaml of a run"
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file. Raises `SettingsError` where there is none."""
     try:
         value = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise SettingsError(f"cannot read the configuration {path}: {error.strerror}") from error
+        raise SettingsError(f"cannot read the configuration {path}: {error.strerror}", _CONFIGURATION) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+        mark = getattr(error, "problem_mark", None)
+        where = f":{mark.line + 1}" if mark else ""
+        reason = getattr(error, "problem", None) or " ".join(str(error).split())
+        raise SettingsError(f"{path}{where} is not valid YAML: {reason}", _CONFIGURATION) from error
     if not isinstance(value, dict):
-        raise SettingsError(f"{path} holds a {type(value).__name__}, expected settings as `name: value` lines")
+        raise SettingsError(f"{path} is a {type(value).__name__}, expected settings by name", _CONFIGURATION)
     return value
 
 

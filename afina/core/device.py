@@ -60,10 +60,10 @@ def pick_device(name: str | None = None) -> torch.device:
             device = torch.device(name)
             torch.zeros(1, device=device)
         except (RuntimeError, AssertionError, NotImplementedError) as error:
+            # torch answers a name that it does not know with all that it knows
             reason = str(error).splitlines()[0][:120]
-            raise SettingsError(
-                f"--device {name!r} cannot be used here: {reason}", "leave it out, or use cpu"
-            ) from error
+            why = "there is no such device" if "Expected one of" in reason else reason
+            raise SettingsError(f"--device {name!r} cannot be used here: {why}", "leave it out, or use cpu") from error
         return device
     if torch.cuda.is_available():
         return torch.device("cuda")

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-State = Literal["ok", "slow", "wrong"]
+State = Literal["ok", "warning", "wrong"]
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, model_validator
 
 from afina.core.config import Settings, changed, setting
 from afina.data.files.encodings import known_encoding
@@ -72,6 +72,12 @@ class DataSettings(Settings):
         """What another file must be read with so that its rows are prompted in the same way."""
         names = ["encoding", "prompt", "completion", "system", "map", *(["text"] if self.kind == "text" else [])]
         return {name: getattr(self, name) for name in names}
+
+    @model_validator(mode="after")
+    def _one_test_split(self) -> "DataSettings":
+        if self.test and self.test_path:
+            raise ValueError("--test takes rows of the data and --test-data a file: give one of them")
+        return self
 
     def resolved(self, kind: Kind | None, layout: Layout | None, encoding: str | None) -> "DataSettings":
         """These with the kind of task, the templates of the layout and the encoding that were recognised in the

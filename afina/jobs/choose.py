@@ -53,7 +53,7 @@ _SHARES = 0.03, 0.5  # of a full training, at least and at most
 
 class ChooseSettings(Settings):
     minutes: float = setting(30.0, metavar="M", gt=0)
-    """About so many for trying bases, in all."""
+    """About this many for trying bases, in all."""
     bases: Words | None = setting(None, metavar="LIST")
     """Try these, with commas between: names, hub ids (fetched where they are not here), folders; by default the
     catalogue's.

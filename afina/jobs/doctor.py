@@ -57,7 +57,7 @@ def doctor(settings: DoctorSettings, listener: Listener = ignore) -> DoctorResul
     cache = cache_folder(settings.cache_dir)
     machine = look({"cache": cache, "this folder": Path.cwd()})
     findings = [*judge(machine), _kernels(machine, cache), _number_format(cache), *_models(cache)]
-    order: list[State] = ["ok", "slow", "wrong"]
+    order: list[State] = ["ok", "warning", "wrong"]
     worst = max((each.state for each in findings), key=order.index)
     return DoctorResult(state=worst, findings=tuple(findings), machine=machine)
 
@@ -74,10 +74,10 @@ def judge(m: MachineFacts) -> Iterator[Finding]:
     yield Finding("processor", "ok", f"{m.processor}: {counted(m.cores, 'core')}, {features}")
     yield _threads(m)
     if m.load > m.cores * (1 + _BUSY):
-        found = f"{m.load:.1f} processes want its {counted(m.cores, 'core')}"
+        found = f"{m.load:.1f} processes compete for its {counted(m.cores, 'core')}"
         yield Finding(
             "load",
-            "slow",
+            "warning",
             found,
             "end other programs that compute: two that share the cores are each several times slower",
         )
@@ -89,7 +89,7 @@ def judge(m: MachineFacts) -> Iterator[Finding]:
     if m.swap_used > _SWAPPED:
         yield Finding(
             "swap",
-            "slow",
+            "warning",
             f"{m.swap_used / GB:.1f} GB lie on the disk",
             "close other programs: memory on the disk is a thousand times slower",
         )
@@ -138,9 +138,9 @@ def _threads(m: MachineFacts) -> Finding:
     )
     remedy = f"unset {variable} (it is {m.settings[variable]})" if variable else f"give --threads {m.cores}"
     if m.threads < m.cores:
-        return Finding("threads", "slow", found, remedy)
+        return Finding("threads", "warning", found, remedy)
     if m.threads > 2 * m.cores:
-        return Finding("threads", "slow", f"{found}, so that they wait for each other", remedy)
+        return Finding("threads", "warning", f"{found}, so that they wait for each other", remedy)
     return Finding("threads", "ok", found)
 
 
@@ -150,14 +150,14 @@ def _gpus(m: MachineFacts) -> Iterator[Finding]:
     elif m.gpu_devices and m.cuda_build is None:
         yield Finding(
             "GPU",
-            "slow",
+            "warning",
             "there is one, but this torch is built without CUDA",
             "install torch from https://pytorch.org with CUDA",
         )
     elif m.cuda_build and m.settings.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
-        yield Finding("GPU", "slow", "CUDA_VISIBLE_DEVICES hides it", "unset CUDA_VISIBLE_DEVICES")
+        yield Finding("GPU", "warning", "CUDA_VISIBLE_DEVICES hides it", "unset CUDA_VISIBLE_DEVICES")
     elif m.gpu_devices:
-        yield Finding("GPU", "slow", "there is one, but torch cannot use it", "update the graphics driver")
+        yield Finding("GPU", "warning", "there is one, but torch cannot use it", "update the graphics driver")
     else:
         yield Finding("GPU", "ok", "none; the processor does the work")
 
@@ -170,13 +170,13 @@ def _kernels(m: MachineFacts, cache: Path) -> Finding:
     if m.compiler is None:
         return Finding(
             "fused kernels",
-            "slow",
+            "warning",
             "no C++ compiler: the same results, in about twice the time",
             "install g++ (Debian, Ubuntu: apt install g++; macOS: xcode-select --install)",
         )
     return Finding(
         "fused kernels",
-        "slow",
+        "warning",
         f"{m.compiler} could not compile them: the same results, in about twice the time",
         "install a newer g++ with its OpenMP, and free space in the cache",
     )

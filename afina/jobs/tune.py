@@ -39,10 +39,10 @@ _PROOF = "proof.json"  # in the folder of the search: the rows of the full train
 
 class TuneSettings(Settings):
     minutes: float | None = setting(None, metavar="M", gt=0)
-    """About so many for all of it: loading, the search, repeats of what it found with other seeds, and two full
+    """About this many for all of it: loading, the search, repeats of what it found with other seeds, and two full
     trainings with their evaluations, which get as many rows as there is time for."""
     trials: int | None = setting(None, metavar="N", ge=1)
-    """So many trials, however long they take."""
+    """This many trials, however long they take."""
     workers: int = setting(1, metavar="N", ge=1)
     """Processes that run trials at the same time."""
     ray: bool = False

@@ -85,7 +85,7 @@ class LoraConfig(Settings):
     exclude_modules: Names = ()
     """Layers not to adapt, by names or ends of paths, or re:PATTERN."""
     layers: Integers = ()
-    """Integers of the layers to adapt, such as 0-3,8 (all where empty); a target given by its entire path, such as
+    """Numbers of the layers to adapt, such as 0-3,8 (all where empty); a target given by its entire path, such as
     lm_head, is adapted as well."""
     layers_pattern: Names = ()
     """Names of the lists that `layers` counts in, such as h; by default the first number in a path counts."""

@@ -46,7 +46,7 @@ def read_peft(folder: Path) -> tuple[dict[str, Any], Variant]:
     path = folder / CONFIG
     if not path.is_file():
         raise AdapterError(
-            f"{folder} holds no adapter: there is no {CONFIG}", "give the folder that holds the adapter's files"
+            f"{folder} contains no adapter: there is no {CONFIG}", "give the folder that holds the adapter's files"
         )
     check_fetched([path], AdapterError)
     try:

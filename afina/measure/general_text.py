@@ -11,7 +11,7 @@ from afina.data.template import Row, render
 from afina.models.tokenizer import Tokenizer
 
 LANGUAGES = {"en": "English", "pt": "Portuguese"}
-FORGOTTEN = 0.2  # nats per token: each word is a fifth less probable than before
+FORGOTTEN = 0.2  # nats per token: each token is a fifth less probable than before
 
 
 @lru_cache

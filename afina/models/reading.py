@@ -98,7 +98,7 @@ def _from_gguf(source: Source, dtype: torch.dtype, fused: Kernels | None, quanti
         quantiser = quantiser_for(module, quantize, dtype)
         weights = gguf_models.read_weights(file, config, module.state_dict(), dtype, quantiser, keep)
         if keep and not any(isinstance(weight, Blocks) for weight in weights.values()):
-            raise BaseModelError(f"--quantize keep: {source.path} holds no blocks", "use --quantize nf4 or int8")
+            raise BaseModelError(f"--quantize keep: {source.path} contains no blocks", "use --quantize nf4 or int8")
         return ReadModel(_filled(source, module, weights), tok)
     name = gguf_models.architecture_name(file)
     if keep:

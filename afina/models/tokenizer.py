@@ -200,7 +200,7 @@ def from_gguf(file: GGUF, path: Path) -> Tokenizer:
     meta = {key.removeprefix("tokenizer.ggml."): value for key, value in file.metadata.items()}
     tokens = meta.get("tokens")
     if not tokens or meta.get("eos_token_id") is None:
-        raise BaseModelError(f"{path} holds no tokenizer", "take the file from another source")
+        raise BaseModelError(f"{path} contains no tokenizer", "take the file from another source")
 
     def token(key: str) -> str | None:
         return tokens[meta[key]] if meta.get(key) is not None else None

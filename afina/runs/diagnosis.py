@@ -28,7 +28,7 @@ def examine(folder: Path) -> list[Finding]:
     """What is wrong with the run in `folder`, the gravest first. Raises `InputError` where it holds none."""
     run = read_run(folder)
     findings = run.damaged + [each for check in _CHECKS for each in check(run)]
-    return sorted(findings, key=lambda each: ("wrong", "slow", "ok").index(each.state))
+    return sorted(findings, key=lambda each: ("wrong", "warning", "ok").index(each.state))
 
 
 def _end(run: RunFiles) -> Iterator[Finding]:
@@ -90,7 +90,7 @@ def _weights(run: RunFiles) -> Iterator[Finding]:
             yield Finding("adapter", "wrong", found, again)
         elif dtype.itemsize == 1:
             yield Finding(
-                "adapter", "slow", f"its numbers have few bits ({name}): it answers worse than it could", again
+                "adapter", "warning", f"its numbers have few bits ({name}): it answers worse than it could", again
             )
     if bad := not_finite(run.weights):
         found = f"{counted(len(bad), 'tensor is')} not finite ({bad[0]})"
@@ -130,7 +130,7 @@ def _learning(run: RunFiles) -> Iterator[Finding]:
     elif first - min(losses) < _UNMOVED * first:
         found = f"the loss hardly moved ({first:.2f} to {last:.2f})"
         remedy = "raise --train.learning_rate threefold, or train longer; `afina tune` searches for it"
-        yield Finding("learning rate", "slow", found, remedy)
+        yield Finding("learning rate", "warning", found, remedy)
 
 
 def _held_out(run: RunFiles) -> Iterator[Finding]:
@@ -151,7 +151,7 @@ def _held_out(run: RunFiles) -> Iterator[Finding]:
             f"the held-out {best.measure} was {was} after step {best.step} ({best.value:.2f}) and {became} to "
             f"{seen[-1].value:.2f}; the adapter is the one of step {best.step}"
         )
-        yield Finding("overfitting", "slow", found, "use fewer --epochs, or more rows")
+        yield Finding("overfitting", "warning", found, "use fewer --epochs, or more rows")
 
 
 def _steps(run: RunFiles) -> Iterator[Finding]:
@@ -163,12 +163,14 @@ def _steps(run: RunFiles) -> Iterator[Finding]:
     for before, after in pairwise(run.steps):
         if after.loss > before.loss + _JUMP and after.loss > 2 * before.loss and before.step > 10:
             found = f"the loss jumped at step {after.step}, from {before.loss:.2f} to {after.loss:.2f}"
-            yield Finding("steps", "slow", found, "look at the rows of that step; a lower learning rate is more stable")
+            yield Finding(
+                "steps", "warning", found, "look at the rows of that step; a lower learning rate is more stable"
+            )
             break
     size = (run.config.train.batch_size if run.config else None) or 0
     if size > MOST_BATCH:
         found = f"{size} rows per step: large batches hurt LoRA more than full fine-tuning"
-        yield Finding("batch", "slow", found, f"use at most {MOST_BATCH}")
+        yield Finding("batch", "warning", found, f"use at most {MOST_BATCH}")
 
 
 def _data(run: RunFiles) -> Iterator[Finding]:
@@ -184,7 +186,7 @@ def _data(run: RunFiles) -> Iterator[Finding]:
         yield Finding("data", "ok", "long prompts were truncated to the base's context (--data.too_long cut)")
     if 0 < rows.get("train", 0) < _FEW_ROWS:
         found = f"{counted(rows['train'], 'row is')} few to train on"
-        yield Finding("data", "slow", found, "a hundred or more teach a format, a thousand a task")
+        yield Finding("data", "warning", found, "a hundred or more teach a format, a thousand a task")
 
 
 def _size(run: RunFiles) -> Iterator[Finding]:
@@ -195,7 +197,7 @@ def _size(run: RunFiles) -> Iterator[Finding]:
     if run.config.method == "lora" and any("embed" in name or name == "lm_head" for name in saved):
         found = f"{', '.join(saved)} are saved in full, which makes the adapter large"
         yield Finding(
-            "adapter's size", "slow", found, "--lora.trainable_tokens trains only the embeddings of single tokens"
+            "adapter's size", "warning", found, "--lora.trainable_tokens trains only the embeddings of single tokens"
         )
     if run.config.quantize:
         found = (

@@ -33,7 +33,7 @@ def adapter_folder(run: Path) -> Path:
             f"run {run} was cut off before its adapter was first saved",
             f"resume it with `{command_line('train', '--resume', run)}`",
         )
-    raise AdapterError(f"run {run} holds no adapter", "give the folder that `afina train` wrote (its --out)")
+    raise AdapterError(f"run {run} contains no adapter", "give the folder that `afina train` wrote (its --out)")
 
 
 def is_merged(run: Path) -> bool:

@@ -246,7 +246,7 @@ def read_run(folder: Path) -> RunFiles:
     """Reads all files, each by itself. Raises `InputError` where `folder` holds nothing of a run."""
     settle(folder)
     if not any((folder / name).exists() for name in _OF_A_RUN):
-        raise InputError(f"{folder} holds no run", "give the folder that `afina train` wrote (its --out)")
+        raise InputError(f"{folder} contains no run", "give the folder that `afina train` wrote (its --out)")
     damaged: list[Finding] = []
 
     def attempt(name: str, read: Callable[[Path], Any], otherwise: Any, remedy: str = _RETRAIN) -> Any:

@@ -31,7 +31,8 @@ def list_runs(folder: Path) -> list[dict[str, Any]]:
     Raises `InputError` where there is no such folder.
     """
     if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder", "give a folder with runs; `afina train` makes them in runs/")
+        what = "it is a file, not a folder" if folder.exists() else "no such folder"
+        raise InputError(f"{folder}: {what}", "give a folder with runs; `afina train` makes them in runs/")
     return sorted(_entries(folder), key=lambda entry: str(entry["date"]), reverse=True)
 
 
@@ -128,7 +129,7 @@ def _read(run: Path) -> tuple[dict[str, Any], Done | None, dict[str, Any] | None
             f"{run} holds a search, not a run", f"`{command_line('runs', 'list', run)}` lists the runs in it"
         )
     if not config_file.is_file():
-        raise InputError(f"{run} holds no run", "give the folder that `afina train` wrote (its --out)")
+        raise InputError(f"{run} contains no run", "give the folder that `afina train` wrote (its --out)")
     config = _undamaged(Config.read, config_file).content
     done = end_of(_undamaged(read_metrics, metrics_file)) if metrics_file.exists() else None
     evaluation = _undamaged(EvaluationRecord.read, evaluation_file).content if evaluation_file.exists() else None

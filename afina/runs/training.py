@@ -76,7 +76,7 @@ def resume_run(folder: Path | str, listener: Listener = ignore) -> TrainedRun:
     changed.
     """
     folder = Path(folder)
-    nothing = InputError(f"--resume {folder} holds no run", "give the folder that `afina train` wrote (its --out)")
+    nothing = InputError(f"--resume {folder} contains no run", "give the folder that `afina train` wrote (its --out)")
     if not folder.is_dir():
         raise nothing
     run_folder, config = RunFolder(folder), folder / "config.yaml"

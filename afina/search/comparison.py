@@ -225,7 +225,7 @@ _COLUMNS: tuple[tuple[str, str, str], ...] = (  # heading, key, format
     ("memory, GB", "peak_memory_gb", "{:.2f}"),
     ("without imports, GB", "memory_above_imports_gb", "{:.2f}"),
     ("training, s", "seconds", "{:.0f}"),
-    ("rate search, s", "search_seconds", "{:.0f}"),
+    ("learning-rate search, s", "search_seconds", "{:.0f}"),
     ("tokens/s", "training_tokens_per_second", "{:.0f}"),
     ("on disk, MB", "size_mb", "{:.1f}"),
     ("one answer, s", "answer_seconds", "{:.2f}"),

@@ -7,6 +7,7 @@ import argparse
 import importlib
 import importlib.util
 import os
+import re
 import shutil
 import sys
 from collections.abc import Sequence
@@ -47,7 +48,9 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         flags = [flag for action in self._actions for flag in action.option_strings]
         unknown = [word for word in message.split() if word.startswith("--") and word not in flags]
-        hint = "".join(near(word, flags) for word in unknown if message.startswith("unrecognized"))
+        names = {flag.lstrip("-"): flag for flag in flags}  # dashes alone make no flag resemble another
+        close = [near(word.lstrip("-"), list(names)) for word in unknown if message.startswith("unrecognized")]
+        hint = re.sub("'([^']+)'", lambda name: repr(names[name[1]]), "".join(close))
         raise SettingsError(f"{message}.{hint}", f"`{self.prog} --help` lists what there is")
 
     def _print_message(self, message: str, file: Any = None) -> None:

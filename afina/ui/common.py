@@ -1,5 +1,6 @@
 """What the commands share in showing results."""
 
+import re
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -49,12 +50,17 @@ def shown(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
 
 
+def in_words(key: str) -> str:
+    """A key of JSON as people read it: 'size_mb' is 'size, MB'."""
+    return re.sub(r" (mb|gb)$", lambda unit: f", {unit[1].upper()}", key.replace("_", " "))
+
+
 def show_facts(facts: dict[str, Any], width: int) -> None:
     """Prints `key value` lines, without what is empty."""
     for key, value in facts.items():
         if value not in (None, [], {}, ()):
             text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else shown(value)
-            print(f"{key.replace('_', ' '):{width}} {text}")
+            print(f"{in_words(key):{width}} {text}")
 
 
 def size(parameters: int) -> str:

@@ -149,7 +149,7 @@ class Command:
 
     def _unread(self, job: str, flag: str, readers: Sequence[str]) -> SettingsError:
         known = ", ".join(f"`afina {each}`" for each in readers)
-        return SettingsError(f"afina {job} does not read {flag}", f"leave it out; it is for {known}")
+        return SettingsError(f"afina {job} does not read {flag}", f"leave it out: it is a setting of {known}")
 
     def _words(self, job: str, options: argparse.Namespace) -> dict[str, Any]:
         """The positionals, by the paths of their settings."""

@@ -49,7 +49,7 @@ def test_all_problems_are_said_at_once() -> None:
 
 
 def test_yaml_that_is_none(tmp_path: Path) -> None:
-    for text, words in (("- a\n", "holds a list"), ("a: [", "not valid YAML")):
+    for text, words in (("- a\n", "is a list"), ("a: [", "not valid YAML")):
         (tmp_path / "c.yaml").write_text(text)
         with pytest.raises(SettingsError, match=words):
             read_yaml(tmp_path / "c.yaml")

@@ -185,7 +185,7 @@ def test_what_is_not_understood_is_refused(
     fails(tmp_path / "evil.pt", "cannot be read as plain tensors", alpha=1.0)
     assert "run!" not in capsys.readouterr().out
     torch.save([1, 2], tmp_path / "list.pt")
-    fails(tmp_path / "list.pt", "holds no plain tensors by name", alpha=1.0)
+    fails(tmp_path / "list.pt", "contains no plain tensors by name", alpha=1.0)
     torch.save({"q.lora_A": random(2, 3)}, tmp_path / "half.pt")
     fails(tmp_path / "half.pt", "q.lora_B is missing", alpha=1.0)
     torch.save({"q.lora_A": random(2, 3), "q.lora_B": random(3, 2), "q.bias": random(3)}, tmp_path / "more.pt")

@@ -264,7 +264,7 @@ PROBLEMS: dict[str, tuple[Callable[[Path], object], str, str]] = {
 def test_a_good_run_is_called_so(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert not ill(examine(trained))
     assert main(["doctor", str(trained)]) == 0
-    with pytest.raises(InputError, match="holds no run"):
+    with pytest.raises(InputError, match="contains no run"):
         examine(trained / "adapter")
 
 

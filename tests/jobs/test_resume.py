@@ -28,7 +28,7 @@ def test_killed_at_random_moments_the_adapter_is_the_same(tmp_path: Path) -> Non
 
     with pytest.raises(InputError, match="this run is complete"):
         afina.resume(afina.ResumeSettings(run=tmp_path / "run-1"))
-    with pytest.raises(InputError, match="holds no run"):
+    with pytest.raises(InputError, match="contains no run"):
         afina.resume(afina.ResumeSettings(run=tmp_path / "tiny"))
 
 

@@ -145,7 +145,7 @@ def test_switching_leaves_the_base_bit_identical(tmp_path: Path, folders: list[P
             adapters.use("c")
         broken = tmp_path / "broken"
         broken.mkdir(exist_ok=True)
-        with pytest.raises(AdapterError, match="holds no adapter"):
+        with pytest.raises(AdapterError, match="contains no adapter"):
             adapters.attach("broken", broken)
         assert torch.equal(output(model), first)
         adapters.delete("a")

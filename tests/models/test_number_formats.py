@@ -239,7 +239,7 @@ def test_types_of_gguf_that_are_unpacked_slowly(tmp_path: Path) -> None:
     base = load_base(str(path), precision="fp32")
     assert "1 tensor in IQ4_NL" in base.engine
     (finding,) = doctor(DoctorSettings(run=path)).findings
-    assert finding.state == "slow"
+    assert finding.state == "warning"
     plain = write_types(tmp_path / "plain.gguf", {})
     assert "unpacked" not in load_base(str(plain), precision="fp32").engine
     assert [each.state for each in doctor(DoctorSettings(run=plain)).findings] == ["ok"]

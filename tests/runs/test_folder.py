@@ -123,13 +123,13 @@ def test_a_new_run_that_can_be_resumed_keeps_the_former_beside_it(tmp_path: Path
 
 
 def test_what_a_folder_without_an_adapter_is(tmp_path: Path) -> None:
-    with pytest.raises(AdapterError, match="holds no adapter"):
+    with pytest.raises(AdapterError, match="contains no adapter"):
         adapter_folder(tmp_path)
     write(tmp_path, "killed", ("config.yaml",))
     with pytest.raises(AdapterError, match=r"cut off before .* saved\n.*resume it with `afina train --resume"):
         adapter_folder(tmp_path)
     write(tmp_path, "moved", ("evaluation.json",))
-    with pytest.raises(AdapterError, match="holds no adapter"):
+    with pytest.raises(AdapterError, match="contains no adapter"):
         adapter_folder(tmp_path)
 
 

@@ -71,7 +71,7 @@ def test_runs_are_listed_shown_and_compared(two: Path, capsys: pytest.CaptureFix
 def test_runs_that_are_none(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(InputError, match="no such folder"):
         list_runs(tmp_path / "absent")
-    with pytest.raises(InputError, match="holds no run"):
+    with pytest.raises(InputError, match="contains no run"):
         show_run(tmp_path)
     assert list_runs(tmp_path) == []
     assert main(["runs", "diff", str(tmp_path)]) == 2

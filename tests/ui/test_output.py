@@ -24,7 +24,7 @@ from afina.core.events import HeldOut, Notice, Progress, Step
 from afina.core.text import command_line, json_text, shown_streams, visible
 from afina.jobs.runs.show import ShowRunSettings, show
 from afina.measure.pages import plots
-from afina.measure.pages.rendering import render_page
+from afina.measure.pages.rendering import _code, render_page
 from afina.ui.cli import main
 from afina.ui.commands import eval as eval_view
 from afina.ui.commands import runs as runs_view
@@ -82,6 +82,10 @@ def test_any_text_can_be_typed_in_a_command() -> None:
     script = f"export LC_ALL=C.UTF-8; printf '%s\\0' {line}".encode()
     printed = subprocess.run(["bash"], input=script, capture_output=True, check=True).stdout
     assert printed.decode(errors="surrogatepass").split("\0")[:-1] == ["afina", "train", *texts]
+
+
+def test_what_stands_in_backticks_is_code() -> None:
+    assert str(_code("`a <b>` & `c")) == "<code>a &lt;b&gt;</code> &amp; `c"
 
 
 def test_json_has_no_number_that_is_none() -> None:

@@ -39,7 +39,7 @@ class PrepareSettings(Settings):
     """Repair texts that were read in a wrong encoding (mojibake)."""
     mask: bool = False
     """Replace personal data by [E-MAIL], [TELEPHONE], [CARD] and [CPF]."""
-    keep_copies: bool = setting(False, "--keep_copies")
+    keep_copies: bool = setting(False, "--keep-copies")
     """Keep rows that are exact copies of others."""
     test: float = setting(0.1, ge=0, lt=1)
     """Fraction of the rows in the test split."""
@@ -55,7 +55,7 @@ class PrepareSettings(Settings):
     text or conversations."""
     format: Literal["jsonl", "parquet"] = "jsonl"
     """What is written."""
-    split_near: bool = setting(False, "--split_near")
+    split_near: bool = setting(False, "--split-near")
     """Let rows with nearly the same prompt fall into both splits; by default they stay together."""
     seed: int = setting(0, ge=0)
     """Decides the split, whatever the order of the rows."""
@@ -177,7 +177,7 @@ class Preparation:
             if held.all() or not held.any():
                 raise DataError(
                     "all rows have nearly the same prompt, so there can be no test split",
-                    "give more varied rows, or --split_near",
+                    "give more varied rows, or --split-near",
                 )
             places[kept[held]] = TEST
         return places

@@ -96,7 +96,7 @@ def _format_of(path: Path, names: dict[str, Tensor]) -> ForeignFormat:
     for each in FORMATS:
         if each.claims(path, names):
             return each
-    raise AdapterError(f"{path} holds no adapter of {', '.join(FORMATS.names())}", "give the adapter's own file")
+    raise AdapterError(f"{path} contains no adapter of {', '.join(FORMATS.names())}", "give the adapter's own file")
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:
@@ -125,7 +125,7 @@ def _unpickled(path: Path) -> dict[str, Tensor]:
         ) from error
     state = state.get("model", state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not all(isinstance(name, str) and _plain(value) for name, value in state.items()):
-        raise AdapterError(f"{path} holds no plain tensors by name", "give the file of the adapter's state")
+        raise AdapterError(f"{path} contains no plain tensors by name", "give the file of the adapter's state")
     return state
 
 

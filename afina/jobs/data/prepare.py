@@ -1,4 +1,4 @@
-"""`data prepare`: DATA cleaned, without copies, split so that near copies stay on one side."""
+"""`data prepare`: a file of examples cleaned, without copies, split so that near copies stay on one side."""
 
 import json
 from collections.abc import Callable, Iterator

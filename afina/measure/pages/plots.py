@@ -64,6 +64,7 @@ def histogram(values: Sequence[int], what: str, limit: int | None = None) -> str
         axes.legend(frameon=False, labelcolor=_INK)
     axes.set_xlabel(what)
     axes.set_ylabel("rows")
+    _whole(axes.yaxis)
     return _svg(figure, axes)
 
 
@@ -75,6 +76,7 @@ def bars(counts: Sequence[tuple[str, float]], what: str) -> str:
     axes.barh(positions, [count for _, count in counts], color=_TRAIN)
     axes.set_yticks(positions, [visible(name[:40]) for name, _ in counts])
     axes.set_xlabel(what)
+    _whole(axes.xaxis)
     return _svg(figure, axes)
 
 
@@ -105,6 +107,7 @@ def loss_curve(steps: Sequence[Step], held_out: Sequence[HeldOut]) -> str:
         watched.set_ylabel(f"held out: {other.measure} ({better} is better)", color=_HELD)
         watched.tick_params(colors=_HELD)
     axes.set_xlabel("step")
+    _whole(axes.xaxis)
     axes.set_ylabel("loss, nats per token")
     axes.set_ylim(bottom=0)
     axes.legend(frameon=False, labelcolor=_INK)
@@ -139,6 +142,7 @@ def search_history(trials: Sequence[tuple[int, float, bool]]) -> str:
     best = [min(loss for _, loss in ended[: i + 1]) for i in range(len(ended))]
     axes.step([n for n, _ in ended], best, where="post", color=_HELD, label="best so far")
     axes.set_xlabel("trial")
+    _whole(axes.xaxis)
     axes.set_ylabel("held-out loss, nats per token")
     axes.legend(frameon=False, labelcolor=_INK)
     return _svg(figure, axes)
@@ -160,6 +164,13 @@ def search_rates(trials: Sequence[tuple[float, float]], default: float) -> str:
     axes.set_ylabel("held-out loss, nats per token")
     axes.legend(frameon=False, labelcolor=_INK)
     return _svg(figure, axes)
+
+
+def _whole(axis: Any) -> None:
+    """Ticks at whole numbers only, of an axis of counts."""
+    from matplotlib.ticker import MaxNLocator
+
+    axis.set_major_locator(MaxNLocator(integer=True))
 
 
 def _figure(height: float = 3.4) -> tuple[Any, Any]:

@@ -62,7 +62,7 @@ def verdict(evaluation: dict[str, Any]) -> str:
     name = evaluation["main_metric"]
     words = _compared(evaluation["difference"][name], name, "the base")
     trivial = _compared(evaluation["over_trivial"], name, "the best trivial baseline")
-    return f"The adapted model is {words}; it is {trivial}."
+    return f"The adapted model {words}; it {trivial}."
 
 
 def _compared(difference: dict[str, Any], name: str, other: str) -> str:
@@ -70,13 +70,13 @@ def _compared(difference: dict[str, Any], name: str, other: str) -> str:
     within = f"95 % interval {interval(name, difference)}"
     if difference["verdict"] == UNDEFINED:
         return (
-            f"not compared with {other}: {label(name)} or its interval is undefined on "
+            f"cannot be compared with {other}: {label(name)} or its interval is undefined on "
             f"{counted(difference['rows'], 'row')}"
         )
     if difference["rows"] < FEWEST_ROWS:
-        return f"not compared with {other}: {counted(difference['rows'], 'row is')} too few to tell ({size})"
+        return f"cannot be compared with {other}: {counted(difference['rows'], 'row is')} too few ({size})"
     than = "from" if difference["verdict"] == "not distinguishable" else "than"
-    return f"{difference['verdict']} {than} {other} ({size}, {within})"
+    return f"is {difference['verdict']} {than} {other} ({size}, {within})"
 
 
 def trivial_lines(evaluation: dict[str, Any]) -> list[str]:

@@ -83,7 +83,7 @@ def check_number_formats(path: Path) -> None:
 
 def unusual_formats(path: Path) -> list[str]:
     """A line about each format that is read slowly or with a loss."""
-    return [f"{each.found} ({each.remedy})" for each in number_formats(path) if each.state == "slow"]
+    return [f"{each.found} ({each.remedy})" for each in number_formats(path) if each.state == "warning"]
 
 
 def findings(path: Path, name: str) -> Iterator[Finding]:
@@ -106,7 +106,7 @@ def _of_folder(folder: Path) -> Iterator[NumberFormat]:
         if method in UNPACKED:
             found = f"its weights are quantised as {name}, and unpacked to 16 bits or more as they are read"
             remedy = "--quantize nf4 or int8 keeps them small in memory"
-        yield NumberFormat(name, 0, "slow" if method in UNPACKED else "wrong", found, remedy)
+        yield NumberFormat(name, 0, "warning" if method in UNPACKED else "wrong", found, remedy)
         return
     kinds: Counter[str] = Counter()
     scaled: Counter[str] = Counter()
@@ -130,7 +130,7 @@ def _of_dtype(kind: str, count: int, has_scales: bool, remedy: str) -> NumberFor
         found = f"{tensors} of {what} ({kind}), which mean nothing without the program that quantised them"
         return NumberFormat(kind, count, "wrong", found, remedy)
     found = f"{tensors} of numbers of few bits ({kind}), which are read as they are, with what they have lost"
-    return NumberFormat(kind, count, "slow", found, remedy)
+    return NumberFormat(kind, count, "warning", found, remedy)
 
 
 def quantised_by(folder: Path) -> str | None:
@@ -177,7 +177,7 @@ def _of_gguf(file: GGUF) -> Iterator[NumberFormat]:
             yield NumberFormat(name, count)
         elif _is_unpacked(kind):
             found = f"{tensors} in {name}, which are unpacked slowly, and which --quantize keep does not keep"
-            yield NumberFormat(name, count, "slow", found, _OTHER_FILE)
+            yield NumberFormat(name, count, "warning", found, _OTHER_FILE)
         else:
             found = f"{tensors} in {name}, a type that is not read"
             yield NumberFormat(name, count, "wrong", found, _OTHER_FILE)

@@ -20,7 +20,7 @@ def show_evaluation(evaluation: dict[str, Any], files: dict[str, Path]) -> None:
     grid = plain_table(f"{counted(evaluation['rows'], 'row')} of {evaluation['data']}")
     grid.add_column("metric")
     for name in ("base", "adapted", "difference", "95 % interval"):
-        grid.add_column(name, justify="right")
+        grid.add_column(name, justify="right", no_wrap=True)
     for row in table(evaluation):
         grid.add_row(row["label"], row["base"], row["adapted"], row["difference"], row["interval"])
     out.print(grid)

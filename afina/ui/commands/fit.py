@@ -73,7 +73,7 @@ def _fitting(methods: dict[str, dict[str, Any]]) -> Iterator[tuple[str, str]]:
 
 def _machine(out: Output, name: str, methods: dict[str, dict[str, Any]], free: int, full: bool) -> None:
     grid = plain_table()
-    heads = ["GB", *(head for head, _ in _PARTS if full), "epochs", "an epoch", "training", "answers", "disk", ""]
+    heads = ["GB", *(head for head, _ in _PARTS if full), "epochs", "per epoch", "training", "answers", "disk", ""]
     grid.add_column("method")
     for head in heads:
         grid.add_column(head, justify="left" if not head else "right", no_wrap=True)

@@ -19,7 +19,7 @@ _KINDS = {
 }
 _USE = {"yes": "commercial use is allowed", "terms": "commercial use under conditions", "no": "no commercial use"}
 _SHORT_USE = {"yes": "", "terms": ", under conditions", "no": ", not commercially"}
-_WHAT = {"package": "model of a package", "hub": "model of the hub", "made": "made by Afina, and again when needed"}
+_WHAT = {"package": "model of a package", "hub": "model of the hub", "made": "built by Afina, and rebuilt when needed"}
 
 
 def _show_list(settings: Settings, result: "ListModelsResult") -> None:
