@@ -1,5 +1,6 @@
 """Tiny random models and small files: everything here runs offline and in seconds."""
 
+import gc
 import json
 import os
 from collections.abc import Iterator
@@ -132,13 +133,15 @@ USER_CACHE = cache_folder()
 
 
 def own_cache(folder: Path) -> Path:
-    """A cache of the tests' own at `folder`; what takes long to make or to fetch is the user's."""
+    """A cache of a test's own at `folder`; what takes long to make or to fetch is that of all tests, and theirs the
+    user's."""
+    shared = cache_folder()
     folder.mkdir(parents=True)
     for name in ("kernels", "models"):
-        (USER_CACHE / name).mkdir(parents=True, exist_ok=True)
+        (shared / name).mkdir(parents=True, exist_ok=True)
     for name in ("kernels", "models", "bf16_speedup.json", "speed.json"):
-        if (USER_CACHE / name).exists():
-            (folder / name).symlink_to(USER_CACHE / name)
+        if (shared / name).exists():
+            (folder / name).symlink_to(shared / name)
     return folder
 
 
@@ -151,6 +154,21 @@ def _session_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setattr(kernels, "load", lambda cache: compiled(USER_CACHE if kernels.compiler() else cache))
         patch.setenv("AFINA_CACHE", str(own_cache(tmp_path_factory.getbasetemp() / "cache")))
         yield
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    """A cache without models, rows and answers."""
+    found = own_cache(tmp_path / "cache")
+    (found / "models").unlink()
+    return found
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _heap_is_frozen() -> None:
+    """Imports fill the heap; a collection in a test, which is to free a model, need not go through them."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

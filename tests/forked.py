@@ -129,12 +129,14 @@ def _server(imported: tuple[str, ...]) -> str:
 
 
 def _serve(address: str, *imported: str) -> None:
+    import gc
     import importlib
 
     threading.Thread(target=_end_with_parent, daemon=True).start()
     server = socket.socket(socket.AF_UNIX)
     for name in imported:
         importlib.import_module(name)
+    gc.freeze()
     server.bind(address)
     server.listen()
     while True:

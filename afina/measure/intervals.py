@@ -1,7 +1,7 @@
 """Confidence intervals of scores and of differences, by the bootstrap over rows."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from statistics import NormalDist
@@ -13,6 +13,7 @@ from afina.measure.metric import Floats, RowStats
 RESAMPLES = 1000
 FEWEST_ROWS = 10  # below, resampling sees too little of the variation
 LEVEL = 0.95
+_DRAWN_AT_ONCE = 100000
 
 
 @dataclass(frozen=True)
@@ -72,17 +73,23 @@ def _bounds(stats: Floats, value: Callable[[Floats, int], float], seed: int) -> 
     n = len(stats)
     if n < 2:
         return math.nan, math.nan
-    rng = np.random.default_rng(seed)
-    scores = np.empty(RESAMPLES)
-    for i in range(RESAMPLES):
-        times = np.bincount(rng.integers(n, size=n), minlength=n)
-        scores[i] = value(times @ stats, n)
+    scores = np.array([value(total, n) for total in _resampled(stats, seed)])
     scores = scores[~np.isnan(scores)]  # a resample may lack what the score needs
     if len(scores) < LEVEL * RESAMPLES:
         return math.nan, math.nan
     tail = 100 * _tail(n)
     low, high = np.percentile(scores, [tail, 100 - tail])
     return float(low), float(high)
+
+
+def _resampled(stats: Floats, seed: int) -> Iterator[Floats]:
+    """The sums of the rows of each resample; many resamples are drawn at once."""
+    rng, n = np.random.default_rng(seed), len(stats)
+    block = max(1, _DRAWN_AT_ONCE // n)
+    for begin in range(0, RESAMPLES, block):
+        count = min(block, RESAMPLES - begin)
+        drawn = rng.integers(n, size=(count, n)) + n * np.arange(count)[:, None]
+        yield from np.bincount(drawn.ravel(), minlength=count * n).reshape(count, n) @ stats
 
 
 @lru_cache

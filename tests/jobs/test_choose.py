@@ -38,8 +38,8 @@ def data(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No benchmark of the machine, which is tested elsewhere; and trials in this process (but for one test)."""
+def quick(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    """No benchmark of the machine, which is tested elsewhere; trials in this process (but for one test)."""
     this_machine = module.this_machine
     monkeypatch.setattr(module, "this_machine", lambda *arguments, **_: this_machine(*arguments, measure=False))
     monkeypatch.setattr(

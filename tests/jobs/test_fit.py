@@ -142,26 +142,27 @@ def test_widths_are_interpolated() -> None:
     assert speed.at(9999).few == 1.0
 
 
-def test_this_machine_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_this_machine_is_measured_once(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from afina.forecast import speed
 
     monkeypatch.setattr(speed, "_LAYERS", {64: 1})
     for name, value in {"_MIDDLE": 64, "_WORDS": 512, "_FILE": 1 << 16, "_ROUNDS": 5}.items():
         monkeypatch.setattr(speed, name, value)
+    (cache / "speed.json").unlink(missing_ok=True)
     place, dtype = torch.device("cpu"), torch.float32
-    found = speed.measured(place, dtype, tmp_path)
+    found = speed.measured(place, dtype, cache)
     rates = found.widths[64]
     assert rates.forward.a_token > 0
     assert rates.lora.seconds(1e6, 100) > rates.forward.seconds(1e6, 100)
     assert found.adam > 0
     monkeypatch.setattr(speed, "_measure", lambda *_: pytest.fail("measured again"))
-    assert speed.measured(place, dtype, tmp_path) == found
-    (tmp_path / "speed.json").write_text("{")
-    assert speed.known(place, dtype, tmp_path) is None
+    assert speed.measured(place, dtype, cache) == found
+    (cache / "speed.json").write_text("{")
+    assert speed.known(place, dtype, cache) is None
 
 
-def test_fit_command(data: Path, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    asked = ["fit", str(tiny_folder), str(data), "--prompt", "{q}", "--completion", "{a}", "--cache-dir", str(tmp_path)]
+def test_fit_command(data: Path, tiny_folder: Path, cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["fit", str(tiny_folder), str(data), "--prompt", "{q}", "--completion", "{a}", "--cache-dir", str(cache)]
     assert main([*asked, "--device", "24gb", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert set(found["methods"]) == {"lora", "qlora", "full", "head"}
@@ -185,8 +186,8 @@ def test_fit_command(data: Path, tiny_folder: Path, tmp_path: Path, capsys: pyte
     assert "llama-3.1-8b" in capsys.readouterr().err
 
 
-def test_a_base_that_is_not_here(data: Path, tmp_path: Path) -> None:
-    found = fit(FitSettings(base="llama-3.1-70b", machine="24gb", run=settings(data, cache_dir=tmp_path)))
+def test_a_base_that_is_not_here(data: Path, cache: Path) -> None:
+    found = fit(FitSettings(base="llama-3.1-70b", machine="24gb", run=settings(data, cache_dir=cache)))
     assert not found.here
     assert "not here" in found.work["known"]
     assert found.work["longest"] > 5
@@ -212,30 +213,30 @@ def test_remedies_fit() -> None:
     assert all(each.fits for _, each in together)
 
 
-def test_models_that_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_models_that_fit(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from afina.models.sources.catalogue import known_models
 
     names = ("starter", "minilm", "qwen2.5-0.5b", "llama-3.1-8b", "llama-3.1-70b")
     monkeypatch.setattr("afina.forecast.machines.free_bytes", lambda _: int(3e9))
-    found = bases_that_fit([known_models()[name] for name in names if name in known_models()], tmp_path)
+    found = bases_that_fit([known_models()[name] for name in names if name in known_models()], cache)
     assert {"starter", "minilm"} <= set(found)
     assert "llama-3.1-8b" not in found
 
 
 def test_training_is_refused_before_anything_is_written(
-    data: Path, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: Path, tiny_folder: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("afina.forecast.machines.free_bytes", lambda _: -int(1e12))
-    wanted = settings(data, base=str(tiny_folder), out=tmp_path / "run", cache_dir=tmp_path / "cache")
+    wanted = settings(data, base=str(tiny_folder), out=tmp_path / "run", cache_dir=cache)
     with pytest.raises(SettingsError, match=r"needs about .* GB of memory(.|\n)*--allow-swap"):
         train(wanted)
     assert not (tmp_path / "run").exists()
 
 
-def test_forecast_and_measured(data: Path, tiny_folder: Path, tmp_path: Path) -> None:
+def test_forecast_and_measured(data: Path, tiny_folder: Path, tmp_path: Path, cache: Path) -> None:
     events = []
     wanted = settings(
-        data, base=str(tiny_folder), out=tmp_path / "run", cache_dir=tmp_path / "cache", train=TrainingSettings(rows=16)
+        data, base=str(tiny_folder), out=tmp_path / "run", cache_dir=cache, train=TrainingSettings(rows=16)
     )
     train(wanted, events.append)
     found = json.loads((tmp_path / "run" / "forecast.json").read_text())
@@ -248,7 +249,7 @@ def test_forecast_and_measured(data: Path, tiny_folder: Path, tmp_path: Path) ->
 
 
 def test_a_micro_batch_that_does_not_fit_is_said_before_the_first_step(
-    data: Path, tiny_folder: Path, tmp_path: Path
+    data: Path, tiny_folder: Path, tmp_path: Path, cache: Path
 ) -> None:
     class Full(Supervised):
         name = "full"
@@ -258,9 +259,7 @@ def test_a_micro_batch_that_does_not_fit_is_said_before_the_first_step(
 
     with OBJECTIVES.added(Full()):
         train_settings = TrainingSettings(objective="full")
-        wanted = settings(
-            data, base=str(tiny_folder), out=tmp_path / "run", cache_dir=tmp_path / "cache", train=train_settings
-        )
+        wanted = settings(data, base=str(tiny_folder), out=tmp_path / "run", cache_dir=cache, train=train_settings)
         with pytest.raises(OutOfMemory, match=r"longest micro-batch \(\d+ tokens, with .*rows.jsonl:\d+"):
             train(wanted)
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
@@ -272,9 +271,9 @@ def test_weights_are_no_views_of_their_file(tiny_folder: Path) -> None:
     assert str(tiny_folder) not in Path("/proc/self/maps").read_text()
 
 
-def test_one_row_is_the_least(tiny_folder: Path, tmp_path: Path) -> None:
-    base = read_skeleton(str(tiny_folder), cache_dir=tmp_path)
-    place = this_machine(tmp_path, "cpu", "fp32", measure=False)
+def test_one_row_is_the_least(tiny_folder: Path, cache: Path) -> None:
+    base = read_skeleton(str(tiny_folder), cache_dir=cache)
+    place = this_machine(cache, "cpu", "fp32", measure=False)
     least = forecast_training(base, settings(base=str(tiny_folder)), ONE_ROW, place)
     more = forecast_training(
         base, settings(base=str(tiny_folder)), Workload([500] * 20, 0.5, 500, 4, 250, 250, 250, 250), place
@@ -291,13 +290,13 @@ def test_outline_of_nothing(tmp_path: Path) -> None:
 
 
 def test_a_base_with_damaged_weights_is_not_recommended(
-    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    data: Path, tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = save_tiny(tmp_path / "base") / "model.safetensors"
     asked = ["fit", str(file.parent), str(data), "--prompt", "{q}", "--completion", "{a}", "--device", "24gb"]
     file.write_bytes(file.read_bytes()[:100])
-    assert main([*asked, "--cache-dir", str(tmp_path)]) == 2
+    assert main([*asked, "--cache-dir", str(cache)]) == 2
     assert "model.safetensors: its header cannot be read" in capsys.readouterr().err
     file.unlink()
-    assert main([*asked, "--cache-dir", str(tmp_path)]) == 0
+    assert main([*asked, "--cache-dir", str(cache)]) == 0
     assert "has no weights" in capsys.readouterr().err
