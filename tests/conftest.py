@@ -197,6 +197,15 @@ def shared() -> Path:
     return folder
 
 
+@pytest.fixture
+def hostile() -> Path:
+    """The folder of hostile files beside the checkout."""
+    folder = Path(__file__).parents[2] / "shared" / "cases" / "hostile"
+    if not folder.is_dir():
+        pytest.skip("the hostile files are not beside this checkout")
+    return folder
+
+
 def write_rows(path: Path, rows: list[dict]) -> Path:
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     return path

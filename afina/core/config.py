@@ -11,12 +11,12 @@ from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin
 
-import yaml
 from annotated_types import MinLen
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticUndefined
 
-from afina.core.errors import SettingsError, near
+from afina.core.errors import SettingsError, brief, near, shortened
+from afina.core.limits.yaml_text import NotYaml, parse_yaml
 from afina.core.registry import OneOf
 from afina.core.text import shell_word
 
@@ -200,14 +200,12 @@ _CONFIGURATION = "give a file of `name: value` lines, such as the config.yaml of
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file. Raises `SettingsError` where there is none."""
     try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+        value = parse_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise SettingsError(f"cannot read the configuration {path}: {error.strerror}", _CONFIGURATION) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f":{mark.line + 1}" if mark else ""
-        reason = getattr(error, "problem", None) or " ".join(str(error).split())
-        raise SettingsError(f"{path}{where} is not valid YAML: {reason}", _CONFIGURATION) from error
+    except ValueError as error:
+        where = f":{error.line}" if isinstance(error, NotYaml) and error.line else ""
+        raise SettingsError(f"{path}{where} is not valid YAML: {brief(error)}", _CONFIGURATION) from error
     if not isinstance(value, dict):
         raise SettingsError(f"{path} is a {type(value).__name__}, expected settings by name", _CONFIGURATION)
     return value
@@ -246,7 +244,7 @@ def _explain(problem: Any, known: dict[str, FieldInfo]) -> str:
         return str(problem["ctx"]["error"])
     name = (info.positional or info.flags[-1]) if info else path
     wrong = str(problem["ctx"]["error"]) if problem["type"] == "value_error" else problem["msg"]
-    return f"{name} is {problem['input']!r}: {wrong[0].lower()}{wrong[1:]}"
+    return f"{name} is {shortened(problem['input'], 300)}: {wrong[0].lower()}{wrong[1:]}"
 
 
 def given(settings: Settings) -> Iterator[tuple[FieldInfo, Any]]:

@@ -39,7 +39,18 @@ def counted(count: int, one: str, several: str = "") -> str:
 
 def brief(error: BaseException) -> str:
     """Another library's message on one line, of 200 characters at most."""
-    return " ".join(str(error).split())[:200]
+    said = " ".join(str(error).split())[:200]
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    if isinstance(error, MemoryError):
+        return "there is not enough memory for it"
+    return f"{type(error).__name__}: {said}".removesuffix(": ") if isinstance(error, KeyError) or not said else said
+
+
+def shortened(value: Any, most: int = 80) -> str:
+    """A value as it is shown in a message, of `most` characters."""
+    shown = repr(value[:most] if isinstance(value, str | list | tuple) else value)
+    return shown if len(shown) <= most else f"{shown[: most - 1]}…"
 
 
 class AfinaError(Exception):
@@ -147,6 +158,21 @@ _REASONS = {
     errno.ENAMETOOLONG: "the name is too long",
     errno.EEXIST: "a file is in the way",
 }
+
+
+@contextmanager
+def reading(what: str, error: type[InputError], remedy: str) -> Iterator[None]:
+    """Turns whatever a library raises inside the block, where it reads something from outside, into one `error` that
+    says `what` could not be read, the library's reason, and the `remedy`."""
+    try:
+        yield
+    except AfinaError:
+        raise
+    except BaseException as problem:
+        # Code in Rust that gives up raises what is no Exception.
+        if not isinstance(problem, Exception) and type(problem).__name__ != "PanicException":
+            raise
+        raise error(f"{what} ({brief(problem)})", remedy) from problem
 
 
 @contextmanager

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from afina.core.errors import InputError, OutputError, writing
+from afina.core.errors import InputError, OutputError, brief, writing
+from afina.core.limits import JSON_BYTES, NESTING
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -192,20 +193,55 @@ def write_yaml(path: Path, value: Any) -> None:
     write_atomic(path, yaml.safe_dump(value, sort_keys=False, allow_unicode=True))
 
 
-def read_json(path: Path) -> Any:
-    """The parsed file. Raises `InputError` if it is absent or not JSON."""
+def check_size(path: Path, most: int, error: type[InputError]) -> None:
+    """Raises `error` where a file is larger than anything of its kind."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        size = path.stat().st_size
+    except OSError:  # left to those that read it
+        return
+    if size > most:
+        raise error(f"{path} has {size >> 20:,} MB, and {most >> 20:,} are the most that is read", "check what it is")
+
+
+def read_json(path: Path) -> Any:
+    """The parsed file. Raises `InputError` if it is absent, not JSON, or beyond the limits (core/limits.py)."""
+    check_size(path, JSON_BYTES, InputError)
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not valid JSON: {error}") from error
+        raise InputError(f"{path} is not valid JSON: {brief(error)}") from error
+    if nested_deeply(value):
+        raise InputError(f"{path} is nested more than {NESTING} deep")
+    return value
+
+
+def nested_deeply(value: Any) -> bool:
+    """Whether lists and objects stand in one another more than `NESTING` times: what walks through them would end in
+    an error of Python's stack."""
+    level = [value] if isinstance(value, dict | list) else []
+    for _ in range(NESTING):
+        level = [
+            child
+            for each in level
+            for child in (each.values() if isinstance(each, dict) else each)
+            if isinstance(child, dict | list)
+        ]
+        if not level:
+            return False
+    return True
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """One dict a line of a file that Afina wrote; an unfinished last line (a killed run) is left out."""
+    """One dict a line of a file that Afina wrote; an unfinished last line (a killed run) is left out. Raises
+    `InputError`."""
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read {path}: {getattr(error, 'strerror', None) or brief(error)}") from error
+    for line in lines:
         try:
             rows.append(json.loads(line))
         except (ValueError, RecursionError):

@@ -13,6 +13,9 @@ from afina.data.layouts import Kind, Layout
 Encoded = Annotated[str, AfterValidator(known_encoding)] | None
 """The name of an encoding that Python knows."""
 
+ASKING = ("encoding", "prompt", "completion", "system", "map", "text")
+"""What an adapter records of its data: how rows are read and asked, and never which."""
+
 
 class DataSettings(Settings):
     path: Path = setting(..., positional="DATA")
@@ -70,8 +73,7 @@ class DataSettings(Settings):
 
     def asking(self) -> dict[str, Any]:
         """What another file must be read with so that its rows are prompted in the same way."""
-        names = ["encoding", "prompt", "completion", "system", "map", *(["text"] if self.kind == "text" else [])]
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in ASKING if name != "text" or self.kind == "text"}
 
     @model_validator(mode="after")
     def _one_test_split(self) -> "DataSettings":

@@ -1,5 +1,6 @@
 """The one place where a conversation becomes token ids, and where it is decided which of them are learned."""
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -8,7 +9,7 @@ from typing import TypeAlias, TypeVar
 from afina.data.conversation import Conversation, Remarks, Tools, Written, check_texts
 from afina.data.mapping import Example, Turn, Unusable, said_of, thought_of
 from afina.models.model import IGNORE_INDEX
-from afina.models.tokenizer import Message, Tokenizer
+from afina.models.tokenizer import Message, Tokenizer, rendering
 
 _MARGIN = 4  # tokens: a piece alone may take a few tokens more than it took within the text
 _WIDEST_TOKEN = 16  # characters; where tokens are longer, a piece gets fewer of them
@@ -67,7 +68,8 @@ def render_batches(
     before: tuple[list[tuple[Example, M]], list[_Texts | Unusable], Future[list[list[int]]]] | None = None
     with ThreadPoolExecutor(1) as thread:
         for batch in batches:
-            texts = [_attempted(tokenizer, example, remarks) for example, _ in batch]
+            with rendering(math.inf):
+                texts = [_attempted(tokenizer, example, remarks) for example, _ in batch]
             pieces = [piece for each in texts if isinstance(each, list) for _, text in each for piece in _pieces(text)]
             job = thread.submit(tokenizer.encode_all, pieces)
             if before:

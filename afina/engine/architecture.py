@@ -9,7 +9,8 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 
 from afina.core.errors import BaseModelError, brief, counted
-from afina.engine.limits import MOST_LAYERS, MOST_POSITIONS, MOST_TOKENS, WIDEST, finite, whole
+from afina.core.limits import LAYERS, WIDEST
+from afina.engine.limits import MOST_POSITIONS, MOST_TOKENS, finite, whole
 from afina.engine.ops import AttentionSpec
 
 # What libraries raise, each in its way, where the numbers of a configuration do not describe a model.
@@ -116,7 +117,7 @@ class Architecture:
     computed: tuple[str, ...] = ("rotary_emb.inv_freq",)
 
     def __post_init__(self) -> None:
-        whole("layers", len(self.specs), 1, MOST_LAYERS)
+        whole("layers", len(self.specs), 1, LAYERS)
         for name, value, most in (
             ("hidden size", self.hidden, WIDEST), ("inner size", self.inner, WIDEST),
             ("vocabulary", self.vocabulary, MOST_TOKENS),

@@ -4,8 +4,7 @@ file they came from."""
 import math
 from typing import Any
 
-MOST_LAYERS, MOST_HEADS, WIDEST_HEAD = 10_000, 10_000, 65_536
-WIDEST, MOST_TOKENS, MOST_POSITIONS = 1_000_000, 100_000_000, 10**9
+MOST_HEADS, WIDEST_HEAD, MOST_TOKENS, MOST_POSITIONS = 10_000, 65_536, 100_000_000, 10**9
 
 
 def whole(name: str, value: Any, least: int, most: int) -> None:

@@ -131,7 +131,7 @@ def _file(cache: Path) -> Path:
 
 
 def _kept(cache: Path) -> dict[str, Any]:
-    with suppress(InputError):  # absent or damaged
+    with suppress(InputError, TypeError, ValueError):  # absent or damaged
         return dict(read_json(_file(cache)))
     return {}
 

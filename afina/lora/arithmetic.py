@@ -19,7 +19,7 @@ from afina.core.files import read_json
 from afina.lora.config import LoraConfig
 from afina.lora.peft_config import CONFIG, read_config
 from afina.lora.peft_files import PREFIX, read_weights, write_adapter
-from afina.lora.targets import pattern_value
+from afina.lora.targets import matching, pattern_value
 from afina.lora.variants import VARIANTS
 
 Kind = Literal[
@@ -29,6 +29,7 @@ _ENDS = {
     "linear": (".lora_A.weight", ".lora_B.weight"),
     "embedding": (".lora_embedding_A", ".lora_embedding_B"),
 }
+_AGAIN = "copy it again from where it was made"
 
 
 class Factors(NamedTuple):
@@ -60,14 +61,16 @@ def read_factors(folder: Path) -> dict[str, Factors]:
         raise AdapterError(f"{folder} adapts experts, whose adapters cannot be summed or cut to a lower rank")
     state = read_weights(folder)
     factors: dict[str, Factors] = {}
-    for name in sorted(state):
-        for a_end, b_end in _ENDS.values():
-            if name.endswith(a_end):
-                path = name.removeprefix(PREFIX).removesuffix(a_end)
-                rank = pattern_value(config.rank_pattern, path, config.rank)
-                alpha = pattern_value(config.alpha_pattern, path, config.alpha)
-                b = state[name.removesuffix(a_end) + b_end].float()
-                factors[path + a_end] = Factors(state[name].float(), b, config.scaling(int(rank), alpha))
+    ends = [(name, a_end, b_end) for name in sorted(state) for a_end, b_end in _ENDS.values() if name.endswith(a_end)]
+    with matching():
+        for name, a_end, b_end in ends:
+            path = name.removeprefix(PREFIX).removesuffix(a_end)
+            rank = pattern_value(config.rank_pattern, path, config.rank)
+            alpha = pattern_value(config.alpha_pattern, path, config.alpha)
+            a, b = state[name].float(), state.get(name.removesuffix(a_end) + b_end, torch.empty(0)).float()
+            if not (a.dim() == b.dim() == 2 and b.shape[1] == a.shape[0]):
+                raise AdapterError(f"{folder}: the factors A and B of {path} do not fit each other", _AGAIN)
+            factors[path + a_end] = Factors(a, b, config.scaling(int(rank), alpha))
     if len(state) != 2 * len(factors) or not VARIANTS[config.variant].summable:
         raise AdapterError(
             f"adapter {folder} is more than A and B, and cannot be summed", "merge it into its base instead"

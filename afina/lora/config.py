@@ -5,10 +5,12 @@ from collections.abc import Iterator, Sequence
 from math import sqrt
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BeforeValidator, field_validator, model_validator
 
 from afina.core.config import Settings, build, changed, setting
+from afina.core.errors import brief
+from afina.core.limits import PATTERN_CHARACTERS
+from afina.core.limits.yaml_text import parse_yaml
 from afina.core.registry import OneOf
 from afina.lora.inits import INITS
 from afina.lora.variants import VARIANTS
@@ -43,8 +45,8 @@ def _tokens(value: Any) -> Any:
     """As `_integers`, or '{embed_tokens: 5-9, lm_head: 5-9}'."""
     if isinstance(value, str) and value.lstrip().startswith("{"):
         try:
-            value = yaml.safe_load(value)
-        except yaml.YAMLError:
+            value = parse_yaml(value)
+        except ValueError:
             raise ValueError(f"{value!r} is not a mapping such as {{embed_tokens: 5-9}}") from None
     if isinstance(value, dict):
         return {name: _integers(ids) for name, ids in value.items() if ids != []}
@@ -56,10 +58,12 @@ Integers = Annotated[tuple[int, ...], BeforeValidator(_integers)]
 
 
 def _check_pattern(pattern: str) -> None:
+    if len(pattern) > PATTERN_CHARACTERS:
+        raise ValueError(f"{pattern[:40]!r}… has more than {PATTERN_CHARACTERS:,} characters")
     try:
         re.compile(pattern)
-    except re.error as error:
-        raise ValueError(f"{pattern!r} is not a regular expression ({error})") from None
+    except (re.error, RecursionError, OverflowError) as error:
+        raise ValueError(f"{pattern!r} is not a regular expression ({brief(error)})") from None
 
 
 class LoraConfig(Settings):

@@ -2,14 +2,16 @@
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import nn
 
 from afina.core.config import build
-from afina.core.errors import AdapterError, InputError, SettingsError
+from afina.core.errors import AdapterError, InputError, SettingsError, shortened
 from afina.core.files import check_fetched, read_json
 from afina.core.layers import is_conv1d
+from afina.core.limits import LAYERS, PATTERNS, WIDEST
 from afina.core.text import command_line
 from afina.lora.config import PRESETS, LoraConfig
 from afina.lora.injection import lora_layers
@@ -34,6 +36,39 @@ _UNUSED: dict[str, tuple[Any, ...]] = {
 
 # Inits with which PEFT changes the base itself, and does so again on loading.
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+_AGAIN = "copy it again from where it was made"
+Listed = Annotated[list[str], Field(max_length=PATTERNS)] | str | None
+Integer = Annotated[int, Field(ge=0, le=1 << 62)]
+
+
+class PeftFile(BaseModel):
+    """What is read of an `adapter_config.json`, of any variant."""
+
+    model_config = ConfigDict(extra="allow", strict=True, frozen=True, allow_inf_nan=False, protected_namespaces=())
+
+    peft_type: str
+    task_type: str | None = None
+    base_model_name_or_path: str | None = None
+    r: int | None = Field(None, ge=1, le=WIDEST)
+    lora_alpha: float | None = Field(None, gt=0)
+    lora_dropout: float | None = Field(None, ge=0, lt=1)
+    vera_dropout: float | None = Field(None, ge=0, lt=1)
+    target_modules: Listed = None
+    target_parameters: Listed = None
+    exclude_modules: Listed = None
+    layers_to_transform: Integer | Annotated[list[Integer], Field(max_length=LAYERS)] | None = None
+    layers_pattern: Listed = None
+    modules_to_save: Listed = None
+    bias: str | None = None
+    rank_pattern: Annotated[dict[str, int], Field(max_length=PATTERNS)] | None = None
+    alpha_pattern: Annotated[dict[str, float], Field(max_length=PATTERNS)] | None = None
+    trainable_token_indices: Integer | list[Integer] | dict[str, list[Integer]] | None = None
+    init_lora_weights: bool | str | None = True
+    use_rslora: bool | None = None
+    use_dora: bool | None = None
+    ensure_weight_tying: bool | None = None
+    save_projection: bool | None = None
+    projection_prng_key: Integer | None = None
 
 
 def read_config(folder: Path) -> LoraConfig:
@@ -63,6 +98,12 @@ def read_peft(folder: Path) -> tuple[dict[str, Any], Variant]:
         kind = raw.get("peft_type") if isinstance(raw, dict) else type(raw).__name__
         *others, last = sorted({repr(v.peft_type) for v in VARIANTS})
         raise AdapterError(f"{path}: peft_type is {kind!r}, only {', '.join(others)} and {last} are supported")
+    try:
+        PeftFile.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        what = f"{'.'.join(map(str, first['loc']))} is {shortened(first['input'])}: {first['msg']}"
+        raise AdapterError(f"{path} is not a complete LoRA configuration: {what}", _AGAIN) from error
     init = raw.get("init_lora_weights", True)
     if isinstance(init, str) and init.split("_niter")[0] in _CHANGES_BASE:
         raise AdapterError(
@@ -88,9 +129,7 @@ def config_of(raw: dict[str, Any], variant: Variant, path: Path) -> LoraConfig:
         }
         return build(LoraConfig, common | variant.from_peft(raw))
     except (KeyError, TypeError, SettingsError) as error:
-        raise AdapterError(
-            f"{path} is not a complete LoRA configuration: {error}", "copy it again from where it was made"
-        ) from error
+        raise AdapterError(f"{path} is not a complete LoRA configuration: {error}", _AGAIN) from error
 
 
 def _ends(names: list[str] | str) -> str | tuple[str, ...]:

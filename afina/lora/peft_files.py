@@ -4,11 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor, nn
 
-from afina.core.errors import AdapterError
+from afina.core.errors import AdapterError, reading
 from afina.core.events import Listener, Notice, ignore
 from afina.core.files import check_fetched, read_json, write_json, write_tensors
 from afina.core.layers import Quantised, not_finite, weight_holder
@@ -124,15 +123,19 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
             f"`{command_line('adapters', 'convert', folder, '--out', 'DIR')}` reads its tensors without running "
             f"anything, and writes {WEIGHTS}",
         )
+    return checked(path, tensors_in(path))
+
+
+def tensors_in(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file. Raises `AdapterError`."""
     try:
-        state = load(path.read_bytes())
+        content = path.read_bytes()
     except OSError as error:
         raise AdapterError(
             f"cannot read {path}: {error.strerror}", "the folder must hold the adapter's weights"
         ) from error
-    except SafetensorError as error:
-        raise AdapterError(f"{path} is damaged: {error}", "copy it again from where it was made") from error
-    return checked(path, state)
+    with reading(f"{path} is damaged", AdapterError, "copy it again from where it was made"):
+        return load(content)
 
 
 def checked(path: Path, state: dict[str, Tensor]) -> dict[str, Tensor]:

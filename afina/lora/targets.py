@@ -1,12 +1,15 @@
 """Which layers an adapter is for, by the dotted paths of a model's modules."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from torch import nn
 
 from afina.core.errors import AdapterError, near
 from afina.core.layers import is_conv1d
+from afina.core.limits import PATTERN_BYTES, PATTERN_SECONDS
+from afina.core.limits.process import Exceeded, bounded
 from afina.lora.config import ALL_LINEAR, PRESETS, LoraConfig, Names
 from afina.lora.layer import Size, Target, TargetKind
 from afina.lora.variants._experts import expert_tensors, experts_transposed
@@ -14,10 +17,24 @@ from afina.lora.variants._experts import expert_tensors, experts_transposed
 Unmatched = Callable[[AdapterError], None]  # told of each part of a configuration that matches nothing in a model
 
 
+@contextmanager
+def matching() -> Iterator[None]:
+    """Within a limit of time, since a pattern may come with an adapter, and may try for ever. Raises `AdapterError`."""
+    try:
+        with bounded(PATTERN_SECONDS, PATTERN_BYTES):
+            yield
+    except (Exceeded, MemoryError) as error:
+        raise AdapterError(
+            f"the patterns of the adapter's layers are still tried after {PATTERN_SECONDS:.0f} s",
+            "name the layers instead, or write patterns without one repetition inside another",
+        ) from error
+
+
 def refuse(error: AdapterError) -> None:
     raise error
 
 
+@matching()
 def find_targets(model: nn.Module, config: LoraConfig, unmatched: Unmatched = refuse) -> list[str]:
     """The paths of the layers that `config` targets, in the model's order, then those of experts' tensors.
 
@@ -61,6 +78,7 @@ def find_targets(model: nn.Module, config: LoraConfig, unmatched: Unmatched = re
     return targets
 
 
+@matching()
 def described(model: nn.Module, paths: Sequence[str], config: LoraConfig) -> list[Target]:
     """What is to be adapted at `paths` (of `find_targets`), with the sizes that `config` gives: layers in their order,
     then the modules that hold tensors of experts."""
@@ -122,6 +140,7 @@ def layer_number(path: str, lists: Names = ()) -> int | None:
     return None
 
 
+@matching()
 def saved_modules(model: nn.Module, config: LoraConfig, unmatched: Unmatched = refuse) -> list[str]:
     """The paths of the modules to be trained in full. Tells `unmatched` of names that match none."""
     paths = _saved_paths(model, config)
@@ -172,4 +191,4 @@ def pattern_value(patterns: dict[str, int] | dict[str, float], path: str, defaul
 
 
 def ends_with(pattern: str, path: str) -> bool:
-    return bool(re.match(rf"(.*\.)?({pattern})$", path))
+    return path == pattern or path.endswith(f".{pattern}") or bool(re.match(rf"(.*\.)?({pattern})$", path))

@@ -13,13 +13,16 @@ from dataclasses import dataclass
 from http.client import HTTPException, HTTPMessage
 from ipaddress import ip_address
 from threading import Event
-from typing import IO, Any, Literal
+from typing import IO, Literal
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 from urllib.request import HTTPRedirectHandler, ProxyHandler, Request, build_opener
 
+from pydantic import BaseModel, Field, ValidationError
+
 from afina.core.errors import InputError, SettingsError, counted
 from afina.core.events import Listener, Notice, Progress, ignore
+from afina.core.limits import REPLY_BYTES
 
 KEYS = ("AFINA_JUDGE_KEY", "OPENAI_API_KEY")
 AT_ONCE = 4  # requests in flight
@@ -149,7 +152,7 @@ class Judge:
             pause = PAUSE * 2**attempt
             try:
                 with self._opener.open(request, timeout=TIMEOUT) as response:
-                    return _content(response.read(), self.url)
+                    return _content(response.read(REPLY_BYTES + 1), self.url)
             except HTTPError as error:
                 with error:
                     if attempt == tries - 1 or not _passing(error):
@@ -230,16 +233,31 @@ def _prompt(question: str, references: Sequence[str], first: str, second: str) -
     return "\n\n".join(f"[{name}]\n{text}\n[End of {name.lower()}]" for name, text in sections) + "\n\nA, B or TIE?"
 
 
+class _Message(BaseModel):
+    content: str | None = None
+
+
+class _Choice(BaseModel):
+    message: _Message
+
+
+class _Reply(BaseModel):
+    """What is read of a chat completion."""
+
+    choices: list[_Choice] = Field(min_length=1)
+
+
 def _content(body: bytes, url: str) -> str:
+    if len(body) > REPLY_BYTES:
+        raise InputError(f"the judge at {url} answers more than {REPLY_BYTES >> 20} MB", "check --judge")
     try:
-        content: Any = json.loads(body)["choices"][0]["message"]["content"]
-    except ValueError as error:
-        raise InputError(f"the judge at {url} did not answer in JSON: {_short(body)}", "check --judge") from error
-    except (KeyError, IndexError, TypeError) as error:
+        return _Reply.model_validate(json.loads(body)).choices[0].message.content or ""
+    except ValidationError as error:
         raise InputError(
             f"the judge at {url} did not answer as chat completions do: {_short(body)}", "check --judge"
         ) from error
-    return content if isinstance(content, str) else ""
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"the judge at {url} did not answer in JSON: {_short(body)}", "check --judge") from error
 
 
 def _read(reply: str) -> str | None:
@@ -274,7 +292,7 @@ def _judgement(replies: Sequence[tuple[Verdict | None, Verdict | None]], listene
 def _said(error: HTTPError) -> str:
     """What the server says about it, in its own words."""
     try:
-        return _short(error.read())
+        return _short(error.read(1000))
     except (OSError, HTTPException):
         return "nothing more"
 

@@ -112,7 +112,7 @@ def _prompt(row: Row) -> Row:
 def cached_outputs(base: Base, eval_set: EvaluationSet, listener: Listener, name: str, cache: Path) -> ModelOutputs:
     """`outputs_of` a base without an adapter, from the cache if this machine has run it on the same rows before."""
     path = cache / "outcomes" / f"{_key(base, eval_set)}.json"
-    with suppress(InputError, KeyError, TypeError):
+    with suppress(InputError, LookupError, TypeError, ValueError, AttributeError):  # absent, or damaged
         cached = read_json(path)
         return ModelOutputs(
             answers=[Answer(*answer) for answer in cached["answers"]],

@@ -20,7 +20,7 @@ from afina.models.encoders import ClassifierModel, Seq2SeqModel
 from afina.models.formats.number_formats import check_number_formats, unusual_formats
 from afina.models.model import Answerer, Quantize, Writer
 from afina.models.reading import chat_tokenizer, read_causal
-from afina.models.skeleton import build_skeleton, config_of, context_of, heads_beside, need_classes, task_of
+from afina.models.skeleton import build_skeleton, check_fits, config_of, context_of, heads_beside, need_classes, task_of
 from afina.models.sources.source import Source, locate
 from afina.models.through_transformers import pretrained
 from afina.models.tokenizer import Tokenizer
@@ -155,6 +155,7 @@ def _encoder(
     if task.needs_classes:
         need_classes(classes)
         extra = {"num_labels": len(classes), "id2label": dict(enumerate(classes)), "ignore_mismatched_sizes": True}
+    check_fits(build_skeleton(config_of(source), task, len(classes)), source)
     tok = tokenizer.encoder_tokenizer(source.path, task, classes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # a new head is initialised the same everywhere

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from afina.core.errors import BaseModelError
+from afina.core.errors import BaseModelError, reading
+from afina.core.files import read_json
 from afina.engine.architecture import Architecture, Unsupported
 from afina.engine.blocks import Blocks, quantiser_for
 from afina.engine.decoder import Decoder
@@ -21,7 +22,7 @@ from afina.models.formats.checks import check_numbers
 from afina.models.formats.gguf import GGUF
 from afina.models.formats.number_formats import quantised_by
 from afina.models.model import Quantize
-from afina.models.skeleton import causal_skeleton, config_of, decoder_skeleton
+from afina.models.skeleton import causal_skeleton, check_fits, config_of, decoder_skeleton
 from afina.models.sources.source import Source
 from afina.models.through_transformers import pretrained, quiet
 from afina.models.tokenizer import Tokenizer
@@ -56,8 +57,11 @@ def _stop_ids(source: Source) -> list[int]:
 
     if not (source.path / "generation_config.json").is_file():
         return []
-    end = GenerationConfig.from_pretrained(source.path, local_files_only=True).eos_token_id
-    return [end] if isinstance(end, int) else list(end or [])
+    path = source.path / "generation_config.json"
+    with reading(f"{path} cannot be read", BaseModelError, "download the base again, or delete that file"):
+        read_json(path)
+        end = GenerationConfig.from_pretrained(source.path, local_files_only=True).eos_token_id
+        return [end] if isinstance(end, int) else [int(each) for each in end or ()]
 
 
 def _from_folder(source: Source, dtype: torch.dtype, fused: Kernels | None, quantize: Quantize | None) -> ReadModel:
@@ -81,7 +85,7 @@ def _from_folder(source: Source, dtype: torch.dtype, fused: Kernels | None, quan
 def _in_transformers(source: Source, config: Any, dtype: torch.dtype) -> Any:
     from transformers import AutoModelForCausalLM
 
-    causal_skeleton(config)  # says what is wrong with an architecture before its weights are read
+    check_fits(causal_skeleton(config), source)
     module, missing = pretrained(AutoModelForCausalLM, source, dtype)
     if missing:
         raise BaseModelError(f"{source.path}: weights are missing: {', '.join(missing[:3])} …")
@@ -114,18 +118,16 @@ def _from_gguf(source: Source, dtype: torch.dtype, fused: Kernels | None, quanti
 def _gguf_in_transformers(source: Source, architecture: str | None, dtype: torch.dtype) -> Any:
     from transformers import AutoModelForCausalLM
 
-    try:
-        with quiet():
-            module, info = AutoModelForCausalLM.from_pretrained(
-                source.path.parent,
-                gguf_file=source.path.name,
-                dtype=dtype,
-                trust_remote_code=False,
-                local_files_only=True,
-                output_loading_info=True,
-            )
-    except (ValueError, KeyError, OSError, RuntimeError) as error:
-        raise BaseModelError(f"{source.path}: architecture {architecture!r} is not supported ({error})") from error
+    what = f"{source.path}: architecture {architecture!r} is not supported"
+    with reading(what, BaseModelError, "use the model's folder of *.safetensors files"), quiet():
+        module, info = AutoModelForCausalLM.from_pretrained(
+            source.path.parent,
+            gguf_file=source.path.name,
+            dtype=dtype,
+            trust_remote_code=False,
+            local_files_only=True,
+            output_loading_info=True,
+        )
     lost = sorted({*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])})
     if lost:
         raise BaseModelError(

@@ -8,15 +8,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from afina.core.errors import BaseModelError, brief
+from afina.core.errors import BaseModelError, reading, shortened
 from afina.core.events import Listener, Notice, ignore
 from afina.core.files import read_json
 from afina.core.task import CAUSAL, CLASSIFY, SEQ2SEQ, TASKS, Task, TaskName, task_named
-from afina.engine.architecture import CONFIGURATION_ERRORS, Architecture, Unsupported, checking_configuration
+from afina.engine.architecture import Architecture, Unsupported, checking_configuration
 from afina.engine.decoder import Decoder
 from afina.engine.families import architecture_of
 from afina.engine.kernels import Kernels
 from afina.models.formats import gguf, gguf_models
+from afina.models.formats.checks import check_counts
 from afina.models.formats.number_formats import check_number_formats
 from afina.models.formats.safetensors_files import check_header
 from afina.models.sources.catalogue import Entry, known_models
@@ -92,10 +93,7 @@ def read_skeleton(
     return Skeleton(name, module, chosen, context_of(config), size, local, source.revision if source else None, entry)
 
 
-_LARGEST = {
-    "num_hidden_layers": 10_000, "num_attention_heads": 10_000, "hidden_size": 1_000_000, "vocab_size": 100_000_000,
-    "max_position_embeddings": 10**9,
-}  # fmt: skip
+_NUMBERS_PER_BYTE = 4  # the most that any format packs
 
 
 def _known_config(entry: Entry) -> Any:
@@ -190,41 +188,27 @@ def config_of(source: Source) -> Any:
     check_number_formats(source.path)
     if source.is_gguf:
         file = gguf.GGUF(source.path)
-        try:
+        family = shortened(file.metadata.get("general.architecture"))
+        with reading(f"{source.path}: architecture {family} is not supported", BaseModelError, "choose another base"):
             return gguf_models.read_config(file) or AutoConfig.from_pretrained(
                 source.path.parent, gguf_file=source.path.name, trust_remote_code=False, local_files_only=True
             )
-        except (OSError, *CONFIGURATION_ERRORS) as error:
-            family = file.metadata.get("general.architecture")
-            raise BaseModelError(f"{source.path}: architecture {family!r} is not supported ({error})") from error
-    try:
-        _check_raw(read_json(source.path / "config.json"))
+    with reading(f"{source.path}/config.json: it describes no model", BaseModelError, "choose another base"):
+        check_counts(read_json(source.path / "config.json"))
         config = AutoConfig.from_pretrained(source.path, trust_remote_code=False, local_files_only=True)
         config._attn_implementation = None  # what computes here is not the file's to say
         return config
-    except (OSError, *CONFIGURATION_ERRORS) as error:
-        raise BaseModelError(f"{source.path}/config.json: {brief(error)}", "choose another base") from error
 
 
-def _check_raw(raw: Any) -> None:
-    """Raises `ValueError` for numbers with which a library would run for hours, or crash, and for code that it would
-    fetch."""
-    if not isinstance(raw, dict):
-        raise ValueError("it is not a JSON object")
-    parts = [raw]
-    while parts:
-        part = parts.pop()
-        parts += [value for value in part.values() if isinstance(value, dict)]
-        named = [value for key, value in part.items() if key.endswith("_implementation") and "/" in str(value)]
-        if named:
-            raise ValueError(f"it wants code from elsewhere to run, {named[0]!r}, which Afina does not do")
-    for name, most in _LARGEST.items():
-        value = raw.get(name)
-        if isinstance(value, int) and not 0 < value <= most:
-            raise ValueError(f"{name} is {value}, expected 1 to {most:,}")
-    heads, few = raw.get("num_attention_heads"), raw.get("num_key_value_heads")
-    if isinstance(heads, int) and isinstance(few, int) and few and heads % few:
-        raise ValueError(f"{heads} attention heads cannot share {few} heads of keys and values")
+def check_fits(module: nn.Module, source: Source) -> None:
+    """Raises `BaseModelError` where a model is far larger than its files: what they lack, transformers would fill with
+    random numbers, however much that is."""
+    numbers, held = sum(p.numel() for p in module.parameters()), _file_bytes(source)
+    if held and numbers > _NUMBERS_PER_BYTE * held:
+        raise BaseModelError(
+            f"{source.path}: config.json describes a model of {numbers:,} numbers, its weights have {held:,} bytes",
+            "the folder needs complete *.safetensors files that fit its config.json",
+        )
 
 
 @checking_configuration()

@@ -9,6 +9,8 @@ from typing import Any
 from jinja2.exceptions import TemplateError
 
 from afina.core.errors import InputError
+from afina.core.files import check_size
+from afina.core.limits import TEMPLATE_CHARACTERS
 
 # Where no format is recognised: each text on a line of its own, the answer ended by eos.
 PLAIN = (
@@ -111,6 +113,7 @@ def read_template(path: Path | None) -> str | None:
     """The chat template in a file. Raises `InputError`."""
     if path is None:
         return None
+    check_size(path, 4 * TEMPLATE_CHARACTERS, InputError)
     try:
         text = path.read_text(encoding="utf-8")
         if not text.strip():

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
-from afina.core.errors import BaseModelError
+from afina.core.errors import BaseModelError, reading
 from afina.core.files import storing
 from afina.engine.decoder import Decoder
 from afina.models.formats.checks import check_numbers
@@ -29,23 +28,18 @@ def pretrained(auto_class: Any, source: Source, dtype: torch.dtype, **extra: Any
     method = quantised_by(source.path)
     if method in UNPACKED:
         extra["quantization_config"] = getattr(transformers, UNPACKED[method][0])(dequantize=True)
-    try:
-        with quiet():
-            module, info = auto_class.from_pretrained(
-                source.path,
-                dtype=dtype,
-                use_safetensors=True,
-                trust_remote_code=False,
-                attn_implementation=None,
-                local_files_only=True,
-                output_loading_info=True,
-                **extra,
-            )
-    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
-        raise BaseModelError(
-            f"{source.path}: the weights cannot be loaded ({str(error).splitlines()[0][:200]})",
-            "the folder needs complete *.safetensors files that fit its config.json",
-        ) from error
+    remedy = "the folder needs complete *.safetensors files that fit its config.json"
+    with reading(f"{source.path}: the weights cannot be loaded", BaseModelError, remedy), quiet():
+        module, info = auto_class.from_pretrained(
+            source.path,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            attn_implementation=None,
+            local_files_only=True,
+            output_loading_info=True,
+            **extra,
+        )
     if method in UNPACKED:
         module.__dict__.pop("_weight_conversions", None)  # by which its weights would be saved under packed ones' names
     check_numbers(source.path, dict(module.named_parameters()))

@@ -7,6 +7,7 @@ is the end of turn, it is learned in training, and generation stops at it.
 import hashlib
 import json
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +15,10 @@ from typing import Any
 
 from jinja2.exceptions import TemplateError
 
-from afina.core.errors import BaseModelError
+from afina.core.errors import BaseModelError, brief, reading
+from afina.core.files import check_size
+from afina.core.limits import JSON_BYTES, RENDER_BYTES, RENDER_SECONDS, TEMPLATE_CHARACTERS, TOKENIZER_BYTES
+from afina.core.limits.process import Exceeded, bounded
 from afina.core.task import CAUSAL, Task
 from afina.models.formats.gguf import GGUF
 from afina.models.templates import MARK, Abilities, abilities, template_for
@@ -63,12 +67,8 @@ class Tokenizer:
 
     def chat(self, messages: Sequence[Message], answer: bool, tools: Sequence[Message] = ()) -> str:
         """The chat template over `messages` and the schemas of `tools`; with `answer`, up to where the assistant
-        begins. Raises `TemplateError`."""
-        given: dict[str, Any] = {"tokenize": False, "add_generation_prompt": answer, "tools": list(tools) or None}
-        try:
-            return str(self.inner.apply_chat_template(list(messages), **given))
-        except (TypeError, ValueError, LookupError, AttributeError) as error:  # of an expression in the template
-            raise TemplateError(str(error)) from error
+        begins. Raises `TemplateError`, and `BaseModelError` for a template that takes too much (core/limits.py)."""
+        return _rendered(self.inner, messages, answer, tools)
 
     @cached_property
     def abilities(self) -> Abilities:
@@ -122,7 +122,9 @@ def wrap(inner: Any, extra_stops: list[int]) -> Tokenizer:
     Raises `BaseModelError` if the template cannot render one question and one answer.
     """
     if isinstance(inner.chat_template, dict):
-        inner.chat_template = inner.chat_template.get("default") or next(iter(inner.chat_template.values()))
+        inner.chat_template = inner.chat_template.get("default") or next(iter(inner.chat_template.values()), None)
+    if inner.chat_template and not isinstance(inner.chat_template, str):
+        raise BaseModelError("the chat template is not a text", "download the base again")
     if not inner.chat_template:
         controls = (token.content for token in inner.added_tokens_decoder.values() if token.special)
         inner.chat_template = template_for(controls, inner.bos_token is not None)
@@ -133,12 +135,11 @@ def wrap(inner: Any, extra_stops: list[int]) -> Tokenizer:
     stops = {inner.eos_token_id, *extra_stops}
     question = [{"role": "user", "content": MARK}]
     try:
-        before = inner.apply_chat_template(question, tokenize=False, add_generation_prompt=True)
-        rendered = inner.apply_chat_template(
-            [*question, {"role": "assistant", "content": MARK}], tokenize=False, add_generation_prompt=False
-        )
+        before = _rendered(inner, question, True)
+        rendered = _rendered(inner, [*question, {"role": "assistant", "content": MARK}], False)
     except TemplateError as error:
-        raise BaseModelError(f"the chat template cannot render a question and an answer: {error}") from error
+        what = f"the chat template cannot render a question and an answer: {brief(error)}"
+        raise BaseModelError(what, "choose another base, or give a template with --template") from error
     if MARK not in before or rendered.count(MARK) != 2:
         raise BaseModelError("the chat template drops the question or the answer", "choose another base")
     tail = rendered.rsplit(MARK, 1)[1]
@@ -147,6 +148,33 @@ def wrap(inner: Any, extra_stops: list[int]) -> Tokenizer:
     pad = _pick_pad(inner, stops)
     inner.pad_token = inner.convert_ids_to_tokens(pad)
     return Tokenizer(inner, pad, frozenset(int(s) for s in stops), turn_end, turn_rest)
+
+
+_TOO_MUCH = "use a template that only writes the messages out (--template FILE), or another base"
+
+
+def rendering(seconds: float = RENDER_SECONDS) -> AbstractContextManager[None]:
+    """The limits of what a template may take. Around many (of infinite time), they cost nothing for each."""
+    return bounded(seconds, RENDER_BYTES)
+
+
+def _rendered(inner: Any, messages: Sequence[Message], answer: bool, tools: Sequence[Message] = ()) -> str:
+    given: dict[str, Any] = {"tokenize": False, "add_generation_prompt": answer, "tools": list(tools) or None}
+    if len(inner.chat_template) > TEMPLATE_CHARACTERS:
+        raise BaseModelError(f"the chat template has more than {TEMPLATE_CHARACTERS:,} characters", _TOO_MUCH)
+    try:
+        with rendering():
+            text = str(inner.apply_chat_template(list(messages), **given))
+    except (Exceeded, MemoryError) as error:
+        what = f"{RENDER_BYTES >> 20} MB" if isinstance(error, MemoryError) else f"{RENDER_SECONDS:.0f} s"
+        raise BaseModelError(f"the chat template takes more than {what} for one conversation", _TOO_MUCH) from error
+    except TemplateError:
+        raise
+    except Exception as error:  # of an expression in the template
+        raise TemplateError(brief(error)) from error
+    if len(text) > TEMPLATE_CHARACTERS and len(text) > 4 * len(str((messages, tools))):
+        raise BaseModelError(f"the chat template makes {len(text):,} characters of one conversation", _TOO_MUCH)
+    return text
 
 
 def with_template(tokenizer: Tokenizer, template: str) -> Tokenizer:
@@ -194,7 +222,13 @@ def _pick_pad(inner: Any, stops: set[int]) -> int:
 
 
 def from_gguf(file: GGUF, path: Path) -> Tokenizer:
-    """The tokenizer in a GGUF file's metadata."""
+    """The tokenizer in a GGUF file's metadata. Raises `BaseModelError`."""
+    with reading(f"{path}: its metadata are not those of a tokenizer", BaseModelError, "download it again"):
+        inner, stops = _of_gguf(file, path)
+    return wrap(inner, stops)
+
+
+def _of_gguf(file: GGUF, path: Path) -> tuple[Any, list[int]]:
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     meta = {key.removeprefix("tokenizer.ggml."): value for key, value in file.metadata.items()}
@@ -214,7 +248,7 @@ def from_gguf(file: GGUF, path: Path) -> Tokenizer:
     inner.eos_token, inner.bos_token = token("eos_token_id"), token("bos_token_id")
     inner.unk_token, inner.pad_token = token("unknown_token_id"), token("padding_token_id")
     inner.chat_template = file.metadata.get("tokenizer.chat_template")
-    return wrap(inner, [meta[key] for key in ("eot_token_id", "eom_token_id") if meta.get(key) is not None])
+    return inner, [meta[key] for key in ("eot_token_id", "eom_token_id") if meta.get(key) is not None]
 
 
 def _byte_level_bpe(meta: dict[str, Any]) -> Any:
@@ -262,10 +296,11 @@ def encoder_tokenizer(path: Path, task: Task, classes: Sequence[str]) -> Tokeniz
 def _read(path: Path) -> Any:
     from transformers import AutoTokenizer
 
-    try:
+    for file in path.glob("*"):
+        if file.suffix in (".json", ".jinja", ".txt", ".model"):
+            check_size(file, TOKENIZER_BYTES if file.name == "tokenizer.json" else JSON_BYTES, BaseModelError)
+    with reading(f"{path}: no tokenizer could be read", BaseModelError, "download the base again"):
         inner = AutoTokenizer.from_pretrained(path, trust_remote_code=False, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise BaseModelError(f"{path}: no tokenizer could be read ({error})") from error
     if not inner.is_fast:
         raise BaseModelError(f"{path}: the tokenizer has no tokenizer.json", "convert it with transformers first")
     return inner

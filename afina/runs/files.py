@@ -6,10 +6,10 @@ A model names what later readers rely on, requires no more than that, and keeps 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
@@ -18,8 +18,14 @@ from afina.core.errors import InputError, brief
 from afina.core.events import Done, Event, HeldOut, Step, end_of, parse
 from afina.core.files import read_json, read_jsonl
 from afina.core.finding import Finding
+from afina.core.limits import NEW_TOKENS
+from afina.core.task import CAUSAL, TaskName
+from afina.data.files import known_encoding
+from afina.data.layouts import Kind
+from afina.data.settings import ASKING
 from afina.lora.peft_config import CONFIG
 from afina.lora.peft_files import WEIGHTS
+from afina.models.model import Quantize
 from afina.runs.folder import settle
 
 SEARCH = "search.yaml"
@@ -111,14 +117,23 @@ class AdapterFacts(Recorded):
     load: LoadRecord
     template_sha256: str
     tokenizer_sha256: str | None = None
-    data: dict[str, Any]
-    kind: str
-    max_new_tokens: int
-    precision: str
-    quantize: str | None = None
-    task: str | None = None
+    data: dict[str, str | None]
+    kind: Kind
+    max_new_tokens: int = Field(ge=1, le=NEW_TOKENS)
+    precision: Literal["bf16", "fp32"]
+    quantize: Quantize | None = None
+    task: TaskName = CAUSAL.name
     classes: list[str] = []
+    own_template: bool = False
     rows: dict[str, int] = {}
+
+    @model_validator(mode="after")
+    def _answers_only(self) -> Self:
+        if others := sorted(self.data.keys() - {*ASKING}):
+            raise ValueError(f"it sets {', '.join(others)} of data, and an adapter says only how rows are asked")
+        if encoding := self.data.get("encoding"):
+            known_encoding(encoding)
+        return self
 
 
 class DifferenceRecord(Recorded):

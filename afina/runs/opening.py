@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from afina.core.config import build
+from afina.core.device import cache_folder
 from afina.core.errors import AdapterError, BaseModelError
-from afina.core.events import Listener, ignore
+from afina.core.events import Listener, Notice, ignore
 from afina.core.task import CAUSAL, TASKS, TaskName
 from afina.data.mapping import Example, read_examples
 from afina.data.parts import part_to_score
@@ -18,6 +19,7 @@ from afina.data.settings import DataSettings
 from afina.lora.peft_config import read_peft
 from afina.lora.peft_files import load_adapter
 from afina.models.load import Base, load_base
+from afina.models.sources.source import home_of, is_local
 from afina.models.templates import read_template
 from afina.runs.facts import DEFAULT_NEW_TOKENS, adapter_folder, check_base, is_merged, mismatches, read_facts
 
@@ -51,7 +53,7 @@ class Adapted:
         tests, or else the validation."""
         training = dict(self.facts.get("data", {}))
         files = OpenFiles(training.pop("encoding", None), listener)
-        data = {"path": part_to_score(path), "references": references, "encoding": encoding, **training}
+        data = {**training, "path": part_to_score(path), "references": references, "encoding": encoding}
         found = read_examples(build(DataSettings, data), needs_completion=needs_completion, files=files)
         if data["path"] != path:
             found[2].say(f"{path}: {data['path']} is read, of its parts")
@@ -90,8 +92,11 @@ def open_run(
     template = read_template(folder / "chat_template.jinja") if facts.get("own_template") else None
     wanted = facts or {"task": task_of(raw)}
     precision = {"precision": "fp32"} if exact else {}
-    with base_named_by(folder, load["name"], given=bool(base)) as name:
-        loaded = _load(name, wanted | precision, device, cache_dir, quantize, load.get("revision"), template)
+    revision = load.get("revision")
+    with base_named_by(
+        folder, load["name"], revision, given=bool(base), cache_dir=cache_dir, listener=listener
+    ) as name:
+        loaded = _load(name, wanted | precision, device, cache_dir, quantize, revision, template)
     if not force:
         check_base(facts, loaded, folder)
     load_adapter(loaded.model.module, folder, listener)
@@ -99,14 +104,19 @@ def open_run(
 
 
 @contextmanager
-def base_named_by(adapter: Path, name: Any, *, given: bool) -> Iterator[str]:
-    """Around the loading of the base called `name`, which the files of `adapter` name, or a user has `given`.
+def base_named_by(
+    adapter: Path, name: Any, revision: str | None, *, given: bool, cache_dir: Path | None, listener: Listener
+) -> Iterator[str]:
+    """Around the loading of the base called `name`, which the files of `adapter` name, or a user has `given`. One that
+    they name and that has to be fetched is told to the listener before.
 
     Raises `AdapterError` that says how to name it, where they name none, or one that is not here.
     """
     remedy = "name it with --base BASE: a folder, a .gguf file, a name of `afina models list` or a hub id"
     if not name or not isinstance(name, str):
         raise AdapterError(f"adapter {adapter} does not name its base", remedy)
+    if not given and not is_local(name, cache_folder(cache_dir), revision):
+        listener(Notice(f"fetching the base {name!r}, which adapter {adapter} names, from {home_of(name)}"))
     try:
         yield name
     except BaseModelError as error:

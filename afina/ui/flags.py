@@ -9,6 +9,7 @@ from typing import Any
 from afina.core.config import FieldInfo, Settings, build, fields, file_section, merge, nest, read_yaml
 from afina.core.errors import SettingsError
 from afina.core.job import Job
+from afina.core.limits.yaml_text import parse_yaml
 
 _CONFIG, _JSON = "--config", "--json"
 _WORDS = "words"
@@ -198,8 +199,6 @@ def _lower(text: str) -> str:
 def _parsed(value: Any, info: FieldInfo) -> Any:
     if not isinstance(value, str) or info.text:
         return value
-    import yaml
-
-    with suppress(yaml.YAMLError):  # the settings then say what is wrong with the text
-        return yaml.safe_load(value)
+    with suppress(ValueError):  # the settings then say what is wrong with the text
+        return parse_yaml(value)
     return value

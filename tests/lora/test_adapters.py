@@ -109,7 +109,16 @@ def test_what_cannot_be_summed(tmp_path: Path, folders: list[Path]) -> None:
         combine([folders[0], save(tmp_path / "dora", 1, variant="dora")], [1, 1], tmp_path / "x")
     wide = shutil.copytree(folders[0], tmp_path / "wide")
     path = wide / "adapter_model.safetensors"
-    save_file({name: torch.cat([value, value], 1) for name, value in load_file(path).items()}, path)
+    state = load_file(path)
+    save_file({name: torch.cat([value, value], 1) for name, value in state.items()}, path)
+    with pytest.raises(AdapterError, match=r"A and B of .* do not fit"):
+        combine([folders[0], wide], [1, 1], tmp_path / "x")
+    without = {name: value for name, value in state.items() if "lora_B" not in name}
+    save_file(without, path)
+    with pytest.raises(AdapterError, match=r"A and B of .* do not fit"):
+        combine([folders[0], wide], [1, 1], tmp_path / "x")
+    doubled = {name: torch.cat([value, value], 1) if "lora_A" in name else value for name, value in state.items()}
+    save_file(doubled, path)
     with pytest.raises(AdapterError, match="different bases"):
         combine([folders[0], wide], [1, 1], tmp_path / "x")
     with pytest.raises(AdapterError, match="a weight each"):

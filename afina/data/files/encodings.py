@@ -33,6 +33,7 @@ _KNOWN = {
     "mac-roman": ("mac-roman", "Mac Roman", -15.0), "mac-cyrillic": ("mac-cyrillic", "Mac Cyrillic", -15.0),
 }  # fmt: skip
 _LABELS = {codec: label for codec, label, _ in _KNOWN.values()}
+_OF_NAMES = ("idna", "punycode")  # of hosts' names: they take for ever for a text, and mean nothing
 _SAMPLE = 1 << 15  # bytes of passages that are not ASCII
 _GROUPS = 8  # samples that they are divided into, so that one damaged byte does not rule out an encoding
 _CONTROL = bytes(set(range(32)) - set(b"\t\n\r\f\x0b\x1a\x1b\0")) + b"\x7f"
@@ -71,9 +72,9 @@ def known_encoding(name: str) -> str:
     """`name`, where Python knows a text encoding of that name. Raises `ValueError`."""
     try:
         codecs.getincrementaldecoder(name)().decode(b"a")
-        if isinstance(codecs.decode(b"", name), str):
+        if codecs.lookup(name).name not in _OF_NAMES and isinstance(codecs.decode(b"", name), str):
             return name
-    except (LookupError, ValueError, AttributeError, TypeError):
+    except Exception:  # noqa: S110 - whatever decoders of what is no text raise
         pass
     names = sorted({*encodings.aliases.aliases, *encodings.aliases.aliases.values()})
     raise ValueError(f"no encoding has that name.{near(name.lower().replace('-', '_'), names)}")

@@ -14,10 +14,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from afina.core.errors import DataError, near
 from afina.core.files import leads_out
+from afina.core.limits.yaml_text import parse_yaml
 from afina.data.files.file import COMPRESSED
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
@@ -148,8 +147,8 @@ class _Listing:
         text = path.read_bytes()[:_CARD_BYTES].decode("utf-8", "replace")
         head = re.match(r"\ufeff?---\s*\n(.*?)\n---", text, re.DOTALL)
         try:
-            found = yaml.safe_load(head[1]) if head else None
-        except (yaml.YAMLError, ValueError, RecursionError):
+            found = parse_yaml(head[1]) if head else None
+        except ValueError:
             self.notes.append(f"{path}: its head is not YAML, and is passed over")
             return {}
         return found if isinstance(found, dict) else {}

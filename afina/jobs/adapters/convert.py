@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load
 from torch import Tensor
 
 from afina.core.config import LISTED, Settings, setting
@@ -19,7 +17,7 @@ from afina.core.job import Job
 from afina.jobs.adapters._files import WrittenAdapter, appearing
 from afina.jobs.adapters._formats import FORMATS, ForeignFormat
 from afina.jobs.adapters._proof import check_same, logits, sample
-from afina.lora.peft_files import checked, save_adapter
+from afina.lora.peft_files import checked, save_adapter, tensors_in
 from afina.models.load import load_base
 from afina.runs.facts import facts_of, save_tokenizer
 from afina.runs.folder import check_new
@@ -61,7 +59,14 @@ def convert(settings: ConvertAdapterSettings, listener: Listener = ignore) -> Wr
     adapter = found.read(state, path, settings.alpha, settings.parts)
     listener(Notice(f"{path} is read as {found.name}'s"))
     base = settings.base or adapter.base
-    with base_named_by(settings.source, base, given=bool(settings.base)) as name:
+    with base_named_by(
+        settings.source,
+        base,
+        settings.revision,
+        given=bool(settings.base),
+        cache_dir=settings.cache_dir,
+        listener=listener,
+    ) as name:
         loaded = load_base(
             name, revision=settings.revision, precision="fp32", cache_dir=settings.cache_dir, task=adapter.task
         )
@@ -105,14 +110,7 @@ def _tensors(path: Path) -> dict[str, Tensor]:
     Raises `AdapterError`.
     """
     check_fetched([path], AdapterError)
-    if path.suffix == ".safetensors":
-        try:
-            state: Any = load(path.read_bytes())
-        except (SafetensorError, OSError) as error:
-            raise AdapterError(f"{path} cannot be read: {error}", "copy it again from where it was made") from error
-    else:
-        state = _unpickled(path)
-    return checked(path, state)
+    return checked(path, tensors_in(path) if path.suffix == ".safetensors" else _unpickled(path))
 
 
 def _unpickled(path: Path) -> dict[str, Tensor]:

@@ -10,11 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from afina.core.errors import BaseModelError
-from afina.engine.architecture import CONFIGURATION_ERRORS
+from afina.core.errors import BaseModelError, reading
 from afina.engine.blocks import Blocks, Quantiser, full_precision
 from afina.engine.families import GgufLayout, family_of_gguf
-from afina.models.formats.checks import check_numbers
+from afina.models.formats.checks import check_counts, check_numbers
 from afina.models.formats.gguf import GGUF
 
 # What Llama 3.1 and later divide their rotary frequencies by; of its settings only the largest factor differs among
@@ -34,13 +33,12 @@ def read_config(file: GGUF) -> Any:
 
     Raises `BaseModelError` where the file lacks what its family needs.
     """
-    try:
-        return _config(file)
-    except CONFIGURATION_ERRORS as error:
-        reason = f"{error} is missing" if isinstance(error, KeyError) else str(error).splitlines()[0]
-        raise BaseModelError(
-            f"{file.path}: its metadata are not those of a model ({reason})", "download it again"
-        ) from error
+    with reading(f"{file.path}: its metadata are not those of a model", BaseModelError, "download it again"):
+        check_counts({key.rpartition(".")[2]: value for key, value in file.metadata.items()})
+        try:
+            return _config(file)
+        except KeyError as error:
+            raise ValueError(f"{error} is missing") from error
 
 
 def _config(file: GGUF) -> Any:

@@ -2,14 +2,16 @@
 
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
-from afina.core.errors import BaseModelError, InputError, brief
+from afina.core.errors import BaseModelError, InputError, reading
 from afina.core.files import read_json
 from afina.engine.architecture import Architecture
 from afina.engine.blocks import Blocks, Quantiser, full_precision
@@ -28,23 +30,17 @@ def read_weights(
     """
     found: dict[str, Tensor | Blocks] = {}
     names: dict[Path, list[str]] = {}
-    path = folder
-    try:
-        for path in _files(folder):
-            names[path] = [name for name in _names(path) if not name.endswith(arch.computed)]
-        root = arch.names.embedding.split(".")[0] + "."
-        bare = not any(name.startswith(root) for each in names.values() for name in each)  # saved without its head
-        for path, each in names.items():
-            for stored, tensor in _tensors(path, each):
-                name = arch.renamed.get(stored, stored)
-                name = root + name if bare and not name.startswith(arch.names.head) else name
-                weight = tensor.to(dtype, copy=True)
-                check_numbers(path, {stored: weight})
-                found[name] = quantiser(name, weight)
-    except (OSError, SafetensorError) as error:
-        raise BaseModelError(
-            f"{path}: the weights cannot be loaded ({str(error).splitlines()[0][:200]})", "download it again"
-        ) from error
+    for path in _files(folder):
+        names[path] = [name for name in _names(path) if not name.endswith(arch.computed)]
+    root = arch.names.embedding.split(".")[0] + "."
+    bare = not any(name.startswith(root) for each in names.values() for name in each)  # saved without its head
+    for path, each in names.items():
+        for stored, tensor in _tensors(path, each):
+            name = arch.renamed.get(stored, stored)
+            name = root + name if bare and not name.startswith(arch.names.head) else name
+            weight = tensor.to(dtype, copy=True)
+            check_numbers(path, {stored: weight})
+            found[name] = quantiser(name, weight)
     return found
 
 
@@ -52,10 +48,8 @@ def stored_dtype(folder: Path) -> torch.dtype:
     """The dtype of most of the weights in `folder`; bf16 where they are quantised. Raises `BaseModelError`."""
     numbers: Counter[str] = Counter()
     for path in _files(folder):
-        check_header(path)
-        names = _names(path)
-        with safe_open(path, framework="pt") as file:
-            for name in names:
+        with _opened(path) as file:
+            for name in file.keys():  # noqa: SIM118 - not a dict
                 part = file.get_slice(name)
                 numbers[part.get_dtype()] += prod(part.get_shape())
     kinds = {"F32": torch.float32, "F64": torch.float32, "F16": torch.float16}
@@ -64,14 +58,18 @@ def stored_dtype(folder: Path) -> torch.dtype:
 
 def check_header(path: Path) -> None:
     """Raises `BaseModelError` where the header of a safetensors file is damaged."""
-    try:
-        _names(path)
-    except (OSError, SafetensorError) as error:
-        raise BaseModelError(f"{path}: its header cannot be read ({brief(error)})", "download it again") from error
+    _names(path)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    what = f"{path}: the weights cannot be loaded"
+    with reading(what, BaseModelError, "download it again"), safe_open(path, framework="pt") as file:
+        yield file
 
 
 def _names(path: Path) -> list[str]:
-    with safe_open(path, framework="pt") as file:
+    with _opened(path) as file:
         return list(file.keys())
 
 
@@ -81,7 +79,7 @@ def _tensors(path: Path, names: list[str]) -> Iterator[tuple[str, Tensor]]:
     remaining = list(names)
     while remaining:
         read = 0
-        with safe_open(path, framework="pt") as file:
+        with _opened(path) as file:
             while remaining and read < _AT_ONCE:
                 name = remaining.pop()
                 tensor = file.get_tensor(name)

@@ -57,6 +57,12 @@ def is_local(name: str, cache: Path, revision: str | None = None) -> bool:
     return entry is None or entry.package is None or package_path(entry.package, cache).exists()
 
 
+def home_of(name: str) -> str:
+    """Where the base called `name` is fetched from."""
+    hub_id = hub_id_of(name)
+    return f"the hub (https://huggingface.co/{hub_id})" if hub_id else "the Python index"
+
+
 def locate(name: str, revision: str | None, cache: Path) -> Source:
     """The source that `name` means, downloaded where it is a catalogue entry or a hub id that is not on this disk.
 

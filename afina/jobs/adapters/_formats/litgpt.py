@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
 from torch import Tensor
 
-from afina.core.errors import AdapterError
+from afina.core.config import read_yaml
+from afina.core.errors import AdapterError, SettingsError
 from afina.engine.architecture import Architecture
 from afina.engine.decoder import Decoder
 from afina.jobs.adapters._formats._protocol import ForeignAdapter, ForeignFormat
@@ -74,12 +74,12 @@ class _Settings:
 
 def _read_settings(path: Path) -> _Settings:
     try:
-        given = yaml.safe_load(path.read_text())
+        given = read_yaml(path)
         alpha, rank = float(given["lora_alpha"]), int(given["lora_r"])
         enabled = [bool(given[f"lora_{part}"]) for part in ("query", "key", "value")]
         if rank < 1 or not 0 < alpha < math.inf:
             raise ValueError(f"lora_r is {rank}, lora_alpha {alpha}")
-    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+    except (SettingsError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise AdapterError(
             f"{path} does not say how the adapter was trained ({error})", "LitGPT writes it beside the weights"
         ) from error

@@ -1,0 +1,35 @@
+"""How much is read of what comes from outside: one table, since what the parts may cost adds up to what a command may
+cost. Each is far beyond what is in use, and small enough that a file of it takes seconds and less than 2 GB.
+
+`process` keeps code that is not ours within a limit of time and memory, `yaml_text` counts the values of YAML before
+they are made. What a decoder's numbers may be stands beside its kernels (engine/limits.py)."""
+
+JSON_BYTES = 64 << 20  # of a description: the index of the largest models has 10 MB
+TOKENIZER_BYTES = 256 << 20  # tokenizer.json; the largest in use have 35 MB
+YAML_CHARACTERS = 256 << 10  # settings have 5 kB; the parser reads some 100 kB a second
+YAML_VALUES = 20_000  # once aliases are written out
+NESTING = 100  # lists and objects in one another; Python's stack ends at about 1,000
+
+RECORD_CHARACTERS = 8 << 20  # of one row, one line, one item, one cell: two million tokens
+COLUMNS = 16_384  # what a spreadsheet has
+SHEET_ROWS = 1 << 20  # the same
+WORKBOOK_BYTES = 256 << 20  # unpacked: all of its shared texts are in memory at once
+UNPACKED_BYTES = 256 << 20  # of a compressed file; beyond, only as long as it is no more than
+UNPACKED_RATIO = 250  # times as large: text is 3 to 30 times, and a million times where it says nothing
+
+LAYERS = 1_000  # of a model; the deepest in use have 126
+EXPERTS = 10_000  # of a layer; the most in use are 512
+CLASSES = 100_000  # of a classifier
+WIDEST = 1_000_000  # numbers in a layer's output; the widest in use have 65,536
+NEW_TOKENS = 1 << 20  # of one answer
+
+TEMPLATE_CHARACTERS = 1 << 20  # of a chat template, and of what it makes of a short conversation; in use are 20,000
+RENDER_SECONDS = 3.0  # for one conversation, which takes a tenth of a millisecond
+RENDER_BYTES = 768 << 20  # beyond what the process has when it begins
+
+PATTERN_CHARACTERS = 10_000
+PATTERN_SECONDS = 2.0  # for all of an adapter's over all layers of a model, which takes some milliseconds
+PATTERN_BYTES = 512 << 20  # beyond what the process has
+PATTERNS = 10_000  # of one adapter
+
+REPLY_BYTES = 8 << 20  # of a server that is asked something

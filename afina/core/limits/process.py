@@ -1,0 +1,105 @@
+"""A limit of time and memory on code that is not ours, such as a template, in this process."""
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
+
+_TICK = 0.25  # seconds of work between two looks at the time
+
+
+class Exceeded(BaseException):
+    """What was to be done took too long. No `Exception`, so that no library takes it for one of its own."""
+
+
+class _Here(threading.local):
+    until: float | None = None  # when what this thread runs now has to be done; None outside of all blocks
+
+
+_here = _Here()
+
+
+@contextmanager
+def bounded(seconds: float, more_bytes: int) -> Iterator[None]:
+    """Raises `Exceeded` where the block runs for more than `seconds`, and `MemoryError` where the process grows by more
+    than `more_bytes`.
+
+    A block within another one costs next to nothing, and has its own time and the outer one's memory: around many that
+    follow one another, stand an outer one of infinite time. Time is limited in the main thread, in what runs Python,
+    matches patterns or multiplies numbers; memory on Linux.
+    """
+    before, until = _here.until, time.monotonic() + seconds
+    if before is not None:
+        _here.until = min(before, until)
+        try:
+            yield
+        finally:
+            _here.until = before
+        return
+    with _memory(more_bytes), _ticking():
+        _here.until = until
+        try:
+            yield
+        finally:
+            _here.until = None
+
+
+@contextmanager
+def _ticking() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
+        yield
+        return
+    before, hook = signal.signal(signal.SIGVTALRM, _look), sys.unraisablehook
+
+    def unraisable(problem: Any) -> None:  # within a callback, where the next look at the time will raise it
+        if not isinstance(problem.exc_value, Exceeded):
+            hook(problem)
+
+    sys.unraisablehook = unraisable
+    signal.setitimer(signal.ITIMER_VIRTUAL, _TICK, _TICK)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        if callable(before):  # else ours stays: a last signal may be on its way, and by default it ends the process
+            signal.signal(signal.SIGVTALRM, before)
+        sys.unraisablehook = hook
+
+
+def _look(number: int, frame: FrameType | None) -> None:
+    if _here.until is not None and time.monotonic() > _here.until:
+        raise Exceeded
+
+
+@contextmanager
+def _memory(more_bytes: int) -> Iterator[None]:
+    used = _data_bytes()
+    if used is None:
+        yield
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    wanted = [used + more_bytes, *(each for each in (soft, hard) if each != resource.RLIM_INFINITY)]
+    resource.setrlimit(resource.RLIMIT_DATA, (min(wanted), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+
+
+def _data_bytes() -> int | None:
+    """What the process has of the memory that RLIMIT_DATA limits; None where the system does not say."""
+    try:
+        with open("/proc/self/statm", "rb") as file:
+            return int(file.read().split()[5]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, IndexError, ValueError):
+        return None

@@ -1,0 +1,229 @@
+"""What comes from outside takes no more time and memory than it may, whatever it is."""
+
+import json
+import os
+import re
+import resource
+import signal
+import threading
+import time
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from afina.core import files
+from afina.core.config import read_yaml
+from afina.core.errors import BaseModelError, InputError, SettingsError, brief, reading
+from afina.core.files import nested_deeply, read_json, read_jsonl
+from afina.core.limits.process import Exceeded, bounded
+from afina.core.limits.yaml_text import parse_yaml
+
+MB = 1 << 20
+
+
+def endless() -> None:
+    while True:
+        pass
+
+
+def doubling() -> None:
+    text = "a"
+    while True:
+        text += text
+
+
+def swallowing() -> None:
+    while True:
+        try:
+            endless()
+        except Exception:
+            continue
+
+
+@pytest.mark.parametrize(
+    ("work", "error"),
+    [
+        (endless, Exceeded),
+        (swallowing, Exceeded),
+        (lambda: re.match("(a+)+b", "a" * 40), Exceeded),
+        (lambda: 10 ** (10**8), Exceeded),
+        (doubling, MemoryError),
+        (lambda: "a" * 10**11, MemoryError),
+        (lambda: list(range(10**9)), MemoryError),
+    ],
+)
+def test_work_ends_within_its_limits(work: Callable[[], object], error: type[BaseException]) -> None:
+    begun = time.monotonic()
+    with pytest.raises(error), bounded(0.2, 64 * MB):
+        work()
+    assert time.monotonic() - begun < 5
+
+
+def test_limits_end_with_their_block() -> None:
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    with pytest.raises(ValueError, match="of its own"), bounded(9, 64 * MB):
+        raise ValueError("of its own")
+    assert resource.getrlimit(resource.RLIMIT_DATA) == before
+    assert signal.getitimer(signal.ITIMER_VIRTUAL) == (0, 0)
+    os.kill(os.getpid(), signal.SIGVTALRM)  # one that was on its way does nothing
+    assert len(b"a" * (128 * MB)) == 128 * MB
+
+
+def test_a_handler_of_ones_own_is_put_back() -> None:
+    heard: list[int] = []
+    before = signal.signal(signal.SIGVTALRM, lambda number, frame: heard.append(number))
+    try:
+        with bounded(9, 64 * MB):
+            list(range(10**7))
+        assert not heard
+        os.kill(os.getpid(), signal.SIGVTALRM)
+        assert heard == [signal.SIGVTALRM]
+    finally:
+        signal.signal(signal.SIGVTALRM, before)
+
+
+def test_each_of_many_blocks_has_its_own_time() -> None:
+    with bounded(float("inf"), 64 * MB):
+        for _ in range(4):
+            with bounded(0.5, 0):
+                time.sleep(0.2)
+        time.sleep(0.4)  # between them nothing is limited
+        with pytest.raises(Exceeded), bounded(0.1, 0):
+            endless()
+
+
+def test_another_thread_is_limited_in_memory_and_disturbs_nobody() -> None:
+    found: list[BaseException | None] = []
+
+    def work() -> None:
+        try:
+            with bounded(0.1, 64 * MB):
+                time.sleep(0.3)
+                found.append(None)
+                doubling()
+        except BaseException as error:
+            found.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    with bounded(9, 512 * MB):
+        thread.join()
+    assert found[0] is None
+    assert isinstance(found[1], MemoryError)
+
+
+def bomb(line: Callable[[str], str], first: str) -> str:
+    """Ten lines, each nine of the one before."""
+    names = "abcdefghij"
+    return first + "".join(f"{new}: &{new} {line(old)}\n" for old, new in pairwise(names))
+
+
+BOMBS = {
+    "lists": bomb(lambda old: f"[{', '.join([f'*{old}'] * 9)}]", "a: &a [x, x]\n"),
+    "mappings": bomb(lambda old: "{" + ", ".join(f"k{i}: *{old}" for i in range(9)) + "}", "a: &a {x: 1}\n"),
+    "merges": bomb(lambda old: f"{{<<: [{', '.join([f'*{old}'] * 9)}]}}", "a: &a {x: 1}\n"),
+    "itself": "a: &a [*a]\n",
+    "itself, below": "a: &a {b: {c: [1, *a]}}\n",
+    "deep": "a: " + "[" * 5000 + "]" * 5000 + "\n",
+    "deep blocks": "".join(f"{' ' * i}a:\n" for i in range(600)),
+    "long": "a: " + "x " * 400_000 + "\n",
+    "many": "a: [" + "1, " * 25_000 + "1]\n",
+    "a date that is none": "a: 2020-99-99\n",
+    "a list as a name": "? [1, 2]\n: 3\n",
+    "an unknown tag": "a: !!python/object:os.system x\n",
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_yaml_that_stands_for_too_much_is_refused(name: str, tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text(BOMBS[name])
+    begun = time.monotonic()
+    with pytest.raises(SettingsError, match=r"a\.yaml is not valid YAML") as error:
+        read_yaml(tmp_path / "a.yaml")
+    assert "\n" not in str(error.value)
+    assert time.monotonic() - begun < 5
+
+
+def test_the_yaml_bomb_of_the_cases(hostile: Path) -> None:
+    with pytest.raises(SettingsError, match="more than 20,000 values"):
+        read_yaml(hostile / "bomb.yaml")
+
+
+def test_aliases_and_merges_are_read() -> None:
+    text = "a: &a {x: 1, y: [2, 3]}\nb: {<<: *a, x: 9}\nc: [*a, *a]\n"
+    a = {"x": 1, "y": [2, 3]}
+    assert parse_yaml(text) == {"a": a, "b": {"x": 9, "y": [2, 3]}, "c": [a, a]}
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"[" * 400 + b"]" * 400, "nested more than 100 deep"),
+        (b"[" * 100_000 + b"]" * 100_000, "nested too deeply"),
+        (b'{"a":' * 101 + b"1" + b"}" * 101, "nested more than 100 deep"),
+        (b'{"a": "\xff"}', "not valid JSON"),
+        (b"9" * 5000, "not valid JSON"),
+        (b"", "not valid JSON"),
+        (b'"' + b"x" * 3000 + b'"', "has 0 MB, and 0 are the most"),
+    ],
+)
+def test_json_beyond_limits(content: bytes, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "most" in words:
+        monkeypatch.setattr(files, "JSON_BYTES", 2000)
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(InputError, match=words) as error:
+        read_json(tmp_path / "a.json")
+    assert len(str(error.value)) < 500
+
+
+def test_nesting_is_counted() -> None:
+    for depth in (1, 99, 100):
+        assert not nested_deeply(json.loads("[" * depth + "]" * depth))
+    assert nested_deeply(json.loads("[" * 101 + "]" * 101))
+    assert not nested_deeply("text")
+
+
+def test_lines_that_are_no_text(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(b'{"a": 1}\n\xff\n')
+    with pytest.raises(InputError, match=r"cannot read .*a\.jsonl"):
+        read_jsonl(tmp_path / "a.jsonl")
+
+
+class PanicException(BaseException):
+    """As the libraries in Rust name theirs."""
+
+
+@pytest.mark.parametrize(
+    ("raised", "said"),
+    [
+        (ValueError("two\nlines"), "two lines"),
+        (KeyError("name"), "KeyError: 'name'"),
+        (AssertionError(), "AssertionError"),
+        (RecursionError("maximum"), "nested too deeply"),
+        (MemoryError(), "not enough memory"),
+        (PanicException("index out of bounds"), "index out of bounds"),
+        (ValueError("x" * 5000), "x" * 200),
+    ],
+)
+def test_whatever_a_library_raises_is_one_message(raised: BaseException, said: str) -> None:
+    with pytest.raises(BaseModelError) as error, reading("f.json cannot be read", BaseModelError, "download it"):
+        raise raised
+    assert str(error.value).split("\n") == [
+        f"f.json cannot be read ({error.value.problems[0][23:-1]})",
+        "  → download it",
+    ]
+    assert said in str(error.value)
+    assert len(str(error.value)) < 300
+
+
+@pytest.mark.parametrize("raised", [KeyboardInterrupt(), SystemExit(3), InputError("our own")])
+def test_what_is_no_librarys_goes_through(raised: BaseException) -> None:
+    with pytest.raises(type(raised)) as error, reading("f.json", BaseModelError, ""):
+        raise raised
+    assert error.value is raised
+
+
+def test_messages_are_brief() -> None:
+    assert brief(ValueError("a\n  b")) == "a b"
