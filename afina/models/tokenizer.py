@@ -15,7 +15,7 @@ from typing import Any
 
 from jinja2.exceptions import TemplateError
 
-from afina.core.errors import BaseModelError, brief, reading
+from afina.core.errors import BaseModelError, brief, counted, reading
 from afina.core.files import check_size
 from afina.core.limits import JSON_BYTES, RENDER_BYTES, RENDER_SECONDS, TEMPLATE_CHARACTERS, TOKENIZER_BYTES
 from afina.core.limits.process import Exceeded, bounded
@@ -173,7 +173,9 @@ def _rendered(inner: Any, messages: Sequence[Message], answer: bool, tools: Sequ
     except Exception as error:  # of an expression in the template
         raise TemplateError(brief(error)) from error
     if len(text) > TEMPLATE_CHARACTERS and len(text) > 4 * len(str((messages, tools))):
-        raise BaseModelError(f"the chat template makes {len(text):,} characters of one conversation", _TOO_MUCH)
+        raise BaseModelError(
+            f"the chat template makes {counted(len(text), 'character')} of one conversation", _TOO_MUCH
+        )
     return text
 
 
