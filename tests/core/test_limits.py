@@ -140,9 +140,9 @@ BOMBS = {
 def test_yaml_that_stands_for_too_much_is_refused(name: str, tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text(BOMBS[name])
     begun = time.monotonic()
-    with pytest.raises(SettingsError, match=r"a\.yaml is not valid YAML") as error:
+    with pytest.raises(SettingsError, match=r"a\.yaml(:\d+)? is not valid YAML") as error:
         read_yaml(tmp_path / "a.yaml")
-    assert "\n" not in str(error.value)
+    assert len(error.value.problems) == 1
     assert time.monotonic() - begun < 5
 
 
