@@ -16,14 +16,16 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from conftest import save_tiny
+from conftest import own_cache, save_tiny
 from forked import Forked
 
+TIMED = {"tokens_per_second", "answers_per_second", "latency"}
 WEIGHTS = "adapter/adapter_model.safetensors"
 SETTINGS = (
     "--epochs 1 --train.batch_size 4 --train.checkpoint_steps 2 --train.eval_steps 3 --train.early_stopping 0 "
@@ -70,12 +72,13 @@ class Trial:
         rows = [{"prompt": f"word {i}", "completion": f"answer {i % 3}"} for i in range(30)]
         (self.folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         save_tiny(self.folder / "tiny")
+        own_cache(self.folder / "cache")
         for whole, seed in (("new", 1), ("old", 2)):
-            assert self._afina(*self._train(self.folder / whole, seed), cache=whole).wait() == 0
+            assert self._afina(*self._train(self.folder / whole, seed)).wait() == 0
         self.expected = outcome(self.folder / "new")
         self.former = outcome(self.folder / "old")
         self._killed = self.folder / "killed"
-        assert self._afina(*self._train(self._killed, 1), cache="killed", changes=80).wait() == -signal.SIGKILL
+        assert self._afina(*self._train(self._killed, 1), changes=80).wait() == -signal.SIGKILL
 
     def scenarios(self) -> dict[str, Callable[[Path, int | None], Any]]:
         """What is done in a folder, killed before a change where one is named."""
@@ -101,6 +104,7 @@ class Trial:
             run = self.folder / "run"
             for each in (run, self.folder / "cache"):
                 shutil.rmtree(each, ignore_errors=True)
+            own_cache(self.folder / "cache")
             if scenario(run, changes).wait() != -signal.SIGKILL:
                 return
             yield self._end(scenario, run, changes)
@@ -109,7 +113,7 @@ class Trial:
     def _end(self, scenario: Callable[[Path, int | None], Any], run: Path, changes: int) -> str:
         """What is wrong with the run once it was resumed, or started again."""
         if scenario == self.over and not (run / WEIGHTS).exists():  # moved halfway: two places together
-            found: dict[str, bytes] = {}
+            found: dict[str, Any] = {}
             for place in (run, run / ".moving", run / ".former"):
                 found = {**outcome(place), **found}
             if found != self.former:
@@ -130,15 +134,23 @@ class Trial:
         rows, base = self.folder / "rows.jsonl", self.folder / "tiny"
         return ["train", str(rows), "--base", str(base), "--out", str(run), "--seed", str(seed), *SETTINGS]
 
-    def _afina(self, *arguments: str, changes: int | None = None, cache: str = "cache") -> Any:
+    def _afina(self, *arguments: str, changes: int | None = None) -> Any:
         code = KILLED.format(folder=str(self.folder), changes=-1 if changes is None else changes)
-        return Forked(arguments, code=code, env={**os.environ, "AFINA_CACHE": str(self.folder / cache)})
+        return Forked(arguments, code=code, env={**os.environ, "AFINA_CACHE": str(self.folder / "cache")})
 
 
-def outcome(run: Path) -> dict[str, bytes]:
-    """What a run ends with, as far as it is there."""
-    names = (WEIGHTS, "predictions.jsonl", "evaluation.json")
-    return {name: (run / name).read_bytes() for name in names if (run / name).exists()}
+def outcome(run: Path) -> dict[str, Any]:
+    """What a run ends with, as far as it is there, without what is timed."""
+    found: dict[str, Any] = {n: (run / n).read_bytes() for n in (WEIGHTS, "predictions.jsonl") if (run / n).exists()}
+    with suppress(FileNotFoundError):
+        found["evaluation.json"] = untimed(json.loads((run / "evaluation.json").read_text()))
+    return found
+
+
+def untimed(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: untimed(each) for key, each in value.items() if key not in TIMED}
+    return [untimed(each) for each in value] if isinstance(value, list) else value
 
 
 if __name__ == "__main__":
