@@ -5,7 +5,8 @@
 A tiny random model and a few steps, so that every file that is made, renamed or removed (in the run's folder, its
 checkpoints, its adapter and the cache) is struck. Three ways to begin: into a new folder, over a finished run, and
 resuming a run that was killed before. Afterwards the run is resumed, or started again where it had written nothing. It
-has to end as one that was never killed: adapter, predictions and evaluation bit for bit, nothing left over. The finished run that is replaced has to be there, whole, until the new one has an adapter.
+has to end as one that was never killed: adapter, predictions and evaluation bit for bit, nothing left over. The
+finished run that is replaced has to be there, whole, until the new one has an adapter.
 """
 
 import argparse
@@ -25,12 +26,14 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from conftest import own_cache, save_tiny
 from forked import Forked
 
+from afina.runs.folder import settle
+
 TIMED = {"tokens_per_second", "answers_per_second", "latency"}
 WEIGHTS = "adapter/adapter_model.safetensors"
-SETTINGS = (
-    "--epochs 1 --train.batch_size 4 --train.checkpoint_steps 2 --train.eval_steps 3 --train.early_stopping 0 "
-    "--precision fp32 --lora.rank 2"
-).split()  # fmt: skip
+SETTINGS = [
+    "--epochs", "1", "--train.batch_size", "4", "--train.checkpoint_steps", "2", "--train.eval_steps", "3",
+    "--train.early_stopping", "0", "--precision", "fp32", "--lora.rank", "2",
+]  # fmt: skip
 # Runs a command that dies before its `changes`-th change of the disk below `folder`.
 KILLED = """
 import os, signal, sys
@@ -118,6 +121,7 @@ class Trial:
                 found = {**outcome(place), **found}
             if found != self.former:
                 return f"killed before change {changes}: the former run is lost"
+        settle(run)
         ended = (run / "evaluation.json").exists() and outcome(run) != self.former
         if not ended:
             code = self._afina("train", "--resume", str(run)).wait() if (run / "config.yaml").exists() else 2

@@ -121,11 +121,9 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-def sweep(folder: Path) -> None:
-    """Removes the temporary files that a killed process left in `folder` and below it. Only where no other process
-    writes there."""
-    for path in folder.rglob(f".*{_TEMPORARY}"):
-        path.unlink(missing_ok=True)
+def temporaries(folder: Path) -> list[Path]:
+    """The temporary files in `folder` and the folders in it: another process writes them now, or was killed."""
+    return [path for depth in ("", "*/") for path in folder.glob(f"{depth}.*{_TEMPORARY}")]
 
 
 def check_writable(path: Path) -> None:
@@ -147,7 +145,7 @@ def check_writable_folder(folder: Path) -> None:
 def _try_folder(folder: Path) -> None:
     absent = [each for each in (folder.absolute(), *folder.absolute().parents) if not each.exists()]
     folder.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=folder)
+    handle, temporary = tempfile.mkstemp(prefix=".", suffix=_TEMPORARY, dir=folder)
     os.close(handle)
     os.unlink(temporary)
     for each in absent:

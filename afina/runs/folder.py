@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from afina.core.errors import OutputError, writing
-from afina.core.files import check_writable, check_writable_folder, sync, write_json, write_jsonl
+from afina.core.files import check_writable, check_writable_folder, sync, temporaries, write_json, write_jsonl
 from afina.core.text import command_line
 from afina.core.tracker import TRACKERS
 from afina.lora.peft_config import CONFIG
@@ -41,6 +41,7 @@ class RunFolder:
 
     What a killed process may leave, whenever it is killed, is told apart by names that come and go in one renaming:
 
+    - `.*.part` are files that were not written to their end. They go.
     - `.moving` holds files of a run on their way out or back. They belong back.
     - `.former` holds a whole run, which a new one replaces. It goes once the new one has an adapter, and comes back
       where that has saved nothing.
@@ -103,6 +104,8 @@ class RunFolder:
         """Finishes or undoes what a killed process left. A new run that can be resumed stays, the former one beside it;
         with `resuming`, one that has only its settings too."""
         with writing(self.folder):
+            for path in temporaries(self.folder):
+                path.unlink()
             self._put_back()
             if not self._former.is_dir():
                 return
@@ -173,7 +176,7 @@ class RunFolder:
 def settle(folder: Path) -> None:
     """`RunFolder.settle` before the folder is read; nothing where a process is training there, or where nothing may be
     written."""
-    if any((folder / name).is_dir() for name in (FORMER, MOVING)):
+    if any((folder / name).is_dir() for name in (FORMER, MOVING)) or temporaries(folder):
         run = RunFolder(folder)
         with suppress(OutputError), run.locked():
             run.settle()

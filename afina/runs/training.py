@@ -14,7 +14,7 @@ from afina.core.config import build, changed, merge, read_yaml
 from afina.core.device import memory_gb
 from afina.core.errors import InputError, Interrupted, counted
 from afina.core.events import Done, Event, Listener, MetricsFile, Notice, forget_after, ignore, minutes
-from afina.core.files import sweep, write_json, write_jsonl, write_yaml
+from afina.core.files import write_json, write_jsonl, write_yaml
 from afina.core.text import command_line
 from afina.core.world import SINGLE, World
 from afina.data.template import Row
@@ -89,7 +89,6 @@ def resume_run(folder: Path | str, listener: Listener = ignore) -> TrainedRun:
                 f"--resume {folder}: this run is complete",
                 "train further with `afina train DATA --adapter RUN --out OTHER`",
             )
-        sweep(folder)
         settings = build(RunSettings, merge(read_yaml(config), {"out": folder}))
         return _train(run_folder, settings, listener, resuming=True)
 

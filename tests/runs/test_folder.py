@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from afina.core.errors import AdapterError, OutputError
-from afina.core.files import sweep, write_atomic
+from afina.core.files import write_atomic
 from afina.core.process.interrupt import StopRequest, interrupt_on_all_signals
 from afina.lora.peft_config import CONFIG
 from afina.lora.peft_files import WEIGHTS
@@ -237,7 +237,7 @@ def test_temporary_files_of_a_kill_are_swept(tmp_path: Path) -> None:
             write_atomic(tmp_path / "deep" / "one", "text")
     (tmp_path / ".hidden").touch()
     assert len(list((tmp_path / "deep").iterdir())) == 1
-    sweep(tmp_path)
+    settle(tmp_path)
     assert list((tmp_path / "deep").iterdir()) == []
     assert (tmp_path / ".hidden").exists()
 

@@ -9,11 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from runs.test_folder import FILES, whose, write
 
 from afina.core.errors import AdapterError, OutputError
 from afina.runs.facts import adapter_folder
 from afina.runs.folder import FORMER, MOVING, RunFolder
-from runs.test_folder import FILES, whose, write
 
 fcntl = pytest.importorskip("fcntl")
 STEPS = (
@@ -108,8 +108,8 @@ def check(folder: Path, other: str, first: Actor, second: Actor) -> None:
         assert first.error is None
         assert set(found.values()) == {"first"}
     else:
-        assert set(found.values()) <= ended, (found, ended)
-    assert len(ended) == 1 or other != "new"
+        assert set(found.values()) <= (ended or {"old"})  # the former, where each was refused for the other's sake
+    assert len(ended) <= 1 or other != "new"
     assert not any((folder / name).exists() for name in (FORMER, MOVING))
 
 
@@ -134,4 +134,4 @@ def test_two_at_one_folder(tmp_path: Path, other: str, former: bool) -> None:
             if not first.held:
                 break
     assert i > 10
-    assert met > 10
+    assert met > 10 or other == "reader"  # which only stops where there is something to put right
