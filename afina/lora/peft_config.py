@@ -48,7 +48,7 @@ class PeftFile(BaseModel):
 
     peft_type: str
     task_type: str | None = None
-    base_model_name_or_path: str | None = None
+    base_model_name_or_path: Any = None  # whatever it is, a base can be named beside the adapter
     r: int | None = Field(None, ge=1, le=WIDEST)
     lora_alpha: float | None = Field(None, gt=0)
     lora_dropout: float | None = Field(None, ge=0, lt=1)

@@ -45,6 +45,11 @@ class Facts:
     sha256: str
     path: str
 
+    @property
+    def public_name(self) -> str:
+        """Its id on the hub, or its name: no path, so that it may be given away."""
+        return self.hub_id or self.name
+
     def card(self) -> dict[str, Any]:
         return asdict(self)
 

@@ -1,17 +1,21 @@
 """What an adapter records: the base it was trained on and how it is prompted; and whether a given base fits it."""
 
+import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from afina.core.device import precision_of
 from afina.core.errors import AdapterError, InputError
-from afina.core.files import write_atomic
+from afina.core.files import write_atomic, write_json
 from afina.core.text import command_line
 from afina.models.load import Base
 from afina.runs.files import AdapterFacts
 from afina.runs.folder import FORMER, settle
 
+FACTS = "afina.json"
+ON_DISK = ("folder", "gguf")  # kinds of bases that are named by their path
 DEFAULT_NEW_TOKENS = 256  # for adapters that do not record how long their answers are
 
 
@@ -38,23 +42,42 @@ def adapter_folder(run: Path) -> Path:
 
 def is_merged(run: Path) -> bool:
     """Whether `run` is a model that an adapter was merged into (`afina adapters merge`)."""
-    return (run / "afina.json").is_file() and (run / "config.json").is_file()
+    return (run / FACTS).is_file() and (run / "config.json").is_file()
 
 
 def read_facts(folder: Path) -> dict[str, Any]:
-    """`afina.json` of an adapter's folder; an empty dict for adapters of other programs. Raises `AdapterError`."""
-    path = folder / "afina.json"
+    """`afina.json` of an adapter's folder; an empty dict for adapters of other programs. A base on this disk has its
+    absolute path. Raises `AdapterError`."""
+    path = folder / FACTS
     if not path.exists():
         return {}
     try:
-        return AdapterFacts.read(path).content
+        return _placed(AdapterFacts.read(path).content, lambda name: os.path.normpath(folder.absolute() / name))
     except InputError as error:
         raise AdapterError(str(error), "use the adapter's folder as `afina train` wrote it") from error
 
 
+def write_facts(folder: Path, facts: dict[str, Any], place: Path | None = None) -> None:
+    """Writes `afina.json` of an adapter that will lie in `place` (default: `folder`). A base on this disk is named from
+    there: an absolute path may hold a person's name, and an adapter is given away."""
+    start = (place or folder).absolute()
+    write_json(folder / FACTS, _placed(facts, lambda name: os.path.relpath(name, start)))
+
+
+def _placed(facts: dict[str, Any], place: Callable[[str], str]) -> dict[str, Any]:
+    if facts["base"].get("kind") not in ON_DISK:
+        return facts
+    return facts | {"load": facts["load"] | {"name": place(facts["load"]["name"])}}
+
+
 def load_name(base: Base, name: str) -> str:
     """The name by which `base`, requested as `name`, is found from any folder."""
-    return base.facts.path if base.facts.kind in ("folder", "gguf") else name
+    return base.facts.path if base.facts.kind in ON_DISK else name
+
+
+def base_record(base: Base) -> dict[str, Any]:
+    """What an adapter's facts, which are given away, say of its base: all but where it is."""
+    return {name: value for name, value in base.facts.card().items() if name != "path"}
 
 
 def facts_of(base: Base, name: str) -> dict[str, Any]:
@@ -64,7 +87,7 @@ def facts_of(base: Base, name: str) -> dict[str, Any]:
     elsewhere gets.
     """
     return {
-        "base": base.facts.card(),
+        "base": base_record(base),
         "load": {
             "name": load_name(base, name),
             "revision": base.facts.revision if base.facts.hub_id else None,

@@ -1,5 +1,6 @@
 """An adapter opened again, on the base that it was trained on."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +22,8 @@ from afina.lora.peft_files import load_adapter
 from afina.models.load import Base, load_base
 from afina.models.sources.source import home_of, is_local
 from afina.models.templates import read_template
-from afina.runs.facts import DEFAULT_NEW_TOKENS, adapter_folder, check_base, is_merged, mismatches, read_facts
+from afina.runs.facts import DEFAULT_NEW_TOKENS, ON_DISK, adapter_folder, check_base, is_merged, mismatches, read_facts
+from afina.runs.files import Config
 
 
 @dataclass(frozen=True)
@@ -84,8 +86,7 @@ def open_run(
     folder = adapter_folder(run)
     facts = read_facts(folder)
     raw = read_peft(folder)[0]  # problems with the adapter are reported before the base is loaded
-    made_on = facts.get("load") or {"name": raw.get("base_model_name_or_path")}
-    load = {"name": base} if base else made_on
+    load = {"name": base} if base else _base_named(folder, facts) or {"name": raw.get("base_model_name_or_path")}
     quantize = None if exact else facts.get("quantize")
     if quantize == "keep" and base and not base.endswith(".gguf"):
         quantize = None  # only a GGUF file has quantised blocks to keep
@@ -101,6 +102,16 @@ def open_run(
         check_base(facts, loaded, folder)
     load_adapter(loaded.model.module, folder, listener)
     return Adapted(loaded, facts, tuple(mismatches(facts, loaded, folder)))
+
+
+def _base_named(folder: Path, facts: dict[str, Any]) -> dict[str, Any] | None:
+    """How the facts of the adapter in `folder` name its base. One on this disk is named from there, so that the adapter
+    and its base may move together; where the run moved alone, its settings name it."""
+    load: dict[str, Any] | None = facts.get("load")
+    config = folder.parent / "config.yaml"
+    if load and facts["base"].get("kind") in ON_DISK and not os.path.exists(load["name"]) and config.is_file():
+        return load | {"name": Config.read(config).base}
+    return load
 
 
 @contextmanager

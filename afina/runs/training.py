@@ -33,7 +33,7 @@ from afina.measure.pages.report import write_report
 from afina.measure.verification import Verification, reference_logits, verify
 from afina.models.load import import_libraries
 from afina.runs.assemble import Assembled, assemble, load
-from afina.runs.facts import facts_of, save_tokenizer
+from afina.runs.facts import facts_of, save_tokenizer, write_facts
 from afina.runs.folder import RunFolder, is_complete, record
 from afina.runs.tracking import Trackers
 from afina.settings import Resolved, RunSettings
@@ -321,13 +321,12 @@ class _Run:
                 self.folder / "rejected.jsonl", [{"where": r.location, "reason": r.reason} for r in self.data.rejected]
             )
         save_tokenizer(self.base, self.adapter)
-        write_json(self.adapter / "afina.json", self.facts)
+        write_facts(self.adapter, self.facts)
         write_card(self.folder)
 
     def _save(self) -> None:
         """Saves the adapter as it is now, and keeps some of its logits for the verification after training."""
-        facts = self.base.facts
-        name = facts.hub_id or (facts.path if facts.kind in ("folder", "gguf") else facts.name)
+        name = self.base.facts.public_name
         save_adapter(self.base.model.module, self.resolved.adapter, self.adapter, name, self.base.task.task_type)
         self.logits = reference_logits(self.base, self.data.held_out)
         self.run_folder.commit()

@@ -182,6 +182,31 @@ def test_an_adapter_of_peft_alone_is_used(tiny_folder: Path, tmp_path: Path) -> 
     assert row["answer"] == row["base"]  # PEFT's B starts at zero
 
 
+def test_an_adapter_holds_no_absolute_path(run, tiny_folder: Path, tmp_path: Path) -> None:
+    """Its base is found from where it lies, or as its run's settings name it; and so after it was combined."""
+    from afina.jobs.adapters.combine import CombineAdaptersSettings, combine
+
+    trained = run[0]
+    expected = generate(trained, ["b01"], device="cpu")[0]["answer"]
+    combine(CombineAdaptersSettings(runs=[trained, trained], weights=[0.5, 0.5], out=tmp_path / "deep" / "sum"))
+    for folder in (trained / "adapter", tmp_path / "deep" / "sum"):
+        for file in folder.iterdir():
+            assert not any(str(path).encode() in file.read_bytes() for path in (tiny_folder, trained.parent)), file
+    assert generate(tmp_path / "deep" / "sum", ["b01"], device="cpu")[0]["answer"] == expected
+    moved = Path(shutil.copytree(trained, tmp_path / "a" / "b" / "c"))
+    assert generate(moved, ["b01"], device="cpu")[0]["answer"] == expected  # its settings name the base
+    together = tmp_path / "together"
+    shutil.copytree(tiny_folder, together / "base" / tiny_folder.name)
+    lonely = Path(shutil.copytree(trained / "adapter", together / "mine" / "adapter"))
+    facts = read_json(lonely / "afina.json")
+    facts["load"]["name"] = f"../../base/{tiny_folder.name}"
+    (lonely / "afina.json").write_text(json.dumps(facts))
+    assert generate(lonely, ["b01"], device="cpu")[0]["answer"] == expected
+    shutil.rmtree(together / "base")
+    with pytest.raises(AdapterError, match="cannot be used here"):
+        generate(lonely, ["b01"], device="cpu")
+
+
 def test_a_run_is_not_overwritten_unasked(run, tiny_folder: Path, tmp_path: Path) -> None:
     _, data, _, _ = run
     folder = shutil.copytree(run[0], tmp_path / "copy")

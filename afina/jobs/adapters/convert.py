@@ -12,14 +12,14 @@ from torch import Tensor
 from afina.core.config import LISTED, Settings, setting
 from afina.core.errors import AdapterError
 from afina.core.events import Listener, Notice, ignore
-from afina.core.files import check_fetched, write_json
+from afina.core.files import check_fetched
 from afina.core.job import Job
 from afina.jobs.adapters._files import WrittenAdapter, appearing
 from afina.jobs.adapters._formats import FORMATS, ForeignFormat
 from afina.jobs.adapters._proof import check_same, logits, sample
 from afina.lora.peft_files import checked, save_adapter, tensors_in
 from afina.models.load import load_base
-from afina.runs.facts import facts_of, save_tokenizer
+from afina.runs.facts import facts_of, save_tokenizer, write_facts
 from afina.runs.folder import check_new
 from afina.runs.opening import base_named_by, open_run
 
@@ -75,11 +75,11 @@ def convert(settings: ConvertAdapterSettings, listener: Listener = ignore) -> Wr
     rows = sample(loaded)
     expected = logits(loaded, rows)
     with appearing(out) as folder:
-        save_adapter(loaded.model.module, config, folder, facts["load"]["name"], loaded.task.task_type)
+        save_adapter(loaded.model.module, config, folder, loaded.facts.public_name, loaded.task.task_type)
         save_tokenizer(loaded, folder)
-        write_json(folder / "afina.json", facts)
+        write_facts(folder, facts, out)
         del loaded  # before the other base comes
-        read = open_run(folder, cache_dir=settings.cache_dir, exact=True).base
+        read = open_run(folder, base=name, cache_dir=settings.cache_dir, exact=True).base
         check_same(expected, logits(read, rows), "the converted adapter, written and read back, is another")
     return WrittenAdapter(adapter=out)
 

@@ -8,7 +8,7 @@ import torch
 from afina.core.config import Result, setting
 from afina.core.errors import AdapterError, SettingsError
 from afina.core.events import Listener, ignore
-from afina.core.files import write_atomic, write_json
+from afina.core.files import write_atomic
 from afina.core.job import Job
 from afina.core.layers import not_finite
 from afina.jobs._opening import OpenSettings
@@ -19,7 +19,7 @@ from afina.measure.verification import relative_difference
 from afina.models.load import Base
 from afina.models.reading import stored_dtype
 from afina.models.through_transformers import cast, save_model
-from afina.runs.facts import facts_of, is_merged, save_tokenizer
+from afina.runs.facts import base_record, facts_of, is_merged, save_tokenizer, write_facts
 from afina.runs.folder import check_new
 from afina.runs.opening import open_run
 
@@ -71,7 +71,7 @@ def merge(settings: MergeAdapterSettings, listener: Listener = ignore) -> MergeA
     rounded = logits(base, rows)
     cast(module, dtype)
     facts = adapted.facts or facts_of(base, str(run))  # with what it takes to generate
-    facts = facts | {"base": base.facts.card(), "quantize": None, "merged_from": str(run)}
+    facts = facts | {"base": base_record(base), "quantize": None, "merged_from": run.name}
     with appearing(out) as folder:
         _write(base, facts, folder)
         del base, module, adapted  # before the merged model comes
@@ -108,7 +108,7 @@ def _write(base: Base, facts: dict[str, Any], folder: Path) -> None:
     for name in _COMPANIONS:
         if (source := Path(base.facts.path) / name).is_file():
             write_atomic(folder / name, source.read_bytes())
-    write_json(folder / "afina.json", facts)
+    write_facts(folder, facts)
 
 
 JOB = Job.of(merge)
