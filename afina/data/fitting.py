@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterable, Iterator
+from typing import TypeVar
 
 from afina.core.errors import DataError, counted
 from afina.data.conversation import Remarks
@@ -13,6 +14,20 @@ from afina.models.tokenizer import Tokenizer
 
 DEFAULT_MAX_LENGTH = 1024  # tokens
 _BATCH = 256  # rows that are rendered at once
+_CHARACTERS = 8 << 20  # about as many of them at most
+
+T = TypeVar("T")
+
+
+def _batch(examples: Iterator[tuple[Example, T]]) -> list[tuple[Example, T]]:
+    found, size = list[tuple[Example, T]](), 0
+    for example, mark in itertools.islice(examples, _BATCH):
+        found.append((example, mark))
+        size += len(example.source) + len(example.completion or "")
+        size += sum(len(message["content"] or "") for message in example.messages)
+        if size > _CHARACTERS:
+            break
+    return found
 
 
 class Fitter:
@@ -33,7 +48,7 @@ class Fitter:
     def fit_marked(self, examples: Iterable[tuple[Example, int]]) -> Iterator[tuple[list[tuple[Row, Example]], int]]:
         """`fit` of each of the examples, which carry a number (that of their split), as a stream."""
         marked = iter(examples)
-        batches = iter(lambda: list(itertools.islice(marked, _BATCH)), [])
+        batches = iter(lambda: _batch(marked), [])
         for batch, rendered in render_batches(self.tokenizer, batches, self.remarks):
             for (example, mark), rows in zip(batch, rendered, strict=True):
                 try:

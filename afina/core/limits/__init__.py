@@ -13,9 +13,14 @@ NESTING = 100  # lists and objects in one another; Python's stack ends at about 
 RECORD_CHARACTERS = 8 << 20  # of one row, one line, one item, one cell: two million tokens
 COLUMNS = 16_384  # what a spreadsheet has
 SHEET_ROWS = 1 << 20  # the same
-WORKBOOK_BYTES = 256 << 20  # unpacked: all of its shared texts are in memory at once
+JSON_CHARACTERS = 32 << 20  # of one object that holds all rows, which is in memory as a whole
+SAMPLE_CHARACTERS = 4 << 20  # of the first lines, by which a table is recognised
+SHEET_CELLS = 48 << 20  # with the empty ones before the last of each row
+WORKBOOK_BYTES = 64 << 20  # unpacked; beyond, only as long as it is no more than
+WORKBOOK_RATIO = 50  # times as large
 UNPACKED_BYTES = 256 << 20  # of a compressed file; beyond, only as long as it is no more than
 UNPACKED_RATIO = 250  # times as large: text is 3 to 30 times, and a million times where it says nothing
+BATCH_BYTES = 1 << 30  # that some rows of a packed table may take at once, beyond what the process has
 
 LAYERS = 1_000  # of a model; the deepest in use have 126
 EXPERTS = 10_000  # of a layer; the most in use are 512

@@ -12,9 +12,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from afina.core.errors import DataError
+from afina.core.errors import AfinaError, DataError, brief
 from afina.core.events import Listener, Progress, ignore
 from afina.core.files import sha256
+from afina.core.limits import UNPACKED_BYTES, UNPACKED_RATIO
 from afina.data.files.encodings import Encoding, find_encoding
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ class File:
 
     def start(self) -> bytes:
         """The first bytes of the contents."""
-        with _reading(self.name), self._unpacked(self.path.open("rb")) as file:
+        with reading_data(self.name), self._unpacked(self.path.open("rb")) as file:
             return file.read(_START)
 
     def open(self) -> IO[bytes]:
@@ -69,7 +70,7 @@ class File:
         first read."""
         self._look()
         content, self._bytes = self._bytes, None
-        with _reading(self.name):
+        with reading_data(self.name):
             return self._unpacked(self._raw(content), "rows")
 
     def text(self) -> io.TextIOWrapper:
@@ -98,7 +99,7 @@ class File:
 
     def _look(self) -> None:
         """Takes a small file into memory when it is first read. Raises `DataError` where it was changed since."""
-        with _reading(self.name):
+        with reading_data(self.name):
             found = self.path.stat()
             version = found.st_size, found.st_mtime_ns
             if self._version is None:
@@ -122,7 +123,11 @@ class File:
 
             inner = pyarrow.CompressedInputStream(raw, "zstd")
         watch = self._tell(what) if what and self.listener is not ignore else None
-        return raw if inner is raw and watch is None else io.BufferedReader(_Unpacked(inner, raw, watch), _BUFFER)
+        return (
+            raw
+            if inner is raw and watch is None
+            else io.BufferedReader(_Unpacked(inner, raw, watch, self.name), _BUFFER)
+        )
 
     def _tell(self, what: str) -> Callable[[int], None]:
         size, last = self.path.stat().st_size, time.monotonic()
@@ -138,7 +143,7 @@ class File:
     def _chunks(self) -> Iterator[bytes]:
         """The contents; the bytes of a file that is not packed are hashed as they are read."""
         digest = None if self._hash or self.path.suffix.lower() in COMPRESSED else hashlib.sha256()
-        with _reading(self.name), self._unpacked(self._raw(self._bytes), "the text") as file:
+        with reading_data(self.name), self._unpacked(self._raw(self._bytes), "the text") as file:
             while chunk := file.read(_CHUNK):
                 if digest:
                     digest.update(chunk)
@@ -150,12 +155,17 @@ class File:
 class _Unpacked(io.RawIOBase):
     """What `inner` makes of the bytes of `raw`; both are closed together, and `watch` is told the place in `raw`."""
 
-    def __init__(self, inner: IO[bytes], raw: IO[bytes], watch: Callable[[int], None] | None) -> None:
-        self._inner, self._source, self._watch = inner, raw, watch
+    def __init__(self, inner: IO[bytes], raw: IO[bytes], watch: Callable[[int], None] | None, name: str) -> None:
+        self._inner, self._source, self._watch, self._name = inner, raw, watch, name
+        self._read = 0
 
     def readinto(self, buffer: Any) -> int:
         content = self._inner.read(len(buffer))
         buffer[: len(content)] = content
+        self._read += len(content)
+        is_packed = self._inner is not self._source
+        if is_packed and self._read > UNPACKED_BYTES and self._read > UNPACKED_RATIO * self._source.tell():
+            raise expands(self._name, UNPACKED_RATIO)
         if self._watch:
             self._watch(self._source.tell())
         return len(content)
@@ -180,14 +190,23 @@ class _Unpacked(io.RawIOBase):
 
 
 @contextmanager
-def _reading(name: str) -> Iterator[None]:
+def reading_data(name: str) -> Iterator[None]:
+    """Turns whatever a library raises inside the block, where it reads the file called `name`, into one `DataError`."""
     try:
         yield
-    except (OSError, EOFError, lzma.LZMAError, ValueError) as error:  # ValueError and EOFError: a damaged archive
+    except AfinaError:
+        raise
+    except Exception as error:
         raise unreadable(name, error) from error
+
+
+def expands(name: str, ratio: int) -> DataError:
+    """What is said of a file that holds far more than it could say."""
+    problem = f"data {name} is compressed to less than one part in {ratio}, which no data are"
+    return DataError(problem, "unpack it first, if it is what you expect")
 
 
 def unreadable(name: str, error: Exception) -> DataError:
     """What is said of a file that cannot be read."""
-    reason = getattr(error, "strerror", None) or error
+    reason = getattr(error, "strerror", None) or brief(error)
     return DataError(f"cannot read data {name}: {reason}", "check the file; if it was copied or packed, do that again")

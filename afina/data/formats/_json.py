@@ -9,9 +9,11 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from afina.core.errors import DataError, counted
+from afina.core.files import nested_deeply
+from afina.core.limits import COLUMNS, JSON_CHARACTERS, NESTING, RECORD_CHARACTERS
 from afina.data.files import File
 from afina.data.formats._columns import EXAMPLE, rows_within
-from afina.data.formats._text import characters, lines_of, note_encoding
+from afina.data.formats._text import characters, lines_of, note_encoding, too_long
 from afina.data.rows import Notes, Record, Rejected
 
 _NAMES = {list: "a list", str: "a text", bool: "true or false", int: "a number", float: "a number", dict: "an object"}
@@ -26,10 +28,12 @@ def read_json(file: File, notes: Notes, one_row: bool) -> Iterator[Record | Reje
     note_encoding(file, notes)
     chunks, start = characters(file), ""
     while not start.strip() or (start.lstrip()[0] != "[" and start.count("\n") < _LOOKED_AT):
-        if not (chunk := next(chunks, "")):
+        if len(start) > RECORD_CHARACTERS or not (chunk := next(chunks, "")):
             break
         start += chunk
     if not start.strip():
+        if len(start) > RECORD_CHARACTERS:
+            raise DataError(f"{file.name} begins with {len(start):,} blanks", "check what it is")
         return
     first = start.lstrip()[0]
     if first == "[" and not (one_row and _is_row(start)):
@@ -37,7 +41,7 @@ def read_json(file: File, notes: Notes, one_row: bool) -> Iterator[Record | Reje
     elif first == "{" and not _has_line(start):
         yield from _stream(_Scanner(file.name, start, chunks), notes, one_row)
     elif one_row or first == "{":
-        yield from _lines(lines_of([start], chunks), file.name, notes, one_row)
+        yield from _lines(lines_of(file.name, [start], chunks), file.name, notes, one_row)
     else:
         value = _Scanner(file.name, start, chunks).value()
         raise DataError(f"{file.name} holds {noun(value)}, expected a list of objects", EXAMPLE)
@@ -45,7 +49,11 @@ def read_json(file: File, notes: Notes, one_row: bool) -> Iterator[Record | Reje
 
 def row_of(value: Any, location: str) -> Record | Rejected:
     """An object's members are the columns; a list of messages is a conversation; anything else is not a row."""
+    if isinstance(value, dict | list) and nested_deeply(value):
+        return Rejected(location, f"it is nested more than {NESTING} deep")
     if isinstance(value, dict):
+        if len(value) > COLUMNS:
+            return Rejected(location, f"it has more than {COLUMNS:,} columns")
         return Record(value, location)
     for speaker, column in _SPEAKERS.items():
         if value and isinstance(value, list) and all(isinstance(each, dict) and speaker in each for each in value):
@@ -111,7 +119,7 @@ def _only(value: dict[str, Any], location: str, name: str, notes: Notes, one_row
 def _stream(scanner: "_Scanner", notes: Notes, one_row: bool) -> Iterator[Record | Rejected]:
     """Objects one after another, over any lines, with or without commas between."""
     scanner.next()
-    location, value = f"{scanner.name}:{scanner.line}", scanner.value()
+    location, value = f"{scanner.name}:{scanner.line}", scanner.value(most=JSON_CHARACTERS)  # it may be all rows
     if scanner.next() in ("", "]"):
         yield from _only(value, location, scanner.name, notes, one_row)
         return
@@ -153,8 +161,8 @@ class _Scanner:
             if self.at < len(self._buffer) or not self._more():
                 return self._buffer[self.at : self.at + 1]
 
-    def value(self, where: str = "") -> Any:
-        """Raises `DataError` where what comes is not JSON."""
+    def value(self, where: str = "", most: int = RECORD_CHARACTERS) -> Any:
+        """Raises `DataError` where what comes is not JSON, or has more than `most` characters."""
         while True:
             try:
                 value, end = self._decoder.raw_decode(self._buffer, self.at)
@@ -162,13 +170,17 @@ class _Scanner:
                     end -= self.at
                     if self._more():
                         continue
+                if end - self.at > most:
+                    raise too_long(f"{self.name}:{self.line}", most)
                 self._pass(end)
                 return value
             except (ValueError, RecursionError) as error:
                 reason, line = "nested too deeply", self.line
                 if isinstance(error, json.JSONDecodeError):
                     reason, line = error.msg, self.line + self._buffer.count("\n", self.at, error.pos)
-                if self._more():
+                if len(self._buffer) - self.at > most and _goes_on(error, len(self._buffer)):
+                    raise too_long(f"{self.name}:{self.line}", most) from error
+                if len(self._buffer) - self.at <= most and self._more():
                     continue
                 raise DataError(
                     f"{self.name}:{line}: not JSON{where} ({reason})", "fix it, or give one object per line as .jsonl"
@@ -179,6 +191,17 @@ class _Scanner:
         self.at = end
 
     def _more(self) -> bool:
-        chunk = next(self._chunks, "")
-        self._buffer, self.at = self._buffer[self.at :] + chunk, 0
-        return bool(chunk)
+        """Reads as much again as there is of a value, so that a long one is not parsed from its beginning with every
+        piece."""
+        rest = self._buffer[self.at :]
+        pieces, length = [rest], 0
+        while length <= len(rest) and (chunk := next(self._chunks, "")):
+            pieces.append(chunk)
+            length += len(chunk)
+        self._buffer, self.at = "".join(pieces), 0
+        return length > 0
+
+
+def _goes_on(error: Exception, length: int) -> bool:
+    """Whether a text of that length is not JSON because it stops too early."""
+    return isinstance(error, json.JSONDecodeError) and (error.pos >= length or error.msg.startswith("Unterminated"))

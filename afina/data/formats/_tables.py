@@ -3,9 +3,11 @@
 import itertools
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
-from afina.core.errors import counted
+from afina.core.errors import DataError, counted
+from afina.core.limits import COLUMNS, SAMPLE_CHARACTERS
 from afina.data.rows import Notes, Record, Rejected
 
 SAMPLE = 400  # lines
@@ -13,6 +15,18 @@ _NUMBER = re.compile(r"[-+]?[\d.,:/ %-]*\d[\d.,:/ %-]*")
 _TOTAL = re.compile(r"\W*(sub|grand )?tot(al|ais|als|ales)( geral| general)?\W*", re.IGNORECASE)
 
 Line = tuple[int, list[str]]  # number of the first line, and the fields
+L = TypeVar("L")
+
+
+def sample(lines: Iterator[L], size: Callable[[L], int]) -> list[L]:
+    """The first lines, by which a table is recognised."""
+    found, total = list[L](), 0
+    for line in itertools.islice(lines, SAMPLE):
+        found.append(line)
+        total += size(line)
+        if total > SAMPLE_CHARACTERS:
+            break
+    return found
 
 
 def usual_width(widths: list[int]) -> tuple[int, int]:
@@ -24,9 +38,11 @@ def usual_width(widths: list[int]) -> tuple[int, int]:
 def records(lines: Iterator[Line], name: str, notes: Notes, padded: bool) -> Iterator[Record | Rejected]:
     """Records of the lines below the header; others are rejected. `padded`: short rows lack empty cells at their
     end."""
-    start = list(itertools.islice(lines, SAMPLE))
+    start = sample(lines, lambda line: sum(map(len, line[1])))
     if not start:
         return
+    if (widest := max(len(row) for _, row in start)) > COLUMNS:
+        raise DataError(f"{name} has {counted(widest, 'column')}, {COLUMNS:,} are read", "check what separates them")
     width, _ = usual_width([len(row) for _, row in start])
     width = max(width, max((len(row) for _, row in start[:1]), default=0)) if padded else width
     first = next((i for i, (_, row) in enumerate(start) if len(row) == width), 0)
@@ -59,21 +75,22 @@ def records(lines: Iterator[Line], name: str, notes: Notes, padded: bool) -> Ite
 
 def _is_header(row: list[str], body: list[Line]) -> bool:
     """Whether a first row names columns: short, no numbers, nothing that is a value of its column below."""
-    if any(_NUMBER.fullmatch(cell.strip()) or len(cell) > 100 for cell in row) or not any(cell.strip() for cell in row):
+    if any(len(cell) > 100 or _NUMBER.fullmatch(cell.strip()) for cell in row) or not any(cell.strip() for cell in row):
         return False
     columns = [{other[i].strip() for _, other in body if len(other) == len(row)} for i in range(len(row))]
     return not any(cell.strip() and cell.strip() in column for cell, column in zip(row, columns, strict=True))
 
 
 def _column_names(header: list[str], name: str, notes: Notes) -> list[str]:
-    names: list[str] = []
+    names = dict[str, None]()
+    numbers: dict[str, int] = {}  # the last that was tried, of each name
     for i, cell in enumerate(header, 1):
-        wanted = cell.strip() or f"column_{i}"
-        unique = next(
-            n for n in itertools.chain([wanted], (f"{wanted}_{k}" for k in itertools.count(2))) if n not in names
-        )
+        wanted = unique = cell.strip() or f"column_{i}"
+        while unique in names:
+            numbers[wanted] = numbers.get(wanted, 1) + 1
+            unique = f"{wanted}_{numbers[wanted]}"
         if unique != cell.strip():
             why = "a duplicate" if cell.strip() else "empty"
             notes.say(f"{name}: column {i} is called {unique!r}, because its header is {why}")
-        names.append(unique)
-    return names
+        names[unique] = None
+    return list(names)

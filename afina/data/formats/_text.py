@@ -3,7 +3,8 @@
 import itertools
 from collections.abc import Iterable, Iterator
 
-from afina.core.errors import counted
+from afina.core.errors import AfinaError, DataError, counted
+from afina.core.limits import RECORD_CHARACTERS
 from afina.data.files import File, unreadable
 from afina.data.files.encodings import REMEDY
 from afina.data.rows import Notes
@@ -29,7 +30,9 @@ def characters(file: File) -> Iterator[str]:
         while True:
             try:
                 chunk = text.read(_CHUNK)
-            except (UnicodeError, OSError, EOFError, ValueError) as error:
+            except AfinaError:
+                raise
+            except Exception as error:  # of whatever unpacks it
                 raise unreadable(file.name, error) from error
             if not chunk:
                 return
@@ -37,14 +40,26 @@ def characters(file: File) -> Iterator[str]:
 
 
 def lines(file: File) -> Iterator[str]:
-    """The lines of a text. Only line feeds end one: others, such as U+2028, may occur inside JSON's strings."""
-    return lines_of(characters(file))
+    """The lines of a text. Only line feeds end one: others, such as U+2028, may occur inside JSON's strings. Raises
+    `DataError` for one that is longer than any row."""
+    return lines_of(file.name, characters(file))
 
 
-def lines_of(*pieces: Iterable[str]) -> Iterator[str]:
+def lines_of(name: str, *pieces: Iterable[str]) -> Iterator[str]:
     """`lines` of a text that comes in pieces."""
-    rest = ""
+    rest, number = "", 1
     for chunk in itertools.chain(*pieces):
         *complete, rest = (rest + chunk).split("\n")
         yield from complete
+        number += len(complete)
+        if len(rest) > RECORD_CHARACTERS:
+            raise too_long(f"{name}:{number}")
     yield rest
+
+
+def too_long(where: str, most: int = RECORD_CHARACTERS) -> DataError:
+    """What is said of a row or a line that is longer than any that a model could read."""
+    return DataError(
+        f"{where}: more than {most:,} characters without an end, which is no row",
+        "check that the file is what its name says, and divide what is longer",
+    )

@@ -5,12 +5,15 @@ import csv
 import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from typing import TextIO
 
 from afina.core.errors import DataError
+from afina.core.limits import RECORD_CHARACTERS
 from afina.data.files import File, unreadable
 from afina.data.formats import Format
-from afina.data.formats._tables import SAMPLE, Line, records, usual_width
-from afina.data.formats._text import note_encoding
+from afina.data.formats._tables import Line, records, sample, usual_width
+from afina.data.formats._text import note_encoding, too_long
 from afina.data.rows import Notes, Record, Rejected
 from afina.data.settings import DataSettings
 
@@ -25,10 +28,12 @@ class Dialect:
 
     def parse(self, lines: Iterable[str], name: str) -> Iterator[Line]:
         """Rows that hold anything. Raises `DataError` where a quote is not closed."""
-        csv.field_size_limit(1 << 30)
-        reader = csv.reader(lines, delimiter=self.delimiter, quoting=self.quoting)  # type: ignore[arg-type]
+        csv.field_size_limit(RECORD_CHARACTERS)
+        fed = _Fed(lines, name)
+        reader = csv.reader(fed, delimiter=self.delimiter, quoting=self.quoting)  # type: ignore[arg-type]
         while True:
             start = reader.line_num + 1
+            fed.begin(start)
             try:
                 row = next(reader, None)
             except csv.Error as error:
@@ -47,19 +52,41 @@ def _read(file: File, settings: DataSettings, notes: Notes) -> Iterator[Record |
     note_encoding(file, notes)
     with file.text() as text:
         lines = _lines(text, file)
-        sample = list(itertools.islice(lines, SAMPLE))
-        dialect = file.dialect = file.dialect or _dialect(sample, file)
+        start = sample(lines, len)
+        dialect = file.dialect = file.dialect or _dialect(start, file)
         if dialect.delimiter != ",":
             notes.say(f"{file.name}: columns are separated by {DELIMITERS[dialect.delimiter]}")
         if dialect.quoting == csv.QUOTE_NONE:
             notes.say(f"{file.name}: quotes are read as text, because they do not come in pairs")
-        rows = dialect.parse(itertools.chain(sample, lines), file.name)
+        rows = dialect.parse(itertools.chain(start, lines), file.name)
         yield from records(rows, file.name, notes, padded=False)
 
 
-def _lines(text: Iterable[str], file: File) -> Iterator[str]:
+class _Fed:
+    """Lines, of which one row may take only so many characters."""
+
+    def __init__(self, lines: Iterable[str], name: str) -> None:
+        self._lines, self._name = iter(lines), name
+        self.begin(1)
+
+    def begin(self, line: int) -> None:
+        """What comes is of the row in this line."""
+        self._line, self._size = line, 0
+
+    def __iter__(self) -> "_Fed":
+        return self
+
+    def __next__(self) -> str:
+        line = next(self._lines)
+        self._size += len(line)
+        if self._size > RECORD_CHARACTERS:
+            raise too_long(f"{self._name}:{self._line}")
+        return line
+
+
+def _lines(text: TextIO, file: File) -> Iterator[str]:
     try:
-        for line in text:
+        for line in iter(partial(text.readline, RECORD_CHARACTERS + 1), ""):
             yield line.replace("\0", "")
     except (UnicodeError, OSError, EOFError) as error:
         raise unreadable(file.name, error) from error

@@ -2,12 +2,15 @@
 
 import datetime
 import io
+import zipfile
 from collections.abc import Iterator
 from typing import Any
 
-from afina.data.files import File, unreadable
+from afina.core.errors import DataError
+from afina.core.limits import SHEET_CELLS, SHEET_ROWS, WORKBOOK_BYTES, WORKBOOK_RATIO
+from afina.data.files import File, expands, reading_data
 from afina.data.formats import Format
-from afina.data.formats._tables import records
+from afina.data.formats._tables import Line, records
 from afina.data.rows import Notes, Record, Rejected
 from afina.data.settings import DataSettings
 
@@ -17,17 +20,40 @@ _SUFFIXES = ("", ".xlsx", ".xlsm", ".xls", ".csv")  # of files that are workbook
 def _read(file: File, settings: DataSettings, notes: Notes) -> Iterator[Record | Rejected]:
     import openpyxl
 
-    try:
+    with reading_data(file.name):
         with file.open() as content:
-            book = openpyxl.load_workbook(io.BytesIO(content.read()), read_only=True, data_only=True)
-        sheets = [sheet for sheet in book.worksheets if sheet.max_row]
+            packed = io.BytesIO(content.read())
+        _check_unpacked(packed, file.name)
+        book = openpyxl.load_workbook(packed, read_only=True, data_only=True)
+        sheets = [sheet for sheet in book.worksheets if any(True for _ in _lines(sheet, file.name))]
         if len(sheets) > 1:
             notes.say(f"{file.name}: the sheet {sheets[0].title!r} is read, the other {len(sheets) - 1} are not")
-        cells = [[_cell(value) for value in row] for row in sheets[0].iter_rows(values_only=True)] if sheets else []
-    except Exception as error:  # openpyxl raises whatever the archive within does
-        raise unreadable(file.name, error) from error
-    lines = ((number, _trimmed(row)) for number, row in enumerate(cells, 1) if any(row))
-    yield from records(lines, file.name, notes, padded=True)
+        if sheets:
+            yield from records(_lines(sheets[0], file.name), file.name, notes, padded=True)
+
+
+def _check_unpacked(packed: io.BytesIO, name: str) -> None:
+    """Raises `DataError` where the parts of a workbook are far larger than itself."""
+    with zipfile.ZipFile(packed) as archive:
+        unpacked = sum(each.file_size for each in archive.infolist())
+    if unpacked > WORKBOOK_BYTES and unpacked > WORKBOOK_RATIO * packed.getbuffer().nbytes:
+        raise expands(name, WORKBOOK_RATIO)
+
+
+def _lines(sheet: Any, name: str) -> Iterator[Line]:
+    """The rows that hold anything, as far as they go, whatever size the sheet says it has."""
+    sheet.reset_dimensions()
+    cells = 0
+    for number, row in enumerate(sheet.iter_rows(values_only=True), 1):
+        cells += len(row)
+        if number > SHEET_ROWS or cells > SHEET_CELLS:
+            raise DataError(
+                f"{name}: the sheet {sheet.title!r} goes on to row {number:,} with {cells:,} cells",
+                f"{SHEET_ROWS:,} rows and {SHEET_CELLS:,} cells are read: delete empty columns, or export it as CSV",
+            )
+        width = next((i for i in range(len(row), 0, -1) if row[i - 1] is not None and _cell(row[i - 1])), 0)
+        if width:
+            yield number, [_cell(value) for value in row[:width]]
 
 
 def _cell(value: Any) -> str:
@@ -36,12 +62,6 @@ def _cell(value: Any) -> str:
     if isinstance(value, datetime.date | datetime.time):
         return value.isoformat()
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
-
-
-def _trimmed(row: list[str]) -> list[str]:
-    while row and not row[-1]:
-        row = row[:-1]
-    return row
 
 
 FORMAT = Format(
