@@ -38,9 +38,7 @@ CHATS = [
     {"messages": [{"role": "user", "content": f"what is {i}?"}, {"role": "assistant", "content": f"{i} it is"}]}
     for i in range(6)
 ]
-SETTINGS = (
-    "base: starter\ndata: &d\n  path: a.jsonl\n  prompt: '{q}'\n  completion: '{a}'\nlora: {rank: 8, layers: 0-3}\n"
-)
+SETTINGS = "base: starter\ndata: &d\n  path: a.jsonl\n  prompt: '{q}'\n  completion: '{a}'\nlora: {rank: 8}\n"
 PACKED = ("parquet", "feather", "xlsx", "jsonl.gz")
 OF_A_RUN = ("config.yaml", "metrics.jsonl", "evaluation.json")
 RECORDED = Path(__file__).parents[1] / "tests" / "recorded" / "finished"
