@@ -121,6 +121,7 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--sanitise", action="store_true", help="compile the kernels with the sanitisers (make sanitise)")
+    parser.addoption("--every-place", action="store_true", help="run every command in every odd place (ui/test_places)")
 
 
 def pytest_configure(config: pytest.Config) -> None:

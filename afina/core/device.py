@@ -16,7 +16,7 @@ from afina.core.config import Settings
 from afina.core.errors import OutputError, SettingsError
 from afina.core.files import check_writable, write_json
 from afina.core.process.children import program
-from afina.core.process.homes import cache_home
+from afina.core.process.homes import cache_home, lasts
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -46,6 +46,8 @@ OTHER_CACHE = "name another folder for the cache with --cache-dir DIR, or in the
 
 def unkept(cache: Path) -> str:
     """Why nothing can be kept in `cache` for later runs, in words; '' where all is well."""
+    if not lasts(cache):
+        return f"nothing is kept for the next run, there is no home folder: {OTHER_CACHE}"
     try:
         check_writable(cache / "kept")
     except OutputError as error:

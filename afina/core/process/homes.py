@@ -4,10 +4,12 @@ import atexit
 import os
 import shutil
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 import platformdirs
 
+_made: set[Path] = set()
 _LIBRARIES = ("HF_HOME", "MPLCONFIGDIR")  # what tells them where, before they are imported
 
 
@@ -17,12 +19,19 @@ def cache_home() -> Path:
     named = os.environ.get("AFINA_CACHE")
     if named:
         return Path(named)
-    own = Path(platformdirs.user_cache_dir("afina"))
-    if own.is_absolute() and os.environ.get("HOME") != "":
-        return own
+    with suppress(RuntimeError):  # there is no home: no HOME, and no such user
+        own = Path(platformdirs.user_cache_dir("afina"))
+        if own.is_absolute() and os.environ.get("HOME") != "":
+            return own
     folder = tempfile.mkdtemp(prefix="afina-cache-")
+    _made.add(Path(folder))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     os.environ["AFINA_CACHE"] = folder
     for name in _LIBRARIES:
         os.environ.setdefault(name, os.path.join(folder, name.lower()))
     return Path(folder)
+
+
+def lasts(cache: Path) -> bool:
+    """Whether a folder from `cache_home` is still there when this process has ended."""
+    return cache not in _made
