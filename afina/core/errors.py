@@ -172,6 +172,8 @@ def reading(what: str, error: type[InputError], remedy: str) -> Iterator[None]:
         # Code in Rust that gives up raises what is no Exception.
         if not isinstance(problem, Exception) and type(problem).__name__ != "PanicException":
             raise
+        if isinstance(problem, UnicodeEncodeError):  # libraries open no file of such a name
+            remedy = "rename the file or its folders: their names are no Unicode"
         raise error(f"{what} ({brief(problem)})", remedy) from problem
 
 
