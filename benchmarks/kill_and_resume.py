@@ -33,8 +33,6 @@ SETTINGS = [
     "50",
     "--train.early_stopping",
     "0",
-    "--precision",
-    "bf16",
 ]
 
 
@@ -62,6 +60,7 @@ class Trial:
 
     folder: Path
     steps: int = 450
+    precision: str = "bf16"
     launch: Callable[..., Any] = afina
 
     def run(self, kills: int, seed: int) -> tuple[int, list[str]]:
@@ -89,7 +88,7 @@ class Trial:
         rows, base = self.folder / "rows.jsonl", self.folder / "tiny"
         epochs = self.steps * 8 / 81  # 8 of 81 rows a step; the others are held out
         named = ("train", str(rows), "--base", str(base), "--out", str(run), "--epochs", f"{epochs:.4f}")
-        return self.launch(*named, *SETTINGS)
+        return self.launch(*named, *SETTINGS, "--precision", self.precision)
 
     def _resume(self, run: Path) -> Any:
         """A run killed before it had written its settings is started again; one that is complete has nothing to

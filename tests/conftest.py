@@ -3,14 +3,17 @@
 import gc
 import json
 import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 # For models this small threads only wait for each other; so also in the processes that tests start.
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 import torch
+from forked import ForkedWorker
 
 from afina.core.device import cache_folder
 from afina.engine import kernels
@@ -170,6 +173,13 @@ def _heap_is_frozen() -> None:
     """Imports fill the heap; a collection in a test, which is to free a model, need not go through them."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture
+def forked_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes of `afina.runs.worker` begin with the libraries imported."""
+    forked = SimpleNamespace(Popen=ForkedWorker, PIPE=subprocess.PIPE)
+    monkeypatch.setattr("afina.runs.worker.subprocess", forked)
 
 
 @pytest.fixture

@@ -3,13 +3,15 @@
 A server imports them once and forks a child for each command. A child has its own working directory, environment,
 process group and signals, runs `afina.ui.cli.main` as `python -m afina` does (or `code`, as `python -c`), and ends
 as a process does; only the imports are shared. What is tested of imports themselves, or of a process's end, needs a
-process of its own.
+process of its own. The workers of pytest-xdist share the servers; they end when those who use them do.
 """
 
-import atexit
+import fcntl
+import hashlib
 import json
 import os
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -22,14 +24,26 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Self
 
 EVERYTHING = (
     "transformers.modeling_utils",
+    "transformers.convert_slow_tokenizer",
+    "transformers.models.auto.modeling_auto",
+    "transformers.models.llama.configuration_llama",
+    "matplotlib.backends.backend_svg",
+    "matplotlib.figure",
+    "rich.progress",
+    "scipy.special",
     "afina.runs.training",
+    "afina.search.base_trial",
+    "afina.search.method_runs",
+    "afina.jobs.resume",
     "afina.jobs.train",
     "afina.jobs.generate",
     "afina.ui.cli",
+    "afina.ui.commands.train",
+    "afina.ui.progress",
 )
 # What takes long of transformers' imports, without itself and the hub's library, which read the environment when
 # imported.
@@ -45,27 +59,32 @@ TORCH = (
 )
 
 
+_started: list[subprocess.Popen[bytes]] = []  # the servers that are ours
+
+
 class Forked:
-    """A command that runs in a child of the server; used like `subprocess.Popen`. `stdout` and `stderr` are files to
-    write to."""
+    """A command that runs in a child of the server; used like `subprocess.Popen`. `stdin`, `stdout` and `stderr` are
+    files; `preset` is the environment in which the server imports."""
 
     def __init__(
         self,
         arguments: Sequence[str],
         cwd: Path | None = None,
+        stdin: Any = None,
         stdout: Any = None,
         stderr: Any = None,
         imported: tuple[str, ...] = EVERYTHING,
+        preset: dict[str, str] | None = None,
         **more: Any,
     ) -> None:
         """`more`: `env`, `code` to run instead of a command, `file_limit` in bytes."""
         request = {"argv": list(arguments), "cwd": str(cwd or Path.cwd()), "env": dict(os.environ), **more}
-        address = _server(imported)
+        address = _server(imported, tuple(sorted((preset or {}).items())))
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.connect(address)
         payload = json.dumps(request).encode()
-        with open(os.devnull, "w") as null:
-            files = [(file or null).fileno() for file in (stdout, stderr)]
+        with open(os.devnull, "r+") as null:
+            files = [(file or null).fileno() for file in (stdin, stdout, stderr)]
             socket.send_fds(self._socket, [len(payload).to_bytes(4, "big")], files)
         self._socket.sendall(payload)
         self.pid = int.from_bytes(_read(self._socket, 4), "big")
@@ -86,6 +105,28 @@ class Forked:
         with suppress(ProcessLookupError):  # it ended meanwhile
             if self.poll() is None:
                 os.kill(self.pid, number)
+
+
+class ForkedWorker(Forked):
+    """As `afina.runs.worker` starts its children, which then have the libraries."""
+
+    def __init__(self, command: Sequence[str], **_: Any) -> None:
+        theirs_in, ours_in = os.pipe()
+        ours_out, theirs_out = os.pipe()
+        self.stdin, self.stdout = open(ours_in, "w"), open(ours_out)  # noqa: SIM115
+        with open(theirs_in) as stdin, open(theirs_out, "w") as stdout:
+            super().__init__(command[-1:], stdin=stdin, stdout=stdout, code="import afina.runs.worker as w; w._main()")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.wait()
+        self.stdin.close()
+        self.stdout.close()
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
 
 
 def run(arguments: Sequence[str], folder: Path, **options: Any) -> SimpleNamespace:
@@ -114,34 +155,42 @@ def _read(connection: socket.socket, count: int) -> bytes:
 
 
 @cache
-def _server(imported: tuple[str, ...]) -> str:
+def _server(imported: tuple[str, ...], preset: tuple[tuple[str, str], ...]) -> str:
     """The address of the server that has these modules, which is started when it is first needed."""
-    address = str(Path(tempfile.mkdtemp(prefix="afina-")) / "server")
-    process = subprocess.Popen([sys.executable, __file__, address, *imported], stdin=subprocess.PIPE)
-    atexit.register(process.terminate)
-    while True:
-        with socket.socket(socket.AF_UNIX) as connection:
-            if process.poll() is not None:
-                raise RuntimeError("the server of processes did not start")
-            if connection.connect_ex(address) == 0:
-                return address
-        time.sleep(0.05)
+    run = os.environ.get("PYTEST_XDIST_TESTRUNUID")
+    owner = os.getppid() if run else os.getpid()
+    name = hashlib.sha256(repr((run or owner, imported, preset)).encode()).hexdigest()[:16]
+    folder = Path(tempfile.gettempdir()) / f"afina-{name}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    address = str(folder / "server")
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not os.path.exists(address):
+            command = [sys.executable, __file__, address, str(owner), *imported]
+            process = subprocess.Popen(command, env=os.environ | dict(preset), stdin=subprocess.DEVNULL)
+            _started.append(process)
+            while not os.path.exists(address):
+                if process.poll() is not None:
+                    raise RuntimeError("the server of processes did not start")
+                time.sleep(0.05)
+    return address
 
 
-def _serve(address: str, *imported: str) -> None:
+def _serve(address: str, owner: str, *imported: str) -> None:
     import gc
     import importlib
 
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_end_with, args=(int(owner), Path(address).parent), daemon=True).start()
     server = socket.socket(socket.AF_UNIX)
     for name in imported:
         importlib.import_module(name)
     gc.freeze()
-    server.bind(address)
+    server.bind(f"{address}.new")
     server.listen()
+    os.rename(f"{address}.new", address)
     while True:
         connection, _ = server.accept()
-        head, files, *_ = socket.recv_fds(connection, 4, 2)
+        head, files, *_ = socket.recv_fds(connection, 4, 3)
         if not head:
             connection.close()
             continue
@@ -168,8 +217,7 @@ def _child(request: dict[str, Any], files: list[int], sockets: Sequence[socket.s
             each.close()
         os.setsid()
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        for number, file in enumerate(files, 1):
+        for number, file in enumerate(files):
             os.dup2(file, number)
         os.chdir(request["cwd"])
         os.environ.clear()
@@ -179,6 +227,7 @@ def _child(request: dict[str, Any], files: list[int], sockets: Sequence[socket.s
 
             resource.setrlimit(resource.RLIMIT_FSIZE, (request["file_limit"],) * 2)
         sys.argv = ["-c" if "code" in request else "afina", *request["argv"]]
+        sys.stdin = open(0, closefd=False)  # noqa: SIM115
         sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
         if "code" in request:
             exec(request["code"], {"__name__": "__main__"})
@@ -199,8 +248,12 @@ def _child(request: dict[str, Any], files: list[int], sockets: Sequence[socket.s
         os._exit(code)
 
 
-def _end_with_parent() -> None:
-    sys.stdin.read()
+def _end_with(owner: int, folder: Path) -> None:
+    with suppress(ProcessLookupError):
+        while True:
+            os.kill(owner, 0)
+            time.sleep(0.5)
+    shutil.rmtree(folder, ignore_errors=True)
     os._exit(0)
 
 

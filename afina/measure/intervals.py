@@ -94,6 +94,6 @@ def _resampled(stats: Floats, seed: int) -> Iterator[Floats]:
 
 @lru_cache
 def _tail(n: int) -> float:
-    from scipy.stats import t
+    from scipy.special import stdtrit
 
-    return NormalDist().cdf(-math.sqrt(n / (n - 1)) * float(t.ppf(0.5 + LEVEL / 2, n - 1)))
+    return NormalDist().cdf(-math.sqrt(n / (n - 1)) * float(stdtrit(n - 1, 0.5 + LEVEL / 2)))

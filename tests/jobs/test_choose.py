@@ -145,6 +145,7 @@ def test_what_cannot_be_tried(
     assert "names classes only" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("forked_workers")
 def test_the_command_at_the_end(
     data: Path, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -57,7 +57,7 @@ def settings(tiny_folder: Path, tmp_path: Path) -> RunSettings:
     return RunSettings(
         base=str(tiny_folder), out=tmp_path / "out", precision="fp32", device="cpu", threads=1,
         data={"path": write_rows(tmp_path / "rows.jsonl", rows), "prompt": "{q}", "completion": "{a}"},
-        train={"epochs": 4},
+        train={"epochs": 1},
     )  # fmt: skip
 
 
@@ -177,7 +177,7 @@ def test_minutes_and_seeds(settings: RunSettings, in_process: list[str]) -> None
     assert len(found["seeds"]) == 2
     assert in_process == ["rates", "train", "train"]
     first, second = (read_yaml(settings.out / name / "config.yaml") for name in ("lora", "lora-seed-1"))
-    assert first["train"]["rows"] == second["train"]["rows"] != 4 * 102
+    assert first["train"]["rows"] == second["train"]["rows"] != 102
     assert (first["seed"], second["seed"]) == (0, 1)
     assert first["data"]["seed"] == second["data"]["seed"] == 0
 
@@ -209,17 +209,18 @@ def test_comparisons_that_make_no_sense(settings: RunSettings, methods, change, 
     assert not settings.out.exists()
 
 
-def test_a_process_of_its_own_hands_on_events_results_and_errors(settings: RunSettings) -> None:
-    from afina.runs.worker import run_in_process
-
+def test_a_process_of_its_own_hands_on_events_results_and_errors(
+    settings: RunSettings, request: pytest.FixtureRequest
+) -> None:
     events = []
     file = settings.out / "rates.json"
-    run_in_process("rates", {"settings": settings.model_dump(mode="json"), "file": str(file)}, events.append)
+    worker.run_in_process("rates", {"settings": settings.model_dump(mode="json"), "file": str(file)}, events.append)
     assert json.loads(file.read_text())["rate"] > 0
     assert any(isinstance(event, Notice) and "held-out loss" in event.text for event in events)
+    request.getfixturevalue("forked_workers")
     wrong = settings.model_dump(mode="json") | {"base": str(settings.out / "absent")}
     with pytest.raises(BaseModelError) as error:
-        run_in_process("rates", {"settings": wrong, "file": str(file)}, events.append)
+        worker.run_in_process("rates", {"settings": wrong, "file": str(file)}, events.append)
     assert error.value.exit_code == 2
 
 

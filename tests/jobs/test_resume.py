@@ -16,7 +16,7 @@ import kill_and_resume
 
 
 def test_killed_at_random_moments_the_adapter_is_the_same(tmp_path: Path) -> None:
-    trial = kill_and_resume.Trial(tmp_path, steps=90, launch=lambda *arguments: Forked(arguments))
+    trial = kill_and_resume.Trial(tmp_path, steps=60, precision="fp32", launch=lambda *arguments: Forked(arguments))
     equal, where = trial.run(kills=2, seed=4)
     assert equal == 2, where
     rows = read_jsonl(tmp_path / "run-1" / "metrics.jsonl")

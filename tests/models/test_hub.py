@@ -9,12 +9,13 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import forked
 import pytest
@@ -116,43 +117,53 @@ class Hub(BaseHTTPRequestHandler):
 
 
 class Served:
-    """A hub with one model, its folder, and what was asked of it."""
+    """A hub with one model, its folder, and what was asked of it; the home of who asks is where it was."""
 
-    def __init__(self, folder: Path, home: Path) -> None:
-        self.folder, self.home = folder, home
-        self.cache = own_cache(home / "afina")
+    def __init__(self, place: Path) -> None:
+        self.folder, self.home = place / "repo", place / "home"
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Hub, self))
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def begin(self, model: Path) -> None:
+        """A hub that serves this model, and that nobody has met yet."""
+        for folder in (self.folder, self.home):
+            shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(model, self.folder)
+        self.cache = own_cache(self.home / "afina")
         self.cuts, self.corrupt, self.deaf = 0, 0, False
         self.stalls: list[int] = []
         self.stalled = threading.Event()
         self.asked: list[str] = []
         self.ranges: list[str | None] = []  # of the weights, that were fetched
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Hub, self))
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
     def close(self) -> None:
         self.server.shutdown()
         self.server.server_close()
 
     @property
-    def environment(self) -> dict[str, str]:
-        """That of a process that meets this hub. The hub's library reads it when it is imported."""
-        self.home.mkdir(exist_ok=True)
-        return os.environ | {
+    def preset(self) -> dict[str, str]:
+        """What makes a process meet this hub; its library reads it when it is imported."""
+        return {
             "HF_ENDPOINT": f"http://127.0.0.1:{self.server.server_port}",
             "HF_HOME": str(self.home),
-            "AFINA_CACHE": str(self.cache),
             "HF_HUB_DISABLE_XET": "1",
         }
 
+    def start(self, code: str, *arguments: str, run: Callable[..., Any] = forked.Forked, **extra: str) -> Any:
+        """Runs Python that meets this hub, where `extra` is to be read too in a process that has not imported the
+        hub's library yet."""
+        fresh = {"imported": forked.TORCH} if extra else {"preset": self.preset}
+        env = os.environ | self.preset | {"AFINA_CACHE": str(self.cache)} | extra
+        return run(arguments, self.home, env=env, code=code, **fresh)
+
     def run(self, code: str, *arguments: str, **extra: str) -> SimpleNamespace:
-        """Runs Python that meets this hub, in a process that has not imported the hub's library yet."""
-        return forked.run(arguments, self.home, env=self.environment | extra, code=code, imported=forked.TORCH)
+        return self.start(code, *arguments, run=forked.run, **extra)
 
     def kill_after(self, sent: int) -> None:
         """Begins to fetch the model, and kills the process when so many bytes of the weights were sent."""
         self.stalled.clear()
         self.stalls.append(sent)
-        process = forked.Forked([str(self.cache)], self.home, env=self.environment, code=FETCH, imported=forked.TORCH)
+        process = self.start(FETCH, str(self.cache))
         assert self.stalled.wait(60)
         time.sleep(0.2)  # so that it has written what it was sent
         process.send_signal(signal.SIGKILL)
@@ -197,14 +208,19 @@ except BaseModelError as error:
 """
 
 
-@pytest.fixture
-def hub(tiny_folder: Path, tmp_path: Path) -> Iterator[Served]:
-    folder = shutil.copytree(tiny_folder, tmp_path / "repo")
-    (folder / "README.md").write_text("---\nlicense: mit\n---\n# Tiny\n")
-    (folder / "evil.bin").write_bytes(b"pickle")
-    served = Served(folder, tmp_path / "home")
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    served = Served(tmp_path_factory.mktemp("hub"))
     yield served
     served.close()
+
+
+@pytest.fixture
+def hub(served: Served, tiny_folder: Path) -> Served:
+    served.begin(tiny_folder)
+    (served.folder / "README.md").write_text("---\nlicense: mit\n---\n# Tiny\n")
+    (served.folder / "evil.bin").write_bytes(b"pickle")
+    return served
 
 
 def weights(home: Path) -> list[Path]:

@@ -120,12 +120,12 @@ def test_a_download_that_is_killed_goes_on_where_it_was(index: Served, tmp_path:
     for each in sent:
         index.stalled.clear()
         index.stalls.append(each)
-        process = forked.Forked(arguments, tmp_path, code=FETCH, imported=forked.TORCH)
+        process = forked.Forked(arguments, tmp_path, code=FETCH)
         assert index.stalled.wait(60)
         time.sleep(0.2)
         process.send_signal(signal.SIGKILL)
         process.wait()
-    done = forked.run(arguments, tmp_path, code=FETCH, imported=forked.TORCH)
+    done = forked.run(arguments, tmp_path, code=FETCH)
     assert done.returncode == 0, done.stderr
     folder = packages.package_folder(PACKAGE, cache)
     assert [file.name for file in folder.iterdir()] == ["weights.gguf"]
