@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import byte_tokenizer, own_cache, save_tiny, tiny_module
+from conftest import byte_tokenizer, save_tiny, tiny_module
 
 from afina.core.errors import SettingsError
 from afina.core.events import ignore
@@ -130,7 +130,7 @@ def test_the_catalogue_is_searched(data: Path, tmp_path: Path, monkeypatch: pyte
 def test_what_cannot_be_tried(
     data: Path, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    cache = str(own_cache(tmp_path / "cache"))
+    cache = str(tmp_path / "cache")
     asked = ["choose", str(data), "--prompt", "{q}", "--completion", "{a}", "--cache-dir", cache]
     assert main([*asked, "--bases", "no-such"]) == 2
     assert "no catalogue name" in capsys.readouterr().err
@@ -150,7 +150,7 @@ def test_the_command_at_the_end(
     data: Path, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "run_in_process", run_in_process)
-    cache = str(own_cache(tmp_path / "cache"))
+    cache = str(tmp_path / "cache")
     asked = ["choose", str(data), "--prompt", "{q}", "--completion", "{a}", "--cache-dir", cache,
              "--out", str(tmp_path / "choice"), "--bases", str(tiny_folder), "--threads", "1"]  # fmt: skip
     assert main(asked) == 0

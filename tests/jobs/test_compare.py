@@ -309,6 +309,7 @@ def test_the_minutes_of_a_search_are_those_of_the_whole_command(
     monkeypatch.setattr("afina.jobs.tune.run_in_process", run_in_process)
     monkeypatch.setattr("afina.search.study.pace_of", lambda _, row, look, load: Pace(1.0, 0.0, 0.0, 0.0))
     monkeypatch.setattr(trials.TrialRunner, "run", slow)
+    settings = changed(settings, {"train.epochs": 4})
     found = tune(settings, minutes=40)  # a full training has some 370 rows
     assert now[0] - 1000 < 1.1 * 40 * 60
     assert len(found.trials) >= 8
