@@ -173,7 +173,7 @@ def _spent(out: Path, workers: int) -> float:
     if (out / JOURNAL).exists():
         seconds += spent(open_study(out)) / workers
     for name in ("defaults", "best"):
-        with suppress(OSError, ValueError):  # it did not come to it
+        with suppress(InputError, ValueError):  # it did not come to it
             seconds += end_of_training(out / name).seconds
     return seconds
 
