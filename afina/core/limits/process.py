@@ -46,7 +46,7 @@ def bounded(seconds: float, more_bytes: int) -> Iterator[None]:
         finally:
             _here.until = before
         return
-    with _memory(more_bytes), _ticking():
+    with _limit.set(more_bytes), _ticking():
         _here.until = until
         try:
             yield
@@ -81,19 +81,35 @@ def _look(number: int, frame: FrameType | None) -> None:
         raise Exceeded
 
 
-@contextmanager
-def _memory(more_bytes: int) -> Iterator[None]:
-    used = _data_bytes()
-    if used is None:
-        yield
-        return
-    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    wanted = [used + more_bytes, *(each for each in (soft, hard) if each != resource.RLIM_INFINITY)]
-    resource.setrlimit(resource.RLIMIT_DATA, (min(wanted), hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+class _Limit:
+    """The process's limit of memory: one, which blocks of several threads share. The first sets it, and the last puts
+    back what was before."""
+
+    def __init__(self) -> None:
+        self._lock, self._blocks, self._before = threading.Lock(), 0, (0, 0)
+
+    @contextmanager
+    def set(self, more_bytes: int) -> Iterator[None]:
+        used = _data_bytes()
+        if used is None:
+            yield
+            return
+        with self._lock:
+            if not self._blocks:
+                soft, hard = self._before = resource.getrlimit(resource.RLIMIT_DATA)
+                wanted = [used + more_bytes, *(each for each in (soft, hard) if each != resource.RLIM_INFINITY)]
+                resource.setrlimit(resource.RLIMIT_DATA, (min(wanted), hard))
+            self._blocks += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._blocks -= 1
+                if not self._blocks:
+                    resource.setrlimit(resource.RLIMIT_DATA, self._before)
+
+
+_limit = _Limit()
 
 
 def _data_bytes() -> int | None:
