@@ -94,6 +94,28 @@ def test_what_was_given_is_kept(name: str) -> None:
     assert _at(resolve(OPEN, FACTS).settings, name) != value
 
 
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("train.rows", "train.epochs"), ("train.tokens_per_batch", "train.batch_size"), ("data.test_path", "data.test")],
+)
+def test_of_a_setting_and_what_it_replaces_one_is_given(one: str, other: str) -> None:
+    values: dict[str, Any] = {one: 90, other: 3} if one != "data.test_path" else {one: Path("t.jsonl"), other: 0.2}
+    with pytest.raises(SettingsError, match=f"{one if 'train' in one else 'test-data'} is .* is given too"):
+        changed(OPEN, values)
+    for first, second in ((one, other), (other, one)):  # what is said last stays, as a flag does over a file
+        found = changed(changed(OPEN, {first: values[first]}), {second: values[second]})
+        assert _at(found, second) == values[second]
+        assert _at(found, first) == _at(OPEN, first)
+
+
+@pytest.mark.parametrize("values", [{"train.rows": 300}, {"train.tokens_per_batch": 90}])
+def test_what_a_run_records_can_be_given_again(values: dict[str, Any]) -> None:
+    first = resolve(changed(OPEN, values), FACTS)
+    again = build(RunSettings, first.config())
+    assert resolve(again, FACTS).plan == first.plan
+    assert resolve(changed(again, {"train.rows": 9000}), FACTS).plan.steps > first.plan.steps
+
+
 def test_every_setting_is_passed_on() -> None:
     """But for those that the facts decide, a setting comes out as it went in."""
     decided = {"base", "revision", "precision"}

@@ -12,7 +12,7 @@ from types import UnionType
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin
 
 from annotated_types import MinLen
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from pydantic_core import PydanticUndefined
 
 from afina.core.errors import SettingsError, brief, near, shortened
@@ -29,6 +29,16 @@ class Settings(BaseModel):
     )
     in_file: ClassVar[bool] = False
     """Whether the command line reads these settings from a YAML file too (`--config`)."""
+
+    @field_validator("*")
+    @classmethod
+    def _alone(cls, value: Any, info: ValidationInfo) -> Any:
+        """Of a setting and the one that it replaces only one is given; one at its default is not."""
+        other = _instead_of(cls, info.field_name or "")
+        default = cls.model_fields[other].default if other else None
+        if other and value is not None and info.data.get(other, default) != default:
+            raise ValueError(f"{other} is given too, which it replaces: give one of them")
+        return value
 
 
 class Result(BaseModel):
@@ -50,16 +60,30 @@ Words = Annotated[tuple[str, ...], LISTED]
 
 
 def setting(
-    default: Any, *flags: str, positional: str = "", metavar: str = "", repeated: bool = False, **bounds: Any
+    default: Any,
+    *flags: str,
+    positional: str = "",
+    metavar: str = "",
+    repeated: bool = False,
+    instead_of: str = "",
+    **bounds: Any,
 ) -> Any:
     """A field with what the command line needs to know of it, and pydantic's bounds (`gt`, `le`, …).
 
     `flags` are aliases of a section's `--section.name`; at the top level they replace `--name`. `positional` names a
     field that is given without a flag; `metavar` stands for its value in the help; a `repeated` flag is given once for
-    each item of a tuple.
+    each item of a tuple. `instead_of` is an earlier field of the section that this one replaces.
     """
-    extra: dict[str, Any] = {"flags": list(flags), "positional": positional, "metavar": metavar, "repeated": repeated}
+    extra: dict[str, Any] = {
+        "flags": list(flags), "positional": positional, "metavar": metavar, "repeated": repeated,
+        "instead_of": instead_of,
+    }  # fmt: skip
     return Field(default, json_schema_extra={name: value for name, value in extra.items() if value}, **bounds)
+
+
+def _instead_of(model: type[Settings], name: str) -> str:
+    extra = model.model_fields[name].json_schema_extra
+    return str(extra.get("instead_of", "")) if isinstance(extra, dict) else ""
 
 
 def section(default: Any = ..., only: tuple[str, ...] = (), without: tuple[str, ...] = ()) -> Any:
@@ -76,7 +100,7 @@ class FieldInfo:
 
     `path` is dotted, from the root of the settings; `group` the section under whose name it is listed. A `positional`
     (its name) has no flags. `switch` is a flag without value, `text` one whose value is taken literally; `many` takes
-    several values, `least` of them at least.
+    several values, `least` of them at least; `instead_of` is the path of the setting that it replaces, or "".
     """
 
     path: str
@@ -93,6 +117,7 @@ class FieldInfo:
     many: bool
     least: int
     choices: tuple[str, ...]
+    instead_of: str
 
 
 def fields(model: type[Settings], prefix: str = "") -> Iterator[FieldInfo]:
@@ -128,6 +153,7 @@ def _fields(model: type[Settings], prefix: str, shown: str, group: str) -> Itera
             many=get_origin(field.annotation) is tuple,
             least=next((each.min_length for each in field.metadata if isinstance(each, MinLen)), 0),
             choices=_choices(field),
+            instead_of=prefix + other if (other := _instead_of(model, name)) else "",
         )
 
 
@@ -194,6 +220,21 @@ def merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
+def overridden(model: type[Settings], under: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """`under` with `values`, by dotted path, laid on it. What one of them replaces is dropped from `under`, and so is
+    what would replace one of them."""
+    tree = merge(under, nest(values))
+    for info in fields(model):
+        for one, other in ((info.path, info.instead_of), (info.instead_of, info.path)):
+            if info.instead_of and values.get(one) is not None and other not in values:
+                *sections, name = other.split(".")
+                node = tree
+                for section in sections:
+                    node = node[section]
+                node.pop(name, None)
+    return tree
+
+
 _CONFIGURATION = "give a file of `name: value` lines, such as the config.yaml of a run"
 
 
@@ -225,7 +266,7 @@ def changed(settings: S, values: dict[str, Any]) -> S:
 
     Raises `SettingsError` as `build` does.
     """
-    return build(type(settings), merge(settings.model_dump(exclude_unset=True), nest(values)))
+    return build(type(settings), overridden(type(settings), settings.model_dump(exclude_unset=True), values))
 
 
 def _explain(problem: Any, known: dict[str, FieldInfo]) -> str:
@@ -238,13 +279,21 @@ def _explain(problem: Any, known: dict[str, FieldInfo]) -> str:
         below = (each for each in known.values() if each.path.startswith(f"{path}.") and each.required)
         info = info or next(below, None)
         if info is None or not info.positional:
-            return f"{info.flags[-1] if info else path} is missing"
-        return f"no {info.positional} was given: {info.help[0].lower()}{info.help[1:]}"
+            given = f"; give {info.flags[-1]} {info.metavar}: {_began(info.help)}" if info else ""
+            return f"{info.flags[-1] if info else path} is missing{given}"
+        return f"no {info.positional} was given: {_began(info.help)}"
     if info is None and problem["type"] == "value_error":  # of settings that do not fit together
         return str(problem["ctx"]["error"])
     name = (info.positional or info.flags[-1]) if info else path
     wrong = str(problem["ctx"]["error"]) if problem["type"] == "value_error" else problem["msg"]
-    return f"{name} is {shortened(problem['input'], 300)}: {wrong[0].lower()}{wrong[1:]}"
+    if problem["type"] == "dict_type":
+        wrong = "it takes names with their values, such as '{name: 8}'"
+    return f"{name} is {shortened(problem['input'], 300)}: {_began(wrong)}"
+
+
+def _began(text: str) -> str:
+    """As it goes on after a colon."""
+    return text[:1].lower() + text[1:]
 
 
 def given(settings: Settings) -> Iterator[tuple[FieldInfo, Any]]:

@@ -90,15 +90,19 @@ class Unmapped(DataError):
 
     def __init__(
         self,
-        summary: str,
+        problem: str | Sequence[str],
+        remedy: str = "",
+        *,
         columns: Sequence[str] = (),
         mapping: dict[str, str] | None = None,
         task: str | None = None,
-        remedy: str = "",
     ) -> None:
-        self.summary, self.columns, self.mapping, self.task = summary, columns, mapping or {}, task
+        self.columns, self.mapping, self.task = columns, mapping or {}, task
         flags = " ".join(f"--{name} {shlex.quote(value)}" for name, value in self.mapping.items())
-        super().__init__("\n    ".join([summary, *columns]), remedy or f"say it with {flags}")
+        problems = [problem] if isinstance(problem, str) else list(problem)
+        self.summary = problems[0]
+        problems[0] = "\n    ".join([self.summary, *columns])
+        super().__init__(problems, remedy or (f"say it with {flags}" if flags else ""))
 
     def json(self) -> dict[str, Any]:
         suggestion = {"task": self.task, **self.mapping} if self.task else None

@@ -7,7 +7,7 @@ from afina.core.errors import DataError
 from afina.data.files.folders import TEST, TRAIN, VALIDATION, divided, file_set
 from afina.data.formats import suffixes
 from afina.data.mapping import Example, map_examples
-from afina.data.read import read
+from afina.data.read import OpenFiles, read
 from afina.data.rows import Notes
 from afina.data.settings import DataSettings
 
@@ -30,21 +30,26 @@ def parted(settings: DataSettings) -> DataSettings:
         if places[role] not in given:
             found.named(role)
             values[places[role]] = Path(f"{settings.path}:{names[0]}")
-    return changed(settings, {place: path for place, path in values.items() if _has_answers(settings, place, path)})
+    return changed(settings, {place: path for place, path in values.items() if _is_scored(settings, place, path)})
 
 
-def _has_answers(settings: DataSettings, place: str, path: Path) -> bool:
-    """Whether a part is trained on, or a model can be scored on any row of it: the tests of a competition often have no
-    answers. Raises `DataError` where it cannot be read."""
+def _is_scored(settings: DataSettings, place: str, path: Path) -> bool:
+    """Whether a part is trained on, or a model can be scored on it. Raises `DataError` where it cannot be read."""
     if place == "path":
         return True
     references = settings.references if place == "test_path" else None
     asked = changed(settings, {"path": path, "eval_path": None, "test_path": None, "references": references})
+    return _is_usable(asked, references is None)
+
+
+def _is_usable(asked: DataSettings, needs_completion: bool, files: OpenFiles | None = None) -> bool:
+    """Whether any row of a part can be used: the tests of a competition often have no answers. Raises `DataError` where
+    it cannot be read."""
     try:
-        rows = map_examples(asked, Notes(doubts=[]), needs_completion=references is None)
+        rows = map_examples(asked, Notes(doubts=[]), needs_completion=needs_completion, files=files)
         return any(isinstance(row, Example) for row in rows)
     except DataError:  # its columns do not say what is asked and what is answered, or
-        for _ in read(asked, Notes(doubts=[])):  # it cannot be read, which is raised again
+        for _ in read(asked, Notes(doubts=[]), files):  # it cannot be read, which is raised again
             pass
         return False
 
@@ -70,10 +75,20 @@ def part_words(settings: DataSettings) -> list[str]:
     return ["; ".join(lines)] if lines else []
 
 
-def part_to_score(path: Path) -> Path:
-    """Of a set of files with parts the one that a model is scored on: the tests, else the validation."""
+def part_to_score(
+    settings: DataSettings, needs_completion: bool, files: OpenFiles | None = None
+) -> tuple[Path, list[str]]:
+    """Of a set of files with parts the one that a model is scored on, and what is said of it: the tests, or where no
+    row of these can be used the validation."""
+    path = settings.path
     if divided(path) is None:
-        return path
+        return path, []
     found, part = file_set(path, suffixes())
-    role = next((role for role in (TEST, VALIDATION) if role in found.roles), None)
-    return path if part or role is None else Path(f"{path}:{found.roles[role][0]}")
+    names = [found.roles[role][0] for role in (TEST, VALIDATION) if role in found.roles]
+    if part or not names:
+        return path, []
+    parts = [Path(f"{path}:{name}") for name in names]
+    usable = (each for each in parts if _is_usable(changed(settings, {"path": each}), needs_completion, files))
+    chosen = next(usable, parts[0])
+    passed = [f"{each} not, for no row of it has an answer" for each in parts[: parts.index(chosen)]]
+    return chosen, ["; ".join([f"{path}: {chosen} is read, of its parts", *passed])]

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, model_validator
+from pydantic import AfterValidator
 
 from afina.core.config import Settings, changed, setting
 from afina.data.files.encodings import known_encoding
@@ -55,7 +55,7 @@ class DataSettings(Settings):
     test: float = setting(0.0, "--test", ge=0, lt=1)
     """Fraction of the rows in the test split (at most `test_rows`): evaluated on in the end, never looked at to choose
     anything."""
-    test_path: Path | None = setting(None, "--test-data")
+    test_path: Path | None = setting(None, "--test-data", instead_of="test")
     """File of the test split, instead of rows of DATA; --references then names a column of it."""
     test_rows: int = setting(640, ge=1)
     """At most this many rows are in the test split."""
@@ -74,12 +74,6 @@ class DataSettings(Settings):
     def asking(self) -> dict[str, Any]:
         """What another file must be read with so that its rows are prompted in the same way."""
         return {name: getattr(self, name) for name in ASKING if name != "text" or self.kind == "text"}
-
-    @model_validator(mode="after")
-    def _one_test_split(self) -> "DataSettings":
-        if self.test and self.test_path:
-            raise ValueError("--test takes rows of the data and --test-data a file: give one of them")
-        return self
 
     def resolved(self, kind: Kind | None, layout: Layout | None, encoding: str | None) -> "DataSettings":
         """These with the kind of task, the templates of the layout and the encoding that were recognised in the

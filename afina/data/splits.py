@@ -130,6 +130,8 @@ def read_splits(
     if settings.kind is not None and (settings.kind == "text") != is_text:
         what = "is plain text, without prompts" if is_text else "holds prompts and answers, not plain text"
         raise DataError(f"--kind {settings.kind}: {settings.path} {what}", "leave --kind out")
+    if settings.kind == "structured":
+        first.notes.say(*(f"{settings.path}: {line}" for line in first.answers.unstructured()))
     train = sample(len(rows.prompts), settings.limit, seed)
     test = np.zeros(len(rows.prompts), bool)
     if settings.test_path:

@@ -125,7 +125,6 @@ def _check_trainable(model: nn.Module, saved: list[str]) -> None:
     for path in saved:
         if any(isinstance(module, Quantised) for module in model.get_submodule(path).modules()):
             raise AdapterError(
-                f"{path or 'the model'} is quantised, and quantised weights cannot be trained in full (--method, "
-                "modules_to_save)",
-                "leave --quantize out, or adapt these layers instead",
+                f"{path or 'the model'} is quantised, and quantised weights cannot be trained in full",
+                "load the base unquantised, or adapt these layers instead (method lora, without modules_to_save)",
             )

@@ -56,7 +56,7 @@ def find_targets(model: nn.Module, config: LoraConfig, unmatched: Unmatched = re
     numbers = {path: layer_number(path, config.layers_pattern) for path in wanted}
     known = {number for number in numbers.values() if number is not None}
     if unknown := [number for number in config.layers if number not in known]:
-        remedy = f"--lora.layers takes {min(known)} to {max(known)}" if known else ""
+        remedy = f"layers takes {min(known)} to {max(known)}" if known else ""
         unmatched(AdapterError(f"there is no layer {unknown[0]} to adapt", remedy))
     targets = [
         path
@@ -69,11 +69,14 @@ def find_targets(model: nn.Module, config: LoraConfig, unmatched: Unmatched = re
     if not config.target_modules:
         return []
     if unread := [key for key in patterns if not any(ends_with(key, path) for path in targets)]:
-        unmatched(AdapterError(f"pattern {unread[0]!r} of rank_pattern or alpha_pattern matches no adapted layer"))
+        ends = "name adapted layers by the end of their paths, such as q_proj or 3.self_attn.q_proj"
+        unmatched(
+            AdapterError(f"pattern {unread[0]!r} of rank_pattern or alpha_pattern matches no adapted layer", ends)
+        )
     if not targets:
         raise AdapterError(
             f"target {config.target_modules!r} without {config.exclude_modules!r} leaves no layer to adapt",
-            "change --lora.target_modules, --lora.exclude_modules or --lora.layers",
+            "change target_modules, exclude_modules or layers",
         )
     return targets
 

@@ -40,8 +40,7 @@ def _worse(base: ModelOutputs, adapted: ModelOutputs) -> Iterator[str]:
     before, after = _loss(base.nats), _loss(adapted.nats)
     if after > before + _WORSE:
         yield (
-            f"The adapted model is worse than its base on the expected answers: loss {before:.2f} → {after:.2f} "
-            "nats per token. "
+            f"The adapted model is worse than its base on the expected answers: loss {before:.2f} → {after:.2f} nats. "
             "This happens when an adapter is damaged, or used with a base or chat template it was not trained with."
         )
 

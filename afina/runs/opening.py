@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from afina.core.config import build
+from afina.core.config import build, changed
 from afina.core.device import cache_folder
 from afina.core.errors import AdapterError, BaseModelError
 from afina.core.events import Listener, Notice, ignore
@@ -52,13 +52,13 @@ class Adapted:
     ) -> tuple[list[Example], Rejections, Notes]:
         """`read_examples` of the file `path`, with the prompt and completion templates of training; its text, where it
         is not UTF-8, is in the `encoding` given, or else in that of the training file. Of a set with parts it reads the
-        tests, or else the validation."""
+        tests, or where these have no answers the validation."""
         training = dict(self.facts.get("data", {}))
         files = OpenFiles(training.pop("encoding", None), listener)
-        data = {**training, "path": part_to_score(path), "references": references, "encoding": encoding}
-        found = read_examples(build(DataSettings, data), needs_completion=needs_completion, files=files)
-        if data["path"] != path:
-            found[2].say(f"{path}: {data['path']} is read, of its parts")
+        data = build(DataSettings, {**training, "path": path, "references": references, "encoding": encoding})
+        part, lines = part_to_score(data, needs_completion, files)
+        found = read_examples(changed(data, {"path": part}), needs_completion=needs_completion, files=files)
+        found[2].say(*lines)
         return found
 
 

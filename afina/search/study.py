@@ -82,7 +82,6 @@ def configured(settings: RunSettings, chosen: dict[str, Any], rows: int, batch_s
             "train.learning_rate": chosen["rate"],
             "train.batch_size": min(MOST_BATCH, max(1, round(batch_size * chosen["batch"]))),
             "train.rows": max(1, round(rows * chosen["epochs"])),
-            "train.epochs": None,
             **{f"lora.{name}": value for name, value in {**lora, **forms()[chosen["form"]]}.items()},
         },
     )

@@ -118,7 +118,7 @@ class Tuning:
             return "It was not repeated with other seeds, so no winner is announced."
         seeds = len(self.repeats["best"])
         size = (
-            f"{abs(gain[0]):.4f} nats per token {'lower' if gain[0] > 0 else 'higher'}, "
+            f"{abs(gain[0]):.4f} nats {'lower' if gain[0] > 0 else 'higher'}, "
             f"the mean over {counted(seeds, 'other seed')}, standard error {gain[1]:.4f}"
         )
         if self.winner() == "best":
@@ -145,11 +145,7 @@ class Tuning:
     def _losses(self) -> str:
         """The loss on the test split, which is more sensitive than the score."""
         plain, best = (self.finals[name].evaluation["adapted"].get("loss") for name in ("defaults", "best"))
-        return (
-            ""
-            if plain is None or best is None
-            else f"The loss there: defaults {plain:.3f}, tuned {best:.3f} nats per token."
-        )
+        return "" if plain is None or best is None else f"The loss there: defaults {plain:.3f}, tuned {best:.3f} nats."
 
     def _cost(self) -> str:
         spent = {

@@ -28,7 +28,7 @@ class Plan(Settings):
     def settings(self) -> dict[str, float]:
         """Those of the training settings that can be left open, by name."""
         names = {"epochs", "batch_size", "learning_rate", "eval_steps", "checkpoint_activations"}
-        return self.model_dump(include=names)
+        return self.model_dump(include=names if self.tokens_per_batch is None else names - {"batch_size"})
 
     def batches(self, lengths: Sequence[int], seed: int, epoch: int) -> list[list[int]]:
         """The rows of each optimiser step in `epoch` (0 first), by number; `lengths` are theirs, in tokens."""

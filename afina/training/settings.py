@@ -25,11 +25,11 @@ class TrainingSettings(Settings):
     """How gradients become steps."""
     epochs: float | None = setting(None, "--epochs", gt=0, le=100_000)
     """Epochs; by default enough to see about 1,600 rows, 1 to 5 (classifiers: 40,000 rows, 3 to 10)."""
-    rows: int | None = setting(None, ge=1)
+    rows: int | None = setting(None, instead_of="epochs", ge=1)
     """Training rows to see in all, instead of a number of epochs."""
     batch_size: int | None = setting(None, ge=1)
     """Rows per optimiser step; by default 8 (classifiers: 32). Large batches hurt LoRA: stay under 32."""
-    tokens_per_batch: int | None = setting(None, ge=1)
+    tokens_per_batch: int | None = setting(None, instead_of="batch_size", ge=1)
     """Most tokens per optimiser step, instead of a number of rows (a longer row goes alone)."""
     micro_batch_size: int | None = setting(None, ge=1)
     """Most rows per micro-batch; fewer than `batch_size` save memory and give the same gradients."""

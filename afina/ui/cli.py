@@ -46,6 +46,10 @@ class Parser(argparse.ArgumentParser):
     """An argparse parser whose errors are ours: one message, with names that look like the wrong one."""
 
     def error(self, message: str) -> NoReturn:
+        if message.startswith("the following arguments are required: ACTION"):
+            (choices,) = [action.choices for action in self._actions if action.metavar == "ACTION"]
+            one = f"give one of {', '.join(choices or ())}; `{self.prog} --help` says what each does"
+            raise SettingsError(f"{self.prog} needs an action", one)
         flags = [flag for action in self._actions for flag in action.option_strings]
         unknown = [word for word in message.split() if word.startswith("--") and word not in flags]
         names = {flag.lstrip("-"): flag for flag in flags}  # dashes alone make no flag resemble another

@@ -51,8 +51,8 @@ def shown(value: Any) -> str:
 
 
 def in_words(key: str) -> str:
-    """A key of JSON as people read it: 'size_mb' is 'size, MB'."""
-    return re.sub(r" (mb|gb)$", lambda unit: f", {unit[1].upper()}", key.replace("_", " "))
+    """A key of JSON as people read it: 'size_mb' is 'size, MB'; a setting's name, such as 'lora.eva_rho', as it is."""
+    return key if "." in key else re.sub(r" (mb|gb)$", lambda unit: f", {unit[1].upper()}", key.replace("_", " "))
 
 
 def show_facts(facts: dict[str, Any], width: int) -> None:

@@ -6,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from afina.core.config import FieldInfo, Settings, build, fields, file_section, merge, nest, read_yaml
+from afina.core.config import FieldInfo, Settings, build, fields, file_section, overridden, read_yaml
 from afina.core.errors import SettingsError
 from afina.core.job import Job
 from afina.core.limits.yaml_text import parse_yaml
@@ -74,7 +74,9 @@ class Command:
         if self.actions:
             pairs = [(job, info) for job in shown for info in self.fields[job] if info.positional]
             metavar = "|".join(dict.fromkeys(info.positional for _, info in pairs))
-            parser.add_argument(_WORDS, nargs="*", metavar=metavar, help=self._help_of(pairs, len(shown) > 1))
+            parser.add_argument(
+                _WORDS, nargs="*", default=[], metavar=metavar, help=self._help_of(pairs, len(shown) > 1)
+            )
             return
         first: dict[str, FieldInfo] = {}
         for job in shown:
@@ -136,12 +138,11 @@ class Command:
             if vars(options).get(name) and job.name not in readers:
                 raise self._unread(job.name, name, readers)
         values |= self._words(job.name, options)
-        tree = nest(values)
-        file = vars(options).get(_CONFIG)
-        if file:
+        file: dict[str, Any] = {}
+        if path := vars(options).get(_CONFIG):
             section = file_section(job.settings)
-            tree = merge({section: read_yaml(file)} if section else read_yaml(file), tree)
-        return job, build(job.settings, tree)
+            file = {section: read_yaml(path)} if section else read_yaml(path)
+        return job, build(job.settings, overridden(job.settings, file, values))
 
     def _job(self, options: argparse.Namespace, given: dict[str, Any]) -> Job:
         if self.actions:

@@ -23,7 +23,7 @@ def agreed(error: Unmapped, settings: Settings, typed: Sequence[str], as_json: b
     command = command_line(*typed, *(word for path in mapping for word in (flags[path], mapping[path])))
     asks = error.task and not as_json and all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr))
     if not asks:
-        raise Unmapped(error.summary, error.columns, error.mapping, error.task, command)
+        raise Unmapped(error.summary, command, columns=error.columns, mapping=error.mapping, task=error.task)
     print(f"afina: {error.problems[0]}\n  → {command}\n", file=sys.stderr)
     taken = _key("Go on with it? Enter or y for yes, any other key for no: ") in _YES
     print("yes" if taken else "no", file=sys.stderr)

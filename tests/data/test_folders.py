@@ -82,7 +82,23 @@ def test_parts_are_taken_as_such(parts: dict[str, list[str]], tmp_path: Path) ->
     assert {key: names(getattr(settings, key)) for key in parts} == {key: sorted(each) for key, each in parts.items()}
     assert parted(settings) == settings
     assert names(tmp_path) == sorted(parts[TRAIN])
-    assert names(part_to_score(tmp_path)) == sorted(parts[TEST] or parts[HELD_OUT])
+    assert names(part_to_score(DataSettings(path=tmp_path), True)[0]) == sorted(parts[TEST] or parts[HELD_OUT])
+
+
+def test_what_is_scored_has_answers(tmp_path: Path) -> None:
+    put(tmp_path, "train.jsonl", "validation.jsonl", "test.jsonl")
+    asked = DataSettings(path=tmp_path)
+    tests, validation = (Path(f"{tmp_path}:{part}") for part in ("test", "validation"))
+    assert part_to_score(asked, True) == (tests, [f"{tmp_path}: {tests} is read, of its parts"])
+    for row in ({"prompt": "x"}, {"prompt": "x", "completion": ""}):
+        write_rows(tmp_path / "test.jsonl", [row] * 3)
+        chosen, (line,) = part_to_score(asked, True)
+        assert chosen == validation
+        assert line.endswith(f"; {tests} not, for no row of it has an answer")
+        assert part_to_score(asked, False)[0] == tests  # to be answered
+    (tmp_path / "validation.jsonl").unlink()
+    assert part_to_score(asked, True)[0] == tests  # whoever reads it is told that there is nothing to score
+    assert part_to_score(DataSettings(path=tests), True) == (tests, [])
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,7 @@ def test_rows_in_one_object(tmp_path: Path) -> None:
     for value, words in (
         ({"train": ROWS, "test": ROWS}, r"2 lists in it \('train' with 3 items, 'test' .*\n.* a file of its own"),
         ({"text": ["a"], "n": [1, 2]}, "'text' with 1 item, 'n' with 2 items"),
-        ({"prompt": "a", "completion": "b"}, "0 lists"),
+        ({"prompt": "a", "completion": "b"}, "without rows"),
         ({"columns": ["a", "b"], "data": [[1]]}, "item 1: 1 value for 2 columns"),
     ):
         path.write_text(dump(value))

@@ -20,6 +20,7 @@ from afina.data.mapping import read_examples
 from afina.data.read import read
 from afina.data.rows import Notes, Record, Rejected
 from afina.data.settings import DataSettings
+from afina.data.splits import read_splits
 
 ROWS = [
     {"question": 'um "dois"\ntrês', "label": "não, é"},
@@ -254,9 +255,49 @@ def test_tools_and_calls_are_kept(tmp_path: Path) -> None:
 
 
 def test_what_is_not_said_is_asked_for(tmp_path: Path) -> None:
-    path = write_rows(tmp_path / "d.jsonl", [{"mr": "x", "ref": "y"}])
+    names = ("Eagle", "Mill", "Punter")
+    rows = [{"mr": f"name[The {name}], food[French]", "ref": f"The {name} serves French food."} for name in names]
+    path = write_rows(tmp_path / "d.jsonl", rows)
     with pytest.raises(DataError, match=r"--prompt '\{mr\}' --completion '\{ref\}'"):
         read_examples(DataSettings(path=path), needs_completion=True)
+    path = write_rows(tmp_path / "e.jsonl", [{"mr": "x", "ref": "y"}])
+    with pytest.raises(DataError, match=r"'mr' +1 value, (?s:.*)say it with --prompt '\{COLUMN\}' --completion"):
+        read_examples(DataSettings(path=path), needs_completion=True)
+
+
+def test_a_template_without_the_other_is_asked_for(tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    chat = write_rows(tmp_path / "chat.jsonl", [{"messages": turns}])
+    table = write_rows(tmp_path / "table.jsonl", [{"mr": "a", "ref": "b"}])
+    with pytest.raises(
+        DataError, match=r"without --completion.*\n.*leave --prompt out: .* in 'messages' is read as it"
+    ):
+        read_examples(DataSettings(path=chat, prompt="{messages}"), needs_completion=True)
+    with pytest.raises(DataError, match=r"--completion is given without --prompt.*\n.*leave --completion out"):
+        read_examples(DataSettings(path=chat, completion="{messages}"), needs_completion=True)
+    with pytest.raises(
+        DataError, match=r"without --completion.*\n.*give --completion too; the columns are 'mr', 'ref'"
+    ):
+        read_examples(DataSettings(path=table, prompt="{mr}"), needs_completion=True)
+    read_examples(DataSettings(path=table, prompt="{mr}"), needs_completion=False)
+    half = write_rows(tmp_path / "half.jsonl", [{"mr": "a", "completion": "b"}])
+    ((example,), _, _) = read_examples(DataSettings(path=half, prompt="{mr}"), needs_completion=True)
+    assert (example.messages[0]["content"], example.completion) == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"), [(0, None), (3, "3 answers are"), (1, "1 answer is"), (20, "leave --kind")]
+)
+def test_answers_that_are_no_json_are_counted(wrong: int, words: str | None, tmp_path: Path) -> None:
+    answers = ["an answer"] * wrong + ['{"a": 1}'] * (20 - wrong)
+    path = write_rows(tmp_path / "d.jsonl", [{"prompt": f"{i}", "completion": a} for i, a in enumerate(answers)])
+    settings = DataSettings(path=path, kind="structured")
+    if wrong == 20:
+        with pytest.raises(DataError, match=words):
+            read_splits(settings, 0)
+        return
+    said = [line for line in read_splits(settings, 0).notes.lines if "scored as JSON" in line]
+    assert [words in line for line in said] == ([True] if words else [])
 
 
 def test_files_that_are_not_what_they_say(tmp_path: Path) -> None:
@@ -264,7 +305,7 @@ def test_files_that_are_not_what_they_say(tmp_path: Path) -> None:
         "deep.json": (b"[" * 100_000, "nested too deeply"),
         "binary.csv": (bytes(range(256)) * 20, "binary"),
         "word.json": (b'"x"', "holds a text"),
-        "object.json": (b'{"a": 1}', "0 lists"),
+        "object.json": (b'{"a": 1}', "without rows"),
         "data.exe": (b"x", "type '.exe' is not read"),
         "data": (b"x", "no suffix"),
         "cut.jsonl.gz": (gzip.compress(b'{"a": 1}\n' * 99)[:-9], "cannot read data"),

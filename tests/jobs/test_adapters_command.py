@@ -1,6 +1,7 @@
 """`afina adapters` on real runs of a tiny model."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -50,7 +51,7 @@ def test_list_and_show(runs: tuple[Path, Path], capsys) -> None:
     assert code == 0
     assert [entry["rank"] for entry in json.loads(out)] == [4, 8]
     _, out, _ = ask(capsys, "show", runs[1])
-    assert "rank" in out
+    assert {"lora.rank", "lora.eva_rho", "size, MB"} <= {re.split(" {2,}", line)[0] for line in out.splitlines()}
     assert "classification" in out
 
 

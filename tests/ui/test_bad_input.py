@@ -29,6 +29,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Path:
     write_rows(folder / "noanswer.jsonl", [{"q": "x", "a": ""}] * 9)
     write_rows(folder / "long.jsonl", [*ROWS, {"q": "long " * 500, "a": "many"}])
     (folder / "typo.yaml").write_text("lora:\n  rnk: 8\n")
+    (folder / "both.yaml").write_text("train:\n  batch_size: 4\n  tokens_per_batch: 200\n")
     (folder / "list.yaml").write_text("- 1\n")
     (folder / "file").write_text("")
     os.mkfifo(folder / "fifo.csv")
@@ -134,6 +135,20 @@ CASES: dict[str, tuple[list[str], str]] = {
     "pattern that is none": (train("good.jsonl", "--lora.target_modules", "re:("), "is not a regular expression"),
     "nearly a flag": (train("good.jsonl", "--epoch", "3"), "Did you mean '--epochs', '--train.epochs'?"),
     "two test splits": (train("good.jsonl", "--test", "0.1", "--test-data", "good.jsonl"), "give one of them"),
+    "epochs beside rows": (
+        train("good.jsonl", "--epochs", "2", "--train.rows", "80"),
+        "--train.rows is 80: epochs is given too, which it replaces: give one of them",
+    ),
+    "rows beside tokens": (
+        train("good.jsonl", "--train.batch_size", "8", "--train.tokens_per_batch", "512"),
+        "--train.tokens_per_batch is 512: batch_size is given too",
+    ),
+    "rows beside tokens in a file": (train("good.jsonl", "--config", "both.yaml"), "batch_size is given too"),
+    "no action": (["adapters"], "give one of combine, convert"),
+    "rank that is missing": (["adapters", "rerank", "run", "--out", "OUT"], "give --rank N: rank of the new adapter"),
+    "pattern without value": (train("good.jsonl", "--lora.rank_pattern", "q_proj=8"), "such as '{name: 8}'"),
+    "pattern of no layer": (train("good.jsonl", "--lora.rank_pattern", "{q_prj: 2}"), "by the end of their paths"),
+    "conversion of a table": (["adapters", "convert", "latin.csv", "--out", "OUT"], "give an adapter's own file"),
     "device that is none": (
         train("good.jsonl", "--device", "warp"),
         "--device 'warp' cannot be used here: there is no such device",

@@ -335,9 +335,11 @@ def test_commands_that_are_shown_can_be_typed(tmp_path: Path, capsys: pytest.Cap
     words = shlex.split(line)
     assert words[:3] == ["afina", "train", str(data)]
     assert words[words.index("--prompt") + 1] == "{q} it's"
-    tuning = {"words": ["x"], "importances": {}, "next_hour": [], "trial_rows": 3}
+    tuning = {"words": ["see `afina x`"], "importances": {}, "next_hour": ["`<y>`"], "trial_rows": 3}
     empty: dict[str, Any] = {"runs": {}, "plots": [], "names": [], "lines": []}
     page = render_page("tuning.html", config=folder / "c.yaml", tuning=tuning, few=3, **empty)
+    assert "see <code>afina x</code>" in page
+    assert "<li><code>&lt;y&gt;</code></li>" in page
     shown: list[str] = []
 
     class Commands(HTMLParser):

@@ -37,7 +37,7 @@ def rows_within(value: dict[str, Any], name: str, notes: Notes, one_row: bool) -
             "write each list to a file of its own, such as train.json and test.json in one folder",
         )
     if not lists:
-        raise DataError(f"{name} is one object with 0 lists in it, expected a list of objects or one list", EXAMPLE)
+        raise DataError(f"{name} is one object without rows in it, expected a list of objects", EXAMPLE)
     return iter(next(iter(lists.values())))
 
 

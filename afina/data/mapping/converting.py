@@ -306,6 +306,8 @@ def layout_of(
     known = recognise(columns, sample)
     if settings.prompt is not None or settings.completion is not None:
         half = known if known and known.prompt is not None else Layout("", "{prompt}", "{completion}")
+        if half is not known:
+            _check_both(settings, columns, known, needs_completion)
         same = known if known and settings.completion in (None, known.completion) else None
         return Layout(
             "as given",
@@ -320,3 +322,17 @@ def layout_of(
 
         raise unmapped(settings.path, sample)
     return known
+
+
+def _check_both(settings: DataSettings, columns: Sequence[str], known: Layout | None, needs_completion: bool) -> None:
+    """Raises `DataError` where one template is given, and nothing says what the other is."""
+    templates = {"prompt": settings.prompt, "completion": settings.completion}
+    lacking = next((name for name, template in templates.items() if template is None and name not in columns), None)
+    if lacking is None or (lacking == "completion" and not needs_completion):
+        return
+    given = next(name for name in templates if name != lacking)
+    remedy = f"give --{lacking} too; the columns are {', '.join(map(repr, columns))}"
+    if known is not None and known.conversation:
+        held = " and ".join(map(repr, known.conversation))
+        remedy = f"leave --{given} out: the conversation in {held} is read as it is; or give --{lacking} too"
+    raise DataError(f"{settings.path}: --{given} is given without --{lacking}, which no column is called", remedy)

@@ -345,8 +345,7 @@ def _copies(found: Checker, kept: int) -> Iterator[DataFinding]:
         else:
             text = (
                 f"{counted(count, 'row shares', 'rows share')} their prompt with others that answer it differently "
-                f"({counted(len(shared), 'group')}); "
-                "each group stays in one split"
+                f"({counted(len(shared), 'group')}); each group stays in one split"
             )
             yield DataFinding("groups", "note", text, count, rows)
     equal = {row for group in groups for row in group[1:]}
@@ -354,10 +353,8 @@ def _copies(found: Checker, kept: int) -> Iterator[DataFinding]:
     if near:
         rows = [f"{found.locations[b]} like {found.locations[a]}" for a, b in near[:_SHOWN]]
         severity: Severity = "warning" if len(near) > 0.05 * kept else "note"
-        text = (
-            f"{counted(len(near), 'row has')} nearly the prompt of another row: a random "
-            "split would leak from train to test"
-        )
+        has = counted(len(near), "row has")
+        text = f"{has} nearly the prompt of another row: a random split would leak from train to test"
         yield DataFinding("near copies", severity, text, len(near), rows)
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from afina.core.errors import Unmapped
+from afina.core.errors import Unmapped, counted
 from afina.data.roles.columns import Column, Nature
 from afina.data.roles.opening import columns_of
 from afina.data.roles.table import Reading, Table
@@ -55,8 +55,9 @@ def unmapped(path: Path, rows: Sequence[dict[str, Any]]) -> Unmapped:
     problem = f"{path}: the names of its columns do not say what is asked and what is answered"
     if found is None:
         shape = {"prompt": "{COLUMN}", "completion": "{COLUMN}"}
-        return Unmapped(f"{problem}, and neither do their values", lines, shape)
-    return Unmapped(f"{problem}. Likeliest: {found.task}, {found.reason}", lines, found.settings, found.task)
+        return Unmapped(f"{problem}, and neither do their values", columns=lines, mapping=shape)
+    problem = f"{problem}. Likeliest: {found.task}, {found.reason}"
+    return Unmapped(problem, columns=lines, mapping=found.settings, task=found.task)
 
 
 def ranked(table: Table) -> list[tuple[Task, Reading]]:
@@ -119,7 +120,7 @@ def _reason(reading: Reading) -> str:
 def _described(column: Column) -> str:
     """What the values are like, and the first of them."""
     if column.nature == "label":
-        what = f"{len(column.distinct)} values"
+        what = counted(len(column.distinct), "value")
     elif column.nature == "text":
         length = statistics.median(map(len, column.given))
         what = f"{'code' if column.is_code else 'texts'} of about {length:.0f} characters"

@@ -119,7 +119,8 @@ def _unpickled(path: Path) -> dict[str, Tensor]:
     except Exception as error:
         raise AdapterError(
             f"{path} cannot be read as plain tensors ({type(error).__name__})",
-            "only files of tensors are read: a pickle can run any code",
+            "give an adapter's own file: .safetensors, or what torch.save wrote of tensors alone (any other pickle can "
+            "run code)",
         ) from error
     state = state.get("model", state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not all(isinstance(name, str) and _plain(value) for name, value in state.items()):

@@ -66,7 +66,7 @@ class Init(Protocol):
         if self.needs == "originals" and sources.originals is None:
             raise AdapterError(
                 f"init {self.name!r} makes up for what quantisation lost",
-                "give a quantised base: --quantize nf4 or int8 (in the library: `inject(…, originals=…)`)",
+                "give a quantised base (quantize nf4 or int8), or `inject` the `originals` of its layers",
             )
 
     def initialise(self, layers: "dict[str, LoraLinear]", sources: Sources) -> None:

@@ -43,7 +43,7 @@ class LoraExperts(LoraLayer):
 
     @classmethod
     def check(cls, target: Target, config: "LoraConfig") -> None:
-        hint = "leave it out, or exclude the experts (--lora.exclude_modules)"
+        hint = "leave it out, or exclude the experts (exclude_modules)"
         if INITS[config.init].sets_factors:
             raise AdapterError(f"init {config.init!r} is for layers; {target.path} holds tensors of experts", hint)
         if config.dropout:

@@ -97,7 +97,7 @@ class Variant(Protocol):
         kinds = " and ".join(layer.kind for layer in self.layers)
         raise AdapterError(
             f"{self.name} is for {kinds} layers; {target.path} {_KINDS[target.kind]}",
-            "leave it out (--lora.exclude_modules), or use variant lora",
+            "leave it out (exclude_modules), or use variant lora",
         )
 
 

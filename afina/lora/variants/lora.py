@@ -138,7 +138,7 @@ def check_rank(target: Target, config: "LoraConfig") -> None:
     most = INITS[config.init].largest_rank(target.size)
     if target.size.rank > most:
         raise AdapterError(
-            f"rank {target.size.rank} is more than the layer {target.path} is wide ({most})", "lower --lora.rank"
+            f"rank {target.size.rank} is more than the layer {target.path} is wide ({most})", "lower the rank"
         )
 
 

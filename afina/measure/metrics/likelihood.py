@@ -43,7 +43,7 @@ METRIC = (
         "bits_per_byte", "bits per byte", Group.LIKELIHOOD, _bits_per_byte, lower_is_better=True, kinds=EVERY_KIND,
         main_for=("text",), needs_text=True,
     ),
-    Metric("loss", "loss, nats per token", Group.LIKELIHOOD, _loss, lower_is_better=True, kinds=EVERY_KIND),
+    Metric("loss", "loss, nats", Group.LIKELIHOOD, _loss, lower_is_better=True, kinds=EVERY_KIND),
     Metric(
         "perplexity", "perplexity", Group.LIKELIHOOD, _perplexity, of_any_size, lower_is_better=True, kinds=EVERY_KIND,
         needs_text=True,

@@ -108,7 +108,7 @@ def loss_curve(steps: Sequence[Step], held_out: Sequence[HeldOut]) -> str:
         watched.tick_params(colors=_HELD)
     axes.set_xlabel("step")
     _whole(axes.xaxis)
-    axes.set_ylabel("loss, nats per token")
+    axes.set_ylabel("loss, nats")
     axes.set_ylim(bottom=0)
     axes.legend(frameon=False, labelcolor=_INK)
     return _svg(figure, axes)
@@ -143,7 +143,7 @@ def search_history(trials: Sequence[tuple[int, float, bool]]) -> str:
     axes.step([n for n, _ in ended], best, where="post", color=_HELD, label="best so far")
     axes.set_xlabel("trial")
     _whole(axes.xaxis)
-    axes.set_ylabel("held-out loss, nats per token")
+    axes.set_ylabel("held-out loss, nats")
     axes.legend(frameon=False, labelcolor=_INK)
     return _svg(figure, axes)
 
@@ -161,7 +161,7 @@ def search_rates(trials: Sequence[tuple[float, float]], default: float) -> str:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda rate, _: f"{rate:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("learning rate")
-    axes.set_ylabel("held-out loss, nats per token")
+    axes.set_ylabel("held-out loss, nats")
     axes.legend(frameon=False, labelcolor=_INK)
     return _svg(figure, axes)
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel
 
 from afina.core.config import Settings, json_object
-from afina.ui.common import View, show_facts, shown
+from afina.ui.common import View, in_words, show_facts, shown
 
 if TYPE_CHECKING:
     from afina.jobs.adapters.diff import DiffAdaptersResult
@@ -27,15 +27,22 @@ def _show_list(settings: Settings, result: "ListAdaptersResult") -> None:
 
 
 def _show(settings: Settings, result: BaseModel) -> None:
-    show_facts(json_object(result), _WIDTH)
+    show_facts({_named(name): value for name, value in json_object(result).items()}, _WIDTH)
 
 
 def _show_diff(settings: Settings, result: "DiffAdaptersResult") -> None:
     for name, (first, second) in result.settings.items():
-        print(f"{name.replace('_', ' '):{_WIDTH}} {_value(first)} → {_value(second)}")
+        print(f"{in_words(_named(name)):{_WIDTH}} {_value(first)} → {_value(second)}")
     show_facts(result.model_dump(exclude={"layers", "settings"}), _WIDTH)
     for layer in result.layers:
         print(f"  {layer['layer']:50} cosine {shown(layer['cosine'])}  distance {shown(layer['distance'])}")
+
+
+def _named(fact: str) -> str:
+    """What is a setting of LoRA under its name, which can be typed."""
+    from afina.lora.config import LoraConfig  # late: help needs it not
+
+    return f"lora.{fact}" if fact in LoraConfig.model_fields else fact
 
 
 def _value(value: Any) -> str:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from afina.measure.pages.summary import interval, label, number
-from afina.ui.common import View, console, plain_table
+from afina.ui.common import View, console, in_words, plain_table
 
 if TYPE_CHECKING:
     from afina.jobs.runs.diff import DiffRunsResult, DiffRunsSettings
@@ -45,8 +45,9 @@ def _show_run(settings: "ShowRunSettings", result: "ShowRunResult") -> None:
     for name, value in result.settings.items():
         out.print(f"  {name}: {value}", markup=False)
     if result.training:
-        facts = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in result.training.items())
-        out.print(f"training: {facts}", markup=False)
+        out.print("training:")
+    for name, value in result.training.items():
+        out.print(f"  {in_words(name)}: {value}", markup=False)
     for row in result.table:
         out.print(f"  {row['label']:36} {row['base']:>10} {row['adapted']:>10}  {row['interval']}", markup=False)
     for line in [result.verdict, *result.findings]:
