@@ -133,7 +133,10 @@ def run(arguments: Sequence[str], folder: Path, **options: Any) -> SimpleNamespa
     """Runs a command to its end; its `returncode`, and `stdout` and `stderr` as text where they go to no file of
     `options`."""
     texts: dict[str, str | None] = {"stdout": None, "stderr": None}
-    own = {name: (folder / f".{name}.{time.monotonic_ns()}").open("w+") for name in texts if name not in options}
+    reading = {"encoding": "utf-8", "errors": "surrogateescape"}  # of other encodings some bytes are none of it
+    own = {
+        name: (folder / f".{name}.{time.monotonic_ns()}").open("w+", **reading) for name in texts if name not in options
+    }
     process = Forked(arguments, **{**own, **options})
     code = process.wait()
     for name, file in own.items():

@@ -37,19 +37,15 @@ def command_line(*words: object) -> str:
     return " ".join(["afina", *(shell_word(str(word)) for word in words)])
 
 
-def json_text(value: Any, encoding: str = "utf-8") -> str:
-    """`value` as one line of JSON that any reader takes: what `encoding` lacks and what would act on a terminal is
-    escaped, and a number that is none is null."""
+def json_text(value: Any, encoding: str | None = "utf-8") -> str:
+    """`value` as one line of JSON that any reader takes: what would act on a terminal is escaped, so is all but ASCII
+    where `encoding` is not JSON's own, UTF-8, and a number that is none is null."""
+    ascii_only = (encoding or "utf-8").lower() not in ("utf-8", "utf8")
     try:
-        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+        text = json.dumps(value, ensure_ascii=ascii_only, allow_nan=False)
     except ValueError:
-        text = json.dumps(_finite(value), ensure_ascii=False, allow_nan=False)
-    text = _ACTS.sub(_escape, text)
-    try:
-        text.encode(encoding)
-    except UnicodeEncodeError:
-        return "".join(char if char.isascii() else _escaped(char) for char in text)
-    return text
+        text = json.dumps(_finite(value), ensure_ascii=ascii_only, allow_nan=False)
+    return _ACTS.sub(_escape, text)
 
 
 def _finite(value: Any) -> Any:
@@ -61,11 +57,7 @@ def _finite(value: Any) -> Any:
 
 
 def _escape(found: re.Match[str]) -> str:
-    return _escaped(found[0])
-
-
-def _escaped(char: str) -> str:
-    return f"\\u{ord(char):04x}" if ord(char) < 0x10000 else json.dumps(char)[1:-1]
+    return f"\\u{ord(found[0]):04x}"  # all that act are of the first plane
 
 
 class _Shown:

@@ -115,7 +115,7 @@ def _fail(error: AfinaError, as_json: bool) -> int:
 def _print_json(value: Any) -> None:
     from afina.core.text import json_text
 
-    print(json_text(value, sys.stdout.encoding or "utf-8"))
+    print(json_text(value, sys.stdout.encoding))
 
 
 def _run(arguments: list[str]) -> int:

@@ -69,7 +69,7 @@ def test_any_text_is_shown_and_any_json_is_read(text: str) -> None:
         line = json_text({"a": [text, 1.5]}, encoding)
         assert json.loads(line) == {"a": [text, 1.5]}
         assert not ACTING.search(line)
-        line.encode(encoding)
+        assert line.isascii() or encoding == "utf-8"
 
 
 def test_any_text_can_be_typed_in_a_command() -> None:
@@ -182,7 +182,7 @@ def test_hostile_data_are_shown(kind: str, tmp_path: Path, capfd: pytest.Capture
 
 
 def _check_and_show(data: Path, folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    columns = ["--prompt", "{prompt}", "--completion", "{completion}"]
+    columns = ["--prompt", "{prompt}", "--completion", "{completion}", "--base", str(RECORDED.parent / "base")]
     assert main(["data", "check", str(data), *columns, "--html", str(folder / "check.html")]) in (0, 1)
     assert main(["data", "show", str(data), *columns, "--row", "1", "--html", str(folder / "row.html")]) == 0
     assert main(["data", "check", str(data), "--prompt", "{nothing}", "--completion", "{completion}"]) == 2
