@@ -163,6 +163,10 @@ class Conversation:
         before = self._chat(self.messages[:number], answer=True)
         message = self.turns[number].message
         thought, said = thought_of(message)
+        if THOUGHT not in message["content"] and message["content"].lstrip().startswith(THINK):
+            raise Unusable(
+                f"message {number + 1} begins a thought with {THINK} that {THOUGHT} never ends: it is cut off"
+            )
         body, end = self._body(number, before, message, thought)
         if message.get("tool_calls") and said.strip() not in body:
             self.say("the base's chat template leaves out what is said beside a call of a tool: it is not learned")

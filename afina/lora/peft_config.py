@@ -33,10 +33,17 @@ _UNUSED: dict[str, tuple[Any, ...]] = {
     "monteclora_config": (None,),
     "velora_config": (None,),
 }
+# What says nothing of the computation, or nothing once there are weights.
+_SAYS_NOTHING = {
+    "auto_mapping", "corda_config", "d_initial", "eva_config", "fan_in_fan_out", "inference_mode", "init_weights",
+    "loftq_config", "lora_ga_config", "megatron_config", "megatron_core", "peft_version", "qalora_group_size",
+    "revision", "runtime_config",
+}  # fmt: skip
 
 # Inits with which PEFT changes the base itself, and does so again on loading.
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 _AGAIN = "copy it again from where it was made"
+_MERGE = "merge it into its base with PEFT (merge_and_unload), and use the model that gives"
 Listed = Annotated[list[str], Field(max_length=PATTERNS)] | str | None
 Integer = Annotated[int, Field(ge=0, le=1 << 62)]
 
@@ -97,7 +104,7 @@ def read_peft(folder: Path) -> tuple[dict[str, Any], Variant]:
             )
         kind = raw.get("peft_type") if isinstance(raw, dict) else type(raw).__name__
         *others, last = sorted({repr(v.peft_type) for v in VARIANTS})
-        raise AdapterError(f"{path}: peft_type is {kind!r}, only {', '.join(others)} and {last} are supported")
+        raise AdapterError(f"{path}: peft_type is {kind!r}, only {', '.join(others)} and {last} are supported", _MERGE)
     try:
         PeftFile.model_validate(raw)
     except ValidationError as error:
@@ -112,8 +119,14 @@ def read_peft(folder: Path) -> tuple[dict[str, Any], Variant]:
         )
     used = [f"{key} = {raw[key]!r}" for key, unused in _UNUSED.items() if key in raw and raw[key] not in unused]
     if used:
-        raise AdapterError(f"{path} uses what Afina does not support: {', '.join(used)}")
+        raise AdapterError(f"{path} uses what Afina does not support: {', '.join(used)}", _MERGE)
     return raw, variant
+
+
+def unknown_options(raw: dict[str, Any]) -> list[str]:
+    """Options of an `adapter_config.json` that no PEFT known here has, as far as they are set."""
+    known = _SAYS_NOTHING | _UNUSED.keys() | PeftFile.model_fields.keys()
+    return [name for name, value in raw.items() if name not in known and value not in (None, False, "", [], {})]
 
 
 def config_of(raw: dict[str, Any], variant: Variant, path: Path) -> LoraConfig:

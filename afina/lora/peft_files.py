@@ -16,7 +16,7 @@ from afina.lora.config import LoraConfig
 from afina.lora.injection import inject, lora_layers
 from afina.lora.layer import Wrapper
 from afina.lora.modules_to_save import part_copies, trained_copies
-from afina.lora.peft_config import CONFIG, common_keys, config_of, peft_config, read_peft, to_peft
+from afina.lora.peft_config import CONFIG, common_keys, config_of, peft_config, read_peft, to_peft, unknown_options
 from afina.lora.trainable_tokens import TrainableTokens
 from afina.lora.variants import VARIANTS
 
@@ -86,6 +86,10 @@ def put_adapter(model: nn.Module, folder: Path, state: dict[str, Tensor], listen
     """
     raw, variant = read_peft(folder)
     config, state = config_of(raw, variant, folder / CONFIG), dict(state)
+
+    if unknown := unknown_options(raw):
+        text = f"adapter {folder} has options that are not known here, and not used: {', '.join(unknown)}"
+        listener(Notice(text, warning=True))
 
     def unmatched(error: AdapterError) -> None:
         what = "; ".join(error.problems)

@@ -37,6 +37,10 @@ def adapter_folder(run: Path) -> Path:
             f"run {run} was cut off before its adapter was first saved",
             f"resume it with `{command_line('train', '--resume', run)}`",
         )
+    if any((run / name).is_file() for name in ("adapter_model.safetensors", "adapter_model.bin")):
+        raise AdapterError(
+            f"{run} holds an adapter's weights, but no adapter_config.json", "copy it from where it was made"
+        )
     raise AdapterError(f"run {run} contains no adapter", "give the folder that `afina train` wrote (its --out)")
 
 

@@ -113,7 +113,7 @@ class Command:
         if any(word.startswith("-") and word != "-" for word in unknown):
             return unknown
         if self.actions:
-            getattr(options, _WORDS).extend(unknown)
+            setattr(options, _WORDS, [*getattr(options, _WORDS), *unknown])
             return []
         names = dict.fromkeys(info.positional for info in self._infos() if info.positional)
         empty = [name for name in names if getattr(options, name, None) in (None, [])]

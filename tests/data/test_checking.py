@@ -460,3 +460,12 @@ def test_one_row_or_mostly_unusable_rows_are_not_ready(tmp_path: Path) -> None:
     assert not check(DataSettings(path=write_rows(tmp_path / "a.jsonl", rows[:1]))).ready
     assert not check(DataSettings(path=write_rows(tmp_path / "b.jsonl", rows))).ready
     assert check(DataSettings(path=write_rows(tmp_path / "c.jsonl", rows[:30]))).ready
+
+
+def test_a_folder_in_parts_is_trained_on_as_it_is(tmp_path: Path) -> None:
+    """`prepare` divides one part, and would lose the others."""
+    rows = [{"prompt": sentence(i), "completion": f"r{i}"} for i in range(40)]
+    write_rows(tmp_path / "train.jsonl", [*rows, rows[0]])
+    assert following(DataSettings(path=tmp_path)).startswith("afina data prepare ")
+    write_rows(tmp_path / "test.jsonl", [{"prompt": sentence(i), "completion": f"r{i}"} for i in range(40, 60)])
+    assert following(DataSettings(path=tmp_path)) == f"afina train {tmp_path}"

@@ -18,7 +18,7 @@ from afina.core.errors import DataError
 from afina.data.conversation import Remarks
 from afina.data.fitting import Fitter
 from afina.data.load import render_splits
-from afina.data.mapping import read_examples
+from afina.data.mapping import Unusable, read_examples
 from afina.data.quality.preparation import Preparation, PrepareSettings, row_of
 from afina.data.settings import DataSettings
 from afina.data.splits import read_splits
@@ -604,3 +604,38 @@ def test_cases(cases: Path, tmp_path: Path) -> None:
     tagged = f"<tool_call>\n{call}\n</tool_call>"
     assert texts("V_tool_calls", tokenizer("Hermes"))[0][0] == [tagged, "Yes, 0 are left."]
     assert len(texts("V_tool_calls", tokenizer("Mistral-v3"))[0]) == 48
+
+
+def test_a_thought_that_never_ends_is_no_answer(tmp_path: Path) -> None:
+    cut, whole = [u("q"), a("<think>\nbecause it")], [u("q"), a("<think>\nbecause\n</think>\n\nx")]
+    said = [u("q"), a("write <think> before it")]
+    for tok in (CHATML, tokenizer("Qwen3")):
+        found = chat(tmp_path, cut, whole, said)
+        with pytest.raises(Unusable, match="message 2 begins a thought with <think> that </think> never ends"):
+            render(tok, found.examples[0])
+        assert all(render(tok, example) for example in found.examples[1:])
+
+
+def test_a_role_that_is_not_known_is_named(tmp_path: Path) -> None:
+    found = chat(tmp_path, [{"role": "customer", "content": "q"}, a("x")], [{"content": "q"}, a("x")], [u("q"), a("x")])
+    assert found.reasons == [
+        f"message 1 has {what}, expected one of assistant, system, tool, user"
+        for what in ("the role 'customer'", "no role")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "words"),
+    [
+        ("split", ["train", "test"], "'split' names parts (test, train), whose rows are used alike"),
+        ("Fold", ["val", "train"], "'Fold' names parts (train, val), whose rows are used alike"),
+        ("split", ["train", "train"], None),
+        ("label", [True, False], "rows with 'label' False are learned like the others"),
+        ("weight", [1, 0], "rows with 'weight' 0 are learned like the others"),
+        ("label", [1, 0], None),
+        ("weight", [1, 2], None),
+    ],
+)
+def test_columns_that_speak_of_their_rows(column: str, values: list[Any], words: str | None, tmp_path: Path) -> None:
+    notes = chat(tmp_path, *({"prompt": "q", "completion": "x", column: value} for value in values)).notes
+    assert words in notes if words else "alike" not in notes and "like the others" not in notes

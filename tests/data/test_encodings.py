@@ -12,6 +12,7 @@ import afina.data.files.encodings as encodings
 from afina.core.config import build
 from afina.core.errors import DataError, SettingsError
 from afina.data.files import File, known_encoding
+from afina.data.files.oddities import oddities
 from afina.data.mapping import read_examples
 from afina.data.quality.checks import check
 from afina.data.quality.signals import damaged, repaired
@@ -272,3 +273,12 @@ def test_the_guess_is_kept_with_the_settings_and_expected_of_other_files(tmp_pat
         assert [row.values["text"] for row in found if isinstance(row, Record)] == [expected]
     plain = write_rows(tmp_path / "p.jsonl", [{"prompt": f"q {i} é", "completion": "x"} for i in range(9)])
     assert read_splits(DataSettings(path=plain), 0).resolved().settings.encoding is None
+
+
+def test_a_reading_whose_quotations_never_end_is_wrong(tmp_path: Path) -> None:
+    """What begins with a capital in Windows' Cyrillic begins with a quotation mark in a Mac's."""
+    path = tmp_path / "d.csv"
+    path.write_bytes("".join(["text,label\n", *(f"Товар {i} сломан,плохо\n" for i in range(24))]).encode("cp1251"))
+    assert texts(path)[0][:2] == ["Товар 0 сломан", "Товар 1 сломан"]
+    assert oddities("“овар сломан\n“цена мала") == 2
+    assert oddities("“Товар”, сказал он\n“État”, dit-il\n“and he went on") == 0

@@ -190,3 +190,22 @@ def test_a_pointer_of_git_lfs(shared: Path, tmp_path: Path) -> None:
             path.write_text(pointer)
         with pytest.raises(DataError, match=r"git-lfs pointer.*\n.*git lfs pull"):
             rows(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "value"),
+    [
+        ('{"p": "q", "c": "one", "c": "two"}\n{"p": "q2", "c": "x"}\n', "c", "two"),
+        ('[{"p": "q", "c": "one", "c": "two"}]', "c", "two"),
+        ('{\n"p": "q",\n"c": {"d": 1, "d": 2}\n}\n{\n"p": "q",\n"c": {"d": 3}\n}', "d", {"d": 2}),
+        ('{"p": ["q", "r"], "c": ["x"], "c": ["one", "two"]}', "c", "one"),
+    ],
+)
+def test_members_that_stand_twice_are_named(text: str, key: str, value: Any, tmp_path: Path) -> None:
+    path = tmp_path / "d.json"
+    path.write_text(text)
+    found, rejected, notes = rows(path)
+    assert (found[0]["c"], rejected) == (value, [])
+    assert [line for line in notes if "more than once" in line] == [
+        f"{path}: {key!r} stands in an object more than once: the last is read"
+    ]

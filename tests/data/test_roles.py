@@ -3,6 +3,7 @@
 import itertools
 import random
 import re
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -193,3 +194,18 @@ def test_a_kind_of_task_from_outside() -> None:
     assert found.settings == {"prompt": "{body}", "completion": "{weight}"}
     assert found.reason == "'body' → 'weight': it was asked for"
     assert suggest(rows_) is None
+
+
+def test_a_wide_table_takes_no_longer_than_others() -> None:
+    names = [f"question_{a}{b}" for a, b in itertools.product("abcdefghijklmnopqrst", repeat=2)]
+    draw = random.Random(0)
+    rows = [{name: sentence(draw) for name in names} for _ in range(40)]
+    start = time.process_time()
+    assert suggest(rows) is None
+    assert time.process_time() - start < 10  # it was 20 minutes
+    known = [
+        {**row, "review": f"{sentence(draw)} {'good' if i % 2 else 'bad'} thing", "label": "+-"[i % 2]}
+        for i, row in enumerate(rows)
+    ]
+    found = suggest(known)
+    assert found is None or found.settings["completion"] == "{label}"

@@ -49,7 +49,7 @@ def change(adapter: Path, **values: Any) -> None:
         ("rank_pattern", {"q_proj": "8"}), ("rank_pattern", {"q_proj": 0}), ("rank_pattern", ["q_proj"]),
         ("rank_pattern", {f"p{i}": 2 for i in range(20_000)}), ("alpha_pattern", {"(": 1.0}),
         ("trainable_token_indices", "all"), ("trainable_token_indices", [-4]), ("trainable_token_indices", {"a": "b"}),
-        ("peft_type", None), ("peft_type", "LOHA"), ("task_type", 3), ("base_model_name_or_path", ["a"]),
+        ("peft_type", None), ("peft_type", "LOHA"), ("task_type", 3),
         ("init_lora_weights", {}), ("use_rslora", "yes"), ("use_dora", 2),
     ],
 )  # fmt: skip

@@ -201,6 +201,21 @@ def test_what_matches_nothing_is_said_and_left_out(values: dict[str, Any], words
     assert "which is ignored, as in PEFT" in told[0].text
 
 
+def test_options_that_are_not_known_are_named(tmp_path: Path) -> None:
+    model = base()
+    twin = peft_adapter(model, tmp_path, target_modules=["q_proj"])
+    change(tmp_path, use_new_scaling=True, new_config={"a": 1}, not_used=None, nor_this=False)
+    told: list[Any] = []
+    same(model, tmp_path, twin, listener=told.append)
+    assert [(each.text, each.warning) for each in told] == [
+        (f"adapter {tmp_path} has options that are not known here, and not used: use_new_scaling, new_config", True)
+    ]
+    change(tmp_path, lora_bias=True)
+    with pytest.raises(AdapterError, match="lora_bias = True") as caught:
+        load_adapter(base(), tmp_path)
+    assert "merge it into its base with PEFT" in caught.value.remedy
+
+
 def test_where_nothing_matches_the_base_is_wrong(tmp_path: Path) -> None:
     peft_adapter(base(), tmp_path, target_modules=["q_proj"])
     with pytest.raises(AdapterError, match="'q_proj' matches no layer"):

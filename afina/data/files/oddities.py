@@ -5,6 +5,7 @@ import unicodedata
 from functools import cache
 
 _PAIR = re.compile(r"(?=(\S[^\x00-\x7f]|[^\x00-\x7f][\x21-\x7e]))")
+_BEGUN = re.compile("[^“”„]*“(?![\x00-\x7f])[^\\W\\d_A-ZА-ЯЁЄІЇҐ][^“”„]*")
 _SYMBOLS = ("Sc", "Sk", "Sm", "So", "No", "Cn", "Co", "Cs")
 _ALPHABETS = {"LATIN", "CYRILLIC", "GREEK", "HEBREW", "ARABIC", "THAI", "ARMENIAN", "GEORGIAN"}
 
@@ -12,8 +13,10 @@ _ALPHABETS = {"LATIN", "CYRILLIC", "GREEK", "HEBREW", "ARABIC", "THAI", "ARMENIA
 def oddities(text: str) -> int:
     """How many pairs of adjacent characters, one of them at least not ASCII, are odd in any language: letters of two
     alphabets, a capital after a small letter, a symbol beside a letter, punctuation that faces the wrong way. The sign
-    for any currency is odd by itself."""
-    return sum(_is_odd(pair) for pair in _PAIR.findall(text)) + len(re.findall(r"(?<!\S)’\w|¤", text))
+    for any currency is odd by itself, and so is a quotation that begins with a small letter, not ASCII, and never
+    ends."""
+    alone = sum(_BEGUN.fullmatch(line) is not None for line in text.split("\n"))
+    return sum(_is_odd(pair) for pair in _PAIR.findall(text)) + len(re.findall(r"(?<!\S)’\w|¤", text)) + alone
 
 
 def _is_odd(pair: str) -> bool:

@@ -5,6 +5,7 @@ What a file is shows in its first lines; its name only says what a single object
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -19,6 +20,7 @@ from afina.data.rows import Notes, Record, Rejected
 _NAMES = {list: "a list", str: "a text", bool: "true or false", int: "a number", float: "a number", dict: "an object"}
 _LOOKED_AT = 50  # lines by which objects a line are told from objects over many lines
 _SPEAKERS = {"role": "messages", "from": "conversations"}  # members of a message, and what a list of these is called
+_PLAIN = json.JSONDecoder()
 _BETWEEN = re.compile(r"[\s,]*")
 
 
@@ -35,16 +37,29 @@ def read_json(file: File, notes: Notes, one_row: bool) -> Iterator[Record | Reje
         if len(start) > RECORD_CHARACTERS:
             raise DataError(f"{file.name} begins with {len(start):,} blanks", "check what it is")
         return
-    first = start.lstrip()[0]
+    first, decoder = start.lstrip()[0], _decoder(file.name, notes)
     if first == "[" and not (one_row and _is_row(start)):
-        yield from _list(_Scanner(file.name, start, chunks))
+        yield from _list(_Scanner(file.name, start, chunks, decoder))
     elif first == "{" and not _has_line(start):
-        yield from _stream(_Scanner(file.name, start, chunks), notes, one_row)
+        yield from _stream(_Scanner(file.name, start, chunks, decoder), notes, one_row)
     elif one_row or first == "{":
-        yield from _lines(lines_of(file.name, [start], chunks), file.name, notes, one_row)
+        yield from _lines(lines_of(file.name, [start], chunks), file.name, notes, one_row, decoder)
     else:
-        value = _Scanner(file.name, start, chunks).value()
+        value = _Scanner(file.name, start, chunks, decoder).value()
         raise DataError(f"{file.name} holds {noun(value)}, expected a list of objects", EXAMPLE)
+
+
+def _decoder(name: str, notes: Notes) -> json.JSONDecoder:
+    """One that says which members stand in an object more than once."""
+
+    def made(members: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(members)
+        if len(found) < len(members):
+            key = next(key for key, n in Counter(key for key, _ in members).items() if n > 1)
+            notes.say(f"{name}: {key!r} stands in an object more than once: the last is read")
+        return found
+
+    return json.JSONDecoder(object_pairs_hook=made)
 
 
 def row_of(value: Any, location: str) -> Record | Rejected:
@@ -79,23 +94,25 @@ def _is_row(start: str) -> bool:
     return isinstance(value, list) and (bool(rest.strip()) or not any(isinstance(each, dict) for each in value))
 
 
-def _line(line: str) -> Any:
+def _line(line: str, decoder: json.JSONDecoder = _PLAIN) -> Any:
     """The value in a line, which may end with the comma of a list; a `ValueError` where there is none."""
     try:
-        return json.loads(line.strip().removesuffix(","))
+        return decoder.decode(line.strip().removesuffix(","))
     except RecursionError:
         return ValueError("nested too deeply")
     except ValueError as error:
         return error
 
 
-def _lines(lines: Iterable[str], name: str, notes: Notes, one_row: bool) -> Iterator[Record | Rejected]:
+def _lines(
+    lines: Iterable[str], name: str, notes: Notes, one_row: bool, decoder: json.JSONDecoder
+) -> Iterator[Record | Rejected]:
     """A row a line; empty lines are passed over."""
     numbered = ((number, line) for number, line in enumerate(lines, 1) if line.strip() not in ("", "]"))
     held = next(numbered, None)  # until it is known whether there is more than one
     if held is None:
         return
-    value, following = _line(held[1]), next(numbered, None)
+    value, following = _line(held[1], decoder), next(numbered, None)
     if following is None and isinstance(value, dict):
         yield from _only(value, f"{name}:{held[0]}", name, notes, one_row)
         return
@@ -103,7 +120,7 @@ def _lines(lines: Iterable[str], name: str, notes: Notes, one_row: bool) -> Iter
         location = f"{name}:{held[0]}"
         yield Rejected(location, f"not JSON ({value})") if isinstance(value, ValueError) else row_of(value, location)
         held, following = following, next(numbered, None) if following else None
-        value = _line(held[1]) if held else None
+        value = _line(held[1], decoder) if held else None
 
 
 def _only(value: dict[str, Any], location: str, name: str, notes: Notes, one_row: bool) -> Iterator[Record | Rejected]:
@@ -149,10 +166,10 @@ def _list(scanner: "_Scanner") -> Iterator[Record | Rejected]:
 class _Scanner:
     """Values of a text that comes in pieces; `line` is that of the position `at`."""
 
-    def __init__(self, name: str, start: str, chunks: Iterator[str]) -> None:
+    def __init__(self, name: str, start: str, chunks: Iterator[str], decoder: json.JSONDecoder) -> None:
         self.name, self.line, self.at = name, 1, 0
         self._buffer, self._chunks = start, chunks
-        self._decoder = json.JSONDecoder()
+        self._decoder = decoder
 
     def next(self) -> str:
         """Goes to the next character that is neither white space nor a comma; it, or '' at the end."""

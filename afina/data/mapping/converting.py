@@ -1,6 +1,7 @@
 """One record to one example, by the columns of its file or by the conversation in it."""
 
 import itertools
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +16,10 @@ from afina.models.tokenizer import Message
 
 _TEXT = "text"
 _PLACES = ("<image>", "<audio>", "<video>")  # where a file of another column is meant
+_PARTS = ("split", "subset", "partition", "part", "fold", "set")
+_PART = re.compile(r"(train|test|dev|valid|validation|val|eval|evaluation|treino|teste|valida[cç][aã]o)", re.IGNORECASE)
+_VERDICTS = ("label", "weight", "train", "loss", "correct", "is_correct", "accepted")
+_CLASSES = ("label", "train")  # may have a number 0 that means no more than another
 _NAMED = 12  # unused columns that are named; of the others their number is
 
 
@@ -59,6 +64,7 @@ class Converter:
         if layout.prompt is not None or layout.conversation:
             self._beside(columns, sample)
         self._known: set[str] = set()
+        self._parts: set[str] = set()  # that a column names
         self._name_unused(columns, any(map(_only_text, sample)))
 
     def __call__(self, record: Record) -> Example:
@@ -72,6 +78,7 @@ class Converter:
             # As `afina data prepare --replay` writes them.
             self.notes.say(f"{self.settings.path}: rows that hold nothing but {_TEXT!r} are learned as plain text")
             return _from_text(record, self.plain)
+        self._note_roles(values, said.append)
         turns, tools = self._told(self._turns(values, said.append), values, said.append), self._tools(values)
         if isinstance(tools, str):
             turns, tools = with_system(turns, tools), ()
@@ -111,6 +118,24 @@ class Converter:
             self.notes.say(f"{self.settings.path}: not used: {named}{remedy}")
         if media:
             self.notes.say(f"{self.settings.path}: not used: {', '.join(map(repr, media))}, for only text can be read")
+
+    def _note_roles(self, values: dict[str, Any], say: Say) -> None:
+        """Tells where an unread column parts the rows, or speaks against one."""
+        for name, value in values.items():
+            key = name.strip().lower()
+            if key not in (*_PARTS, *_VERDICTS) or name in self.references or self._reads(name):
+                continue
+            word = str(value).strip()
+            if key in _PARTS and _PART.fullmatch(word) and word not in self._parts:
+                self._parts.add(word)
+                if len(self._parts) == 2:
+                    parts = ", ".join(sorted(self._parts))
+                    self.notes.say(
+                        f"{self.settings.path}: {name!r} names parts ({parts}), whose rows are "
+                        "used alike: write each to a file of its own, such as train.jsonl and test.jsonl in one folder"
+                    )
+            elif word.lower() in (("false",) if key in _CLASSES else ("0", "0.0", "false")) and key in _VERDICTS:
+                say(f"rows with {name!r} {word} are learned like the others: leave them out if it speaks against them")
 
     def _turns(self, values: dict[str, Any], say: Say) -> list[Turn]:
         """The conversation of a row."""

@@ -68,7 +68,8 @@ def _turn(turn: Any, number: int, say: Say) -> Turn:
     speaker = said.strip().lower() if isinstance(said, str) else ""
     role = _SPEAKERS.get(speaker, speaker)
     if role not in ROLES:
-        raise Unusable(f"message {number} has no role of {', '.join(sorted(ROLES))}")
+        what = f"the role {said!r}" if isinstance(said, str) else "no role"
+        raise Unusable(f"message {number} has {what}, expected one of {', '.join(sorted(ROLES))}")
     message: Message = {"role": role, "content": ""}
     content = _first(given, _TEXT)
     calls = parsed(given.get("tool_calls")) or [*filter(None, [parsed(given.get("function_call"))])]

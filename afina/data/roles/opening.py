@@ -1,5 +1,6 @@
 """The columns of rows, those that lie in objects among them."""
 
+import itertools
 import random
 import re
 from collections.abc import Iterator, Sequence
@@ -12,6 +13,7 @@ _ROWS = 300  # that are looked at, in no order that labels could follow
 _APART = {"text", "question", "context", "answer", "summary"}  # what the members of an object may be beside each other
 _SENTENCE = 4  # words
 _ALIKE = 0.15  # of an answer's words that stand in another way to answer, beyond chance
+_TEXTS = 16  # that an object is compared with
 _DRAWN = 0.3  # of an object's details that stand in another column's text, beyond chance
 
 
@@ -31,15 +33,18 @@ def _opened(columns: Sequence[Column]) -> Iterator[Column]:
         members = _members(column)
         useful = [each for each in members if each.meaning != "nothing to learn"]
         apart = any(each.meaning in _APART and each.nature == "text" and each.words >= _SENTENCE for each in useful)
-        texts = (each for each in columns if each is not column and each.nature == "text")
-        drawn = any(relation(text, column).held > _DRAWN for text in texts)
         alone = len(columns) == 1 or len(useful) == 1
         if (first := _first(column)) is not None:
             yield first
-        elif members and (alone or (apart and not drawn)):
+        elif members and (alone or (apart and not _is_drawn(column, columns))):
             yield from _opened(members)
         else:
             yield column
+
+
+def _is_drawn(column: Column, columns: Sequence[Column]) -> bool:
+    texts = (each for each in columns if each is not column and each.nature == "text")
+    return any(relation(text, column).held > _DRAWN for text in itertools.islice(texts, _TEXTS))
 
 
 def _first(column: Column) -> Column | None:

@@ -14,6 +14,7 @@ from afina.data.roles.tasks import TASKS, Task
 
 _ENOUGH = 1.3  # points below which nothing is suggested
 _AHEAD = 0.35  # of the next reading that learns something else
+_COMPARED = 16  # columns of a wide table, each with each: a table of 300 texts would take an hour
 _SHOWN, _WIDTH = 20, 50  # columns that are listed, and characters of an example
 _NATURES: dict[Nature, str] = {
     "empty": "nothing",
@@ -41,17 +42,17 @@ class Suggestion:
 
 def suggest(rows: Sequence[dict[str, Any]]) -> Suggestion | None:
     """What is probably asked and answered in rows such as these; None where the evidence is weak."""
-    return _suggest(Table(columns_of(rows)))
+    return _suggest(columns_of(rows))
 
 
 def unmapped(path: Path, rows: Sequence[dict[str, Any]]) -> Unmapped:
     """The error for a file whose columns' names do not say it, with what the values say."""
-    table = Table(columns_of(rows))
-    found = _suggest(table)
-    width = max((len(repr(column.name)) for column in table.columns[:_SHOWN]), default=0)
-    lines = [f"{column.name!r:{width}}  {_described(column)}" for column in table.columns[:_SHOWN]]
-    if len(table.columns) > _SHOWN:
-        lines.append(f"and {len(table.columns) - _SHOWN} columns more")
+    columns = columns_of(rows)
+    found = _suggest(columns)
+    width = max((len(repr(column.name)) for column in columns[:_SHOWN]), default=0)
+    lines = [f"{column.name!r:{width}}  {_described(column)}" for column in columns[:_SHOWN]]
+    if len(columns) > _SHOWN:
+        lines.append(f"and {len(columns) - _SHOWN} columns more")
     problem = f"{path}: the names of its columns do not say what is asked and what is answered"
     if found is None:
         shape = {"prompt": "{COLUMN}", "completion": "{COLUMN}"}
@@ -66,7 +67,17 @@ def ranked(table: Table) -> list[tuple[Task, Reading]]:
     return sorted(found, key=lambda each: -each[1].points)
 
 
-def _suggest(table: Table) -> Suggestion | None:
+def _compared(columns: Sequence[Column]) -> Sequence[Column]:
+    """Those that may be asked or answered; in a wide table at most `_COMPARED`, the ones with telling names first."""
+    if len(columns) <= _COMPARED:
+        return columns
+    able = [column for column in columns if column.nature in ("conversation", "label", "list", "structured", "text")]
+    kept = sorted(able, key=lambda column: column.meaning is None)[:_COMPARED]
+    return [column for column in able if column in kept]
+
+
+def _suggest(columns: Sequence[Column]) -> Suggestion | None:
+    table = Table(_compared(columns))
     found = ranked(table)
     if not found:
         return None

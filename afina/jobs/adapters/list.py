@@ -47,10 +47,6 @@ def list(settings: ListAdaptersSettings, listener: Listener = ignore) -> ListAda
 
 def _described(folder: Path) -> AdapterFacts | UnreadableAdapter:
     try:
-        if not (folder / CONFIG).is_file():
-            raise AdapterError(
-                f"{folder} holds an adapter's weights, but no {CONFIG}", "copy it from where it was made"
-            )
         return show(ShowAdapterSettings(run=folder))
     except AdapterError as error:
         return UnreadableAdapter(path=str(folder), problems=tuple(error.problems), remedy=error.remedy)

@@ -11,6 +11,7 @@ from afina.core.files import check_writable, write_atomic
 from afina.core.job import Job
 from afina.core.text import command_line, shell_word
 from afina.data.mapping import Example, Unusable, map_examples
+from afina.data.parts import parted
 from afina.data.quality.checks import Check, DataFinding
 from afina.data.quality.checks import check as check_rows
 from afina.data.rows import Notes
@@ -94,7 +95,7 @@ def _following(found: Check, settings: DataSettings, of_base: str) -> str:
     }
     data = shell_word(str(settings.path))
     again = any(finding.code in ("duplicates", "near copies") for finding in found.findings)
-    if not again or settings.eval_path is not None:
+    if not again or parted(settings).eval_path or parted(settings).test_path:
         return f"afina train {data}{''.join(flags.values())}{of_base}"
     later = {"data.learn", "data.kind", "data.max_length"}  # what does not change the rows that are written
     reading = "".join(text.replace("--data.", "--") for path, text in flags.items() if path not in later)

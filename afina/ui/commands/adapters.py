@@ -23,7 +23,8 @@ def _show_list(settings: Settings, result: "ListAdaptersResult") -> None:
                 print(f"  → {entry['remedy']}")
         else:
             millions = f"{entry['parameters'] / 1e6:.2f} M parameters"
-            print(f"{entry['path']}: {entry['base']}, rank {entry['rank']}, {millions}")
+            base = entry["base"] or "it names no base (--base does)"
+            print(f"{entry['path']}: {base}, rank {entry['rank']}, {millions}")
 
 
 def _show(settings: Settings, result: BaseModel) -> None:
