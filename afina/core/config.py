@@ -18,7 +18,7 @@ from pydantic_core import PydanticUndefined
 from afina.core.errors import SettingsError, brief, near, shortened
 from afina.core.limits.yaml_text import NotYaml, parse_yaml
 from afina.core.registry import OneOf
-from afina.core.text import shell_word
+from afina.core.text import lowered, shell_word
 
 
 class Settings(BaseModel):
@@ -279,21 +279,16 @@ def _explain(problem: Any, known: dict[str, FieldInfo]) -> str:
         below = (each for each in known.values() if each.path.startswith(f"{path}.") and each.required)
         info = info or next(below, None)
         if info is None or not info.positional:
-            given = f"; give {info.flags[-1]} {info.metavar}: {_began(info.help)}" if info else ""
+            given = f"; give {info.flags[-1]} {info.metavar}: {lowered(info.help)}" if info else ""
             return f"{info.flags[-1] if info else path} is missing{given}"
-        return f"no {info.positional} was given: {_began(info.help)}"
+        return f"no {info.positional} was given: {lowered(info.help)}"
     if info is None and problem["type"] == "value_error":  # of settings that do not fit together
         return str(problem["ctx"]["error"])
     name = (info.positional or info.flags[-1]) if info else path
     wrong = str(problem["ctx"]["error"]) if problem["type"] == "value_error" else problem["msg"]
     if problem["type"] == "dict_type":
         wrong = "it takes names with their values, such as '{name: 8}'"
-    return f"{name} is {shortened(problem['input'], 300)}: {_began(wrong)}"
-
-
-def _began(text: str) -> str:
-    """As it goes on after a colon."""
-    return text[:1].lower() + text[1:]
+    return f"{name} is {shortened(problem['input'], 300)}: {lowered(wrong)}"
 
 
 def given(settings: Settings) -> Iterator[tuple[FieldInfo, Any]]:

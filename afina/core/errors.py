@@ -20,12 +20,13 @@ Each keeps what is wrong in `problems`, and what to do about it in `remedy`.
 """
 
 import errno
-import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
+
+from afina.core.text import shell_word
 
 _VERBS = {"is": "are", "has": "have", "was": "were", "seems": "seem"}  # of two words that `counted` makes plural
 
@@ -98,7 +99,7 @@ class Unmapped(DataError):
         task: str | None = None,
     ) -> None:
         self.columns, self.mapping, self.task = columns, mapping or {}, task
-        flags = " ".join(f"--{name} {shlex.quote(value)}" for name, value in self.mapping.items())
+        flags = " ".join(f"--{name} {shell_word(value)}" for name, value in self.mapping.items())
         problems = [problem] if isinstance(problem, str) else list(problem)
         self.summary = problems[0]
         problems[0] = "\n    ".join([self.summary, *columns])

@@ -24,6 +24,12 @@ def _mark(found: re.Match[str]) -> str:
     return ascii(found[0])[1:-1]
 
 
+def lowered(text: str) -> str:
+    """The text as it goes on after a colon: without a capital at its beginning, unless it begins with a word of
+    capitals."""
+    return text[:1].lower() + text[1:] if text[1:2].islower() or text[1:2] == " " else text
+
+
 def shell_word(text: str) -> str:
     """`text` as it is typed in a shell: on one line, with line breaks and what acts on a terminal as in `$'…\\n…'`."""
     if not _BREAKS.search(text) and not _ACTS.search(text):

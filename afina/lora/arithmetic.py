@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from afina.core.errors import AdapterError, VerificationFailed, counted
 from afina.core.files import read_json
 from afina.lora.config import LoraConfig
-from afina.lora.peft_config import CONFIG, read_config
+from afina.lora.peft_config import CONFIG, COPY_AGAIN, read_config
 from afina.lora.peft_files import PREFIX, read_weights, write_adapter
 from afina.lora.targets import matching, pattern_value
 from afina.lora.variants import VARIANTS
@@ -29,7 +29,6 @@ _ENDS = {
     "linear": (".lora_A.weight", ".lora_B.weight"),
     "embedding": (".lora_embedding_A", ".lora_embedding_B"),
 }
-_AGAIN = "copy it again from where it was made"
 
 
 class Factors(NamedTuple):
@@ -69,7 +68,7 @@ def read_factors(folder: Path) -> dict[str, Factors]:
             alpha = pattern_value(config.alpha_pattern, path, config.alpha)
             a, b = state[name].float(), state.get(name.removesuffix(a_end) + b_end, torch.empty(0)).float()
             if not (a.dim() == b.dim() == 2 and b.shape[1] == a.shape[0]):
-                raise AdapterError(f"{folder}: the factors A and B of {path} do not fit each other", _AGAIN)
+                raise AdapterError(f"{folder}: the factors A and B of {path} do not fit each other", COPY_AGAIN)
             factors[path + a_end] = Factors(a, b, config.scaling(int(rank), alpha))
     if len(state) != 2 * len(factors) or not VARIANTS[config.variant].summable:
         raise AdapterError(

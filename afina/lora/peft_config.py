@@ -42,7 +42,7 @@ _SAYS_NOTHING = {
 
 # Inits with which PEFT changes the base itself, and does so again on loading.
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
-_AGAIN = "copy it again from where it was made"
+COPY_AGAIN = "copy it again from where it was made"
 _MERGE = "merge it into its base with PEFT (merge_and_unload), and use the model that gives"
 Listed = Annotated[list[str], Field(max_length=PATTERNS)] | str | None
 Integer = Annotated[int, Field(ge=0, le=1 << 62)]
@@ -110,7 +110,7 @@ def read_peft(folder: Path) -> tuple[dict[str, Any], Variant]:
     except ValidationError as error:
         first = error.errors()[0]
         what = f"{'.'.join(map(str, first['loc']))} is {shortened(first['input'])}: {first['msg']}"
-        raise AdapterError(f"{path} is not a complete LoRA configuration: {what}", _AGAIN) from error
+        raise AdapterError(f"{path} is not a complete LoRA configuration: {what}", COPY_AGAIN) from error
     init = raw.get("init_lora_weights", True)
     if isinstance(init, str) and init.split("_niter")[0] in _CHANGES_BASE:
         raise AdapterError(
@@ -142,7 +142,7 @@ def config_of(raw: dict[str, Any], variant: Variant, path: Path) -> LoraConfig:
         }
         return build(LoraConfig, common | variant.from_peft(raw))
     except (KeyError, TypeError, SettingsError) as error:
-        raise AdapterError(f"{path} is not a complete LoRA configuration: {error}", _AGAIN) from error
+        raise AdapterError(f"{path} is not a complete LoRA configuration: {error}", COPY_AGAIN) from error
 
 
 def _ends(names: list[str] | str) -> str | tuple[str, ...]:

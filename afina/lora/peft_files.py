@@ -16,7 +16,16 @@ from afina.lora.config import LoraConfig
 from afina.lora.injection import inject, lora_layers
 from afina.lora.layer import Wrapper
 from afina.lora.modules_to_save import part_copies, trained_copies
-from afina.lora.peft_config import CONFIG, common_keys, config_of, peft_config, read_peft, to_peft, unknown_options
+from afina.lora.peft_config import (
+    CONFIG,
+    COPY_AGAIN,
+    common_keys,
+    config_of,
+    peft_config,
+    read_peft,
+    to_peft,
+    unknown_options,
+)
 from afina.lora.trainable_tokens import TrainableTokens
 from afina.lora.variants import VARIANTS
 
@@ -138,7 +147,7 @@ def tensors_in(path: Path) -> dict[str, Tensor]:
         raise AdapterError(
             f"cannot read {path}: {error.strerror}", "the folder must hold the adapter's weights"
         ) from error
-    with reading(f"{path} is damaged", AdapterError, "copy it again from where it was made"):
+    with reading(f"{path} is damaged", AdapterError, COPY_AGAIN):
         return load(content)
 
 

@@ -10,6 +10,8 @@ from afina.core.device import precision_of
 from afina.core.errors import AdapterError, InputError
 from afina.core.files import write_atomic, write_json
 from afina.core.text import command_line
+from afina.lora.peft_config import CONFIG
+from afina.lora.peft_files import PICKLED, WEIGHTS
 from afina.models.load import Base
 from afina.runs.files import AdapterFacts
 from afina.runs.folder import FORMER, settle
@@ -23,7 +25,7 @@ def adapter_folder(run: Path) -> Path:
     """The adapter's folder in the run folder `run`, or `run` itself if it is one. Raises `AdapterError`."""
     settle(run)
     for folder in (run / "adapter", run):
-        if (folder / "adapter_config.json").is_file():
+        if (folder / CONFIG).is_file():
             return folder
     if not run.exists():
         raise AdapterError(f"run {run}: no such folder", "give the folder that `afina train` wrote (its --out)")
@@ -37,10 +39,8 @@ def adapter_folder(run: Path) -> Path:
             f"run {run} was cut off before its adapter was first saved",
             f"resume it with `{command_line('train', '--resume', run)}`",
         )
-    if any((run / name).is_file() for name in ("adapter_model.safetensors", "adapter_model.bin")):
-        raise AdapterError(
-            f"{run} holds an adapter's weights, but no adapter_config.json", "copy it from where it was made"
-        )
+    if any((run / name).is_file() for name in (WEIGHTS, PICKLED)):
+        raise AdapterError(f"{run} holds an adapter's weights, but no {CONFIG}", "copy it from where it was made")
     raise AdapterError(f"run {run} contains no adapter", "give the folder that `afina train` wrote (its --out)")
 
 

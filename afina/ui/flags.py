@@ -10,6 +10,7 @@ from afina.core.config import FieldInfo, Settings, build, fields, file_section, 
 from afina.core.errors import SettingsError
 from afina.core.job import Job
 from afina.core.limits.yaml_text import parse_yaml
+from afina.core.text import lowered
 
 _CONFIG, _JSON = "--config", "--json"
 _WORDS = "words"
@@ -105,7 +106,7 @@ class Command:
         texts: dict[str, list[str]] = {}
         for job, info in infos:
             texts.setdefault(_help(info), []).append(job.rpartition(" ")[2])
-        each = "; ".join(f"{', '.join(dict.fromkeys(jobs))}: {_lower(text)}" for text, jobs in texts.items())
+        each = "; ".join(f"{', '.join(dict.fromkeys(jobs))}: {lowered(text)}" for text, jobs in texts.items())
         return (each if by_action else "; ".join(texts)).replace("%", "%%")
 
     def take(self, options: argparse.Namespace, unknown: Sequence[str]) -> Sequence[str]:
@@ -190,11 +191,6 @@ def _help(info: FieldInfo) -> str:
     choices = f" One of {', '.join(info.choices)}." if info.choices else ""
     text = f"{info.help}{choices}"
     return f"{text.removesuffix('.') if text.count('. ') == 0 else text}{default}"
-
-
-def _lower(text: str) -> str:
-    """The text without a capital at its beginning, unless it begins with a word of capitals."""
-    return text[:1].lower() + text[1:] if text[1:2].islower() or text[1:2] == " " else text
 
 
 def _parsed(value: Any, info: FieldInfo) -> Any:

@@ -31,6 +31,12 @@ _START = 4096  # bytes by which a format is recognised
 _IN_MEMORY = 64 << 20  # bytes: files up to this size are kept in memory from the first look until they are parsed
 
 
+def suffix_of(path: Path) -> str:
+    """The suffix of a file's contents: of `rows.csv.gz` it is `.csv`."""
+    suffix = path.suffix.lower()
+    return Path(path.stem).suffix.lower() if suffix in COMPRESSED else suffix
+
+
 class File:
     """One file of rows: its `path`, the `name` that messages give it, and the `suffix` of its contents.
 
@@ -52,8 +58,7 @@ class File:
     ) -> None:
         self.path, self.name, self.features, self.listener = path, name or str(path), features, listener
         self._given, self._expected = given, expected
-        suffix = path.suffix.lower()
-        self.suffix = Path(path.stem).suffix.lower() if suffix in COMPRESSED else suffix
+        self.suffix = suffix_of(path)
         self.target: File | None = None
         self.dialect: Dialect | None = None
         self._bytes: bytes | None = None
@@ -197,16 +202,12 @@ def reading_data(name: str) -> Iterator[None]:
     except AfinaError:
         raise
     except Exception as error:
-        raise unreadable(name, error) from error
+        reason = getattr(error, "strerror", None) or brief(error)
+        remedy = "check the file; if it was copied or packed, do that again"
+        raise DataError(f"cannot read data {name}: {reason}", remedy) from error
 
 
 def expands(name: str, ratio: int) -> DataError:
     """What is said of a file that holds far more than it could say."""
     problem = f"data {name} is compressed to less than one part in {ratio}, which no data are"
     return DataError(problem, "unpack it first, if it is what you expect")
-
-
-def unreadable(name: str, error: Exception) -> DataError:
-    """What is said of a file that cannot be read."""
-    reason = getattr(error, "strerror", None) or brief(error)
-    return DataError(f"cannot read data {name}: {reason}", "check the file; if it was copied or packed, do that again")

@@ -6,7 +6,6 @@ that the data set declares (the hub's card, a saved `DatasetDict`), else those t
 """
 
 import glob
-import json
 import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -14,10 +13,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from afina.core.errors import DataError, near
-from afina.core.files import leads_out
+from afina.core.errors import DataError, InputError, near
+from afina.core.files import leads_out, read_json
 from afina.core.limits.yaml_text import parse_yaml
-from afina.data.files.file import COMPRESSED
+from afina.data.files.file import COMPRESSED, suffix_of
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
 _WORDS = {
@@ -131,7 +130,7 @@ class _Listing:
         self.files = [
             each
             for each in self.present
-            if _suffix(each) in suffixes
+            if suffix_of(each) in suffixes
             and not _NO_ROWS.fullmatch(each.name)
             and not (each.suffix == ".arrow" and saved.get(each.parent) and each.name not in saved[each.parent])
         ]
@@ -182,7 +181,7 @@ class _Listing:
 
     def _is_unread(self, file: Path) -> bool:
         """Whether it may hold data, but not in a format that is read."""
-        known = _suffix(file) in (*self.suffixes, *_NO_DATA) or _NO_ROWS.fullmatch(file.name)
+        known = suffix_of(file) in (*self.suffixes, *_NO_DATA) or _NO_ROWS.fullmatch(file.name)
         return not known and not _PAPERS.fullmatch(file.name)
 
     def _config(self, name: str) -> Mapping[str, Any] | None:
@@ -281,11 +280,6 @@ def _hidden(relative: Path) -> bool:
     return any(part.startswith(".") or part == "__MACOSX" for part in relative.parts)
 
 
-def _suffix(path: Path) -> str:
-    suffix = path.suffix.lower()
-    return Path(path.stem).suffix.lower() if suffix in COMPRESSED else suffix
-
-
 def _part(name: str) -> str:
     """The part that a name says, in one of its words: camelCase is two. '' where it says none, or more than one."""
     words = _WORD.findall(re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name))
@@ -333,7 +327,7 @@ def _data_files(state: Path) -> set[str]:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
+        found = read_json(path)
+    except InputError:
         return {}
     return found if isinstance(found, dict) else {}

@@ -3,9 +3,9 @@
 import itertools
 from collections.abc import Iterable, Iterator
 
-from afina.core.errors import AfinaError, DataError, counted
+from afina.core.errors import DataError, counted
 from afina.core.limits import RECORD_CHARACTERS
-from afina.data.files import File, unreadable
+from afina.data.files import File, reading_data
 from afina.data.files.encodings import REMEDY
 from afina.data.rows import Notes
 
@@ -28,12 +28,8 @@ def characters(file: File) -> Iterator[str]:
     """The text in pieces, without NUL characters."""
     with file.text() as text:
         while True:
-            try:
+            with reading_data(file.name):
                 chunk = text.read(_CHUNK)
-            except AfinaError:
-                raise
-            except Exception as error:  # of whatever unpacks it
-                raise unreadable(file.name, error) from error
             if not chunk:
                 return
             yield chunk.replace("\0", "")

@@ -10,7 +10,7 @@ from typing import TextIO
 
 from afina.core.errors import DataError
 from afina.core.limits import RECORD_CHARACTERS
-from afina.data.files import File, unreadable
+from afina.data.files import File, reading_data
 from afina.data.formats import Format
 from afina.data.formats._tables import Line, records, sample, usual_width
 from afina.data.formats._text import note_encoding, too_long
@@ -85,11 +85,9 @@ class _Fed:
 
 
 def _lines(text: TextIO, file: File) -> Iterator[str]:
-    try:
+    with reading_data(file.name):
         for line in iter(partial(text.readline, RECORD_CHARACTERS + 1), ""):
             yield line.replace("\0", "")
-    except (UnicodeError, OSError, EOFError) as error:
-        raise unreadable(file.name, error) from error
 
 
 def _dialect(sample: list[str], file: File) -> Dialect:

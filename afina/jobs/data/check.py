@@ -95,7 +95,7 @@ def _following(found: Check, settings: DataSettings, of_base: str) -> str:
     }
     data = shell_word(str(settings.path))
     again = any(finding.code in ("duplicates", "near copies") for finding in found.findings)
-    if not again or parted(settings).eval_path or parted(settings).test_path:
+    if not again or _has_parts(settings):
         return f"afina train {data}{''.join(flags.values())}{of_base}"
     later = {"data.learn", "data.kind", "data.max_length"}  # what does not change the rows that are written
     reading = "".join(text.replace("--data.", "--") for path, text in flags.items() if path not in later)
@@ -104,6 +104,12 @@ def _following(found: Check, settings: DataSettings, of_base: str) -> str:
         f"afina data prepare {data}{reading}{of_base} --out clean\n"
         f"afina train clean/train.jsonl --eval-data clean/test.jsonl{kept}{of_base}"
     )
+
+
+def _has_parts(settings: DataSettings) -> bool:
+    """Whether the data are divided already: `prepare` would divide them anew."""
+    parts = parted(settings)
+    return bool(parts.eval_path or parts.test_path)
 
 
 def _first_rows(settings: DataSettings, tokenizer: Tokenizer) -> list[Rendered]:

@@ -10,10 +10,11 @@ from torch import Tensor
 from afina.core.errors import BaseModelError
 from afina.core.layers import not_finite
 from afina.core.limits import CLASSES, EXPERTS, LAYERS, WIDEST
+from afina.engine.limits import MOST_HEADS, MOST_POSITIONS, MOST_TOKENS
 
 _POSITIVE = {
-    "num_hidden_layers": LAYERS, "num_attention_heads": 10_000, "hidden_size": WIDEST, "vocab_size": 100_000_000,
-    "max_position_embeddings": 10**9,
+    "num_hidden_layers": LAYERS, "num_attention_heads": MOST_HEADS, "hidden_size": WIDEST, "vocab_size": MOST_TOKENS,
+    "max_position_embeddings": MOST_POSITIONS,
 }  # fmt: skip
 # By how their names end, in any family's spelling: what libraries count up to before they look at anything else.
 _COUNTS = {r"layers?|blocks|block_count|depth|n_layer": LAYERS, r"experts|expert_count": EXPERTS, "labels": CLASSES}
