@@ -9,6 +9,7 @@ from afina.core.device import precision_of
 from afina.forecast.machines import Machine
 from afina.forecast.memory import GB, Memory, held, with_micro_batches
 from afina.forecast.seconds import Seconds
+from afina.forecast.through_transformers import slower
 from afina.forecast.workload import Case, Workload, case_of, micro_batches_of
 from afina.models.skeleton import Skeleton
 from afina.settings import Facts, RunSettings, resolve
@@ -65,7 +66,7 @@ def forecast_training(base: Skeleton, settings: RunSettings, workload: Workload,
     trained, fixed = case.trained, held(case)
     plan = resolve(settings, _facts(case, max(0, machine.available - fixed.training))).plan
     batches = micro_batches_of(case, plan)
-    seconds = Seconds(case, plan.checkpoint_activations)
+    seconds = Seconds(case, plan.checkpoint_activations, slower(case, batches))
     epoch_batches = seconds.training(batches)
     epoch = epoch_batches + seconds.steps(plan.steps_per_epoch)
     rehearsal = epoch_batches * batches.largest / batches.tokens

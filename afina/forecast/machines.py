@@ -21,6 +21,7 @@ class Machine:
     """A machine with the memory and speed that a forecast needs.
 
     `available` are the bytes that the process can have, of which its `libraries` take some before anything is loaded.
+    `device` is where passes may be timed; None where that is not wanted, or not possible.
     """
 
     name: str
@@ -29,7 +30,7 @@ class Machine:
     dtype: torch.dtype
     speed: Speed
     fused: bool
-    measured: bool = False
+    device: torch.device | None = None
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def this_machine(
         dtype,
         speed or _estimated(_ROUGH),
         on_cpu and compiler() is not None,
-        measured=speed is not None,
+        device=on if measure else None,
     )
 
 

@@ -1,5 +1,6 @@
 """The seconds of a training, from its shapes and the measured speed of a machine."""
 
+from dataclasses import dataclass
 from typing import Any
 
 from afina.engine.ops import ROUND
@@ -15,14 +16,23 @@ from afina.training.baselines import RATE_AS_FULL
 from afina.training.loss import TOKENS
 from afina.training.optimizers import OPTIMIZERS
 
-_THROUGH_TRANSFORMERS = 1.5  # times the seconds of Afina's own decoder
+
+@dataclass(frozen=True)
+class Slower:
+    """How many times the seconds of Afina's own decoder a pass takes: of training, and of reading alone."""
+
+    training: float
+    reading: float
+
+
+ALIKE = Slower(1.0, 1.0)
 
 
 class Seconds:
     """The seconds of each thing that a training does, of one case."""
 
-    def __init__(self, case: Case, recompute: bool) -> None:
-        self.case, self.speed, self.recompute = case, case.machine.speed, recompute
+    def __init__(self, case: Case, recompute: bool, slower: Slower) -> None:
+        self.case, self.speed, self.recompute, self.slower = case, case.machine.speed, recompute, slower
         module, quantize = case.base.module, case.settings.quantize
         config: Any = case.base.config
         self.hidden, self.layers = int(config.hidden_size), int(config.num_hidden_layers)
@@ -31,7 +41,6 @@ class Seconds:
         heads = int(getattr(config, "num_attention_heads", 1))
         self.channels = self.layers * heads * int(getattr(config, "head_dim", 0) or self.hidden // heads)
         self.width: Width = self.speed.at(self.hidden)
-        self.slower = 1.0 if case.base.is_decoder else _THROUGH_TRANSFORMERS
         quantised = model_bytes.quantised_layers(module, quantize, case.base.heads) if quantize else []
         self.unpack = sum(layer.weight.numel() for layer in quantised) * self.speed.unpack
 
@@ -56,7 +65,7 @@ class Seconds:
         labelled = max(batches.labelled, batches.count * ROUND / 2) if self.case.base.is_decoder else batches.labelled
         seconds += labelled * self.words * self.hidden * speed.head[kind]
         seconds += batches.count * (1 + found.depth) * (self.unpack + self.layers * speed.launch)
-        return seconds * self.slower
+        return seconds * self.slower.training
 
     def steps(self, count: int) -> float:
         optimizer = OPTIMIZERS[self.case.settings.train.optimizer]
@@ -69,7 +78,7 @@ class Seconds:
         attention = self.speed.attention[0] * square * self.channels
         head = labelled * self.words * self.hidden * self.speed.head[0]
         seconds: float = layers + attention + head + passes * (self.unpack + self.layers * self.speed.launch)
-        return seconds * self.slower
+        return seconds * self.slower.reading
 
     def evaluation(self) -> float:
         """One evaluation of the held-out loss."""
@@ -107,7 +116,7 @@ class Seconds:
         steps: float = (workload.asked / MAX_BATCH_SIZE + ALONE) * (
             min(workload.most_new, 2 * workload.answer) + workload.answer
         )
-        return float(2 * read + steps * step * self.slower)
+        return float(2 * read + steps * step * self.slower.reading)
 
 
 def _layer_parameters(module: Any) -> int:

@@ -169,7 +169,7 @@ class _Timings:
         self._found: dict[Any, list[float]] = {}
 
     def time(self, name: Any, function: Callable[[], Any]) -> None:
-        self._found.setdefault(name, []).append(_once(function))
+        self._found.setdefault(name, []).append(seconds_of(function))
 
     def __getitem__(self, name: Any) -> float:
         return _SLOWDOWN * min(self._found[name])
@@ -203,7 +203,7 @@ def _packed(model: DecoderModel, tokens: int, row: int, labelled: int) -> Packed
     return Packed(ids, labels, Segments(tuple(range(0, tokens + 1, row))))
 
 
-def _once(function: Callable[[], Any]) -> float:
+def seconds_of(function: Callable[[], Any]) -> float:
     start = time.perf_counter()
     function()
     if torch.cuda.is_available():
@@ -211,7 +211,7 @@ def _once(function: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def _train(model: DecoderModel, packed: Packed) -> Callable[[], None]:
+def training_pass(model: Any, packed: Packed) -> Callable[[], None]:
     def function() -> None:
         model.module.train()
         model.summed_loss(packed).backward()
@@ -220,7 +220,7 @@ def _train(model: DecoderModel, packed: Packed) -> Callable[[], None]:
     return function
 
 
-def _read(model: DecoderModel, packed: Packed) -> Callable[[], None]:
+def reading_pass(model: Any, packed: Packed) -> Callable[[], None]:
     def function() -> None:
         with torch.no_grad(), evaluation_mode(model.module):
             model.summed_loss(packed)
@@ -237,14 +237,14 @@ def _layers(timings: _Timings, width: int, model: DecoderModel) -> None:
         timings.time((width, kind, _SHORT), function(model, short))
         timings.time((width, kind, _LONG), function(model, long))
 
-    both("forward", _read)
-    timings.time((width, "few"), _read(model, _packed(model, _FEW, 1, 1)))
+    both("forward", reading_pass)
+    timings.time((width, "few"), reading_pass(model, _packed(model, _FEW, 1, 1)))
     inject(module, LoraConfig())
-    timings.time((width, "adapted"), _read(model, long))
-    both("lora", _train)
+    timings.time((width, "adapted"), reading_pass(model, long))
+    both("lora", training_pass)
     unload(module)
     inject(module, baseline(module, "last", _LAYERS[width]))  # the gradient of the token embeddings is that of the head
-    both("full", _train)
+    both("full", training_pass)
     if width == _MIDDLE:
         _adam(timings, module)
     unload(module)
@@ -287,12 +287,12 @@ def _head(timings: _Timings, model: DecoderModel) -> None:
     """Passes in which every token is labelled."""
     module: nn.Module = model.module
     packed = _packed(model, _SHORT, _ROW, _SHORT)
-    timings.time("head", _read(model, packed))
+    timings.time("head", reading_pass(model, packed))
     inject(module, LoraConfig())
-    timings.time("head under adapters", _train(model, packed))
+    timings.time("head under adapters", training_pass(model, packed))
     unload(module)
     inject(module, baseline(module, "head", 1))
-    timings.time("head trained", _train(model, packed))
+    timings.time("head trained", training_pass(model, packed))
     unload(module)
 
 
@@ -341,5 +341,5 @@ def _head_rates(timings: _Timings, model: DecoderModel) -> tuple[float, float, f
 def _write(cache: Path) -> float:
     """Seconds per byte of a file in the cache, written as the files of a run are."""
     with suppress(OutputError, OSError), tempfile.TemporaryDirectory(dir=cache if cache.is_dir() else None) as folder:
-        return _once(lambda: write_atomic(Path(folder) / "file", bytes(_FILE))) / _FILE
+        return seconds_of(lambda: write_atomic(Path(folder) / "file", bytes(_FILE))) / _FILE
     return 1e-9

@@ -126,8 +126,21 @@ def load_base(  # noqa: PLR0913 - each by its name
     module.requires_grad_(False).eval().to(on)
     engine = _engine(on, fused, read.fallback_reason) + _quantised(module, quantize, dtype)
     engine += "".join(f"; {note}" for note in (read.note, *unusual_formats(source.path)) if note)
-    model: Any = DecoderModel(module) if isinstance(module, Decoder) else TransformersModel(module)
+    model = wrapped(module, chosen, tok.pad_id)
     return Base(model, tok, _facts(source, module), dtype, reason, engine, read.fallback_reason is not None)
+
+
+def wrapped(module: Any, task: Task, pad_id: int, heads: tuple[str, ...] = ()) -> Any:
+    """The `Writer` or `Answerer` of a module that is on its device."""
+    if isinstance(module, Decoder):
+        return DecoderModel(module)
+    if task.continues_text:
+        return TransformersModel(module)
+    if module.config.pad_token_id is None:  # a decoder's classifier looks for the last token before the padding
+        module.config.pad_token_id = pad_id
+    if module.device.type == "cpu" and not module.config.is_encoder_decoder:
+        module.set_attn_implementation("eager")  # fused attention's backward pass is slow on short rows
+    return (ClassifierModel if task.needs_classes else Seq2SeqModel)(module, pad_id, heads)
 
 
 def _quantised(module: Any, quantize: Quantize | None, dtype: torch.dtype, leave: Sequence[str] = ()) -> str:
@@ -165,17 +178,12 @@ def _encoder(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # a new head is initialised the same everywhere
         module, missing = pretrained(getattr(transformers, task.auto_class), source, dtype, **extra)
-    if module.config.pad_token_id is None:  # a decoder's classifier looks for the last token before the padding
-        module.config.pad_token_id = tok.pad_id
-    if on.type == "cpu" and not module.config.is_encoder_decoder:
-        module.set_attn_implementation("eager")  # fused attention's backward pass is slow on short rows
     module.requires_grad_(False).eval().to(on)
     heads = _heads(module, missing) if task.needs_classes else ()
-    kind = ClassifierModel if task.needs_classes else Seq2SeqModel
     engine = "through transformers: Afina's own decoder is for decoder-only models"
     engine += _quantised(module, quantize, dtype, heads)
     engine += "".join(f"; {note}" for note in unusual_formats(source.path))
-    return Base(kind(module, tok.pad_id, heads), tok, _facts(source, module), dtype, reason, engine)
+    return Base(wrapped(module, task, tok.pad_id, heads), tok, _facts(source, module), dtype, reason, engine)
 
 
 def _heads(module: Any, missing: list[str]) -> tuple[str, ...]:

@@ -143,7 +143,7 @@ def _forecast(assembled: Assembled, resolved: Resolved, listener: Listener) -> F
     workload = workload_of(assembled.data, assembled.max_new_tokens)
     machine = this_machine(assembled.cache, settings.device, settings.precision, measure=False)
     forecast = refuse_what_cannot_fit(assembled.skeleton, settings, workload, machine, assembled.cache)
-    if forecast.seconds > _WORTH_MEASURING and not machine.measured:
+    if forecast.seconds > _WORTH_MEASURING:
         machine = this_machine(assembled.cache, settings.device, settings.precision, listener=listener)
         forecast = forecast_training(assembled.skeleton, settings, workload, machine)
     listener(
