@@ -27,6 +27,7 @@ Tools = Sequence[dict[str, Any]]
 
 _OPENED = re.compile(rf"{THINK}\s*({THOUGHT}\s*)?$")  # at the end of a prompt: the answer begins within or after it
 _BLOCK = re.compile(rf"\s*{THINK}.*?{THOUGHT}\s*", re.DOTALL)  # a thought before an answer
+_ANSWER = "Answer."
 _EMPTY = re.compile(rf"\s*({THINK}\s*)?{THOUGHT}\s*")
 
 
@@ -200,10 +201,17 @@ class Conversation:
                 return (said if opened[1] else f"{thought}\n{THOUGHT}\n\n{said.lstrip()}"), end
         body = self._after(before, text, number)
         if body is None:
-            if message.get("tool_calls"):
-                raise Unusable("the chat template changes the conversation when it calls a tool")
-            body = message["content"]  # as generation continues
+            body = self._from_head(number, text) if message.get("tool_calls") else message["content"]
         return body, end
+
+    def _from_head(self, number: int, text: str) -> str:
+        """What stands in `text` where the words of an answer would begin: some templates begin an answer for the model,
+        with an empty thought or a phrase, but not one that calls a tool."""
+        said = self._chat([*self.messages[:number], {"role": "assistant", "content": _ANSWER}], answer=False)
+        head = said[: said.rfind(_ANSWER)]
+        if not head or not text.startswith(head):
+            raise Unusable("the chat template changes the conversation when it calls a tool")
+        return text[len(head) :]
 
     def _ended(self, text: str) -> tuple[str, str]:
         """What is written up to the end of its last turn, and that end."""

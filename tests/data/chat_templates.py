@@ -126,6 +126,17 @@ _GEMMA_3 = (
     "{{ bos_token }}{% set rest = messages %}{% set told = '' %}{% if messages[0].role == 'system' %}"
     "{% set told = messages[0].content + '\\n\\n' %}{% set rest = messages[1:] %}{% endif %}" + _GEMMA_TURNS
 )
+# An answer begins with an empty thought where it is asked for, which is left out afterwards, and where a tool is called.
+_GEMMA_4 = (
+    "{{ bos_token }}{% set rest = messages %}{% set told = '' %}{% if messages[0].role == 'system' %}"
+    "{% set told = messages[0].content %}{% set rest = messages[1:] %}{% endif %}"
+    "{% if told or tools %}{{ '<|turn>system\\n' + told }}{% for t in tools or [] %}{{ '<|tool>' + (t | tojson) }}"
+    "{% endfor %}{{ '<turn|>\\n' }}{% endif %}"
+    "{% for m in rest %}{{ '<|turn>' + ('model' if m.role == 'assistant' else m.role) + '\\n' }}"
+    "{% for c in m.tool_calls or [] %}{{ '<|tool_call>call:' + c.function.name + (c.function.arguments | tojson)"
+    " + '<tool_call|>' }}{% endfor %}{{ m.content | trim + '<turn|>\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|turn>model\\n<|channel>thought\\n<channel|>' }}{% endif %}"
+)
 # Tools stand in the first question; one call at a time; a call is an answer of its own kind, results are 'ipython'.
 _LLAMA_31 = (
     "{{ bos_token }}{% set told = '' %}{% set rest = messages %}{% if messages[0].role == 'system' %}"
@@ -212,6 +223,7 @@ class Family:
 _INST = ("<s>", "[INST]", "[/INST]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]", "[TOOL_CALLS]", "[TOOL_RESULTS]")
 _MORE_INST = ("[/TOOL_RESULTS]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]")
 _TURNS = ("<s>", "<start_of_turn>", "<end_of_turn>")
+_BRACKETS = ("<s>", "<|turn>", "<|tool>", "<|tool_call>", "<tool_call|>", "<|channel>", "<channel|>")
 _HEADERS = ("<s>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
 _GLM = ("[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>")
 _CHANNELS = ("<|start|>", "<|message|>", "<|channel|>", "<|end|>", "<|return|>")
@@ -233,6 +245,7 @@ FAMILIES = {
     "Mistral-v7": Family(_MISTRAL_V7, "</s>", (*_INST, *_MORE_INST)),
     "Gemma-2": Family(_GEMMA_2, "<end_of_turn>", _TURNS, system=False),
     "Gemma-3": Family(_GEMMA_3, "<end_of_turn>", _TURNS),
+    "Gemma-4": Family(_GEMMA_4, "<turn|>", _BRACKETS, tools=True),
     "Llama-3.1": Family(_LLAMA_31, "<|eot_id|>", _HEADERS, tools=True),
     "Phi-4": Family(_PHI_4, "<|im_end|>", ("<|im_sep|>",)),
     "SmolLM3": Family(_SMOLLM3, tools=False, thoughts=True),

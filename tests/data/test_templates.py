@@ -161,6 +161,11 @@ def mistral_v3(asked: str, answered: str, message: dict[str, Any]) -> str:
     )[1]
 
 
+def gemma_4(asked: str, answered: str, message: dict[str, Any]) -> str:
+    """The empty thought of the prompt is not kept, whether the answer is text or a call."""
+    return answered[answered.rindex("<|turn>model\n") :].removeprefix("<|turn>model\n").removesuffix("\n")
+
+
 def smollm3(asked: str, answered: str, message: dict[str, Any]) -> str:
     """Thoughts stand in the text."""
     thought = message.get("reasoning_content")
@@ -173,7 +178,13 @@ def glm(asked: str, answered: str, message: dict[str, Any]) -> str:
     return after_the_prompt(asked, answered, message) + "<|endoftext|>"
 
 
-CONTINUED = {"DeepSeek-R1": deepseek_r1, "Mistral-v3": mistral_v3, "SmolLM3": smollm3, "GLM-4.5": glm}
+CONTINUED = {
+    "DeepSeek-R1": deepseek_r1,
+    "Mistral-v3": mistral_v3,
+    "Gemma-4": gemma_4,
+    "SmolLM3": smollm3,
+    "GLM-4.5": glm,
+}
 
 
 PLACES = [
