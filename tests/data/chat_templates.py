@@ -126,7 +126,7 @@ _GEMMA_3 = (
     "{{ bos_token }}{% set rest = messages %}{% set told = '' %}{% if messages[0].role == 'system' %}"
     "{% set told = messages[0].content + '\\n\\n' %}{% set rest = messages[1:] %}{% endif %}" + _GEMMA_TURNS
 )
-# An answer begins with an empty thought where it is asked for, which is left out afterwards, and where a tool is called.
+# An answer begins with an empty thought where it is asked for, which is left out afterwards, and of calls.
 _GEMMA_4 = (
     "{{ bos_token }}{% set rest = messages %}{% set told = '' %}{% if messages[0].role == 'system' %}"
     "{% set told = messages[0].content %}{% set rest = messages[1:] %}{% endif %}"
