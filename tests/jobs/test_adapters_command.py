@@ -98,7 +98,9 @@ def test_the_list_shows_the_good_ones_and_what_is_wrong_with_the_others(
     path.write_text('{"fine_tune_type": "lora", "lora_parameters": {"scale": 1.0}}')
     peft_folder(tmp_path / "odd base", ["no", "name"])
 
-    code, out, _ = ask(capsys, "list", tmp_path, "--json")
+    code, out, err = ask(capsys, "list", tmp_path, "--json")
+    lost = "/home/alice/llama, which is not here: name its base with --base"
+    assert [line for line in err.splitlines() if "not here" in line] == [f"warning: adapter {good} was made on {lost}"]
     found = {Path(entry["path"]): entry for entry in json.loads(out)}
     assert code == 0
     usable = {path for path, entry in found.items() if "problems" not in entry}

@@ -1,12 +1,13 @@
 """`adapters list`: the adapters in a folder and below it."""
 
+from os.path import exists
 from pathlib import Path
 
 from pydantic import RootModel
 
 from afina.core.config import Result, Settings, setting
 from afina.core.errors import AdapterError
-from afina.core.events import Listener, ignore
+from afina.core.events import Listener, Notice, ignore
 from afina.core.job import Job
 from afina.jobs.adapters.show import AdapterFacts, ShowAdapterSettings, show
 from afina.lora.peft_config import CONFIG
@@ -33,7 +34,8 @@ class ListAdaptersResult(RootModel[tuple[AdapterFacts | UnreadableAdapter, ...]]
 
 
 def list(settings: ListAdaptersSettings, listener: Listener = ignore) -> ListAdaptersResult:
-    """Describes every adapter below `folder` as `show` does; folders whose names begin with a dot are left out.
+    """Describes every adapter below `folder` as `show` does; folders whose names begin with a dot are left out. Of one
+    whose base was a folder or a file that is not here, the listener is told so.
 
     Raises `AdapterError` where there is no such folder.
     """
@@ -42,7 +44,12 @@ def list(settings: ListAdaptersSettings, listener: Listener = ignore) -> ListAda
         raise AdapterError(f"{root}: no such folder", "give the folder to look in")
     found = {path.parent for name in (CONFIG, WEIGHTS, PICKLED) for path in root.rglob(name)}
     seen = (folder for folder in sorted(found) if not any(p.startswith(".") for p in folder.relative_to(root).parts))
-    return ListAdaptersResult(tuple(map(_described, seen)))
+    described = tuple(map(_described, seen))
+    for each in described:
+        if isinstance(each, AdapterFacts) and each.base and Path(each.base).is_absolute() and not exists(each.base):
+            text = f"adapter {each.path} was made on {each.base}, which is not here: name its base with --base"
+            listener(Notice(text, warning=True))
+    return ListAdaptersResult(described)
 
 
 def _described(folder: Path) -> AdapterFacts | UnreadableAdapter:
