@@ -14,14 +14,14 @@ from afina.data.settings import DataSettings
 
 def parted(settings: DataSettings) -> DataSettings:
     """The settings, with the parts of the set of files that DATA is each in its place: what is trained on, held out and
-    tested, unless other files or `test` say it. Raises `DataError` where there is nothing to train on."""
+    tested, unless other files, `held_out` or `test` say it. Raises `DataError` where there is nothing to train on."""
     if settings.target is not None or divided(settings.path) is None:
         return settings
     found, part = file_set(settings.path, suffixes())
     if part or not found.roles:
         return settings
     places = {TRAIN: "path", VALIDATION: "eval_path", TEST: "test_path"}
-    given = {"eval_path"} if settings.eval_path else set[str]()
+    given = {"eval_path"} if settings.holds_out else set[str]()
     given |= {"test_path"} if settings.test_path or settings.test else set()
     if TRAIN not in found.roles:
         raise DataError(f"data {settings.path} has no part to train on", f"name one: {found.listed()}")
@@ -67,7 +67,7 @@ def part_words(settings: DataSettings) -> list[str]:
     own, part = file_set(settings.path, suffixes()) if divided(settings.path) else (None, "")
     if own and part:
         names = {str(path).rsplit(":", 1)[-1] for path in used.values() if path is not None}
-        free = {VALIDATION: settings.eval_path is None, TEST: not (settings.test_path or settings.test)}
+        free = {VALIDATION: not settings.holds_out, TEST: not (settings.test_path or settings.test)}
         unanswered = {name for role, is_free in free.items() if is_free for name in own.roles.get(role, ())}
         unused = [f"{own.root}:{name}" for name in own.splits if name not in names | unanswered]
         lines += [f"{', '.join(unused)} not used"] if unused else []

@@ -15,6 +15,7 @@ Encoded = Annotated[str, AfterValidator(known_encoding)] | None
 
 ASKING = ("encoding", "prompt", "completion", "system", "map", "text")
 """What an adapter records of its data: how rows are read and asked, and never which."""
+_HELD_OUT = 0.1
 
 
 class DataSettings(Settings):
@@ -46,10 +47,10 @@ class DataSettings(Settings):
     with commas between."""
     limit: int | None = setting(None, "--limit", ge=1)
     """Use a sample of this many rows, drawn by seed before the split."""
-    eval_path: Path | None = setting(None, "--eval-data")
-    """File of held-out examples; without it a fraction of the data is held out."""
-    held_out: float = setting(0.1, gt=0, lt=1)
+    held_out: float = setting(_HELD_OUT, gt=0, lt=1)
     """Fraction of the rows that is held out (at most `held_out_rows`), grouped by identical prompt."""
+    eval_path: Path | None = setting(None, "--eval-data", instead_of="held_out")
+    """File of held-out examples; without it a fraction of the data is held out."""
     held_out_rows: int = setting(160, ge=1)
     """At most this many rows are held out and evaluated on."""
     test: float = setting(0.0, "--test", ge=0, lt=1)
@@ -70,6 +71,11 @@ class DataSettings(Settings):
     def name(self) -> str:
         """What is made of these data is called so, where it is not named: the file, or the set without its part."""
         return Path(re.split(r"[:*?\[]", self.path.name)[0]).stem or self.path.parent.name or "data"
+
+    @property
+    def holds_out(self) -> bool:
+        """Whether a file or a fraction is held out because the user said so."""
+        return self.eval_path is not None or self.held_out != _HELD_OUT
 
     def asking(self) -> dict[str, Any]:
         """What another file must be read with so that its rows are prompted in the same way."""

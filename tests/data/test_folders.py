@@ -140,6 +140,9 @@ def test_the_splits_are_those_of_the_parts_and_it_is_said_once(tmp_path: Path) -
     assert any("they belong to no part: extra.jsonl" in line for line in splits.notes.lines)
     other = put(tmp_path / "other", "h.jsonl") / "h.jsonl"
     (tmp_path / "extra.jsonl").unlink()
+    drawn = read_splits(DataSettings(path=tmp_path, held_out=0.25), 0)
+    assert [int(mask.sum()) for mask in (drawn.train, drawn.held_out, drawn.test)] == [15, 5, 7]
+    assert any(line.endswith(f"{tmp_path}:validation not used") for line in drawn.notes.lines)
     given = read_splits(DataSettings(path=tmp_path, eval_path=other, test=0.25), 0)
     assert [int(mask.sum()) for mask in (given.train, given.held_out, given.test)] == [15, 1, 5]
     assert any("valid" in line and "not used" in line for line in given.notes.lines)

@@ -135,6 +135,10 @@ CASES: dict[str, tuple[list[str], str]] = {
     "pattern that is none": (train("good.jsonl", "--lora.target_modules", "re:("), "is not a regular expression"),
     "nearly a flag": (train("good.jsonl", "--epoch", "3"), "Did you mean '--epochs', '--train.epochs'?"),
     "two test splits": (train("good.jsonl", "--test", "0.1", "--test-data", "good.jsonl"), "give one of them"),
+    "two held-out splits": (
+        train("good.jsonl", "--data.held_out", "0.3", "--eval-data", "good.jsonl"),
+        "--eval-data is 'good.jsonl': held_out is given too, which it replaces: give one of them",
+    ),
     "epochs beside rows": (
         train("good.jsonl", "--epochs", "2", "--train.rows", "80"),
         "--train.rows is 80: epochs is given too, which it replaces: give one of them",
