@@ -22,6 +22,19 @@ TEXTS = ("text", "sentence", "review", "comment", "content", "tweet", "message",
 LABELS = ("label", "category", "class", "sentiment", "intent", "emotion", "topic", "stars", "rating")
 DOCUMENTS = ("document", "article", "dialogue", "source", "text", "body", "content", "abstract")
 SUMMARIES = ("summary", "highlights", "target", "tldr", "headline", "abstract")
+CHOICES = ("choices", "options", "endings", "alternatives")
+KEYS = (
+    "answerkey",
+    "answer_key",
+    "answer_idx",
+    "correct_answer",
+    "correct_option",
+    "correct",
+    "answer",
+    "label",
+    "gold",
+)
+PASSAGES = ("context", "passage", "article", "document")
 CONVERSATIONS = ("messages", "conversations", "conversation", "dialog", "dialogue", "chat", "turns")
 LANGUAGES = {
     "en": "English", "pt": "Portuguese", "es": "Spanish", "fr": "French", "de": "German", "it": "Italian",
@@ -40,6 +53,7 @@ _OWN_NAMES = {
     "ingles": "en",
 }
 Kind = Literal["classification", "structured", "translation", "summarisation", "chat", "generation", "text"]
+_ONE_CHOICE = re.compile(r"(?:(?:option|choice|answer|opt)[ _]?)?([a-h]|[0-9])")  # a column of one of the choices
 _SENTENCE_ENDS = (".", "!", "?", "…", "。", "！", "？")
 _FEW_LABELS = 0.5  # labels are repeated: distinct ones are at most this fraction of the rows
 
@@ -80,6 +94,7 @@ def _recognised(named: dict[str, str], columns: Sequence[str], sample: Sequence[
         _conversation(named, sample)
         or _preference(named, sample)
         or _asked_and_answered(named, sample)
+        or _multiple_choice(named, sample)
         or _alpaca(named)
         or _question(named)
         or _translation(columns, sample)
@@ -176,6 +191,61 @@ def _begins_with_answer(turns: list[dict[str, Any]]) -> bool:
     return str(turns[0].get("role", turns[0].get("from"))).lower() in ("assistant", "gpt", "bot", "model")
 
 
+def _multiple_choice(named: dict[str, str], sample: Sequence[dict[str, Any]]) -> Layout | None:
+    """A question, what may be answered, and which of it is right: its letter, its number or its text. The choices are
+    shown with the marks by which they are answered."""
+    asked, key = first(ASKED, named), first(KEYS, named)
+    together, each = first(CHOICES, named), _columns_of_choices(named)
+    if asked is None or key is None or (together is None and not each):
+        return None
+    kept = {column for column in (together, *each.values()) if column}
+    rows = [row for row in sample if all(row.get(column) not in (None, "") for column in (*kept, key))]
+    shape = "[text]" if any(isinstance(row.get(together), dict) for row in rows) else ""  # beside their marks
+    if together is None:
+        found = [[str(row[column]) for column in each.values()] for row in rows]
+    else:
+        found = [_texts_of(parsed(row[together]), shape) for row in rows]
+    mark = _first_mark(found, [str(row[key]).strip() for row in rows])
+    if mark is None:
+        return None
+    counted_from = f"{mark}. " if mark else "\n"
+    choices = f"{{{together}{shape}[{counted_from}]}}"
+    if together is None:
+        choices = "\n".join(
+            f"{chr(ord(mark) + i)}. {{{column}}}" if mark else f"{{{column}}}" for i, column in enumerate(each.values())
+        )
+    passage = first(PASSAGES, named)
+    prompt = "\n\n".join([*([f"{{{passage}}}"] if passage else []), f"{{{asked}}}", choices])
+    return Layout("multiple choice", prompt, f"{{{key}}}")
+
+
+def _columns_of_choices(named: dict[str, str]) -> dict[str, str]:
+    """Columns that hold one choice each, by their letters or numbers, in order: those of a question are three or
+    more."""
+    found = {match[1]: name for low, name in named.items() if (match := _ONE_CHOICE.fullmatch(low))}
+    return dict(sorted(found.items())) if len(found) > 2 else {}
+
+
+def _texts_of(value: Any, shape: str) -> list[str]:
+    listed = value.get("text") if shape and isinstance(value, dict) else value
+    return [str(item) for item in listed] if isinstance(listed, list) else []
+
+
+def _first_mark(choices: Sequence[Sequence[str]], answers: Sequence[str]) -> str | None:
+    """What the first choice is called by the answers: A, a, 0 or 1; empty where they repeat a choice; None where they
+    mean none of the choices, or may be counted from 0 as well as from 1."""
+    pairs = list(zip(choices, answers, strict=True))
+    if not pairs or any(not each for each, _ in pairs):
+        return None
+    if all(answer in each for each, answer in pairs):
+        return ""
+    marks = [
+        mark for mark in "01Aa"
+        if all(len(answer) == 1 and 0 <= ord(answer) - ord(mark) < len(each) for each, answer in pairs)
+    ]  # fmt: skip
+    return marks[0] if len(marks) == 1 else None
+
+
 def _alpaca(named: dict[str, str]) -> Layout | None:
     if not {"instruction", "output"} <= named.keys():
         return None
@@ -190,7 +260,7 @@ def _question(named: dict[str, str]) -> Layout | None:
     answer = first(("answer", "answers", "response", "output"), named)
     if answer is None:
         return None
-    context = first(("context", "passage", "document"), named)
+    context = first(PASSAGES, named)
     asked = f"{{{named['question']}}}"
     prompt = f"{{{context}}}\n\n{asked}" if context else asked
     name = "question, context and answer" if context else "question and answer"

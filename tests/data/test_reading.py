@@ -218,6 +218,34 @@ def test_layouts_are_recognised_and_said(name: str, tmp_path: Path) -> None:
     assert any(f": {name}" in line for line in notes.lines)
 
 
+_LETTERED, _FROM_0, _FROM_1 = "q\n\nA. x\nB. y\nC. z", "q\n\n0. x\n1. y\n2. z", "q\n\n1. x\n2. y\n3. z"
+CHOICES = {
+    "letters": ({"choices": ["x", "y", "z"]}, "answer", "BAC", _LETTERED),
+    "numbers from 0": ({"choices": ["x", "y", "z"]}, "answer", [0, 1, 2], _FROM_0),
+    "numbers as text": ({"endings": ["x", "y", "z"]}, "label", ["0", "2", "1"], _FROM_0),
+    "numbers from 1": ({"options": ["x", "y", "z"]}, "answer", [1, 3, 2], _FROM_1),
+    "texts": ({"options": ["x", "y", "z"]}, "answer", ["z", "x", "x"], "q\n\nx\ny\nz"),
+    "beside their letters": ({"choices": {"text": ["x", "y", "z"], "label": ["A", "B", "C"]}}, "answerKey", "ABB",
+                             _LETTERED),
+    "columns": ({"A": "x", "B": "y", "C": "z"}, "Answer", "CBB", _LETTERED),
+    "columns by number": ({"option1": "x", "option2": "y", "option3": "z"}, "correct", [3, 1, 1], _FROM_1),
+    "after a text": ({"article": "t", "options": ["x", "y", "z"]}, "answer", "CBB", f"t\n\n{_LETTERED}"),
+    "from 0 or 1, unknown": ({"choices": ["x", "y", "z"]}, "answer", [1, 1, 2], "q"),
+    "from 0 to more": ({"choices": ["x", "y", "z"]}, "answer", [0, 3, 2], "q"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_choices_are_shown_as_they_are_answered(name: str, tmp_path: Path) -> None:
+    columns, key, answers, asked = CHOICES[name]
+    path = write_rows(tmp_path / "d.jsonl", [{"question": "q", **columns, key: answer} for answer in answers])
+    found, rejected, notes = read_examples(DataSettings(path=path), needs_completion=True)
+    assert not rejected
+    assert [(each.messages[-1]["content"], each.completion) for each in found] == [(asked, str(a)) for a in answers]
+    assert any("multiple choice" in line for line in notes.lines) == (asked != "q")
+    assert any("not used: 'choices'" in line for line in notes.lines) == (asked == "q")
+
+
 def test_languages_in_headers(tmp_path: Path) -> None:
     for header in ("english,portuguese", "en,pt", "text_en,text_pt", "English,português"):
         (tmp_path / "t.csv").write_text(f"{header}\nhello,olá\ngood day,bom dia\n")

@@ -10,6 +10,7 @@ from afina.data.mapping.example import Unusable
 from afina.data.settings import DataSettings
 
 _FIELD = re.compile(r"\{\{|\}\}|\{([^{}\[\]]+)((?:\[[^\[\]{}]*\])*)\}|[{}]")
+_MARK = re.compile(r"([A-Za-z]|\d{1,3})([.):]\s?)")  # in brackets: that of the first item
 _JOINT = re.compile(r"\W+|\s.*|.*\s", re.DOTALL)  # in brackets: no index and no key
 
 
@@ -29,7 +30,8 @@ def text_of(value: Any) -> str:
 
 class ColumnTemplate:
     """Text with `{column}`, `{column[0]}`, `{column[key]}`, `{column[, ]}` (a list, joined by what stands in the
-    brackets) or `{column?}`, which may be empty, in it. Where a list is expected, anything else is a list of one.
+    brackets), `{column[A. ]}` or `{column[1) ]}` (a list, each item after its mark on a line of its own) or
+    `{column?}`, which may be empty, in it. Where a list is expected, anything else is a list of one.
 
     Raises `DataError` where it is malformed.
     """
@@ -89,7 +91,14 @@ def _item(value: Any, key: str) -> Any:
     if isinstance(value, dict):
         return value[key]
     listed = value if isinstance(value, list) else [value]
+    if first := _MARK.fullmatch(key):
+        return "\n".join(f"{_counted(first[1], i)}{first[2]}{text_of(item)}" for i, item in enumerate(listed))
     return key.join(text_of(item) for item in listed) if _JOINT.fullmatch(key) else listed[int(key)]
+
+
+def _counted(first: str, number: int) -> str:
+    """What follows the mark `first` after so many others."""
+    return str(int(first) + number) if first.isdigit() else chr(ord(first) + number)
 
 
 def require(wanted: Sequence[str], columns: Sequence[str], flag: str, settings: DataSettings) -> None:
