@@ -23,17 +23,7 @@ LABELS = ("label", "category", "class", "sentiment", "intent", "emotion", "topic
 DOCUMENTS = ("document", "article", "dialogue", "source", "text", "body", "content", "abstract")
 SUMMARIES = ("summary", "highlights", "target", "tldr", "headline", "abstract")
 CHOICES = ("choices", "options", "endings", "alternatives")
-KEYS = (
-    "answerkey",
-    "answer_key",
-    "answer_idx",
-    "correct_answer",
-    "correct_option",
-    "correct",
-    "answer",
-    "label",
-    "gold",
-)
+KEYS = ("answerkey", "answer_key", "answer_idx", "correct_answer", "correct_option", "correct", "answer", "label")
 PASSAGES = ("context", "passage", "article", "document")
 CONVERSATIONS = ("messages", "conversations", "conversation", "dialog", "dialogue", "chat", "turns")
 LANGUAGES = {
@@ -200,11 +190,11 @@ def _multiple_choice(named: dict[str, str], sample: Sequence[dict[str, Any]]) ->
         return None
     kept = {column for column in (together, *each.values()) if column}
     rows = [row for row in sample if all(row.get(column) not in (None, "") for column in (*kept, key))]
-    shape = "[text]" if any(isinstance(row.get(together), dict) for row in rows) else ""  # beside their marks
+    shape = "[text]" if any(isinstance(row.get(str(together)), dict) for row in rows) else ""  # beside their marks
     if together is None:
         found = [[str(row[column]) for column in each.values()] for row in rows]
     else:
-        found = [_texts_of(parsed(row[together]), shape) for row in rows]
+        found = [_texts_of(parsed(row[str(together)]), shape) for row in rows]
     mark = _first_mark(found, [str(row[key]).strip() for row in rows])
     if mark is None:
         return None
