@@ -38,6 +38,12 @@ def counted(count: int, one: str, several: str = "") -> str:
     return f"{count:,} {one if count == 1 else several or regular}"
 
 
+def enumerated(names: Sequence[str], most: int = 20) -> str:
+    """'a, b and 3 more': the first names, and how many there are beyond."""
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
 def brief(error: BaseException) -> str:
     """Another library's message on one line, of 200 characters at most."""
     said = " ".join(str(error).split())[:200]

@@ -120,12 +120,17 @@ class Notes:
         self.doubts = doubts
         self._said: list[str] = []
         self._counts: Counter[str] = Counter()
+        self._more = False  # than are kept
 
     def say(self, *lines: str) -> None:
         """Keeps each line, once."""
         for line in lines:
-            if line not in self._said and len(self._said) < _MOST_NOTES:
+            if line in self._said:
+                continue
+            if len(self._said) < _MOST_NOTES:
                 self._said.append(line)
+            else:
+                self._more = True
 
     def doubt(self, problem: str, remedy: str) -> None:
         """Raises `DataError` where nobody collects doubts."""
@@ -138,11 +143,15 @@ class Notes:
         for line in dict.fromkeys(lines):
             if line in self._counts or len(self._counts) < _MOST_NOTES:
                 self._counts[line] += 1
+            else:
+                self._more = True
 
     def clear(self) -> None:
+        self._more = False
         self._said.clear()
         self._counts.clear()
 
     @property
     def lines(self) -> list[str]:
-        return [*self._said, *(f"{line} ({counted(n, 'row')})" for line, n in self._counts.items())]
+        more = [f"more was found than the first {_MOST_NOTES} notes of a kind say"] if self._more else []
+        return [*self._said, *(f"{line} ({counted(n, 'row')})" for line, n in self._counts.items()), *more]

@@ -6,6 +6,7 @@ is the end of turn, it is learned in training, and generation stops at it.
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -17,8 +18,17 @@ from jinja2.exceptions import TemplateError
 
 from afina.core.errors import BaseModelError, brief, counted, reading
 from afina.core.files import check_size
-from afina.core.limits import JSON_BYTES, RENDER_BYTES, RENDER_SECONDS, TEMPLATE_CHARACTERS, TOKENIZER_BYTES
-from afina.core.limits.process import Exceeded, bounded
+from afina.core.limits import (
+    JSON_BYTES,
+    RENDER_BYTES,
+    RENDER_SECONDS,
+    TEMPLATE_CHARACTERS,
+    TOKENIZER_BYTES,
+    TOKENIZER_MEMORY,
+    TOKENIZER_SECONDS,
+    TOKENIZER_SPEED,
+)  # fmt: skip
+from afina.core.limits.process import Exceeded, Failed, TooMuch, bounded, in_child
 from afina.core.task import CAUSAL, Task
 from afina.models.formats.gguf import GGUF
 from afina.models.templates import MARK, Abilities, abilities, template_for
@@ -133,13 +143,12 @@ def wrap(inner: Any, extra_stops: list[int]) -> Tokenizer:
             "the tokenizer has no end-of-sequence token, so no answer could ever end", "choose another base"
         )
     stops = {inner.eos_token_id, *extra_stops}
-    question = [{"role": "user", "content": MARK}]
     try:
-        before = _rendered(inner, question, True)
-        rendered = _rendered(inner, [*question, {"role": "assistant", "content": MARK}], False)
-    except TemplateError as error:
-        what = f"the chat template cannot render a question and an answer: {brief(error)}"
-        raise BaseModelError(what, "choose another base, or give a template with --template") from error
+        before, rendered = in_child(lambda: _question_and_answer(inner), RENDER_SECONDS + 1, RENDER_BYTES)
+    except TooMuch as error:
+        raise BaseModelError(f"the chat template takes more than {error} for one conversation", _TOO_MUCH) from error
+    except Failed as error:
+        raise BaseModelError(str(error), error.remedy) from error
     if MARK not in before or rendered.count(MARK) != 2:
         raise BaseModelError("the chat template drops the question or the answer", "choose another base")
     tail = rendered.rsplit(MARK, 1)[1]
@@ -148,6 +157,21 @@ def wrap(inner: Any, extra_stops: list[int]) -> Tokenizer:
     pad = _pick_pad(inner, stops)
     inner.pad_token = inner.convert_ids_to_tokens(pad)
     return Tokenizer(inner, pad, frozenset(int(s) for s in stops), turn_end, turn_rest)
+
+
+def _question_and_answer(inner: Any) -> tuple[str, str]:
+    """A question, and one with its answer. Raises `BaseModelError` for a template that cannot render them."""
+    question = [{"role": "user", "content": MARK}]
+    try:
+        return _rendered(inner, question, True), _rendered(
+            inner, [*question, {"role": "assistant", "content": MARK}], False
+        )
+    except TemplateError as error:
+        line = getattr(error, "lineno", None)
+        what = f"the chat template cannot render a question and an answer: {brief(error)}"
+        raise BaseModelError(
+            f"{what} (line {line})" if line else what, "choose another base, or give a template with --template"
+        ) from error
 
 
 _TOO_MUCH = "use a template that only writes the messages out (--template FILE), or another base"
@@ -189,10 +213,7 @@ def with_template(tokenizer: Tokenizer, template: str) -> Tokenizer:
         return wrap(tokenizer.inner, sorted(tokenizer.stop_ids))
     except BaseModelError as error:
         reason = str(error).split("\n")[0].removesuffix(".")
-        line = getattr(error.__cause__, "lineno", None)
-        raise BaseModelError(
-            f"--template: {reason}{f' (line {line})' if line else ''}", "fix the template, or leave --template out"
-        ) from error
+        raise BaseModelError(f"--template: {reason}", "fix the template, or leave --template out") from error
 
 
 def _specials(inner: Any, text: str) -> list[int]:
@@ -301,8 +322,40 @@ def _read(path: Path) -> Any:
     for file in path.glob("*"):
         if file.suffix in (".json", ".jinja", ".txt", ".model"):
             check_size(file, TOKENIZER_BYTES if file.name == "tokenizer.json" else JSON_BYTES, BaseModelError)
+    _try(path / "tokenizer.json")
     with reading(f"{path}: no tokenizer could be read", BaseModelError, "download the base again"):
         inner = AutoTokenizer.from_pretrained(path, trust_remote_code=False, local_files_only=True)
     if not inner.is_fast:
         raise BaseModelError(f"{path}: the tokenizer has no tokenizer.json", "convert it with transformers first")
     return inner
+
+
+_PAGE = (
+    f"It is {'a' * 400} page of 12,345 words!? {'ab' * 99}\n\n\n{' ' * 99}\n{'. ' * 99}{'-' * 99}{'9' * 99}\t"
+    + "Água e 水, naïve café; the quick brown fox jumps over the lazy dog's back (3.14). " * 20
+)
+
+
+def _try(file: Path) -> None:
+    """A tokenizer's patterns and replacements are programs of their own, which run in Rust: whether they read a page of
+    text, and in which time and memory, is found out in a child. Raises `BaseModelError`."""
+    from tokenizers import Tokenizer as Backend
+
+    def encode_a_page() -> None:
+        backend = Backend.from_file(str(file))
+        backend.no_truncation()
+        backend.no_padding()
+        backend.decode(backend.encode(_PAGE).ids)
+
+    if not file.is_file():
+        return
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # or a copy of a process that used it says something
+    seconds = max(TOKENIZER_SECONDS, file.stat().st_size / TOKENIZER_SPEED)
+    try:
+        in_child(encode_a_page, seconds, TOKENIZER_MEMORY)
+    except TooMuch as error:
+        raise BaseModelError(
+            f"{file} takes more than {error} for a page of text", "choose another base, or download it again"
+        ) from error
+    except Failed as error:
+        raise BaseModelError(f"{file} cannot read a page of text ({error})", "download the base again") from error

@@ -6,6 +6,9 @@ they are made. What a decoder's numbers may be stands beside its kernels (engine
 
 JSON_BYTES = 64 << 20  # of a description: the index of the largest models has 10 MB
 TOKENIZER_BYTES = 256 << 20  # tokenizer.json; the largest in use have 35 MB
+TOKENIZER_SECONDS = 3.0  # of processor time, to read it and to encode a page; beyond, only as long as it is no more
+TOKENIZER_SPEED = 4 << 20  # than its bytes at this many a second
+TOKENIZER_MEMORY = 1 << 30  # beyond what the process has; the largest in use need 400 MB
 YAML_CHARACTERS = 256 << 10  # settings have 5 kB; the parser reads some 100 kB a second
 YAML_VALUES = 20_000  # once aliases are written out
 NESTING = 100  # lists and objects in one another; Python's stack ends at about 1,000

@@ -1,11 +1,14 @@
-"""A limit of time and memory on code that is not ours, such as a template, in this process."""
+"""A limit of time and memory on code that is not ours, such as a template: in this process (`bounded`), or in a child,
+which may also die of it (`in_child`)."""
 
+import json
+import math
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -20,6 +23,77 @@ _TICK = 0.25  # seconds of work between two looks at the time
 
 class Exceeded(BaseException):
     """What was to be done took too long. No `Exception`, so that no library takes it for one of its own."""
+
+
+class TooMuch(Exception):
+    """What was to be done in a child took too much; `str` says of what."""
+
+
+class Failed(Exception):
+    """What was to be done in a child raised what `str` says, a `remedy` with it where it was an error of Afina's."""
+
+    def __init__(self, problem: str, remedy: str = "") -> None:
+        super().__init__(problem)
+        self.remedy = remedy
+
+
+def in_child(work: Callable[[], Any], seconds: float, more_bytes: int) -> Any:
+    """What `work` gives, which is JSON, from a copy of this process that prints nothing and may hang, use up its memory
+    or die in code of other languages, where nothing else stops it.
+
+    `seconds` are of processor time. Raises `TooMuch` and `Failed`. Where processes cannot be copied, the work is done
+    here.
+    """
+    if not hasattr(os, "fork"):
+        return work()
+    read, write = os.pipe()
+    child = os.fork()
+    if not child:
+        _work_and_leave(work, seconds, more_bytes, write)
+    os.close(write)
+    try:
+        with open(read, "rb") as pipe:
+            told = pipe.read()
+    except BaseException:
+        os.kill(child, signal.SIGKILL)
+        raise
+    finally:
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if code in (-signal.SIGXCPU, -signal.SIGKILL):
+        raise TooMuch(f"{seconds:.0f} s")
+    if not told:
+        raise TooMuch(f"{more_bytes >> 20} MB")  # a failed allocation in another language ends the process
+    result = json.loads(told)
+    if "problem" in result:
+        raise Failed(result["problem"], result["remedy"])
+    return result["value"]
+
+
+def _work_and_leave(work: Callable[[], Any], seconds: float, more_bytes: int, write: int) -> None:
+    """In the child: nothing of what it does, or how it ends, reaches what it was copied from."""
+    from afina.core.errors import AfinaError, brief
+
+    try:
+        null = os.open(os.devnull, os.O_RDWR)
+        for standard in range(3):
+            os.dup2(null, standard)
+        for each in (signal.SIGINT, signal.SIGTERM, signal.SIGXCPU):
+            signal.signal(each, signal.SIG_DFL)
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(seconds), math.ceil(seconds) + 1))
+        try:
+            with _limit.set(more_bytes):
+                told = {"value": work()}
+        except AfinaError as error:
+            told = {"problem": "\n".join(error.problems), "remedy": error.remedy}
+        except MemoryError:
+            os._exit(1)
+        except BaseException as error:  # code in Rust that gives up raises what is no Exception
+            told = {"problem": brief(error), "remedy": ""}
+        with open(write, "w", encoding="ascii") as pipe:
+            json.dump(told, pipe)
+    finally:
+        os._exit(0)
 
 
 class _Here(threading.local):

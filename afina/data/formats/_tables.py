@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
-from afina.core.errors import DataError, counted
+from afina.core.errors import DataError, counted, enumerated
 from afina.core.limits import COLUMNS, SAMPLE_CHARACTERS
 from afina.data.rows import Notes, Record, Rejected
 
@@ -53,7 +53,7 @@ def records(lines: Iterator[Line], name: str, notes: Notes, padded: bool) -> Ite
         names = _column_names(header, name, notes)
     else:
         names = [f"column_{i}" for i in range(1, width + 1)]
-        notes.say(f"{name} has no header: its columns are called {', '.join(names)}")
+        notes.say(f"{name} has no header: its columns are called {enumerated(names)}")
         body = start[first:]
     rejected = 0  # one after another
     for number, row in itertools.chain(body, lines):
@@ -83,6 +83,7 @@ def _is_header(row: list[str], body: list[Line]) -> bool:
 
 def _column_names(header: list[str], name: str, notes: Notes) -> list[str]:
     names = dict[str, None]()
+    changed = dict[str, list[str]]()  # by the reason
     numbers: dict[str, int] = {}  # the last that was tried, of each name
     for i, cell in enumerate(header, 1):
         wanted = unique = cell.strip() or f"column_{i}"
@@ -91,6 +92,10 @@ def _column_names(header: list[str], name: str, notes: Notes) -> list[str]:
             unique = f"{wanted}_{numbers[wanted]}"
         if unique != cell.strip():
             why = "a duplicate" if cell.strip() else "empty"
-            notes.say(f"{name}: column {i} is called {unique!r}, because its header is {why}")
+            changed.setdefault(why, []).append(f"column {i} is called {unique!r}")
         names[unique] = None
+    for why, columns in changed.items():
+        which = "its header is" if len(columns) == 1 else "their headers are"
+        what = why if len(columns) == 1 else why.replace("a duplicate", "duplicates")
+        notes.say(f"{name}: {enumerated(columns)}, because {which} {what}")
     return list(names)
