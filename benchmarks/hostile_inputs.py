@@ -194,18 +194,19 @@ def add_tables(w: Writer) -> None:
     w.data("quote.csv", 'q,a\n1,"' + "text and text\n" * (2 * MB), REFUSED)
     w.data("quotes.csv", "q,a\n" + '"' * (20 * MB), REFUSED)
     w.data("delimiters.csv", "q,a\n" + "," * (20 * MB), REFUSED)
-    w.data("blanks.csv", "q,a\n1,2\n" + "\n" * (20 * MB), EITHER)
-    w.data("nulls.csv", b"\0" * (20 * MB), REFUSED)
+    w.data("blanks.csv", "q,a\n1,2\n" + "\n" * (2 * MB), EITHER)
+    w.data("nulls.csv", b"\0" * (20 * MB), EITHER)
     w.data("bytes.csv", bytes(range(256)) * (20 * 4096), REFUSED)
     w.data("line.txt", "word " * (6 * MB), REFUSED)
-    w.data("blanks.txt", "\n" * (30 * MB), EITHER)
-    w.data("words.txt", "a\n\n" * MB, EITHER)
+    w.data("blanks.txt", "\n" * (8 * MB), EITHER)
     w.data("table.html", "<table>" + "<tr>" + "<td>a</td>" * 20 + "</tr>" * 100_000 + "</table>", EITHER)
     w.data("table.htm", "<table><tr><td colspan=999999999 rowspan=999999999>a</td></tr></table>", EITHER)
-    w.data("ones.csv", "q,a\n" + "1,2\n" * (2 * MB), EITHER)
+    sentences = [",".join(f"the row {i} and column {j} say {i * j % 89}" for j in range(1500)) for i in range(60)]
+    w.data("headers_texts.csv", ",".join(["a"] * 1500) + "\n" + "\n".join(sentences) + "\n", READ)
+    w.data("headers_many_rows.csv", ",".join(["a"] * 16_384) + "\n" + (",".join(["1"] * 16_384) + "\n") * 100, READ)
     for name, change in (("rows", pyarrow.nulls(40_000_000)), ("bits", pyarrow.array([True] * 4_000_000))):
-        w.data(f"same_{name}.parquet", parquet_file(pyarrow.table({"q": change})), EITHER)
-        w.data(f"same_{name}.arrow", arrow_file(pyarrow.table({"q": change}), compression="zstd"), EITHER)
+        w.data(f"same_{name}.parquet", parquet_file(pyarrow.table({"q": change})), REFUSED)
+        w.data(f"same_{name}.arrow", arrow_file(pyarrow.table({"q": change}), compression="zstd"), REFUSED)
     table = pyarrow.table({"q": [f"row {i}" for i in range(2000)], "a": ["x" * (i % 9) for i in range(2000)]})
     for name, content in (("parquet", parquet_file(table)), ("arrow", arrow_file(table))):
         for part in (0.3, 0.6, 0.95, 0.995):
@@ -247,7 +248,6 @@ def add_packed(w: Writer) -> None:
     for suffix, pack in (("gz", gzip.compress), ("xz", lzma.compress), ("bz2", bz2.compress)):
         for name, piece in (("line", b"x"), ("cell", b'{"q": "' + b"y" * 993), ("rows", b"{}\n")):
             w.data(f"{name}.jsonl.{suffix}", pack(piece * (6 * MB // len(piece))) * 100, REFUSED)
-    w.data("rows_within.jsonl.gz", gzip.compress(b'{"q": 1, "a": 2}\n' * (MB // 2), 9) * 24, EITHER)
     w.data("in_itself.csv.gz", gzip.compress(gzip.compress(gzip.compress(b"q,a\n1,2\n"))), EITHER)
     two = cells(1, "q", "a") + cells(2, "one", "two")
     w.data("claims.xlsx", sheet(f'<dimension ref="A1:XFD1048576"/><sheetData>{two}</sheetData>'), READ)
@@ -266,7 +266,7 @@ def add_packed(w: Writer) -> None:
     outside = '<!DOCTYPE x [<!ENTITY e SYSTEM "file:///etc/passwd">]><sst><si><t>&e;</t></si></sst>'
     w.data("outside.xlsx", sheet('<sheetData><row r="1"><c r="A1" t="s"><v>0</v></c></row></sheetData>',
            strings=outside), EITHER)  # fmt: skip
-    long = f'<sst><si><t>{"x" * 40 * MB}</t></si></sst>'
+    long = f"<sst><si><t>{'x' * 40 * MB}</t></si></sst>"
     w.data("string.xlsx", sheet('<sheetData><row r="1"><c r="A1" t="s"><v>0</v></c></row></sheetData>', strings=long),
            REFUSED)  # fmt: skip
     for name in ("a.zip", "a.tar", "a.tar.gz"):
@@ -496,6 +496,7 @@ def add_bases(w: Writer) -> None:
     w.base("weights_zero", link("model.safetensors", "/dev/zero"), REFUSED)
     for name, mapped in (("up", {"a": "../../../../etc/passwd"}), ("zero", {"a": "/dev/zero"}),
                          ("many", {f"t{i}": f"model-{i}.safetensors" for i in range(100_000)})):  # fmt: skip
+
         def change(folder: Path, mapped: Any = mapped) -> None:
             (folder / "model.safetensors").unlink()
             edit("model.safetensors.index.json", weight_map=mapped)(folder)
@@ -602,7 +603,8 @@ def add_given(w: Writer, given: Path) -> None:
                 for file in ("config.json", "chat_template.jinja"):
                     shutil.copyfile(path / file, folder / file)
 
-            w.base(name, with_own, refused, "check" if "jinja" in name else "train", "fit", "doctor")
+            w.base(name, with_own, refused, "check" if "jinja" in name else "train", "fit")
+            w.base(f"{name}_doctor", with_own, EITHER, "doctor")
             w.add(f"given {name} (train)", ["train", "rows.jsonl", "--base", where, *ASKED, "--out", "runs/m"], REFUSED)
         elif name.startswith("a_"):
             ask = ["--base", "base", "--force"]

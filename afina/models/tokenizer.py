@@ -36,6 +36,9 @@ from afina.models.templates import MARK, Abilities, abilities, template_for
 Message = dict[str, Any]  # {"role": "system" | "user" | "assistant" | …, "content": str}, and more (data.mapping)
 
 
+_encoding = reading("the tokenizer cannot read a text", BaseModelError, "choose another base")
+
+
 @dataclass(frozen=True)
 class Tokenizer:
     """A transformers tokenizer (`inner`) with what training and generation need to know of it.
@@ -52,14 +55,17 @@ class Tokenizer:
     task: Task = CAUSAL
     classes: tuple[str, ...] = ()  # the only answers of a classifier, in the order of its outputs
 
+    @_encoding
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`: special tokens in it are recognised, none is added."""
         return list(self._backend.encode(text, add_special_tokens=False).ids)
 
+    @_encoding
     def ends(self, text: str) -> list[int]:
         """The character at which each token of `text` ends."""
         return [end for _, end in self._backend.encode(text, add_special_tokens=False).offsets]
 
+    @_encoding
     def encode_all(self, texts: list[str]) -> list[list[int]]:
         """`encode` of each text, on all cores; texts that recur are encoded once."""
         distinct = list(dict.fromkeys(texts))
@@ -67,6 +73,7 @@ class Tokenizer:
         ids = dict(zip(distinct, (encoding.ids for encoding in encodings), strict=True))
         return [ids[text] for text in texts]
 
+    @_encoding
     def encode_input(self, text: str) -> list[int]:
         """Token ids of an encoder's input, with the special tokens around it that the encoder was trained with."""
         return list(self.inner(text, verbose=False).input_ids)
@@ -318,6 +325,7 @@ def encoder_tokenizer(path: Path, task: Task, classes: Sequence[str]) -> Tokeniz
 
 def _read(path: Path) -> Any:
     from transformers import AutoTokenizer
+    from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
     for file in path.glob("*"):
         if file.suffix in (".json", ".jinja", ".txt", ".model"):
@@ -325,6 +333,9 @@ def _read(path: Path) -> Any:
     _try(path / "tokenizer.json")
     with reading(f"{path}: no tokenizer could be read", BaseModelError, "download the base again"):
         inner = AutoTokenizer.from_pretrained(path, trust_remote_code=False, local_files_only=True)
+    longest = inner.model_max_length
+    if not isinstance(longest, int | float) or not longest >= 1:
+        inner.model_max_length = VERY_LARGE_INTEGER  # that library compares with whatever stands in the file
     if not inner.is_fast:
         raise BaseModelError(f"{path}: the tokenizer has no tokenizer.json", "convert it with transformers first")
     return inner
@@ -342,10 +353,15 @@ def _try(file: Path) -> None:
     from tokenizers import Tokenizer as Backend
 
     def encode_a_page() -> None:
-        backend = Backend.from_file(str(file))
-        backend.no_truncation()
-        backend.no_padding()
-        backend.decode(backend.encode(_PAGE).ids)
+        try:
+            backend = Backend.from_file(str(file))
+            backend.no_truncation()
+            backend.no_padding()
+            backend.decode(backend.encode(_PAGE).ids)
+        except MemoryError:
+            raise
+        except Exception:  # noqa: S110 - what is refused with a reason is told where it is read
+            pass
 
     if not file.is_file():
         return

@@ -23,6 +23,7 @@ WORKBOOK_BYTES = 64 << 20  # unpacked; beyond, only as long as it is no more tha
 WORKBOOK_RATIO = 50  # times as large
 UNPACKED_BYTES = 256 << 20  # of a compressed file; beyond, only as long as it is no more than
 UNPACKED_RATIO = 250  # times as large: text is 3 to 30 times, and a million times where it says nothing
+ROW_BYTES = 200  # that a row of a packed table counts for at least: rows of nothing take none, but time
 BATCH_BYTES = 1 << 30  # that some rows of a packed table may take at once, beyond what the process has
 
 LAYERS = 1_000  # of a model; the deepest in use have 126

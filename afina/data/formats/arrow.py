@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from afina.core.errors import DataError, counted
-from afina.core.limits import BATCH_BYTES, COLUMNS, UNPACKED_BYTES, UNPACKED_RATIO
+from afina.core.limits import BATCH_BYTES, COLUMNS, ROW_BYTES, UNPACKED_BYTES, UNPACKED_RATIO
 from afina.core.limits.process import bounded
 from afina.data.files import File, expands, reading_data
 from afina.data.formats import Format
@@ -40,17 +40,22 @@ def records(file: File, schema: Any, batches: Iterable[Any]) -> Iterator[Record 
         raise DataError(f"{file.name} has {counted(len(schema), 'column')}", f"{COLUMNS:,} are read: leave some out")
     file.features = schema_features(schema.metadata) or file.features
     number = unpacked = 0
-    size, remaining = file.path.stat().st_size, iter(batches)
+    remaining = iter(batches)
     while (batch := _limited(lambda: next(remaining, None))) is not None:
         batch.validate(full=True)  # offsets that lead elsewhere are read as they are
-        unpacked += batch.nbytes
-        if unpacked > UNPACKED_BYTES and unpacked > UNPACKED_RATIO * size:
-            raise expands(file.name, UNPACKED_RATIO)
+        unpacked += max(batch.nbytes, ROW_BYTES * batch.num_rows)
+        check_unpacked(file, unpacked)
         for start in range(0, batch.num_rows, _AT_ONCE):
             part = batch.slice(start, _AT_ONCE)
             for values in _limited(part.to_pylist):
                 number += 1
                 yield row_of(values, f"{file.name}, row {number}")
+
+
+def check_unpacked(file: File, unpacked: int) -> None:
+    """Raises `DataError` where a file says far more than it holds."""
+    if unpacked > UNPACKED_BYTES and unpacked > UNPACKED_RATIO * file.path.stat().st_size:
+        raise expands(file.name, UNPACKED_RATIO)
 
 
 def _limited(work: Callable[[], Any]) -> Any:

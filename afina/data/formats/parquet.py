@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator
 
+from afina.core.limits import ROW_BYTES
 from afina.data.files import File, reading_data
 from afina.data.formats import Format
-from afina.data.formats.arrow import records
+from afina.data.formats.arrow import check_unpacked, records
 from afina.data.rows import Notes, Record, Rejected
 from afina.data.settings import DataSettings
 
@@ -14,6 +15,7 @@ def _read(file: File, settings: DataSettings, notes: Notes) -> Iterator[Record |
 
     with reading_data(file.name), file.open() as content:
         table = pyarrow.parquet.ParquetFile(content)
+        check_unpacked(file, ROW_BYTES * table.metadata.num_rows)
         yield from records(file, table.schema_arrow, table.iter_batches(1024))
 
 

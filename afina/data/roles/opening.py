@@ -10,6 +10,7 @@ from afina.data.roles.columns import Column
 from afina.data.roles.relation import relation
 
 _ROWS = 300  # that are looked at, in no order that labels could follow
+_FEW, _CELLS = 20, 100_000  # of very wide tables fewer rows, but some
 _APART = {"text", "question", "context", "answer", "summary"}  # what the members of an object may be beside each other
 _SENTENCE = 4  # words
 _ALIKE = 0.15  # of an answer's words that stand in another way to answer, beyond chance
@@ -19,7 +20,8 @@ _DRAWN = 0.3  # of an object's details that stand in another column's text, beyo
 
 def columns_of(rows: Sequence[dict[str, Any]]) -> list[Column]:
     """The columns of rows, those inside of objects among them."""
-    rows = [rows[i] for i in sorted(random.Random(0).sample(range(len(rows)), min(_ROWS, len(rows))))]
+    looked_at = min(_ROWS, max(_FEW, _CELLS // max(map(len, rows), default=1)), len(rows))
+    rows = [rows[i] for i in sorted(random.Random(0).sample(range(len(rows)), looked_at))]
     names = list(dict.fromkeys(name for row in rows for name in row))
     whole = [Column(name, tuple(row.get(name) for row in rows)) for name in names]
     return list(_opened(whole))
