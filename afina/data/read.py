@@ -13,6 +13,7 @@ from typing import Any
 from afina.core.errors import DataError
 from afina.core.events import Listener, ignore
 from afina.core.files import check_fetched
+from afina.core.limits import MOST_REJECTED
 from afina.data.files import COMPRESSED, STANDARD_INPUT, File
 from afina.data.files.folders import FileSet, divided, file_set
 from afina.data.formats import FORMATS, Format, suffixes
@@ -40,10 +41,26 @@ def read(settings: DataSettings, notes: Notes, files: "OpenFiles | None" = None)
                 f"check the path, or install it: pip install 'afina[{extra}]'",
             )
         named = ClassNames(file, settings.path, notes)
-        for row in form.read(file, settings, notes):
-            yield named(row) if isinstance(row, Record) else row
+        yield from _usable(form.read(file, settings, notes), file, named)
         if settings.encoding and not file.is_decided:
             notes.say(f"{file.name} is no text: --data.encoding is not used")
+
+
+def _usable(rows: Iterator[Record | Rejected], file: File, named: ClassNames) -> Iterator[Record | Rejected]:
+    """The rows. Raises `DataError` where those that a file begins with are all rejected: then it is not what it seems,
+    and millions more would be rejected one by one."""
+    for rejected, row in enumerate(rows, 1):
+        if isinstance(row, Record):
+            yield named(row)
+            break
+        if rejected == MOST_REJECTED:
+            raise DataError(
+                f"{file.name}: none of its first {MOST_REJECTED:,} rows can be used; of the last, {row.reason}",
+                "check what the file is",
+            )
+        yield row
+    for row in rows:
+        yield named(row) if isinstance(row, Record) else row
 
 
 class OpenFiles:

@@ -19,6 +19,7 @@ from jinja2.exceptions import TemplateError
 from afina.core.errors import BaseModelError, brief, counted, reading
 from afina.core.files import check_size
 from afina.core.limits import (
+    ADDED_TOKENS,
     JSON_BYTES,
     RENDER_BYTES,
     RENDER_SECONDS,
@@ -151,7 +152,7 @@ def wrap(inner: Any, extra_stops: list[int]) -> Tokenizer:
         )
     stops = {inner.eos_token_id, *extra_stops}
     try:
-        before, rendered = in_child(lambda: _question_and_answer(inner), RENDER_SECONDS + 1, RENDER_BYTES)
+        before, rendered = in_child(lambda: _question_and_answer(inner), RENDER_SECONDS, RENDER_BYTES)
     except TooMuch as error:
         raise BaseModelError(f"the chat template takes more than {error} for one conversation", _TOO_MUCH) from error
     except Failed as error:
@@ -357,11 +358,14 @@ def _try(file: Path) -> None:
             backend = Backend.from_file(str(file))
             backend.no_truncation()
             backend.no_padding()
+            added = len(backend.get_added_tokens_decoder())
             backend.decode(backend.encode(_PAGE).ids)
         except MemoryError:
             raise
-        except Exception:  # noqa: S110 - what is refused with a reason is told where it is read
-            pass
+        except Exception:  # what is refused with a reason is told where it is read
+            return
+        if added > ADDED_TOKENS:
+            raise BaseModelError(f"it adds {added:,} tokens, {ADDED_TOKENS:,} are read")
 
     if not file.is_file():
         return

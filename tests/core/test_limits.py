@@ -1,5 +1,6 @@
 """What comes from outside takes no more time and memory than it may, whatever it is."""
 
+import contextlib
 import json
 import os
 import re
@@ -17,7 +18,7 @@ from afina.core import files
 from afina.core.config import read_yaml
 from afina.core.errors import BaseModelError, InputError, SettingsError, brief, reading
 from afina.core.files import nested_deeply, read_json, read_jsonl
-from afina.core.limits.process import Exceeded, bounded
+from afina.core.limits.process import Exceeded, Failed, TooMuch, bounded, in_child
 from afina.core.limits.yaml_text import parse_yaml
 
 MB = 1 << 20
@@ -244,3 +245,64 @@ def test_what_is_no_librarys_goes_through(raised: BaseException) -> None:
 
 def test_messages_are_brief() -> None:
     assert brief(ValueError("a\n  b")) == "a b"
+
+
+def lists_compared() -> bool:
+    """In Python's own code, which looks at no signal."""
+    one: list = [1]
+    other: list = [1]
+    for _ in range(60):
+        one, other = [one, one], [other, other]
+    return one == other
+
+
+def raises(error: BaseException) -> Callable[[], None]:
+    def work() -> None:
+        raise error
+
+    return work
+
+
+def test_a_child_gives_what_it_made(capfd: pytest.CaptureFixture[str]) -> None:
+    def work() -> dict[str, list[str]]:
+        os.write(1, b"said")
+        os.write(2, b"said")
+        return {"a": ["\ud800", "é" * 100_000]}
+
+    assert in_child(work, 5, 64 * MB) == {"a": ["\ud800", "é" * 100_000]}
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("work", "words"),
+    [
+        (endless, "1 s"), (lists_compared, "1 s"), (lambda: [0] * (1 << 30), "64 MB"), (os.abort, "64 MB"),
+        (lambda: os.kill(os.getpid(), signal.SIGSEGV), "64 MB"), (lambda: "x" * (1 << 40), "64 MB"),
+    ],
+)  # fmt: skip
+def test_a_child_that_takes_too_much(work: Callable[[], object], words: str) -> None:
+    before = resource.getrlimit(resource.RLIMIT_CPU), resource.getrlimit(resource.RLIMIT_DATA)
+    begun = time.monotonic()
+    with pytest.raises(TooMuch, match=f"^{words}$"):
+        in_child(work, 1, 64 * MB)
+    assert time.monotonic() - begun < 8
+    assert before == (resource.getrlimit(resource.RLIMIT_CPU), resource.getrlimit(resource.RLIMIT_DATA))
+
+
+def test_a_child_that_fails() -> None:
+    with pytest.raises(Failed, match="no such thing"):
+        in_child(raises(ValueError("no such\nthing")), 1, 64 * MB)
+    with pytest.raises(Failed, match="wrong") as error:
+        in_child(raises(InputError("wrong", "mend it")), 1, 64 * MB)
+    assert error.value.remedy == "mend it"
+    for odd in (KeyboardInterrupt(), SystemExit(3)):
+        with pytest.raises(Failed):
+            in_child(raises(odd), 1, 64 * MB)
+
+
+def test_no_child_is_left() -> None:
+    for work in (os.abort, lambda: 1, raises(ValueError())):
+        with contextlib.suppress(TooMuch, Failed):
+            in_child(work, 1, 64 * MB)
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)

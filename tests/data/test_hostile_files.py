@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import lzma
+import re
 import time
 import zipfile
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from afina.core.errors import DataError
 from afina.data.files import file as files
 from afina.data.formats import _json, _text, arrow, delimited, excel
 from afina.data.read import read
+from afina.data.roles.opening import columns_of
 from afina.data.rows import Notes, Record, Rejected
 from afina.data.settings import DataSettings
 
@@ -125,6 +127,57 @@ def test_equal_headers_are_numbered(header: list[str], tmp_path: Path) -> None:
     assert list(row.values.values()) == list(map(str, range(3000)))
 
 
+def noted(path: Path) -> list[str]:
+    notes = Notes()
+    list(read(DataSettings(path=path), notes))
+    return notes.lines
+
+
+def test_what_is_said_of_many_columns_is_short(tmp_path: Path) -> None:
+    for name, header, words in (
+        ("equal", ["a"] * 9000, "column 2 is called 'a_2', .* and 8,979 more, because their headers are duplicates"),
+        ("empty", ["a"] + [""] * 8999, "column 2 is called 'column_2', .* and 8,979 more, because their headers are "),
+        ("none", ["1"] * 9000, "has no header: its columns are called column_1, .* and 8,980 more"),
+    ):
+        path = tmp_path / f"{name}.csv"
+        path.write_text(",".join(header) + "\n" + ",".join(["2"] * 9000) + "\n")
+        (line,) = (line for line in noted(path) if "called" in line)
+        assert re.search(words, line)
+        assert len(line) < 1200
+    (tmp_path / "two.csv").write_text("a,a\n1,2\n")
+    assert "two.csv: column 2 is called 'a_2', because its header is a duplicate" in noted(tmp_path / "two.csv")[0]
+
+
+@pytest.mark.parametrize("item", ["1", "[]", "{}", "null", '"text"', "[1, 2]"])
+def test_a_file_of_no_rows_at_all_is_given_up(item: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("afina.data.read.MOST_REJECTED", 1000)
+    (tmp_path / "a.json").write_text(f"[{', '.join([item] * 1001)}]")
+    (tmp_path / "a.jsonl").write_text(f"{item}\n" * 1001)
+    for name in ("a.json", "a.jsonl"):
+        refused(tmp_path / name, "none of its first 1,000 rows can be used; of the last, it")
+    (tmp_path / "a.jsonl").write_text(f"{item}\n" * 999 + '{"a": 1}\n' + f"{item}\n" * 1001)
+    kinds = [type(row) for row in rows_of(tmp_path / "a.jsonl")]
+    assert kinds == [Rejected] * 999 + [Record] + [Rejected] * 1001
+
+
+def test_what_is_not_noted_any_more_is_said() -> None:
+    notes = Notes()
+    notes.say(*(f"line {i}" for i in range(100)))
+    assert len(notes.lines) == 100
+    notes.say("line 7")
+    assert len(notes.lines) == 100
+    notes.say("one more")
+    assert notes.lines[-1] == "more was found than the first 100 notes of a kind say"
+
+
+def test_a_very_wide_table_is_looked_at_in_seconds(tmp_path: Path) -> None:
+    rows = [{f"c{i}": "the same" for i in range(16_000)} for _ in range(60)]
+    begun = time.monotonic()
+    assert {len(column.values) for column in columns_of(rows)} == {20}
+    assert time.monotonic() - begun < 8
+    assert {len(column.values) for column in columns_of([{"a": "b"}] * 400)} == {300}
+
+
 def test_names_of_equal_headers(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("a,a,a_2,b,a\n1,2,3,4,5\n")
     (row,) = rows_of(tmp_path / "a.csv")
@@ -226,6 +279,18 @@ def test_a_table_of_few_bytes_and_many_rows_is_refused(tmp_path: Path) -> None:
         with pyarrow.ipc.new_file(out, table.schema, options=options) as writer:
             writer.write_table(table)
     refused(tmp_path / "a.arrow", "less than one part in 250")
+
+
+def test_many_rows_of_nothing_are_refused(tmp_path: Path) -> None:
+    """They take no bytes, but time."""
+    table = pyarrow.table({"a": pyarrow.nulls(40_000_000)})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    pyarrow.feather.write_feather(table, tmp_path / "a.feather", compression="uncompressed")
+    pyarrow.parquet.write_table(pyarrow.table({"a": [True] * 4_000_000}), tmp_path / "bits.parquet")
+    for name in ("a.parquet", "a.feather", "bits.parquet"):
+        refused(tmp_path / name, "less than one part in 250")
+    pyarrow.parquet.write_table(pyarrow.table({"a": pyarrow.nulls(5000)}), tmp_path / "a.parquet")
+    assert len(rows_of(tmp_path / "a.parquet")) == 5000
 
 
 def test_tables_of_arrow_are_read_and_their_limits_kept(tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ def base(tiny_folder: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def short_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokenizers.rendering, "__defaults__", (SECONDS,))
+    monkeypatch.setattr(tokenizers, "RENDER_SECONDS", SECONDS)
     monkeypatch.setattr(tokenizers, "RENDER_BYTES", 128 * MB)
 
 
@@ -41,6 +42,10 @@ def change(path: Path, **values: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
+DOUBLED = (
+    "{% set n = namespace(x=[1], y=[1]) %}{% for i in range(60) %}"
+    "{% set n.x = [n.x, n.x] %}{% set n.y = [n.y, n.y] %}{% endfor %}"
+)
 LOOP = "{% for a in range(99999) %}" * 3 + "X" + "{% endfor %}" * 3
 TEMPLATES = {
     "loop": LOOP.replace("X", ""),
@@ -50,6 +55,9 @@ TEMPLATES = {
     "lists": "{% set n = namespace(x=[1]) %}{% for i in range(60) %}{% set n.x = [n.x, n.x] %}{% endfor %}{{ n.x }}",
     "lists as JSON": "{% set n = namespace(x=[1]) %}{% for i in range(60) %}{% set n.x = [n.x, n.x] %}{% endfor %}"
     "{{ n.x | tojson }}",
+    "comparing": DOUBLED + "{% if n.x == n.y %}x{% endif %}",  # in code that no signal and no thread interrupts
+    "looking for": DOUBLED + "{% if n.x in [n.y] %}x{% endif %}",
+    "unequal": DOUBLED + "{{ [n.x, n.y] | unique | list | length }}",
     "times": "{{ 'a' * 10 ** 11 }}",
     "power": "{{ 10 ** (10 ** 9) }}",
     "wide": "{{ '%99999999999d' | format(1) }}",
@@ -137,6 +145,94 @@ def test_a_tokenizer_that_is_damaged(change_of: Any, base: Path) -> None:
         chat_tokenizer(Source("base", "folder", base))
 
 
+def split_at(pattern: str) -> dict[str, Any]:
+    one = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+    rest = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    return {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [one, rest]}}
+
+
+def replaced(count: int, pattern: dict[str, str], content: str) -> dict[str, Any]:
+    one = {"type": "Replace", "pattern": pattern, "content": content}
+    return {"normalizer": {"type": "Sequence", "normalizers": [one] * count}}
+
+
+ADDED = {"id": 300, "content": "a" * 50, "single_word": False, "lstrip": False, "rstrip": False, "special": False}
+ENDLESS = {
+    "nested repeats": split_at("(a+)+$"), "words": split_at("([a-z ]+)+!"), "one of several": split_at(r"(\w|\d|a)*!"),
+    "growing": replaced(40, {"String": "a"}, "a" * 10), "growing slowly": replaced(9, {"String": "a"}, "a" * 10),
+    "growing from nothing": replaced(40, {"Regex": ""}, "aa"),
+    "growing names": replaced(40, {"String": "a"}, "a" * 10) | {"added_tokens": [ADDED | {"normalized": True}]},
+    "a table that is none": {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAAAAAAAA=="}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ENDLESS)
+def test_a_tokenizer_that_never_ends_is_refused(
+    name: str, base: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Nor does what Rust prints when it gives up reach anybody."""
+    monkeypatch.setattr(tokenizers, "TOKENIZER_SECONDS", 1.0)
+    monkeypatch.setattr(tokenizers, "TOKENIZER_MEMORY", 256 * MB)
+    path = base / "tokenizer.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | ENDLESS[name]))
+    begun = time.monotonic()
+    with pytest.raises(BaseModelError, match=r"tokenizer\.json (takes more than|cannot read) .*page") as error:
+        chat_tokenizer(Source("base", "folder", base))
+    assert len(str(error.value)) < 600
+    assert time.monotonic() - begun < 6
+    assert "panicked" not in capfd.readouterr().err
+
+
+def test_a_tokenizer_of_too_many_added_tokens_is_refused(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokenizers, "ADDED_TOKENS", 2)
+    with pytest.raises(BaseModelError, match="it adds 3 tokens, 2 are read"):
+        chat_tokenizer(Source("base", "folder", base))
+    monkeypatch.setattr(tokenizers, "ADDED_TOKENS", 3)
+    assert chat_tokenizer(Source("base", "folder", base))
+
+
+def test_what_a_tokenizer_pads_or_cuts_does_not_count(base: Path) -> None:
+    path = base / "tokenizer.json"
+    pad = {"strategy": {"Fixed": 10**9}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0}
+    cut = {"direction": "Right", "max_length": 1, "strategy": "LongestFirst", "stride": 0}
+    more = {"padding": pad | {"pad_type_id": 0, "pad_token": "<|endoftext|>"}, "truncation": cut}
+    expected = chat_tokenizer(Source("base", "folder", base)).encode("a text")
+    path.write_text(json.dumps(json.loads(path.read_text()) | more))
+    tok = chat_tokenizer(Source("base", "folder", base))
+    assert tok.encode("a text") == expected
+    assert len(tok.encode_input("a text")) == len(expected)
+
+
+def test_patterns_in_use_are_read(base: Path) -> None:
+    """GPT-2's and Llama 3's ways to cut a text into words."""
+    path = base / "tokenizer.json"
+    for pattern in (
+        r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|"
+        r"\s+(?!\S)|\s+",
+    ):
+        path.write_text(json.dumps(json.loads(path.read_text()) | split_at(pattern)))
+        assert len(chat_tokenizer(Source("base", "folder", base)).encode("it's 1234 words")) == 15
+
+
+@pytest.mark.parametrize("value", ["x", -5, 0, None, [1], 1e-320, float("nan"), 10**30, 7])
+def test_any_longest_row_of_a_tokenizer(value: Any, base: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    change(base / "tokenizer_config.json", model_max_length=value)
+    tok = chat_tokenizer(Source("base", "folder", base))
+    assert tok.encode_input("ab") == tok.encode("ab")
+    tok.inner.encode("ab")
+    assert "longer than" not in capfd.readouterr().err
+
+
+def test_a_text_that_a_tokenizer_gives_up_on_is_one_message(base: Path) -> None:
+    path = base / "tokenizer.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | split_at("(z+)+$")))
+    tok = chat_tokenizer(Source("base", "folder", base))
+    for encode in (tok.encode, tok.ends, tok.encode_input, lambda text: tok.encode_all([text])):
+        with pytest.raises(BaseModelError, match="cannot read a text"):
+            encode("z" * 200 + "b")
+
+
 @pytest.mark.parametrize(
     ("name", "content"),
     [
@@ -163,7 +259,8 @@ def test_a_tokenizer_too_large_is_not_read(base: Path, monkeypatch: pytest.Monke
     ("name", "value"),
     [
         ("num_hidden_layers", 100_000), ("num_hidden_layers", 10**12), ("num_hidden_layers", 0), ("n_layer", 5_000),
-        ("num_local_experts", 10**7), ("num_labels", 10**9), ("encoder_layers", 10**6),
+        ("num_local_experts", 10**7), ("eos_token_id", [1] * 100_001), ("rope_parameters", {"a": [1.0] * 100_001}),
+        ("id2label", dict.fromkeys(map(str, range(100_001)), "x")), ("num_labels", 10**9), ("encoder_layers", 10**6),
         ("text_config", {"num_hidden_layers": 100_000}), ("text_config", {"a": {"n_layers": 10**9}}),
         ("num_key_value_heads", 3), ("_attn_implementation", "someone/kernel"), ("num_hidden_layers", 1e300),
     ],

@@ -6,7 +6,8 @@ they are made. What a decoder's numbers may be stands beside its kernels (engine
 
 JSON_BYTES = 64 << 20  # of a description: the index of the largest models has 10 MB
 TOKENIZER_BYTES = 256 << 20  # tokenizer.json; the largest in use have 35 MB
-TOKENIZER_SECONDS = 3.0  # of processor time, to read it and to encode a page; beyond, only as long as it is no more
+ADDED_TOKENS = 100_000  # to its vocabulary; the most in use are 66,000, of speech
+TOKENIZER_SECONDS = 2.0  # of processor time, to read it and to encode a page; beyond, only as long as it is no more
 TOKENIZER_SPEED = 4 << 20  # than its bytes at this many a second
 TOKENIZER_MEMORY = 1 << 30  # beyond what the process has; the largest in use need 400 MB
 YAML_CHARACTERS = 256 << 10  # settings have 5 kB; the parser reads some 100 kB a second
@@ -14,6 +15,7 @@ YAML_VALUES = 20_000  # once aliases are written out
 NESTING = 100  # lists and objects in one another; Python's stack ends at about 1,000
 
 RECORD_CHARACTERS = 8 << 20  # of one row, one line, one item, one cell: two million tokens
+MOST_REJECTED = 100_000  # rows at the beginning of a file that has no other
 COLUMNS = 16_384  # what a spreadsheet has
 SHEET_ROWS = 1 << 20  # the same
 JSON_CHARACTERS = 32 << 20  # of one object that holds all rows, which is in memory as a whole
@@ -23,7 +25,7 @@ WORKBOOK_BYTES = 64 << 20  # unpacked; beyond, only as long as it is no more tha
 WORKBOOK_RATIO = 50  # times as large
 UNPACKED_BYTES = 256 << 20  # of a compressed file; beyond, only as long as it is no more than
 UNPACKED_RATIO = 250  # times as large: text is 3 to 30 times, and a million times where it says nothing
-ROW_BYTES = 200  # that a row of a packed table counts for at least: rows of nothing take none, but time
+ROW_BYTES = 1000  # that a row of a packed table counts for at least: rows of nothing take none, but time
 BATCH_BYTES = 1 << 30  # that some rows of a packed table may take at once, beyond what the process has
 
 LAYERS = 1_000  # of a model; the deepest in use have 126
@@ -33,7 +35,7 @@ WIDEST = 1_000_000  # numbers in a layer's output; the widest in use have 65,536
 NEW_TOKENS = 1 << 20  # of one answer
 
 TEMPLATE_CHARACTERS = 1 << 20  # of a chat template, and of what it makes of a short conversation; in use are 20,000
-RENDER_SECONDS = 3.0  # for one conversation, which takes a tenth of a millisecond
+RENDER_SECONDS = 2.0  # for one conversation, which takes a tenth of a millisecond
 RENDER_BYTES = 768 << 20  # beyond what the process has when it begins
 
 PATTERN_CHARACTERS = 10_000

@@ -1,6 +1,7 @@
 """A limit of time and memory on code that is not ours, such as a template: in this process (`bounded`), or in a child,
 which may also die of it (`in_child`)."""
 
+import faulthandler
 import json
 import math
 import os
@@ -74,6 +75,7 @@ def _work_and_leave(work: Callable[[], Any], seconds: float, more_bytes: int, wr
     from afina.core.errors import AfinaError, brief
 
     try:
+        faulthandler.disable()
         null = os.open(os.devnull, os.O_RDWR)
         for standard in range(3):
             os.dup2(null, standard)

@@ -67,6 +67,8 @@ def row_of(value: Any, location: str) -> Record | Rejected:
     if isinstance(value, dict | list) and nested_deeply(value):
         return Rejected(location, f"it is nested more than {NESTING} deep")
     if isinstance(value, dict):
+        if not value:
+            return Rejected(location, "it is an object without members")
         if len(value) > COLUMNS:
             return Rejected(location, f"it has more than {COLUMNS:,} columns")
         return Record(value, location)

@@ -20,7 +20,7 @@ _DRAWN = 0.3  # of an object's details that stand in another column's text, beyo
 
 def columns_of(rows: Sequence[dict[str, Any]]) -> list[Column]:
     """The columns of rows, those inside of objects among them."""
-    looked_at = min(_ROWS, max(_FEW, _CELLS // max(map(len, rows), default=1)), len(rows))
+    looked_at = min(_ROWS, max(_FEW, _CELLS // max(1, *map(len, rows), 1)), len(rows))
     rows = [rows[i] for i in sorted(random.Random(0).sample(range(len(rows)), looked_at))]
     names = list(dict.fromkeys(name for row in rows for name in row))
     whole = [Column(name, tuple(row.get(name) for row in rows)) for name in names]

@@ -36,6 +36,8 @@ def check_counts(raw: Any) -> None:
         for name, value in part.items():
             if str(name).endswith("_implementation") and "/" in str(value):
                 raise ValueError(f"it wants code from elsewhere to run, {value!r}, which Afina does not do")
+            if isinstance(value, list | dict) and len(value) > CLASSES:
+                raise ValueError(f"{name} has {len(value):,} items, expected {CLASSES:,} at most")
             for ends, limit in _COUNTS.items():
                 if isinstance(value, int | float) and re.search(rf"({ends})$", str(name)) and abs(value) > limit:
                     raise ValueError(f"{name} is {value}, expected {limit:,} at most")
