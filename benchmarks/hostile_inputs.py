@@ -253,22 +253,34 @@ def add_packed(w: Writer) -> None:
     w.data("claims.xlsx", sheet(f'<dimension ref="A1:XFD1048576"/><sheetData>{two}</sheetData>'), READ)
     far = '<row r="1048576"><c r="XFD1048576"><v>1</v></c></row>'
     w.data("far.xlsx", sheet(f"<sheetData>{two}{far}</sheetData>"), READ)
-    w.data("merged.xlsx", sheet(f"<sheetData>{two}</sheetData><mergeCells><mergeCell ref='A1:XFD1048576'/></mergeCells>"),
-           READ)  # fmt: skip
+    w.data(
+        "merged.xlsx",
+        sheet(f"<sheetData>{two}</sheetData><mergeCells><mergeCell ref='A1:XFD1048576'/></mergeCells>"),
+        READ,
+    )
     empty = "".join(f'<row r="{i}"><c r="XFD{i}"/></row>' for i in range(3, 40_000))
     w.data("styles.xlsx", sheet(f"<sheetData>{two}{empty}</sheetData>"), EITHER)
     many = "".join(cells(i, "x", "y") for i in range(3, 300_000))
     w.data("many.xlsx", sheet(f"<sheetData>{two}{many}</sheetData>"), EITHER)
     entities = "".join(f'<!ENTITY e{i} "{f"&e{i - 1};" * 10}">' for i in range(1, 12))
     bomb = f'<!DOCTYPE x [<!ENTITY e0 "lol">{entities}]><sst><si><t>&e11;</t></si></sst>'
-    w.data("entities.xlsx", sheet('<sheetData><row r="1"><c r="A1" t="s"><v>0</v></c></row></sheetData>', strings=bomb),
-           EITHER)  # fmt: skip
+    w.data(
+        "entities.xlsx",
+        sheet('<sheetData><row r="1"><c r="A1" t="s"><v>0</v></c></row></sheetData>', strings=bomb),
+        EITHER,
+    )
     outside = '<!DOCTYPE x [<!ENTITY e SYSTEM "file:///etc/passwd">]><sst><si><t>&e;</t></si></sst>'
-    w.data("outside.xlsx", sheet('<sheetData><row r="1"><c r="A1" t="s"><v>0</v></c></row></sheetData>',
-           strings=outside), EITHER)  # fmt: skip
+    w.data(
+        "outside.xlsx",
+        sheet('<sheetData><row r="1"><c r="A1" t="s"><v>0</v></c></row></sheetData>', strings=outside),
+        EITHER,
+    )
     long = f"<sst><si><t>{'x' * 40 * MB}</t></si></sst>"
-    w.data("string.xlsx", sheet('<sheetData><row r="1"><c r="A1" t="s"><v>0</v></c></row></sheetData>', strings=long),
-           REFUSED)  # fmt: skip
+    w.data(
+        "string.xlsx",
+        sheet('<sheetData><row r="1"><c r="A1" t="s"><v>0</v></c></row></sheetData>', strings=long),
+        REFUSED,
+    )
     for name in ("a.zip", "a.tar", "a.tar.gz"):
         out = io.BytesIO()
         if name == "a.zip":
@@ -307,11 +319,14 @@ def add_folders(w: Writer) -> None:
     for name, card in (
         ("stars", "configs:\n- config_name: c\n  data_files: '" + "**/" * 40 + "*.nothing'\n"),
         ("up", "configs:\n- config_name: c\n  data_files: '../../../../etc/*'\n"),
-        ("aliases", "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(f"{b}: &{b} [{','.join([f'*{a}'] * 9)}]\n"
-                    for a, b in zip("abcdefgh", "bcdefghi", strict=True))),
+        (
+            "aliases",
+            "a: &a [x,x,x,x,x,x,x,x,x]\n"
+            + "".join(f"{b}: &{b} [{','.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)),
+        ),
         ("code", "configs: !!python/object/apply:os.system ['touch escaped']\n"),
         ("splits", "configs:\n" + "- {config_name: c, data_files: [{split: train, path: a.jsonl}]}\n" * 3000),
-    ):  # fmt: skip
+    ):
         place = folder / f"card_{name}"
         place.mkdir()
         (place / "a.jsonl").write_text(ROWS)
@@ -347,25 +362,41 @@ def add_settings(w: Writer) -> None:
 
 
 def templates() -> Iterator[tuple[str, str, list[int]]]:
-    doubled = "{% set n = namespace(x=[1], y=[1]) %}{% for i in range(60) %}{% set n.x = [n.x, n.x] %}" \
-        "{% set n.y = [n.y, n.y] %}{% endfor %}"  # fmt: skip
+    doubled = (
+        "{% set n = namespace(x=[1], y=[1]) %}{% for i in range(60) %}{% set n.x = [n.x, n.x] %}"
+        "{% set n.y = [n.y, n.y] %}{% endfor %}"
+    )
     bodies = {
-        "loop": LOOP, "output": LOOP.replace("{% endfor %}", "x{% endfor %}", 1),
+        "loop": LOOP,
+        "output": LOOP.replace("{% endfor %}", "x{% endfor %}", 1),
         "doubled": "{% set n = namespace(x='a') %}{% for i in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
-        "compared": doubled + "{% if n.x == n.y %}x{% endif %}", "member": doubled + "{% if n.x in [n.y] %}x{% endif %}",
-        "as_json": doubled + "{{ n.x | tojson }}", "indent": "{{ messages | tojson(indent=10 ** 10) }}",
-        "power": "{{ 7 ** (10 ** 8) }}", "power_text": "{{ 7 ** (10 ** 5) }}", "zeros": "{{ 'a'.zfill(10 ** 11) }}",
+        "compared": doubled + "{% if n.x == n.y %}x{% endif %}",
+        "member": doubled + "{% if n.x in [n.y] %}x{% endif %}",
+        "as_json": doubled + "{{ n.x | tojson }}",
+        "indent": "{{ messages | tojson(indent=10 ** 10) }}",
+        "power": "{{ 7 ** (10 ** 8) }}",
+        "power_text": "{{ 7 ** (10 ** 5) }}",
+        "zeros": "{{ 'a'.zfill(10 ** 11) }}",
         "replaced": "{% set n = namespace(x='a') %}{% for i in range(9) %}{% set n.x = n.x.replace('a', 'a' * 99) %}"
-        "{% endfor %}", "include": "{% include '/etc/passwd' %}", "extends": "{% extends '/etc/passwd' %}",
-        "private": "{{ ''.__class__.__mro__[1].__subclasses__() }}", "globals": "{{ cycler.__init__.__globals__ }}",
-        "attr": "{{ messages | attr('__class__') }}", "format": "{{ '{0.__class__.__mro__}'.format(messages) }}",
-        "strftime": "{{ strftime_now('%Y' * 999999) }}", "macro": "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
-        "nested": "{% if a %}" * 3000 + "{% endif %}" * 3000, "product": "{{ ([[1] * 9999] * 9999) | sum(start=[]) }}",
+        "{% endfor %}",
+        "include": "{% include '/etc/passwd' %}",
+        "extends": "{% extends '/etc/passwd' %}",
+        "private": "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "globals": "{{ cycler.__init__.__globals__ }}",
+        "attr": "{{ messages | attr('__class__') }}",
+        "format": "{{ '{0.__class__.__mro__}'.format(messages) }}",
+        "strftime": "{{ strftime_now('%Y' * 999999) }}",
+        "macro": "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
+        "nested": "{% if a %}" * 3000 + "{% endif %}" * 3000,
+        "product": "{{ ([[1] * 9999] * 9999) | sum(start=[]) }}",
         "sorted": "{% for a in range(9999) %}{% if range(99999) | list | sort %}{% endif %}{% endfor %}",
-        "batch": "{{ range(99999) | batch(10 ** 10, 0) | list }}", "wordwrap": "{{ ('a ' * 10 ** 7) | wordwrap(1) }}",
-        "urlize": "{{ ('http://a.' * 10 ** 6) | urlize }}", "striptags": "{{ ('<!--' * 10 ** 6) | striptags }}",
-        "join": "{{ range(99999) | join('a' * 10 ** 6) }}", "slice": "{{ ('a' * 10 ** 8)[::-1] * 99 }}",
-    }  # fmt: skip
+        "batch": "{{ range(99999) | batch(10 ** 10, 0) | list }}",
+        "wordwrap": "{{ ('a ' * 10 ** 7) | wordwrap(1) }}",
+        "urlize": "{{ ('http://a.' * 10 ** 6) | urlize }}",
+        "striptags": "{{ ('<!--' * 10 ** 6) | striptags }}",
+        "join": "{{ range(99999) | join('a' * 10 ** 6) }}",
+        "slice": "{{ ('a' * 10 ** 8)[::-1] * 99 }}",
+    }
     for name, body in bodies.items():
         yield name, body, REFUSED if name not in ("format", "product", "attr", "globals") else EITHER
 
@@ -375,8 +406,11 @@ def add_templates(w: Writer) -> None:
     for name, body, codes in templates():
         w.base(f"template_{name}", put("chat_template.jinja", body + own), codes, "check")
         (w.folder / f"{name}.jinja").write_text(body + own)
-    w.add("template loop (--template)", ["data", "check", "rows.jsonl", "--base", "base", "--template", "loop.jinja",
-                                         *ASKED], REFUSED)  # fmt: skip
+    w.add(
+        "template loop (--template)",
+        ["data", "check", "rows.jsonl", "--base", "base", "--template", "loop.jinja", *ASKED],
+        REFUSED,
+    )
     w.base("template_long", put("chat_template.jinja", "x" * (3 * MB)), REFUSED, "check")
     w.base("template_pipe", pipe("chat_template.jinja"), EITHER, "check")
     w.base("template_zero", link("chat_template.jinja", "/dev/zero"), EITHER, "check")
@@ -401,39 +435,129 @@ def add_tokenizers(w: Writer) -> None:
 
     vocabulary = json.loads(byte_tokenizer().backend_tokenizer.to_str())["model"]["vocab"]
     letters = "abcdefghijklmnopqrstuvwxyz"
-    pad = {"strategy": {"Fixed": 10**9}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0,
-           "pad_type_id": 0, "pad_token": "<|endoftext|>"}  # fmt: skip
+    pad = {
+        "strategy": {"Fixed": 10**9},
+        "direction": "Right",
+        "pad_to_multiple_of": None,
+        "pad_id": 0,
+        "pad_type_id": 0,
+        "pad_token": "<|endoftext|>",
+    }
     for name, parts, codes in (
-        ("pattern", {"pre_tokenizer": split("(a+)+$")}, EITHER), ("pattern_2", {"pre_tokenizer": split(r"([a-z ]+)+!")}, EITHER),
-        ("pattern_3", {"pre_tokenizer": split(r"(.|\s|[a-z])*!")}, EITHER), ("bad_pattern", {"pre_tokenizer": split("(")}, REFUSED),
-        ("grows", {"normalizer": grow(9)}, REFUSED), ("grows_more", {"normalizer": grow(40)}, REFUSED),
-        ("grows_empty", {"normalizer": {"type": "Sequence", "normalizers": [{"type": "Replace",
-         "pattern": {"Regex": ""}, "content": "aa"}] * 40}}, REFUSED),
-        ("pads", {"padding": pad}, EITHER), ("cuts", {"truncation": {"direction": "Right", "max_length": 0,
-         "strategy": "LongestFirst", "stride": 0}}, EITHER),
+        ("pattern", {"pre_tokenizer": split("(a+)+$")}, EITHER),
+        ("pattern_2", {"pre_tokenizer": split(r"([a-z ]+)+!")}, EITHER),
+        ("pattern_3", {"pre_tokenizer": split(r"(.|\s|[a-z])*!")}, EITHER),
+        ("bad_pattern", {"pre_tokenizer": split("(")}, REFUSED),
+        ("grows", {"normalizer": grow(9)}, REFUSED),
+        ("grows_more", {"normalizer": grow(40)}, REFUSED),
+        (
+            "grows_empty",
+            {
+                "normalizer": {
+                    "type": "Sequence",
+                    "normalizers": [{"type": "Replace", "pattern": {"Regex": ""}, "content": "aa"}] * 40,
+                }
+            },
+            REFUSED,
+        ),
+        ("pads", {"padding": pad}, EITHER),
+        (
+            "cuts",
+            {"truncation": {"direction": "Right", "max_length": 0, "strategy": "LongestFirst", "stride": 0}},
+            EITHER,
+        ),
         ("charsmap", {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAAAAAAAA=="}}, REFUSED),
         ("cyclic", {"model": {"merges": [["a", "b"], ["ab", "a"], ["b", "a"], ["ba", "ab"]]}}, REFUSED),
-        ("cyclic_2", {"model": {"vocab": vocabulary | {"ab": 300, "ba": 301, "aba": 302},
-         "merges": [["a", "b"], ["b", "a"], ["ab", "a"], ["a", "ba"], ["a", "b"]]}}, EITHER),
+        (
+            "cyclic_2",
+            {
+                "model": {
+                    "vocab": vocabulary | {"ab": 300, "ba": 301, "aba": 302},
+                    "merges": [["a", "b"], ["b", "a"], ["ab", "a"], ["a", "ba"], ["a", "b"]],
+                }
+            },
+            EITHER,
+        ),
         ("ids", {"model": {"vocab": vocabulary | {"zz": 2**32 - 1}}}, EITHER),
         ("id_beyond", {"model": {"vocab": vocabulary | {"zz": 2**70}}}, REFUSED),
-        ("huge", {"model": {"vocab": vocabulary | {f"{a}{b}{c}{d}x": 300 + i for i, (a, b, c, d) in enumerate(
-         (a, b, c, d) for a in letters for b in letters for c in letters for d in letters)}}}, EITHER),
-        ("pieces", {"model": {"type": "Unigram", "unk_id": 0, "byte_fallback": False, "vocab": [["<unk>", 0.0]] +
-         [["x" * i, -1.0] for i in range(1, 4000)]}}, EITHER),
-        ("added", {"added_tokens": [{"id": 300 + i, "content": f"<t{i}>", "single_word": False, "lstrip": False,
-         "rstrip": False, "normalized": True, "special": True} for i in range(200_000)]}, EITHER),
-    ):  # fmt: skip
+        (
+            "huge",
+            {
+                "model": {
+                    "vocab": vocabulary
+                    | {
+                        f"{a}{b}{c}{d}x": 300 + i
+                        for i, (a, b, c, d) in enumerate(
+                            (a, b, c, d) for a in letters for b in letters for c in letters for d in letters
+                        )
+                    }
+                }
+            },
+            EITHER,
+        ),
+        (
+            "pieces",
+            {
+                "model": {
+                    "type": "Unigram",
+                    "unk_id": 0,
+                    "byte_fallback": False,
+                    "vocab": [["<unk>", 0.0]] + [["x" * i, -1.0] for i in range(1, 4000)],
+                }
+            },
+            EITHER,
+        ),
+        (
+            "added",
+            {
+                "added_tokens": [
+                    {
+                        "id": 300 + i,
+                        "content": f"<t{i}>",
+                        "single_word": False,
+                        "lstrip": False,
+                        "rstrip": False,
+                        "normalized": True,
+                        "special": True,
+                    }
+                    for i in range(200_000)
+                ]
+            },
+            EITHER,
+        ),
+    ):
         w.base(f"tokenizer_{name}", tokenizer(**parts), codes, "check")
-    w.base("tokenizer_growing_names", tokenizer(normalizer=grow(40), added_tokens=[{"id": 300, "content": "a" * 50,
-           "single_word": False, "lstrip": False, "rstrip": False, "normalized": True, "special": False}]), REFUSED,
-           "check")  # fmt: skip
+    w.base(
+        "tokenizer_growing_names",
+        tokenizer(
+            normalizer=grow(40),
+            added_tokens=[
+                {
+                    "id": 300,
+                    "content": "a" * 50,
+                    "single_word": False,
+                    "lstrip": False,
+                    "rstrip": False,
+                    "normalized": True,
+                    "special": False,
+                }
+            ],
+        ),
+        REFUSED,
+        "check",
+    )
     w.base("tokenizer_pipe", pipe("tokenizer.json"), REFUSED, "check")
     w.base("tokenizer_path", put("tokenizer.json", "/tmp/elsewhere/tokenizer.json"), REFUSED, "check")
     for value in ("x", -5, 10**400, [1], float("nan")):
-        w.base(f"tokenizer_length_{str(value)[:6]}", edit("tokenizer_config.json", model_max_length=value), EITHER, "check")
-    w.base("tokenizer_code", edit("tokenizer_config.json", auto_map={"AutoTokenizer": ["a.B", "a.B"]},
-           tokenizer_class="Elsewhere"), EITHER, "check")  # fmt: skip
+        w.base(
+            f"tokenizer_length_{str(value)[:6]}", edit("tokenizer_config.json", model_max_length=value), EITHER, "check"
+        )
+    w.base(
+        "tokenizer_code",
+        edit("tokenizer_config.json", auto_map={"AutoTokenizer": ["a.B", "a.B"]}, tokenizer_class="Elsewhere"),
+        EITHER,
+        "check",
+    )
     w.base("tokenizer_eos", edit("tokenizer_config.json", eos_token="\x1b[2Jnew"), EITHER, "check")
 
 
@@ -444,58 +568,91 @@ def safetensors(header: Any, data: bytes = b"", length: int | None = None) -> by
 
 def add_bases(w: Writer) -> None:
     for name, values in (
-        ("layers", {"num_hidden_layers": 100_000}), ("layers_huge", {"num_hidden_layers": 10**12}),
-        ("layers_negative", {"num_hidden_layers": -4}), ("layers_text", {"num_hidden_layers": "4"}),
-        ("wide", {"hidden_size": 10**9}), ("words", {"vocab_size": 10**12}), ("words_negative", {"vocab_size": -1}),
-        ("heads", {"num_attention_heads": 0}), ("key_heads", {"num_key_value_heads": 3}),
-        ("head_odd", {"head_dim": 11}), ("eps", {"rms_norm_eps": float("nan")}), ("between", {"intermediate_size": 10**10}),
+        ("layers", {"num_hidden_layers": 100_000}),
+        ("layers_huge", {"num_hidden_layers": 10**12}),
+        ("layers_negative", {"num_hidden_layers": -4}),
+        ("layers_text", {"num_hidden_layers": "4"}),
+        ("wide", {"hidden_size": 10**9}),
+        ("words", {"vocab_size": 10**12}),
+        ("words_negative", {"vocab_size": -1}),
+        ("heads", {"num_attention_heads": 0}),
+        ("key_heads", {"num_key_value_heads": 3}),
+        ("head_odd", {"head_dim": 11}),
+        ("eps", {"rms_norm_eps": float("nan")}),
+        ("between", {"intermediate_size": 10**10}),
         ("rotary", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 4.0}}),
-        ("rope_list", {"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 999999,
-         "long_factor": [1.0], "original_max_position_embeddings": 1}}),
-        ("rope_none", {"rope_parameters": {"rope_type": "none such"}}), ("theta", {"rope_theta": -1.0,
-         "rope_parameters": {"rope_type": "default", "rope_theta": 0}}),
-        ("kind", {"model_type": "../../x"}), ("kind_list", {"model_type": ["llama"]}),
+        (
+            "rope_list",
+            {
+                "rope_parameters": {
+                    "rope_type": "longrope",
+                    "rope_theta": 1e4,
+                    "short_factor": [1.0] * 999999,
+                    "long_factor": [1.0],
+                    "original_max_position_embeddings": 1,
+                }
+            },
+        ),
+        ("rope_none", {"rope_parameters": {"rope_type": "none such"}}),
+        ("theta", {"rope_theta": -1.0, "rope_parameters": {"rope_type": "default", "rope_theta": 0}}),
+        ("kind", {"model_type": "../../x"}),
+        ("kind_list", {"model_type": ["llama"]}),
         ("code", {"auto_map": {"AutoModelForCausalLM": "evil.Model"}, "model_type": "evil"}),
         ("quantised", {"quantization_config": {"quant_method": "gptq", "bits": 10**9}}),
-        ("experts", {"model_type": "mixtral", "num_local_experts": 10**7}), ("types", {"layer_types": ["x"] * 10**6}),
+        ("experts", {"model_type": "mixtral", "num_local_experts": 10**7}),
+        ("types", {"layer_types": ["x"] * 10**6}),
         ("nested", {"text_config": {"text_config": {"text_config": {"num_hidden_layers": 10**9}}}}),
         ("bert", {"model_type": "bert", "num_hidden_layers": 100_000}),
         ("mamba", {"model_type": "mamba", "state_size": 10**9, "num_hidden_layers": 900}),
         ("t5", {"model_type": "t5", "num_layers": 900, "d_model": 10**6}),
         ("gpt2", {"model_type": "gpt2", "n_positions": 10**7, "n_layer": 2, "n_head": 2, "n_embd": 48}),
         ("window", {"model_type": "gemma3_text", "sliding_window": -5}),
-    ):  # fmt: skip
+    ):
         w.base(f"config_{name}", edit("config.json", **values), REFUSED, "fit", "train")
     for name, values in (
-        ("context", {"max_position_embeddings": 10**15}), ("context_zero", {"max_position_embeddings": 0}),
-        ("context_negative", {"max_position_embeddings": -7}), ("stops", {"eos_token_id": list(range(200_000))}),
-        ("stop_negative", {"eos_token_id": -9}), ("stop_far", {"eos_token_id": 10**12}), ("dtype", {"dtype": "os.system"}),
-        ("names", {"id2label": {str(i): "x" for i in range(200_000)}}), ("class", {"architectures": ["\x1b[2J" * 999]}),
-    ):  # fmt: skip
+        ("context", {"max_position_embeddings": 10**15}),
+        ("context_zero", {"max_position_embeddings": 0}),
+        ("context_negative", {"max_position_embeddings": -7}),
+        ("stops", {"eos_token_id": list(range(200_000))}),
+        ("stop_negative", {"eos_token_id": -9}),
+        ("stop_far", {"eos_token_id": 10**12}),
+        ("dtype", {"dtype": "os.system"}),
+        ("names", {"id2label": {str(i): "x" for i in range(200_000)}}),
+        ("class", {"architectures": ["\x1b[2J" * 999]}),
+    ):
         w.base(f"config_{name}", edit("config.json", **values), EITHER, "fit", "check")
     w.base("config_pipe", pipe("config.json"), REFUSED, "fit", "doctor")
     w.base("config_long", put("config.json", '{"a": [' + "1," * (40 * MB) + "1]}"), REFUSED, "fit")
     w.base("config_deep", put("config.json", '{"model_type": "llama", "a": ' + "[" * 10**6), REFUSED, "doctor")
-    for name, values in (("new", {"max_new_tokens": -5}), ("stops", {"eos_token_id": list(range(300_000))}),
-                         ("hot", {"temperature": "x", "do_sample": 7}), ("stop", {"eos_token_id": -1})):  # fmt: skip
+    for name, values in (
+        ("new", {"max_new_tokens": -5}),
+        ("stops", {"eos_token_id": list(range(300_000))}),
+        ("hot", {"temperature": "x", "do_sample": 7}),
+        ("stop", {"eos_token_id": -1}),
+    ):
         w.base(f"generation_{name}", edit("generation_config.json", **values), EITHER, "check")
     w.base("generation_pipe", pipe("generation_config.json"), REFUSED)
     f32 = {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}
     w.base("generation_deep", put("generation_config.json", "[" * 10**6), REFUSED)
     for name, content in (
-        ("overlap", safetensors({"a": f32, "b": f32}, b"\0" * 16)), ("length", safetensors({"a": f32}, b"", 1 << 62)),
+        ("overlap", safetensors({"a": f32, "b": f32}, b"\0" * 16)),
+        ("length", safetensors({"a": f32}, b"", 1 << 62)),
         ("negative", safetensors({"a": f32 | {"data_offsets": [16, 0]}}, b"\0" * 16)),
         ("overflow", safetensors({"a": f32 | {"shape": [1 << 40, 1 << 40]}}, b"\0" * 16)),
         ("beyond", safetensors({"a": f32 | {"shape": [1 << 28], "data_offsets": [0, 1 << 30]}}, b"\0" * 16)),
         ("many", safetensors({f"t{i}": f32 | {"shape": [0], "data_offsets": [0, 0]} for i in range(300_000)})),
         ("zeros", safetensors({"a": f32 | {"shape": [0] * 100_000, "data_offsets": [0, 0]}})),
-        ("header", safetensors(b" " * (99 * MB))), ("deep", safetensors(b'{"a":' * 200_000)),
-    ):  # fmt: skip
+        ("header", safetensors(b" " * (99 * MB))),
+        ("deep", safetensors(b'{"a":' * 200_000)),
+    ):
         w.base(f"weights_{name}", put("model.safetensors", content), REFUSED)
     w.base("weights_pipe", pipe("model.safetensors"), REFUSED, "doctor", "train")
     w.base("weights_zero", link("model.safetensors", "/dev/zero"), REFUSED)
-    for name, mapped in (("up", {"a": "../../../../etc/passwd"}), ("zero", {"a": "/dev/zero"}),
-                         ("many", {f"t{i}": f"model-{i}.safetensors" for i in range(100_000)})):  # fmt: skip
+    for name, mapped in (
+        ("up", {"a": "../../../../etc/passwd"}),
+        ("zero", {"a": "/dev/zero"}),
+        ("many", {f"t{i}": f"model-{i}.safetensors" for i in range(100_000)}),
+    ):
 
         def change(folder: Path, mapped: Any = mapped) -> None:
             (folder / "model.safetensors").unlink()
@@ -516,27 +673,41 @@ def add_gguf(w: Writer) -> None:
 
     lists = key("a", 9, struct.pack("<IQ", 9, 1) * 50_000)
     for name, content in (
-        ("keys", head(0, 1 << 60)), ("tensors", head(1 << 60, 0)), ("text", head(0, 1, struct.pack("<Q", 1 << 62))),
-        ("list", head(0, 1, key("a", 9, struct.pack("<IQ", 8, 1 << 60)))), ("deep", head(0, 1, lists)),
+        ("keys", head(0, 1 << 60)),
+        ("tensors", head(1 << 60, 0)),
+        ("text", head(0, 1, struct.pack("<Q", 1 << 62))),
+        ("list", head(0, 1, key("a", 9, struct.pack("<IQ", 8, 1 << 60)))),
+        ("deep", head(0, 1, lists)),
         ("empty_lists", head(0, 1, key("a", 9, struct.pack("<IQ", 9, 10**6) + struct.pack("<IQ", 4, 0) * 10**6))),
-        ("kind", head(0, 1, key("a", 77, b""))), ("version", b"GGUF" + struct.pack("<IQQ", 99, 0, 0)),
+        ("kind", head(0, 1, key("a", 77, b""))),
+        ("version", b"GGUF" + struct.pack("<IQQ", 99, 0, 0)),
         ("align", head(0, 1, key("general.alignment", 4, struct.pack("<I", 0)))),
         ("align_huge", head(0, 1, key("general.alignment", 4, struct.pack("<I", 1 << 31)))),
         ("dims", head(1, 0, struct.pack("<Q", 1) + b"a" + struct.pack("<I", 1 << 31))),
         ("shape", head(1, 0, struct.pack("<Q", 1) + b"a" + struct.pack("<IQQIQ", 2, 1 << 40, 1 << 40, 0, 0))),
-        ("cut", valid[: len(valid) // 2]), ("cut_head", valid[:3000]),
-    ):  # fmt: skip
+        ("cut", valid[: len(valid) // 2]),
+        ("cut_head", valid[:3000]),
+    ):
         w.gguf(name, content, REFUSED)
     for name, (old, new) in {
-        "blocks": (2, 100_000), "heads": (8, 0), "key_heads": (4, 3),
-    }.items():  # fmt: skip
-        wanted = {"blocks": "llama.block_count", "heads": "llama.attention.head_count",
-                  "key_heads": "llama.attention.head_count_kv"}[name]  # fmt: skip
+        "blocks": (2, 100_000),
+        "heads": (8, 0),
+        "key_heads": (4, 3),
+    }.items():
+        wanted = {
+            "blocks": "llama.block_count",
+            "heads": "llama.attention.head_count",
+            "key_heads": "llama.attention.head_count_kv",
+        }[name]
         before = key(wanted, 4, struct.pack("<I", old))
         assert valid.count(before) == 1, wanted
         w.gguf(name, valid.replace(before, key(wanted, 4, struct.pack("<I", new))), REFUSED, "train")
-    for name, field in (("wide", "llama.embedding_length"), ("rotary", "llama.rope.dimension_count"),
-                        ("head", "llama.attention.key_length"), ("between", "llama.feed_forward_length")):  # fmt: skip
+    for name, field in (
+        ("wide", "llama.embedding_length"),
+        ("rotary", "llama.rope.dimension_count"),
+        ("head", "llama.attention.key_length"),
+        ("between", "llama.feed_forward_length"),
+    ):
         start = valid.index(field.encode()) + len(field) + 4
         w.gguf(name, valid[:start] + struct.pack("<I", (1 << 31) - 2) + valid[start + 4 :], REFUSED, "train")
     os.mkfifo(w.folder / "gguf" / "pipe.gguf")
@@ -546,32 +717,46 @@ def add_gguf(w: Writer) -> None:
 def add_adapters(w: Writer) -> None:
     config = "adapter_config.json"
     for name, values in (
-        ("rank", {"r": 10**12}), ("rank_negative", {"r": -3}), ("pattern", {"target_modules": r"(([a-z0-9_.]+)+)+!"}),
-        ("pattern_2", {"target_modules": r"(.*.*)*x\1"}), ("ranks", {"rank_pattern": {r"(([a-z0-9_.]+)+)+!": 4}}),
-        ("many", {"target_modules": [f"m{i}" for i in range(200_000)]}), ("alpha", {"lora_alpha": float("nan")}),
-        ("excluded", {"exclude_modules": r"((.*)*)*!"}), ("layers", {"layers_to_transform": list(range(10**6))}),
-        ("tokens", {"trainable_token_indices": [10**12]}), ("saved", {"modules_to_save": ["x"] * 50_000}),
-        ("kind", {"peft_type": "\x1b[2J"}), ("init", {"init_lora_weights": {"a": 1}}),
-    ):  # fmt: skip
+        ("rank", {"r": 10**12}),
+        ("rank_negative", {"r": -3}),
+        ("pattern", {"target_modules": r"(([a-z0-9_.]+)+)+!"}),
+        ("pattern_2", {"target_modules": r"(.*.*)*x\1"}),
+        ("ranks", {"rank_pattern": {r"(([a-z0-9_.]+)+)+!": 4}}),
+        ("many", {"target_modules": [f"m{i}" for i in range(200_000)]}),
+        ("alpha", {"lora_alpha": float("nan")}),
+        ("excluded", {"exclude_modules": r"((.*)*)*!"}),
+        ("layers", {"layers_to_transform": list(range(10**6))}),
+        ("tokens", {"trainable_token_indices": [10**12]}),
+        ("saved", {"modules_to_save": ["x"] * 50_000}),
+        ("kind", {"peft_type": "\x1b[2J"}),
+        ("init", {"init_lora_weights": {"a": 1}}),
+    ):
         w.adapter(f"config_{name}", edit(config, **values), REFUSED, "generate", "merge")
         w.add(f"adapter config_{name} (list)", ["adapters", "list", f"adapters/config_{name}"], EITHER)
     for name, values, codes in (
-        ("new", {"max_new_tokens": -5}, REFUSED), ("new_huge", {"max_new_tokens": 10**12}, REFUSED),
+        ("new", {"max_new_tokens": -5}, REFUSED),
+        ("new_huge", {"max_new_tokens": 10**12}, REFUSED),
         ("data", {"data": {"path": "/etc/passwd", "prompt": "{q}", "completion": "{a}"}}, EITHER),
-        ("classes", {"classes": ["x"] * 500_000}, EITHER), ("kind", {"kind": "\x1b[2J"}, REFUSED),
+        ("classes", {"classes": ["x"] * 500_000}, EITHER),
+        ("kind", {"kind": "\x1b[2J"}, REFUSED),
         ("prompt", {"data": {"prompt": "{q.__class__.__init__.__globals__}", "completion": "{a}"}}, EITHER),
         ("wide", {"data": {"prompt": "{q:>9999999999}", "completion": "{a}"}}, EITHER),
-        ("base", {"base": {"name": "../../../etc"}}, EITHER), ("deep", {"reasons": [[[[[[[[[["x"]]]]]]]]]]}, EITHER),
-    ):  # fmt: skip
+        ("base", {"base": {"name": "../../../etc"}}, EITHER),
+        ("deep", {"reasons": [[[[[[[[[["x"]]]]]]]]]]}, EITHER),
+    ):
         w.adapter(f"record_{name}", edit("afina.json", **values), codes, "generate", "eval", "show")
     w.adapter("record_nested", put("afina.json", "[" * 10**6), REFUSED, "generate", "show")
     w.adapter("record_pipe", pipe("afina.json"), REFUSED, "generate", "list")
     w.adapter("config_pipe", pipe(config), REFUSED, "generate", "list")
     w.adapter("weights_pipe", pipe("adapter_model.safetensors"), REFUSED, "generate", "merge")
     f32 = {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}
-    for name, content in (("overlap", safetensors({"a": f32, "b": f32}, b"\0" * 16)), ("cut", b"\0" * 7),
-                          ("length", safetensors({"a": f32}, b"", 1 << 62)), ("header", safetensors(b" " * 90 * MB)),
-                          ("odd", safetensors({"a": f32}, b"\0" * 16))):  # fmt: skip
+    for name, content in (
+        ("overlap", safetensors({"a": f32, "b": f32}, b"\0" * 16)),
+        ("cut", b"\0" * 7),
+        ("length", safetensors({"a": f32}, b"", 1 << 62)),
+        ("header", safetensors(b" " * 90 * MB)),
+        ("odd", safetensors({"a": f32}, b"\0" * 16)),
+    ):
         w.adapter(f"weights_{name}", put("adapter_model.safetensors", content), REFUSED, "generate", "merge")
     w.adapter("template", put("chat_template.jinja", LOOP + byte_tokenizer().chat_template), REFUSED, "generate")
     w.adapter("base_named", edit(config, base_model_name_or_path="\x1b]0;owned\x07../../x"), REFUSED, "fetch")
@@ -579,10 +764,13 @@ def add_adapters(w: Writer) -> None:
 
 def add_runs(w: Writer) -> None:
     for name, file, content in (
-        ("line", "metrics.jsonl", '{"step": ' + "1" * (20 * MB)), ("steps", "metrics.jsonl", '{"step": 1}\n' * (2 * MB)),
-        ("nan", "metrics.jsonl", '{"step": NaN, "loss": Infinity}\n' * 999), ("deep", "evaluation.json", "[" * 10**6),
-        ("text", "evaluation.json", '{"base": "\x1b[2J"}'), ("aliases", "config.yaml", "a: &a [*a]\n"),
-    ):  # fmt: skip
+        ("line", "metrics.jsonl", '{"step": ' + "1" * (20 * MB)),
+        ("steps", "metrics.jsonl", '{"step": 1}\n' * (2 * MB)),
+        ("nan", "metrics.jsonl", '{"step": NaN, "loss": Infinity}\n' * 999),
+        ("deep", "evaluation.json", "[" * 10**6),
+        ("text", "evaluation.json", '{"base": "\x1b[2J"}'),
+        ("aliases", "config.yaml", "a: &a [*a]\n"),
+    ):
         folder = shutil.copytree(
             Path(__file__).parents[1] / "tests" / "recorded" / "finished", w.folder / "old" / f"{name}_{file}"
         )
@@ -626,10 +814,18 @@ def add_models(w: Writer) -> None:
     """A base with its tokenizer, and an adapter for it."""
     model = AutoModelForCausalLM.from_config(
         LlamaConfig(
-            vocab_size=49152, hidden_size=48, intermediate_size=96, num_hidden_layers=4, num_attention_heads=4,
-            num_key_value_heads=2, head_dim=12, max_position_embeddings=1024, tie_word_embeddings=True, eos_token_id=2,
+            vocab_size=49152,
+            hidden_size=48,
+            intermediate_size=96,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=12,
+            max_position_embeddings=1024,
+            tie_word_embeddings=True,
+            eos_token_id=2,
         )
-    )  # fmt: skip
+    )
     model.save_pretrained(w.folder / "base")
     byte_tokenizer().save_pretrained(w.folder / "base")
     (w.folder / "rows.jsonl").write_text(ROWS)
@@ -646,8 +842,19 @@ def main() -> None:
     add_models(w)
     if len(sys.argv) > 2:
         add_given(w, Path(sys.argv[2]))
-    for add in (add_tables, add_json, add_packed, add_folders, add_settings, add_templates, add_tokenizers, add_bases,
-                add_gguf, add_adapters, add_runs):  # fmt: skip
+    for add in (
+        add_tables,
+        add_json,
+        add_packed,
+        add_folders,
+        add_settings,
+        add_templates,
+        add_tokenizers,
+        add_bases,
+        add_gguf,
+        add_adapters,
+        add_runs,
+    ):
         add(w)
     (w.folder / "cases.json").write_text(json.dumps(w.cases))
 
