@@ -7,10 +7,13 @@ import gzip
 import io
 import json
 import lzma
+import subprocess
+import sys
 from pathlib import Path
 
 import openpyxl
 import pyarrow
+import pyarrow.feather
 import pyarrow.parquet
 import pytest
 from conftest import write_rows
@@ -188,6 +191,23 @@ def test_standard_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     for text in ("".join(json.dumps(row) + "\n" for row in ROWS), json.dumps(ROWS), table(";")):
         monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
         assert rows(Path("-"))[0] == ROWS
+
+
+def test_tables_of_arrow_are_read_by_a_process_that_has_read_nothing_yet(tmp_path: Path) -> None:
+    """Its allocator asks for memory only now, within the limit on what a table may take."""
+    table = pyarrow.Table.from_pylist(ROWS)
+    pyarrow.parquet.write_table(table, tmp_path / "d.parquet")
+    pyarrow.feather.write_feather(table, tmp_path / "d.feather", compression="zstd")
+    code = (
+        "import sys, pathlib; from afina.data.read import read; from afina.data.rows import Notes; "
+        "from afina.data.settings import DataSettings; "
+        "print([r.values for r in read(DataSettings(path=pathlib.Path(sys.argv[1])), Notes())])"
+    )
+    for name in ("d.parquet", "d.feather"):
+        done = subprocess.run(
+            [sys.executable, "-P", "-c", code, str(tmp_path / name)], capture_output=True, text=True, check=False
+        )
+        assert done.stdout.strip() == str(ROWS), done.stderr
 
 
 CHAT = [{"from": "system", "value": "s"}, {"from": "human", "value": "h"}, {"from": "gpt", "value": "g"}]

@@ -20,9 +20,17 @@ _MAGIC = b"ARROW1"
 _AT_ONCE = 1024  # rows that become Python's
 
 
-def _read(file: File, settings: DataSettings, notes: Notes) -> Iterator[Record | Rejected]:
+def library() -> Any:
+    """pyarrow, once it has its memory: its allocator reserves a gigabyte before it gives a byte, which would count
+    against the limit on what a table may take."""
     import pyarrow
 
+    pyarrow.allocate_buffer(1 << 16)
+    return pyarrow
+
+
+def _read(file: File, settings: DataSettings, notes: Notes) -> Iterator[Record | Rejected]:
+    pyarrow = library()
     with reading_data(file.name), file.open() as content:
         is_file = content.read(len(_MAGIC)) == _MAGIC
         content.seek(0)
