@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from afina.core.config import changed
-from afina.core.errors import DataError, Unmapped, counted
+from afina.core.errors import Unmapped, counted
 from afina.core.events import Listener, ignore
 from afina.data.conversation import Remarks
 from afina.data.mapping import Example, Unusable, map_examples, texts_of
@@ -260,12 +260,9 @@ def _tolerant(
     for it."""
     try:
         yield from map_examples(settings, notes, needs_completion=settings.references is None, files=files)
-    except DataError as error:
-        if notes.layout is not None:
-            raise
+    except Unmapped as error:
         notes.clear()
-        said = f"{error.summary} → {error.remedy}" if isinstance(error, Unmapped) else str(error)
-        unmapped.append(re.sub(r"\s+", " ", said))
+        unmapped.append(re.sub(r"\s+", " ", f"{error.summary} → {error.remedy}"))
         for row in read(settings, notes, files):  # raises again where the file itself is unreadable
             yield row if isinstance(row, Rejected) else Rejected(row.location, "no layout is known for its columns")
 
