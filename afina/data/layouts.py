@@ -88,7 +88,7 @@ def _recognised(named: dict[str, str], columns: Sequence[str], sample: Sequence[
         or _alpaca(named)
         or _question(named)
         or _translation(columns, sample)
-        or _pair("prompt and completion", named, ASKED, ANSWERED)
+        or _prompted(named)
         or _classification(named, sample)
         or _summary(named)
         or _source_target(named)
@@ -250,11 +250,20 @@ def _question(named: dict[str, str]) -> Layout | None:
     answer = first(("answer", "answers", "response", "output"), named)
     if answer is None:
         return None
-    context = first(PASSAGES, named)
-    asked = f"{{{named['question']}}}"
-    prompt = f"{{{context}}}\n\n{asked}" if context else asked
-    name = "question, context and answer" if context else "question and answer"
-    return Layout(name, prompt, f"{{{answer}}}")
+    return _asked_about("question", named, named["question"], answer)
+
+
+def _prompted(named: dict[str, str]) -> Layout | None:
+    asked, answered = first(ASKED, named), first(ANSWERED, named)
+    return _asked_about("prompt", named, asked, answered) if asked and answered and asked != answered else None
+
+
+def _asked_about(name: str, named: dict[str, str], asked: str, answered: str) -> Layout:
+    """With the text that a question is about, where there is one; some rows may have none."""
+    text = first(PASSAGES, named)
+    prompt = f"{{{text}?}}\n\n{{{asked}}}" if text else f"{{{asked}}}"
+    ends = "answer" if name == "question" else "completion"
+    return Layout(f"{name}, context and {ends}" if text else f"{name} and {ends}", prompt, f"{{{answered}}}")
 
 
 def language(name: str) -> str | None:
@@ -295,8 +304,19 @@ def _classification(named: dict[str, str], sample: Sequence[dict[str, Any]]) -> 
     found = _pair("text and label", named, TEXTS, LABELS, "classification")
     if found is None or found.completion is None:
         return None
+    if (found.prompt or "").lower() == "{title}" and _longer_than(found.prompt[1:-1], sample):
+        return None  # what the title is of may be the text
     labels = [str(row.get(found.completion[1:-1])) for row in sample]
     return found if len(set(labels)) <= max(2, _FEW_LABELS * len(labels)) else None
+
+
+def _longer_than(column: str, sample: Sequence[dict[str, Any]]) -> bool:
+    """Whether another column has longer texts than `column`."""
+    lengths: dict[str, int] = {}
+    for row in sample:
+        for name, value in row.items():
+            lengths[name] = lengths.get(name, 0) + (len(value) if isinstance(value, str) else 0)
+    return max(lengths.values(), default=0) > lengths.get(column, 0)
 
 
 def _summary(named: dict[str, str]) -> Layout | None:

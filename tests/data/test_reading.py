@@ -18,7 +18,7 @@ import pyarrow.parquet
 import pytest
 from conftest import write_rows
 
-from afina.core.errors import DataError
+from afina.core.errors import DataError, Unmapped
 from afina.data.mapping import read_examples
 from afina.data.read import read
 from afina.data.rows import Notes, Record, Rejected
@@ -218,6 +218,9 @@ LAYOUTS = {
         {"id": "1", "question": "q", "context": "c", "answers": {"text": ["a", "b"], "answer_start": [0, 1]}},
         "c\n\nq", "a",
     ),
+    "prompt, context and completion": (
+        {"instruction": "i", "context": "c", "response": "r", "category": "qa"}, "c\n\ni", "r",
+    ),
     "text and label": ({"id": "1", "text": "t", "sentiment": "pos"}, "t", "pos"),
     "document and summary": ({"article": "d", "highlights": "h", "id": 1}, "Summarise:\nd", "h"),
     "translation pairs": ({"translation": {"en": "hi", "pt": "oi"}}, "Translate from English to Portuguese:\nhi", "oi"),
@@ -264,6 +267,49 @@ def test_choices_are_shown_as_they_are_answered(name: str, tmp_path: Path) -> No
     assert [(each.messages[-1]["content"], each.completion) for each in found] == [(asked, str(a)) for a in answers]
     assert any("multiple choice" in line for line in notes.lines) == (asked != "q")
     assert any("not used: 'choices'" in line for line in notes.lines) == (asked == "q")
+
+
+def test_a_text_without_a_context_among_others_that_have_one(tmp_path: Path) -> None:
+    """As Dolly has them."""
+    rows = [{"instruction": "i", "context": text, "response": "r"} for text in ("c", "", None)]
+    path = write_rows(tmp_path / "d.jsonl", rows)
+    found, rejected, _ = read_examples(DataSettings(path=path), needs_completion=True)
+    assert not rejected
+    assert [each.messages[-1]["content"] for each in found] == ["c\n\ni", "i", "i"]
+
+
+def test_a_title_is_no_text_where_its_text_is_there(tmp_path: Path) -> None:
+    rows = [{"title": "Lamp", "description": "A lamp for two", "category": "home", "condition": "new"}] * 4
+    with pytest.raises(Unmapped):
+        read_examples(DataSettings(path=write_rows(tmp_path / "d.jsonl", rows)), needs_completion=True)
+    rows = [{key: value for key, value in row.items() if key != "description"} for row in rows]
+    (found, *_), _, _ = read_examples(DataSettings(path=write_rows(tmp_path / "d.jsonl", rows)), needs_completion=True)
+    assert (found.messages[-1]["content"], found.completion) == ("Lamp", "home")
+
+
+def test_a_first_line_that_names_the_delimiter(tmp_path: Path) -> None:
+    for line in ("sep=;", '"sep=;"', "SEP=;"):
+        path = tmp_path / "d.csv"
+        path.write_bytes(f"{line}\r\ntext;label\r\na, b, c;x\r\nd, e, f;y\r\n".encode())
+        found, _, notes = rows(path)
+        assert found == [{"text": "a, b, c", "label": "x"}, {"text": "d, e, f", "label": "y"}]
+        assert any("separated by semicolons" in each for each in notes)
+    path.write_text("sep=^\ntext^label\na^x\n")
+    assert rows(path)[0] == [{"text": "a", "label": "x"}]
+
+
+def test_the_longest_sheet_is_read_and_the_others_are_named(tmp_path: Path) -> None:
+    book = openpyxl.Workbook()
+    book.active.title = "Read me"
+    book.active.append(["Made in May"])
+    for title, count in (("FAQ", 3), ("Old", 2)):
+        sheet = book.create_sheet(title)
+        for number in range(count + 1):
+            sheet.append([f"q{number}", "a"] if number else ["question", "answer"])
+    book.save(tmp_path / "d.xlsx")
+    found, _, notes = rows(tmp_path / "d.xlsx")
+    assert [row["question"] for row in found] == ["q1", "q2", "q3"]
+    assert any("'FAQ' is read, which has the most rows; not read: 'Old', 'Read me'" in each for each in notes)
 
 
 def test_languages_in_headers(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@ noted."""
 
 import csv
 import itertools
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +19,7 @@ from afina.data.rows import Notes, Record, Rejected
 from afina.data.settings import DataSettings
 
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+_SAID = re.compile(r"\"?sep=(\W)\"?\s*$", re.IGNORECASE)  # a first line by which Excel knows the delimiter
 _LONGEST_RECORD = 2000  # lines; beyond, a quote was not closed
 
 
@@ -53,9 +55,11 @@ def _read(file: File, settings: DataSettings, notes: Notes) -> Iterator[Record |
     with file.text() as text:
         lines = _lines(text, file)
         start = sample(lines, len)
+        if said := _SAID.match(start[0]) if start else None:
+            start[0], file.dialect = "\n", Dialect(said[1])
         dialect = file.dialect = file.dialect or _dialect(start, file)
         if dialect.delimiter != ",":
-            notes.say(f"{file.name}: columns are separated by {DELIMITERS[dialect.delimiter]}")
+            notes.say(f"{file.name}: columns are separated by {DELIMITERS.get(dialect.delimiter, dialect.delimiter)}")
         if dialect.quoting == csv.QUOTE_NONE:
             notes.say(f"{file.name}: quotes are read as text, because they do not come in pairs")
         rows = dialect.parse(itertools.chain(start, lines), file.name)

@@ -1,4 +1,4 @@
-"""Excel workbooks: the first sheet that holds any rows."""
+"""Excel workbooks: the sheet with the most rows."""
 
 import datetime
 import io
@@ -27,7 +27,12 @@ def _read(file: File, settings: DataSettings, notes: Notes) -> Iterator[Record |
         book = openpyxl.load_workbook(packed, read_only=True, data_only=True)
         sheets = [sheet for sheet in book.worksheets if any(True for _ in _lines(sheet, file.name))]
         if len(sheets) > 1:
-            notes.say(f"{file.name}: the sheet {sheets[0].title!r} is read, the other {len(sheets) - 1} are not")
+            sheets.sort(key=lambda sheet: -sum(1 for _ in _lines(sheet, file.name)))
+            others = ", ".join(repr(sheet.title) for sheet in sheets[1:])
+            notes.say(
+                f"{file.name}: the sheet {sheets[0].title!r} is read, which has the most rows; not read: {others} (save "
+                "what else is to be learned as a file of its own)"
+            )
         if sheets:
             yield from records(_lines(sheets[0], file.name), file.name, notes, padded=True)
 
