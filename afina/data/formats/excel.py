@@ -30,8 +30,8 @@ def _read(file: File, settings: DataSettings, notes: Notes) -> Iterator[Record |
             sheets.sort(key=lambda sheet: -sum(1 for _ in _lines(sheet, file.name)))
             others = ", ".join(repr(sheet.title) for sheet in sheets[1:])
             notes.say(
-                f"{file.name}: the sheet {sheets[0].title!r} is read, which has the most rows; not read: {others} (save "
-                "what else is to be learned as a file of its own)"
+                f"{file.name}: the sheet {sheets[0].title!r} is read, which has the most rows; not read: {others} "
+                "(save what else is to be learned as a file of its own)"
             )
         if sheets:
             yield from records(_lines(sheets[0], file.name), file.name, notes, padded=True)
