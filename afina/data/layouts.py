@@ -302,9 +302,9 @@ def _pair(
 def _classification(named: dict[str, str], sample: Sequence[dict[str, Any]]) -> Layout | None:
     """A text and a label; labels are repeated."""
     found = _pair("text and label", named, TEXTS, LABELS, "classification")
-    if found is None or found.completion is None:
+    if found is None or found.prompt is None or found.completion is None:
         return None
-    if (found.prompt or "").lower() == "{title}" and _longer_than(found.prompt[1:-1], sample):
+    if found.prompt.lower() == "{title}" and _longer_than(found.prompt[1:-1], sample):
         return None  # what the title is of may be the text
     labels = [str(row.get(found.completion[1:-1])) for row in sample]
     return found if len(set(labels)) <= max(2, _FEW_LABELS * len(labels)) else None
