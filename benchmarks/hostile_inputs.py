@@ -85,13 +85,13 @@ class Writer:
         for command in commands or ("generate",):
             words = {
                 "generate": ["generate", where, "a red word", "--base", "base", "--force"],
-                "eval": ["eval", where, "rows.jsonl", "--base", "base", "--force"],
+                "eval": ["eval", where, "few.jsonl", "--base", "base", "--force"],
                 "merge": ["adapters", "merge", where, "--base", "base", "--force", "--out", f"merged/{name}"],
                 "show": ["adapters", "show", where],
                 "list": ["adapters", "list", where],
                 "fetch": ["generate", where, "a red word"],
             }[command]
-            self.add(f"adapter {name} ({command})", words, codes)
+            self.add(f"adapter {name} ({command})", words, EITHER if command == "list" else codes)
 
 
 def edit(file: str, **values: Any) -> Callable[[Path], None]:
@@ -260,7 +260,7 @@ def add_packed(w: Writer) -> None:
     )
     empty = "".join(f'<row r="{i}"><c r="XFD{i}"/></row>' for i in range(3, 40_000))
     w.data("styles.xlsx", sheet(f"<sheetData>{two}{empty}</sheetData>"), EITHER)
-    many = "".join(cells(i, "x", "y") for i in range(3, 300_000))
+    many = "".join(cells(i, "x", "y") for i in range(3, 50_000))
     w.data("many.xlsx", sheet(f"<sheetData>{two}{many}</sheetData>"), EITHER)
     entities = "".join(f'<!ENTITY e{i} "{f"&e{i - 1};" * 10}">' for i in range(1, 12))
     bomb = f'<!DOCTYPE x [<!ENTITY e0 "lol">{entities}]><sst><si><t>&e11;</t></si></sst>'
@@ -310,7 +310,7 @@ def add_folders(w: Writer) -> None:
     (folder / "zero" / "a.jsonl").write_text(ROWS)
     (folder / "zero" / "b.csv").symlink_to("/dev/zero")
     (folder / "crowd").mkdir()
-    for i in range(20_000):
+    for i in range(2_000):
         (folder / "crowd" / f"f{i}.jsonl").write_text('{"q": "x", "a": "y"}\n')
     for name in ("pipe", "loop", "zero", "crowd"):
         w.add(f"data folder {name}", ["data", "check", name], EITHER)
@@ -412,8 +412,8 @@ def add_templates(w: Writer) -> None:
         REFUSED,
     )
     w.base("template_long", put("chat_template.jinja", "x" * (3 * MB)), REFUSED, "check")
-    w.base("template_pipe", pipe("chat_template.jinja"), EITHER, "check")
-    w.base("template_zero", link("chat_template.jinja", "/dev/zero"), EITHER, "check")
+    w.base("template_pipe", pipe("chat_template.jinja"), REFUSED, "check")
+    w.base("template_zero", link("chat_template.jinja", "/dev/zero"), REFUSED, "check")
 
 
 def tokenizer(**parts: Any) -> Callable[[Path], None]:
@@ -623,7 +623,7 @@ def add_bases(w: Writer) -> None:
         w.base(f"config_{name}", edit("config.json", **values), EITHER, "fit", "check")
     w.base("config_pipe", pipe("config.json"), REFUSED, "fit", "doctor")
     w.base("config_long", put("config.json", '{"a": [' + "1," * (40 * MB) + "1]}"), REFUSED, "fit")
-    w.base("config_deep", put("config.json", '{"model_type": "llama", "a": ' + "[" * 10**6), REFUSED, "doctor")
+    w.base("config_deep", put("config.json", '{"model_type": "llama", "a": ' + "[" * 10**6), REFUSED, "fit")
     for name, values in (
         ("new", {"max_new_tokens": -5}),
         ("stops", {"eos_token_id": list(range(300_000))}),
@@ -688,7 +688,7 @@ def add_gguf(w: Writer) -> None:
         ("cut", valid[: len(valid) // 2]),
         ("cut_head", valid[:3000]),
     ):
-        w.gguf(name, content, REFUSED)
+        w.gguf(name, content, EITHER if name == "cut" else REFUSED)
     for name, (old, new) in {
         "blocks": (2, 100_000),
         "heads": (8, 0),
@@ -758,8 +758,8 @@ def add_adapters(w: Writer) -> None:
         ("odd", safetensors({"a": f32}, b"\0" * 16)),
     ):
         w.adapter(f"weights_{name}", put("adapter_model.safetensors", content), REFUSED, "generate", "merge")
-    w.adapter("template", put("chat_template.jinja", LOOP + byte_tokenizer().chat_template), REFUSED, "generate")
-    w.adapter("base_named", edit(config, base_model_name_or_path="\x1b]0;owned\x07../../x"), REFUSED, "fetch")
+    w.adapter("template", put("chat_template.jinja", LOOP + byte_tokenizer().chat_template), EITHER, "generate")
+    w.adapter("base_named", edit(config, base_model_name_or_path="\x1b]0;owned\x07../../x"), EITHER, "fetch")
 
 
 def add_runs(w: Writer) -> None:
@@ -798,7 +798,7 @@ def add_given(w: Writer, given: Path) -> None:
             ask = ["--base", "base", "--force"]
             w.add(f"given {name} (list)", ["adapters", "list", where], READ)
             w.add(f"given {name} (generate)", ["generate", where, "x", *ask], EITHER)
-            w.add(f"given {name} (eval)", ["eval", where, "rows.jsonl", *ask, "--out", "evaluated"], EITHER)
+            w.add(f"given {name} (eval)", ["eval", where, "few.jsonl", *ask], EITHER)
             w.add(f"given {name} (merge)", ["adapters", "merge", where, *ask, "--out", f"merged/{name}"], EITHER)
         elif path.suffix == ".gguf":
             w.add(f"given {name} (train)", ["train", "rows.jsonl", "--base", where, *ASKED, "--out", "runs/g"], EITHER)
@@ -829,6 +829,7 @@ def add_models(w: Writer) -> None:
     model.save_pretrained(w.folder / "base")
     byte_tokenizer().save_pretrained(w.folder / "base")
     (w.folder / "rows.jsonl").write_text(ROWS)
+    (w.folder / "few.jsonl").write_text("".join(ROWS.splitlines(keepends=True)[:6]))
     from afina import RunSettings, train
 
     data = {"path": w.folder / "rows.jsonl", "prompt": "{q}", "completion": "{a}"}

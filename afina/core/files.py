@@ -26,13 +26,23 @@ _MOST_OF_A_POINTER = 1024  # bytes; git-lfs itself takes nothing longer for one
 
 def check_fetched(files: Iterable[Path], error: type[InputError]) -> None:
     """Raises `error` where files are git-lfs pointers: a clone holds a few lines of text in the place of each large
-    file until its content is fetched. Files that cannot be opened are left to those that read them."""
+    file until its content is fetched; or no files, but pipes and devices. Files that cannot be opened are left to those
+    that read them."""
+    files = list(files)
+    for file in files:
+        check_regular(file, error)
     pointers = [file for file in files if _is_pointer(file)]
     if pointers:
         named = ", ".join(map(str, pointers[:3])) + (f" and {len(pointers) - 3} more" if len(pointers) > 3 else "")
         what = "is a git-lfs pointer" if len(pointers) == 1 else "are git-lfs pointers"
         problem = f"{named} {what}: a few lines in the place of content that was not fetched"
         raise error(problem, "run `git lfs pull` in that folder, or download it another way")
+
+
+def check_regular(path: Path, error: type[InputError]) -> None:
+    """Raises `error` for a pipe or a device, which may never say anything, or never end."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise error(f"{path} is not a regular file", "put a file with its content there")
 
 
 def _is_pointer(file: Path) -> bool:
@@ -203,6 +213,7 @@ def check_size(path: Path, most: int, error: type[InputError]) -> None:
 
 def read_json(path: Path) -> Any:
     """The parsed file. Raises `InputError` if it is absent, not JSON, or beyond the limits (core/limits.py)."""
+    check_regular(path, InputError)
     check_size(path, JSON_BYTES, InputError)
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
@@ -235,6 +246,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """One dict a line of a file that Afina wrote; an unfinished last line (a killed run) is left out. Raises
     `InputError`."""
     rows = []
+    check_regular(path, InputError)
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError) as error:

@@ -249,7 +249,10 @@ def _pick_pad(inner: Any, stops: set[int]) -> int:
     candidates += sorted(specials, key=lambda i: "pad" not in inner.convert_ids_to_tokens(i))
     candidates += [i for i in specials if i != inner.bos_token_id]
     candidates += range(inner.vocab_size - 1, -1, -1)
-    return next(int(i) for i in candidates if i is not None and i not in stops and i != inner.bos_token_id)
+    free = (int(i) for i in candidates if i is not None and i not in stops and i != inner.bos_token_id)
+    if (pad := next(free, None)) is None:
+        raise BaseModelError("every token of the vocabulary ends an answer", "mend eos_token_id in the base's files")
+    return pad
 
 
 def from_gguf(file: GGUF, path: Path) -> Tokenizer:

@@ -306,3 +306,21 @@ def test_no_child_is_left() -> None:
             in_child(work, 1, 64 * MB)
     with pytest.raises(ChildProcessError):
         os.waitpid(-1, os.WNOHANG)
+
+
+@pytest.mark.parametrize(
+    "number", ["1" + ":59" * 3000, "0x" + "f" * 9000, "9" * 9000, "0b" + "1" * 9000, "-" + "7" * 1001]
+)
+def test_numbers_too_long_to_be_shown_are_refused(number: str, tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text(f"seed: {number}\n")
+    with pytest.raises(SettingsError, match="a number has"):
+        read_yaml(tmp_path / "a.yaml")
+    (tmp_path / "a.yaml").write_text("seed: " + "9" * 999)
+    assert read_yaml(tmp_path / "a.yaml") == {"seed": int("9" * 999)}
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.json")
+    for read in (read_json, read_jsonl):
+        with pytest.raises(InputError, match="not a regular file"):
+            read(tmp_path / "a.json")

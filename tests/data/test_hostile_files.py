@@ -1,5 +1,6 @@
 """Files of data from anybody: rows, or one message; within seconds, and in little memory."""
 
+import contextlib
 import gzip
 import io
 import json
@@ -316,3 +317,12 @@ def test_offsets_that_lead_elsewhere_are_refused(tmp_path: Path) -> None:
         changed = content.replace(offsets, offsets[:12] + bad.to_bytes(4, "little"))
         (tmp_path / "a.arrow").write_bytes(changed)
         refused(tmp_path / "a.arrow", "cannot read data")
+
+
+@pytest.mark.parametrize("pattern", ["**/" * 40 + "*.nothing", "**/**/**/**/**/**/*.nothing", "**/" * 200 + "a.jsonl"])
+def test_patterns_of_a_card_go_through_the_folders_once(pattern: str, tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text(f"---\nconfigs:\n- config_name: c\n  data_files: '{pattern}'\n---\n")
+    (tmp_path / "a.jsonl").write_text('{"a": 1}\n')
+    (tmp_path.joinpath(*"bcdefghijklm")).mkdir(parents=True)
+    with contextlib.suppress(DataError):
+        assert [row.values for row in rows_of(tmp_path)] == [{"a": 1}]

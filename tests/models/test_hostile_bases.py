@@ -1,20 +1,25 @@
 """Bases from anywhere: their configuration, tokenizer, template and weights end in a model or in one message."""
 
 import json
+import os
+import resource
 import shutil
 import struct
 import time
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from conftest import CHATML, byte_tokenizer, save_tiny
+from gguf_files import write as write_gguf
 from safetensors.torch import load_file, save_file
 
 from afina.core.errors import BaseModelError, InputError
 from afina.models import tokenizer as tokenizers
+from afina.models.formats import gguf_models, number_formats
 from afina.models.formats.checks import check_counts
 from afina.models.load import load_base
 from afina.models.reading import chat_tokenizer
@@ -315,6 +320,54 @@ def test_weights_that_are_damaged(change_of: Any, base: Path) -> None:
     with pytest.raises(BaseModelError) as error:
         load_base(str(base), precision="fp32", device="cpu")
     assert len(str(error.value)) < 600
+
+
+def test_a_file_of_too_many_tensors_is_refused(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    count = len(load_file(base / "model.safetensors"))
+    monkeypatch.setattr(number_formats, "TENSORS", count - 1)
+    with pytest.raises(BaseModelError, match=f"has {count} tensors, {count - 1} are read"):
+        load_base(str(base), precision="fp32", device="cpu")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["config.json", "tokenizer.json", "model.safetensors", "generation_config.json", "chat_template.jinja", "a.json"],
+)
+def test_a_pipe_or_a_device_is_not_waited_for(name: str, base: Path) -> None:
+    for make in (os.mkfifo, lambda path: path.symlink_to("/dev/zero")):
+        (base / name).unlink(missing_ok=True)
+        make(base / name)
+        with pytest.raises(BaseModelError, match=r"is not a regular file|no config\.json"):
+            load_base(str(base), precision="fp32", device="cpu")
+
+
+def test_every_token_ends_an_answer(base: Path) -> None:
+    (base / "generation_config.json").write_text(json.dumps({"eos_token_id": list(range(300))}))
+    with pytest.raises(BaseModelError, match="every token of the vocabulary ends an answer"):
+        chat_tokenizer(Source("base", "folder", base))
+    (base / "generation_config.json").write_text(json.dumps({"eos_token_id": [*range(2, 259), -9, 10**12]}))
+    assert chat_tokenizer(Source("base", "folder", base)).pad_id in (0, 1)
+
+
+@pytest.mark.parametrize("width", [(1 << 31) - 2, 1 << 31, 0, 66])
+def test_rotary_widths_of_a_gguf_file_are_checked_before_they_are_filled(width: int, tmp_path: Path) -> None:
+    write_gguf(tmp_path / "a.gguf", "llama")
+    content, name = (tmp_path / "a.gguf").read_bytes(), b"llama.rope.dimension_count"
+    at = content.index(name) + len(name) + 4
+    (tmp_path / "a.gguf").write_bytes(content[:at] + struct.pack("<I", width) + content[at + 4 :])
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(BaseModelError, match="rotary"):
+        load_base(str(tmp_path / "a.gguf"), precision="fp32", device="cpu")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 256 << 10
+
+
+def test_a_gguf_file_of_many_words_is_read() -> None:
+    words = [f"w{i}" for i in range(300_000)]
+    file = SimpleNamespace(path=Path("a"), metadata={"tokenizer.ggml.tokens": words, "general.architecture": "x"})
+    assert gguf_models.read_config(file) is None  # of no family
+    file.metadata["x.layers.list"] = words
+    with pytest.raises(BaseModelError, match="has 300,000 items"):
+        gguf_models.read_config(file)
 
 
 @pytest.mark.parametrize(

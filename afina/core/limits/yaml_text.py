@@ -33,6 +33,9 @@ def parse_yaml(text: str) -> Any:
     return value
 
 
+_NUMBER_CHARACTERS = 1000  # Python neither reads nor writes those of more than 4,300 digits
+
+
 class _Loader(yaml.SafeLoader):
     def __init__(self, text: str) -> None:
         super().__init__(text)
@@ -47,6 +50,8 @@ class _Loader(yaml.SafeLoader):
                 raise yaml.YAMLError("a value contains itself")
             self._count += self._sizes[id(node)]
         else:
+            if isinstance(node, yaml.ScalarNode) and node.tag.endswith(":int") and len(node.value) > _NUMBER_CHARACTERS:
+                raise yaml.YAMLError(f"a number has {len(node.value):,} characters")
             self._count += 1
             self._sizes[id(node)] = self._count - before
         if self._count > YAML_VALUES:

@@ -143,7 +143,8 @@ class _Listing:
         path = self.base / "README.md"
         if not (self.root.is_dir() and path.is_file()):
             return {}
-        text = path.read_bytes()[:_CARD_BYTES].decode("utf-8", "replace")
+        with path.open("rb") as file:
+            text = file.read(_CARD_BYTES).decode("utf-8", "replace")
         head = re.match(r"\ufeff?---\s*\n(.*?)\n---", text, re.DOTALL)
         try:
             found = parse_yaml(head[1]) if head else None
@@ -313,7 +314,7 @@ def _matching(base: Path, pattern: str) -> Iterator[Path]:
     """Files below `base`: of a pattern, or of the folder that it names."""
     if "://" in pattern or Path(pattern).is_absolute() or ".." in Path(pattern).parts:
         return
-    for found in base.glob(pattern):
+    for found in base.glob(re.sub(r"(\*\*/)+", "**/", pattern)):  # each of them goes through all folders again
         yield from found.rglob("*") if found.is_dir() else [found]
 
 

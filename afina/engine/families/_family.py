@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from afina.engine.architecture import Architecture, Rope, Unsupported
+from afina.engine.limits import whole
 from afina.engine.ops import AttentionSpec
 
 Settings = dict[str, Any]
@@ -108,6 +109,7 @@ def rope_of(config: Any, head_dim: int, kind: str) -> Rope:
     scaling = parameters.get("rope_type", "default")
     if scaling == "default":
         rotary_dim = int(head_dim * parameters.get("partial_rotary_factor", 1.0))
+        whole("rotary width", rotary_dim, 2, head_dim)
         exponents = torch.arange(0, rotary_dim, 2, dtype=torch.float32) / rotary_dim
         return Rope(1.0 / parameters["rope_theta"] ** exponents)
     if scaling == "dynamic":

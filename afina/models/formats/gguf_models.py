@@ -34,7 +34,8 @@ def read_config(file: GGUF) -> Any:
     Raises `BaseModelError` where the file lacks what its family needs.
     """
     with reading(f"{file.path}: its metadata are not those of a model", BaseModelError, "download it again"):
-        check_counts({key.rpartition(".")[2]: value for key, value in file.metadata.items()})
+        of_model = {key: value for key, value in file.metadata.items() if not key.startswith("tokenizer.")}
+        check_counts({key.rpartition(".")[2]: value for key, value in of_model.items()})
         try:
             return _config(file)
         except KeyError as error:

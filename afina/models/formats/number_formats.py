@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from afina.core.errors import BaseModelError, InputError, counted
 from afina.core.files import read_json
 from afina.core.finding import Finding, State
+from afina.core.limits import TENSORS
 from afina.engine.blocks import GGML_FORMATS
 from afina.models.formats.gguf import GGUF
 
@@ -167,7 +168,12 @@ def _card(folder: Path) -> str:
 def _dtypes(path: Path) -> dict[str, str]:
     """The dtype of each tensor as the file's header has it."""
     with safe_open(path, framework="np") as file:
-        return {name: str(file.get_slice(name).get_dtype()) for name in file.keys()}  # noqa: SIM118 - not a dict
+        names = list(file.keys())
+        if len(names) > TENSORS:
+            raise BaseModelError(
+                f"{path} has {counted(len(names), 'tensor')}, {TENSORS:,} are read", "check what it is"
+            )
+        return {name: str(file.get_slice(name).get_dtype()) for name in names}
 
 
 def _of_gguf(file: GGUF) -> Iterator[NumberFormat]:
