@@ -1,5 +1,7 @@
 """Tiny random models and small files: everything here runs offline and in seconds."""
 
+import copy
+import functools
 import gc
 import json
 import os
@@ -82,6 +84,14 @@ def tiny_config(kind: str = "llama"):
 
 def tiny_module(kind: str = "llama", seed: int = 0):
     """A random model in evaluation mode; BERT as an encoder, T5 whole, the others with their language-model head."""
+    model, random_state = _made(kind, seed)
+    torch.set_rng_state(random_state)
+    return copy.deepcopy(model)
+
+
+@functools.cache
+def _made(kind: str, seed: int):
+    """The model, and what state its making left the random numbers in."""
     from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
     torch.manual_seed(seed)
@@ -89,7 +99,7 @@ def tiny_module(kind: str = "llama", seed: int = 0):
     model = maker.from_config(tiny_config(kind)).eval()
     if kind == "llama":
         model.get_input_embeddings().weight.data *= 20  # tied to the head: a frozen head this small could say nothing
-    return model
+    return model, torch.get_rng_state()
 
 
 def gguf_tokenizer(writer, words: int = 0) -> None:
