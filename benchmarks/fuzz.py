@@ -158,7 +158,14 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kind", help="only this kind")
+    parser.add_argument(
+        "--sanitise", action="store_true", help="with the kernels of `make sanitise`, and its environment"
+    )
     options = parser.parse_args()
+    if options.sanitise:
+        from conftest import sanitise
+
+        sanitise()
     with tempfile.TemporaryDirectory() as folder:
         found = all_kinds(Path(folder))
         chosen = [kind for kind in found if options.kind in (None, kind.name)]

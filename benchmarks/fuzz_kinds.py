@@ -8,9 +8,10 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+import torch
 from conftest import save_tiny, tiny_module
 from gguf_files import write as write_gguf
 
@@ -22,6 +23,7 @@ from afina.lora.injection import inject
 from afina.lora.peft_files import load_adapter, save_adapter
 from afina.measure.judge import _content
 from afina.models.load import load_base
+from afina.models.model import Writer
 from afina.models.tokenizer import from_folder
 from afina.runs.facts import read_facts
 from afina.runs.files import read_run
@@ -126,11 +128,23 @@ def _data(name: str) -> Callable[[Path], None]:
 
 
 def _base(folder: Path) -> None:
-    load_base(str(folder), precision="fp32", device="cpu")
+    _answer(folder)
 
 
 def _gguf(folder: Path) -> None:
-    load_base(str(folder / "model.gguf"), precision="fp32", device="cpu")
+    _answer(folder / "model.gguf")
+
+
+def _answer(path: Path) -> None:
+    """What loads also reads a text, and writes some tokens."""
+    base = load_base(str(path), precision="fp32", device="cpu")
+    if not base.task.continues_text:
+        return
+    sequences = cast(Writer, base.model).start(1, 8)
+    ids = base.tokenizer.encode("a b c")[:4] or [0]
+    for step in range(3):
+        logits = sequences.decode(torch.tensor(ids)) if step else sequences.prefill([ids])
+        ids = logits.argmax(-1).tolist()
 
 
 def _tokenizer(folder: Path) -> None:

@@ -23,8 +23,8 @@ SECONDS, BYTES, PATIENCE = 10.0, 2 << 30, 60.0
 ENVIRONMENT = {"PYTHONPATH": str(HERE.parent), "OMP_NUM_THREADS": "2", "RUST_BACKTRACE": "0"}
 
 
-def attempt(name: str, words: list[str], codes: list[int], folder: Path) -> tuple[float, int, str]:
-    """Seconds, bytes, and what is wrong ('' where nothing is) of a command's whole run."""
+def attempt(words: list[str], codes: list[int], folder: Path) -> tuple[float, float, int, str]:
+    """Seconds, those of processors, bytes, and what is wrong ('' where nothing is) of a command's whole run."""
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         command = [sys.executable, "-P", "-m", "afina", *words]
         begun = time.monotonic()
@@ -46,7 +46,7 @@ def attempt(name: str, words: list[str], codes: list[int], folder: Path) -> tupl
         wrong.append(f"signal {signal.Signals(-child.returncode).name}")
     elif child.returncode not in codes:
         wrong.append(f"exit code {child.returncode}, expected {' or '.join(map(str, codes))}")
-    if re.search(r"Traceback|panicked at|unexpected", said + shown):
+    if re.search(r"Traceback|panicked at|afina: unexpected", said + shown):
         wrong.append("a trace")
     if child.returncode == 2 and len(re.findall(r"^afina: ", said, re.MULTILINE)) != 1:
         wrong.append("not one message")
@@ -59,30 +59,36 @@ def attempt(name: str, words: list[str], codes: list[int], folder: Path) -> tupl
     if used.ru_maxrss * 1024 > BYTES:
         wrong.append("too much memory")
     last = said.strip() or shown.strip()
-    return seconds, used.ru_maxrss * 1024, "; ".join(wrong) + (f"\n    {last[-600:]}" if wrong else "")
+    return (
+        seconds,
+        used.ru_utime + used.ru_stime,
+        used.ru_maxrss * 1024,
+        "; ".join(wrong) + (f"\n    {last[-600:]}" if wrong else ""),
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", type=Path, help="a folder of further hostile files")
     parser.add_argument("--only", default="", help="only cases with this word in their names")
-    parser.add_argument("--keep", type=Path, help="an empty folder that the files are written to and stay in")
+    parser.add_argument("--keep", type=Path, help="a folder that the files are written to, or are in already")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.keep or Path(temporary)
         given = [str(options.cases.resolve())] if options.cases else []
         # Written by another process: a child's largest resident set is at least that of whoever starts it.
-        subprocess.run(
-            [sys.executable, str(HERE / "hostile_inputs.py"), str(folder), *given],
-            check=True,
-            env=os.environ | ENVIRONMENT,
-        )
+        if not (folder / "cases.json").exists():
+            command = [sys.executable, str(HERE / "hostile_inputs.py"), str(folder), *given]
+            subprocess.run(command, check=True, env=os.environ | ENVIRONMENT)
         cases = json.loads((folder / "cases.json").read_text())
         worst_seconds, most_bytes, failed, count = 0.0, 0, 0, 0
         for name, words, codes in cases:
             if options.only in name:
-                seconds, used, wrong = attempt(name, words, codes, folder)
-                print(f"{seconds:5.1f} s {used >> 20:5} MB  {name}: {wrong or 'well'}", flush=True)
+                seconds, of_processors, used, wrong = attempt(words, codes, folder)
+                print(
+                    f"{seconds:5.1f} s ({of_processors:4.1f} s of processors) {used >> 20:5} MB  {name}: {wrong or 'well'}",
+                    flush=True,
+                )
                 worst_seconds, most_bytes = max(worst_seconds, seconds), max(most_bytes, used)
                 failed += bool(wrong)
                 count += 1

@@ -137,10 +137,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--every-place", action="store_true", help="run every command in every odd place (ui/test_places)")
 
 
+def sanitise() -> None:
+    """The kernels are compiled with the sanitisers."""
+    kernels._FLAGS = ("-O1", "-g", *kernels._FLAGS[1:], "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+    kernels._TIMEOUT = 300
+
+
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--sanitise"):
-        kernels._FLAGS = ("-O1", "-g", *kernels._FLAGS[1:], "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
-        kernels._TIMEOUT = 300
+        sanitise()
 
 
 USER_CACHE = cache_folder()
