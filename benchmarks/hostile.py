@@ -85,10 +85,8 @@ def main() -> None:
         for name, words, codes in cases:
             if options.only in name:
                 seconds, of_processors, used, wrong = attempt(words, codes, folder)
-                print(
-                    f"{seconds:5.1f} s ({of_processors:4.1f} s of processors) {used >> 20:5} MB  {name}: {wrong or 'well'}",
-                    flush=True,
-                )
+                figures = f"{seconds:5.1f} s ({of_processors:4.1f} s of processors) {used >> 20:5} MB"
+                print(f"{figures}  {name}: {wrong or 'well'}", flush=True)
                 worst_seconds, most_bytes = max(worst_seconds, seconds), max(most_bytes, used)
                 failed += bool(wrong)
                 count += 1

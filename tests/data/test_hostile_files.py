@@ -174,7 +174,7 @@ def test_what_is_not_noted_any_more_is_said() -> None:
 def test_a_very_wide_table_is_looked_at_in_seconds(tmp_path: Path) -> None:
     rows = [{f"c{i}": "the same" for i in range(16_000)} for _ in range(60)]
     begun = time.monotonic()
-    assert {len(column.values) for column in columns_of(rows)} == {20}
+    assert {len(column.values) for column in columns_of(rows)} == {10}
     assert time.monotonic() - begun < 8
     assert {len(column.values) for column in columns_of([{"a": "b"}] * 400)} == {300}
 

@@ -10,7 +10,7 @@ from afina.data.roles.columns import Column
 from afina.data.roles.relation import relation
 
 _ROWS = 300  # that are looked at, in no order that labels could follow
-_FEW, _CELLS = 20, 100_000  # of very wide tables fewer rows, but some
+_FEW, _CELLS = 10, 100_000  # of very wide tables fewer rows, but some
 _APART = {"text", "question", "context", "answer", "summary"}  # what the members of an object may be beside each other
 _SENTENCE = 4  # words
 _ALIKE = 0.15  # of an answer's words that stand in another way to answer, beyond chance
