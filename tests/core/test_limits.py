@@ -285,7 +285,7 @@ def test_a_child_that_takes_too_much(work: Callable[[], object], words: str) -> 
     begun = time.monotonic()
     with pytest.raises(TooMuch, match=f"^{words}$"):
         in_child(work, 1, 64 * MB)
-    assert time.monotonic() - begun < 8
+    assert time.monotonic() - begun < 30  # of a busy machine
     assert before == (resource.getrlimit(resource.RLIMIT_CPU), resource.getrlimit(resource.RLIMIT_DATA))
 
 

@@ -88,7 +88,7 @@ def test_a_template_that_takes_too_much_is_refused(name: str) -> None:
     with pytest.raises(BaseModelError, match="the chat template") as error:
         wrap(byte_tokenizer(TEMPLATES[name] + CHATML), [])
     assert len(error.value.problems) == 1
-    assert time.monotonic() - begun < 4
+    assert time.monotonic() - begun < 20  # of a busy machine
 
 
 @pytest.mark.parametrize("name", FAULTS)
@@ -184,7 +184,7 @@ def test_a_tokenizer_that_never_ends_is_refused(
     with pytest.raises(BaseModelError, match=r"tokenizer\.json (takes more than|cannot read) .*page") as error:
         chat_tokenizer(Source("base", "folder", base))
     assert len(str(error.value)) < 600
-    assert time.monotonic() - begun < 6
+    assert time.monotonic() - begun < 30
     assert "panicked" not in capfd.readouterr().err
 
 
