@@ -339,6 +339,8 @@ def test_a_pipe_or_a_device_is_not_waited_for(name: str, base: Path) -> None:
         make(base / name)
         with pytest.raises(BaseModelError, match=r"is not a regular file|no config\.json"):
             load_base(str(base), precision="fp32", device="cpu")
+        with pytest.raises(BaseModelError, match="is not a regular file"):  # as `doctor` looks at it
+            number_formats.number_formats(base)
 
 
 def test_every_token_ends_an_answer(base: Path) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from afina.core.errors import BaseModelError
+from afina.core.files import check_regular
 from afina.engine.blocks import GGML_FORMATS, Blocks
 from afina.models.formats.checks import check_numbers
 
@@ -53,6 +54,7 @@ class GGUF:
         self.path = path
         self.metadata: dict[str, Any] = {}
         self.tensors: dict[str, TensorInfo] = {}
+        check_regular(path, BaseModelError)
         try:
             with path.open("rb") as file:
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)

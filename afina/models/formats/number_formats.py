@@ -13,7 +13,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from afina.core.errors import BaseModelError, InputError, counted
-from afina.core.files import read_json
+from afina.core.files import check_regular, read_json
 from afina.core.finding import Finding, State
 from afina.core.limits import TENSORS
 from afina.engine.blocks import GGML_FORMATS
@@ -99,6 +99,8 @@ def findings(path: Path, name: str) -> Iterator[Finding]:
 
 
 def _of_folder(folder: Path) -> Iterator[NumberFormat]:
+    for file in folder.iterdir():
+        check_regular(file, BaseModelError)
     method = quantised_by(folder)
     remedy = _unquantised(folder)
     if method is not None:
