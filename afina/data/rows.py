@@ -1,11 +1,13 @@
 """What reading gives: rows that know their location, those that cannot be used, and what was found out about the
 files."""
 
+import os
 import re
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from afina.core.errors import DataError, counted
@@ -71,6 +73,12 @@ class Locations:
 def decode(prefix: str, number: int) -> str:
     """The location that `Locations.encode` encoded."""
     return prefix if number == _NO_NUMBER else f"{prefix}{number}"
+
+
+def placed(location: str, path: Path) -> str:
+    """A row's location from the folder in which `path`, its data, lies: the same from wherever a run is resumed, and
+    without the names of the folders above it."""
+    return os.path.relpath(location, path.absolute().parent)
 
 
 class Rejections:

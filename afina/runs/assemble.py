@@ -1,7 +1,7 @@
 """From settings to a base with its data and what is trained in it: the part that training and every search share."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from afina.data.layouts import Kind
 from afina.data.load import Dataset, render_splits
 from afina.data.parts import parted
 from afina.data.quality.checks import Checker
+from afina.data.rows import placed
 from afina.data.splits import Splits, read_splits
 from afina.forecast.machines import this_machine
 from afina.forecast.remedies import refuse_what_cannot_fit
@@ -122,9 +123,11 @@ class Assembled:
     def asked(self) -> EvaluationSet:
         """The rows that are evaluated on: those of the test split, or else the held-out ones."""
         data = self.settings.data
-        own = f"{data.path} ({'test split' if data.test else 'held-out split'})"
-        source = data.test_path or (None if data.test else data.eval_path) or own
-        return EvaluationSet(self.data.examples, self.data.evaluated, self.kind, self.max_new_tokens, str(source))
+        named = data.test_path or (None if data.test else data.eval_path)
+        path = (named or data.path).absolute()
+        source = path.name if named else f"{path.name} ({'test split' if data.test else 'held-out split'})"
+        examples = [replace(each, location=placed(each.location, path)) for each in self.data.examples]
+        return EvaluationSet(examples, self.data.evaluated, self.kind, self.max_new_tokens, source)
 
 
 def assemble(settings: RunSettings, listener: Listener) -> Assembled:
@@ -167,9 +170,9 @@ def _files(settings: RunSettings) -> dict[str, Path]:
     """The absolute paths of the files that the settings name."""
     data = settings.data
     named = {"data.eval_path": data.eval_path, "data.test_path": data.test_path, "template": settings.template}
-    found = {name: path.resolve() for name, path in named.items() if path}
+    found = {name: path.absolute() for name, path in named.items() if path}
     here = data.path.exists() or divided(data.path) is not None  # else a data set of the hub
-    return {"data.path": data.path.resolve(), **found} if here else found
+    return {"data.path": data.path.absolute(), **found} if here else found
 
 
 def _guarded(settings: RunSettings, classes: Sequence[str]) -> Skeleton | None:

@@ -231,7 +231,7 @@ def _paired(first: Path, second: Path, a: dict[str, Any], b: dict[str, Any]) -> 
     rows = [_predictions(run) for run in (first, second)]
     if not all(rows):
         return {"words": "Their predictions are missing, so their difference has no interval."}
-    asked = [[(row["where"], row["prompt"], row["references"]) for row in each] for each in rows]
+    asked = [[(row["prompt"], row["references"]) for row in each] for each in rows]
     if asked[0] != asked[1]:
         return {"words": "They were evaluated on different rows, so their scores cannot be compared row by row."}
     metric = METRICS[name]

@@ -3,7 +3,7 @@
 import gc
 import shutil
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,12 @@ from torch import Tensor
 
 from afina.core.config import build, changed, merge, read_yaml
 from afina.core.device import memory_gb
-from afina.core.errors import InputError, Interrupted, counted
+from afina.core.errors import AdapterError, InputError, Interrupted, counted
 from afina.core.events import Done, Event, Listener, MetricsFile, Notice, forget_after, ignore, minutes
 from afina.core.files import write_json, write_jsonl, write_yaml
 from afina.core.text import command_line
 from afina.core.world import SINGLE, World
+from afina.data.rows import placed
 from afina.data.template import Row
 from afina.forecast.estimate import Forecast, forecast_training
 from afina.forecast.machines import this_machine
@@ -33,7 +34,7 @@ from afina.measure.pages.report import write_report
 from afina.measure.verification import Verification, reference_logits, verify
 from afina.models.load import import_libraries
 from afina.runs.assemble import Assembled, assemble, load
-from afina.runs.facts import facts_of, save_tokenizer, write_facts
+from afina.runs.facts import facts_of, read_facts, save_tokenizer, write_facts
 from afina.runs.folder import RunFolder, is_complete, record
 from afina.runs.tracking import Trackers
 from afina.settings import Resolved, RunSettings
@@ -98,12 +99,12 @@ def _train(run_folder: RunFolder, settings: RunSettings, listener: Listener, *, 
     import_libraries()
     start = memory_gb()
     assembled = assemble(settings, listener)
-    run = _Run(assembled, assembled.adapt(settings, listener), run_folder)
+    run = _Run(assembled, assembled.adapt(settings, listener), run_folder, resuming)
     run.announce(listener)
     forecast = None if resuming else _forecast(assembled, run.resolved, listener)
     with closing(trackers):
         try:
-            done = run.train(listener, resuming, start, trackers)
+            done = run.train(listener, start, trackers)
         except BaseException:
             run_folder.roll_back()
             raise
@@ -208,6 +209,7 @@ class _Run:
     assembled: Assembled
     resolved: Resolved
     run_folder: RunFolder
+    resuming: bool
     world: World = SINGLE
     logits: Tensor = field(init=False)  # of the adapter as it was last saved, at a few labelled positions
 
@@ -226,8 +228,15 @@ class _Run:
             "max_new_tokens": self.asked.max_new_tokens,
             "rows": {"train": len(self.data.train), "held_out": len(self.data.held_out), "test": len(self.data.test)},
             "trainable_parameters": trainable_parameters(self.base.model.module),
-            "reasons": list(self.resolved.reasons),
+            "reasons": self._reasons(),
         }
+
+    def _reasons(self) -> list[str]:
+        """Why each open setting was chosen as it is. The settings that are resumed with are none of them open."""
+        with suppress(AdapterError):  # damaged: it is written again
+            if self.resuming and (found := read_facts(self.adapter)):
+                return list(found["reasons"])
+        return list(self.resolved.reasons)
 
     def announce(self, listener: Listener) -> None:
         """Tells what is trained, on what, and why each open setting was chosen as it is."""
@@ -254,10 +263,10 @@ class _Run:
         method = resolved.asked.method
         what = f"adapter: rank {resolved.adapter.rank}" if method == "lora" else f"method {method}"
         listener(Notice(f"{what}, {self.facts['trainable_parameters'] / 1e6:.2f} M trainable parameters"))
-        for reason in resolved.reasons:
+        for reason in self.facts["reasons"]:
             listener(Notice(reason))
 
-    def train(self, listener: Listener, resuming: bool, start_memory_gb: float, trackers: Trackers) -> Done:
+    def train(self, listener: Listener, start_memory_gb: float, trackers: Trackers) -> Done:
         """Creates the folder and trains into it, or resumes from its last checkpoint."""
         checkpoints = self.folder / CHECKPOINTS
         mark = fingerprint(
@@ -266,10 +275,10 @@ class _Run:
             self.base.facts.sha256,
             self.base.tokenizer.template_hash(),
         )
-        state = self._state(checkpoints, mark) if resuming else None
+        state = self._state(checkpoints, mark) if self.resuming else None
         metrics_file = MetricsFile(self.folder / "metrics.jsonl")
         if self.world.main:  # the folder is the main process's; the others read checkpoints from it
-            if not resuming:
+            if not self.resuming:
                 self.run_folder.start()
             self._write_facts()
             first = state.step + 1 if state else 0
@@ -317,9 +326,9 @@ class _Run:
     def _write_facts(self) -> None:
         write_yaml(self.folder / "config.yaml", self.resolved.config())
         if self.data.rejected:
-            write_jsonl(
-                self.folder / "rejected.jsonl", [{"where": r.location, "reason": r.reason} for r in self.data.rejected]
-            )
+            path = self.resolved.asked.data.path
+            rows = ({"where": placed(r.location, path), "reason": r.reason} for r in self.data.rejected)
+            write_jsonl(self.folder / "rejected.jsonl", rows)
         save_tokenizer(self.base, self.adapter)
         write_facts(self.adapter, self.facts)
         write_card(self.folder)
