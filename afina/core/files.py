@@ -5,9 +5,12 @@ import json
 import os
 import re
 import secrets
+import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +18,7 @@ import yaml
 
 from afina.core.errors import InputError, OutputError, brief, writing
 from afina.core.limits import JSON_BYTES, NESTING
+from afina.core.process.locks import open_to_lock, take
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -65,6 +69,7 @@ def leads_out(file: Path, folder: Path) -> Path | None:
 
 
 _TEMPORARY = ".part"
+_ABANDONED = 7 * 86_400  # seconds after which no process is still writing
 
 
 def write_atomic(path: Path, content: bytes | str) -> None:
@@ -105,16 +110,115 @@ def replacing(path: Path) -> Iterator[Path]:
         yield path
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_TEMPORARY}")
-    try:
-        temporary.touch(exist_ok=False)  # with the rights that the user gives new files
+    with _temporary(path, path.parent, Path.touch) as temporary:
         yield temporary
         sync(temporary)
         temporary.replace(path)
         sync(path.parent)
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder whose files are in the new folder `path` when the block ends well: all at once, or one by one
+    where `path` is there already, and empty. Raises `OutputError`."""
+    there = path.exists()
+    with ExitStack() as stack:
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = stack.enter_context(_temporary(path, path if there else path.parent, Path.mkdir))
+        yield temporary
+        with writing(path):
+            if there:
+                for each in temporary.iterdir():
+                    each.rename(path / each.name)
+                temporary.rmdir()
+            else:
+                temporary.rename(path)
+            sync(path)
+            sync(path.parent)
+
+
+@contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder that takes the place of the folder `path`, if there is one, when the block ends well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _temporary(path, path.parent, Path.mkdir) as temporary:
+        yield temporary
+        while True:
+            try:
+                temporary.rename(path)
+                break
+            except OSError:
+                if not path.exists():
+                    raise
+                remove_at_once(path)
+        sync(path.parent)
+
+
+@contextmanager
+def _temporary(path: Path, folder: Path, make: Callable[[Path], None]) -> Iterator[Path]:
+    """Something new in `folder` that will be `path`, and goes where the block fails. It is locked, which tells it from
+    what a process that was killed left: of `path` that goes too."""
+    temporary, handle = _locked(path, folder, make)
+    try:
+        yield temporary
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        remove(temporary)
         raise
+    finally:
+        if handle is not None:
+            os.close(handle)
+    sweep(folder.glob(f".{escape(path.name)}.*{_TEMPORARY}"))
+
+
+def _hidden(path: Path) -> str:
+    return f".{path.name}.{secrets.token_hex(4)}{_TEMPORARY}"
+
+
+def _locked(path: Path, folder: Path, make: Callable[[Path], None]) -> tuple[Path, int | None]:
+    while True:
+        temporary = folder / _hidden(path)
+        make(temporary)  # with the rights that the user gives new files
+        handle = open_to_lock(temporary)
+        if handle is None or take(handle, wait=True) is None or os.path.lexists(temporary):
+            return temporary, handle
+        os.close(handle)  # before it was locked another process took it for what a killed one left
+
+
+def temporaries(folder: Path) -> list[Path]:
+    """The temporary files in `folder` and the folders in it: another process writes them now, or was killed."""
+    return [path for depth in ("", "*/") for path in folder.glob(f"{depth}.*{_TEMPORARY}")]
+
+
+def sweep(paths: Iterable[Path]) -> None:
+    """Removes those of the temporary files and folders that no process writes to. Where there are no locks to tell it
+    by, they are a week old."""
+    for path in paths:
+        with suppress(OSError):  # it is gone meanwhile, or may not be removed
+            handle = open_to_lock(path)
+            try:
+                free = None if handle is None else take(handle)
+                if time.time() - path.stat().st_mtime > _ABANDONED if free is None else free:
+                    remove(path)
+            finally:
+                if handle is not None:
+                    os.close(handle)
+
+
+def remove(path: Path) -> None:
+    """Removes a file, a link or a folder with what is in it, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def remove_at_once(path: Path) -> None:
+    """Removes a folder that nobody shall ever find half removed, if it is there."""
+    aside = path.with_name(_hidden(path))
+    with suppress(FileNotFoundError):
+        path.rename(aside)
+    remove(aside)
 
 
 def sync(path: Path) -> None:
@@ -129,11 +233,6 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def temporaries(folder: Path) -> list[Path]:
-    """The temporary files in `folder` and the folders in it: another process writes them now, or was killed."""
-    return [path for depth in ("", "*/") for path in folder.glob(f"{depth}.*{_TEMPORARY}")]
 
 
 def check_writable(path: Path) -> None:

@@ -21,7 +21,7 @@ from afina.data.mapping import Example
 from afina.data.rows import Rejected, Rejections
 from afina.data.settings import DataSettings
 from afina.data.splits import Mask, Splits, held_out_file, read_splits, test_split_file, training_file
-from afina.data.store import RowCache, Rows, RowsWriter
+from afina.data.store import Rows, RowsWriter, kept_rows
 from afina.data.template import Row
 from afina.models.load import Base
 from afina.models.tokenizer import Tokenizer
@@ -72,21 +72,35 @@ def render_splits(
     label."""
     settings = splits.settings
     max_length = min(settings.max_length or DEFAULT_MAX_LENGTH, context)
-    cache = RowCache(cache_folder(cache_dir), _key(splits, tokenizer, max_length))
-    with cache as folder:
-        if folder is not None:
-            _Rendering(splits, Fitter(tokenizer, max_length, settings.too_long, context), listener).write(folder)
-    facts = read_json(cache.folder / "facts.json")
-    held_out = Rows(cache.folder / "held_out")
-    test = Rows(cache.folder / "test")
+    key = _key(splits, tokenizer, max_length)
+
+    def write(folder: Path) -> None:
+        _Rendering(splits, Fitter(tokenizer, max_length, settings.too_long, context), listener).write(folder)
+
+    opened = kept_rows(cache_folder(cache_dir), key, write, _open)
+    facts = opened.facts
     examples = [_example(values) for values in facts["examples"]]
     rejected = Rejections(itertools.chain(splits.rejected, (Rejected(*row) for row in facts["rejected"])))
     notices = list(facts["notices"])
     if settings.max_length and settings.max_length > max_length:
         notices.append(f"rows may have {max_length} tokens, the context of this base, not {settings.max_length}")
     notices += splits.leaks
-    train = Rows(cache.folder / "train", cache.temporary)
-    return Dataset(train, list(held_out), list(test), examples, rejected, splits.notes.lines, notices)
+    return Dataset(opened.train, opened.held_out, opened.test, examples, rejected, splits.notes.lines, notices)
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """What `_Rendering` wrote."""
+
+    facts: dict[str, Any]
+    train: Rows
+    held_out: list[Row]
+    test: list[Row]
+
+
+def _open(folder: Path, temporary: Path | None) -> _Opened:
+    held_out, test = (list(Rows(folder / name)) for name in ("held_out", "test"))
+    return _Opened(read_json(folder / "facts.json"), Rows(folder / "train", temporary), held_out, test)
 
 
 class _Rendering:

@@ -6,18 +6,17 @@ import os
 import shutil
 import struct
 import tempfile
-import time
 import weakref
 from array import array
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, TypeVar, overload
 
 import numpy as np
 
 from afina.core.errors import InputError, writing
-from afina.core.files import read_json, sha256, write_json
+from afina.core.files import read_json, replacing_folder, sha256, sweep, write_json
 from afina.data.rows import Locations, decode
 from afina.data.template import Row
 
@@ -27,7 +26,9 @@ _INDEX = np.dtype(
 _ENTRY = struct.Struct("<QII")  # the same, to write one
 _SUMS = "sums.json"  # of a folder in the cache: what is in it, by hash
 _MOST_BYTES = 4 << 30  # of prepared rows that are kept for later runs
-_ABANDONED = 7 * 86_400  # seconds after which no process is still writing
+_TRIES = 3  # to find rows that other processes remove
+
+T = TypeVar("T")
 
 
 class RowsWriter:
@@ -136,68 +137,53 @@ def _is_sound(folder: Path) -> bool:
         return False
 
 
-class RowCache:
-    """Prepared rows in a folder of the cache, by a key of everything that decides them; the least recently used are
-    evicted. A folder whose files are not those that were written, by their hashes, is made again.
+def kept_rows(cache: Path, key: str | None, write: Callable[[Path], None], read: Callable[[Path, Path | None], T]) -> T:
+    """What `read` opens in the folder that `write` filled, now or for an earlier run: a folder of the cache by a key of
+    everything that decides the rows. One whose files are not those that were written, by their hashes, is made again;
+    the least recently used are evicted.
 
-    Without a key (data whose content is not known beforehand) the folder is `temporary`, and the caller's to remove.
+    Without a key (data whose content is not known beforehand), and where the cache cannot be written, the folder is in
+    a temporary one, which `read` gets too: it is the reader's to remove.
     """
-
-    def __init__(self, cache: Path, key: str | None) -> None:
-        self.temporary = Path(tempfile.mkdtemp(prefix="afina-")) if key is None else None
-        self._above = cache / "rows"
-        self.folder = self.temporary / "rows" if self.temporary else self._above / str(key)
-
-    def __enter__(self) -> Path | None:
-        """A new folder to fill, or None where the rows are there already."""
-        if self.folder.exists() and _is_sound(self.folder):
-            with suppress(OSError):  # so that it counts as the newest
-                os.utime(self.folder)
-            return None
-        try:
-            self._new = self._make()
-        except OSError:  # a cache that cannot be written costs the next run the same work, no more
-            self.temporary = Path(tempfile.mkdtemp(prefix="afina-"))
-            self.folder = self.temporary / "rows"
-            self._new = self._make()
-        return self._new
-
-    def _make(self) -> Path:
-        if self.folder.exists():
-            shutil.rmtree(self.folder)
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
-        return Path(tempfile.mkdtemp(dir=self.folder.parent, prefix="."))
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if not hasattr(self, "_new"):
-            return
-        if kind is not None:
-            shutil.rmtree(self.temporary or self._new, ignore_errors=True)
-            return
-        with writing(self.folder):
-            if self.temporary is None:
-                write_json(self._new / _SUMS, _sums(self._new))
+    for _ in range(_TRIES if key is not None else 0):
+        folder = cache / "rows" / str(key)
+        with suppress(InputError, OSError):  # another process has evicted it, or made it again
+            if _is_sound(folder):
+                with suppress(OSError):  # so that it counts as the newest
+                    os.utime(folder)
+                return read(folder, None)
+        with ExitStack() as stack:
             try:
-                self._new.rename(self.folder)
-            except OSError:
-                if not self.folder.exists():  # otherwise another process was faster, with the same rows
-                    raise
-                shutil.rmtree(self._new, ignore_errors=True)
-        if self.temporary is None:
-            self._evict()
+                new = stack.enter_context(replacing_folder(folder))
+            except OSError:  # a cache that cannot be written costs the next run the same work, no more
+                break
+            write(new)
+            with writing(folder):
+                write_json(new / _SUMS, _sums(new))
+                stack.close()
+        with suppress(InputError, OSError):
+            rows = read(folder, None)
+            _evict(folder)
+            return rows
+    temporary = Path(tempfile.mkdtemp(prefix="afina-"))
+    try:
+        write(temporary / "rows")
+        return read(temporary / "rows", temporary)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
 
-    def _evict(self) -> None:
-        entries = []
-        for folder in self._above.iterdir():
-            with suppress(OSError):  # another process removes it
-                if folder.name.startswith("."):  # being written, or left by a process that was killed
-                    if time.time() - folder.stat().st_mtime > _ABANDONED:
-                        shutil.rmtree(folder, ignore_errors=True)
-                    continue
+
+def _evict(newest: Path) -> None:
+    sweep(newest.parent.glob(".*"))
+    entries = []
+    for folder in newest.parent.iterdir():
+        with suppress(OSError):  # another process removes it
+            if not folder.name.startswith("."):
                 size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
                 entries.append((folder.stat().st_mtime, size, folder))
-        left = sum(size for _, size, _ in entries)
-        for _, size, folder in sorted(entries):
-            if left > _MOST_BYTES and folder != self.folder:
-                shutil.rmtree(folder, ignore_errors=True)
-                left -= size
+    left = sum(size for _, size, _ in entries)
+    for _, size, folder in sorted(entries):
+        if left > _MOST_BYTES and folder != newest:
+            shutil.rmtree(folder, ignore_errors=True)
+            left -= size

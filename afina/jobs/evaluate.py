@@ -24,8 +24,6 @@ from afina.measure.judge import Judge
 from afina.measure.metric import Predictions
 from afina.measure.outputs import EvaluationSet
 from afina.measure.own_metrics import read_metrics
-from afina.measure.pages.card import write_card
-from afina.measure.pages.report import write_report
 from afina.runs.facts import is_merged
 from afina.runs.folder import record
 from afina.runs.opening import Adapted
@@ -130,9 +128,6 @@ def evaluate(settings: EvaluateSettings, listener: Listener = ignore) -> Evaluat
     )
     if not other:
         record(run, result)
-        if (run / "config.yaml").exists():
-            write_card(run)
-            write_report(run)
     return EvaluateResult.of(result)
 
 

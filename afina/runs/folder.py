@@ -7,7 +7,17 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from afina.core.errors import OutputError, writing
-from afina.core.files import check_writable, check_writable_folder, sync, temporaries, write_json, write_jsonl
+from afina.core.files import (
+    check_writable,
+    check_writable_folder,
+    remove,
+    sweep,
+    sync,
+    temporaries,
+    write_json,
+    write_jsonl,
+)
+from afina.core.process.locks import open_to_lock, take
 from afina.core.text import command_line
 from afina.core.tracker import TRACKERS
 from afina.lora.peft_config import CONFIG
@@ -27,7 +37,7 @@ RUN_FILES = (
     "checkpoints",
     ID_FILE,
 )
-FORMER, MOVING = ".former", ".moving"
+CHECKPOINTS, FORMER, MOVING = "checkpoints", ".former", ".moving"
 
 
 def _written() -> list[str]:
@@ -41,7 +51,7 @@ class RunFolder:
 
     What a killed process may leave, whenever it is killed, is told apart by names that come and go in one renaming:
 
-    - `.*.part` are files that were not written to their end. They go.
+    - `.*.part` are files that were not written to their end. They go, but where a process writes them now.
     - `.moving` holds files of a run on their way out or back. They belong back.
     - `.former` holds a whole run, which a new one replaces. It goes once the new one has an adapter, and comes back
       where that has saved nothing.
@@ -79,39 +89,29 @@ class RunFolder:
 
     def _lock(self) -> int | None:
         """A handle of the folder that holds its lock; None where there are no locks."""
-        try:
-            import fcntl
-        except ImportError:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            return None
         while True:
             self.folder.mkdir(parents=True, exist_ok=True)
-            handle = os.open(self.folder, os.O_RDONLY)
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if self.folder.exists() and os.path.samestat(os.fstat(handle), self.folder.stat()):
-                    return handle
-            except BlockingIOError as error:
-                os.close(handle)
-                raise OutputError(
-                    f"another process is training into {self.folder}", "wait for it, or stop it"
-                ) from error
-            except OSError:  # no locks here
+            handle = open_to_lock(self.folder)
+            if handle is None or (taken := take(handle)) is None:
                 return handle
-            os.close(handle)  # the process that had the lock has removed its empty folder: the next one's counts
+            if taken and self.folder.exists() and os.path.samestat(os.fstat(handle), self.folder.stat()):
+                return handle
+            os.close(handle)
+            if not taken:
+                raise OutputError(f"another process is training into {self.folder}", "wait for it, or stop it")
+            # Otherwise the process that had the lock has removed its empty folder: the next one's counts.
 
     def settle(self, resuming: bool = False) -> None:
         """Finishes or undoes what a killed process left. A new run that can be resumed stays, the former one beside it;
         with `resuming`, one that has only its settings too."""
         with writing(self.folder):
-            for path in temporaries(self.folder):
-                path.unlink()
+            sweep(temporaries(self.folder))
             self._put_back()
             if not self._former.is_dir():
                 return
             if self._has_adapter():
                 self.commit()
-            elif not any((self.folder / "checkpoints").glob("step-*")) and not (
+            elif not any((self.folder / CHECKPOINTS).glob("step-*")) and not (
                 resuming and (self.folder / "config.yaml").exists()
             ):
                 self.roll_back()
@@ -139,7 +139,7 @@ class RunFolder:
             present = [self.folder / name for name in _written() if os.path.lexists(self.folder / name)]
             if self._former.is_dir():
                 for path in present:
-                    _remove(path)
+                    remove(path)
             elif present:
                 self._moving.mkdir()
                 for path in present:
@@ -157,7 +157,7 @@ class RunFolder:
         if self._has_adapter() or not self.folder.is_dir():
             return
         for name in _written():
-            _remove(self.folder / name)
+            remove(self.folder / name)
         if self._former.is_dir():
             self._former.rename(self._moving)
         self._put_back()
@@ -182,40 +182,23 @@ def settle(folder: Path) -> None:
             run.settle()
 
 
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def in_use(folder: Path) -> bool:
-    """Whether a process works in the folder now. Without locks none is seen."""
-    try:
-        import fcntl
-    except ImportError:
-        return False
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:  # no locks here
-        return False
-    finally:
-        os.close(handle)
-    return False
-
-
 def record(folder: Path, evaluation: Evaluation) -> None:
-    """Writes an evaluation into the run folder, replacing the previous one."""
+    """Writes an evaluation and, of a run, the pages about it into `folder`, replacing the previous ones.
+    `evaluation.json` is written last: where it is the others are."""
+    from afina.measure.pages.card import write_card
+    from afina.measure.pages.report import write_report
+
+    found = evaluation.json()
     write_jsonl(folder / "predictions.jsonl", evaluation.predictions)
-    write_json(folder / "evaluation.json", evaluation.json())
+    if (folder / "config.yaml").exists():
+        write_card(folder, found)
+        write_report(folder, found)
+    write_json(folder / "evaluation.json", found)
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether the run in `folder` finished: of the files that cannot be made again, the evaluation is written last."""
-    return (folder / "evaluation.json").exists()
+    """Whether the run in `folder` finished: it is evaluated, and its checkpoints, which go last, are gone."""
+    return (folder / "evaluation.json").exists() and not (folder / CHECKPOINTS).exists()
 
 
 def check_new(out: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from afina.core.config import fields
 from afina.core.errors import InputError, counted
 from afina.core.events import Done, end_of
+from afina.core.process.locks import in_use
 from afina.core.text import command_line
 from afina.measure.evaluation import difference_json
 from afina.measure.intervals import paired_difference
@@ -16,7 +17,7 @@ from afina.measure.metric import Predictions
 from afina.measure.metrics import METRICS
 from afina.measure.pages.summary import interval, label, number, table, verdict
 from afina.runs.files import SEARCH, Config, EvaluationRecord, Prediction, SearchRecord, read_lines, read_metrics
-from afina.runs.folder import in_use, settle
+from afina.runs.folder import is_complete, settle
 from afina.settings import RunSettings
 
 T = TypeVar("T")
@@ -88,7 +89,7 @@ def _entry(run: Path, searching: bool) -> dict[str, Any]:
         config, done, evaluation = _read(run)
     except (InputError, OSError) as error:
         return _unreadable(run, error, date)
-    entry: dict[str, Any] = {"run": str(run), "date": date, "state": _state(run, done, evaluation)}
+    entry: dict[str, Any] = {"run": str(run), "date": date, "state": _state(run, done)}
     entry |= {"data": config["data"]["path"], "base": config["base"], "method": config["method"]}
     if entry["state"] not in ("complete", "running") and not searching:
         entry["resume"] = command_line("train", "--resume", run)
@@ -107,9 +108,9 @@ def _entry(run: Path, searching: bool) -> dict[str, Any]:
     return entry
 
 
-def _state(run: Path, done: Done | None, evaluation: dict[str, Any] | None) -> str:
+def _state(run: Path, done: Done | None) -> str:
     """complete, running, not evaluated, interrupted (by Ctrl-C) or cut off (no end was recorded)."""
-    if evaluation:
+    if is_complete(run):
         return "complete"
     if in_use(run):
         return "running"

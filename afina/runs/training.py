@@ -1,7 +1,6 @@
 """One training, from settings to a run folder: trained, verified by loading what was saved, evaluated."""
 
 import gc
-import shutil
 from collections.abc import Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ from afina.core.config import build, changed, merge, read_yaml
 from afina.core.device import memory_gb
 from afina.core.errors import AdapterError, InputError, Interrupted, counted
 from afina.core.events import Done, Event, Listener, MetricsFile, Notice, forget_after, ignore, minutes
-from afina.core.files import write_json, write_jsonl, write_yaml
+from afina.core.files import remove_at_once, write_json, write_jsonl, write_yaml
 from afina.core.text import command_line
 from afina.core.world import SINGLE, World
 from afina.data.rows import placed
@@ -35,14 +34,12 @@ from afina.measure.verification import Verification, reference_logits, verify
 from afina.models.load import import_libraries
 from afina.runs.assemble import Assembled, assemble, load
 from afina.runs.facts import facts_of, read_facts, save_tokenizer, write_facts
-from afina.runs.folder import RunFolder, is_complete, record
+from afina.runs.folder import CHECKPOINTS, RunFolder, is_complete, record
 from afina.runs.tracking import Trackers
 from afina.settings import Resolved, RunSettings
 from afina.training.checkpoint import State, fingerprint, read_latest
 from afina.training.loop import Trainer
 from afina.version import __version__
-
-CHECKPOINTS = "checkpoints"
 
 
 @dataclass(frozen=True)
@@ -197,9 +194,9 @@ def _finish(trained: _Trained, listener: Listener) -> TrainedRun:
     )
     evaluation = evaluate_adapted(fresh, trained.asked, listener, cache_dir=settings.cache_dir)
     record(folder, evaluation)
-    write_card(folder)
-    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
-    return TrainedRun(folder, folder / "adapter", write_report(folder), settings.data.prompt, evaluation, verification)
+    remove_at_once(folder / CHECKPOINTS)
+    adapter, report = folder / "adapter", folder / "report.html"
+    return TrainedRun(folder, adapter, report, settings.data.prompt, evaluation, verification)
 
 
 @dataclass

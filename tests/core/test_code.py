@@ -420,5 +420,5 @@ def test_a_link_in_an_adapters_folder_is_not_copied(tmp_path: Path) -> None:
     (folder / "tokenizer.json").write_text("{}")
     (folder / "notes.txt").symlink_to(tmp_path / "id_rsa")
     with pytest.raises(AdapterError, match=r"notes\.txt is a link to .*id_rsa"):
-        copy_companions(folder, tmp_path / "out")
+        copy_companions(folder, tmp_path / "out", tmp_path / "out")
     assert "secret" not in "".join(path.read_text() for path in (tmp_path / "out").glob("*"))

@@ -4,23 +4,26 @@ from pathlib import Path
 
 import pytest
 
-from afina.data.store import RowCache, Rows, RowsWriter
+from afina.data.store import Rows, RowsWriter, kept_rows
 from afina.data.template import Row
+
+
+def write(folder: Path) -> None:
+    writer = RowsWriter(folder / "train")
+    for i in range(5):
+        writer.add(Row([i, i + 1, 7], [-100, i + 1, 7], f"file:{i}"))
+    writer.close()
+    (folder / "facts.json").write_text("{}")
 
 
 def prepare(cache: Path) -> bool:
     """Whether the rows had to be made; afterwards they are there."""
-    entry = RowCache(cache, "key")
-    with entry as folder:
-        made = folder is not None
-        if folder is not None:
-            writer = RowsWriter(folder / "train")
-            for i in range(5):
-                writer.add(Row([i, i + 1, 7], [-100, i + 1, 7], f"file:{i}"))
-            writer.close()
-            (folder / "facts.json").write_text("{}")
-    assert [row.input_ids[0] for row in Rows(entry.folder / "train")] == list(range(5))
-    return made
+    made = []
+    rows = kept_rows(
+        cache, "key", lambda folder: made.append(write(folder)), lambda folder, more: Rows(folder / "train", more)
+    )
+    assert [row.input_ids[0] for row in rows] == list(range(5))
+    return bool(made)
 
 
 def cut(path: Path) -> None:

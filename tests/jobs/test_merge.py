@@ -123,7 +123,7 @@ def test_a_merge_that_went_wrong_is_found_in_its_files(
 
     def damaged(*arguments: Any) -> None:
         write(*arguments)
-        path = arguments[-1] / "model.safetensors"
+        path = arguments[2] / "model.safetensors"
         state = load_file(path)
         change(state)
         save_file(state, path, {"format": "pt"})

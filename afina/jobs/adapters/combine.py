@@ -5,6 +5,7 @@ from typing import Annotated
 
 from afina.core.config import LISTED, Settings, setting
 from afina.core.events import Listener, ignore
+from afina.core.files import new_folder
 from afina.core.job import Job
 from afina.jobs.adapters._files import WrittenAdapter, copy_companions
 from afina.jobs.adapters.show import ShowAdapterSettings, check_one_base, show
@@ -39,16 +40,17 @@ def combine(settings: CombineAdaptersSettings, listener: Listener = ignore) -> W
     folders = [adapter_folder(run) for run in settings.runs]
     check_one_base([show(ShowAdapterSettings(run=folder)) for folder in folders], listener)
     check_new(settings.out)
-    combine_files(
-        folders,
-        settings.weights or [1.0] * len(folders),
-        settings.out,
-        kind=settings.kind,
-        rank=settings.rank,
-        density=settings.density,
-        seed=settings.seed,
-    )
-    copy_companions(folders[0], settings.out)
+    with new_folder(settings.out) as out:
+        combine_files(
+            folders,
+            settings.weights or [1.0] * len(folders),
+            out,
+            kind=settings.kind,
+            rank=settings.rank,
+            density=settings.density,
+            seed=settings.seed,
+        )
+        copy_companions(folders[0], out, settings.out)
     return WrittenAdapter(adapter=settings.out)
 
 

@@ -12,9 +12,9 @@ from torch import Tensor
 from afina.core.config import LISTED, Settings, setting
 from afina.core.errors import AdapterError
 from afina.core.events import Listener, Notice, ignore
-from afina.core.files import check_fetched
+from afina.core.files import check_fetched, new_folder
 from afina.core.job import Job
-from afina.jobs.adapters._files import WrittenAdapter, appearing
+from afina.jobs.adapters._files import WrittenAdapter
 from afina.jobs.adapters._formats import FORMATS, ForeignFormat
 from afina.jobs.adapters._proof import check_same, logits, sample
 from afina.lora.peft_files import checked, save_adapter, tensors_in
@@ -74,7 +74,7 @@ def convert(settings: ConvertAdapterSettings, listener: Listener = ignore) -> Wr
     facts = facts_of(loaded, name)
     rows = sample(loaded)
     expected = logits(loaded, rows)
-    with appearing(out) as folder:
+    with new_folder(out) as folder:
         save_adapter(loaded.model.module, config, folder, loaded.facts.public_name, loaded.task.task_type)
         save_tokenizer(loaded, folder)
         write_facts(folder, facts, out)

@@ -8,11 +8,10 @@ import torch
 from afina.core.config import Result, setting
 from afina.core.errors import AdapterError, SettingsError
 from afina.core.events import Listener, ignore
-from afina.core.files import write_atomic
+from afina.core.files import new_folder, write_atomic
 from afina.core.job import Job
 from afina.core.layers import not_finite
 from afina.jobs._opening import OpenSettings
-from afina.jobs.adapters._files import appearing
 from afina.jobs.adapters._proof import check_same, logits, sample
 from afina.lora.merging import merge_in_place
 from afina.measure.verification import relative_difference
@@ -72,8 +71,8 @@ def merge(settings: MergeAdapterSettings, listener: Listener = ignore) -> MergeA
     cast(module, dtype)
     facts = adapted.facts or facts_of(base, str(run))  # with what it takes to generate
     facts = facts | {"base": base_record(base), "quantize": None, "merged_from": run.name}
-    with appearing(out) as folder:
-        _write(base, facts, folder)
+    with new_folder(out) as folder:
+        _write(base, facts, folder, out)
         del base, module, adapted  # before the merged model comes
         read = open_run(folder, device=settings.device, cache_dir=settings.cache_dir, exact=True).base
         found = logits(read, rows)
@@ -101,14 +100,14 @@ def _round(module: torch.nn.Module, dtype: torch.dtype) -> None:
     cast(module, torch.float32)
 
 
-def _write(base: Base, facts: dict[str, Any], folder: Path) -> None:
-    """The model with its tokenizer, what its base has beside, and Afina's facts."""
+def _write(base: Base, facts: dict[str, Any], folder: Path, place: Path) -> None:
+    """The model that will lie in `place`, with its tokenizer, what its base has beside, and Afina's facts."""
     save_model(base.model.module, folder)
     save_tokenizer(base, folder)
     for name in _COMPANIONS:
         if (source := Path(base.facts.path) / name).is_file():
             write_atomic(folder / name, source.read_bytes())
-    write_facts(folder, facts)
+    write_facts(folder, facts, place)
 
 
 JOB = Job.of(merge)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from afina.core.config import Settings, setting
 from afina.core.events import Listener, ignore
+from afina.core.files import new_folder
 from afina.core.job import Job
 from afina.jobs.adapters._files import WrittenAdapter, copy_companions
 from afina.lora.arithmetic import rerank as rerank_files
@@ -29,8 +30,9 @@ def rerank(settings: RerankAdapterSettings, listener: Listener = ignore) -> Rera
     """Writes the adapter cut to `rank` to `out`. Raises `AdapterError`, `OutputError`."""
     folder = adapter_folder(settings.run)
     check_new(settings.out)
-    lost = rerank_files(folder, settings.rank, settings.out)
-    copy_companions(folder, settings.out)
+    with new_folder(settings.out) as out:
+        lost = rerank_files(folder, settings.rank, out)
+        copy_companions(folder, out, settings.out)
     return RerankAdapterResult(adapter=settings.out, lost=lost)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from afina.core.config import Result, section, setting
 from afina.core.errors import DataError, counted, writing
 from afina.core.events import Listener, Notice, ignore
-from afina.core.files import jsonl_writer, replacing, write_atomic, write_json, write_jsonl
+from afina.core.files import jsonl_writer, new_folder, replacing, write_atomic, write_json, write_jsonl
 from afina.core.job import Job
 from afina.core.text import command_line
 from afina.data.conversation import check_texts
@@ -77,22 +77,24 @@ def prepare(settings: PrepareDataSettings, listener: Listener = ignore) -> Prepa
         part, brought[f"replayed from {path}"] = opener.some(path, share, train, how.seed)
         replayed.append(part)
     plain = found.plain and all(is_plain(example) for part in replayed for example in part)
-    with ExitStack() as stack:
-        to_train = stack.enter_context(_writer(out / f"train.{how.format}"))
-        to_test = stack.enter_context(_writer(out / f"test.{how.format}")) if test else to_train
-        for example, is_test in found.written():
-            (to_test if is_test else to_train)(row_of(example, plain))
-        for part in replayed:
-            for example in part:
-                to_train(row_of(example, plain))
-                train += 1
-    done = {what: n for what, n in found.done.items() if n} | brought
-    done |= {f"left out: {reason}": n for reason, n in opener.rejected.counts().items()}
-    if opener.rejected:
-        write_jsonl(out / "rejected.jsonl", ({"where": r.location, "reason": r.reason} for r in opener.rejected))
-    result = PrepareDataResult(train=train, test=test, done=done)
-    write_atomic(out / "README.md", _card(data, how, result))
-    write_json(out / "prepared.json", {"source": str(data.path), **how.model_dump(mode="json"), "done": done})
+    with new_folder(out) as folder:
+        with ExitStack() as stack:
+            to_train = stack.enter_context(_writer(folder / f"train.{how.format}"))
+            to_test = stack.enter_context(_writer(folder / f"test.{how.format}")) if test else to_train
+            for example, is_test in found.written():
+                (to_test if is_test else to_train)(row_of(example, plain))
+            for part in replayed:
+                for example in part:
+                    to_train(row_of(example, plain))
+                    train += 1
+        done = {what: n for what, n in found.done.items() if n} | brought
+        done |= {f"left out: {reason}": n for reason, n in opener.rejected.counts().items()}
+        if opener.rejected:
+            write_jsonl(folder / "rejected.jsonl", ({"where": r.location, "reason": r.reason} for r in opener.rejected))
+        result = PrepareDataResult(train=train, test=test, done=done)
+        write_atomic(folder / "README.md", _card(data, how, result))
+        written = {"source": str(data.path), **how.model_dump(mode="json"), "done": done}
+        write_json(folder / "prepared.json", written)
     return result
 
 
@@ -132,7 +134,6 @@ def _writer(path: Path) -> Iterator[Write]:
             yield write
         return
     with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
         folder = TemporaryDirectory(dir=path.parent, prefix=".")
     with folder:
         lines = Path(folder.name) / "rows.jsonl"

@@ -12,11 +12,13 @@ from afina.measure.pages.summary import general_lines, table, verdict
 from afina.training.settings import METHOD_NAMES
 
 
-def write_card(run: Path) -> None:
-    """Writes `adapter/README.md`: the adapter, its data, how to prompt it, and, once evaluated, how good it is."""
+def write_card(run: Path, evaluation: dict[str, Any] | None = None) -> None:
+    """Writes `adapter/README.md`: the adapter, its data, how to prompt it, and, once evaluated, how good it is.
+    `evaluation` is by default the one in the folder, if any."""
     config = read_yaml(run / "config.yaml")
     facts = read_json(run / "adapter" / "afina.json")
-    evaluation = read_json(run / "evaluation.json") if (run / "evaluation.json").exists() else None
+    if evaluation is None and (run / "evaluation.json").exists():
+        evaluation = read_json(run / "evaluation.json")
     write_atomic(run / "adapter" / "README.md", _card(config, facts, evaluation))
 
 

@@ -20,15 +20,17 @@ from afina.training.settings import METHOD_NAMES
 _EXAMPLES = 12
 
 
-def write_report(run: Path) -> Path:
-    """Writes `report.html` of the run folder `run`: one file, readable without a network."""
+def write_report(run: Path, evaluation: dict[str, Any] | None = None) -> Path:
+    """Writes `report.html` of the run folder `run`: one file, readable without a network; `evaluation` is by default
+    the one in the folder, if any."""
     config = read_yaml(run / "config.yaml")
     facts = read_json(run / "adapter" / "afina.json")
     events = read_events(run / "metrics.jsonl")
     steps = [e for e in events if isinstance(e, Step)]
     held_out = [e for e in events if isinstance(e, HeldOut)]
     done = end_of(events)
-    evaluation = read_json(run / "evaluation.json") if (run / "evaluation.json").exists() else None
+    if evaluation is None and (run / "evaluation.json").exists():
+        evaluation = read_json(run / "evaluation.json")
     predictions = read_jsonl(run / "predictions.jsonl") if (run / "predictions.jsonl").exists() else []
     text = render_page(
         "report.html",

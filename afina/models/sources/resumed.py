@@ -1,9 +1,8 @@
 """Downloads of large files that go on where a process that was killed left them."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+
+from afina.core.process.locks import take
 
 
 def fetch_resumed(url: str, target: Path, size: int | None = None, headers: dict[str, str] | None = None) -> None:
@@ -19,7 +18,8 @@ def fetch_resumed(url: str, target: Path, size: int | None = None, headers: dict
         return
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f"{target.name}.incomplete")
-    with partial.open("ab") as file, _alone(file):
+    with partial.open("ab") as file:
+        take(file.fileno(), wait=True)
         if target.exists():  # another process has fetched it meanwhile
             return
         if size is not None and file.tell() > size:
@@ -28,15 +28,3 @@ def fetch_resumed(url: str, target: Path, size: int | None = None, headers: dict
         http_get(url, file, resume_size=held, headers=headers, expected_size=size, displayed_filename=target.name)
         file.flush()
         partial.replace(target)
-
-
-@contextmanager
-def _alone(file: IO[bytes]) -> Iterator[None]:
-    """Waits until no other process writes to the file. Without such locks (Windows) there is no waiting."""
-    try:
-        import fcntl
-    except ImportError:
-        yield
-        return
-    fcntl.flock(file, fcntl.LOCK_EX)  # the system releases it when the file is closed
-    yield
