@@ -53,6 +53,9 @@ def hook(event, arguments):
                 os.kill(os.getpid(), signal.SIGKILL)
             left[0] -= 1
 sys.addaudithook(hook)
+from afina.measure import outputs
+from afina.measure.pages import report
+outputs.general_rows, outputs.ALONE, report.loss_curve = lambda *_: {{}}, 1, lambda *_: ""  # which take most of the time
 from afina.ui.cli import main
 raise SystemExit(main(sys.argv[1:]))
 """
@@ -301,7 +304,7 @@ class Prepared(Scenario):
         return [*named, "--test", "0.2"]
 
     def again(self) -> list[str] | None:
-        return None if self.out.exists() else self.command()
+        return None if self.out.exists() and any(self.out.iterdir()) else self.command()
 
     def outcome(self) -> dict[str, Any]:
         return {str(path.relative_to(self.out)): path.read_bytes() for path in self.out.rglob("*") if path.is_file()}

@@ -18,7 +18,7 @@ import yaml
 
 from afina.core.errors import InputError, OutputError, brief, writing
 from afina.core.limits import JSON_BYTES, NESTING
-from afina.core.process.locks import open_to_lock, take
+from afina.core.process.locks import alone, is_at, open_to_lock, take
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -119,16 +119,18 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder whose files are in the new folder `path` when the block ends well: all at once, or one by one
-    where `path` is there already, and empty. Raises `OutputError`."""
-    there = path.exists()
+    """A temporary folder that becomes the folder `path`, which is absent or empty, when the block ends well. Where only
+    `path` itself can be written into (a volume), its files are moved there one by one. Raises `OutputError`."""
+    within = path.exists() and (os.name == "nt" or path.is_mount() or not os.access(path.parent, os.W_OK))
     with ExitStack() as stack:
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = stack.enter_context(_temporary(path, path if there else path.parent, Path.mkdir))
+            if within and not stack.enter_context(alone(path, wait=False)):
+                raise OutputError(f"another process is writing into {path}", "wait for it, or stop it")
+            temporary = stack.enter_context(_temporary(path, path if within else path.parent, Path.mkdir))
         yield temporary
         with writing(path):
-            if there:
+            if within:
                 for each in temporary.iterdir():
                     each.rename(path / each.name)
                 temporary.rmdir()
@@ -180,7 +182,7 @@ def _locked(path: Path, folder: Path, make: Callable[[Path], None]) -> tuple[Pat
         temporary = folder / _hidden(path)
         make(temporary)  # with the rights that the user gives new files
         handle = open_to_lock(temporary)
-        if handle is None or take(handle, wait=True) is None or os.path.lexists(temporary):
+        if handle is None or take(handle, wait=True) is None or is_at(handle, temporary):
             return temporary, handle
         os.close(handle)  # before it was locked another process took it for what a killed one left
 
@@ -254,9 +256,7 @@ def check_writable_folder(folder: Path) -> None:
 def _try_folder(folder: Path) -> None:
     absent = [each for each in (folder.absolute(), *folder.absolute().parents) if not each.exists()]
     folder.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=".", suffix=_TEMPORARY, dir=folder)
-    os.close(handle)
-    os.unlink(temporary)
+    tempfile.TemporaryFile(dir=folder).close()  # which has no name that a kill could leave
     for each in absent:
         each.rmdir()
 

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,7 +18,7 @@ from afina.core.files import (
     write_json,
     write_jsonl,
 )
-from afina.core.process.locks import open_to_lock, take
+from afina.core.process.locks import is_at, open_to_lock, take
 from afina.core.text import command_line
 from afina.core.tracker import TRACKERS
 from afina.lora.peft_config import CONFIG
@@ -37,6 +38,7 @@ RUN_FILES = (
     "checkpoints",
     ID_FILE,
 )
+PATIENCE = 1.0  # seconds in which who only looks at a run has put right what a kill left
 CHECKPOINTS, FORMER, MOVING = "checkpoints", ".former", ".moving"
 
 
@@ -64,9 +66,9 @@ class RunFolder:
         self._former, self._moving = folder / FORMER, folder / MOVING
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Makes the folder, and keeps other processes from writing a run into it. Raises `OutputError` where one does,
-        or where there can be no folder.
+    def locked(self, patient: bool = True) -> Iterator[None]:
+        """Makes the folder, and keeps other processes from writing a run into it. Raises `OutputError` where one does
+        (`patient`: still does after a second), or where there can be no folder.
 
         The system releases the lock when a process dies, however it dies. File systems without locks, and Windows,
         have none. A folder that is still empty in the end is removed.
@@ -77,7 +79,7 @@ class RunFolder:
             what = f"{above} is a file, not a folder" if absent else "it is a file, expected a folder"
             raise OutputError(f"--out {self.folder}: {what}", "choose another --out")
         with writing(self.folder):
-            lock = self._lock()
+            lock = self._lock(PATIENCE if patient else 0.0)
         try:
             yield
         finally:
@@ -87,19 +89,22 @@ class RunFolder:
             if lock is not None:
                 os.close(lock)
 
-    def _lock(self) -> int | None:
+    def _lock(self, seconds: float) -> int | None:
         """A handle of the folder that holds its lock; None where there are no locks."""
+        begun = time.monotonic()
         while True:
             self.folder.mkdir(parents=True, exist_ok=True)
             handle = open_to_lock(self.folder)
             if handle is None or (taken := take(handle)) is None:
                 return handle
-            if taken and self.folder.exists() and os.path.samestat(os.fstat(handle), self.folder.stat()):
+            if taken and is_at(handle, self.folder):
                 return handle
             os.close(handle)
-            if not taken:
+            if taken:
+                continue  # the process that had the lock has removed its empty folder: the next one's counts
+            if time.monotonic() - begun >= seconds:
                 raise OutputError(f"another process is training into {self.folder}", "wait for it, or stop it")
-            # Otherwise the process that had the lock has removed its empty folder: the next one's counts.
+            time.sleep(0.01)
 
     def settle(self, resuming: bool = False) -> None:
         """Finishes or undoes what a killed process left. A new run that can be resumed stays, the former one beside it;
@@ -178,7 +183,7 @@ def settle(folder: Path) -> None:
     written."""
     if any((folder / name).is_dir() for name in (FORMER, MOVING)) or temporaries(folder):
         run = RunFolder(folder)
-        with suppress(OutputError), run.locked():
+        with suppress(OutputError), run.locked(patient=False):
             run.settle()
 
 

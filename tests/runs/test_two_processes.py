@@ -1,78 +1,19 @@
-"""Two that want one run folder, held at every pair of their steps. Locks belong to open files, so threads stand in for
-processes."""
+"""Two that want one run folder, held at every pair of their steps."""
 
-import itertools
-import os
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+pytest.importorskip("fcntl")
+from pairs import Actor, each_pair
 from runs.test_folder import FILES, whose, write
 
-from afina.core.errors import AdapterError, OutputError
+from afina.core.errors import InputError
+from afina.core.files import remove_at_once
+from afina.runs import folder as run_folder
 from afina.runs.facts import adapter_folder
-from afina.runs.folder import FORMER, MOVING, RunFolder
-
-fcntl = pytest.importorskip("fcntl")
-STEPS = (
-    (Path, "rename"), (Path, "mkdir"), (Path, "rmdir"), (Path, "unlink"), (Path, "write_text"), (Path, "iterdir"),
-    (os, "unlink"), (os, "rmdir"), (os, "open"), (fcntl, "flock"),
-)  # fmt: skip
-
-
-class Actor(threading.Thread):
-    """Does its work up to its `stop`-th step, and the rest once it is let go."""
-
-    def __init__(self, work: Callable[[], None], stop: int) -> None:
-        super().__init__(daemon=True)
-        self._work, self._left = work, stop
-        self._there, self._go = threading.Event(), threading.Event()
-        self.held, self.error = False, None
-
-    def run(self) -> None:
-        try:
-            self._work()
-        except (OutputError, AdapterError) as error:
-            self.error = error
-        finally:
-            self._there.set()
-
-    def step(self) -> None:
-        self._left -= 1
-        if self._left == -1:
-            self.held = True
-            self._there.set()
-            assert self._go.wait(30)
-
-    def to_its_stop(self) -> None:
-        self.start()
-        assert self._there.wait(30)
-
-    def to_its_end(self) -> None:
-        self._go.set()
-        self.join(30)
-        assert not self.is_alive()
-
-
-@contextmanager
-def held_at_steps() -> Iterator[None]:
-    """Within the block each actor counts what touches the disk."""
-
-    def counted(real: Callable[..., object]) -> Callable[..., object]:
-        def step(*args: object, **kwargs: object) -> object:
-            actor = threading.current_thread()
-            if isinstance(actor, Actor):
-                actor.step()
-            return real(*args, **kwargs)
-
-        return step
-
-    with pytest.MonkeyPatch.context() as patch:
-        for owner, name in STEPS:
-            patch.setattr(owner, name, counted(getattr(owner, name)))
-        yield
+from afina.runs.folder import CHECKPOINTS, FORMER, MOVING, RunFolder, is_complete
 
 
 def train(folder: Path, name: str, overwrite: bool) -> None:
@@ -84,6 +25,20 @@ def train(folder: Path, name: str, overwrite: bool) -> None:
         write(folder, name, FILES[:4])
         run.commit()
         write(folder, name, FILES[4:])
+
+
+def resume(folder: Path, name: str) -> None:
+    run = RunFolder(folder)
+    with run.locked():
+        run.settle(resuming=True)
+        if not (folder / "config.yaml").exists():
+            raise InputError("no run")
+        if is_complete(folder):
+            raise InputError("complete")
+        write(folder, name, FILES[:4])
+        run.commit()
+        write(folder, name, FILES[4:])
+        remove_at_once(folder / CHECKPOINTS)
 
 
 def read(folder: Path) -> None:
@@ -115,23 +70,47 @@ def check(folder: Path, other: str, first: Actor, second: Actor) -> None:
 
 @pytest.mark.parametrize("other", ["new", "overwrite", "reader"])
 @pytest.mark.parametrize("former", [False, True], ids=["empty", "over a finished run"])
-def test_two_at_one_folder(tmp_path: Path, other: str, former: bool) -> None:
+def test_two_at_one_folder(tmp_path: Path, other: str, former: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if other != "reader":
+        monkeypatch.setattr(run_folder, "PATIENCE", 0)
     met = 0
-    with held_at_steps():
-        for i in itertools.count():  # every stop of the first, with every second one of the other
-            for j in itertools.count(0, 2):
-                folder = tmp_path / f"{i}-{j}"
-                one, another = works(folder, other, former)
-                first, second = Actor(one, i), Actor(another, j)
-                first.to_its_stop()
-                second.to_its_stop()
-                met += first.held and second.held
-                first.to_its_end()
-                second.to_its_end()
-                check(folder, other, first, second)
-                if not second.held:
-                    break
-            if not first.held:
-                break
-    assert i > 10
+    for folder, first, second in each_pair(tmp_path, lambda folder: works(folder, other, former)):
+        met += first.held and second.held
+        check(folder, other, first, second)
     assert met > 10 or other == "reader"  # which only stops where there is something to put right
+
+
+@pytest.mark.parametrize("former", [False, True], ids=["alone", "which replaces another"])
+@pytest.mark.parametrize("other", ["resumes too", "begins another", "reads"])
+def test_two_at_a_run_that_was_cut_off(
+    tmp_path: Path, other: str, former: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if other != "reads":
+        monkeypatch.setattr(run_folder, "PATIENCE", 0)
+
+    def works(folder: Path) -> tuple[Callable[[], None], Callable[[], None]]:
+        write(folder, "cut", ("config.yaml", "metrics.jsonl", "checkpoints/step-1"))
+        if former:
+            write(folder / FORMER, "old")
+        others = {
+            "resumes too": lambda: resume(folder, "second"),
+            "begins another": lambda: train(folder, "second", True),
+            "reads": lambda: read(folder),
+        }
+
+        def first() -> None:
+            resume(folder, "first")
+
+        return first, others[other]
+
+    for folder, first, second in each_pair(tmp_path, works):
+        ended = {name for name, actor in (("first", first), ("second", second)) if actor.error is None}
+        found = whose(folder)
+        if other == "reads":
+            ended = {"first"}
+            assert first.error is None
+        assert set(found) == set(FILES)
+        assert len(set(found.values())) == 1
+        assert set(found.values()) <= ended
+        assert len(ended) == 1 or other == "begins another"  # which may replace what the first has finished
+        assert not any((folder / name).exists() for name in (FORMER, MOVING))

