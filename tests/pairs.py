@@ -17,8 +17,7 @@ from afina.core.errors import AfinaError
 
 STEPS = (
     (Path, "rename"), (Path, "replace"), (Path, "mkdir"), (Path, "rmdir"), (Path, "unlink"), (Path, "touch"),
-    (Path, "write_text"), (Path, "write_bytes"), (Path, "iterdir"), (os, "replace"), (os, "unlink"), (os, "rmdir"),
-    (os, "open"),
+    (Path, "open"), (Path, "iterdir"), (os, "replace"), (os, "unlink"), (os, "rmdir"),
 )  # fmt: skip
 
 
@@ -100,6 +99,7 @@ def held_at_steps() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for owner, name in STEPS:
             patch.setattr(owner, name, counted(getattr(owner, name)))
+        patch.setattr(os, "fsync", lambda handle: None)  # which takes most of the time
         patch.setattr(fcntl, "flock", flock)
         yield
 
@@ -109,7 +109,6 @@ def each_pair(
 ) -> Iterator[tuple[Path, Actor, Actor]]:
     """The two that `works` gives for a folder, after both went to their ends: each first one was held at every step
     with each second one at every second step (or `every` so many)."""
-    met = 0
     for i in itertools.count():
         for j in itertools.count(i % every, every):
             place = folder / f"{i}-{j}"
@@ -117,7 +116,6 @@ def each_pair(
                 first, second = (Actor(work, stop) for work, stop in zip(works(place), (i, j), strict=True))
                 first.to_its_stop()
                 second.to_its_stop()
-                met += first.held and second.held
                 first.on()
                 second.to_its_end()
                 first.to_its_end()
@@ -127,4 +125,4 @@ def each_pair(
                 break
         if not first.held:
             break
-    assert i > 5
+    assert i > 2

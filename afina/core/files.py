@@ -1,5 +1,6 @@
 """Files: written under a temporary name and renamed, so that a reader never sees half of one."""
 
+import errno
 import hashlib
 import json
 import os
@@ -127,6 +128,8 @@ def new_folder(path: Path) -> Iterator[Path]:
             path.parent.mkdir(parents=True, exist_ok=True)
             if within and not stack.enter_context(alone(path, wait=False)):
                 raise OutputError(f"another process is writing into {path}", "wait for it, or stop it")
+            if within and not is_empty(path):
+                raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY))
             temporary = stack.enter_context(_temporary(path, path if within else path.parent, Path.mkdir))
         yield temporary
         with writing(path):
@@ -140,6 +143,12 @@ def new_folder(path: Path) -> Iterator[Path]:
             sync(path.parent)
 
 
+def is_empty(folder: Path) -> bool:
+    """Whether nothing is in a folder, once what a killed process left of it is removed."""
+    _sweep(folder, folder)
+    return not any(folder.iterdir())
+
+
 @contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
     """A temporary folder that takes the place of the folder `path`, if there is one, when the block ends well."""
@@ -150,8 +159,8 @@ def replacing_folder(path: Path) -> Iterator[Path]:
             try:
                 temporary.rename(path)
                 break
-            except OSError:
-                if not path.exists():
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                     raise
                 remove_at_once(path)
         sync(path.parent)
@@ -170,7 +179,11 @@ def _temporary(path: Path, folder: Path, make: Callable[[Path], None]) -> Iterat
     finally:
         if handle is not None:
             os.close(handle)
-    sweep(folder.glob(f".{escape(path.name)}.*{_TEMPORARY}"))
+    _sweep(path, folder)
+
+
+def _sweep(path: Path, folder: Path) -> None:
+    sweep(folder.glob(f".{escape(path.name)}.{'[0-9a-f]' * 8}{_TEMPORARY}"))
 
 
 def _hidden(path: Path) -> str:
@@ -208,9 +221,14 @@ def sweep(paths: Iterable[Path]) -> None:
 
 
 def remove(path: Path) -> None:
-    """Removes a file, a link or a folder with what is in it, if it is there."""
+    """Removes a file, a link or a folder with what is in it, if it is there; another process may do so too."""
+
+    def failed(_: object, __: object, error: tuple[Any, BaseException, Any]) -> None:
+        if not isinstance(error[1], FileNotFoundError):
+            raise error[1]
+
     if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
+        shutil.rmtree(path, onerror=failed)
     else:
         path.unlink(missing_ok=True)
 

@@ -78,12 +78,15 @@ class Rows(Sequence[Row]):
         self._prefixes: list[str] = facts["prefixes"]
         size = (folder / "index").stat().st_size // _INDEX.itemsize
         self._index = np.memmap(folder / "index", _INDEX, "r", shape=(size,)) if size else np.empty(0, _INDEX)
-        self._ids, self._labels = ((folder / name).open("rb", 0) for name in ("ids", "labels"))
-        for file in (self._ids, self._labels):
-            weakref.finalize(self, file.close)
+        self._ids, self._labels = (self._opened(folder / name) for name in ("ids", "labels"))
         if temporary is not None:
             weakref.finalize(self, shutil.rmtree, temporary, ignore_errors=True)
         self.lengths = np.diff(self._index["end"], prepend=np.uint64(0)).astype(np.int32)
+
+    def _opened(self, path: Path) -> Any:
+        file = path.open("rb", 0)
+        weakref.finalize(self, file.close)
+        return file
 
     def __len__(self) -> int:
         return len(self._index)

@@ -11,6 +11,7 @@ from afina.core.errors import OutputError, writing
 from afina.core.files import (
     check_writable,
     check_writable_folder,
+    is_empty,
     remove,
     sweep,
     sync,
@@ -208,6 +209,6 @@ def is_complete(folder: Path) -> bool:
 
 def check_new(out: Path) -> None:
     """Raises `OutputError` unless `out`, for something new, is empty or absent, and can be written."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if out.exists() and not (out.is_dir() and is_empty(out)):
         raise OutputError(f"--out {out} is not empty", "choose another --out")
     check_writable_folder(out)

@@ -8,12 +8,14 @@ import shutil
 import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import byte_tokenizer, tiny_config, write_rows
+from pairs import each_pair
 
 import afina
 from afina.core import device
@@ -295,6 +297,32 @@ def test_the_file_that_was_checked_is_the_one_that_is_opened(cache: Path, monkey
 
     monkeypatch.setattr(kernels.ctypes, "CDLL", swapped)
     assert hasattr(kernels._open(path), "unpack_fp32")
+
+
+@pytest.mark.parametrize("before", ["nothing", "cut ones"])
+def test_two_that_compile_into_one_cache(before: str, library: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(kernels, "SOURCES", [library])
+    monkeypatch.setattr(kernels, "_FLAGS", ("-shared", "-fPIC", "-O0"))
+    monkeypatch.setattr(kernels, "_openmp", list)
+    assert kernels._load(tmp_path / "made").seconds > 0
+    (made,) = (tmp_path / "made" / "kernels").glob("*.so")
+
+    def compiled(command: list[str], **_: object) -> None:
+        shutil.copyfile(made, command[-1])
+
+    def works(cache: Path) -> tuple[Callable[[], object], Callable[[], object]]:
+        if before != "nothing":
+            shutil.copytree(tmp_path / "made", cache)
+            (cache / "kernels" / made.name).write_bytes(made.read_bytes()[:100])
+        return lambda: kernels._load(cache), lambda: kernels._load(cache)
+
+    monkeypatch.setattr(kernels.subprocess, "run", compiled)
+    for cache, first, second in each_pair(tmp_path / "pairs", works, every=4):
+        for each in (first, second):
+            assert each.error is None
+            assert hasattr(each.result, "call")
+        assert kernels._load(cache).seconds == 0
+        assert len(list((cache / "kernels").iterdir())) == 2
 
 
 def test_another_processor_has_kernels_of_its_own(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

