@@ -317,7 +317,7 @@ def test_two_that_compile_into_one_cache(before: str, library: Path, tmp_path: P
         return lambda: kernels._load(cache), lambda: kernels._load(cache)
 
     monkeypatch.setattr(kernels.subprocess, "run", compiled)
-    for cache, first, second in each_pair(tmp_path / "pairs", works, every=4):
+    for cache, first, second in each_pair(tmp_path / "pairs", works, every=9):
         for each in (first, second):
             assert each.error is None
             assert hasattr(each.result, "call")

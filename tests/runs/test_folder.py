@@ -200,7 +200,7 @@ def test_a_lock_on_a_folder_that_is_gone_is_none(tmp_path: Path, monkeypatch: py
         real(handle, how)
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    other = RunFolder(folder).locked()
+    other = RunFolder(folder).locked(patient=False)
     with RunFolder(folder).locked(), pytest.raises(OutputError, match="another process"), other:
         pass
     assert len(calls) == 3
