@@ -70,6 +70,7 @@ def leads_out(file: Path, folder: Path) -> Path | None:
 
 
 _TEMPORARY = ".part"
+MOVING = ".moving"  # in a folder: whole files on their way into it
 _ABANDONED = 7 * 86_400  # seconds after which no process is still writing
 
 
@@ -120,33 +121,39 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder that becomes the folder `path`, which is absent or empty, when the block ends well. Where only
-    `path` itself can be written into (a volume), its files are moved there one by one. Raises `OutputError`."""
-    within = path.exists() and (os.name == "nt" or path.is_mount() or not os.access(path.parent, os.W_OK))
+    """A temporary folder that becomes the folder `path` when the block ends well; where that is there already, and
+    empty, its files are moved into it. Raises `OutputError`."""
+    there = path.exists()
     with ExitStack() as stack:
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            if within and not stack.enter_context(alone(path, wait=False)):
+            if there and not stack.enter_context(alone(path, wait=False)):
                 raise OutputError(f"another process is writing into {path}", "wait for it, or stop it")
-            if within and not is_empty(path):
+            if there and not is_empty(path):
                 raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY))
-            temporary = stack.enter_context(_temporary(path, path if within else path.parent, Path.mkdir))
+            temporary = stack.enter_context(_temporary(path, path if there else path.parent, Path.mkdir))
         yield temporary
         with writing(path):
-            if within:
-                for each in temporary.iterdir():
-                    each.rename(path / each.name)
-                temporary.rmdir()
-            else:
-                temporary.rename(path)
-            sync(path)
+            temporary.rename(path / MOVING if there else path)
+            put_back(path)
             sync(path.parent)
 
 
 def is_empty(folder: Path) -> bool:
-    """Whether nothing is in a folder, once what a killed process left of it is removed."""
+    """Whether nothing is in a folder, once it is as it would be had no process been killed."""
     _sweep(folder, folder)
+    put_back(folder)
     return not any(folder.iterdir())
+
+
+def put_back(folder: Path) -> None:
+    """Moves the files that are in `MOVING` to where they belong."""
+    moving = folder / MOVING
+    if moving.is_dir():
+        for path in moving.iterdir():
+            path.rename(folder / path.name)
+        moving.rmdir()
+    sync(folder)
 
 
 @contextmanager

@@ -9,9 +9,11 @@ from pathlib import Path
 
 from afina.core.errors import OutputError, writing
 from afina.core.files import (
+    MOVING,
     check_writable,
     check_writable_folder,
     is_empty,
+    put_back,
     remove,
     sweep,
     sync,
@@ -19,7 +21,7 @@ from afina.core.files import (
     write_json,
     write_jsonl,
 )
-from afina.core.process.locks import is_at, open_to_lock, take
+from afina.core.process.locks import alone, is_at, open_to_lock, take
 from afina.core.text import command_line
 from afina.core.tracker import TRACKERS
 from afina.lora.peft_config import CONFIG
@@ -40,7 +42,7 @@ RUN_FILES = (
     ID_FILE,
 )
 PATIENCE = 1.0  # seconds in which who only looks at a run has put right what a kill left
-CHECKPOINTS, FORMER, MOVING = "checkpoints", ".former", ".moving"
+CHECKPOINTS, FORMER = "checkpoints", ".former"
 
 
 def _written() -> list[str]:
@@ -112,7 +114,7 @@ class RunFolder:
         with `resuming`, one that has only its settings too."""
         with writing(self.folder):
             sweep(temporaries(self.folder))
-            self._put_back()
+            put_back(self.folder)
             if not self._former.is_dir():
                 return
             if self._has_adapter():
@@ -166,14 +168,7 @@ class RunFolder:
             remove(self.folder / name)
         if self._former.is_dir():
             self._former.rename(self._moving)
-        self._put_back()
-
-    def _put_back(self) -> None:
-        if self._moving.is_dir():
-            for path in self._moving.iterdir():
-                path.rename(self.folder / path.name)
-            self._moving.rmdir()
-            sync(self.folder)
+        put_back(self.folder)
 
     def _has_adapter(self) -> bool:
         return all((self.folder / "adapter" / name).exists() for name in (WEIGHTS, CONFIG))
@@ -209,6 +204,8 @@ def is_complete(folder: Path) -> bool:
 
 def check_new(out: Path) -> None:
     """Raises `OutputError` unless `out`, for something new, is empty or absent, and can be written."""
-    if out.exists() and not (out.is_dir() and is_empty(out)):
-        raise OutputError(f"--out {out} is not empty", "choose another --out")
+    if out.exists():
+        with alone(out, wait=False) as free:
+            if not (free and out.is_dir() and is_empty(out)):
+                raise OutputError(f"--out {out} is not empty", "choose another --out")
     check_writable_folder(out)

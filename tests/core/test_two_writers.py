@@ -1,15 +1,17 @@
 """Files and folders that two processes write at the same time, held at every pair of their steps."""
 
+import itertools
 import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from pairs import each_pair
+from runs.test_folder import Killed, killed_before
 
 from afina.core import files
 from afina.core.errors import OutputError
-from afina.core.files import new_folder, sweep, temporaries, write_atomic
+from afina.core.files import is_empty, new_folder, sweep, temporaries, write_atomic
 from afina.runs.folder import check_new
 
 
@@ -38,16 +40,14 @@ def fill(path: Path, whose: str) -> None:
             write_atomic(folder / name, whose)
 
 
-@pytest.mark.parametrize("place", ["absent", "empty", "a volume"])
-def test_one_new_folder(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("place", ["absent", "empty"])
+def test_one_new_folder(place: str, tmp_path: Path) -> None:
     """One of the two writes it, whole; the other is refused."""
 
     def works(above: Path) -> tuple[Callable[[], None], Callable[[], None]]:
         (above if place == "absent" else above / "new").mkdir(parents=True)
         return lambda: fill(above / "new", "first"), lambda: fill(above / "new", "second")
 
-    if place == "a volume":
-        monkeypatch.setattr(Path, "is_mount", lambda path: True)
     for above, first, second in each_pair(tmp_path, works, every=5):
         ended = [name for name, actor in (("first", first), ("second", second)) if actor.error is None]
         assert {path.name: path.read_text() for path in (above / "new").iterdir()} == dict.fromkeys(
@@ -57,7 +57,40 @@ def test_one_new_folder(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert len(ended) == 1 or not (first.held and second.held)
 
 
-def test_what_a_kill_left_in_a_volume_is_not_in_the_way(tmp_path: Path) -> None:
+def test_a_new_folder_is_whole_or_empty_after_a_kill(tmp_path: Path) -> None:
+    """Wherever the kill strikes: in a folder that was there, as in one that was not."""
+    for there in (False, True):
+        seen = set()
+        for operation in itertools.count():
+            place = tmp_path / f"{there}-{operation}" / "new"
+            (place if there else place.parent).mkdir(parents=True)
+            try:
+                with killed_before(operation):
+                    fill(place, "whole")
+                ended = True
+            except Killed:
+                ended = False
+            seen.add(is_whole := place.exists() and not is_empty(place))
+            if is_whole:
+                assert {path.name for path in place.iterdir()} == {"one", "two", "three"}
+            else:
+                fill(place, "again")
+            assert [path.name for path in place.parent.iterdir()] == ["new"]
+            if ended:
+                break
+        assert seen == {False, True}
+
+
+def test_the_current_folder_may_be_the_new_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    check_new(Path())
+    fill(Path(), "here")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "three", "two"]
+    with pytest.raises(OutputError, match="is not empty"):
+        check_new(Path())
+
+
+def test_what_a_kill_left_in_a_folder_is_not_in_the_way(tmp_path: Path) -> None:
     (tmp_path / f".{tmp_path.name}.01234567.part" / "train").mkdir(parents=True)
     check_new(tmp_path)
     assert not any(tmp_path.iterdir())

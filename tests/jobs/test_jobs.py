@@ -52,7 +52,7 @@ def run(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory):
 
 
 def test_a_run_folder_is_complete(run) -> None:
-    folder, data, result, events = run
+    folder, _, result, events = run
     names = {path.name for path in folder.iterdir()}
     assert names == {
         "adapter",
@@ -67,7 +67,7 @@ def test_a_run_folder_is_complete(run) -> None:
     inside = {path.name for path in (folder / "adapter").iterdir()}
     assert {"adapter_model.safetensors", "adapter_config.json", "afina.json", "tokenizer.json", "README.md"} <= inside
     assert not any(name.startswith(".") for name in names | inside)
-    assert read_jsonl(folder / "rejected.jsonl") == [{"where": f"{data}:61", "reason": "the completion is empty"}]
+    assert read_jsonl(folder / "rejected.jsonl") == [{"where": "colours.jsonl:61", "reason": "the completion is empty"}]
     assert "afina" not in (folder / "adapter" / "adapter_config.json").read_text()
     assert any(isinstance(e, Notice) and e.warning and "1 row: the completion is empty" in e.text for e in events)
     assert result.adapter == folder / "adapter"

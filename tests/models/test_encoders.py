@@ -27,6 +27,7 @@ from afina.models import load_base
 from afina.models.causal import TransformersModel
 from afina.models.encoders import ClassifierModel, Seq2SeqModel
 from afina.models.generation import generate
+from afina.runs.facts import read_facts
 from afina.runs.opening import open_run
 from afina.training.settings import METHOD_NAMES
 
@@ -156,6 +157,7 @@ def test_from_a_file_to_a_classifier(method: str, tmp_path: Path) -> None:
         with torch.no_grad():
             assert torch.allclose(ours.model.module(ids).logits, theirs(ids).logits, atol=1e-5)
         assert merge_adapter(result.folder, tmp_path / "merged") < 1e-5
+        assert Path(read_facts(tmp_path / "merged")["load"]["name"]).samefile(folder)
         assert [row["answer"] for row in ask(tmp_path / "merged", ["a07", "b06"])] == ["red", "blue"]
         with (tmp_path / "rows.jsonl").open("a") as file:  # a class of which the model has never heard
             file.write(json.dumps({"q": "a01", "a": "green"}) + "\n")
