@@ -264,10 +264,10 @@ class Over(New):
     def lost(self) -> bool:
         if (self.out / WEIGHTS).exists():  # the former's, or the new one's
             return False
-        found: dict[str, Any] = {}
-        for place in (self.out, self.out / ".moving", self.out / ".former"):  # moved halfway: two places together
-            found = {**run_outcome(place), **found}
-        return any(found.get(name) != value for name, value in self.former.items() if name != "config.yaml")
+        former = self.out / ".former"
+        if former.exists():
+            return run_outcome(former) != self.former
+        return {**run_outcome(self.out), **run_outcome(self.out / ".moving")} != self.former  # moved halfway
 
     def again(self) -> list[str] | None:
         settled = ["runs", "show", str(self.out)]
