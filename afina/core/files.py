@@ -136,6 +136,7 @@ def new_folder(path: Path) -> Iterator[Path]:
         with writing(path):
             temporary.rename(path / MOVING if there else path)
             put_back(path)
+            sync(path)
             sync(path.parent)
 
 
@@ -153,7 +154,7 @@ def put_back(folder: Path) -> None:
         for path in moving.iterdir():
             path.rename(folder / path.name)
         moving.rmdir()
-    sync(folder)
+        sync(folder)
 
 
 @contextmanager
