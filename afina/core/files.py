@@ -131,13 +131,25 @@ def new_folder(path: Path) -> Iterator[Path]:
                 raise OutputError(f"another process is writing into {path}", "wait for it, or stop it")
             if there and not is_empty(path):
                 raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY))
-            temporary = stack.enter_context(_temporary(path, path if there else path.parent, Path.mkdir))
+            arriving = arriving_in(path) if there else _temporary(path, path.parent, Path.mkdir)
+            temporary = stack.enter_context(arriving)
         yield temporary
         with writing(path):
-            temporary.rename(path / MOVING if there else path)
-            put_back(path)
-            sync(path)
+            if not there:
+                temporary.rename(path)
+                sync(path)
+            stack.close()
             sync(path.parent)
+
+
+@contextmanager
+def arriving_in(folder: Path) -> Iterator[Path]:
+    """A temporary folder whose files are in `folder` when the block ends well; after a kill all of them or none, once
+    it is `put_back`."""
+    with _temporary(folder, folder, Path.mkdir) as temporary:
+        yield temporary
+        temporary.rename(folder / MOVING)
+        put_back(folder)
 
 
 def is_empty(folder: Path) -> bool:

@@ -57,7 +57,7 @@ class RunFolder:
     What a killed process may leave, whenever it is killed, is told apart by names that come and go in one renaming:
 
     - `.*.part` are files that were not written to their end. They go, but where a process writes them now.
-    - `.moving` holds files of a run on their way out or back. They belong back.
+    - `.moving` holds files of a run on their way in, out or back. They belong into the folder.
     - `.former` holds a whole run, which a new one replaces. It goes once the new one has an adapter, and comes back
       where that has saved nothing.
 

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from afina.core.config import build, changed, merge, read_yaml
 from afina.core.device import memory_gb
-from afina.core.errors import AdapterError, InputError, Interrupted, counted
+from afina.core.errors import AdapterError, InputError, Interrupted, counted, writing
 from afina.core.events import Done, Event, Listener, MetricsFile, Notice, forget_after, ignore, minutes
-from afina.core.files import remove_at_once, write_json, write_jsonl, write_yaml
+from afina.core.files import arriving_in, remove_at_once, write_json, write_jsonl, write_yaml
 from afina.core.text import command_line
 from afina.core.world import SINGLE, World
 from afina.data.rows import placed
@@ -277,7 +277,10 @@ class _Run:
         if self.world.main:  # the folder is the main process's; the others read checkpoints from it
             if not self.resuming:
                 self.run_folder.start()
-            self._write_facts()
+                with writing(self.folder), arriving_in(self.folder) as place:
+                    self._write_facts(place)
+            else:
+                self._write_facts(self.folder)
             first = state.step + 1 if state else 0
             again = forget_after(metrics_file.path, first - 1)
             trackers.open(self.folder, read_yaml(self.folder / "config.yaml"), first, again)
@@ -320,15 +323,16 @@ class _Run:
             )
         return state
 
-    def _write_facts(self) -> None:
-        write_yaml(self.folder / "config.yaml", self.resolved.config())
+    def _write_facts(self, folder: Path) -> None:
+        """What is known before training, into the run's folder or one whose files will be there."""
+        write_yaml(folder / "config.yaml", self.resolved.config())
         if self.data.rejected:
             path = self.resolved.asked.data.path
             rows = ({"where": placed(r.location, path), "reason": r.reason} for r in self.data.rejected)
-            write_jsonl(self.folder / "rejected.jsonl", rows)
-        save_tokenizer(self.base, self.adapter)
-        write_facts(self.adapter, self.facts)
-        write_card(self.folder)
+            write_jsonl(folder / "rejected.jsonl", rows)
+        save_tokenizer(self.base, folder / "adapter")
+        write_facts(folder / "adapter", self.facts, self.adapter)
+        write_card(folder)
 
     def _save(self) -> None:
         """Saves the adapter as it is now, and keeps some of its logits for the verification after training."""
