@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 from pathlib import Path
 
 import numpy as np
@@ -240,15 +239,6 @@ def test_a_run_remembers_its_columns_and_scores_questions_only(tiny_folder: Path
     answers = generate(tmp_path / "other", tmp_path / "q.jsonl")
     assert len(answers) == 40
     assert evaluate(tmp_path / "other", tmp_path / "q.jsonl").rows == 40
-
-
-def test_what_a_killed_process_left_is_taken_away(story: Path, tiny, tmp_path: Path) -> None:
-    old, new = tmp_path / "rows" / ".old", tmp_path / "rows" / ".new"
-    for folder in (old, new):
-        folder.mkdir(parents=True)
-    os.utime(old, (0, 0))
-    load_data(DataSettings(path=story), tiny, cache_dir=tmp_path)
-    assert (old.exists(), new.exists()) == (False, True)
 
 
 def test_text_behind_many_questions_is_learned_too(tmp_path: Path, tiny) -> None:
