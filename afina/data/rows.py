@@ -16,6 +16,7 @@ from afina.data.layouts import Layout
 _NUMBERED = re.compile(r"(.*?)(0|[1-9]\d{0,8})", re.DOTALL)
 _NO_NUMBER = 2**32 - 1
 _MOST_NOTES = 100
+_SHOWN = 5  # locations
 
 
 @dataclass(frozen=True)
@@ -29,10 +30,12 @@ class Record:
 
 @dataclass(frozen=True)
 class Rejected:
-    """A row that cannot be used, and why."""
+    """A row that cannot be used, and why. One that is not `meant` to be used is left out by what the file says of
+    it."""
 
     location: str
     reason: str
+    meant: bool = True
 
 
 class Locations:
@@ -118,16 +121,43 @@ class Rejections:
         return {f"{reason} ({', '.join(locations[reason])}{', …' * (n > 3)})": n for reason, n in counts.most_common()}
 
 
+class Few:
+    """A count, and the first locations."""
+
+    def __init__(self) -> None:
+        self.count, self.rows = 0, list[str]()
+
+    def add(self, location: str) -> None:
+        self.count += 1
+        if len(self.rows) < _SHOWN:
+            self.rows.append(location)
+
+
+class Flaw(Few):
+    """Something that deserves a look: rows, what is wrong with them, and the remedy. `values` are those that were found
+    in the rows, counted; fewer than `least` different ones are no flaw."""
+
+    def __init__(self, text: str, least: int) -> None:
+        super().__init__()
+        self.text, self.least = text, least
+        self.values: Counter[str] = Counter()
+
+    def __str__(self) -> str:
+        values = ", ".join(f"{value} {n}" for value, n in self.values.items())
+        return f"{counted(self.count, 'row')}: {self.text}" + (f" ({values})" if values else "")
+
+
 class Notes:
     """What was found out about files while they were read, and the layout that was recognised.
 
     What makes it doubtful that a file is read rightly is an error, but where `doubts` collects it."""
 
-    def __init__(self, doubts: list[str] | None = None) -> None:
+    def __init__(self, doubts: list[tuple[str, str]] | None = None) -> None:
         self.layout: Layout | None = None
         self.doubts = doubts
         self._said: list[str] = []
         self._counts: Counter[str] = Counter()
+        self._flaws: dict[tuple[str, str], Flaw] = {}
         self._more = False  # than are kept
 
     def say(self, *lines: str) -> None:
@@ -140,11 +170,11 @@ class Notes:
             else:
                 self._more = True
 
-    def doubt(self, problem: str, remedy: str) -> None:
-        """Raises `DataError` where nobody collects doubts."""
+    def doubt(self, problem: str, remedy: str, code: str) -> None:
+        """Raises `DataError` where nobody collects doubts (each a code and a text)."""
         if self.doubts is None:
             raise DataError(problem, remedy)
-        self.doubts.append(f"{problem}: {remedy}")
+        self.doubts.append((code, f"{problem}: {remedy}"))
 
     def count(self, lines: Iterable[str]) -> None:
         """Keeps what was found in one row; each line is shown once, with the number of rows."""
@@ -154,7 +184,25 @@ class Notes:
             else:
                 self._more = True
 
+    def warn(self, code: str, text: str, location: str, value: str | None = None, least: int = 0) -> None:
+        """Keeps a flaw of one row, by its code and text; of a `value` how often it was found."""
+        flaw = self._flaws.get((code, text))
+        if flaw is None:
+            if len(self._flaws) == _MOST_NOTES:
+                self._more = True
+                return
+            flaw = self._flaws[code, text] = Flaw(text, least)
+        flaw.add(location)
+        if value is not None and (value in flaw.values or len(flaw.values) < _MOST_NOTES):
+            flaw.values[value] += 1
+
+    @property
+    def flaws(self) -> list[tuple[str, Flaw]]:
+        """Those that were found, each with its code."""
+        return [(code, flaw) for (code, _), flaw in self._flaws.items() if len(flaw.values) >= flaw.least]
+
     def clear(self) -> None:
+        self._flaws.clear()
         self._more = False
         self._said.clear()
         self._counts.clear()
@@ -162,4 +210,5 @@ class Notes:
     @property
     def lines(self) -> list[str]:
         more = [f"more was found than the first {_MOST_NOTES} notes of a kind say"] if self._more else []
-        return [*self._said, *(f"{line} ({counted(n, 'row')})" for line, n in self._counts.items()), *more]
+        counts = (f"{line} ({counted(n, 'row')})" for line, n in self._counts.items())
+        return [*self._said, *counts, *(str(flaw) for _, flaw in self.flaws), *more]

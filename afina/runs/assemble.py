@@ -144,7 +144,7 @@ def assemble(settings: RunSettings, listener: Listener) -> Assembled:
     checker = Checker(most=CHECKED)  # what is wrong with a file is said before a model is loaded
     splits = read_splits(settings.data, settings.data_seed, checker, listener).resolved()
     for finding in (*checker.findings(), *checker.near_leaks()):
-        if finding.severity == "warning":
+        if finding.severity != "note":
             listener(Notice(f"data: {finding.text}", warning=True))
     keep_freed_memory()
     if settings.threads:

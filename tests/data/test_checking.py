@@ -276,7 +276,7 @@ def test_a_template_counts_for_check_show_and_prepare(tmp_path: Path, tiny_folde
     template = tmp_path / "mine.jinja"
     template.write_text("{% for m in messages %}[{{ m.role }}]{{ m.content }}<|im_end|>{% endfor %}"
                         "{% if add_generation_prompt %}[assistant]{% endif %}")  # fmt: skip
-    path = write_rows(tmp_path / "r.jsonl", [{"prompt": sentence(i), "completion": "x"} for i in range(60)])
+    path = write_rows(tmp_path / "r.jsonl", [{"prompt": sentence(i), "completion": "xyz"[i % 3]} for i in range(60)])
     base = ["--base", str(tiny_folder)]
     seen = {}
     for own in ([], ["--template", str(template)]):
@@ -456,7 +456,7 @@ def test_what_was_not_looked_at_is_said(tmp_path: Path) -> None:
 
 
 def test_one_row_or_mostly_unusable_rows_are_not_ready(tmp_path: Path) -> None:
-    rows = [{"prompt": sentence(i), "completion": "x" if i < 20 else ""} for i in range(60)]
+    rows = [{"prompt": sentence(i), "completion": f"x{i}" if i < 20 else ""} for i in range(60)]
     assert not check(DataSettings(path=write_rows(tmp_path / "a.jsonl", rows[:1]))).ready
     assert not check(DataSettings(path=write_rows(tmp_path / "b.jsonl", rows))).ready
     assert check(DataSettings(path=write_rows(tmp_path / "c.jsonl", rows[:30]))).ready

@@ -20,10 +20,11 @@ from afina.data.files.file import COMPRESSED, suffix_of
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
 _WORDS = {
-    **dict.fromkeys(("train", "training", "treino"), TRAIN),
-    **dict.fromkeys(("validation", "valid", "val", "dev", "development", "heldout"), VALIDATION),
-    **dict.fromkeys(("validação", "validacao"), VALIDATION),
-    **dict.fromkeys(("test", "testing", "teste"), TEST),
+    **dict.fromkeys(("train", "training", "trn", "treino", "treinamento", "entrenamiento", "entrainement"), TRAIN),
+    **dict.fromkeys(("entraînement", "addestramento"), TRAIN),
+    **dict.fromkeys(("validation", "valid", "val", "vld", "dev", "devel", "development", "heldout"), VALIDATION),
+    **dict.fromkeys(("validação", "validacao", "validación", "validacion", "validierung", "validazione"), VALIDATION),
+    **dict.fromkeys(("test", "tests", "testing", "tst", "devtest", "teste", "prueba", "pruebas"), TEST),
     **dict.fromkeys(("eval", "evaluation"), "eval"),  # for validation, or for tests where that is there already
 }  # fmt: skip
 _WORD = re.compile(r"[^\W\d_]+")
@@ -86,8 +87,7 @@ class FileSet:
 
     def shown(self, files: Collection[Path]) -> str:
         """The files of a part in a message."""
-        names = [str(file.relative_to(_base(self.root))) for file in list(files)[:_SHOWN]]
-        return ", ".join(names) + (f" and {len(files) - _SHOWN} more" if len(files) > _SHOWN else "")
+        return _shown(files, _base(self.root))
 
 
 def divided(path: Path) -> tuple[Path, str] | None:
@@ -234,6 +234,11 @@ class _Listing:
             if part in named:
                 splits.setdefault(named[part], []).append(file)
         others = [file for file in self.files if parts[file] not in named]
+        if list(splits) == [TRAIN] and others and self.root.is_dir():
+            what = "is trained on too, for its name says" if len(others) == 1 else "are trained on too: their names say"
+            self.notes.append(
+                f"{self.root}: {_shown(others, self.base)} {what} no part (validation and test are read as such)"
+            )
         if TRAIN not in splits and others:  # data.jsonl beside test.jsonl
             splits = {TRAIN: others, **splits}
             others = []
@@ -269,6 +274,11 @@ class _Listing:
         return f"data {self.root} is a folder without files of rows{why}"
 
 
+def _shown(files: Collection[Path], base: Path) -> str:
+    names = [str(file.relative_to(base)) for file in list(files)[:_SHOWN]]
+    return ", ".join(names) + (f" and {len(files) - _SHOWN} more" if len(files) > _SHOWN else "")
+
+
 def _base(root: Path) -> Path:
     """The folder that a root is, or that a pattern begins with."""
     if root.is_dir():
@@ -279,6 +289,11 @@ def _base(root: Path) -> Path:
 
 def _hidden(relative: Path) -> bool:
     return any(part.startswith(".") or part == "__MACOSX" for part in relative.parts)
+
+
+def part_word(text: str) -> str:
+    """What a text of one word, such as that in a column, says of a part; '' where it says none."""
+    return _WORDS.get(re.sub(r"[\W\d_]+", "", text).lower().removesuffix("set"), "")
 
 
 def _part(name: str) -> str:

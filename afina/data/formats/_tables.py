@@ -12,7 +12,11 @@ from afina.data.rows import Notes, Record, Rejected
 
 SAMPLE = 400  # lines
 _NUMBER = re.compile(r"[-+]?[\d.,:/ %-]*\d[\d.,:/ %-]*")
-_TOTAL = re.compile(r"\W*(sub|grand )?tot(al|ais|als|ales)( geral| general)?\W*", re.IGNORECASE)
+_TOTAL = re.compile(
+    r"\W*(((sub|grand|sub-|zwischen)\s?)?tot(al|ais|als|ales|ali|ale|aal|aux)( geral| general| général)?"
+    r"|(gesamt)?summe|gesamt|som(me|a)|suma|итого|всего|合計|总计|合计|합계|المجموع)\W*",
+    re.IGNORECASE,
+)
 
 Line = tuple[int, list[str]]  # number of the first line, and the fields
 L = TypeVar("L")
@@ -63,14 +67,22 @@ def records(lines: Iterator[Line], name: str, notes: Notes, padded: bool) -> Ite
             cells = cells[:width]
         if len(cells) == width:
             rejected = 0
-            if _TOTAL.fullmatch(next((cell for cell in cells if cell.strip()), "")):
-                notes.say(f"{location} looks like a total, not like a row: {' '.join(cells)[:60]!r}")
+            if _is_total(cells):
+                reason = f"it looks like a total, not like a row: {' '.join(cells)[:60]!r}"
+                yield Rejected(location, reason, meant=False)
+                continue
             yield Record(dict(zip(names, cells, strict=True)), location)
         else:
             rejected += 1
             yield Rejected(location, f"{counted(len(cells), 'field')}, the header has {width}")
     if rejected > 1:
         notes.say(f"{name}: the last {rejected} lines are not rows but a footer, which is left out")
+
+
+def _is_total(cells: list[str]) -> bool:
+    """Whether a row says 'total' first, and then only numbers."""
+    given = [cell.strip() for cell in cells if cell.strip()]
+    return len(given) > 1 and bool(_TOTAL.fullmatch(given[0])) and all(map(_NUMBER.fullmatch, given[1:]))
 
 
 def _is_header(row: list[str], body: list[Line]) -> bool:

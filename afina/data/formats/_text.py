@@ -19,7 +19,7 @@ def note_encoding(file: File, notes: Notes) -> None:
     if encoding.said:
         notes.say(f"{file.name} {encoding.said}")
     if encoding.doubt:
-        notes.doubt(f"{file.name}: {encoding.doubt}", REMEDY)
+        notes.doubt(f"{file.name}: {encoding.doubt}", REMEDY, "encoding")
     if encoding.nuls:
         notes.say(f"{file.name}: {counted(encoding.nuls, 'NUL byte is')} left out")
 

@@ -2,11 +2,12 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from afina.core.errors import DataError, near
 from afina.data.mapping.example import Unusable
+from afina.data.quality.signals import says_nothing
 from afina.data.settings import DataSettings
 
 _FIELD = re.compile(r"\{\{|\}\}|\{([^{}\[\]]+)((?:\[[^\[\]{}]*\])*)\}|[{}]")
@@ -63,6 +64,14 @@ class ColumnTemplate:
 
     def source(self, values: dict[str, Any]) -> str:
         return " ".join(text_of(self._value(p, values)) for p in self.parts if isinstance(p, tuple))
+
+    def holes(self, values: dict[str, Any]) -> Iterator[tuple[str, str]]:
+        """The columns that hold nothing, or only what stands for it ('N/A'), and what stands there."""
+        for part in self.parts:
+            if isinstance(part, tuple) and not part[0].endswith("?"):
+                text = text_of(self._value(part, values)).strip()
+                if not text or says_nothing(text):
+                    yield part[0], text
 
     def names(self, column: str) -> bool:
         """Whether it takes the column in."""

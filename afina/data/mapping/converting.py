@@ -1,7 +1,6 @@
 """One record to one example, by the columns of its file or by the conversation in it."""
 
 import itertools
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,16 +9,13 @@ from afina.data.layouts import HISTORIES, MEDIA, SYSTEMS, TOOLS, Layout, example
 from afina.data.mapping.columns import ColumnTemplate, require, text_of
 from afina.data.mapping.example import Example, Turn, Unusable, check_unicode, said_of, texts_of
 from afina.data.mapping.messages import Say, tools_of, turns_of
+from afina.data.mapping.verdicts import Verdicts
 from afina.data.rows import Notes, Record
 from afina.data.settings import DataSettings
 from afina.models.tokenizer import Message
 
 _TEXT = "text"
 _PLACES = ("<image>", "<audio>", "<video>")  # where a file of another column is meant
-_PARTS = ("split", "subset", "partition", "part", "fold", "set")
-_PART = re.compile(r"(train|test|dev|valid|validation|val|eval|evaluation|treino|teste|valida[cç][aã]o)", re.IGNORECASE)
-_VERDICTS = ("label", "weight", "train", "loss", "correct", "is_correct", "accepted")
-_CLASSES = ("label", "train")  # may have a number 0 that means no more than another
 _NAMED = 12  # unused columns that are named; of the others their number is
 
 
@@ -64,8 +60,9 @@ class Converter:
         if layout.prompt is not None or layout.conversation:
             self._beside(columns, sample)
         self._known: set[str] = set()
-        self._parts: set[str] = set()  # that a column names
         self._name_unused(columns, any(map(_only_text, sample)))
+        unread = [name for name in columns if name not in self.references and not self._reads(name)]
+        self.verdicts = Verdicts(settings.path, columns, unread, sample)
 
     def __call__(self, record: Record) -> Example:
         """Raises `Unusable`."""
@@ -78,12 +75,13 @@ class Converter:
             # As `afina data prepare --replay` writes them.
             self.notes.say(f"{self.settings.path}: rows that hold nothing but {_TEXT!r} are learned as plain text")
             return _from_text(record, self.plain)
-        self._note_roles(values, said.append)
+        self.verdicts.look(record, self.notes)
         turns, tools = self._told(self._turns(values, said.append), values, said.append), self._tools(values)
         if isinstance(tools, str):
             turns, tools = with_system(turns, tools), ()
         example = self._example(turns, tools, record, said.append)
         self.notes.count(said)
+        self._note_holes(record, example)
         return example
 
     def _beside(self, columns: Sequence[str], sample: Sequence[dict[str, Any]]) -> None:
@@ -119,23 +117,18 @@ class Converter:
         if media:
             self.notes.say(f"{self.settings.path}: not used: {', '.join(map(repr, media))}, for only text can be read")
 
-    def _note_roles(self, values: dict[str, Any], say: Say) -> None:
-        """Tells where an unread column parts the rows, or speaks against one."""
-        for name, value in values.items():
-            key = name.strip().lower()
-            if key not in (*_PARTS, *_VERDICTS) or name in self.references or self._reads(name):
-                continue
-            word = str(value).strip()
-            if key in _PARTS and _PART.fullmatch(word) and word not in self._parts:
-                self._parts.add(word)
-                if len(self._parts) == 2:
-                    parts = ", ".join(sorted(self._parts))
-                    self.notes.say(
-                        f"{self.settings.path}: {name!r} names parts ({parts}), whose rows are "
-                        "used alike: write each to a file of its own, such as train.jsonl and test.jsonl in one folder"
-                    )
-            elif word.lower() in (("false",) if key in _CLASSES else ("0", "0.0", "false")) and key in _VERDICTS:
-                say(f"rows with {name!r} {word} are learned like the others: leave them out if it speaks against them")
+    def _note_holes(self, record: Record, example: Example) -> None:
+        """Warns of cells that hold nothing where a template takes them in."""
+        prompt, completion = self.asking or (None, None)
+        several = completion if completion and example.completion and len(completion.columns) > 1 else None
+        for template, where in ((prompt, "what is asked"), (several, "the answer")):
+            for name, found in template.holes(record.values) if template else ():
+                remedy = f"fill it in, or write {{{name}?}} where it may be empty"
+                if found:
+                    remedy = "empty it, or delete the row, where it means that nothing is known"
+                what = f"is {found!r}" if found else "is empty, as merged cells are once they are exported,"
+                text = f"{name!r} {what} in {where}: {remedy}"
+                self.notes.warn("holes", text, record.location)
 
     def _turns(self, values: dict[str, Any], say: Say) -> list[Turn]:
         """The conversation of a row."""

@@ -14,6 +14,10 @@ class Unusable(Exception):
     """Why one row cannot become an example."""
 
 
+class Refused(Unusable):
+    """The file itself says that the row is not to be learned."""
+
+
 class Turn(NamedTuple):
     """A message, and whether it is learned."""
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from afina.core.errors import DataError, SettingsError, near
 from afina.data.mapping.converting import Converter
-from afina.data.mapping.example import Example, Unusable
+from afina.data.mapping.example import Example, Refused, Unusable
 from afina.data.read import OpenFiles, read
 from afina.data.rows import Notes, Record, Rejected, Rejections
 from afina.data.settings import DataSettings
@@ -72,7 +72,7 @@ def map_examples(
         try:
             yield convert(row)
         except Unusable as reason:
-            yield Rejected(row.location, str(reason))
+            yield Rejected(row.location, str(reason), meant=not isinstance(reason, Refused))
 
 
 def _renamed(rows: Iterator[Record | Rejected], settings: DataSettings) -> Iterator[Record | Rejected]:

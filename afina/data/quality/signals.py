@@ -70,6 +70,20 @@ def _byte(character: str) -> bytes:
     return character.encode("latin-1") if "\x80" <= character <= "\x9f" else character.encode("cp1252")
 
 
+# What programs and people write where there is nothing.
+_NOTHING = {
+    "n/a", "n.a.", "na", "n\\a", "n/d", "n.d.", "n/v", "k.a.", "s/d", "#n/a", "#na", "<na>", "nan", "nat", "null", "none",
+    "nil", "undefined", "(null)", "(none)", "(empty)", "(blank)", "[null]", "[none]", "[empty]", "\\n", "-", "--", "---",
+    "–", "—", "_", "?", "??", "???", ".", "..", "...", "…", "tbd", "tbc", "todo", "xxx", "#ref!", "#value!", "#name?",
+    "#div/0!", "#null!", "#num!", "{}", "[]",
+}  # fmt: skip
+
+
+def says_nothing(text: str) -> bool:
+    """Whether it is only what stands for a missing value, such as 'N/A' or 'null'."""
+    return text.strip().lower() in _NOTHING
+
+
 _PERSONAL = {
     "e-mail": re.compile(r"\b[\w.+-]+@[\w-]+\.[\w.-]*\w\b"),
     "CPF": re.compile(r"\b\d{3}\.?\d{3}\.?\d{3}-?\d{2}\b"),

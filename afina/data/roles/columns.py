@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from afina.data.answers import is_structured
+from afina.data.files.folders import part_word
 from afina.data.layouts import LANGUAGES
 from afina.data.mapping.columns import text_of
 from afina.data.mapping.example import Unusable
@@ -36,9 +37,6 @@ _DATE = re.compile(
 )
 _ADDRESS = re.compile(
     r"(https?|ftp|s3|gs)://\S+|www\.\S+|[\w.+-]+@[\w-]+\.[\w.-]+|\S+\.(wav|mp3|jpe?g|png|pdf|txt|json|html?)"
-)
-_NAMED_PART = re.compile(
-    r"(train|test|dev|valid|validation|val|eval|evaluation|treino|teste|validacao|held.?out|unused)", re.I
 )
 _QUERY = re.compile(r"\s*(select|insert|update|delete|with|create|match|prefix|ask|describe)\b.*[\s(*]", re.I | re.S)
 _CODE = re.compile(r"[{}()\[\]<>=|$\\*/&^~`_]|(?<=\s)-+\w|\b(def|return|import|function|var|const|echo|sudo)\b")
@@ -148,7 +146,7 @@ class Column:
             return "date" if years else "label" if whole and few else "number"
         if _mostly(self.given, _DATE.fullmatch):
             return "date"
-        if _mostly(self.given, _NAMED_PART.fullmatch):
+        if _mostly(self.given, lambda text: part_word(text) or text.lower() == "unused"):
             return "split"
         if self._few and self.words <= _WORDS_OF_LABEL and max(map(len, self.given)) <= _LONGEST_LABEL:
             return "label"
