@@ -72,10 +72,10 @@ def _byte(character: str) -> bytes:
 
 # What programs and people write where there is nothing.
 _NOTHING = {
-    "n/a", "n.a.", "na", "n\\a", "n/d", "n.d.", "n/v", "k.a.", "s/d", "#n/a", "#na", "<na>", "nan", "nat", "null", "none",
-    "nil", "undefined", "(null)", "(none)", "(empty)", "(blank)", "[null]", "[none]", "[empty]", "\\n", "-", "--", "---",
-    "–", "—", "_", "?", "??", "???", ".", "..", "...", "…", "tbd", "tbc", "todo", "xxx", "#ref!", "#value!", "#name?",
-    "#div/0!", "#null!", "#num!", "{}", "[]",
+    "n/a", "n.a.", "na", "n\\a", "n/d", "n.d.", "n/v", "k.a.", "s/d", "#n/a", "#na", "<na>", "nan", "nat", "null",
+    "none", "nil", "undefined", "(null)", "(none)", "(empty)", "(blank)", "[null]", "[none]", "[empty]", "\\n", "-",
+    "--", "---", "–", "—", "_", "?", "??", "???", ".", "..", "...", "…", "tbd", "tbc", "todo", "xxx", "#ref!",
+    "#value!", "#name?", "#div/0!", "#null!", "#num!", "{}", "[]",
 }  # fmt: skip
 
 

@@ -12,8 +12,9 @@ from afina.core.job import Job
 from afina.core.text import command_line, shell_word
 from afina.data.mapping import Example, Unusable, map_examples
 from afina.data.parts import parted
-from afina.data.quality.checks import Check, DataFinding
+from afina.data.quality.checks import Check
 from afina.data.quality.checks import check as check_rows
+from afina.data.quality.findings import DataFinding
 from afina.data.rows import Notes
 from afina.data.settings import DataSettings
 from afina.data.template import render
