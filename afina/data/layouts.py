@@ -13,7 +13,7 @@ from afina.core.text import shell_word
 ASKED = ("prompt", "question", "instruction", "query", "input", "user", "utterance")
 ANSWERED = ("completion", "response", "answer", "output", "assistant", "reply")
 PAIR_ANSWERED = ("gpt", "bot", *ANSWERED)  # beside a question in one item of a conversation
-SYSTEMS = ("system", "system_prompt", "system_message")
+SYSTEMS = ("system", "system_prompt", "system_message", "systeminstruction", "system_instruction")
 TOOLS = ("tools", "functions")
 HISTORIES = ("history",)
 ALTERNATIVES = ("answers", "responses", "references", "targets", "summaries", "translations")  # each of them is right
@@ -25,7 +25,9 @@ SUMMARIES = ("summary", "highlights", "target", "tldr", "headline", "abstract")
 CHOICES = ("choices", "options", "endings", "alternatives")
 KEYS = ("answerkey", "answer_key", "answer_idx", "correct_answer", "correct_option", "correct", "answer", "label")
 PASSAGES = ("context", "passage", "article", "document")
-CONVERSATIONS = ("messages", "conversations", "conversation", "dialog", "dialogue", "chat", "turns")
+CONVERSATIONS = ("messages", "conversations", "conversation", "dialog", "dialogue", "chat", "turns", "contents")
+CHOSEN = ("chosen", "preferred_output")
+REJECTED = ("rejected", "non_preferred_output")
 LANGUAGES = {
     "en": "English", "pt": "Portuguese", "es": "Spanish", "fr": "French", "de": "German", "it": "Italian",
     "nl": "Dutch", "pl": "Polish", "ru": "Russian", "uk": "Ukrainian", "zh": "Chinese", "ja": "Japanese",
@@ -44,6 +46,8 @@ _OWN_NAMES = {
 }
 Kind = Literal["classification", "structured", "translation", "summarisation", "chat", "generation", "text"]
 _ONE_CHOICE = re.compile(r"(?:(?:option|choice|answer|opt)[ _]?)?([a-h]|[0-9])")  # a column of one of the choices
+_SPEAKER = r"(?:#+[ \t]*)?(Human|User|Assistant|AI|Bot)[ \t]*:"
+_SPOKEN = re.compile(rf"\s*{_SPEAKER}")
 _SENTENCE_ENDS = (".", "!", "?", "…", "。", "！", "？")
 _FEW_LABELS = 0.5  # labels are repeated: distinct ones are at most this fraction of the rows
 
@@ -137,8 +141,28 @@ def example_of(column: str, sample: Sequence[dict[str, Any]]) -> Any:
 
 def _conversation_in(column: str | None, sample: Sequence[dict[str, Any]]) -> list[Any] | None:
     """The first value of a column that is a list of messages: each with its speaker, or a question with its answer."""
-    values = (parsed(row.get(column)) for row in sample) if column else ()
+    values = (messages_in(row.get(column)) for row in sample) if column else ()
     return next((turns for turns in values if isinstance(turns, list) and _speaks(next(iter(turns), None))), None)
+
+
+def messages_in(value: Any) -> Any:
+    """The list of messages that an object holds, as OpenAI's preference data have it; anything else `parsed`."""
+    found = parsed(value)
+    return found["messages"] if isinstance(found, dict) and isinstance(found.get("messages"), list) else found
+
+
+def transcript(text: Any) -> list[dict[str, str]]:
+    """The messages of a dialogue in one text ('Human: …' and 'Assistant: …', of paragraphs or of lines), each with its
+    speaker; none where it is no such text."""
+    if isinstance(text, str) and _SPOKEN.match(text):
+        for between in (r"\n\s*\n", r"\n"):
+            _, *pieces = re.split(rf"(?:\A\s*|{between}){_SPEAKER}", text)
+            turns = [
+                {"from": who.lower(), "value": said.strip()} for who, said in zip(*[iter(pieces)] * 2, strict=True)
+            ]
+            if {turn["from"] in ("human", "user") for turn in turns} == {True, False}:
+                return turns
+    return []
 
 
 def _speaks(item: Any) -> bool:
@@ -166,10 +190,13 @@ def _asked_and_answered(named: dict[str, str], sample: Sequence[dict[str, Any]])
 
 def _preference(named: dict[str, str], sample: Sequence[dict[str, Any]]) -> Layout | None:
     """Of a preferred and a rejected answer the preferred one is learned."""
-    if not {"chosen", "rejected"} <= named.keys():
+    chosen, rejected, asked = first(CHOSEN, named), first(REJECTED, named), first(ASKED, named)
+    if not chosen or not rejected:
         return None
-    name, chosen, asked = "preference pairs, the chosen one learned", named["chosen"], first(ASKED, named)
+    name = "preference pairs, the chosen one learned"
     turns = _conversation_in(chosen, sample)
+    if not asked and any(transcript(row.get(chosen)) for row in sample):
+        return Layout(name, conversation=(chosen,), kind="chat", last_only=True)
     if turns and not (asked and _begins_with_answer(turns)):
         return Layout(name, conversation=(chosen,), kind="chat", last_only=True)
     if asked and (turns or _conversation_in(asked, sample)):

@@ -30,8 +30,8 @@ class DataSettings(Settings):
     """Encoding of text files, such as shift_jis, cp1251 or utf-16; by default found by a byte-order mark, as UTF-8, or
     else by what the text looks like."""
     prompt: str | None = setting(None, "--prompt", min_length=1)
-    """Template of the user's turn over columns, such as 'Describe: {mr}'; {name[0]} takes an item, {{ and }} are
-    braces."""
+    """Template of the user's turn over columns, such as 'Describe: {mr}'; {name[0]} takes an item, {name[key]} a
+    member, {{ and }} are braces."""
     completion: str | None = setting(None, "--completion", min_length=1)
     """Template of the answer to learn, such as '{text}'."""
     system: str | None = setting(None, "--system")

@@ -19,6 +19,7 @@ from afina.data.conversation import Remarks
 from afina.data.fitting import Fitter
 from afina.data.load import render_splits
 from afina.data.mapping import Unusable, read_examples
+from afina.data.mapping.messages import NO_TEXT
 from afina.data.quality.preparation import Preparation, PrepareSettings, row_of
 from afina.data.settings import DataSettings
 from afina.data.splits import read_splits
@@ -294,8 +295,7 @@ def test_parts_of_text_are_read_and_others_named(tmp_path: Path) -> None:
     assert [e.completion for e in found.examples] == ["x", "y", "z"]
     assert found.examples[-1].extra == {"reasoning_content": "hm"}
     assert found.reasons == [
-        f"message 1 holds {what}, which cannot be read: only text can"
-        for what in ("an image", "an image", "sound", "a video", "a part of type 'tool_result'")
+        f"message 1 holds {what}, which {NO_TEXT}" for what in ("an image", "an image", "sound", "a video")
     ]
 
 
@@ -307,7 +307,7 @@ def test_places_of_pictures(tmp_path: Path) -> None:
     ]
     found = chat(tmp_path, *rows)
     assert found.learned() == [["A lamp."], ["Nothing."]]
-    assert found.reasons == ["its messages mean what is in 'images', which cannot be read: only text can"]
+    assert found.reasons == [f"its messages speak of what is in 'images', which {NO_TEXT}"]
 
 
 def test_answers_that_are_lists(tmp_path: Path) -> None:
@@ -597,7 +597,7 @@ def test_cases(cases: Path, tmp_path: Path) -> None:
     assert found.reasons == ["the completion is empty"] * 10
     assert texts("Q_convo_prompt_completion")[0] == [[f"Row {i}."] for i in range(40)]
     learned_, found = texts("R_images")
-    assert (len(learned_), found.reasons) == (16, ["message 1 holds an image, which cannot be read: only text can"] * 8)
+    assert (len(learned_), found.reasons) == (16, ["message 1 holds an image, which {NO_TEXT}"] * 8)
     assert texts("S_odd_turns")[0][:4] == [["Row 0."], ["Which one?", "Row 1."], ["Row 2."], ["Row 3."]]
     call = '{"name": "stock", "arguments": {"item": "kettle", "place": "Porto"}}'
     assert texts("V_tool_calls")[0][0] == [call, "Yes, 0 are left."]
@@ -619,7 +619,8 @@ def test_a_thought_that_never_ends_is_no_answer(tmp_path: Path) -> None:
 def test_a_role_that_is_not_known_is_named(tmp_path: Path) -> None:
     found = chat(tmp_path, [{"role": "customer", "content": "q"}, a("x")], [{"content": "q"}, a("x")], [u("q"), a("x")])
     assert found.reasons == [
-        f"message 1 has {what}, expected one of assistant, system, tool, user"
+        f"message 1 has {what}, expected one of assistant, system, tool, user (or another's name for it, such as "
+        "human, gpt or model): rename it, or leave the message out"
         for what in ("the role 'customer'", "no role")
     ]
 

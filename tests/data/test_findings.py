@@ -51,12 +51,13 @@ def test_holes_in_answers_contexts_and_what_stands_for_nothing(tmp_path: Path) -
             if each.code == "holes"] == [
         (1, " 'last' is empty, as merged cells are once they are exported,"), (1, " 'first' is 'nan'"),
     ]  # fmt: skip
-    found = checked(tmp_path / "b.csv", "context,question,answer\nIt is red.,What?,red\n,Why?,so\n")
+    asked = {"prompt": "{about} {question}", "completion": "{answer}"}
+    found = checked(tmp_path / "b.csv", "about,question,answer\nIt is red.,What?,red\n,Why?,so\n", **asked)
     assert finding(found, "holes").rows == [f"{tmp_path / 'b.csv'}:3"]
     found = checked(tmp_path / "c.csv", "instruction,input,output\nSay,it,yes\nSing,,no\n")
     assert finding(found, "holes") is None  # an input may be empty
-    _, _, notes = read_examples(DataSettings(path=tmp_path / "b.csv"), needs_completion=True)
-    assert any("'context' is empty" in line for line in notes.lines)  # training says it too
+    _, _, notes = read_examples(DataSettings(path=tmp_path / "b.csv", **asked), needs_completion=True)
+    assert any("'about' is empty" in line for line in notes.lines)  # training says it too
 
 
 @pytest.mark.parametrize("names", [

@@ -17,6 +17,8 @@ def rows_within(value: dict[str, Any], name: str, notes: Notes, one_row: bool) -
     lists = {key: item for key, item in value.items() if isinstance(item, list)}
     if _is_split(value):
         return _split(value, name)
+    if _are_articles(articles := value.get("data")):
+        return _questions(articles, name)
     if len(lists) == 1 and not one_row and any(isinstance(item, dict) for item in next(iter(lists.values()))):
         return iter(next(iter(lists.values())))
     if lists and len({len(each) for each in lists.values()}) == 1 and _are_columns(value, lists, one_row):
@@ -60,6 +62,25 @@ def _is_split(value: dict[str, Any]) -> bool:
         isinstance(columns, list) and isinstance(data, list) and value.keys() <= {"columns", "index", "data"}
         and all(isinstance(row, list) for row in data)
     )  # fmt: skip
+
+
+def _are_articles(value: Any) -> bool:
+    """SQuAD's form: articles of paragraphs, each with its questions and answers."""
+    return isinstance(value, list) and any(isinstance(each, dict) and "paragraphs" in each for each in value)
+
+
+def _questions(articles: list[Any], name: str) -> Iterator[Any]:
+    """A row for each question of SQuAD's articles; `answers` are their texts. Raises `DataError`."""
+    for number, article in enumerate(articles, 1):
+        try:
+            for paragraph in article["paragraphs"]:
+                for asked in paragraph["qas"]:
+                    answers = [answer["text"] for answer in asked.get("answers") or []]
+                    yield {"title": article.get("title"), "context": paragraph["context"], **asked, "answers": answers}
+        except (LookupError, TypeError, AttributeError) as error:
+            raise DataError(
+                f"{name}: article {number} is not like SQuAD's (paragraphs, each with context and qas)", "fix it"
+            ) from error
 
 
 def _split(value: dict[str, Any], name: str) -> Iterator[Any]:

@@ -8,7 +8,7 @@ from afina.core.errors import DataError
 from afina.data.layouts import HISTORIES, MEDIA, SYSTEMS, TOOLS, Layout, example_of, first, parsed, recognise
 from afina.data.mapping.columns import ColumnTemplate, require, text_of
 from afina.data.mapping.example import Example, Turn, Unusable, check_unicode, said_of, texts_of
-from afina.data.mapping.messages import Say, tools_of, turns_of
+from afina.data.mapping.messages import NO_TEXT, Say, system_text, tools_of, turns_of
 from afina.data.mapping.verdicts import Verdicts
 from afina.data.rows import Notes, Record
 from afina.data.settings import DataSettings
@@ -137,7 +137,7 @@ class Converter:
             if any(values.get(name) for name in self.media) and any(
                 place in turn.message["content"] for turn in turns for place in _PLACES
             ):
-                raise Unusable(f"its messages mean what is in {self.media[0]!r}, which cannot be read: only text can")
+                raise Unusable(f"its messages speak of what is in {self.media[0]!r}, which {NO_TEXT}")
             return turns
         assert self.asking is not None
         prompt, completion = self.asking
@@ -186,7 +186,7 @@ class Converter:
     def _told(self, turns: list[Turn], values: dict[str, Any], say: Say) -> list[Turn]:
         """The turns after their system message: their own, that of the row, or that of the settings."""
         text = values.get(self.system) if self.system else None
-        own = text_of(text) if text is not None else ""
+        own = system_text(text) if text is not None else ""
         if turns[0].message["role"] == "system":
             if own.strip() and own.strip() != turns[0].message["content"].strip():
                 say(f"conversations have a system message of their own, so that of {self.system!r} is not used")

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from afina.data.layouts import ASKED, PAIR_ANSWERED, parsed
+from afina.data.layouts import ASKED, PAIR_ANSWERED, messages_in, parsed, transcript
 from afina.data.mapping.columns import text_of
 from afina.data.mapping.example import Turn, Unusable
 from afina.models.templates import THOUGHT_KEYS
@@ -19,11 +19,12 @@ _SPEAKERS = {
     "function": "tool", "ipython": "tool",
 }  # fmt: skip
 _CALLING = {"function_call", "tool_call"}  # speakers whose text is a call
-_SPEAKER, _TEXT = ("role", "from", "speaker"), ("content", "value", "text")
+_SPEAKER, _TEXT = ("role", "from", "speaker"), ("content", "value", "text", "parts")
 _LEARNED = ("weight", "loss", "train", "learn", "trainable", "training", "train_on_turn")
 _NO, _YES = {"false", "no", "off"}, {"true", "yes", "on"}
-_KEYS = {*_SPEAKER, *_TEXT, *THOUGHT_KEYS, *_LEARNED, "tool_calls", "function_call", "tool_call_id", "name"}
+_KEYS = {*_SPEAKER, *_TEXT, *THOUGHT_KEYS, *_LEARNED, "refusal", "tool_calls", "function_call", "tool_call_id", "name"}
 _TEXT_PARTS = {"text", "input_text", "output_text"}
+NO_TEXT = "cannot be read, for only text can: leave the row out, or put a description in its place"
 _MEDIA = {"image": "an image", "audio": "sound", "video": "a video", "file": "a file", "document": "a file"}
 
 Say = Callable[[str], None]
@@ -31,9 +32,13 @@ Say = Callable[[str], None]
 
 def turns_of(value: Any, column: str, say: Say) -> list[Turn]:
     """The turns in `value`: a list (or its JSON) of messages in OpenAI's form (role, content, tool_calls,
-    function_call) or ShareGPT's (from, value), or of pairs of a question and its answer. `say` hears of what is not
-    used. Raises `Unusable`, naming the column and the message."""
-    listed = parsed(value)
+    function_call), Anthropic's and Gemini's (parts) or ShareGPT's (from, value), of pairs of a question and its answer,
+    or a dialogue in one text. `say` hears of what is not used. Raises `Unusable`, naming the column and the message."""
+    listed = messages_in(value)
+    for name, more in parsed(value).items() if listed is not value and isinstance(parsed(value), dict) else ():
+        if name != "messages" and more not in (None, "", [], {}):
+            say(f"the key {name!r} beside the messages in {column!r} is not used")
+    listed = transcript(listed) or listed
     if not isinstance(listed, list) or not listed:
         raise Unusable(f"{column!r} is not a list of messages")
     return [turn for number, each in enumerate(listed, 1) for turn in _turns(each, number, say)]
@@ -41,8 +46,26 @@ def turns_of(value: Any, column: str, say: Say) -> list[Turn]:
 
 def _turns(each: Any, number: int, say: Say) -> Iterator[Turn]:
     pair = _pair(each)
-    for message in [each] if pair is None else pair:
+    for message in _with_results(each) if pair is None else pair:
         yield _turn(message, number, say)
+
+
+def _with_results(message: Any) -> list[Any]:
+    """The message, after what tools returned to it in parts of its own (Anthropic's form, and Gemini's)."""
+    key = next((name for name in ("content", "parts") if isinstance(message, dict) and message.get(name)), None)
+    if key is None or not isinstance(message[key], list):
+        return [message]
+    results, rest = list[Any](), list[Any]()
+    for part in message[key]:
+        found = part if isinstance(part, dict) else {}
+        if found.get("type") == "tool_result":
+            returned = found.get("content") or ""
+            results.append({"role": "tool", "content": returned, "tool_call_id": found.get("tool_use_id")})
+        elif isinstance(returned := found.get("functionResponse"), dict):
+            results.append({"role": "tool", "content": returned.get("response") or "", "name": returned.get("name")})
+        else:
+            rest.append(part)
+    return [*results, {**message, key: rest}] if rest else results
 
 
 def _pair(each: Any) -> list[dict[str, Any]] | None:
@@ -69,17 +92,23 @@ def _turn(turn: Any, number: int, say: Say) -> Turn:
     role = _SPEAKERS.get(speaker, speaker)
     if role not in ROLES:
         what = f"the role {said!r}" if isinstance(said, str) else "no role"
-        raise Unusable(f"message {number} has {what}, expected one of {', '.join(sorted(ROLES))}")
+        raise Unusable(
+            f"message {number} has {what}, expected one of {', '.join(sorted(ROLES))} (or another's name for it, "
+            "such as human, gpt or model): rename it, or leave the message out"
+        )
     message: Message = {"role": role, "content": ""}
     content = _first(given, _TEXT)
     calls = parsed(given.get("tool_calls")) or [*filter(None, [parsed(given.get("function_call"))])]
     if speaker in _CALLING and (called := _calls(content)):
         calls, content = called, ""
     if isinstance(content, list):
-        content, thought = _parts(content, number)
+        content, thought, used = _parts(content, number)
+        calls = [*calls, *used] if isinstance(calls, list) else used
         given |= {"reasoning_content": thought} if thought else {}
     elif role == "tool" and content is not None:
         content = text_of(content)
+    if role == "assistant" and not content and isinstance(given.get("refusal"), str):
+        content = given["refusal"]
     if isinstance(calls, list) and calls and role == "assistant":
         message["tool_calls"] = [_call(call, number) for call in calls]
         content = content or ""
@@ -106,9 +135,11 @@ def _first(turn: dict[str, Any], names: tuple[str, ...]) -> Any:
     return next((turn[name] for name in names if turn.get(name) is not None), None)
 
 
-def _parts(parts: list[Any], number: int) -> tuple[str, str]:
-    """The texts of a message in parts, a line each, and its thought. Raises `Unusable` for what is no text."""
+def _parts(parts: list[Any], number: int) -> tuple[str, str, list[Any]]:
+    """The texts of a message in parts, a line each, its thought, and what it calls. Raises `Unusable` for what is no
+    text."""
     texts: list[str] = []
+    calls: list[Any] = []
     thoughts: list[str] = []
     for part in parts:
         given = {"type": "text", "text": part} if isinstance(part, str) else part
@@ -119,10 +150,24 @@ def _parts(parts: list[Any], number: int) -> tuple[str, str]:
             texts.append(given["text"])
         elif kind == "thinking" and isinstance(given.get("thinking"), str):
             thoughts.append(given["thinking"])
+        elif kind == "refusal" and isinstance(given.get("refusal"), str):
+            texts.append(given["refusal"])
+        elif kind == "tool_use":
+            function = {"name": given.get("name"), "arguments": given.get("input")}
+            calls.append({"id": given.get("id"), "function": function})
+        elif isinstance(called := given.get("functionCall"), dict):
+            calls.append({"name": called.get("name"), "arguments": called.get("args")})
         else:
             found = next((words for name, words in _MEDIA.items() if name in kind), f"a part of type {kind!r}")
-            raise Unusable(f"message {number} holds {found}, which cannot be read: only text can")
-    return "\n".join(texts), "\n".join(thoughts)
+            raise Unusable(f"message {number} holds {found}, which {NO_TEXT}")
+    return "\n".join(texts), "\n".join(thoughts), calls
+
+
+def system_text(value: Any) -> str:
+    """A system message in a column of its own: a text, or a message (Gemini's) in parts."""
+    found = parsed(value)
+    parts = found.get("parts") if isinstance(found, dict) else None
+    return _parts(parts, 0)[0] if isinstance(parts, list) else text_of(value)
 
 
 def _call(call: Any, number: int) -> dict[str, Any]:
