@@ -287,7 +287,7 @@ def test_parts_of_text_are_read_and_others_named(tmp_path: Path) -> None:
         [u(["one", "two"]), a([{"type": "output_text", "text": "y"}])],
         [u(part("image_url", image_url={"url": "a"})), a("x")], [u(part("image")), a("x")],
         [u(part("input_audio", input_audio={})), a("x")], [u(part("video")), a("x")],
-        [u(part("tool_result", content="1")), a("x")],
+        [u(part("quote", content="1")), a("x")],
         [u("q"), a([{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": "z"}])],
     ]  # fmt: skip
     found = chat(tmp_path, *rows)
@@ -295,7 +295,8 @@ def test_parts_of_text_are_read_and_others_named(tmp_path: Path) -> None:
     assert [e.completion for e in found.examples] == ["x", "y", "z"]
     assert found.examples[-1].extra == {"reasoning_content": "hm"}
     assert found.reasons == [
-        f"message 1 holds {what}, which {NO_TEXT}" for what in ("an image", "an image", "sound", "a video")
+        f"message 1 holds {what}, which {NO_TEXT}"
+        for what in ("an image", "an image", "sound", "a video", "a part of type 'quote'")
     ]
 
 
@@ -597,7 +598,7 @@ def test_cases(cases: Path, tmp_path: Path) -> None:
     assert found.reasons == ["the completion is empty"] * 10
     assert texts("Q_convo_prompt_completion")[0] == [[f"Row {i}."] for i in range(40)]
     learned_, found = texts("R_images")
-    assert (len(learned_), found.reasons) == (16, ["message 1 holds an image, which {NO_TEXT}"] * 8)
+    assert (len(learned_), found.reasons) == (16, [f"message 1 holds an image, which {NO_TEXT}"] * 8)
     assert texts("S_odd_turns")[0][:4] == [["Row 0."], ["Which one?", "Row 1."], ["Row 2."], ["Row 3."]]
     call = '{"name": "stock", "arguments": {"item": "kettle", "place": "Porto"}}'
     assert texts("V_tool_calls")[0][0] == [call, "Yes, 0 are left."]
@@ -628,11 +629,11 @@ def test_a_role_that_is_not_known_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("column", "values", "words"),
     [
-        ("split", ["train", "test"], "'split' names parts (test, train), whose rows are used alike"),
-        ("Fold", ["val", "train"], "'Fold' names parts (train, val), whose rows are used alike"),
+        ("split", ["train", "test"], "'split' names parts, whose rows are used alike"),
+        ("Fold", ["val", "train"], "'Fold' names parts, whose rows are used alike"),
         ("split", ["train", "train"], None),
-        ("label", [True, False], "rows with 'label' False are learned like the others"),
-        ("weight", [1, 0], "rows with 'weight' 0 are learned like the others"),
+        ("correct", [True, False], "'correct' is False, and they are learned like the others"),
+        ("weight", [1, 0], "'weight' is 0, and they are learned like the others"),
         ("label", [1, 0], None),
         ("weight", [1, 2], None),
     ],

@@ -17,8 +17,8 @@ def rows_within(value: dict[str, Any], name: str, notes: Notes, one_row: bool) -
     lists = {key: item for key, item in value.items() if isinstance(item, list)}
     if _is_split(value):
         return _split(value, name)
-    if _are_articles(articles := value.get("data")):
-        return _questions(articles, name)
+    if _are_articles(value.get("data")):
+        return _questions(value["data"], name)
     if len(lists) == 1 and not one_row and any(isinstance(item, dict) for item in next(iter(lists.values()))):
         return iter(next(iter(lists.values())))
     if lists and len({len(each) for each in lists.values()}) == 1 and _are_columns(value, lists, one_row):
