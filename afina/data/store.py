@@ -16,7 +16,8 @@ from typing import Any, TypeVar, overload
 import numpy as np
 
 from afina.core.errors import InputError, writing
-from afina.core.files import read_json, replacing_folder, sha256, sweep, write_json
+from afina.core.files import read_json, sha256, write_json
+from afina.core.process.temporary import replacing_folder, sweep
 from afina.data.rows import Locations, decode
 from afina.data.template import Row
 

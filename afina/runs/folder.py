@@ -8,20 +8,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from afina.core.errors import OutputError, writing
-from afina.core.files import (
-    MOVING,
-    check_writable,
-    check_writable_folder,
-    is_empty,
-    put_back,
-    remove,
-    sweep,
-    sync,
-    temporaries,
-    write_json,
-    write_jsonl,
-)
+from afina.core.files import check_writable, check_writable_folder, write_json, write_jsonl
 from afina.core.process.locks import alone, is_at, open_to_lock, take
+from afina.core.process.temporary import MOVING, is_empty, put_back, remove, sweep, sync, temporaries
 from afina.core.text import command_line
 from afina.core.tracker import TRACKERS
 from afina.lora.peft_config import CONFIG

@@ -13,7 +13,8 @@ from afina.core.config import build, changed, merge, read_yaml
 from afina.core.device import memory_gb
 from afina.core.errors import AdapterError, InputError, Interrupted, counted, writing
 from afina.core.events import Done, Event, Listener, MetricsFile, Notice, forget_after, ignore, minutes
-from afina.core.files import arriving_in, remove_at_once, write_json, write_jsonl, write_yaml
+from afina.core.files import write_json, write_jsonl, write_yaml
+from afina.core.process.temporary import arriving_in, remove_at_once
 from afina.core.text import command_line
 from afina.core.world import SINGLE, World
 from afina.data.rows import placed

@@ -9,9 +9,10 @@ import pytest
 from pairs import each_pair
 from runs.test_folder import Killed, killed_before
 
-from afina.core import files
 from afina.core.errors import OutputError
-from afina.core.files import is_empty, new_folder, sweep, temporaries, write_atomic
+from afina.core.files import write_atomic
+from afina.core.process import temporary
+from afina.core.process.temporary import is_empty, new_folder, sweep, temporaries
 from afina.runs.folder import check_new
 
 
@@ -112,7 +113,7 @@ def test_a_new_folder_that_fails_leaves_what_there_was(tmp_path: Path) -> None:
 
 
 def test_without_locks_what_is_a_week_old_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "take", lambda *_, **__: None)
+    monkeypatch.setattr(temporary, "take", lambda *_, **__: None)
     for name in (".one.00000001.part", ".one.00000002.part"):
         (tmp_path / name).touch()
     os.utime(tmp_path / ".one.00000001.part", (0, 0))

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from pairs import each_pair
 
-from afina.core.files import remove_at_once, write_atomic
+from afina.core.files import write_atomic
 from afina.core.process.locks import alone
+from afina.core.process.temporary import remove_at_once
 from afina.data import store
 from afina.data.store import Rows, RowsWriter, kept_rows
 from afina.data.template import Row

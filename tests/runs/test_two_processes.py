@@ -10,7 +10,7 @@ from pairs import Actor, each_pair
 from runs.test_folder import FILES, whose, write
 
 from afina.core.errors import InputError
-from afina.core.files import remove_at_once
+from afina.core.process.temporary import remove_at_once
 from afina.runs import folder as run_folder
 from afina.runs.facts import adapter_folder
 from afina.runs.folder import CHECKPOINTS, FORMER, MOVING, RunFolder, is_complete

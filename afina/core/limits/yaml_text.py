@@ -4,7 +4,7 @@ from typing import Any
 
 import yaml
 
-from afina.core.errors import brief
+from afina.core.errors import brief, counted
 from afina.core.files import nested_deeply
 from afina.core.limits import NESTING, YAML_CHARACTERS, YAML_VALUES
 
@@ -51,7 +51,7 @@ class _Loader(yaml.SafeLoader):
             self._count += self._sizes[id(node)]
         else:
             if isinstance(node, yaml.ScalarNode) and node.tag.endswith(":int") and len(node.value) > _NUMBER_CHARACTERS:
-                raise yaml.YAMLError(f"a number has {len(node.value):,} characters")
+                raise yaml.YAMLError(f"a number has {counted(len(node.value), 'character')}")
             self._count += 1
             self._sizes[id(node)] = self._count - before
         if self._count > YAML_VALUES:

@@ -5,8 +5,8 @@ from typing import Annotated
 
 from afina.core.config import LISTED, Settings, setting
 from afina.core.events import Listener, ignore
-from afina.core.files import new_folder
 from afina.core.job import Job
+from afina.core.process.temporary import new_folder
 from afina.jobs.adapters._files import WrittenAdapter, copy_companions
 from afina.jobs.adapters.show import ShowAdapterSettings, check_one_base, show
 from afina.lora.arithmetic import Kind

@@ -12,8 +12,9 @@ from torch import Tensor
 from afina.core.config import LISTED, Settings, setting
 from afina.core.errors import AdapterError
 from afina.core.events import Listener, Notice, ignore
-from afina.core.files import check_fetched, new_folder
+from afina.core.files import check_fetched
 from afina.core.job import Job
+from afina.core.process.temporary import new_folder
 from afina.jobs.adapters._files import WrittenAdapter
 from afina.jobs.adapters._formats import FORMATS, ForeignFormat
 from afina.jobs.adapters._proof import check_same, logits, sample

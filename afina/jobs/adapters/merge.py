@@ -8,9 +8,10 @@ import torch
 from afina.core.config import Result, setting
 from afina.core.errors import AdapterError, SettingsError
 from afina.core.events import Listener, ignore
-from afina.core.files import new_folder, write_atomic
+from afina.core.files import write_atomic
 from afina.core.job import Job
 from afina.core.layers import not_finite
+from afina.core.process.temporary import new_folder
 from afina.jobs._opening import OpenSettings
 from afina.jobs.adapters._proof import check_same, logits, sample
 from afina.lora.merging import merge_in_place

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from afina.core.config import Settings, setting
 from afina.core.events import Listener, ignore
-from afina.core.files import new_folder
 from afina.core.job import Job
+from afina.core.process.temporary import new_folder
 from afina.jobs.adapters._files import WrittenAdapter, copy_companions
 from afina.lora.arithmetic import rerank as rerank_files
 from afina.runs.facts import adapter_folder

@@ -11,8 +11,9 @@ from typing import Any
 from afina.core.config import Result, section, setting
 from afina.core.errors import DataError, counted, writing
 from afina.core.events import Listener, Notice, ignore
-from afina.core.files import jsonl_writer, new_folder, replacing, write_atomic, write_json, write_jsonl
+from afina.core.files import jsonl_writer, write_atomic, write_json, write_jsonl
 from afina.core.job import Job
+from afina.core.process.temporary import new_folder, replacing
 from afina.core.text import command_line
 from afina.data.conversation import check_texts
 from afina.data.mapping import Example

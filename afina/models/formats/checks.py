@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from afina.core.errors import BaseModelError
+from afina.core.errors import BaseModelError, counted
 from afina.core.layers import not_finite
 from afina.core.limits import CLASSES, EXPERTS, LAYERS, WIDEST
 from afina.engine.limits import MOST_HEADS, MOST_POSITIONS, MOST_TOKENS
@@ -37,7 +37,7 @@ def check_counts(raw: Any) -> None:
             if str(name).endswith("_implementation") and "/" in str(value):
                 raise ValueError(f"it wants code from elsewhere to run, {value!r}, which Afina does not do")
             if isinstance(value, list | dict) and len(value) > CLASSES:
-                raise ValueError(f"{name} has {len(value):,} items, expected {CLASSES:,} at most")
+                raise ValueError(f"{name} has {counted(len(value), 'item')}, expected {CLASSES:,} at most")
             for ends, limit in _COUNTS.items():
                 if isinstance(value, int | float) and re.search(rf"({ends})$", str(name)) and abs(value) > limit:
                     raise ValueError(f"{name} is {value}, expected {limit:,} at most")

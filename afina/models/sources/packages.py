@@ -16,9 +16,10 @@ from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel
 
 from afina.core.device import OTHER_CACHE
 from afina.core.errors import BaseModelError, writing
-from afina.core.files import remove, sha256
+from afina.core.files import sha256
 from afina.core.process.children import python
 from afina.core.process.locks import alone
+from afina.core.process.temporary import remove
 from afina.models.sources.catalogue import Package
 from afina.models.sources.resumed import fetch_resumed
 
