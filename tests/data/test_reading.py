@@ -312,6 +312,20 @@ def test_the_longest_sheet_is_read_and_the_others_are_named(tmp_path: Path) -> N
     assert any("'FAQ' is read, which has the most rows; not read: 'Old', 'Read me'" in each for each in notes)
 
 
+def test_merged_cells_are_in_each_of_their_rows(tmp_path: Path) -> None:
+    book = openpyxl.Workbook()
+    for row in (["Kinds of things", None], ["kind", "thing"], ["lamp", "a"], [None, "b"], [None, "c"], ["pen", "d"]):
+        book.active.append(row)
+    book.active.append([None, "e"])  # not merged: it says nothing
+    book.active.merge_cells("A1:B1")
+    book.active.merge_cells("A3:A5")
+    book.save(tmp_path / "d.xlsx")
+    found, _, _ = rows(tmp_path / "d.xlsx")
+    assert [(row["kind"], row["thing"]) for row in found] == [
+        ("lamp", "a"), ("lamp", "b"), ("lamp", "c"), ("pen", "d"), ("", "e"),
+    ]  # fmt: skip
+
+
 def test_languages_in_headers(tmp_path: Path) -> None:
     for header in ("english,portuguese", "en,pt", "text_en,text_pt", "English,português"):
         (tmp_path / "t.csv").write_text(f"{header}\nhello,olá\ngood day,bom dia\n")

@@ -2,6 +2,7 @@
 
 import datetime
 import io
+import re
 import zipfile
 from collections.abc import Iterator
 from typing import Any
@@ -14,6 +15,8 @@ from afina.data.formats._tables import Line, records
 from afina.data.rows import Notes, Record, Rejected
 from afina.data.settings import DataSettings
 
+_MERGED = re.compile(rb'<(?:\w+:)?mergeCell\b[^>]*\bref="([A-Z]{1,3})(\d{1,7}):([A-Z]{1,3})(\d{1,7})"')
+_MERGED_BYTES = 1 << 20  # of a sheet's XML after its cells
 _SUFFIXES = ("", ".xlsx", ".xlsm", ".xls", ".csv")  # of files that are workbooks where their bytes say so
 
 
@@ -46,19 +49,47 @@ def _check_unpacked(packed: io.BytesIO, name: str) -> None:
 
 
 def _lines(sheet: Any, name: str) -> Iterator[Line]:
-    """The rows that hold anything, as far as they go, whatever size the sheet says it has."""
+    """The rows that hold anything, as far as they go, whatever size the sheet says it has. What stands in cells that
+    are merged downwards is in each of their rows."""
     sheet.reset_dimensions()
+    merged, repeated = _merged_downwards(sheet), dict[int, tuple[Any, int]]()
     cells = 0
-    for number, row in enumerate(sheet.iter_rows(values_only=True), 1):
-        cells += len(row)
+    for number, values in enumerate(sheet.iter_rows(values_only=True), 1):
+        cells += len(values)
         if number > SHEET_ROWS or cells > SHEET_CELLS:
             raise DataError(
                 f"{name}: the sheet {sheet.title!r} goes on to row {number:,} with {cells:,} cells",
                 f"{SHEET_ROWS:,} rows and {SHEET_CELLS:,} cells are read: delete empty columns, or export it as CSV",
             )
+        row = list(values)
+        for column, (value, last) in [*repeated.items()]:
+            if number > last:
+                del repeated[column]
+            elif column < len(row):
+                row[column] = value
+        repeated |= {column: (row[column], last) for column, last in merged.get(number, ()) if column < len(row)}
         width = next((i for i in range(len(row), 0, -1) if row[i - 1] is not None and _cell(row[i - 1])), 0)
         if width:
             yield number, [_cell(value) for value in row[:width]]
+
+
+def _merged_downwards(sheet: Any) -> dict[int, list[tuple[int, int]]]:
+    """The cells of one column that are merged with those below, by the number of their first row: the column, and their
+    last row. openpyxl does not tell of them where it reads row by row."""
+    from openpyxl.utils import column_index_from_string
+
+    xml, found = b"", dict[int, list[tuple[int, int]]]()
+    with sheet.parent._archive.open(sheet._worksheet_path) as content:
+        after = False  # the cells, whose XML is not kept
+        while len(xml) < _MERGED_BYTES and (chunk := content.read(1 << 16)):
+            xml += chunk
+            if not after:
+                at = xml.find(b"</sheetData>")
+                after, xml = at >= 0, xml[at if at >= 0 else -16 :]
+    for left, top, right, bottom in _MERGED.findall(xml if after else b""):
+        if left == right:
+            found.setdefault(int(top), []).append((column_index_from_string(left.decode()) - 1, int(bottom)))
+    return found
 
 
 def _cell(value: Any) -> str:
