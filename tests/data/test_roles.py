@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import more_role_tables  # noqa: F401 - adds its tables
 import pytest
@@ -82,6 +82,29 @@ def test_what_is_suggested_reads_every_row(name: str, tmp_path: Path) -> None:
     assert not rejected
     if len(known.references) > 1:
         assert all(len(example.references) == len(known.references) for example in examples)
+
+
+def _label_studio(i: int) -> dict[str, Any]:
+    result = [{"from_name": "mood", "type": "choices", "value": {"choices": [["Negative", "Positive"][i % 2]]}}]
+    return {"id": i, "data": {"text": f"The {i} lamps came {['late', 'broken'][i % 2]}"},
+            "annotations": [{"id": 10 * i, "completed_by": 1, "result": result}]}  # fmt: skip
+
+
+def _discord(i: int) -> dict[str, Any]:
+    return {"id": str(i), "content": f"where is lamp {i}?", "reference": {"messageId": str(i - 1)} if i else None}
+
+
+def _prodigy(i: int) -> dict[str, Any]:
+    return {"text": f"The {i} lamps came {['late', 'broken'][i % 2]}", "_input_hash": i,
+            "options": [{"id": "A", "text": "Negative"}, {"id": "B", "text": "Positive"}], "accept": ["AB"[i % 2]],
+            "answer": ["accept", "accept", "reject"][i % 3]}  # fmt: skip
+
+
+@pytest.mark.parametrize("make", [_label_studio, _discord, _prodigy])
+def test_what_programs_keep_is_no_answer(make: Callable[[int], dict[str, Any]], tmp_path: Path) -> None:
+    with pytest.raises(Unmapped) as told:
+        read_examples(DataSettings(path=write_rows(tmp_path / "d.jsonl", map(make, range(40)))), needs_completion=True)
+    assert told.value.mapping.get("completion") not in ("{annotations}", "{reference}", "{answer}")
 
 
 def test_check_says_the_suggestion_in_one_finding(tmp_path: Path) -> None:

@@ -24,6 +24,8 @@ _WORDS_OF_ITEM = 3  # of a list: more are sentences
 _MOST = 0.9  # of the values: an exception or two changes nothing
 _MARKS = 0.3  # of code to a word
 _MOST_NUMBERS = 11  # different whole numbers that may still be labels: ten stars, and none
+_JUDGEMENTS = {"accept", "reject", "ignore"}
+_ID = re.compile(r'"(id|uuid|\w+(_id|Id|_by))":')  # a key in JSON
 _NUMBER = re.compile(r"[-+]?(\d{1,3}([.,  ]\d{3})+|\d+)([.,]\d+)?(e[-+]?\d+)?\s?[%€$£]?|nan|[-+]?inf", re.IGNORECASE)
 _MONTH = (
     r"(jan|feb|fev|mar|mär|apr|abr|avr|ma[iyg]|jun|jui|giu|jul|lug|aug|ago|aoû|sep|set|oct|out|okt|ott|nov|de[czs])"
@@ -148,6 +150,8 @@ class Column:
             return "date"
         if _mostly(self.given, lambda text: part_word(text) or text.lower() == "unused"):
             return "split"
+        if self.name.lower() == "answer" and {text.lower() for text in self.given} <= _JUDGEMENTS:
+            return "split"  # of what was annotated: which rows are wanted
         if self._few and self.words <= _WORDS_OF_LABEL and max(map(len, self.given)) <= _LONGEST_LABEL:
             return "label"
         return "identifier" if self._identifies else "text"
@@ -170,6 +174,11 @@ class Column:
     def asks(self) -> float:
         """The fraction of its texts that ask: that end with a question mark, or begin as questions do."""
         return sum(bool(_ASKS.search(text)) for text in self.given) / max(1, len(self.given))
+
+    @cached_property
+    def keeps_records(self) -> bool:
+        """Whether its JSON names things by numbers of a data base, as what programs keep does."""
+        return _mostly(self.given, _ID.search)
 
     @cached_property
     def is_code(self) -> bool:

@@ -6,6 +6,8 @@ from afina.data.roles.columns import Column
 from afina.data.roles.table import Reading, Table
 from afina.data.roles.tasks import Task
 
+_HELD = 0.3  # of its values: more are drawn from the text
+
 
 def _readings(table: Table) -> Iterator[Reading]:
     codes = [column for column in table.of("text") if column.is_code]
@@ -16,6 +18,8 @@ def _readings(table: Table) -> Iterator[Reading]:
             what = "JSON" if answer.nature == "structured" else "a query or a program"
             found.add(0.9, f"it is {what}, and {text.name!r} is a text")
             found.add(0.8 * pair.held, f"its values stand in {text.name!r}")
+            if answer.keeps_records and pair.held < _HELD:
+                found.add(-2.0)
             found.add(0.3 if table.after(text, answer) else -0.3)
             found.names(
                 answer=1.0, label=0.8, reference=0.8, question=0.5, code=0.8 if answer.is_code else -0.7, text=-0.7
