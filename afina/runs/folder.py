@@ -1,7 +1,6 @@
 """A run's folder while it is written: checked, locked, replaced only once the new run has an adapter."""
 
 import os
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -10,7 +9,7 @@ from pathlib import Path
 from afina.core.errors import OutputError, writing
 from afina.core.files import check_writable, check_writable_folder, write_json, write_jsonl
 from afina.core.process.locks import alone, is_at, open_to_lock, take
-from afina.core.process.temporary import MOVING, is_empty, put_back, remove, sweep, sync, temporaries
+from afina.core.process.temporary import MOVING, is_empty, put_back, remove, remove_at_once, sweep, sync, temporaries
 from afina.core.text import command_line
 from afina.core.tracker import TRACKERS
 from afina.lora.peft_config import CONFIG
@@ -56,6 +55,7 @@ class RunFolder:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._former, self._moving = folder / FORMER, folder / MOVING
+        self._all_new = False  # nothing of a former run is in the folder
 
     @contextmanager
     def locked(self, patient: bool = True) -> Iterator[None]:
@@ -143,15 +143,22 @@ class RunFolder:
                     path.rename(self._moving / path.name)
                 self._moving.rename(self._former)
                 sync(self.folder)
+            self._all_new = True
 
     def commit(self) -> None:
         """The new run has an adapter: the former run is deleted."""
         if self._former.is_dir():
-            shutil.rmtree(self._former, ignore_errors=True)
+            with suppress(OSError):
+                remove_at_once(self._former)
 
     def roll_back(self) -> None:
-        """Where the new run failed before it had an adapter, its files are deleted, and the former run's come back."""
-        if self._has_adapter() or not self.folder.is_dir():
+        """Where the new run failed before it had an adapter, its files are deleted, and the former run's come back,
+        however far they were moved away. What is in the folder is the former run's until all of that is in `.former`.
+        """
+        if not self.folder.is_dir():
+            return
+        put_back(self.folder)
+        if self._has_adapter() or not (self._all_new or self._former.is_dir()):
             return
         for name in _written():
             remove(self.folder / name)

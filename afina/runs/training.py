@@ -104,7 +104,10 @@ def _train(run_folder: RunFolder, settings: RunSettings, listener: Listener, *, 
         try:
             done = run.train(listener, start, trackers)
         except BaseException:
-            run_folder.roll_back()
+            if resuming:
+                run_folder.settle()  # what can be resumed again stays
+            else:
+                run_folder.roll_back()
             raise
         folder = settings.folder
         if done.reason == "interrupted":

@@ -1,19 +1,22 @@
 """A run's folder through kills at every moment: no finished run is ever lost."""
 
+import itertools
 import multiprocessing
 import os
 import shutil
 import signal
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
 from afina.core.errors import AdapterError, OutputError
 from afina.core.files import write_atomic
+from afina.core.process import temporary
 from afina.core.process.interrupt import StopRequest, interrupt_on_all_signals
+from afina.core.process.temporary import arriving_in
 from afina.lora.peft_config import CONFIG
 from afina.lora.peft_files import WEIGHTS
 from afina.runs.facts import adapter_folder
@@ -38,16 +41,18 @@ def whose(folder: Path) -> dict[str, str]:
 
 
 @contextmanager
-def killed_before(operation: int) -> Iterator[list[str]]:
-    """Within the block the process dies before the `operation`-th change of the disk."""
+def at_changes(act: Callable[[int], None], after: bool = False) -> Iterator[list[str]]:
+    """Within the block `act` is called, with how many there were, before each change of the disk, or after it."""
     changes: list[str] = []
 
     def watched(name: str, real: Callable[..., object]) -> Callable[..., object]:
         def change(*args: object, **kwargs: object) -> object:
-            if len(changes) >= operation:
-                raise Killed
+            count = len(changes)
             changes.append(name)
-            return real(*args, **kwargs)
+            if after:
+                done = real(*args, **kwargs)
+            act(count)
+            return done if after else real(*args, **kwargs)
 
         return change
 
@@ -60,17 +65,132 @@ def killed_before(operation: int) -> Iterator[list[str]]:
         yield changes
 
 
-def overwrite(folder: Path, fails: bool = False) -> None:
-    """A run that replaces another: as far as its adapter, or until it fails without one."""
+@contextmanager
+def killed_before(operation: int) -> Iterator[list[str]]:
+    """Within the block the process dies before the `operation`-th change of the disk."""
+
+    def die(count: int) -> None:
+        if count >= operation:
+            raise Killed
+
+    with at_changes(die) as changes:
+        yield changes
+
+
+def overwrite(folder: Path, fails: bool = False, stoppable: bool = False) -> None:
+    """A run that replaces another: as far as its adapter, or until it fails without one or is stopped."""
     run = RunFolder(folder)
-    run.start()
-    write(folder, "new", FILES[:2])
-    if fails:
-        run.roll_back()
-        return
-    write(folder, "new", FILES[2:4])
-    run.commit()
+    try:
+        run.start()
+        with arriving_in(folder) as place:
+            write(place, "new", FILES[:2])
+        if fails:
+            run.roll_back()
+            return
+        write(folder, "new", FILES[2:4])
+        run.commit()
+    except BaseException:
+        if stoppable:
+            run.roll_back()
+        raise
     write(folder, "new", FILES[4:])
+
+
+def check_whole(folder: Path, operation: object, new: int = len(FILES)) -> None:
+    """The former run stands there, whole, or the new one does as far as its first `new` files."""
+    found = whose(folder)
+    if "new" in found.values():  # it had saved an adapter: it stays, and can be resumed
+        assert set(found.values()) == {"new"}, (operation, found)
+        assert set(FILES[:new]) <= set(found), (operation, found)
+    else:
+        assert found == dict.fromkeys(FILES, "old"), operation
+        assert not (folder / FORMER).exists()
+    assert not (folder / MOVING).exists()
+    assert (folder / "notes.txt").exists()
+
+
+def old_run(folder: Path) -> Path:
+    write(folder, "old")
+    (folder / "notes.txt").write_text("the user's own")
+    return folder
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+def test_an_exception_at_any_change_leaves_a_whole_run(tmp_path: Path, error: type[BaseException], after: bool) -> None:
+    """At once, without another command that puts it right."""
+    for operation in itertools.count():
+        folder = old_run(tmp_path / str(operation))
+
+        def fail(count: int, operation: int = operation) -> None:
+            if count == operation:
+                raise error
+
+        with at_changes(fail, after) as changes, suppress(error, OutputError):
+            overwrite(folder, stoppable=True)
+        check_whole(folder, (operation, changes), 4)
+        if len(changes) <= operation:
+            break
+    assert operation > 10
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP", "SIGKILL"])
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+def test_a_signal_at_any_change_leaves_a_whole_run(tmp_path: Path, name: str, after: bool) -> None:
+    """And so does a second one, while the first is dealt with; seen as the next command sees it."""
+    for operation in itertools.count():
+        folder = old_run(tmp_path / str(operation))
+        child = os.fork()
+        if child == 0:
+            interrupt_on_all_signals()
+
+            def send(count: int, operation: int = operation) -> None:
+                if count in (operation, operation + 2):
+                    os.kill(os.getpid(), getattr(signal, name))
+
+            code = 3
+            with suppress(KeyboardInterrupt), at_changes(send, after) as changes:
+                try:
+                    overwrite(folder, stoppable=True)
+                finally:
+                    code = int(len(changes) > operation)  # whether it was sent
+            os._exit(code)
+        ended = os.waitpid(child, 0)[1]
+        settle(folder)
+        check_whole(folder, operation, 4)
+        if os.WIFEXITED(ended) and os.WEXITSTATUS(ended) == 0:
+            break
+        assert os.WIFSIGNALED(ended) == (name == "SIGKILL")
+    assert operation > 10
+
+
+def test_a_resume_that_fails_deletes_nothing(tmp_path: Path) -> None:
+    """Not even where there are no checkpoints and no adapter yet; nor does a run that failed before it began."""
+    write(tmp_path, "cut off", FILES[:2])
+    RunFolder(tmp_path).roll_back()
+    assert set(whose(tmp_path)) == set(FILES[:2])
+    run = RunFolder(tmp_path)
+    run.settle(resuming=True)
+    run.settle()
+    assert set(whose(tmp_path)) == set(FILES[:2])
+
+
+def test_a_former_run_that_cannot_be_deleted_is_not_taken_for_one_to_keep(tmp_path: Path) -> None:
+    folder = old_run(tmp_path)
+
+    def fail(*_: object, **__: object) -> None:
+        raise PermissionError
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(temporary, "remove", fail)
+        overwrite(folder)
+        assert not (folder / FORMER).exists()
+        settle(folder)
+    overwrite(folder, fails=True)
+    check_whole(folder, "twice")
+    assert set(whose(folder).values()) == {"new"}
+    settle(folder)
+    assert not list(folder.glob(".*.part"))
 
 
 @pytest.mark.parametrize("fails", [False, True], ids=["to its end", "fails early"])
@@ -79,9 +199,7 @@ def test_a_finished_run_survives_a_kill_at_any_moment(tmp_path: Path, fails: boo
     """And a second kill while what the first left is put right, `again` changes into it."""
     operation, ended = 0, False
     while not ended:
-        folder = tmp_path / str(operation)
-        write(folder, "old")
-        (folder / "notes.txt").write_text("the user's own")
+        folder = old_run(tmp_path / str(operation))
         try:
             with killed_before(operation):
                 overwrite(folder, fails)
@@ -94,15 +212,9 @@ def test_a_finished_run_survives_a_kill_at_any_moment(tmp_path: Path, fails: boo
         except Killed:
             pass
         settle(folder)
-        found = whose(folder)
-        if "new" in found.values():  # it had saved an adapter: it stays, and can be resumed
-            assert not fails
-            assert set(found.values()) == {"new"}, (operation, found)
-            assert set(FILES[:4]) <= set(found), (operation, found)
-        else:
-            assert found == dict.fromkeys(FILES, "old"), operation
-        assert not any((folder / name).exists() for name in (FORMER, MOVING))
-        assert (folder / "notes.txt").exists()
+        check_whole(folder, operation, 4)
+        assert not (folder / FORMER).exists()
+        assert not (fails and "new" in whose(folder).values())
         operation += 1
     assert operation > 10
 
