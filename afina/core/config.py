@@ -16,6 +16,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic_core import PydanticUndefined
 
 from afina.core.errors import SettingsError, brief, near, shortened
+from afina.core.files import read_text
+from afina.core.limits import YAML_CHARACTERS
 from afina.core.limits.yaml_text import NotYaml, parse_yaml
 from afina.core.registry import OneOf
 from afina.core.text import lowered, shell_word
@@ -241,7 +243,7 @@ _CONFIGURATION = "give a file of `name: value` lines, such as the config.yaml of
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file. Raises `SettingsError` where there is none."""
     try:
-        value = parse_yaml(path.read_text(encoding="utf-8"))
+        value = parse_yaml(read_text(path, 4 * YAML_CHARACTERS, SettingsError))
     except OSError as error:
         raise SettingsError(f"cannot read the configuration {path}: {error.strerror}", _CONFIGURATION) from error
     except ValueError as error:

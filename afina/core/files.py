@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import os
 import re
+import stat
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -41,7 +43,11 @@ def check_fetched(files: Iterable[Path], error: type[InputError]) -> None:
 def check_regular(path: Path, error: type[InputError]) -> None:
     """Raises `error` for a pipe or a device, which may never say anything, or never end."""
     if path.exists() and not path.is_file() and not path.is_dir():
-        raise error(f"{path} is not a regular file", "put a file with its content there")
+        raise _not_regular(path, error)
+
+
+def _not_regular(path: Path, error: type[InputError]) -> InputError:
+    return error(f"{path} is not a regular file", "put a file with its content there")
 
 
 def _is_pointer(file: Path) -> bool:
@@ -157,6 +163,23 @@ def write_yaml(path: Path, value: Any) -> None:
     write_atomic(path, yaml.safe_dump(value, sort_keys=False, allow_unicode=True))
 
 
+def read_text(path: Path, most: int, error: type[InputError]) -> str:
+    """The UTF-8 text of a file that somebody names. Raises `error` for what is no regular file, which may never say
+    anything or never end, and for more than `most` bytes, however many it claims; `OSError`, `UnicodeDecodeError`."""
+    with open(path, "rb", opener=_without_waiting) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise _not_regular(path, error)
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise error(f"{path} has more than {most >> 20:,} MB, the most that is read", "check what it is")
+    return content.decode()
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Opens a pipe at once, whether or not anybody writes to it."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
 def check_size(path: Path, most: int, error: type[InputError]) -> None:
     """Raises `error` where a file is larger than anything of its kind."""
     try:
@@ -169,10 +192,8 @@ def check_size(path: Path, most: int, error: type[InputError]) -> None:
 
 def read_json(path: Path) -> Any:
     """The parsed file. Raises `InputError` if it is absent, not JSON, or beyond the limits (core/limits.py)."""
-    check_regular(path, InputError)
-    check_size(path, JSON_BYTES, InputError)
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(read_text(path, JSON_BYTES, InputError))
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:

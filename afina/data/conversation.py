@@ -16,6 +16,7 @@ from typing import Any
 from jinja2.exceptions import TemplateError
 
 from afina.core.errors import counted
+from afina.core.limits import MESSAGES, RENDERED_CHARACTERS
 from afina.data.mapping import Turn, Unusable, check_unicode, texts_of, thought_of
 from afina.data.mapping.converting import tools_text, with_system
 from afina.data.mapping.example import THINK, THOUGHT, called
@@ -68,7 +69,8 @@ class Written:
 class Conversation:
     """Turns and tools in a form that the template of `tokenizer` takes. `say` hears of what had to be done for that.
 
-    Raises `Unusable` for texts that spell a control token."""
+    Raises `Unusable` for texts that spell a control token, and for a conversation that is too long to be rendered once
+    an answer."""
 
     tokenizer: Tokenizer
     turns: Sequence[Turn]
@@ -77,8 +79,23 @@ class Conversation:
     changed: bool = False  # because the template refused it
 
     def __post_init__(self) -> None:
+        self._check_length()
         check_texts(self.tokenizer, [turn.message for turn in self.turns], self.tools)
         self._tell()
+
+    def _check_length(self) -> None:
+        remedy = "divide it into several rows"
+        if len(self.turns) > MESSAGES:
+            raise Unusable(f"it has {len(self.turns):,} messages, {MESSAGES:,} are the most of a row: {remedy}")
+        answers = sum(turn.learned for turn in self.turns)
+        described = [json.dumps(self.tools, ensure_ascii=False)] if self.tools else []
+        told = (text for turn in self.turns for text in texts_of(turn.message))
+        characters = sum(map(len, (*described, *told)))
+        if answers > 1 and answers * characters > RENDERED_CHARACTERS:
+            raise Unusable(
+                f"it has {answers:,} answers in {characters:,} characters, {RENDERED_CHARACTERS // answers:,} are the "
+                f"most for so many: {remedy}"
+            )
 
     @property
     def messages(self) -> list[Message]:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator
 
 from afina.core.config import Settings, changed, setting
+from afina.core.limits import COLUMN_TEMPLATE_CHARACTERS as _MOST
 from afina.data.files.encodings import known_encoding
 from afina.data.layouts import Kind, Layout
 
@@ -29,20 +30,20 @@ class DataSettings(Settings):
     encoding: Encoded = setting(None, "--data.encoding", "--encoding", metavar="NAME")
     """Encoding of text files, such as shift_jis, cp1251 or utf-16; by default found by a byte-order mark, as UTF-8, or
     else by what the text looks like."""
-    prompt: str | None = setting(None, "--prompt", min_length=1)
+    prompt: str | None = setting(None, "--prompt", min_length=1, max_length=_MOST)
     """Template of the user's turn over columns, such as 'Describe: {mr}'; {name[0]} takes an item, {name[key]} a
     member, {{ and }} are braces."""
-    completion: str | None = setting(None, "--completion", min_length=1)
+    completion: str | None = setting(None, "--completion", min_length=1, max_length=_MOST)
     """Template of the answer to learn, such as '{text}'."""
-    system: str | None = setting(None, "--system")
+    system: str | None = setting(None, "--system", max_length=_MOST)
     """System message put before every conversation that has none."""
-    map: str | None = setting(None, "--map", min_length=1)
+    map: str | None = setting(None, "--map", min_length=1, max_length=_MOST)
     """The file's own names of known columns, such as prompt=pergunta,completion=resposta."""
     learn: Literal["all", "last"] = "all"
     """Which turns of the assistant are learned: all of a conversation, or the last."""
     kind: Kind | None = setting(None, "--kind")
     """Kind of task, which decides how answers are scored; by default inferred from the layout and the answers."""
-    references: str | None = setting(None, "--references", min_length=1)
+    references: str | None = setting(None, "--references", min_length=1, max_length=_MOST)
     """Column with the right answer, or a list of them, to score against instead of the completion; or several columns,
     with commas between."""
     limit: int | None = setting(None, "--limit", ge=1)

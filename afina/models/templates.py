@@ -9,7 +9,7 @@ from typing import Any
 from jinja2.exceptions import TemplateError
 
 from afina.core.errors import InputError
-from afina.core.files import check_size
+from afina.core.files import read_text
 from afina.core.limits import TEMPLATE_CHARACTERS
 
 # Where no format is recognised: each text on a line of its own, the answer ended by eos.
@@ -113,9 +113,8 @@ def read_template(path: Path | None) -> str | None:
     """The chat template in a file. Raises `InputError`."""
     if path is None:
         return None
-    check_size(path, 4 * TEMPLATE_CHARACTERS, InputError)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path, 4 * TEMPLATE_CHARACTERS, InputError)
         if not text.strip():
             raise InputError(f"the chat template {path} is empty", "give a file with a Jinja template")
         return text

@@ -6,7 +6,7 @@ A model names what later readers rely on, requires no more than that, and keeps 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
@@ -18,7 +18,7 @@ from afina.core.errors import InputError, brief
 from afina.core.events import Done, Event, HeldOut, Step, end_of, parse
 from afina.core.files import read_json, read_jsonl
 from afina.core.finding import Finding
-from afina.core.limits import NEW_TOKENS
+from afina.core.limits import COLUMN_TEMPLATE_CHARACTERS, NEW_TOKENS
 from afina.core.task import CAUSAL, TaskName
 from afina.data.files import known_encoding
 from afina.data.layouts import Kind
@@ -117,7 +117,7 @@ class AdapterFacts(Recorded):
     load: LoadRecord
     template_sha256: str
     tokenizer_sha256: str | None = None
-    data: dict[str, str | None]
+    data: dict[str, Annotated[str, Field(max_length=COLUMN_TEMPLATE_CHARACTERS)] | None]
     kind: Kind
     max_new_tokens: int = Field(ge=1, le=NEW_TOKENS)
     precision: Literal["bf16", "fp32"]
@@ -296,6 +296,7 @@ def read_run(folder: Path) -> RunFiles:
 
 
 def _complete_config(path: Path) -> Config:
+    config = Config.read(path)
     if not path.read_text(encoding="utf-8").endswith("\n"):
         raise InputError("its last line is incomplete")
-    return Config.read(path)
+    return config

@@ -17,9 +17,10 @@ import pytest
 from afina.core import files
 from afina.core.config import read_yaml
 from afina.core.errors import BaseModelError, InputError, SettingsError, brief, reading
-from afina.core.files import nested_deeply, read_json, read_jsonl
+from afina.core.files import nested_deeply, read_json, read_jsonl, read_text
 from afina.core.limits.process import Exceeded, Failed, TooMuch, bounded, in_child
 from afina.core.limits.yaml_text import parse_yaml
+from afina.models.templates import read_template
 
 MB = 1 << 20
 
@@ -184,7 +185,7 @@ def test_aliases_and_merges_are_read() -> None:
         (b'{"a": "\xff"}', "not valid JSON"),
         (b"9" * 5000, "not valid JSON"),
         (b"", "not valid JSON"),
-        (b'"' + b"x" * 3000 + b'"', "has 0 MB, and 0 are the most"),
+        (b'"' + b"x" * 3000 + b'"', "has more than 0 MB, the most"),
     ],
 )
 def test_json_beyond_limits(content: bytes, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -319,8 +320,52 @@ def test_numbers_too_long_to_be_shown_are_refused(number: str, tmp_path: Path) -
     assert read_yaml(tmp_path / "a.yaml") == {"seed": int("9" * 999)}
 
 
-def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+READERS = [read_json, read_yaml, read_template]
+
+
+def odd_file(kind: str, folder: Path) -> Path:
+    path = folder / "a"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "huge":
+        with path.open("wb") as file:
+            file.truncate(3 << 30)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to(kind)
+    return path
+
+
+@pytest.mark.parametrize("read", READERS)
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("pipe", "is not a regular file"),
+        ("/dev/zero", "is not a regular file"), ("/dev/tty", "regular|No such device"),
+        ("huge", "has more than [0-9]+ MB, the most that is read"), ("folder", "Is a directory"),
+        ("/proc/self/mem", "Input/output error"), ("absent", "No such file"),
+    ],
+)  # fmt: skip
+def test_no_more_is_read_of_a_file_than_its_kind_has(read: Callable, kind: str, words: str, tmp_path: Path) -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(InputError, match=words):
+        read(odd_file(kind, tmp_path))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kB
+
+
+def test_what_a_file_claims_to_hold_is_not_relied_on(tmp_path: Path) -> None:
+    endless = Path("/proc/self/maps")  # a regular file that claims no bytes
+    with pytest.raises(InputError, match="has more than 0 MB"):
+        read_text(endless, 10, InputError)
+    assert read_text(endless, 1 << 24, InputError)
+    (tmp_path / "a").write_text("éa")
+    assert read_text(tmp_path / "a", 3, InputError) == "éa"
+    with pytest.raises(SettingsError, match="has more than"):
+        read_text(tmp_path / "a", 2, SettingsError)
+
+
+def test_a_pipe_of_lines_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.json")
-    for read in (read_json, read_jsonl):
-        with pytest.raises(InputError, match="not a regular file"):
-            read(tmp_path / "a.json")
+    with pytest.raises(InputError, match="not a regular file"):
+        read_jsonl(tmp_path / "a.json")

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from afina.core.errors import DataError
 from afina.data.conversation import Remarks
 from afina.data.fitting import Fitter
 from afina.data.load import render_splits
-from afina.data.mapping import Unusable, read_examples
+from afina.data.mapping import Example, Unusable, read_examples
 from afina.data.mapping.messages import NO_TEXT
 from afina.data.quality.preparation import Preparation, PrepareSettings, row_of
 from afina.data.settings import DataSettings
@@ -641,3 +642,36 @@ def test_a_role_that_is_not_known_is_named(tmp_path: Path) -> None:
 def test_columns_that_speak_of_their_rows(column: str, values: list[Any], words: str | None, tmp_path: Path) -> None:
     notes = chat(tmp_path, *({"prompt": "q", "completion": "x", column: value} for value in values)).notes
     assert words in notes if words else "alike" not in notes and "like the others" not in notes
+
+
+@pytest.mark.parametrize(
+    ("answers", "words"),
+    [
+        (500, ""),
+        (501, "1,002 messages, 1,000 are the most of a row: divide it into several rows"),
+        (50_000, "100,000 messages"),
+    ],
+)
+def test_the_messages_of_a_row_have_a_limit(answers: int, words: str) -> None:
+    turn = ({"role": "user", "content": "a"}, {"role": "assistant", "content": "b"})
+    begun = time.process_time()
+    check_length(turn * answers, words)
+    assert time.process_time() - begun < 10
+
+
+def test_the_characters_of_a_row_with_many_answers_have_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("afina.data.conversation.RENDERED_CHARACTERS", 1000)
+    asked, answer = {"role": "user", "content": "a" * 40}, {"role": "assistant", "content": "b" * 8}
+    check_length((asked, answer) * 4, "")
+    check_length((asked, answer) * 5, "5 answers in 240 characters, 200 are the most for so many")
+    check_length((*(asked,) * 30, answer), "")  # one answer is rendered once
+
+
+def check_length(messages: tuple[dict, ...], words: str) -> None:
+    example = Example(messages[:-1], messages[-1]["content"], (), "", "chat:1")
+    if words:
+        with pytest.raises(Unusable, match=words):
+            render(CHATML, example)
+    else:
+        (row,) = render(CHATML, example)
+        assert row.labelled

@@ -8,10 +8,11 @@ import pytest
 import torch
 from conftest import byte_tokenizer, write_rows
 
-from afina.core.errors import DataError
+from afina.core.config import build
+from afina.core.errors import DataError, SettingsError
 from afina.data.batch import epoch_order, micro_batches, pack
 from afina.data.load import load_data
-from afina.data.mapping import ColumnTemplate, Unusable, read_examples
+from afina.data.mapping import ColumnTemplate, Unusable, columns, read_examples
 from afina.data.quality.duplicates import digest
 from afina.data.settings import DataSettings
 from afina.data.splits import sample, split
@@ -61,6 +62,22 @@ def test_template() -> None:
             ColumnTemplate(text, "--prompt")
     with pytest.raises(Unusable, match=r"no item \[9\]"):
         ColumnTemplate("{b[9]}", "-").fill(values)
+
+
+def test_templates_of_columns_have_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert ColumnTemplate("{a}" * 1000, "-").fill({"a": "x"}) == "x" * 1000
+    with pytest.raises(DataError, match=r"^-- names 1,001 columns, with those that come again; 1,000 are read"):
+        ColumnTemplate("{a}" * 1001, "--")
+    with pytest.raises(SettingsError, match=r"^--prompt is .{,310}: string should have at most 100000 characters"):
+        build(DataSettings, {"path": "a.jsonl", "prompt": "{a}" * 200_000})
+    with pytest.raises(DataError) as error:
+        ColumnTemplate("{" * 90_000, "--prompt")
+    assert len(str(error.value)) < 600
+    monkeypatch.setattr(columns, "RECORD_CHARACTERS", 20)
+    assert ColumnTemplate("{a}{a}", "-").fill({"a": "x" * 10}) == "x" * 20
+    for template in ("{a}{a}.", "{a}{b}", "{b[A. ]}"):
+        with pytest.raises(Unusable, match="^- makes more than 20 characters of it"):
+            ColumnTemplate(template, "-").fill({"a": "x" * 10, "b": ["y" * 6] * 3})
 
 
 def test_messages_and_references(tmp_path: Path) -> None:

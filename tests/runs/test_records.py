@@ -40,6 +40,7 @@ def test_what_a_run_records_is_read(adapter: Path) -> None:
         {"path": "elsewhere.jsonl"}, {"target": "elsewhere.txt"}, {"eval_path": "/etc/passwd"}, {"limit": "1"},
         {"references": "other"}, {"prompt": "{q}", "test_path": "x"}, {"prompt": 5}, {"prompt": ["a"]}, {"": "x"},
         {"encoding": "punycode"}, {"encoding": "no such"}, {"encoding": "zlib"},
+        {"prompt": "{prompt}" * 200_000}, {"system": "a" * 100_001}, {"map": "a=b," * 30_000},
     ],
 )  # fmt: skip
 def test_a_record_names_no_data(data: dict[str, Any], adapter: Path) -> None:

@@ -33,6 +33,8 @@ def place(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Path:
     (folder / "list.yaml").write_text("- 1\n")
     (folder / "file").write_text("")
     os.mkfifo(folder / "fifo.csv")
+    for name in ("zero.gguf", "zero.py"):
+        (folder / name).symlink_to("/dev/zero")
     (folder / "other").mkdir()
     (folder / "other" / "thesis.tex").write_text("precious")
     (folder / "notrun").mkdir()
@@ -159,6 +161,26 @@ CASES: dict[str, tuple[list[str], str]] = {
     ),
     "rank beyond the layer": (train("good.jsonl", "--lora.rank", "1000"), "more than the layer"),
     "pipe as data": (train("fifo.csv"), "is not a regular file"),
+    **{
+        f"{what} as {flag or 'data'}": (
+            train(*([] if flag == "DATA" else ["good.jsonl", flag]), path),
+            "is not a regular file",
+        )
+        for flag in ("DATA", "--config", "--template", "--data.target", "--eval-data", "--test-data")
+        for what, path in (("a pipe", "fifo.csv"), ("a device", "/dev/zero"))
+    },
+    "device as adapter": (train("good.jsonl", "--adapter", "/dev/zero"), "/dev/zero"),
+    "device as base": (
+        ["train", "good.jsonl", *TEMPLATES, "--base", "zero.gguf", "--out", "OUT"],
+        "zero.gguf",
+    ),
+    "pipe as judged rows": (["generate", "run", "--data", "fifo.csv"], "is not a regular file"),
+    "device as a metric": (["eval", "run", "good.jsonl", "--metric", "zero.py:f"], "there is no file zero.py"),
+    "device as a run": (["eval", "/dev/zero", "good.jsonl"], "/dev/zero"),
+    "device as a run to resume": (["train", "--resume", "/dev/zero"], "/dev/zero"),
+    "device as a run to look at": (["runs", "show", "/dev/zero"], "/dev/zero"),
+    "device to convert": (["adapters", "convert", "/dev/zero", "--out", "OUT"], "is not a regular file"),
+    "pipe to convert": (["adapters", "convert", "fifo.csv", "--out", "OUT"], "is not a regular file"),
     "place that is no place": (train("good.jsonl", out="/proc/x"), "cannot write /proc/x"),
     "revision of a catalogue name": (["models", "show", "starter", "--revision", "v1"], "is pinned"),
     "unknown command": (["trian", "good.jsonl"], "invalid choice: 'trian'"),

@@ -39,6 +39,11 @@ TEMPLATE_CHARACTERS = 1 << 20  # of a chat template, and of what it makes of a s
 RENDER_SECONDS = 2.0  # for one conversation, which takes a tenth of a millisecond
 RENDER_BYTES = 768 << 20  # beyond what the process has when it begins
 
+MESSAGES = 1_000  # of one row: each answer is rendered with all before it, so that time grows with the square
+RENDERED_CHARACTERS = 128 << 20  # of one row: those of its texts times its answers
+COLUMN_TEMPLATE_CHARACTERS = 100_000  # of --prompt and its like; what it makes of a row is a record
+COLUMN_TEMPLATE_FIELDS = 1_000  # columns that it names, with those that come again
+
 PATTERN_CHARACTERS = 10_000
 PATTERN_SECONDS = 2.0  # for all of an adapter's over all layers of a model, which takes some milliseconds
 PATTERN_BYTES = 512 << 20  # beyond what the process has

@@ -5,7 +5,8 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from afina.core.errors import DataError, near
+from afina.core.errors import DataError, near, shortened
+from afina.core.limits import COLUMN_TEMPLATE_FIELDS, RECORD_CHARACTERS
 from afina.data.mapping.example import Unusable
 from afina.data.quality.signals import says_nothing
 from afina.data.settings import DataSettings
@@ -50,16 +51,30 @@ class ColumnTemplate:
                 self.parts.append((match[1].strip(), re.findall(r"\[([^\]]*)\]", match[2] or "")))
             else:
                 raise DataError(
-                    f"{flag} {text!r}: the brace at position {match.start() + 1} has no partner",
+                    f"{flag} {shortened(text, 300)}: the brace at position {match.start() + 1} has no partner",
                     "write a column as {name} and a literal brace as {{ or }}",
                 )
         self.parts.append(text[end:])
+        fields = sum(isinstance(part, tuple) for part in self.parts)
+        if fields > COLUMN_TEMPLATE_FIELDS:
+            problem = (
+                f"{flag} names {fields:,} columns, with those that come again; {COLUMN_TEMPLATE_FIELDS:,} are read"
+            )
+            raise DataError(problem, "name each column once")
         self.columns = list(dict.fromkeys(part[0] for part in self.parts if isinstance(part, tuple)))
         if not self.columns:
-            raise DataError(f"{flag} {text!r} names no column", "write a column's name in braces, such as {text}")
+            raise DataError(
+                f"{flag} {shortened(text, 300)} names no column", "write a column's name in braces, such as {text}"
+            )
 
     def fill(self, values: dict[str, Any]) -> str:
-        filled = "".join(p if isinstance(p, str) else text_of(self._value(p, values)) for p in self.parts)
+        texts, size = [], 0
+        for part in self.parts:
+            texts.append(part if isinstance(part, str) else text_of(self._value(part, values)))
+            size += len(texts[-1])
+            if size > RECORD_CHARACTERS:
+                raise Unusable(f"{self.flag} makes more than {RECORD_CHARACTERS:,} characters of it")
+        filled = "".join(texts)
         return filled.strip() if any(name.endswith("?") for name in self.columns) else filled
 
     def source(self, values: dict[str, Any]) -> str:

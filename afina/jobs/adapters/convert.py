@@ -88,7 +88,7 @@ def convert(settings: ConvertAdapterSettings, listener: Listener = ignore) -> Wr
 def _file(source: Path) -> Path:
     if not source.exists():
         raise AdapterError(f"{source}: no such file or folder", "check the path")
-    if source.is_file():
+    if not source.is_dir():
         return source
     known = {name: form.name for form in FORMATS for name in form.files}
     for name in known:
