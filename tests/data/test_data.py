@@ -76,7 +76,7 @@ def test_templates_of_columns_have_limits(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(columns, "RECORD_CHARACTERS", 20)
     assert ColumnTemplate("{a}{a}", "-").fill({"a": "x" * 10}) == "x" * 20
     for template in ("{a}{a}.", "{a}{b}", "{b[A. ]}"):
-        with pytest.raises(Unusable, match="^- makes more than 20 characters of it"):
+        with pytest.raises(Unusable, match=r"^- makes more than 20 characters of it"):
             ColumnTemplate(template, "-").fill({"a": "x" * 10, "b": ["y" * 6] * 3})
 
 
