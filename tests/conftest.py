@@ -140,7 +140,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def sanitise() -> None:
     """The kernels are compiled with the sanitisers."""
     kernels._FLAGS = ("-O1", "-g", *kernels._FLAGS[1:], "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
-    kernels._TIMEOUT = 300
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -220,6 +220,7 @@ def _child(request: dict[str, Any], files: list[int], sockets: Sequence[socket.s
             each.close()
         os.setsid()
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])  # which the server may have been started with
         for number, file in enumerate(files):
             os.dup2(file, number)
         os.chdir(request["cwd"])

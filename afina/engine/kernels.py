@@ -1,10 +1,11 @@
-"""Compiles the C++ in cpp/ for this processor, once, and calls it. Without a compiler `load` gives None, and torch
-computes."""
+"""Compiles the C++ in cpp/ for this processor, once, and calls it. Where that cannot be done `load` gives None, and
+torch computes."""
 
 import ctypes
 import hashlib
 import os
 import platform
+import signal
 import stat
 import subprocess
 import tempfile
@@ -17,14 +18,14 @@ import torch
 from torch import Tensor
 
 from afina.core.device import compiler, processor, processor_features
-from afina.core.errors import OutputError
+from afina.core.errors import OutputError, brief
 from afina.core.files import write_atomic
 
 _FOLDER = Path(__file__).parent / "cpp"
 SOURCES = sorted(_FOLDER.glob("*.cpp"))
 _FLAGS = ("-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-std=c++17", "-fPIC", "-shared")
 _SUFFIX = {torch.float32: "fp32", torch.bfloat16: "bf16"}
-_TIMEOUT = 30  # seconds for the compiler
+_TIMEOUT = 300  # seconds for the compiler, which takes some ten where it has two cores to itself
 _BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
 Pointer, Long, Int, Float = ctypes.c_void_p, ctypes.c_long, ctypes.c_int, ctypes.c_float
@@ -146,25 +147,38 @@ def can_run(x: Tensor) -> bool:
     return x.device.type == "cpu" and x.dtype in _SUFFIX
 
 
-_loaded: dict[Path, Kernels | None] = {}
+_loaded: dict[Path, Kernels | str] = {}  # for each cache, or why there are none
 
 
 def load(cache: Path) -> Kernels | None:
     """The kernels, compiled into `cache` the first time; None where that cannot be done here."""
     if cache not in _loaded:
-        _loaded[cache] = _load(cache)
-    return _loaded[cache]
+        try:
+            _loaded[cache] = _load(cache)
+        except _NotCompiledError as error:
+            _loaded[cache] = str(error)
+    found = _loaded[cache]
+    return None if isinstance(found, str) else found
 
 
 def loaded() -> Kernels | None:
     """The kernels that were loaded last, for code that was not given any."""
-    return next(reversed(_loaded.values()), None)
+    return next((each for each in reversed(_loaded.values()) if isinstance(each, Kernels)), None)
 
 
-def _load(cache: Path) -> Kernels | None:
+def why_not() -> str:
+    """Why `load` last gave None, in words."""
+    return next((each for each in reversed(_loaded.values()) if isinstance(each, str)), "")
+
+
+class _NotCompiledError(Exception):
+    """Why there are no kernels, in words."""
+
+
+def _load(cache: Path) -> Kernels:
     program = compiler()
     if program is None:
-        return None
+        raise _NotCompiledError("there is no C++ compiler (g++)")
     features = " ".join(sorted(processor_features()))  # a cache may be shared by machines that are called the same
     identity = f"{processor()} {features} {platform.machine()} {torch.__version__} {program} {_FLAGS}".encode()
     text = b"".join(path.read_bytes() for path in [*SOURCES, *sorted(_FOLDER.glob("*.h"))])
@@ -173,22 +187,46 @@ def _load(cache: Path) -> Kernels | None:
     with suppress(OSError, AttributeError):
         return Kernels(_open(path), 0.0)
     try:
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory(prefix="afina-kernels-", ignore_cleanup_errors=True) as folder:
             made = Path(folder) / path.name
-            subprocess.run(
-                [program, *_FLAGS, *_openmp(), *map(str, SOURCES), "-o", str(made)],
-                check=True,
-                capture_output=True,
-                timeout=_TIMEOUT,
-                cwd=folder,
-            )
+            _compile(program, made)
             try:
                 library, unkept = _kept(made, path), ""
             except (OutputError, OSError) as error:  # that only costs the compilation again
                 library, unkept = ctypes.CDLL(str(made)), f", which were not kept ({error})"
             return Kernels(library, time.monotonic() - started, unkept)
-    except (subprocess.SubprocessError, OSError, AttributeError):
-        return None
+    except subprocess.TimeoutExpired:
+        why = f"{program} had not compiled them after {_TIMEOUT} s, and the next command tries again"
+        raise _NotCompiledError(why) from None
+    except (OSError, AttributeError) as error:
+        raise _NotCompiledError(f"{program} could not compile them ({brief(error)})") from error
+
+
+def _compile(program: str, made: Path) -> None:
+    """Compiles `SOURCES` to `made`. The processes that the compiler starts end with it, and what it writes for itself
+    is in the folder of `made`. Raises `OSError` or `TimeoutExpired`."""
+    with subprocess.Popen(
+        [program, *_FLAGS, *_openmp(), *map(str, SOURCES), "-o", str(made)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        cwd=made.parent,
+        env={**os.environ, **dict.fromkeys(("TMPDIR", "TMP", "TEMP"), str(made.parent))},
+        start_new_session=True,
+    ) as process:
+        try:
+            _, said = process.communicate(timeout=_TIMEOUT)
+        except BaseException:
+            if hasattr(os, "killpg"):
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+            else:
+                process.kill()
+            process.wait()
+            raise
+    if process.returncode:
+        lines = said.decode(errors="replace").splitlines()
+        raise OSError(next((line for line in lines if "error" in line), f"it ended with {process.returncode}"))
 
 
 _RECORD = ".sha256"

@@ -177,7 +177,7 @@ def _kernels(m: MachineFacts, cache: Path) -> Finding:
     return Finding(
         "fused kernels",
         "warning",
-        f"{m.compiler} could not compile them: the same results, in about twice the time",
+        f"{kernels.why_not()}: the same results, in about twice the time",
         "install a newer g++ with its OpenMP, and free space in the cache",
     )
 

@@ -200,7 +200,7 @@ def _engine(on: torch.device, fused: Kernels | None, fallback_reason: str | None
     if on.type != "cpu":
         return f"Afina's decoder on {on.type}"
     if fused is None:
-        return "Afina's decoder without fused kernels, for there is no C++ compiler (g++): slower, same results"
+        return f"Afina's decoder without fused kernels, for {kernels.why_not()}: slower, same results"
     compiled = f", compiled in {fused.seconds:.1f} s{fused.unkept}" if fused.seconds else ""
     return f"Afina's decoder with fused kernels{compiled}"
 

@@ -6,8 +6,8 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from typing import Any
 
@@ -39,13 +39,14 @@ def run_in_process(target: str, arguments: dict[str, Any], listener: Listener) -
 
 def start(target: str, arguments: dict[str, Any]) -> subprocess.Popen[str]:
     """Begins the work in a process of its own, which ends when this one does."""
-    process = subprocess.Popen(
-        python("-m", "afina.runs.worker", target),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,  # Ctrl-C at the terminal reaches it through us, once
-    )
+    with _signals("SIG_BLOCK"):  # one that is sent while it starts waits until `_main` can tell of it
+        process = subprocess.Popen(
+            python("-m", "afina.runs.worker", target),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,  # Ctrl-C at the terminal reaches it through us, once
+        )
     assert process.stdin is not None
     with suppress(BrokenPipeError):  # it could not even begin; `finish` says so
         process.stdin.write(json.dumps(arguments) + "\n")
@@ -78,26 +79,45 @@ def finish(process: subprocess.Popen[str], listener: Listener) -> Any:
     return found["result"]
 
 
+@contextmanager
+def _signals(how: str) -> Iterator[None]:
+    """Within the block Ctrl-C waits ("SIG_BLOCK") or does not ("SIG_UNBLOCK"), also in the processes that are started
+    there."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    try:
+        signal.pthread_sigmask(getattr(signal, how), [signal.SIGINT])
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _main() -> None:
+    """Ctrl-C waits until there is what can be interrupted, and again when the result is being told."""
     out = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what libraries print goes to standard error
-    arguments = json.loads(sys.stdin.readline())
+    told = sys.stdin.readline()
+    if not told:
+        return  # the parent process ended
     cache_home()
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    module, _, name = TARGETS[sys.argv[1]].partition(":")
-    target: Callable[..., Any] = getattr(import_module(module), name)
 
     def listener(event: Event) -> None:
         out.write(json.dumps(row(event)) + "\n")
 
     try:
         with shown_streams(sys.stdout, sys.stderr):
-            last: dict[str, Any] = {"result": target(**arguments, listener=listener)}
+            module, _, name = TARGETS[sys.argv[1]].partition(":")
+            target: Callable[..., Any] = getattr(import_module(module), name)
+            with _signals("SIG_UNBLOCK"):
+                last: dict[str, Any] = {"result": target(**json.loads(told), listener=listener)}
     except AfinaError as error:
         last = {"error": type(error).__name__, "problems": error.problems, "remedy": error.remedy}
     except Exception as error:
-        told = explained(error)
-        last = {"error": type(told).__name__, "problems": told.problems, "remedy": told.remedy}
+        shown = explained(error)
+        last = {"error": type(shown).__name__, "problems": shown.problems, "remedy": shown.remedy}
     except KeyboardInterrupt:
         last = {"error": "Interrupted", "problems": ["interrupted"], "remedy": ""}
     out.write(json.dumps(last) + "\n")

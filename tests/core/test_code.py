@@ -4,14 +4,18 @@ import ast
 import ctypes
 import json
 import os
+import re
 import shutil
 import stat
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
 from conftest import byte_tokenizer, tiny_config, write_rows
@@ -25,6 +29,7 @@ from afina.core.process.children import program, python
 from afina.engine import kernels
 from afina.jobs import choose
 from afina.jobs.adapters._files import copy_companions
+from afina.models import load
 from afina.models.load import load_base
 from afina.models.skeleton import config_of
 from afina.models.sources import packages
@@ -198,6 +203,58 @@ def test_kernels_are_compiled_once_and_kept(cache: Path) -> None:
     again = kernels._load(cache)
     assert again is not None
     assert again.seconds == 0
+
+
+real_load = kernels.load  # before conftest has all tests share what is compiled
+
+COMPILERS = {
+    "none": ("", r"there is no C\+\+ compiler"),
+    "fails": ("echo 'a.cpp:1:1: error: no such word' >&2; exit 1", "could not compile them .*a.cpp:1:1: error"),
+    "is killed": ("kill -9 $$", "could not compile them .*ended with -9"),
+    "says it worked": ("exit 0", "could not compile them .*[Nn]o such file"),
+    "never ends": ("touch $TMPDIR/cc1.s; sleep 60 & echo $! > PIDS; wait", "had not compiled them after 0.5 s"),
+}
+
+
+@pytest.mark.parametrize("kind", COMPILERS)
+def test_a_compiler_that_fails_is_said_truly_and_leaves_nothing(kind: str, cache: Path, monkeypatch) -> None:
+    script, why = COMPILERS[kind]
+    pids, compiler, temporary = (cache.parent / name for name in ("pids", "c++", "temporary"))
+    compiler.write_text("#!/bin/sh\n" + script.replace("PIDS", str(pids)))
+    compiler.chmod(0o755)
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    monkeypatch.setattr(kernels, "compiler", lambda: None if kind == "none" else str(compiler))
+    monkeypatch.setattr(kernels, "_TIMEOUT", 0.5)
+    monkeypatch.setattr(kernels, "_loaded", {})
+    for _ in range(2):  # it is not tried again in the same process
+        assert real_load(cache) is None
+    assert re.search(why, kernels.why_not())
+    assert kernels.loaded() is None
+    assert re.search(why, load._engine(torch.device("cpu"), None, None))
+    assert list(temporary.iterdir()) == []
+    if kind == "never ends":
+        check_ended(int(pids.read_text()))
+
+
+def check_ended(pid: int) -> None:
+    """The process is gone, or a zombie that nobody has asked for."""
+    for _ in range(100):
+        if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+            return
+        time.sleep(0.02)
+    pytest.fail("it still runs")
+
+
+def test_an_interrupt_ends_the_compiler(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache.mkdir()
+    pids, compiler = cache / "pids", cache / "c++"
+    compiler.write_text(f"#!/bin/sh\nsleep 60 & echo $! > {pids}; sleep 0.3; kill -INT {os.getpid()}; wait")
+    compiler.chmod(0o755)
+    with pytest.raises(KeyboardInterrupt):
+        kernels._compile(str(compiler), cache / "made.so")
+    check_ended(int(pids.read_text()))
 
 
 @pytest.mark.parametrize("change", ["cut", "empty", "a byte", "record", "no record", "folder", "no library"])

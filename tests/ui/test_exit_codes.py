@@ -3,8 +3,10 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,7 +14,7 @@ import forked
 import pytest
 from conftest import write_rows
 
-from afina.core.errors import OutOfMemory, Unexpected
+from afina.core.errors import Interrupted, OutOfMemory, Unexpected
 from afina.core.process import crash
 from afina.jobs import JOBS
 from afina.runs import worker
@@ -162,3 +164,21 @@ def test_an_unexpected_error_of_a_child_reaches_the_parent(tmp_path: Path, monke
     (trace,) = tmp_path.glob("afina-error-*.txt")
     assert str(trace) in str(raised.value)
     assert "Traceback" in trace.read_text()
+
+
+def test_a_child_that_is_stopped_while_it_starts_says_so(capfd: pytest.CaptureFixture[str]) -> None:
+    """At once, while it imports, and while it imports the libraries: no trace of it is printed."""
+    children = [worker.start("rates", {"nothing": 1}) for _ in range(3)]
+    for child, delay in zip(children, (0, 0.1, 0.2), strict=True):
+        time.sleep(delay)
+        child.send_signal(signal.SIGINT)
+    for child in children:
+        with child, pytest.raises(Interrupted, match="interrupted"):
+            worker.finish(child, lambda event: None)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_child_whose_parent_is_gone_ends_silently(capfd: pytest.CaptureFixture[str]) -> None:
+    command = worker.python("-m", "afina.runs.worker", "rates")
+    assert subprocess.run(command, stdin=subprocess.DEVNULL).returncode == 0
+    assert capfd.readouterr() == ("", "")
