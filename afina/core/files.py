@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from afina.core.errors import InputError, OutputError, brief, writing
-from afina.core.limits import JSON_BYTES, NESTING
-from afina.core.process.temporary import replacing
+from afina.core.limits import JSON_BYTES, JSON_CHARACTERS, NESTING
+from afina.core.process.temporary import open_pipe, replacing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -105,6 +105,8 @@ def check_writable(path: Path) -> None:
     if path.exists() and not path.is_file():
         if path.is_dir():
             raise OutputError(f"cannot write {path}: it is a folder, not a file", "give a file's name")
+        with writing(path):
+            open_pipe(path)  # stays open until this process ends: its reader would take closing for the end
         return
     with writing(path):
         _try_folder(path.parent)
@@ -220,20 +222,26 @@ def nested_deeply(value: Any) -> bool:
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """One dict a line of a file that Afina wrote; an unfinished last line (a killed run) is left out. Raises
-    `InputError`."""
-    rows = []
+    """All of `jsonl_rows`."""
+    return list(jsonl_rows(path))
+
+
+def jsonl_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """One dict a line of a file that Afina wrote, as they are read; an unfinished last line (a killed run) is left out.
+    Raises `InputError`."""
     check_regular(path, InputError)
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError) as error:
+        with path.open(encoding="utf-8", newline="\n") as file:
+            while line := file.readline(JSON_CHARACTERS):
+                if len(line) == JSON_CHARACTERS:
+                    raise InputError(f"{path} has a line of more than {JSON_CHARACTERS:,} characters")
+                try:
+                    row = json.loads(line)
+                except (ValueError, RecursionError):
+                    return
+                yield row
+    except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read {path}: {getattr(error, 'strerror', None) or brief(error)}") from error
-    for line in lines:
-        try:
-            rows.append(json.loads(line))
-        except (ValueError, RecursionError):
-            break
-    return rows
 
 
 def sha256(path: Path) -> str:

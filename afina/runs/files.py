@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from afina.core.config import read_yaml
 from afina.core.errors import InputError, brief
 from afina.core.events import Done, Event, HeldOut, Step, end_of, parse
-from afina.core.files import read_json, read_jsonl
+from afina.core.files import jsonl_rows, read_json
 from afina.core.finding import Finding
 from afina.core.limits import COLUMN_TEMPLATE_CHARACTERS, NEW_TOKENS
 from afina.core.task import CAUSAL, TaskName
@@ -207,7 +207,7 @@ _EVENTS: dict[type, TypeAdapter[Any]] = {kind: TypeAdapter(kind) for kind in (St
 def read_metrics(path: Path) -> list[Event]:
     """The events of `metrics.jsonl`, in order. Raises `InputError` where a line is none."""
     events: list[Event] = []
-    for line in read_jsonl(path):
+    for line in jsonl_rows(path):
         try:
             event = parse(line)
             events.append(_EVENTS[type(event)].validate_python(asdict(event)))
@@ -223,7 +223,7 @@ def read_metrics(path: Path) -> list[Event]:
 
 def read_lines(model: type[Recorded], path: Path) -> list[Any]:
     """The lines of a `.jsonl` file, each as a `model`. Raises `InputError`."""
-    return [model.of(line, path) for line in read_jsonl(path)]
+    return [model.of(line, path) for line in jsonl_rows(path)]
 
 
 # What reading raises where a file is damaged; safetensors adds its own for headers that mean nothing.

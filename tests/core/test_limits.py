@@ -8,6 +8,7 @@ import resource
 import signal
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -16,11 +17,12 @@ import pytest
 
 from afina.core import files
 from afina.core.config import read_yaml
-from afina.core.errors import BaseModelError, InputError, SettingsError, brief, reading
-from afina.core.files import nested_deeply, read_json, read_jsonl, read_text
+from afina.core.errors import BaseModelError, InputError, OutputError, SettingsError, brief, reading
+from afina.core.files import check_writable, nested_deeply, read_json, read_jsonl, read_text, write_atomic, write_jsonl
 from afina.core.limits.process import Exceeded, Failed, TooMuch, bounded, in_child
 from afina.core.limits.yaml_text import parse_yaml
 from afina.models.templates import read_template
+from afina.runs.files import Prediction, read_lines, read_metrics
 
 MB = 1 << 20
 
@@ -369,3 +371,48 @@ def test_a_pipe_of_lines_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.json")
     with pytest.raises(InputError, match="not a regular file"):
         read_jsonl(tmp_path / "a.json")
+
+
+def test_a_file_of_lines_is_read_no_further_than_it_is_right(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"event": "none"}\n' * 200_000)
+    tracemalloc.start()
+    try:
+        with pytest.raises(InputError, match="is not an event"):
+            read_metrics(path)
+        with pytest.raises(InputError, match="does not hold what a run writes there"):
+            read_lines(Prediction, path)
+        assert tracemalloc.get_traced_memory()[1] < 2 << 20
+    finally:
+        tracemalloc.stop()
+    path.write_text('{"a": "' + "x" * (33 << 20))
+    with pytest.raises(InputError, match="has a line of more than 33,554,432 characters"):
+        read_jsonl(path)
+    path.write_bytes(b'{"a": 1}\n\xff')
+    with pytest.raises(InputError, match="cannot read"):
+        read_jsonl(path)
+    write_jsonl(path, [{"a": "one\u2028two\x85three\rfour"}, {"b": 1}])  # which end lines, but not of JSON
+    with path.open("a") as file:
+        file.write('{"cut": ')
+    assert read_jsonl(path) == [{"a": "one\u2028two\x85three\rfour"}, {"b": 1}]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_nobody_is_waited_for_at_a_pipe(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for write in (check_writable, lambda path: write_atomic(path, "text"), lambda path: write_jsonl(path, [{}])):
+        with pytest.raises(OutputError, match=f"cannot write {pipe}: it is a pipe from which nobody reads"):
+            write(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    check_writable(pipe)
+    with pytest.raises(BlockingIOError):  # which is not the end
+        os.read(reader, 100)
+    write_jsonl(pipe, [{"a": 1}])
+    assert os.read(reader, 100) == b'{"a": 1}\n'
+    os.close(reader)
+    with pytest.raises(OutputError, match="nobody reads"):
+        write_atomic(pipe, "text")
+    assert pipe.is_fifo()
+    check_writable(Path("/dev/null"))
+    write_atomic(Path("/dev/null"), "text")

@@ -23,7 +23,10 @@ _ABANDONED = 7 * 86_400  # seconds after which no process is still writing
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary file beside `path` that takes its place when the block ends well; a device or pipe itself."""
     if path.exists() and not path.is_file():
-        yield path
+        with ExitStack() as stack:
+            if (handle := open_pipe(path)) is not None:
+                stack.callback(os.close, handle)
+            yield path
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     with _temporary(path, path.parent, Path.touch) as temporary:
@@ -31,6 +34,20 @@ def replacing(path: Path) -> Iterator[Path]:
         sync(temporary)
         temporary.replace(path)
         sync(path.parent)
+
+
+def open_pipe(path: Path) -> int | None:
+    """A handle of a named pipe that holds it open for writing; None of anything else. Raises `OutputError` where nobody
+    reads from it: opening it the usual way would wait, perhaps for ever."""
+    if not path.is_fifo():
+        return None
+    try:
+        return os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+    except OSError as error:
+        if error.errno != errno.ENXIO:
+            raise
+        problem = f"cannot write {path}: it is a pipe from which nobody reads"
+        raise OutputError(problem, "start its reader first, or give a file's name") from None
 
 
 @contextmanager
