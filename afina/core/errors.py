@@ -7,6 +7,7 @@ AfinaError
 │   │   └── Unmapped      a file whose columns do not say what is asked and what is answered
 │   ├── BaseModelError    a base model that is missing, damaged or not supported
 │   ├── AdapterError      an adapter or run folder that does not fit
+│   ├── NonFiniteLogits   a model whose logits are NaN or infinite, so that no answer of it means anything
 │   └── OutputError       a place that cannot be written
 ├── RunFailed             exit 1: a run was started and failed
 │   ├── NonFiniteLoss     the loss became NaN or infinite
@@ -120,6 +121,9 @@ class BaseModelError(InputError): ...
 
 
 class AdapterError(InputError): ...
+
+
+class NonFiniteLogits(InputError): ...
 
 
 class OutputError(InputError): ...

@@ -4,6 +4,7 @@ import json
 import math
 import re
 import shlex
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any, TextIO, cast
@@ -11,6 +12,7 @@ from typing import Any, TextIO, cast
 # Controls of both ranges but newline and tab, what turns the direction of writing, halves of characters.
 _ACTING = "\0-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff"
 _ACTS = re.compile(f"[{_ACTING}]")
+_NOT_ASCII = re.compile(r"[^\0-\x7f]+")
 _BREAKS = re.compile(r"[\n\t]")
 _OF_PROGRESS_BARS = re.compile(f"\r|\x1b\\[A|([{_ACTING}])")  # libraries' own go back and up to be drawn again
 
@@ -31,11 +33,27 @@ def lowered(text: str) -> str:
 
 
 def shell_word(text: str) -> str:
-    """`text` as it is typed in a shell: on one line, with line breaks and what acts on a terminal as in `$'…\\n…'`."""
-    if not _BREAKS.search(text) and not _ACTS.search(text):
+    """`text` as it is typed in a shell: on one line, with line breaks and what acts on a terminal as in `$'…\\n…'`, and
+    so are letters that standard output cannot hold, as the bytes that names of files have."""
+    is_held = _is_held(text)
+    if is_held and not _BREAKS.search(text) and not _ACTS.search(text):
         return shlex.quote(text)
     quoted = _BREAKS.sub(_mark, text.replace("\\", r"\\").replace("'", r"\'"))
-    return f"$'{_ACTS.sub(_escape, quoted)}'"
+    quoted = _ACTS.sub(_escape, quoted)
+    return f"$'{quoted if is_held else _NOT_ASCII.sub(_octets, quoted)}'"
+
+
+def _is_held(text: str) -> bool:
+    """Whether standard output can hold all letters of `text`."""
+    try:
+        text.encode(getattr(sys.stdout, "encoding", None) or "utf-8", "surrogatepass")
+        return True
+    except (UnicodeError, LookupError):
+        return text.isascii()
+
+
+def _octets(found: re.Match[str]) -> str:
+    return "".join(f"\\x{byte:02x}" for byte in found[0].encode())
 
 
 def command_line(*words: object) -> str:

@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, field_validator, model_validator
 
 from afina.core.config import Settings, build, changed, setting
 from afina.core.errors import brief
-from afina.core.limits import PATTERN_CHARACTERS
+from afina.core.limits import ALPHA, PATTERN_CHARACTERS
 from afina.core.limits.yaml_text import parse_yaml
 from afina.core.registry import OneOf
 from afina.lora.inits import INITS
@@ -71,7 +71,7 @@ class LoraConfig(Settings):
 
     rank: int = setting(16, ge=1)
     """Inner dimension of A and B: the adapter's size."""
-    alpha: float = setting(32.0, gt=0)
+    alpha: float = setting(32.0, gt=0, le=ALPHA)
     """The update is scaled by alpha / rank."""
     rslora: bool = False
     """Scale by alpha / √rank instead, which keeps large ranks learning (rsLoRA, Kalajdzievski 2023)."""
@@ -171,6 +171,6 @@ class LoraConfig(Settings):
     def _positive(cls, value: dict[str, float]) -> dict[str, float]:
         for pattern in value:
             _check_pattern(pattern)
-        if any(number <= 0 for number in value.values()):
-            raise ValueError("ranks and alphas must be greater than 0")
+        if not all(0 < number <= ALPHA for number in value.values()):
+            raise ValueError(f"ranks and alphas must be greater than 0, and at most {ALPHA:,.0f}")
         return value

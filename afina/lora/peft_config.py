@@ -11,7 +11,7 @@ from afina.core.config import build
 from afina.core.errors import AdapterError, InputError, SettingsError, shortened
 from afina.core.files import check_fetched, read_json
 from afina.core.layers import is_conv1d
-from afina.core.limits import LAYERS, PATTERNS, WIDEST
+from afina.core.limits import ALPHA, LAYERS, PATTERNS, WIDEST
 from afina.core.text import command_line
 from afina.lora.config import PRESETS, LoraConfig
 from afina.lora.injection import lora_layers
@@ -45,6 +45,7 @@ _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 COPY_AGAIN = "copy it again from where it was made"
 _MERGE = "merge it into its base with PEFT (merge_and_unload), and use the model that gives"
 Listed = Annotated[list[str], Field(max_length=PATTERNS)] | str | None
+Alpha = Annotated[float, Field(gt=0, le=ALPHA)]
 Integer = Annotated[int, Field(ge=0, le=1 << 62)]
 
 
@@ -57,7 +58,7 @@ class PeftFile(BaseModel):
     task_type: str | None = None
     base_model_name_or_path: Any = None  # whatever it is, a base can be named beside the adapter
     r: int | None = Field(None, ge=1, le=WIDEST)
-    lora_alpha: float | None = Field(None, gt=0)
+    lora_alpha: Alpha | None = None
     lora_dropout: float | None = Field(None, ge=0, lt=1)
     vera_dropout: float | None = Field(None, ge=0, lt=1)
     target_modules: Listed = None
@@ -68,7 +69,7 @@ class PeftFile(BaseModel):
     modules_to_save: Listed = None
     bias: str | None = None
     rank_pattern: Annotated[dict[str, int], Field(max_length=PATTERNS)] | None = None
-    alpha_pattern: Annotated[dict[str, float], Field(max_length=PATTERNS)] | None = None
+    alpha_pattern: Annotated[dict[str, Alpha], Field(max_length=PATTERNS)] | None = None
     trainable_token_indices: Integer | list[Integer] | dict[str, list[Integer]] | None = None
     init_lora_weights: bool | str | None = True
     use_rslora: bool | None = None

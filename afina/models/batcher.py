@@ -13,7 +13,7 @@ from torch import Tensor
 
 from afina.core.errors import AdapterError, counted
 from afina.models.model import ActiveSequences, Answer, Writer
-from afina.models.sampling import GREEDY, Sampler, Sampling
+from afina.models.sampling import GREEDY, Sampler, Sampling, likeliest
 from afina.models.tokenizer import Tokenizer
 
 MAX_BATCH_SIZE = 32  # active sequences
@@ -135,7 +135,7 @@ class Batcher:
 
     def _choose(self, logits_BV: Tensor) -> list[int]:
         if all(request.sampler.sampling.is_argmax for request in self._active):
-            return logits_BV.float().argmax(-1).tolist()  # argmax over bf16 is five times slower
+            return likeliest(logits_BV)
         return [
             request.sampler.choose(logits_V, [*request.prompt_ids, *request.token_ids])
             for request, logits_V in zip(self._active, logits_BV, strict=True)

@@ -17,6 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from afina.core.layers import evaluation_mode
 from afina.models.model import IGNORE_INDEX, Answer, Packed, token_losses
+from afina.models.sampling import likeliest
 from afina.models.tokenizer import Tokenizer
 
 _ROUND = 8  # lengths are padded to a multiple of this, since the matrix library has a set-up cost for each new shape
@@ -88,7 +89,7 @@ class ClassifierModel(_EncoderModel):
         return logits
 
     def _answer(self, tokenizer: Tokenizer, rows: list[Tensor], max_new_tokens: int) -> list[Answer]:
-        found = self._network(**self._padded(rows)).logits.float().argmax(-1).tolist()
+        found = likeliest(self._network(**self._padded(rows)).logits)
         return [Answer(tokenizer.classes[i], 1, True) for i in found]
 
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from afina.core.errors import NonFiniteLogits
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -36,6 +38,18 @@ class Sampling:
 GREEDY = Sampling()
 
 
+def likeliest(logits_BV: Tensor) -> list[int]:
+    """The token with the largest logit of each row. Raises `NonFiniteLogits`."""
+    scores_BV = logits_BV.float()  # argmax over bf16 is five times slower
+    best_B = scores_BV.argmax(-1)
+    if not scores_BV.gather(-1, best_B[:, None]).isfinite().all():  # NaN counts as the largest
+        raise NonFiniteLogits(
+            "the model's logits are NaN or infinite, so it has no answer",
+            "`afina doctor` examines the run or the base; try --precision fp32, or an adapter with a smaller alpha",
+        )
+    return best_B.tolist()
+
+
 class Sampler:
     """Chooses the tokens of one sequence, with a random stream of its own on `device`."""
 
@@ -46,6 +60,7 @@ class Sampler:
     def choose(self, logits_V: Tensor, seen: Sequence[int]) -> int:
         """The next token of a sequence that consists of the tokens `seen` (prompt and answer)."""
         how = self.sampling
+        likeliest(logits_V[None])  # which refuses what are no numbers
         scores_V = logits_V.float()
         if how.repetition_penalty != 1.0:
             ids = torch.tensor(sorted(set(seen)), device=scores_V.device)

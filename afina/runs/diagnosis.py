@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 
-from afina.core.errors import counted
+from afina.core.config import build
+from afina.core.errors import SettingsError, counted
 from afina.core.finding import Finding
 from afina.core.layers import not_finite
 from afina.core.machine import memory_limit
@@ -15,6 +16,7 @@ from afina.core.task import TASKS
 from afina.core.text import command_line
 from afina.lora.peft_files import WEIGHTS
 from afina.runs.files import RunFiles, read_run
+from afina.settings import RunSettings
 from afina.training.settings import MOST_BATCH
 
 _NEARLY_ALL = 0.85  # of the memory
@@ -29,6 +31,16 @@ def examine(folder: Path) -> list[Finding]:
     run = read_run(folder)
     findings = run.damaged + [each for check in _CHECKS for each in check(run)]
     return sorted(findings, key=lambda each: ("wrong", "warning", "ok").index(each.state))
+
+
+def _settings(run: RunFiles) -> Iterator[Finding]:
+    """Settings with which nothing can be trained."""
+    try:
+        if run.config:
+            build(RunSettings, run.config.content | {"out": run.folder})
+    except SettingsError as error:
+        found = f"a run can be neither resumed nor reproduced with it: {'; '.join(error.problems)}"
+        yield Finding("config.yaml", "wrong", found, "restore it from a copy, or retrain")
 
 
 def _end(run: RunFiles) -> Iterator[Finding]:
@@ -225,4 +237,4 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-_CHECKS = (_end, _numbers, _weights, _template, _learning, _held_out, _steps, _data, _size, _result)
+_CHECKS = (_settings, _end, _numbers, _weights, _template, _learning, _held_out, _steps, _data, _size, _result)

@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 from afina.core.config import read_yaml
 from afina.core.errors import InputError, brief
 from afina.core.events import Done, Event, HeldOut, Step, end_of, parse
-from afina.core.files import jsonl_rows, read_json
+from afina.core.files import jsonl_rows, read_json, read_text
 from afina.core.finding import Finding
-from afina.core.limits import COLUMN_TEMPLATE_CHARACTERS, NEW_TOKENS
+from afina.core.limits import COLUMN_TEMPLATE_CHARACTERS, NEW_TOKENS, YAML_CHARACTERS
 from afina.core.task import CAUSAL, TaskName
 from afina.data.files import known_encoding
 from afina.data.layouts import Kind
@@ -277,6 +277,9 @@ def read_run(folder: Path) -> RunFiles:
         missing = "it is missing; without it the run can be neither resumed nor reproduced"
         damaged.append(Finding("config.yaml", "wrong", missing, _RETRAIN))
     attempt("forecast.json", ForecastRecord.read, None, "the run does not need it")
+    attempt(
+        "predictions.jsonl", lambda path: read_lines(Prediction, path), [], "`afina eval RUN DATA` writes a new one"
+    )
     events = attempt("metrics.jsonl", read_metrics, [], "restore it from a copy; the adapter does not need it")
     return RunFiles(
         folder,
@@ -296,7 +299,6 @@ def read_run(folder: Path) -> RunFiles:
 
 
 def _complete_config(path: Path) -> Config:
-    config = Config.read(path)
-    if not path.read_text(encoding="utf-8").endswith("\n"):
+    if not read_text(path, 4 * YAML_CHARACTERS, InputError).endswith("\n"):
         raise InputError("its last line is incomplete")
-    return config
+    return Config.read(path)

@@ -325,3 +325,25 @@ def test_patterns_of_a_card_go_through_the_folders_once(pattern: str, tmp_path: 
     (tmp_path.joinpath(*"bcdefghijklm")).mkdir(parents=True)
     with contextlib.suppress(DataError):
         assert [row.values for row in rows_of(tmp_path)] == [{"a": 1}]
+
+
+@pytest.mark.parametrize(
+    "text", ['{"a": DIGITS}', '[{"a": DIGITS}]', '{"a": [DIGITS, 1]}\n{"a": 2}', '{"rows": [{"a": -DIGITS}]}']
+)
+@pytest.mark.parametrize("suffix", [".json", ".jsonl"])
+def test_a_number_of_too_many_digits_is_called_that(text: str, suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"a{suffix}"
+    path.write_text(text.replace("DIGITS", "9" * 100_000))
+    try:
+        (reason,) = [each.reason for each in rows_of(path) if isinstance(each, Rejected)]
+    except DataError as error:
+        reason = str(error)
+    assert "a number has thousands of digits" in reason
+    assert len(reason) < 600
+
+
+@pytest.mark.parametrize("count", [8, 1000, 4096, 70_000])
+def test_nothing_but_zeros_is_a_binary_file(count: int, tmp_path: Path) -> None:
+    for name, pack in (("a.jsonl", bytes), ("a.jsonl.gz", gzip.compress), ("a.csv", bytes), ("a.txt", bytes)):
+        (tmp_path / name).write_bytes(pack(b"\0" * count))
+        refused(tmp_path / name, "is a binary file")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from conftest import write_rows
 from safetensors.torch import load_file, save_file
 
@@ -322,3 +323,30 @@ def test_files_of_any_content_are_examined(name: str, content: str, trained: Pat
     shutil.copytree(trained, run)
     (run / name).write_text(content, encoding="latin-1")
     assert isinstance(examine(run), list)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "said"),
+    [
+        ("predictions.jsonl", lambda text: '{"prompt": "\\u001b[2J"}\n' * 10, "where: Field required"),
+        ("predictions.jsonl", lambda text: '{"where": 1}\n' + text, "where"),
+        ("predictions.jsonl", lambda text: "[]\n", "dictionary"),
+        ("config.yaml", lambda text: text + "train: {learning_rate: .nan}\n", "--train.learning_rate is nan"),
+        ("config.yaml", lambda text: text + f"seed: {'9' * 30}\n", "--seed is 9"),
+        ("config.yaml", lambda text: text + "lora: {rank: 0}\nthreads: -1\n", "--lora.rank is 0"),
+    ],
+)
+def test_values_that_no_run_writes_are_found(
+    name: str, change: Callable, said: str, trained: Path, tmp_path: Path
+) -> None:
+    run = shutil.copytree(trained, tmp_path / "run")
+    keys = ("train:", "seed:", "lora:", "threads:")
+    text = (run / name).read_text()
+    if name == "config.yaml":
+        settings = yaml.safe_load(text)
+        settings = {key: value for key, value in settings.items() if f"{key}:" not in keys}
+        text = yaml.safe_dump(settings)
+    (run / name).write_text(change(text))
+    found = [each for each in doctor(DoctorSettings(run=run)).findings if each.what == name]
+    assert [each.state for each in found] == ["wrong"]
+    assert said in found[0].found

@@ -40,6 +40,8 @@ def change(adapter: Path, **values: Any) -> None:
     [
         ("r", 0), ("r", -8), ("r", 10**12), ("r", "8"), ("r", 2.5), ("r", True), ("r", [8]), ("r", None),
         ("lora_alpha", -1), ("lora_alpha", "x"), ("lora_alpha", float("inf")), ("lora_alpha", float("nan")),
+        ("lora_alpha", 1e308), ("lora_alpha", 1_000_001), ("lora_alpha", 0), ("alpha_pattern", {"q_proj": 1e300}),
+        ("alpha_pattern", {"q_proj": -1.0}),
         ("lora_dropout", 1.5), ("lora_dropout", -0.1), ("lora_dropout", "0"),
         ("target_modules", 7), ("target_modules", {"a": 1}), ("target_modules", [1, 2]), ("target_modules", []),
         ("target_modules", ["x"] * 20_000), ("target_modules", "("), ("target_modules", "x" * 20_000),

@@ -5,11 +5,11 @@ import torch
 from conftest import tiny_module
 from test_generation import WORDS
 
-from afina.core.errors import AdapterError
+from afina.core.errors import AdapterError, NonFiniteLogits
 from afina.models import Base, generate
 from afina.models.batcher import Batcher, Request
 from afina.models.causal import TransformersModel
-from afina.models.sampling import GREEDY, Sampling
+from afina.models.sampling import GREEDY, Sampling, likeliest
 
 HOW = [GREEDY, Sampling(temperature=1.5, seed=3), Sampling(temperature=1.2, top_p=0.8, repetition_penalty=1.3, seed=4)]
 
@@ -101,6 +101,30 @@ def test_only_the_adapter_in_place_is_served(tiny: Base) -> None:
         Batcher(tiny.model, tiny.tokenizer).submit([5, 6], 2, adapter="other")
     while batcher.busy:
         batcher.step()
+
+
+@pytest.mark.parametrize("how", [GREEDY, *HOW, Sampling(repetition_penalty=1.2)])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_logits_that_are_no_numbers_are_no_answer(
+    base: Base, prompts: list[list[int]], how: Sampling, value: float
+) -> None:
+    weight = next(p for name, p in base.model.module.named_parameters() if name.endswith("model.norm.weight"))
+    before = weight.detach().clone()
+    weight.data.fill_(value)
+    try:
+        with pytest.raises(NonFiniteLogits, match="NaN or infinite"):
+            generate(base, prompts[:3], 4, how)
+    finally:
+        weight.data.copy_(before)
+
+
+def test_a_token_that_can_never_come_is_no_fault() -> None:
+    assert likeliest(torch.tensor([[0.0, -float("inf"), 1.0], [3.0, 2.0, -float("inf")]])) == [2, 0]
+    for bad in (float("nan"), float("inf")):
+        with pytest.raises(NonFiniteLogits):
+            likeliest(torch.tensor([[0.0, 1.0], [0.0, bad]]))
+    with pytest.raises(NonFiniteLogits):
+        likeliest(torch.full((1, 3), -float("inf")))
 
 
 def test_the_model_is_as_it_was_after_an_error(tiny: Base) -> None:

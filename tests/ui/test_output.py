@@ -84,6 +84,25 @@ def test_any_text_can_be_typed_in_a_command() -> None:
     assert printed.decode(errors="surrogatepass").split("\0")[:-1] == ["afina", "train", *texts]
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "latin-1", "utf-8"])
+def test_a_command_names_its_files_in_any_output(
+    encoding: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ["café's.jsonl", "日本 語", "a\\né", "plain", "👍\n\x1b"]
+    raw = io.BytesIO()
+    stream = io.TextIOWrapper(raw, encoding, errors="replace")
+    monkeypatch.setattr(sys, "stdout", stream)
+    stream.write(command_line("train", *names))
+    stream.flush()
+    monkeypatch.undo()
+    for locale in ("C", "C.UTF-8"):
+        text = raw.getvalue().decode(encoding)
+        assert "?" not in text
+        script = f"export LC_ALL={locale}; printf '%s\\0' {text}".encode()
+        printed = subprocess.run(["bash"], input=script, capture_output=True, check=True).stdout
+        assert printed.decode().split("\0")[2:-1] == names
+
+
 def test_what_stands_in_backticks_is_code() -> None:
     assert str(_code("`a <b>` & `c")) == "<code>a &lt;b&gt;</code> &amp; `c"
 

@@ -33,6 +33,7 @@ TENSORS = 50_000  # of one file; the most in use are 20,000
 EXPERTS = 10_000  # of a layer; the most in use are 512
 CLASSES = 100_000  # of a classifier
 WIDEST = 1_000_000  # numbers in a layer's output; the widest in use have 65,536
+ALPHA = 1e6  # of an adapter; those in use are below 10,000, and updates are scaled by it over the rank
 NEW_TOKENS = 1 << 20  # of one answer
 
 TEMPLATE_CHARACTERS = 1 << 20  # of a chat template, and of what it makes of a short conversation; in use are 20,000

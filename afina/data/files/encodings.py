@@ -213,7 +213,7 @@ def _wide(start: bytes) -> str | None:
         return None
     start = start[: min(len(start), 1 << 16) // 4 * 4] if len(start) % 4 == 0 or len(start) > 64 else start
     for name in ("utf-32-le", "utf-32-be"):
-        if len(start) >= 8 and len(start) % 4 == 0 and _decodes(start, name):
+        if len(start) >= 8 and len(start) % 4 == 0 and _decodes(start, name) and _reads_as_text(start.decode(name)):
             return name
     best = max(("utf-16-le", "utf-16-be"), key=lambda name: _ascii_units(start, name))
     units = _ascii_units(start, best)

@@ -96,14 +96,17 @@ def _is_row(start: str) -> bool:
     return isinstance(value, list) and (bool(rest.strip()) or not any(isinstance(each, dict) for each in value))
 
 
+def _reason(error: Exception) -> str:
+    """Why JSON that is well formed cannot be read; Python's own words are of its settings."""
+    return "nested too deeply" if isinstance(error, RecursionError) else "a number has thousands of digits"
+
+
 def _line(line: str, decoder: json.JSONDecoder = _PLAIN) -> Any:
     """The value in a line, which may end with the comma of a list; a `ValueError` where there is none."""
     try:
         return decoder.decode(line.strip().removesuffix(","))
-    except RecursionError:
-        return ValueError("nested too deeply")
-    except ValueError as error:
-        return error
+    except (ValueError, RecursionError) as error:
+        return error if isinstance(error, json.JSONDecodeError) else ValueError(_reason(error))
 
 
 def _lines(
@@ -194,7 +197,7 @@ class _Scanner:
                 self._pass(end)
                 return value
             except (ValueError, RecursionError) as error:
-                reason, line = "nested too deeply", self.line
+                reason, line = _reason(error), self.line
                 if isinstance(error, json.JSONDecodeError):
                     reason, line = error.msg, self.line + self._buffer.count("\n", self.at, error.pos)
                 if len(self._buffer) - self.at > most and _goes_on(error, len(self._buffer)):

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from afina.core.errors import AdapterError
+from afina.core.config import build
+from afina.core.errors import AdapterError, SettingsError
 from afina.lora.config import LoraConfig
 from afina.lora.injection import inject
 from afina.lora.peft_files import PREFIX, adapter_state
@@ -70,7 +71,10 @@ def fused(pieces: Sequence[Update | None], outputs: Sequence[int]) -> Update:
 
 def put_updates(module: Any, updates: Updates, path: Path) -> LoraConfig:
     """Injects the updates of the file at `path`; their configuration. Raises `AdapterError` where they do not fit."""
-    config = _config(updates)
+    try:
+        config = _config(updates)
+    except SettingsError as error:
+        raise AdapterError(f"{path} holds updates that no adapter has: {error}", "copy it again") from error
     inject(module, config)
     own = adapter_state(module)
     for name, value in _named(updates, own).items():
@@ -89,14 +93,15 @@ def _config(updates: Updates) -> LoraConfig:
     ranks = {path: update.rank for path, update in updates.items()}
     alphas = {path: update.scaling * update.rank for path, update in updates.items()}
     rank, alpha = Counter(ranks.values()).most_common(1)[0][0], Counter(alphas.values()).most_common(1)[0][0]
-    return LoraConfig(
-        rank=rank,
-        alpha=alpha,
-        variant="dora" if any(update.magnitude is not None for update in updates.values()) else "lora",
-        target_modules=tuple(updates),
-        rank_pattern={re.escape(path): each for path, each in ranks.items() if each != rank},
-        alpha_pattern={re.escape(path): each for path, each in alphas.items() if each != alpha},
-    )
+    values = {
+        "rank": rank,
+        "alpha": alpha,
+        "variant": "dora" if any(update.magnitude is not None for update in updates.values()) else "lora",
+        "target_modules": tuple(updates),
+        "rank_pattern": {re.escape(path): each for path, each in ranks.items() if each != rank},
+        "alpha_pattern": {re.escape(path): each for path, each in alphas.items() if each != alpha},
+    }
+    return build(LoraConfig, values)
 
 
 def _named(updates: Updates, own: dict[str, Tensor]) -> dict[str, Tensor]:
