@@ -13,11 +13,12 @@ from pathlib import Path
 
 import pytest
 
+from afina.core import files
 from afina.core.errors import AfinaError
 
 STEPS = (
     (Path, "rename"), (Path, "replace"), (Path, "mkdir"), (Path, "rmdir"), (Path, "unlink"), (Path, "touch"),
-    (Path, "open"), (Path, "iterdir"), (os, "replace"), (os, "unlink"), (os, "rmdir"),
+    (Path, "open"), (Path, "iterdir"), (os, "replace"), (os, "unlink"), (os, "rmdir"), (files, "_without_waiting"),
 )  # fmt: skip
 
 

@@ -91,9 +91,12 @@ def randomise(model: Any) -> None:
             parameter.data = 0.5 * parameter.data + (0.1 * noise).to(parameter.dtype)
 
 
-@pytest.mark.parametrize(("dtype", "maker"), [("fp32", "peft"), ("bf16", "peft"), ("fp32", "afina")])
+@pytest.mark.parametrize(
+    ("tied", "dtype", "maker"),
+    [(True, "fp32", "peft"), (True, "bf16", "peft"), (False, "fp32", "peft"), (False, "bf16", "peft"),
+     (True, "fp32", "afina")],
+)  # fmt: skip
 @pytest.mark.parametrize("adapter", ADAPTERS)
-@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_merged_files_are_the_adapted_model(
     family: str, tied: bool, adapter: str, dtype: str, maker: str, folders: Any, tmp_path: Path
