@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from afina.core.errors import InputError, OutputError, brief, writing
+from afina.core.errors import InputError, OutputError, brief, enumerated, writing
 from afina.core.limits import JSON_BYTES, JSON_CHARACTERS, NESTING
 from afina.core.process.temporary import open_pipe, replacing
 
@@ -34,7 +34,7 @@ def check_fetched(files: Iterable[Path], error: type[InputError]) -> None:
         check_regular(file, error)
     pointers = [file for file in files if _is_pointer(file)]
     if pointers:
-        named = ", ".join(map(str, pointers[:3])) + (f" and {len(pointers) - 3} more" if len(pointers) > 3 else "")
+        named = enumerated([str(file) for file in pointers], 3)
         what = "is a git-lfs pointer" if len(pointers) == 1 else "are git-lfs pointers"
         problem = f"{named} {what}: a few lines in the place of content that was not fetched"
         raise error(problem, "run `git lfs pull` in that folder, or download it another way")

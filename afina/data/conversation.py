@@ -88,10 +88,12 @@ class Conversation:
         if len(self.turns) > MESSAGES:
             raise Unusable(f"it has {len(self.turns):,} messages, {MESSAGES:,} are the most of a row: {remedy}")
         answers = sum(turn.learned for turn in self.turns)
+        if answers < 2:
+            return
         described = [json.dumps(self.tools, ensure_ascii=False)] if self.tools else []
         told = (text for turn in self.turns for text in texts_of(turn.message))
         characters = sum(map(len, (*described, *told)))
-        if answers > 1 and answers * characters > RENDERED_CHARACTERS:
+        if answers * characters > RENDERED_CHARACTERS:
             raise Unusable(
                 f"it has {answers:,} answers in {characters:,} characters, {RENDERED_CHARACTERS // answers:,} are the "
                 f"most for so many: {remedy}"

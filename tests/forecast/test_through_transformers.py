@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from conftest import tiny_config
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -63,7 +64,7 @@ def test_what_few_layers_take_tells_what_all_take(
 
     own = Seconds(case, False, ALIKE)
     found = through_transformers.slower(case, ONE_PASS)
-    whole = wrapped(getattr(__import__("transformers"), task.auto_class).from_config(config), task, 0)
+    whole = wrapped(getattr(transformers, task.auto_class).from_config(config), task, 0)
     inject(whole.module.requires_grad_(False), case.adapter)
     ids = torch.randint(2, 259, (ROWS, LENGTH), generator=torch.Generator().manual_seed(1))
     labels = torch.full_like(ids, IGNORE_INDEX)

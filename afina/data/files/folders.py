@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from afina.core.errors import DataError, InputError, near
+from afina.core.errors import DataError, InputError, enumerated, near
 from afina.core.files import leads_out, read_json
 from afina.core.limits.yaml_text import parse_yaml
 from afina.data.files.file import COMPRESSED, suffix_of
@@ -275,8 +275,7 @@ class _Listing:
 
 
 def _shown(files: Collection[Path], base: Path) -> str:
-    names = [str(file.relative_to(base)) for file in list(files)[:_SHOWN]]
-    return ", ".join(names) + (f" and {len(files) - _SHOWN} more" if len(files) > _SHOWN else "")
+    return enumerated([str(file.relative_to(base)) for file in files], _SHOWN)
 
 
 def _base(root: Path) -> Path:

@@ -17,6 +17,9 @@ from afina.data.settings import DataSettings
 
 _MERGED = re.compile(rb'<(?:\w+:)?mergeCell\b[^>]*\bref="([A-Z]{1,3})(\d{1,7}):([A-Z]{1,3})(\d{1,7})"')
 _MERGED_BYTES = 1 << 20  # of a sheet's XML after its cells
+# The cells of one column that are merged with those below, by the number of their first row: the column, and their last
+# row.
+Merged = dict[int, list[tuple[int, int]]]
 _SUFFIXES = ("", ".xlsx", ".xlsm", ".xls", ".csv")  # of files that are workbooks where their bytes say so
 
 
@@ -37,7 +40,8 @@ def _read(file: File, settings: DataSettings, notes: Notes) -> Iterator[Record |
                 "(save what else is to be learned as a file of its own)"
             )
         if sheets:
-            yield from records(_lines(sheets[0], file.name), file.name, notes, padded=True)
+            lines = _lines(sheets[0], file.name, _merged_downwards(sheets[0]))
+            yield from records(lines, file.name, notes, padded=True)
 
 
 def _check_unpacked(packed: io.BytesIO, name: str) -> None:
@@ -48,12 +52,11 @@ def _check_unpacked(packed: io.BytesIO, name: str) -> None:
         raise expands(name, WORKBOOK_RATIO)
 
 
-def _lines(sheet: Any, name: str) -> Iterator[Line]:
-    """The rows that hold anything, as far as they go, whatever size the sheet says it has. What stands in cells that
-    are merged downwards is in each of their rows."""
+def _lines(sheet: Any, name: str, merged: Merged | None = None) -> Iterator[Line]:
+    """The rows that hold anything, as far as they go, whatever size the sheet says it has. What stands in `merged`
+    cells is in each of their rows."""
     sheet.reset_dimensions()
-    merged, repeated = _merged_downwards(sheet), dict[int, tuple[Any, int]]()
-    cells = 0
+    cells, repeated = 0, dict[int, tuple[Any, int]]()
     for number, values in enumerate(sheet.iter_rows(values_only=True), 1):
         cells += len(values)
         if number > SHEET_ROWS or cells > SHEET_CELLS:
@@ -67,18 +70,19 @@ def _lines(sheet: Any, name: str) -> Iterator[Line]:
                 del repeated[column]
             elif column < len(row):
                 row[column] = value
-        repeated |= {column: (row[column], last) for column, last in merged.get(number, ()) if column < len(row)}
+        repeated |= {
+            column: (row[column], last) for column, last in (merged or {}).get(number, ()) if column < len(row)
+        }
         width = next((i for i in range(len(row), 0, -1) if row[i - 1] is not None and _cell(row[i - 1])), 0)
         if width:
             yield number, [_cell(value) for value in row[:width]]
 
 
-def _merged_downwards(sheet: Any) -> dict[int, list[tuple[int, int]]]:
-    """The cells of one column that are merged with those below, by the number of their first row: the column, and their
-    last row. openpyxl does not tell of them where it reads row by row."""
+def _merged_downwards(sheet: Any) -> Merged:
+    """openpyxl does not tell of merged cells where it reads row by row."""
     from openpyxl.utils import column_index_from_string
 
-    xml, found = b"", dict[int, list[tuple[int, int]]]()
+    xml, found = b"", Merged()
     with sheet.parent._archive.open(sheet._worksheet_path) as content:
         after = False  # the cells, whose XML is not kept
         while len(xml) < _MERGED_BYTES and (chunk := content.read(1 << 16)):

@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
-from afina.core.errors import DataError
+from afina.core.errors import DataError, enumerated
 from afina.data.layouts import HISTORIES, MEDIA, SYSTEMS, TOOLS, Layout, example_of, first, parsed, recognise
 from afina.data.mapping.columns import ColumnTemplate, require, text_of
 from afina.data.mapping.example import Example, Turn, Unusable, check_unicode, said_of, texts_of
@@ -109,10 +109,9 @@ class Converter:
         unused = [name for name in columns if name not in used and not self._reads(name)]
         media = [name for name in unused if name in self.media]
         others = [name for name in unused if name not in self.media]
-        more = f" and {len(others) - _NAMED} more" if len(others) > _NAMED else ""
         remedy = "" if self.layout.conversation else " (name one in --prompt or --completion to use it)"
         if others:
-            named = f"{', '.join(map(repr, others[:_NAMED]))}{more}"
+            named = enumerated([repr(name) for name in others], _NAMED)
             self.notes.say(f"{self.settings.path}: not used: {named}{remedy}")
         if media:
             self.notes.say(f"{self.settings.path}: not used: {', '.join(map(repr, media))}, for only text can be read")

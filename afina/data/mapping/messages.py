@@ -34,8 +34,9 @@ def turns_of(value: Any, column: str, say: Say) -> list[Turn]:
     """The turns in `value`: a list (or its JSON) of messages in OpenAI's form (role, content, tool_calls,
     function_call), Anthropic's and Gemini's (parts) or ShareGPT's (from, value), of pairs of a question and its answer,
     or a dialogue in one text. `say` hears of what is not used. Raises `Unusable`, naming the column and the message."""
-    listed = messages_in(value)
-    for name, more in parsed(value).items() if listed is not value and isinstance(parsed(value), dict) else ():
+    held = parsed(value)
+    listed = messages_in(held)
+    for name, more in held.items() if listed is not held else ():
         if name != "messages" and more not in (None, "", [], {}):
             say(f"the key {name!r} beside the messages in {column!r} is not used")
     listed = transcript(listed) or listed

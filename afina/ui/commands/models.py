@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from afina.core.config import Settings
+from afina.core.errors import enumerated
 from afina.models.sources.catalogue import Entry, known_models, licences
 from afina.ui.common import View, show_facts, size
 
@@ -33,7 +34,7 @@ def _show_list(settings: Settings, result: "ListModelsResult") -> None:
         entry = known_models()[name]
         print(
             f"{name:32} {size(entry.parameters):>6}  {entry.kind:8} {entry.context_length:>7,} tokens  "
-            f"{entry.licence}{_SHORT_USE[entry.commercial]}; {_languages(entry, 6)}"
+            f"{entry.licence}{_SHORT_USE[entry.commercial]}; {enumerated(entry.languages, 6)}"
             + (f"; LoRA in {facts['needs_gb']:.1f} GB" if memory else "")
         )
     if any(facts["commercial"] == "terms" for facts in found.values()):
@@ -58,7 +59,7 @@ def _lines(entry: Entry) -> list[str]:
         f"{entry.title} ({entry.name})",
         f"what it is:   {size(entry.parameters)} parameters, {entry.family}; {_KINDS[entry.kind]}",
         f"licence:      {entry.licence}: {_USE[licence.commercial]}{f' ({licence.note})' if licence.note else ''}",
-        f"languages:    {_languages(entry, 30)}",
+        f"languages:    {enumerated(entry.languages, 30)}",
         f"reads up to:  {entry.context_length:,} tokens",
         f"fetched from: {where}, {fetched}{f'; {gate}' if gate else ''}",
     ]
@@ -70,11 +71,6 @@ def _lines(entry: Entry) -> list[str]:
     lines += [f"good at:      {each.task}: {each.claim} [{each.source}]" for each in entry.strengths]
     lines += [f"read at:      {', '.join(each.facts)}: {each.url}" for each in entry.sources]
     return [*lines, f"use it:       afina train DATA --base {entry.name}"]
-
-
-def _languages(entry: Entry, most: int) -> str:
-    rest = len(entry.languages) - most
-    return ", ".join(entry.languages[:most]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def _show_cache(settings: "CacheSettings", result: "CacheResult") -> None:
