@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import pyarrow
 import pyarrow.feather
 import pyarrow.parquet
+import torch
 from conftest import byte_tokenizer
 from gguf_files import write as write_gguf
 from transformers import AutoModelForCausalLM, LlamaConfig
@@ -92,6 +93,11 @@ class Writer:
                 "fetch": ["generate", where, "a red word"],
             }[command]
             self.add(f"adapter {name} ({command})", words, EITHER if command == "list" else codes)
+
+    def pickled(self, name: str, content: bytes) -> None:
+        (self.folder / f"{name}.pt").write_bytes(content)
+        words = ["adapters", "convert", f"{name}.pt", "--base", "base", "--alpha", "4", "--out", f"converted/{name}"]
+        self.add(f"adapter pickled {name}", words, REFUSED)
 
 
 def edit(file: str, **values: Any) -> Callable[[Path], None]:
@@ -714,6 +720,17 @@ def add_gguf(w: Writer) -> None:
     w.add("gguf pipe", ["models", "show", "gguf/pipe.gguf"], REFUSED)
 
 
+def pickled(state: Any, change: Callable[[bytes], bytes], how: int = zipfile.ZIP_STORED) -> bytes:
+    """What torch.save writes, its pickle changed, packed again."""
+    saved, out = io.BytesIO(), io.BytesIO()
+    torch.save(state, saved)
+    with zipfile.ZipFile(saved) as archive, zipfile.ZipFile(out, "w", how) as again:
+        for name in archive.namelist():
+            content = archive.read(name)
+            again.writestr(name, change(content) if name.endswith("data.pkl") else content)
+    return out.getvalue()
+
+
 def add_adapters(w: Writer) -> None:
     config = "adapter_config.json"
     for name, values in (
@@ -758,6 +775,17 @@ def add_adapters(w: Writer) -> None:
         ("odd", safetensors({"a": f32}, b"\0" * 16)),
     ):
         w.adapter(f"weights_{name}", put("adapter_model.safetensors", content), REFUSED, "generate", "merge")
+    tensor = torch.zeros(4, 4)
+    shape, strides = b"K\x04K\x04\x86", b"K\x04K\x01\x86"
+    for name, change in (
+        ("strides", lambda text: text.replace(strides, b"K\x00K\x00\x86").replace(shape, b"J\0\0\0\x40" * 2 + b"\x86")),
+        ("pairs", lambda text: b"\x80\x02}(" + b"K\x01" * (40 * MB) + b"u."),
+        ("cut", lambda text: text[:60]),
+        ("code", lambda text: b"\x80\x02cos\nsystem\nX\x04\0\0\0true\x85R."),
+    ):
+        w.pickled(name, pickled({"q.lora_A": tensor, "q.lora_B": tensor}, change))
+    w.pickled("unpacked", pickled({"q.lora_A": torch.zeros(1 << 30)}, lambda text: text, zipfile.ZIP_DEFLATED))
+    w.pickled("not_packed", b"\x80\x02}q\0." * 1000)
     w.adapter("template", put("chat_template.jinja", LOOP + byte_tokenizer().chat_template), EITHER, "generate")
     w.adapter("base_named", edit(config, base_model_name_or_path="\x1b]0;owned\x07../../x"), EITHER, "fetch")
 

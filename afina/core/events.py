@@ -2,13 +2,16 @@
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import cache
 from pathlib import Path
 from typing import TypeAlias
 
-from afina.core.errors import writing
-from afina.core.files import read_jsonl, write_jsonl
+from pydantic import TypeAdapter, ValidationError
+
+from afina.core.errors import InputError, brief, writing
+from afina.core.files import jsonl_rows, write_jsonl
 
 
 @dataclass(frozen=True)
@@ -128,16 +131,30 @@ def forget_after(path: Path, step: int) -> list[Step | HeldOut]:
     it, but for the end."""
     if not path.exists():
         return []
-    rows = read_jsonl(path)
-    kept = [row for row in rows if row["event"] != "done" and row["step"] <= step]
-    write_jsonl(path, kept)
-    gone = (parse(row) for row in rows if row not in kept)
-    return [event for event in gone if isinstance(event, Step | HeldOut)]
+    before, gone = [], []
+    for line, event in _read(path):
+        if isinstance(event, Step | HeldOut):
+            if event.step > step:
+                gone.append(event)
+            else:
+                before.append(line)
+    write_jsonl(path, before)
+    return gone
 
 
 def read_events(path: Path) -> list[Event]:
-    """What a run recorded in its `metrics.jsonl`, in order."""
-    return [parse(row) for row in read_jsonl(path)]
+    """What a run recorded in its `metrics.jsonl`, in order. Raises `InputError` where a line is no event."""
+    return [event for _, event in _read(path)]
+
+
+def _read(path: Path) -> Iterator[tuple[dict[str, object], Event]]:
+    for line in jsonl_rows(path):
+        try:
+            yield line, parse(line)
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            why = error.errors()[0]["msg"] if isinstance(error, ValidationError) else brief(error)
+            what = f"{str(line)[:80]!r} is not an event ({why})"
+            raise InputError(f"{path} does not hold what a run writes there: {what}") from error
 
 
 def end_of(events: Sequence[Event]) -> Done | None:
@@ -156,9 +173,17 @@ def row(event: Event) -> dict[str, object]:
 
 
 def parse(row: dict[str, object]) -> Event:
-    """The event of a `row`."""
+    """The event of a `row`. Raises `ValueError`, `LookupError`, `TypeError` or `AttributeError` where it is none."""
     cls = _KINDS[str(row["event"])]
     if cls is HeldOut:
         names = [name for name in row if name not in ("event", *(field.name for field in fields(HeldOut)))]
         row = {**row, "numbers": {name: row[name] for name in names}}
-    return cls(**{field.name: row[field.name] for field in fields(cls) if field.name in row})  # type: ignore[arg-type]
+    event: Event = _validator(cls).validate_python({f.name: row[f.name] for f in fields(cls) if f.name in row})
+    if isinstance(event, HeldOut) and event.measure not in event.numbers:
+        raise LookupError(f"it has no {event.measure}")
+    return event
+
+
+@cache
+def _validator(cls: type[Event]) -> TypeAdapter[Event]:
+    return TypeAdapter(cls)

@@ -3,7 +3,6 @@
 import math
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -15,7 +14,7 @@ from afina.core.config import Result, Settings, Words, changed, section, setting
 from afina.core.device import cache_folder
 from afina.core.errors import InputError, RunFailed, SettingsError, counted
 from afina.core.events import Listener, Notice, ignore
-from afina.core.files import read_json, write_json
+from afina.core.files import write_json
 from afina.core.job import Job
 from afina.data.layouts import Kind
 from afina.data.quality.signals import language
@@ -30,6 +29,7 @@ from afina.models.sources.source import is_local
 from afina.runs.worker import run_in_process
 from afina.search.base_trial import BaseTrial
 from afina.search.candidates import Candidate, Choice
+from afina.search.files import Share, kept
 from afina.search.resumable import resumable_folder, with_test_split
 from afina.settings import RunSettings
 
@@ -149,7 +149,9 @@ def _choose(asked: ChooseSettings, listener: Listener) -> Choice:
     names = [each.name for each in wanted]
     plain = changed(finder.settings, {"base": "starter"})
     with resumable_folder(out, "choose", asked, plain, {"bases": names, "minutes": asked.minutes}):
-        share = _share(out / "share.json", min(_SHARES[1], max(_SHARES[0], 60 * asked.minutes * _TRAINING / full)))
+        share = _share(
+            out / "share.json", min(_SHARES[1], max(_SHARES[0], 60 * asked.minutes * _TRAINING / full)), listener
+        )
         listener(
             Notice(
                 f"{counted(len(names), 'base is')} tried, each on {share:.0%} of a full training: {', '.join(names)}"
@@ -250,14 +252,14 @@ def _to_try(found: list[Candidate], named: bool, download: bool, listener: Liste
     return wanted
 
 
-def _share(file: Path, new: float) -> float:
+def _share(file: Path, new: float, listener: Listener) -> float:
     """The share of a full training that each base gets: the one that the trials began with, even if the machine's
     speed is another by now.
     """
-    with suppress(InputError, KeyError):
-        return float(read_json(file)["share"])
-    write_json(file, {"share": new})
-    return new
+    found = kept(Share.read, file, listener)
+    if found is None:
+        write_json(file, {"share": new})
+    return found.share if found else new
 
 
 def _languages(splits: Splits) -> tuple[str, ...]:
@@ -275,11 +277,12 @@ def _tried(each: Candidate, settings: RunSettings, share: float, out: Path, list
     file = out / f"{each.name.strip('/').replace('/', '--')}.json"
     own = changed(settings, {"base": each.name})
     try:
-        if not file.exists():
-            run_in_process(
-                "base", {"settings": own.model_dump(mode="json"), "file": str(file), "share": share}, listener
-            )
-        return replace(each, trial=BaseTrial(**read_json(file)))
+        trial = kept(BaseTrial.read, file, listener)
+        if trial is None:
+            arguments = {"settings": own.model_dump(mode="json"), "file": str(file), "share": share}
+            run_in_process("base", arguments, listener)
+            trial = BaseTrial.read(file)
+        return replace(each, trial=trial)
     except (RunFailed, InputError) as error:
         listener(Notice(f"{each.name} failed: {error}", warning=True))
         return replace(each, failed=str(error))

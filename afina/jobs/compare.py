@@ -4,20 +4,20 @@ Each method sees the same rows for as many epochs, after the same search for a l
 """
 
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, get_args
 
 from pydantic import Field, model_validator
 
 from afina.core.config import Result, Settings, Words, read_yaml, section, setting
-from afina.core.errors import InputError, RunFailed, SettingsError, near
+from afina.core.errors import RunFailed, SettingsError, near
 from afina.core.events import Listener, Notice, ignore
 from afina.core.files import read_json, write_json
 from afina.core.job import Job
 from afina.runs.tracking import check_trackers
 from afina.runs.worker import run_in_process
 from afina.search.comparison import Comparison, Measured, write_page
+from afina.search.files import Cost, Rates, kept
 from afina.search.resumable import end_of_training, read_or_run, resumable_folder, with_test_split
 from afina.settings import RunSettings
 from afina.training.settings import Method
@@ -119,7 +119,7 @@ def _ask(settings: RunSettings, method: str, out: Path, listener: Listener) -> M
     asked = {"settings": settings.model_dump(mode="json"), "folder": str(folder), "shots": method == "few-shot"}
     return read_or_run(
         folder,
-        lambda: Measured.of(method, folder, read_json(folder / "cost.json")),
+        lambda: Measured.of(method, folder, Cost.read(folder / "cost.json").content),
         lambda: run_in_process("ask", asked, listener),
         listener,
     )
@@ -153,12 +153,11 @@ def _train(
 
 def _rates(values: dict[str, Any], file: Path, listener: Listener) -> dict[str, Any]:
     """What the search for a learning rate found, now or before."""
-    with suppress(InputError):  # it is not there yet, or was damaged
-        found: dict[str, Any] = read_json(file)
-        if "rate" in found:
-            return found
-    run_in_process("rates", {"settings": values, "file": str(file)}, listener)
-    return dict(read_json(file))
+    found = kept(Rates.read, file, listener)
+    if found is None or found.rate is None:
+        run_in_process("rates", {"settings": values, "file": str(file)}, listener)
+        found = Rates.read(file)
+    return found.content
 
 
 def _cost(folder: Path, search: dict[str, Any]) -> dict[str, Any]:

@@ -12,11 +12,12 @@ from pydantic import Field
 from afina.core.config import Result, Settings, section, setting
 from afina.core.errors import InputError, RunFailed, SettingsError, counted
 from afina.core.events import Listener, Notice, ignore
-from afina.core.files import read_json, write_json, write_yaml
+from afina.core.files import write_json, write_yaml
 from afina.core.job import Job
 from afina.runs.tracking import check_trackers
 from afina.runs.worker import run_in_process
 from afina.search.comparison import Measured
+from afina.search.files import ProofRows, RangeTest, Repeats, kept
 from afina.search.resumable import end_of_training, read_or_run, resumable_folder, with_test_split
 from afina.search.study import (
     JOURNAL,
@@ -102,15 +103,16 @@ def tune(settings: TuneSettings, listener: Listener = ignore) -> TuneResult:
 
 def _tune(settings: RunSettings, effort: TuneSettings, out: Path, listener: Listener) -> Tuning:
     begun = time.time()
-    for name in (RANGE_TEST, REPEATS_FILE, _PROOF):
-        _remove_damaged(out / name, listener)
+    for name, record in ((RANGE_TEST, RangeTest), (REPEATS_FILE, Repeats), (_PROOF, ProofRows)):
+        if kept(record.read, out / name, listener) is None:
+            (out / name).unlink(missing_ok=True)
     _fail_unfinished(out)
     budget: dict[str, Any] = {"trials": effort.trials, "workers": effort.workers, "begun": begun}
     if effort.minutes:
         budget["deadline"] = begun + 60 * effort.minutes - _spent(out, effort.workers)
     arguments = {"settings": settings.model_dump(mode="json"), "folder": str(out), "budget": budget}
     batch_size = _search(arguments, effort, settings.threads, listener)
-    study, tested = open_study(out), read_json(out / RANGE_TEST)
+    study, tested = open_study(out), RangeTest.read(out / RANGE_TEST).content
     if not any(trial.state.name == "COMPLETE" for trial in study.trials):
         raise RunFailed(
             "no trial was completed", f"look at {out}, or start again with another --out and a longer search"
@@ -168,8 +170,8 @@ def _spent(out: Path, workers: int) -> float:
     """Seconds that this search took before it was cut off, as far as they are recorded."""
     seconds = sum(read_repeats(out)["seconds"])
     if (out / RANGE_TEST).exists():
-        tested = read_json(out / RANGE_TEST)
-        seconds += tested["seconds"] + tested["pace"]["load"]
+        tested = RangeTest.read(out / RANGE_TEST)
+        seconds += tested.seconds + tested.pace.load
     if (out / JOURNAL).exists():
         seconds += spent(open_study(out)) / workers
     for name in ("defaults", "best"):
@@ -184,8 +186,8 @@ def _proof_rows(
     """How many rows the full trainings see: all of them, or as many as there is time for. Once decided it stays so, for
     one of them may be done already."""
     full = int(tested["full_rows"])
-    with suppress(InputError, KeyError):
-        return int(read_json(file)["rows"])
+    if file.exists():
+        return ProofRows.read(file).rows
     rows = full
     if deadline is not None:
         pace, left = Pace(**tested["pace"]), deadline - time.time()
@@ -220,16 +222,6 @@ def _check(effort: TuneSettings) -> None:
             "tune chooses the learning rate and the settings of LoRA itself",
             "leave --lora.* and --train.learning_rate out",
         )
-
-
-def _remove_damaged(file: Path, listener: Listener) -> None:
-    """Removes a file that cannot be read: what it held is measured again."""
-    try:
-        if file.exists():
-            read_json(file)
-    except InputError as error:
-        listener(Notice(f"{error}: it is measured again", warning=True))
-        file.unlink()
 
 
 def _fail_unfinished(out: Path) -> None:

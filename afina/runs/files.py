@@ -4,18 +4,18 @@ A model names what later readers rely on, requires no more than that, and keeps 
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from afina.core.config import read_yaml
 from afina.core.errors import InputError, brief
-from afina.core.events import Done, Event, HeldOut, Step, end_of, parse
+from afina.core.events import Done, HeldOut, Step, end_of, read_events
 from afina.core.files import jsonl_rows, read_json, read_text
 from afina.core.finding import Finding
 from afina.core.limits import COLUMN_TEMPLATE_CHARACTERS, NEW_TOKENS, YAML_CHARACTERS
@@ -47,14 +47,14 @@ class Recorded(BaseModel):
         try:
             return cls.model_validate(value)
         except ValidationError as error:
-            raise _unexpected(path, error) from error
+            raise unexpected(path, error) from error
 
     @property
     def content(self) -> dict[str, Any]:
         return self.model_dump(exclude_unset=True)
 
 
-def _unexpected(path: Path, error: ValidationError) -> InputError:
+def unexpected(path: Path, error: ValidationError) -> InputError:
     """Names the first value that is not as a run writes it."""
     first = error.errors()[0]
     name = ".".join(map(str, first["loc"]))
@@ -201,26 +201,6 @@ class PeftConfig(Recorded):
     modules_to_save: list[str] | None = None
 
 
-_EVENTS: dict[type, TypeAdapter[Any]] = {kind: TypeAdapter(kind) for kind in (Step, HeldOut, Done)}
-
-
-def read_metrics(path: Path) -> list[Event]:
-    """The events of `metrics.jsonl`, in order. Raises `InputError` where a line is none."""
-    events: list[Event] = []
-    for line in jsonl_rows(path):
-        try:
-            event = parse(line)
-            events.append(_EVENTS[type(event)].validate_python(asdict(event)))
-            if isinstance(event, HeldOut) and event.measure not in event.numbers:
-                raise LookupError(f"it has no {event.measure}")
-        except ValidationError as error:
-            raise _unexpected(path, error) from error
-        except (LookupError, TypeError, AttributeError) as error:
-            what = f"{str(line)[:80]!r} is not an event ({brief(error)})"
-            raise InputError(f"{path} does not hold what a run writes there: {what}") from error
-    return events
-
-
 def read_lines(model: type[Recorded], path: Path) -> list[Any]:
     """The lines of a `.jsonl` file, each as a `model`. Raises `InputError`."""
     return [model.of(line, path) for line in jsonl_rows(path)]
@@ -280,7 +260,7 @@ def read_run(folder: Path) -> RunFiles:
     attempt(
         "predictions.jsonl", lambda path: read_lines(Prediction, path), [], "`afina eval RUN DATA` writes a new one"
     )
-    events = attempt("metrics.jsonl", read_metrics, [], "restore it from a copy; the adapter does not need it")
+    events = attempt("metrics.jsonl", read_events, [], "restore it from a copy; the adapter does not need it")
     return RunFiles(
         folder,
         attempt("config.yaml", _complete_config, None),

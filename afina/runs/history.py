@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from afina.core.config import fields
 from afina.core.errors import InputError, counted
-from afina.core.events import Done, end_of
+from afina.core.events import Done, end_of, read_events
 from afina.core.process.locks import in_use
 from afina.core.text import command_line
 from afina.measure.evaluation import difference_json
@@ -16,7 +16,7 @@ from afina.measure.intervals import paired_difference
 from afina.measure.metric import Predictions
 from afina.measure.metrics import METRICS
 from afina.measure.pages.summary import interval, label, number, table, verdict
-from afina.runs.files import SEARCH, Config, EvaluationRecord, Prediction, SearchRecord, read_lines, read_metrics
+from afina.runs.files import SEARCH, Config, EvaluationRecord, Prediction, SearchRecord, read_lines
 from afina.runs.folder import is_complete, settle
 from afina.settings import RunSettings
 
@@ -124,6 +124,7 @@ def _read(run: Path) -> tuple[dict[str, Any], Done | None, dict[str, Any] | None
 
     Raises `InputError`, also where one is damaged.
     """
+    settle(run)
     config_file, metrics_file, evaluation_file = (run / n for n in ("config.yaml", "metrics.jsonl", "evaluation.json"))
     if (run / SEARCH).is_file():
         raise InputError(
@@ -132,7 +133,7 @@ def _read(run: Path) -> tuple[dict[str, Any], Done | None, dict[str, Any] | None
     if not config_file.is_file():
         raise InputError(f"{run} contains no run", "give the folder that `afina train` wrote (its --out)")
     config = _undamaged(Config.read, config_file).content
-    done = end_of(_undamaged(read_metrics, metrics_file)) if metrics_file.exists() else None
+    done = end_of(_undamaged(read_events, metrics_file)) if metrics_file.exists() else None
     evaluation = _undamaged(EvaluationRecord.read, evaluation_file).content if evaluation_file.exists() else None
     return config, done, evaluation
 

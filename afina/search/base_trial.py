@@ -6,15 +6,18 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from afina.core.config import build
-from afina.core.errors import DataError
+from afina.core.errors import DataError, InputError
 from afina.core.events import Listener, Notice, Progress
-from afina.core.files import write_json
+from afina.core.files import read_json, write_json
 from afina.data.template import prompt_ids
 from afina.measure.metric import Predictions
 from afina.measure.metrics import main_metric
 from afina.measure.outputs import EvaluationSet
 from afina.models.generation import generate
+from afina.runs.files import unexpected
 from afina.search.few_shot import after_examples
 from afina.search.trial import TrialRunner
 from afina.settings import RunSettings
@@ -44,6 +47,17 @@ class BaseTrial:
     rows: int
     seconds: float
     revision: str | None
+
+    @staticmethod
+    def read(path: Path) -> "BaseTrial":
+        """What `try_base` wrote. Raises `InputError` where it is something else."""
+        try:
+            found: BaseTrial = TypeAdapter(BaseTrial).validate_python(read_json(path))
+        except ValidationError as error:
+            raise unexpected(path, error) from error
+        if not found.bits:
+            raise InputError(f"{path} has no bits of any row")
+        return found
 
 
 def try_base(settings: dict[str, Any], file: str, share: float, listener: Listener) -> None:

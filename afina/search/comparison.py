@@ -8,7 +8,7 @@ from statistics import stdev
 from typing import Any
 
 from afina.core.errors import counted
-from afina.core.files import read_json, read_jsonl, write_atomic
+from afina.core.files import write_atomic
 from afina.measure.evaluation import difference_json
 from afina.measure.intervals import FEWEST_ROWS, Difference, paired_difference
 from afina.measure.metric import Metric, Predictions, RowStats
@@ -16,6 +16,7 @@ from afina.measure.metrics import METRICS
 from afina.measure.pages.plots import quality_against_cost
 from afina.measure.pages.rendering import render_page
 from afina.measure.pages.summary import interval, label, number
+from afina.runs.files import EvaluationRecord, Prediction, read_lines
 
 TRAINED = ("head", "last-k", "lora", "full", "bias")
 CLAIMS = {"memory": 1 / 3, "seconds": 1 / 1.25}  # of full fine-tuning's: what the LoRA paper claims for LoRA
@@ -37,9 +38,9 @@ class Measured:
         """The evaluation in `folder`.
 
         Raises `InputError`, `OSError`, `KeyError` or `ValueError` where its files are damaged."""
-        found = Measured(
-            method, read_json(folder / "evaluation.json"), read_jsonl(folder / "predictions.jsonl"), cost, str(folder)
-        )
+        predictions = [row.content for row in read_lines(Prediction, folder / "predictions.jsonl")]
+        evaluation = EvaluationRecord.read(folder / "evaluation.json").content
+        found = Measured(method, evaluation, predictions, cost, str(folder))
         rows = found.evaluation["rows"]
         if found.evaluation["kind"] != "text" and len(found.predictions) != rows:
             raise ValueError(f"predictions.jsonl has {len(found.predictions)} of {counted(rows, 'row')}")

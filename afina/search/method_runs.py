@@ -3,15 +3,14 @@
 The base is evaluated, or a learning rate is searched for and a full training made with it.
 """
 
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from afina.core.config import build, changed
 from afina.core.device import memory_gb, peak_memory_gb
-from afina.core.errors import InputError, NonFiniteLoss, RunFailed
+from afina.core.errors import NonFiniteLoss, RunFailed
 from afina.core.events import Listener, Notice
-from afina.core.files import read_json, write_json
+from afina.core.files import write_json
 from afina.measure.evaluator import evaluate_outputs
 from afina.measure.outputs import cached_outputs, outputs_of
 from afina.models.load import import_libraries
@@ -19,6 +18,7 @@ from afina.runs.assemble import assemble
 from afina.runs.folder import record
 from afina.runs.training import resume_run, train_run
 from afina.search.few_shot import after_examples
+from afina.search.files import Rates, kept
 from afina.search.trial import TrialRunner
 from afina.settings import RunSettings
 
@@ -53,9 +53,8 @@ def search_rate(settings: dict[str, Any], file: str, listener: Listener) -> None
     """
     runner = TrialRunner(build(RunSettings, settings), listener)
     path = Path(file)
-    found: dict[str, Any] = {"tried": []}
-    with suppress(InputError):  # it is not there yet, or was damaged
-        found |= read_json(path)
+    before = kept(Rates.read, path, listener)
+    found: dict[str, Any] = before.content if before else {"tried": []}
     plan, full_rows = runner.plan(runner.settings), runner.full_rows(runner.settings)
     rows = min(full_rows, max(_STEPS * plan.batch_size, round(_SHARE * full_rows)))
 

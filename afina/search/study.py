@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 from afina.core.config import build, changed
 from afina.core.errors import AdapterError, NonFiniteLoss
 from afina.core.events import HeldOut, Listener, Notice, Progress, minutes
-from afina.core.files import read_json, write_json
+from afina.core.files import write_json
 from afina.lora.inits import INITS
 from afina.lora.variants import VARIANTS
+from afina.search.files import RangeTest, Repeats
 from afina.search.time_plan import (
     EVALUATIONS,
     REPEATS,
@@ -201,7 +202,7 @@ class _Search:
         import optuna
 
         study = open_study(self.folder)
-        tested = read_json(self.range_file)
+        tested = RangeTest.read(self.range_file).content
         for factor in FIRST_RATES:
             rate = min(max(factor * tested["rule"], tested["low"]), tested["high"])
             study.enqueue_trial(defaults(rate), skip_if_exists=True)
@@ -269,7 +270,7 @@ class _Search:
         """Trains with the best settings and with the defaults once more with other seeds, which change the order of
         rows and the init.
         """
-        study, tested = open_study(self.folder), read_json(self.range_file)
+        study, tested = open_study(self.folder), RangeTest.read(self.range_file).content
         best, rows = best_of(study), tested["trial_rows"]
         plain = defaults(tested["rule"])
         if best == plain:
@@ -297,7 +298,7 @@ def read_repeats(folder: Path) -> dict[str, list[float]]:
     training.
     """
     path = folder / REPEATS_FILE
-    return dict(read_json(path)) if path.exists() else {"best": [], "defaults": [], "seconds": []}
+    return Repeats.read(path).content if path.exists() else {"best": [], "defaults": [], "seconds": []}
 
 
 def best_of(study: "optuna.Study") -> dict[str, Any]:

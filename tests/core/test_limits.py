@@ -18,11 +18,12 @@ import pytest
 from afina.core import files
 from afina.core.config import read_yaml
 from afina.core.errors import BaseModelError, InputError, OutputError, SettingsError, brief, reading
+from afina.core.events import read_events
 from afina.core.files import check_writable, nested_deeply, read_json, read_jsonl, read_text, write_atomic, write_jsonl
 from afina.core.limits.process import Exceeded, Failed, TooMuch, bounded, in_child
 from afina.core.limits.yaml_text import parse_yaml
 from afina.models.templates import read_template
-from afina.runs.files import Prediction, read_lines, read_metrics
+from afina.runs.files import Prediction, read_lines
 
 MB = 1 << 20
 
@@ -379,7 +380,7 @@ def test_a_file_of_lines_is_read_no_further_than_it_is_right(tmp_path: Path) -> 
     tracemalloc.start()
     try:
         with pytest.raises(InputError, match="is not an event"):
-            read_metrics(path)
+            read_events(path)
         with pytest.raises(InputError, match="does not hold what a run writes there"):
             read_lines(Prediction, path)
         assert tracemalloc.get_traced_memory()[1] < 2 << 20

@@ -4,9 +4,8 @@ What the formats differ in, and how each is told, is in `_formats`, a file each.
 """
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import torch
 from torch import Tensor
 
 from afina.core.config import LISTED, Settings, setting
@@ -18,6 +17,7 @@ from afina.core.process.temporary import new_folder
 from afina.jobs.adapters._files import WrittenAdapter
 from afina.jobs.adapters._formats import FORMATS, ForeignFormat
 from afina.jobs.adapters._proof import check_same, logits, sample
+from afina.jobs.adapters._unpickled import unpickled
 from afina.lora.peft_files import checked, save_adapter, tensors_in
 from afina.models.load import load_base
 from afina.runs.facts import facts_of, save_tokenizer, write_facts
@@ -111,27 +111,7 @@ def _tensors(path: Path) -> dict[str, Tensor]:
     Raises `AdapterError`.
     """
     check_fetched([path], AdapterError)
-    return checked(path, tensors_in(path) if path.suffix == ".safetensors" else _unpickled(path))
-
-
-def _unpickled(path: Path) -> dict[str, Tensor]:
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise AdapterError(
-            f"{path} cannot be read as plain tensors ({type(error).__name__})",
-            "give an adapter's own file: .safetensors, or what torch.save wrote of tensors alone (any other pickle can "
-            "run code)",
-        ) from error
-    state = state.get("model", state) if isinstance(state, dict) else state
-    if not isinstance(state, dict) or not all(isinstance(name, str) and _plain(value) for name, value in state.items()):
-        raise AdapterError(f"{path} contains no plain tensors by name", "give the file of the adapter's state")
-    return state
-
-
-def _plain(value: Any) -> bool:
-    """A matrix or vector of real numbers, in memory."""
-    return isinstance(value, Tensor) and value.layout == torch.strided and not value.is_meta and not value.is_complex()
+    return checked(path, tensors_in(path) if path.suffix == ".safetensors" else unpickled(path))
 
 
 JOB = Job.of(convert)

@@ -17,6 +17,7 @@ from afina.core.files import check_regular, read_json
 from afina.core.finding import Finding, State
 from afina.core.limits import TENSORS
 from afina.engine.blocks import GGML_FORMATS
+from afina.models.formats.card import made_of
 from afina.models.formats.gguf import GGUF
 
 # By the name that config.json gives the program that quantised a model (`quant_method`).
@@ -149,22 +150,15 @@ def quantised_by(folder: Path) -> str | None:
         for key in ("quantization_config", "compression_config"):
             found = each.get(key)
             if isinstance(found, dict) and found:
-                return str(found.get("quant_method") or ("bitsandbytes" if "load_in_4bit" in found else "unknown"))
+                method = found.get("quant_method") or ("bitsandbytes" if "load_in_4bit" in found else "unknown")
+                return method if isinstance(method, str) and len(method) <= 40 else "unknown"
     return None
 
 
 def _unquantised(folder: Path) -> str:
     """The advice to take the model itself, by name where its card names it."""
-    found = re.search(r"^base_model:\s*(?:\n\s*-\s*)?[\"']?([\w.-]+/[\w.-]+)", _card(folder), re.MULTILINE)
-    name = found[1] if found else "the model that it was made of"
+    name = made_of(folder) or "the model that it was made of"
     return f"take {name} with --quantize nf4 or int8, or its .gguf file with --quantize keep"
-
-
-def _card(folder: Path) -> str:
-    try:
-        return (folder / "README.md").read_text(encoding="utf-8", errors="replace").split("\n---")[0]
-    except OSError:
-        return ""
 
 
 def _dtypes(path: Path) -> dict[str, str]:

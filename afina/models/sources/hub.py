@@ -5,7 +5,6 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 from afina.core.errors import BaseModelError, OutputError, brief
@@ -159,15 +158,3 @@ def _has_promised_hash(file: Path) -> bool:
             return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest() == blob.name
         return True
     return False
-
-
-def licence_of(folder: Path) -> str | None:
-    """The licence that the model card in the folder states."""
-    from huggingface_hub import ModelCard
-
-    try:
-        card: Any = ModelCard.load(folder / "README.md")
-    except (OSError, ValueError):
-        return None
-    licence = card.data.get("license")
-    return str(licence) if licence else None

