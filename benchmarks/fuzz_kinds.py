@@ -14,19 +14,24 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import torch
 from conftest import save_tiny, tiny_module
 from gguf_files import write as write_gguf
+from safetensors.torch import load_file, save_file
 
 from afina.core.config import build, read_yaml
 from afina.data.quality.checks import check
 from afina.data.settings import DataSettings
+from afina.jobs.adapters._unpickled import unpickled
 from afina.lora.config import LoraConfig
 from afina.lora.injection import inject
 from afina.lora.peft_files import load_adapter, save_adapter
 from afina.measure.judge import _content
+from afina.models.formats.card import licence_of, made_of
 from afina.models.load import load_base
 from afina.models.model import Writer
 from afina.models.tokenizer import from_folder
 from afina.runs.facts import read_facts
 from afina.runs.files import read_run
+from afina.search.base_trial import BaseTrial
+from afina.search.files import Cost, ProofRows, RangeTest, Rates, Repeats, Share
 from afina.settings import RunSettings
 
 ODD: list[Any] = [
@@ -41,8 +46,26 @@ CHATS = [
     for i in range(6)
 ]
 SETTINGS = "base: starter\ndata: &d\n  path: a.jsonl\n  prompt: '{q}'\n  completion: '{a}'\nlora: {rank: 8}\n"
-PACKED = ("parquet", "feather", "xlsx", "jsonl.gz")
-OF_A_RUN = ("config.yaml", "metrics.jsonl", "evaluation.json")
+OF_A_RUN = ("config.yaml", "metrics.jsonl", "evaluation.json", "predictions.jsonl", "forecast.json")
+PACE = {"row": 0.1, "look": 0.2, "load": 3.0, "rest": 4.0}
+OF_A_SEARCH: dict[str, tuple[Any, dict[str, Any]]] = {
+    "share.json": (Share, {"share": 0.3}),
+    "proof.json": (ProofRows, {"rows": 100}),
+    "rates.json": (Rates, {"tried": [{"rate": 1e-3, "loss": 0.5, "rows": 8, "tokens": 99, "seconds": 1.5}]}),
+    "cost.json": (Cost, {"peak_memory_gb": 1.5, "start_memory_gb": 0.5}),
+    "probe.json": (
+        RangeTest,
+        {"rule": 1e-3, "low": 1e-4, "high": 2e-3, "rates": [1e-4, 1e-3], "losses": [2.0, 1.0], "pace": PACE}
+        | {"seconds": 9.5, "full_rows": 500, "trial_rows": 100, "proof_seconds": 30.0},
+    ),
+    "repeats.json": (Repeats, {"best": [0.5], "defaults": [0.75], "seconds": [3.0, 4.0]}),
+    "base.json": (
+        BaseTrial,
+        {"zero_shot": 0.1, "few_shot": None, "adapted": 0.5, "tokens_per_word": 1.5, "bits_per_byte": 2.0, "rows": 48}
+        | {"bits_before": 9.0, "bits_after": 3.5, "bits": [3.0, 4.0], "seconds": 9.0, "revision": None},
+    ),
+}
+INDEX = "model.safetensors.index.json"
 RECORDED = Path(__file__).parents[1] / "tests" / "recorded" / "finished"
 
 
@@ -165,6 +188,19 @@ def _yaml(folder: Path) -> None:
     build(RunSettings, read_yaml(folder / "config.yaml"))
 
 
+def _of_a_search(name: str) -> Callable[[Path], None]:
+    return lambda folder: void(OF_A_SEARCH[name][0].read(folder / name))
+
+
+def _pickled(folder: Path) -> None:
+    unpickled(folder / "adapter.pt")
+
+
+def _card(folder: Path) -> None:
+    licence_of(folder)
+    made_of(folder)
+
+
 def _run(folder: Path) -> None:
     found = read_run(folder)
     assert found.damaged is not None
@@ -213,16 +249,29 @@ def all_kinds(folder: Path) -> list[Kind]:
     others.mkdir()
     (others / "config.yaml").write_text(SETTINGS)
     (others / "reply.json").write_text(json.dumps({"choices": [{"message": {"role": "assistant", "content": "A"}}]}))
+    for name, (_, content) in OF_A_SEARCH.items():
+        (others / name).write_text(json.dumps(content))
+    torch.save({"q.lora_A": torch.ones(2, 4), "q.lora_B": torch.ones(4, 2)}, others / "adapter.pt")
+    (others / "README.md").write_text("---\nlicense: mit\nbase_model: someone/something\n---\n# A model\n")
+    sharded = folder / "sharded"
+    save_tiny(sharded)
+    state = load_file(sharded / "model.safetensors")
+    (sharded / "model.safetensors").unlink()
+    save_file(state, sharded / "a.safetensors", {"format": "pt"})
+    (sharded / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": dict.fromkeys(state, "a.safetensors")}))
     (folder / "gguf").mkdir()
     write_gguf(folder / "gguf" / "model.gguf", "llama")
     return [
         *(Kind(f"base {name}", name, base, _base, any_json) for name in ("config.json", "generation_config.json")),
+        Kind("base index", INDEX, sharded, _base, any_json),
+        Kind("base card", "README.md", others, _card, lambda draw: b"---\n" + any_yaml(draw) + b"\n---\n"),
         Kind("base weights", "model.safetensors", base, _base, any_bytes),
         *(Kind(name, name, base, _tokenizer, any_json) for name in ("tokenizer.json", "tokenizer_config.json")),
         Kind("template", "chat_template.jinja", base, _tokenizer, any_template),
         Kind("gguf", "model.gguf", folder / "gguf", _gguf, any_bytes),
         Kind("adapter config", "adapter_config.json", adapter, _adapter, any_json),
         Kind("adapter weights", "adapter_model.safetensors", adapter, _adapter, any_bytes),
+        Kind("adapter pickled", "adapter.pt", others, _pickled, any_bytes),
         Kind("adapter record", "afina.json", adapter, lambda place: void(read_facts(place)), any_json),
         *(Kind(name, name, data, _data(name), any_rows) for name in ("a.jsonl", "chat.jsonl", "a.json")),
         *(Kind(name, name, data, _data(name), any_table) for name in ("a.csv", "a.txt")),
@@ -233,10 +282,8 @@ def all_kinds(folder: Path) -> list[Kind]:
         Kind("card", "README.md", data, _data("README.md"), lambda draw: b"---\n" + any_yaml(draw) + b"\n---\n"),
         Kind("settings", "config.yaml", others, _yaml, any_yaml),
         Kind("reply", "reply.json", others, _reply, any_json),
-        *(
-            Kind(f"run {name}", name, run, _run, any_rows)
-            for name in ("config.yaml", "metrics.jsonl", "evaluation.json")
-        ),
+        *(Kind(f"run {name}", name, run, _run, any_rows) for name in OF_A_RUN),
+        *(Kind(f"search {name}", name, others, _of_a_search(name), any_json) for name in OF_A_SEARCH),
     ]
 
 

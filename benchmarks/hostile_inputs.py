@@ -784,7 +784,7 @@ def add_adapters(w: Writer) -> None:
         ("code", lambda text: b"\x80\x02cos\nsystem\nX\x04\0\0\0true\x85R."),
     ):
         w.pickled(name, pickled({"q.lora_A": tensor, "q.lora_B": tensor}, change))
-    w.pickled("unpacked", pickled({"q.lora_A": torch.zeros(1 << 30)}, lambda text: text, zipfile.ZIP_DEFLATED))
+    w.pickled("unpacked", pickled({"q.lora_A": torch.zeros(1 << 28)}, lambda text: text, zipfile.ZIP_DEFLATED))
     w.pickled("not_packed", b"\x80\x02}q\0." * 1000)
     w.adapter("template", put("chat_template.jinja", LOOP + byte_tokenizer().chat_template), EITHER, "generate")
     w.adapter("base_named", edit(config, base_model_name_or_path="\x1b]0;owned\x07../../x"), EITHER, "fetch")

@@ -94,6 +94,7 @@ Listener: TypeAlias = Callable[[Event], None]
 
 _KINDS = {cls.__name__.lower(): cls for cls in (Notice, Progress, Step, HeldOut, Done)}
 _RECORDED = (Step, HeldOut, Done)
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 
 
 def minutes(seconds: float) -> str:
@@ -119,7 +120,7 @@ class MetricsFile:
         if isinstance(event, _RECORDED):
             line = json.dumps(row(event)) + "\n"
             with writing(self.path):
-                handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+                handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | _NO_LINK, 0o666)
                 try:
                     os.write(handle, line.encode())
                 finally:

@@ -10,9 +10,9 @@ from typing import Any
 from pydantic import Field
 
 from afina.core.config import Result, Settings, section, setting
-from afina.core.errors import InputError, RunFailed, SettingsError, counted
+from afina.core.errors import InputError, RunFailed, SettingsError, counted, reading
 from afina.core.events import Listener, Notice, ignore
-from afina.core.files import write_json, write_yaml
+from afina.core.files import check_regular, write_json, write_yaml
 from afina.core.job import Job
 from afina.runs.tracking import check_trackers
 from afina.runs.worker import run_in_process
@@ -232,10 +232,9 @@ def _fail_unfinished(out: Path) -> None:
         return
     import optuna
 
-    try:
+    check_regular(out / JOURNAL, InputError)
+    with reading(f"{out / JOURNAL} is damaged", InputError, "start again with another --out"):
         study = open_study(out)
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{out / JOURNAL} is damaged: {error}", "start again with another --out") from error
     for trial in study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):
         study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
 

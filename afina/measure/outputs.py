@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 
+from pydantic import BaseModel
+
 from afina.core.device import processor
 from afina.core.errors import InputError, OutputError
 from afina.core.events import Listener, Progress
@@ -112,17 +114,8 @@ def _prompt(row: Row) -> Row:
 def cached_outputs(base: Base, eval_set: EvaluationSet, listener: Listener, name: str, cache: Path) -> ModelOutputs:
     """`outputs_of` a base without an adapter, from the cache if this machine has run it on the same rows before."""
     path = cache / "outcomes" / f"{_key(base, eval_set)}.json"
-    with suppress(InputError, LookupError, TypeError, ValueError, AttributeError):  # absent, or damaged
-        cached = read_json(path)
-        return ModelOutputs(
-            answers=[Answer(*answer) for answer in cached["answers"]],
-            nats=[(n, t) for n, t in cached["nats"]],
-            prompt_nats=[(n, t) for n, t in cached["prompt_nats"]],
-            general={name: [(n, t) for n, t in pairs] for name, pairs in cached["general"].items()},
-            seconds=math.nan,
-            latency=math.nan,
-            names_classes=cached["names_classes"],
-        )
+    with suppress(InputError, ValueError):  # absent, or damaged
+        return _Kept.model_validate(read_json(path)).outputs(eval_set)
     new = outputs_of(base, eval_set, listener, name)
     with suppress(OutputError, OSError):  # a cache that cannot be written only costs time
         kept = {name: value for name, value in asdict(new).items() if name not in ("seconds", "latency")}
@@ -130,6 +123,31 @@ def cached_outputs(base: Base, eval_set: EvaluationSet, listener: Listener, name
         for old in sorted(path.parent.iterdir(), key=lambda file: file.stat().st_mtime)[:-_CACHED]:
             old.unlink(missing_ok=True)
     return new
+
+
+class _Kept(BaseModel):
+    """A file of the cache."""
+
+    answers: list[tuple[str, int, bool]]
+    nats: list[tuple[float, int]]
+    prompt_nats: list[tuple[float, int]]
+    general: dict[str, list[tuple[float, int]]]
+    names_classes: bool
+
+    def outputs(self, eval_set: EvaluationSet) -> ModelOutputs:
+        """Raises `ValueError` where they are of other rows."""
+        asked = 0 if eval_set.kind == "text" else len(eval_set.examples)
+        if (len(self.answers), len(self.nats)) != (asked, len(eval_set.rows)):
+            raise ValueError("the number of rows is another one")
+        return ModelOutputs(
+            answers=[Answer(*answer) for answer in self.answers],
+            nats=self.nats,
+            prompt_nats=self.prompt_nats,
+            general=self.general,
+            seconds=math.nan,
+            latency=math.nan,
+            names_classes=self.names_classes,
+        )
 
 
 def _key(base: Base, eval_set: EvaluationSet) -> str:

@@ -20,7 +20,16 @@ from afina.models.encoders import ClassifierModel, Seq2SeqModel
 from afina.models.formats.number_formats import check_number_formats, unusual_formats
 from afina.models.model import Answerer, Quantize, Writer
 from afina.models.reading import chat_tokenizer, read_causal
-from afina.models.skeleton import build_skeleton, check_fits, config_of, context_of, heads_beside, need_classes, task_of
+from afina.models.skeleton import (
+    build_skeleton,
+    check_fits,
+    config_of,
+    context_length,
+    context_of,
+    heads_beside,
+    need_classes,
+    task_of,
+)
 from afina.models.sources.source import Source, locate
 from afina.models.through_transformers import pretrained
 from afina.models.tokenizer import Tokenizer
@@ -234,6 +243,7 @@ def load_tokenizer(
     `template` replaces the base's chat template. Raises `BaseModelError`.
     """
     source = locate(name, revision, cache_folder(cache_dir))
+    check_number_formats(source.path)
     task = task or task_of(source)
     if task.needs_classes and not classes:
         task = SEQ2SEQ
@@ -243,7 +253,7 @@ def load_tokenizer(
         tok = tokenizer.encoder_tokenizer(source.path, task, classes)
     if template is not None:
         tok = tokenizer.with_template(tok, template)
-    return tok, context_of(config_of(source))
+    return tok, context_length(source)
 
 
 def _facts(source: Source, module: Any) -> Facts:

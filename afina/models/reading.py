@@ -19,7 +19,7 @@ from afina.engine.kernels import Kernels
 from afina.models import tokenizer
 from afina.models.formats import gguf_models, safetensors_files
 from afina.models.formats.checks import check_numbers
-from afina.models.formats.gguf import GGUF
+from afina.models.formats.gguf import read_gguf
 from afina.models.formats.number_formats import quantised_by
 from afina.models.model import Quantize
 from afina.models.skeleton import causal_skeleton, check_fits, config_of, decoder_skeleton
@@ -47,7 +47,7 @@ def read_causal(source: Source, dtype: torch.dtype, fused: Kernels | None, quant
 def chat_tokenizer(source: Source) -> Tokenizer:
     """The tokenizer of a decoder-only model. Raises `BaseModelError`."""
     if source.is_gguf:
-        return tokenizer.from_gguf(GGUF(source.path), source.path)
+        return tokenizer.from_gguf(read_gguf(source.path), source.path)
     return tokenizer.from_folder(source.path, _stop_ids(source))
 
 
@@ -94,7 +94,7 @@ def _in_transformers(source: Source, config: Any, dtype: torch.dtype) -> Any:
 
 def _from_gguf(source: Source, dtype: torch.dtype, fused: Kernels | None, quantize: Quantize | None) -> ReadModel:
     keep = quantize == "keep"
-    file = GGUF(source.path)
+    file = read_gguf(source.path)
     tok = tokenizer.from_gguf(file, source.path)
     config = gguf_models.read_config(file)
     if config:
@@ -140,7 +140,7 @@ def _gguf_in_transformers(source: Source, architecture: str | None, dtype: torch
 
 def stored_dtype(path: Path) -> torch.dtype:
     """The dtype in which a folder or a GGUF file holds most of its weights. Raises `BaseModelError`."""
-    return GGUF(path).stored_dtype() if path.suffix == ".gguf" else safetensors_files.stored_dtype(path)
+    return read_gguf(path).stored_dtype() if path.suffix == ".gguf" else safetensors_files.stored_dtype(path)
 
 
 def _equal(one: Any, other: Any) -> bool:

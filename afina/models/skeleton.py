@@ -187,7 +187,7 @@ def config_of(source: Source) -> Any:
 
     check_number_formats(source.path)
     if source.is_gguf:
-        file = gguf.GGUF(source.path)
+        file = gguf.read_gguf(source.path)
         family = shortened(file.metadata.get("general.architecture"))
         with reading(f"{source.path}: architecture {family} is not supported", BaseModelError, "choose another base"):
             return gguf_models.read_config(file) or AutoConfig.from_pretrained(
@@ -222,6 +222,17 @@ def task_of(source: Source) -> Task:
         return SEQ2SEQ
     causal = not named or "CausalLM" in named or "LMHead" in named
     return CAUSAL if causal else CLASSIFY
+
+
+def context_length(source: Source) -> int:
+    """`context_of` its configuration, which is not made where a GGUF file says it: it takes seconds to import. Raises
+    `BaseModelError`."""
+    if source.is_gguf:
+        metadata = gguf.read_gguf(source.path).metadata
+        stated = metadata.get(f"{metadata.get('general.architecture')}.context_length")
+        if isinstance(stated, int) and stated > 0:
+            return stated
+    return context_of(config_of(source))
 
 
 def context_of(config: Any) -> int:

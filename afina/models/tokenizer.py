@@ -263,7 +263,7 @@ def from_gguf(file: GGUF, path: Path) -> Tokenizer:
 
 
 def _of_gguf(file: GGUF, path: Path) -> tuple[Any, list[int]]:
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
     meta = {key.removeprefix("tokenizer.ggml."): value for key, value in file.metadata.items()}
     tokens = meta.get("tokens")
@@ -276,6 +276,8 @@ def _of_gguf(file: GGUF, path: Path) -> tuple[Any, list[int]]:
     if meta.get("model") == "gpt2" and meta.get("pre", "gpt-2") in ("smollm", "gpt-2", "default"):
         inner = PreTrainedTokenizerFast(tokenizer_object=_byte_level_bpe(meta), clean_up_tokenization_spaces=False)
     else:
+        from transformers import AutoTokenizer
+
         inner = AutoTokenizer.from_pretrained(
             path.parent, gguf_file=path.name, trust_remote_code=False, local_files_only=True
         )

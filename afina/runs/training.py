@@ -13,7 +13,7 @@ from afina.core.config import build, changed, merge, read_yaml
 from afina.core.device import memory_gb
 from afina.core.errors import AdapterError, InputError, Interrupted, counted, writing
 from afina.core.events import Done, Event, Listener, MetricsFile, Notice, forget_after, ignore, minutes
-from afina.core.files import write_json, write_jsonl, write_yaml
+from afina.core.files import leads_out, write_json, write_jsonl, write_yaml
 from afina.core.process.temporary import arriving_in, remove_at_once
 from afina.core.text import command_line
 from afina.core.world import SINGLE, World
@@ -35,7 +35,7 @@ from afina.measure.verification import Verification, reference_logits, verify
 from afina.models.load import import_libraries
 from afina.runs.assemble import Assembled, assemble, load
 from afina.runs.facts import facts_of, read_facts, save_tokenizer, write_facts
-from afina.runs.folder import CHECKPOINTS, RunFolder, is_complete, record
+from afina.runs.folder import CHECKPOINTS, RUN_FILES, RunFolder, is_complete, record
 from afina.runs.tracking import Trackers
 from afina.settings import Resolved, RunSettings
 from afina.training.checkpoint import State, fingerprint, read_latest
@@ -88,6 +88,12 @@ def resume_run(folder: Path | str, listener: Listener = ignore) -> TrainedRun:
                 f"--resume {folder}: this run is complete",
                 "train further with `afina train DATA --adapter RUN --out OTHER`",
             )
+        for name in RUN_FILES:
+            if elsewhere := leads_out(folder / name, folder):
+                raise InputError(
+                    f"--resume {folder}: {name} is a link to {elsewhere}, outside the run, where it would be written",
+                    f"put what it leads to into {folder}",
+                )
         settings = build(RunSettings, merge(read_yaml(config), {"out": folder}))
         return _train(run_folder, settings, listener, resuming=True)
 

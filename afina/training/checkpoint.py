@@ -103,4 +103,4 @@ def read_latest(folder: Path) -> tuple[State, str] | None:
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted(folder.glob("step-*.safetensors"))
+    return sorted(path for path in folder.glob("step-*.safetensors") if path.is_file())

@@ -1,7 +1,11 @@
 """Files of mlx-lm, LitGPT and loralib against their formulas, as those libraries hold and compute them."""
 
+import io
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
+from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile
 
 import pytest
 import torch
@@ -16,6 +20,7 @@ from torch.nn import functional as F
 from afina.core.config import build
 from afina.core.errors import AdapterError, InputError, OutputError, VerificationFailed
 from afina.jobs.adapters import convert as job
+from afina.jobs.adapters._unpickled import unpickled
 from afina.jobs.adapters.convert import ConvertAdapterSettings, convert
 from afina.lora import load_adapter
 from afina.ui.cli import main
@@ -170,6 +175,44 @@ def test_loralib_with_fused_layers(tmp_path: Path) -> None:
 class Evil:
     def __reduce__(self):
         return (print, ("run!",))
+
+
+def repacked(state: dict, path: Path, change: Callable[[bytes], bytes], how: int = ZIP_STORED) -> Path:
+    """What torch.save writes, with another pickle in it."""
+    saved = io.BytesIO()
+    torch.save(state, saved)
+    with ZipFile(saved) as archive, ZipFile(path, "w", how) as again:
+        for name in archive.namelist():
+            content = archive.read(name)
+            again.writestr(name, change(content) if name.endswith("data.pkl") else content)
+    return path
+
+
+def test_pickles_that_take_too_much_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Strides of nothing, zeros packed a thousandfold, values by the million, and bytes that are only claimed."""
+    monkeypatch.setattr("afina.jobs.adapters._unpickled.UNPICKLED_BYTES", 64 << 20)
+    monkeypatch.setattr("afina.jobs.adapters._unpickled.UNPICKLED_SECONDS", 0.5)
+    state, path = {"q.lora_A": torch.ones(4, 4), "q.lora_B": torch.ones(4, 4)}, tmp_path / "a.pt"
+    shape, strides, huge = b"K\x04K\x04\x86", b"K\x04K\x01\x86", b"J\0\0\0\x40"
+    assert torch.equal(unpickled(repacked(state, path, lambda text: text))["q.lora_B"], state["q.lora_B"])
+    for change in (
+        lambda text: text.replace(strides, b"K\0K\0\x86").replace(shape, huge * 2 + b"\x86"),
+        lambda text: text.replace(shape, huge + b"K\x04\x86").replace(strides, b"K\0K\x01\x86"),
+        lambda text: text.replace(strides, huge + b"K\x01\x86"),
+        lambda text: b"\x80\x02}(" + b"K\x01" * 4_000_000 + b"u.",
+        lambda text: b"\x80\x02cbuiltins\nbytearray\n" + b"\x8a\x05\0\0\0\0\x01" + b"\x85R.",
+        lambda text: b"\x80\x03B\xff\xff\xff\x7f" + b"\x01" * 10 + b".",
+        lambda text: b"\x80\x02}q\0X\x05\0\0\0modelq\x01h\0s.",
+    ):
+        with pytest.raises(AdapterError, match=r"a\.pt (cannot be read|takes more than|contains no)"):
+            unpickled(repacked(state, path, change))
+    zeros = repacked({"q.lora_A": torch.zeros(1 << 26)}, path, lambda text: text, ZIP_DEFLATED)
+    with pytest.raises(AdapterError, match=r"a\.pt (cannot be read|takes more than)"):
+        unpickled(zeros)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(AdapterError, match="not a regular file"):
+        unpickled(path)
 
 
 def test_what_is_not_understood_is_refused(

@@ -1,6 +1,7 @@
 """`afina runs` where folders are damaged, unfinished, or not comparable. No model is needed."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from conftest import write_rows
 from afina.core.errors import InputError
 from afina.core.events import Done, row
 from afina.core.files import write_json, write_yaml
+from afina.runs.files import read_run
+from afina.runs.folder import MOVING
 from afina.runs.history import diff_runs, list_runs, show_run
 from afina.ui.cli import main
 
@@ -91,6 +94,24 @@ def test_damaged_files_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[st
         assert str(tmp_path / "bad" / file) in out
         assert main(["runs", "show", str(tmp_path / "bad")]) == 2
         assert file in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("moved", [["config.yaml"], ["evaluation.json", "metrics.jsonl"], ["predictions.jsonl"]])
+@pytest.mark.parametrize(
+    "opened",
+    [show_run, list_runs, read_run, lambda run: diff_runs(run, run), lambda run: diff_runs(run.parent / "other", run)],
+)
+def test_what_a_kill_left_is_undone_whoever_opens_the_run(
+    opened: Callable[[Path], Any], moved: list[str], tmp_path: Path
+) -> None:
+    make_run(tmp_path / "other")
+    run = make_run(tmp_path / "run")
+    files = sorted(path.name for path in run.iterdir())
+    (run / MOVING).mkdir()
+    for name in moved:
+        (run / name).rename(run / MOVING / name)
+    opened(run)
+    assert sorted(path.name for path in run.iterdir()) == files
 
 
 def test_a_folder_that_may_not_be_looked_into(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,14 +15,19 @@ class WrittenAdapter(Result):
     """Folder of the new adapter."""
 
 
+def copy(file: Path, out: Path) -> None:
+    """Copies a file into the folder `out`. Raises `AdapterError` where a link leads out of the file's own folder: what
+    is copied may be published."""
+    if elsewhere := leads_out(file, file.parent):
+        raise AdapterError(f"{file} is a link to {elsewhere}, outside its folder", "remove the link")
+    write_atomic(out / file.name, file.read_bytes())
+
+
 def copy_companions(folder: Path, out: Path, place: Path) -> None:
     """Copies what makes an adapter ready for generation into `out`, which will lie in `place`: its tokenizer, its
-    template and Afina's facts. Raises `AdapterError` where a link leads elsewhere: what is copied may be published."""
+    template and Afina's facts. Raises `AdapterError`, as `copy` does."""
     for file in folder.iterdir():
         if file.name not in (CONFIG, WEIGHTS, FACTS, "README.md") and file.is_file():
-            elsewhere = leads_out(file, folder)
-            if elsewhere:
-                raise AdapterError(f"{file} is a link to {elsewhere}, outside the adapter's folder", "remove the link")
-            write_atomic(out / file.name, file.read_bytes())
+            copy(file, out)
     if facts := read_facts(folder):
         write_facts(out, facts, place)

@@ -8,11 +8,11 @@ import torch
 from afina.core.config import Result, setting
 from afina.core.errors import AdapterError, SettingsError
 from afina.core.events import Listener, ignore
-from afina.core.files import write_atomic
 from afina.core.job import Job
 from afina.core.layers import not_finite
 from afina.core.process.temporary import new_folder
 from afina.jobs._opening import OpenSettings
+from afina.jobs.adapters._files import copy
 from afina.jobs.adapters._proof import check_same, logits, sample
 from afina.lora.merging import merge_in_place
 from afina.measure.verification import relative_difference
@@ -107,7 +107,7 @@ def _write(base: Base, facts: dict[str, Any], folder: Path, place: Path) -> None
     save_tokenizer(base, folder)
     for name in _COMPANIONS:
         if (source := Path(base.facts.path) / name).is_file():
-            write_atomic(folder / name, source.read_bytes())
+            copy(source, folder)
     write_facts(folder, facts, place)
 
 

@@ -8,6 +8,7 @@ import mmap
 import struct
 from collections import Counter
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from afina.core.errors import BaseModelError
+from afina.core.errors import BaseModelError, reading
 from afina.core.files import check_regular
 from afina.engine.blocks import GGML_FORMATS, Blocks
 from afina.models.formats.checks import check_numbers
@@ -47,6 +48,19 @@ class TensorInfo:
     offset: int
 
 
+def read_gguf(path: Path) -> "GGUF":
+    """The file, parsed once for as long as it stays as it is: a vocabulary takes a while. Raises `BaseModelError`."""
+    check_regular(path, BaseModelError)
+    with reading(f"cannot read {path}", BaseModelError, "check the path"):
+        found = path.stat()
+    return _parsed(path, (found.st_ino, found.st_size, found.st_mtime_ns))
+
+
+@lru_cache(2)
+def _parsed(path: Path, version: Any) -> "GGUF":
+    return GGUF(path)
+
+
 class GGUF:
     """`metadata` and `tensors` (name → TensorInfo) of the file at `path`. Raises `BaseModelError` if it is damaged."""
 
@@ -54,7 +68,6 @@ class GGUF:
         self.path = path
         self.metadata: dict[str, Any] = {}
         self.tensors: dict[str, TensorInfo] = {}
-        check_regular(path, BaseModelError)
         try:
             with path.open("rb") as file:
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)

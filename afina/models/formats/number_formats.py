@@ -18,7 +18,7 @@ from afina.core.finding import Finding, State
 from afina.core.limits import TENSORS
 from afina.engine.blocks import GGML_FORMATS
 from afina.models.formats.card import made_of
-from afina.models.formats.gguf import GGUF
+from afina.models.formats.gguf import GGUF, read_gguf
 
 # By the name that config.json gives the program that quantised a model (`quant_method`).
 _METHODS = {
@@ -73,7 +73,7 @@ def number_formats(path: Path) -> tuple[NumberFormat, ...]:
 
 @lru_cache(64)
 def _formats(path: Path, versions: Any) -> tuple[NumberFormat, ...]:
-    return tuple(_of_gguf(GGUF(path)) if path.suffix == ".gguf" else _of_folder(path))
+    return tuple(_of_gguf(read_gguf(path)) if path.suffix == ".gguf" else _of_folder(path))
 
 
 def check_number_formats(path: Path) -> None:
