@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 import afina
 from afina.core.config import build, merge, read_yaml
 from afina.core.device import cache_folder
-from afina.core.files import read_json, read_jsonl
+from afina.core.files import read_json, read_jsonl, write_json
 from afina.data.store import Rows
 from afina.lora import load_adapter
 from afina.measure import outputs
@@ -83,10 +83,16 @@ def test_prepared_rows_are_read(recorded: Path) -> None:
 def test_what_a_base_answered_is_read(recorded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(outputs, "_key", lambda *_: "base")
     monkeypatch.setattr(outputs, "outputs_of", lambda *_: pytest.fail("the base was asked again"))
-    found = outputs.cached_outputs(None, None, lambda _: None, "base", recorded / "cache")
-    kept = read_json(recorded / "cache" / "outcomes" / "base.json")
+    path = recorded / "cache" / "outcomes" / "base.json"
+    kept = read_json(path)
+    rows = outputs.EvaluationSet(kept["answers"], kept["nats"], "generation", 9, "rows")
+    found = outputs.cached_outputs(None, rows, lambda _: None, "base", recorded / "cache")
     assert [answer.text for answer in found.answers] == [text for text, *_ in kept["answers"]]
     assert [list(pair) for pair in found.nats] == kept["nats"]
     assert math.isnan(found.seconds)  # of another day, which is not set against today's
     assert math.isnan(found.latency)
     assert number("latency", None) == "not timed"
+    for changed in ({"answers": kept["answers"][1:]}, {"nats": None}, {"general": {"en": [1]}}, {"answers": [[1, 2]]}):
+        write_json(path, kept | changed)
+        with pytest.raises(pytest.fail.Exception, match="the base was asked again"):
+            outputs.cached_outputs(None, rows, lambda _: None, "base", recorded / "cache")

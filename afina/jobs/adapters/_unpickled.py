@@ -28,25 +28,25 @@ def unpickled(path: Path) -> dict[str, Tensor]:
     with TemporaryDirectory(prefix="afina-") as folder:
         plain = Path(folder) / "adapter.safetensors"
         try:
-            in_child(lambda: _rewrite(path, plain), seconds, most)
+            count = in_child(lambda: _rewrite(path, plain), seconds, most)
         except TooMuch as error:
             raise AdapterError(f"{path} takes more than {error} to read", _ADVICE) from error
         except Failed as error:
             if error.remedy:
                 raise AdapterError(str(error), error.remedy) from error
             raise AdapterError(f"{path} cannot be read as plain tensors ({error})", _ADVICE) from error
-        return tensors_in(plain)
+        return tensors_in(plain) if count else {}  # a safetensors file of nothing cannot be read
 
 
-def _rewrite(path: Path, plain: Path) -> None:
+def _rewrite(path: Path, plain: Path) -> int:
     torch.set_num_threads(1)  # a copy of a process has none but its own
     state = torch.load(path, map_location="cpu", weights_only=True)
     state = state.get("model", state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not all(isinstance(name, str) and _plain(value) for name, value in state.items()):
         raise AdapterError(f"{path} contains no plain tensors by name", "give the file of the adapter's state")
-    write_tensors(
-        plain, {name: value.clone(memory_format=torch.contiguous_format) for name, value in state.items()}, {}
-    )
+    tensors = {name: value.clone(memory_format=torch.contiguous_format) for name, value in state.items()}
+    write_tensors(plain, tensors, {})
+    return len(tensors)
 
 
 def _plain(value: Any) -> bool:
