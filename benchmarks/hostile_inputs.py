@@ -234,7 +234,7 @@ def add_json(w: Writer) -> None:
     w.data("items_empty.json", "[" + "{}," * (3 * MB) + "{}]", EITHER)
     w.data("lists_empty.json", "[" + "[]," * (3 * MB) + "[]]", EITHER)
     w.data("members.json", "{" + ",".join(f'"k{i}": {i}' for i in range(900_000)) + "}", EITHER)
-    w.data("split.json", json.dumps({"columns": ["q", "a"], "data": [["x", "y"]] * 900_000}), EITHER)
+    w.data("split.json", json.dumps({"columns": ["q", "a"], "data": [["x", "y"]] * 300_000}), EITHER)
     w.data("orient.json", json.dumps({"q": {str(i): "x" for i in range(400_000)}, "a": {"0": "y"}}), EITHER)
     w.data("line.jsonl", json.dumps({"q": "x" * (24 * MB)}) + "\n", EITHER)
     w.data("lines.jsonl", (json.dumps({"q": "text " * int(1.5 * MB), "a": "x"}) + "\n") * 5, EITHER)
@@ -266,7 +266,7 @@ def add_packed(w: Writer) -> None:
     )
     empty = "".join(f'<row r="{i}"><c r="XFD{i}"/></row>' for i in range(3, 40_000))
     w.data("styles.xlsx", sheet(f"<sheetData>{two}{empty}</sheetData>"), EITHER)
-    many = "".join(cells(i, "x", "y") for i in range(3, 50_000))
+    many = "".join(cells(i, "x", "y") for i in range(3, 20_000))
     w.data("many.xlsx", sheet(f"<sheetData>{two}{many}</sheetData>"), EITHER)
     entities = "".join(f'<!ENTITY e{i} "{f"&e{i - 1};" * 10}">' for i in range(1, 12))
     bomb = f'<!DOCTYPE x [<!ENTITY e0 "lol">{entities}]><sst><si><t>&e11;</t></si></sst>'

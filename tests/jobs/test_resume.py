@@ -120,4 +120,11 @@ def test_other_data_than_the_run_began_with_is_refused(tmp_path: Path, tiny_fold
     with pytest.raises(InputError, match="not what the run began with"):
         afina.resume(afina.ResumeSettings(run=tmp_path / "run"))
     Path(data).write_text("\n".join(lines) + "\n")
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    shutil.move(metrics, tmp_path / "elsewhere")
+    metrics.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match=r"metrics.jsonl is a link to .*elsewhere"):
+        afina.resume(afina.ResumeSettings(run=tmp_path / "run"))
+    shutil.move(tmp_path / "elsewhere", metrics)
+    os.mkfifo(tmp_path / "run" / "checkpoints" / "step-00000099.safetensors")
     assert afina.resume(afina.ResumeSettings(run=tmp_path / "run")).adapter.is_dir()

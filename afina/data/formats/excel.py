@@ -64,6 +64,8 @@ def _lines(sheet: Any, name: str, merged: Merged | None = None) -> Iterator[Line
                 f"{name}: the sheet {sheet.title!r} goes on to row {number:,} with {cells:,} cells",
                 f"{SHEET_ROWS:,} rows and {SHEET_CELLS:,} cells are read: delete empty columns, or export it as CSV",
             )
+        if not values:  # of the rows that a sheet leaves out there may be a million
+            continue
         row = list(values)
         for column, (value, last) in [*repeated.items()]:
             if number > last:
