@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from afina.core.errors import BaseModelError, reading
 from afina.core.task import Task
 from afina.engine.ops import Segments
 from afina.forecast.seconds import ALIKE, Seconds, Slower
@@ -18,6 +19,7 @@ from afina.forecast.speed import reading_pass, seconds_of, training_pass
 from afina.forecast.workload import Case, MicroBatches, numbers_trained
 from afina.lora.config import LoraConfig
 from afina.lora.injection import inject
+from afina.models.footprint import element_size
 from afina.models.load import wrapped
 from afina.models.model import IGNORE_INDEX, Packed
 from afina.training.baselines import RATE_AS_FULL, baseline
@@ -26,6 +28,7 @@ _TYPICAL = Slower(1.5, 1.5)  # where nothing can be timed
 _LAYERS = 1, 3  # of each list of layers: what the second takes more than the first is what layers take
 _TOKENS = 2048  # of a timed pass, where its rows are shorter
 _ROUNDS = 2
+_ANOTHER = "choose another base"
 
 
 def slower(case: Case, batches: MicroBatches) -> Slower:
@@ -34,6 +37,9 @@ def slower(case: Case, batches: MicroBatches) -> Slower:
     if base.is_decoder:
         return ALIKE
     if machine.device is None or not _repeated(base.module):
+        return _TYPICAL
+    largest = _cut(base.module, max(_LAYERS))
+    if element_size(machine.dtype) * sum(each.numel() for each in largest.parameters()) > machine.free:
         return _TYPICAL
     length = max(2, round(2 * batches.square / batches.tokens))
     rows = max(1, min(batches.tokens // batches.count, _TOKENS) // length)
@@ -51,7 +57,8 @@ def slower(case: Case, batches: MicroBatches) -> Slower:
         )  # fmt: skip
         seconds = Seconds(few, False, ALIKE)
         ours.append((seconds.training(one_pass), seconds.reading(rows * length, 1, one_pass.square, rows * answered)))
-    theirs = _timed(base.module, base.task, machine.device, machine.dtype, method, rows, length, answered)
+    with reading(f"base {base.name}: its configuration describes no model that runs", BaseModelError, _ANOTHER):
+        theirs = _timed(base.module, base.task, machine.device, machine.dtype, method, rows, length, answered)
     training, reading = ((d - c) / (b - a) for a, b, c, d in zip(*ours, *theirs, strict=True))
     return Slower(training if case.trained.depth else reading, reading)
 

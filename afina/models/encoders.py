@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
+from afina.core.errors import BaseModelError, reading
 from afina.core.layers import evaluation_mode
 from afina.models.model import IGNORE_INDEX, Answer, Packed, token_losses
 from afina.models.sampling import likeliest
@@ -96,6 +97,12 @@ class ClassifierModel(_EncoderModel):
 class Seq2SeqModel(_EncoderModel):
     """An encoder-decoder: the encoder reads the unlabelled tokens of a row, the decoder generates the labelled ones
     after them."""
+
+    def __init__(self, module: Any, pad_id: int, heads: tuple[str, ...]) -> None:
+        super().__init__(module, pad_id, heads)
+        what = "the base is an encoder-decoder whose config.json does not say with what an answer begins"
+        with reading(what, BaseModelError, "take the file from where the base is published, or choose another base"):
+            module.prepare_decoder_input_ids_from_labels(labels=torch.zeros(1, 1, dtype=torch.long))
 
     def label_logits(self, packed: Packed) -> Tensor:
         sources, targets = [], []

@@ -11,6 +11,7 @@ import transformers
 from conftest import tiny_config
 from torch.utils.flop_counter import FlopCounterMode
 
+from afina.core.errors import BaseModelError
 from afina.core.task import task_named
 from afina.data.settings import DataSettings
 from afina.engine.ops import Segments
@@ -86,3 +87,12 @@ def test_nothing_is_timed_where_that_is_not_wanted(tmp_path: Path, monkeypatch: 
     machine = this_machine(tmp_path, "cpu", "fp32", measure=False)
     case = case_of(base, RunSettings(data=DataSettings(path=tmp_path)), workload, machine)
     assert through_transformers.slower(case, ONE_PASS).training > 1
+    timed = replace(case, machine=replace(machine, device=torch.device("cpu"), free=1e5))
+    assert through_transformers.slower(timed, ONE_PASS).training > 1  # three layers are larger than what is free
+
+    def fails(function: Callable[[], Any]) -> float:
+        raise AttributeError("there is no such thing")
+
+    monkeypatch.setattr(through_transformers, "seconds_of", fails)
+    with pytest.raises(BaseModelError, match="describes no model that runs"):
+        through_transformers.slower(replace(timed, machine=replace(timed.machine, free=1e12)), ONE_PASS)

@@ -195,6 +195,14 @@ def test_what_a_classifier_needs(tmp_path: Path) -> None:
         load_base(str(folder), precision="fp32")
 
 
+def test_an_encoder_decoder_that_does_not_say_with_what_answers_begin(tmp_path: Path) -> None:
+    folder = save(tmp_path / "t5", tiny_config("t5"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"decoder_start_token_id": None}))
+    with pytest.raises(BaseModelError, match="does not say with what an answer begins"):
+        load_base(str(folder), precision="fp32")
+
+
 @pytest.mark.parametrize("kind", ["opt", "mixtral"])
 def test_a_family_without_a_decoder_of_ours_from_a_file_to_answers(kind: str, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM, MixtralConfig, OPTConfig
