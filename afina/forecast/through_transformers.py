@@ -59,8 +59,8 @@ def slower(case: Case, batches: MicroBatches) -> Slower:
         ours.append((seconds.training(one_pass), seconds.reading(rows * length, 1, one_pass.square, rows * answered)))
     with reading(f"base {base.name}: its configuration describes no model that runs", BaseModelError, _ANOTHER):
         theirs = _timed(base.module, base.task, machine.device, machine.dtype, method, rows, length, answered)
-    training, reading = ((d - c) / (b - a) for a, b, c, d in zip(*ours, *theirs, strict=True))
-    return Slower(training if case.trained.depth else reading, reading)
+    in_training, in_reading = ((d - c) / (b - a) for a, b, c, d in zip(*ours, *theirs, strict=True))
+    return Slower(in_training if case.trained.depth else in_reading, in_reading)
 
 
 def _adapter(module: nn.Module, method: str) -> LoraConfig:
