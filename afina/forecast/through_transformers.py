@@ -39,7 +39,7 @@ def slower(case: Case, batches: MicroBatches) -> Slower:
     if machine.device is None or not _repeated(base.module):
         return _TYPICAL
     largest = _cut(base.module, max(_LAYERS))
-    if element_size(machine.dtype) * sum(each.numel() for each in largest.parameters()) > machine.free:
+    if element_size(machine.dtype) * sum(each.numel() for each in largest.parameters()) > machine.available:
         return _TYPICAL
     length = max(2, round(2 * batches.square / batches.tokens))
     rows = max(1, min(batches.tokens // batches.count, _TOKENS) // length)

@@ -87,7 +87,7 @@ def test_nothing_is_timed_where_that_is_not_wanted(tmp_path: Path, monkeypatch: 
     machine = this_machine(tmp_path, "cpu", "fp32", measure=False)
     case = case_of(base, RunSettings(data=DataSettings(path=tmp_path)), workload, machine)
     assert through_transformers.slower(case, ONE_PASS).training > 1
-    timed = replace(case, machine=replace(machine, device=torch.device("cpu"), free=1e5))
+    timed = replace(case, machine=replace(machine, device=torch.device("cpu"), available=100_000))
     assert through_transformers.slower(timed, ONE_PASS).training > 1  # three layers are larger than what is free
 
     def fails(function: Callable[[], Any]) -> float:
@@ -95,4 +95,4 @@ def test_nothing_is_timed_where_that_is_not_wanted(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(through_transformers, "seconds_of", fails)
     with pytest.raises(BaseModelError, match="describes no model that runs"):
-        through_transformers.slower(replace(timed, machine=replace(timed.machine, free=1e12)), ONE_PASS)
+        through_transformers.slower(replace(timed, machine=replace(timed.machine, available=1 << 40)), ONE_PASS)
