@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from afina.core.errors import DataError
+from afina.core.errors import DataError, writing
 from afina.core.events import Listener, ignore
 from afina.core.files import check_fetched
 from afina.core.limits import MOST_REJECTED
@@ -184,7 +184,7 @@ def _standard_input() -> tuple[Format, Path]:
         folder = Path(tempfile.mkdtemp(prefix="afina-"))
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
         path = folder / "standard-input"
-        with path.open("wb") as written:
+        with writing(path, "set TMPDIR to a folder with more space, or give a file"), path.open("wb") as written:
             shutil.copyfileobj(sys.stdin.buffer, written)
         file = File(path)
         start = file.start().removeprefix(b"\xef\xbb\xbf").lstrip()

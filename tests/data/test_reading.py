@@ -3,6 +3,7 @@ say."""
 
 import bz2
 import csv
+import errno
 import gzip
 import io
 import json
@@ -18,7 +19,7 @@ import pyarrow.parquet
 import pytest
 from conftest import write_rows
 
-from afina.core.errors import DataError, Unmapped
+from afina.core.errors import DataError, OutputError, Unmapped
 from afina.data.mapping import read_examples
 from afina.data.read import read
 from afina.data.rows import Notes, Record, Rejected
@@ -191,6 +192,14 @@ def test_standard_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     for text in ("".join(json.dumps(row) + "\n" for row in ROWS), json.dumps(ROWS), table(";")):
         monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
         assert rows(Path("-"))[0] == ROWS
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"a,b")))
+    monkeypatch.setattr("afina.data.read.shutil.copyfileobj", full)
+    with pytest.raises(OutputError, match=r"(?s)No space left.*TMPDIR"):
+        rows(Path("-"))
 
 
 def test_tables_of_arrow_are_read_by_a_process_that_has_read_nothing_yet(tmp_path: Path) -> None:

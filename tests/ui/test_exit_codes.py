@@ -152,6 +152,16 @@ def test_a_trace_that_cannot_be_written(broken: Path, monkeypatch, capsys: pytes
     assert told.splitlines()[-1].startswith("afina: unexpected Broken")
 
 
+def test_a_trace_that_is_cut_off_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(error: BaseException) -> list[str]:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(crash.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(crash.traceback, "format_exception", full)
+    assert "could not be written" in str(crash.explained(ValueError("odd")))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_too_little_memory_is_no_bug() -> None:
     assert isinstance(crash.explained(MemoryError()), OutOfMemory)
     assert crash.explained(MemoryError()).exit_code == 1
