@@ -198,7 +198,7 @@ def test_standard_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"a,b")))
     monkeypatch.setattr("afina.data.read.shutil.copyfileobj", full)
-    with pytest.raises(OutputError, match=r"(?s)No space left.*TMPDIR"):
+    with pytest.raises(OutputError, match=r"(?s)no space left.*TMPDIR"):
         rows(Path("-"))
 
 
