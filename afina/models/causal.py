@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from afina.engine import ops
-from afina.engine.blocks import BlockLinear
+from afina.engine.blocks import BlockLinear, Blocks
 from afina.engine.decoder import Decoder
 from afina.engine.grouping import grouped
 from afina.engine.kv_cache import Cache
@@ -38,10 +38,8 @@ class DecoderModel:
     def summed_loss(self, packed: Packed) -> Tensor:
         hidden_NC = self._hidden(packed)
         labels_N = packed.labels_T[packed.labelled_N]
-        head = self.module.get_output_embeddings()
-        if type(head) in (nn.Linear, BlockLinear) and head.bias is None and not self.module.arch.logit_cap:
-            weights = head.blocks if isinstance(head, BlockLinear) else head.weight
-            return ops.summed_cross_entropy(self.module.kernels_for(hidden_NC), hidden_NC, weights, labels_N)
+        if (head_VC := self._plain_head()) is not None:
+            return ops.summed_cross_entropy(self.module.kernels_for(hidden_NC), hidden_NC, head_VC, labels_N)
         total = hidden_NC.new_zeros((), dtype=torch.float32)
         for at in range(0, len(labels_N), ops.CHUNK):  # the backward pass recomputes a chunk's logits
             part = slice(at, at + ops.CHUNK)
@@ -51,10 +49,19 @@ class DecoderModel:
     def _chunk_loss(self, hidden_NC: Tensor, labels_N: Tensor) -> Tensor:
         return F.cross_entropy(self.module.logits(hidden_NC).float(), labels_N, reduction="sum")
 
+    def _plain_head(self) -> Tensor | Blocks | None:
+        """The weights of the output head, where logits are nothing but their product."""
+        head = self.module.get_output_embeddings()
+        if type(head) not in (nn.Linear, BlockLinear) or head.bias is not None or self.module.arch.logit_cap:
+            return None
+        weights: Tensor | Blocks = head.blocks if isinstance(head, BlockLinear) else head.weight
+        return weights
+
     def label_losses(self, packed: Packed) -> Tensor:
-        parts = zip(
-            self._hidden(packed).split(ops.CHUNK), packed.labels_T[packed.labelled_N].split(ops.CHUNK), strict=True
-        )
+        hidden_NC, labels_N = self._hidden(packed), packed.labels_T[packed.labelled_N]
+        if (head_VC := self._plain_head()) is not None and not torch.is_grad_enabled():
+            return ops.cross_entropies(self.module.kernels_for(hidden_NC), hidden_NC, head_VC, labels_N)
+        parts = zip(hidden_NC.split(ops.CHUNK), labels_N.split(ops.CHUNK), strict=True)
         return torch.cat([token_losses(self.module.logits(hidden), labels) for hidden, labels in parts])
 
     def label_logits(self, packed: Packed) -> Tensor:

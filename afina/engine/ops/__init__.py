@@ -7,7 +7,7 @@ public function of the file chooses between them; a third implementation goes be
 
 Public: `Segments` (segments.py); `rms_norm`, `add_rms_norm` (norms.py); `ACTIVATIONS`, `GATES`, `gated`
 (activations.py); `AttentionSpec`, `Rotation`, `rotate` (rotary.py); `attend`, `attend_cached`, `dense_attention`,
-`Past` (attention.py); `summed_cross_entropy`, `CHUNK`, `ROUND` (losses.py).
+`Past` (attention.py); `summed_cross_entropy`, `cross_entropies`, `CHUNK`, `ROUND` (losses.py).
 """
 
 from afina.engine.ops.activations import ACTIVATIONS as ACTIVATIONS
@@ -19,6 +19,7 @@ from afina.engine.ops.attention import attend_cached as attend_cached
 from afina.engine.ops.attention import dense_attention as dense_attention
 from afina.engine.ops.losses import CHUNK as CHUNK
 from afina.engine.ops.losses import ROUND as ROUND
+from afina.engine.ops.losses import cross_entropies as cross_entropies
 from afina.engine.ops.losses import summed_cross_entropy as summed_cross_entropy
 from afina.engine.ops.norms import add_rms_norm as add_rms_norm
 from afina.engine.ops.norms import rms_norm as rms_norm

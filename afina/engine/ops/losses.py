@@ -29,6 +29,46 @@ def summed_cross_entropy(
     return loss
 
 
+@torch.no_grad()
+def cross_entropies(fused: Kernels | None, hidden_NC: Tensor, head_VC: Tensor | Blocks, labels_N: Tensor) -> Tensor:
+    """−log p(label) of each (N), in nats, in fp32, without gradients; the logits of a chunk at a time."""
+    losses_N = torch.empty(len(labels_N), device=hidden_NC.device)
+    if fused is not None:
+        kernels.expect(torch.int64, (labels_N, (len(hidden_NC),)))
+        kernels.expect_below(head_VC.shape[0], labels_N)
+    memory = hidden_NC.new_empty(min(CHUNK, len(labels_N)), head_VC.shape[0])  # fresh pages for each chunk take longer
+    for start in range(0, len(labels_N), CHUNK):
+        chunk = slice(start, start + CHUNK)
+        logits = _logits(hidden_NC[chunk], head_VC, memory)
+        _chunk_losses(fused, logits, labels_N[chunk], losses_N[chunk], False)
+    return losses_N
+
+
+def _logits(hidden_NC: Tensor, head_VC: Tensor | Blocks, memory: Tensor) -> Tensor:
+    """Of a chunk, in `memory` where that can be."""
+    if isinstance(head_VC, Blocks):
+        return blocks.product(hidden_NC, head_VC)
+    return torch.mm(hidden_NC, head_VC.T, out=memory[: len(hidden_NC)])
+
+
+def _chunk_losses(
+    fused: Kernels | None, logits_NV: Tensor, labels_N: Tensor, losses_N: Tensor, gradient: bool
+) -> Tensor:
+    """Writes `losses_N`; softmax − onehot where the `gradient` is wanted, perhaps in the place of the logits."""
+    if fused is not None:
+        logits_NV = logits_NV.contiguous()
+        fused.call(
+            "cross_entropy", logits_NV, labels_N, losses_N, len(logits_NV), logits_NV.shape[1], int(gradient),
+            torch.get_num_threads(),
+        )  # fmt: skip
+        return logits_NV
+    log_p = logits_NV.float().log_softmax(-1)
+    losses_N.copy_(F.nll_loss(log_p, labels_N, reduction="none"))
+    if gradient:
+        log_p.exp_()[torch.arange(len(log_p), device=log_p.device), labels_N] -= 1
+    return log_p.to(logits_NV.dtype)
+
+
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, fused: Kernels | None, hidden: Tensor, head: Tensor | Blocks, labels: Tensor) -> Tensor:
@@ -42,21 +82,11 @@ class _CrossEntropy(torch.autograd.Function):
         dhidden = torch.empty_like(hidden) if wanted else None
         dhead = torch.zeros(head.shape, device=hidden.device) if weighted and isinstance(head, Tensor) else None
         losses = torch.empty(len(labels), device=hidden.device)
+        memory = hidden.new_empty(min(CHUNK, len(labels)), head.shape[0])
         for start in range(0, len(labels), CHUNK):
             chunk = slice(start, start + CHUNK)
             x = hidden[chunk]
-            logits = blocks.product(x, head) if isinstance(head, Blocks) else F.linear(x, head)
-            if fused is not None:
-                logits = logits.contiguous()
-                fused.call(
-                    "cross_entropy", logits, labels[chunk], losses[chunk], len(logits), logits.shape[1],
-                    int(wanted or weighted), torch.get_num_threads(),
-                )  # fmt: skip
-            else:
-                log_p = logits.float().log_softmax(-1)
-                losses[chunk] = F.nll_loss(log_p, labels[chunk], reduction="none")
-                log_p.exp_()[torch.arange(len(logits), device=logits.device), labels[chunk]] -= 1
-                logits = log_p.to(hidden.dtype)
+            logits = _chunk_losses(fused, _logits(x, head, memory), labels[chunk], losses[chunk], wanted or weighted)
             if dhidden is not None and isinstance(head, Blocks):
                 dhidden[chunk] = blocks.product_back(logits, head)
             elif dhidden is not None and isinstance(head, Tensor):
