@@ -16,7 +16,7 @@ from typing import Any
 
 from jinja2.exceptions import TemplateError
 
-from afina.core.errors import BaseModelError, brief, counted, reading
+from afina.core.errors import BaseModelError, brief, counted, reading, shortened
 from afina.core.files import check_size
 from afina.core.limits import (
     ADDED_TOKENS,
@@ -149,6 +149,11 @@ def wrap(inner: Any, extra_stops: list[int]) -> Tokenizer:
     if inner.eos_token is None:
         raise BaseModelError(
             "the tokenizer has no end-of-sequence token, so no answer could ever end", "choose another base"
+        )
+    if inner.eos_token_id is None:
+        raise BaseModelError(
+            f"the tokenizer's end-of-sequence token {shortened(inner.eos_token)} is not in its vocabulary",
+            "mend eos_token in the base's files, or choose another base",
         )
     stops = {inner.eos_token_id, *extra_stops}
     try:

@@ -245,6 +245,7 @@ def test_a_text_that_a_tokenizer_gives_up_on_is_one_message(base: Path) -> None:
         ("generation_config.json", b'{"eos_token_id": [[]]}'), ("generation_config.json", b"[]"),
         ("tokenizer_config.json", b"{"), ("tokenizer_config.json", b"[1]"),
         ("tokenizer_config.json", b'{"tokenizer_class": 5}'), ("tokenizer_config.json", b'{"eos_token": {"a": 1}}'),
+        ("tokenizer_config.json", b'{"eos_token": ""}'), ("tokenizer_config.json", b'{"eos_token": "</nowhere>"}'),
         ("special_tokens_map.json", b'{"eos_token": 9}'), ("chat_template.jinja", b"\xff\xfe{{"),
     ],
 )  # fmt: skip
