@@ -14,7 +14,7 @@ from afina.core.config import Result, Settings, Words, changed, section, setting
 from afina.core.device import cache_folder
 from afina.core.errors import InputError, RunFailed, SettingsError, counted
 from afina.core.events import Listener, Notice, ignore
-from afina.core.files import write_json
+from afina.core.files import check_writable_folder, write_json
 from afina.core.job import Job
 from afina.data.layouts import Kind
 from afina.data.quality.signals import language
@@ -142,6 +142,7 @@ def _choose(asked: ChooseSettings, listener: Listener) -> Choice:
     if bases is not None and not bases:
         raise SettingsError("--bases names no base", "give names with commas between, or leave it out")
     out = settings.out or Path("runs") / f"{settings.data.name}-choose"
+    check_writable_folder(out)
     finder = _Finder(settings, listener)
     found = finder.named(bases) if bases else finder.of_catalogue(asked.licence)
     wanted = _to_try(found, bases is not None, asked.download, listener)

@@ -44,7 +44,11 @@ COMMANDS = {
     "adapters merge": Asked("finished --base base --out {out}", writes=True, pace="slow"),
     "adapters rerank": Asked("finished --rank 1 --out {out}", writes=True),
     "adapters show": Asked("finished"),
-    "choose": Asked(f"{_DATA} --bases base --minutes 0.05 --precision fp32 --device cpu --threads 1", pace="long"),
+    "choose": Asked(
+        f"{_DATA} --bases base --minutes 0.05 --precision fp32 --device cpu --threads 1 --out {{out}}",
+        writes=True,
+        pace="long",
+    ),
     "compare": Asked(
         f"{_DATA} {_FAST} --methods base,lora --epochs 1 --allow-swap --out {{out}}", writes=True, pace="long"
     ),
