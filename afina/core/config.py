@@ -149,7 +149,7 @@ def _fields(model: type[Settings], prefix: str, shown: str, group: str) -> Itera
             help=" ".join((field.description or "").split()),
             default=None if field.default is PydanticUndefined else field.default,
             required=field.is_required(),
-            switch=field.annotation is bool,
+            switch=field.annotation is bool and not field.default,
             text=_takes_text(field.annotation),
             repeated=bool(extra.get("repeated")),
             many=get_origin(field.annotation) is tuple,

@@ -1,39 +1,53 @@
-"""From rows to micro-batches, and from a micro-batch to the tensors of its forward pass."""
+"""From rows to passes, and from the rows of a pass to the tensors of its forward pass."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
 from afina.data.template import Row
-from afina.engine.grouping import grouped
-from afina.engine.ops import Segments
+from afina.engine import forest
 from afina.models.model import IGNORE_INDEX, Packed
 
-
-def pack(rows: Sequence[Row], device: torch.device) -> Packed:
-    """The rows one after another. Position t carries the label of token t + 1, so that logits and labels meet in
-    place."""
-    ids: list[int] = []
-    labels: list[int] = []
-    bounds = [0]
-    for row in rows:
-        ids += row.input_ids
-        labels += [*row.labels[1:], IGNORE_INDEX]
-        bounds.append(len(ids))
-    return Packed(torch.tensor(ids, device=device), torch.tensor(labels, device=device), Segments(tuple(bounds)))
+# `Model.shares`: a number for each row of so many tokens; rows of the same share what they begin with.
+Shares = Callable[[Sequence[int]], list[int] | None]
 
 
-def micro_batches(rows: Sequence[Row], max_tokens: int, max_rows: int | None = None) -> list[list[Row]]:
-    """The rows in micro-batches of up to `max_tokens` tokens (a longer row goes alone) and `max_rows` rows.
+def pack(rows: Sequence[Row], device: torch.device, shares: Shares | None = None) -> Packed:
+    """The rows in one pass: what several begin with once, where the model `shares`. A token carries the labels of those
+    that follow it, so that logits and labels meet in place."""
+    ids = [row.input_ids for row in rows]
+    kinds = _kinds(rows, shares)
+    found = forest.plant(ids, kinds)
+    counts: dict[tuple[int, int], int] = {}  # of each label at each place, in how many rows it is
+    of_rows: list[list[tuple[int, int]]] = []
+    for i, row in enumerate(rows):
+        pairs = zip(found.places(i), row.labels[1:], strict=False)
+        of_rows.append([pair for pair in pairs if pair[1] != IGNORE_INDEX])
+        for pair in of_rows[-1]:
+            counts[pair] = counts.get(pair, 0) + 1
+    numbers = {pair: n for n, pair in enumerate(sorted(counts))}
+    at, labels = torch.tensor(list(numbers), dtype=torch.int64, device=device).reshape(-1, 2).unbind(1)
+    weights = torch.tensor([float(counts[pair]) for pair in numbers], device=device)
+    return Packed(
+        torch.tensor(found.ids, device=device),
+        found.segments,
+        at.contiguous(),
+        labels.contiguous(),
+        None if kinds is None or not (weights > 1).any() else weights,
+        tuple(torch.tensor([numbers[pair] for pair in pairs], dtype=torch.long) for pairs in of_rows),
+    )
 
-    They are sorted by length: models that pad waste least, and the others see passes of like shape.
-    """
-    return grouped(sorted(rows, key=_length), _length, max_tokens, max_rows)
+
+def passes(
+    rows: Sequence[Row], max_tokens: int, max_rows: int | None = None, shares: Shares | None = None
+) -> list[forest.Group]:
+    """The rows in groups for one pass each: `forest.groups`."""
+    return forest.groups([row.input_ids for row in rows], _kinds(rows, shares), max_tokens, max_rows)
 
 
-def _length(row: Row) -> int:
-    return len(row.input_ids)
+def _kinds(rows: Sequence[Row], shares: Shares | None) -> list[int] | None:
+    return None if shares is None else shares([len(row.input_ids) for row in rows])
 
 
 def epoch_order(count: int, seed: int, epoch: int) -> list[int]:

@@ -73,6 +73,10 @@ class Attention(ctypes.Structure):
     _fields_ = (
         ("segments", Long),
         ("bounds", Pointer),
+        ("starts", Pointer),
+        ("parents", Pointer),
+        ("trees", Long),
+        ("roots", Pointer),
         ("heads", Heads),
         ("scale", Float),
         ("window", Long),

@@ -14,8 +14,8 @@ from afina.engine.ops import AttentionSpec, Past, Rotation, Segments
 class Cache:
     """Keys and values (slots, Hkv, room, D) in each layer, for `slots` sequences of up to `room` tokens.
 
-    `empty` makes slots ready for new sequences. Before a forward pass, `begin` says which slot each of its segments
-    continues. Raises `IndexError` where a slot is none, is named twice, or has no room for its segment.
+    `cut` and `copy` make slots ready for new sequences. Before a forward pass, `begin` says which slot each of its
+    segments continues. Raises `IndexError` where a slot is none, is named twice, or has no room for its segment.
     """
 
     def __init__(
@@ -30,12 +30,19 @@ class Cache:
             for shape in shapes
         ]
 
-    def empty(self, slots: list[int], like: int | None = None) -> None:
-        """Makes the slots empty, or copies of the slot `like`."""
-        n = 0 if like is None else int(self._lengths[like])
-        self._lengths[slots] = n
-        for tensor in (tensor for layer in self._layers for tensor in layer) if n else ():
-            tensor[slots, :, :n] = tensor[like, :, :n]
+    def cut(self, slot: int, length: int) -> None:
+        """Leaves the first tokens of a slot."""
+        self._lengths[slot] = length
+
+    def copy(self, slot: int, to: list[int], first: int | None = None, last: int | None = None) -> None:
+        """Makes other slots the same as this one in its `first` tokens (None: in all). Of these they have all but the
+        `last` ones already (None: they have none)."""
+        n = int(self._lengths[slot]) if first is None else first
+        since = 0 if last is None else n - last
+        self._lengths[to] = n
+        for tensor in (tensor for layer in self._layers for tensor in layer) if n > since else ():
+            for other in to:
+                tensor[other, :, since:n] = tensor[slot, :, since:n]
 
     def grow(self, slots: int, room: int) -> None:
         """Makes space for so many slots, and tokens in each; no fewer than there are. What they hold is copied."""

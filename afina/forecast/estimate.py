@@ -17,12 +17,18 @@ from afina.training.optimizers import OPTIMIZERS
 from afina.training.plan import Plan
 
 
+def shared_in_words(computed: float) -> str:
+    """`Forecast.computed`; '' where next to nothing is shared."""
+    return f"{computed:.0%} of the tokens are computed: the rest is shared" if computed < 0.995 else ""
+
+
 @dataclass(frozen=True)
 class Forecast:
     """What a training with these settings needs on a machine.
 
     `seconds` are those of the training, `evaluation` those of the evaluation after it. `disk` bytes are used at most
-    (checkpoints included), of which `kept` remain."""
+    (checkpoints included), of which `kept` remain. `computed` is the share of the rows' tokens that is computed: the
+    rest is shared."""
 
     settings: RunSettings
     memory: Memory
@@ -35,6 +41,7 @@ class Forecast:
     kept: int
     plan: Plan
     trained: int
+    computed: float
 
     @property
     def fits(self) -> bool:
@@ -55,6 +62,7 @@ class Forecast:
             "steps": self.plan.steps,
             "checkpoint_activations": self.plan.checkpoint_activations,
             "trainable_parameters": self.trained,
+            "computed": self.computed,
         }
 
 
@@ -89,6 +97,7 @@ def forecast_training(base: Skeleton, settings: RunSettings, workload: Workload,
         kept=saved,
         plan=plan,
         trained=trained.numbers,
+        computed=batches.computed,
     )
 
 

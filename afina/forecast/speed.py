@@ -28,7 +28,7 @@ from afina.lora.adapters import unload
 from afina.lora.config import LoraConfig
 from afina.lora.injection import inject
 from afina.models.causal import DecoderModel
-from afina.models.model import IGNORE_INDEX, Packed
+from afina.models.model import IGNORE_INDEX, Packed, unshared
 from afina.models.skeleton import decoder_skeleton
 from afina.training.baselines import baseline
 from afina.training.optimizer import Optimizer
@@ -200,7 +200,7 @@ def _packed(model: DecoderModel, tokens: int, row: int, labelled: int) -> Packed
     ids = torch.randint(0, _WORDS, (tokens,), device=device)
     labels = torch.full_like(ids, IGNORE_INDEX)
     labels[:labelled] = ids[:labelled]
-    return Packed(ids, labels, Segments(tuple(range(0, tokens + 1, row))))
+    return unshared(ids, labels, Segments(tuple(range(0, tokens + 1, row))))
 
 
 def seconds_of(function: Callable[[], Any]) -> float:

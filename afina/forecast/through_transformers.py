@@ -21,7 +21,7 @@ from afina.lora.config import LoraConfig
 from afina.lora.injection import inject
 from afina.models.footprint import element_size
 from afina.models.load import wrapped
-from afina.models.model import IGNORE_INDEX, Packed
+from afina.models.model import IGNORE_INDEX, unshared
 from afina.training.baselines import RATE_AS_FULL, baseline
 
 _TYPICAL = Slower(1.5, 1.5)  # where nothing can be timed
@@ -82,7 +82,7 @@ def _timed(  # noqa: PLR0913 - what a timing depends on
     else:
         labels[:, -answered:] = ids[:, -answered:]
     segments = Segments(tuple(range(0, rows * length + 1, length)))
-    packed = Packed(ids.flatten().to(device), labels.flatten().to(device), segments)
+    packed = unshared(ids.flatten().to(device), labels.flatten().to(device), segments)
     found: dict[tuple[int, bool], list[float]] = {}
     models = {layers: _filled(_cut(module, layers), task, device, dtype) for layers in _LAYERS}
     with torch.random.fork_rng(devices=[]):  # of dropout

@@ -6,12 +6,15 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from afina.data.batch import Shares
 from afina.data.load import Dataset
-from afina.engine.grouping import grouped
+from afina.data.template import Row
+from afina.engine import forest
 from afina.engine.ops import ROUND
 from afina.forecast.machines import Machine
 from afina.lora.config import LoraConfig
 from afina.lora.counting import Trained, trained
+from afina.models.causal import DecoderModel
 from afina.models.footprint import activation_bytes
 from afina.models.skeleton import Skeleton
 from afina.settings import RunSettings, adapter_config
@@ -20,6 +23,7 @@ from afina.training.plan import Plan
 
 CHARACTERS = 3.7  # per token
 _SAMPLED = 2_000  # optimiser steps of an epoch that are counted; the rest are like them
+_SAMPLED_ROWS = 200  # those whose rows are read, for what they share
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,7 @@ class Workload:
     `lengths` are those of the training rows, of whose tokens the share `labelled` has a loss. The held-out rows have
     `held_out` tokens. `asked` rows are answered after training, with prompts of `prompt` tokens on average and
     `longest` at most, and answers of `answer` tokens on average and `most_new` at most. `counted` says how all this
-    is known.
+    is known. `rows` are the training rows themselves, where they are here: what they share is not computed again.
     """
 
     lengths: Sequence[int]
@@ -41,6 +45,7 @@ class Workload:
     answer: float
     most_new: int
     counted: str = "counted"
+    rows: Sequence[Row] = ()
 
     @property
     def tokens(self) -> int:
@@ -68,6 +73,7 @@ def workload_of(data: Dataset, most_new: int) -> Workload:
         longest=max((len(row.input_ids) - row.labelled for row in asked), default=0),
         answer=learned / max(1, len(asked)),
         most_new=most_new,
+        rows=data.train,
     )
 
 
@@ -108,8 +114,9 @@ def _trained(module: Any, config: str) -> Trained:
 
 @dataclass(frozen=True)
 class MicroBatches:
-    """The micro-batches of an epoch: their `count`, their `tokens` (padded as they are computed), Σ length² / 2,
-    positions with a loss, and the tokens of the largest. `summed`: an optimiser step sums the gradients of several.
+    """The micro-batches of an epoch: their `count`, their `tokens` (padded as they are computed), the pairs of a query
+    and a key (Σ length² / 2), positions with a loss, and the tokens of the largest. `summed`: an optimiser step sums
+    the gradients of several. `computed`: the share of the rows' tokens that is computed; the rest is shared.
     """
 
     count: int
@@ -118,28 +125,45 @@ class MicroBatches:
     labelled: float
     largest: int
     summed: bool
+    computed: float = 1.0
 
 
 def micro_batches_of(case: Case, plan: Plan) -> MicroBatches:
     """The micro-batches of an epoch, by the first steps of one."""
     train, workload = case.settings.train, case.workload
     groups = plan.batches(workload.lengths, case.settings.seed, 0)
-    sampled = groups[:_SAMPLED]
-    count = tokens = unpadded = largest = 0
+    shares = _shares(case)
+    sampled = groups[: _SAMPLED if shares is None else _SAMPLED_ROWS]
+    count = tokens = unpadded = own_tokens = largest = 0
     square = 0.0
     for numbers in sampled:
-        rows = sorted(int(workload.lengths[i]) for i in numbers)
-        for lengths in grouped(rows, int, train.tokens_per_pass, train.micro_batch_size):
-            own = sum(lengths)
-            padded = -(-own // ROUND) * ROUND if case.base.is_decoder else max(lengths) * len(lengths)
-            count, tokens, unpadded, largest = count + 1, tokens + padded, unpadded + own, max(largest, padded)
-            square += sum(n * n for n in lengths) / 2
+        rows: Sequence[Sequence[int]] = [range(int(workload.lengths[i])) for i in numbers]
+        kinds = None
+        if shares is not None:
+            rows = [workload.rows[i].input_ids for i in numbers]
+            kinds = shares([len(row) for row in rows])
+        for group, _ in forest.groups(rows, kinds, train.tokens_per_pass, train.micro_batch_size):
+            own = [rows[i] for i in group]
+            found = forest.plant(own, kinds and [kinds[i] for i in group]).segments
+            computed = found.bounds[-1]
+            padded = -(-computed // ROUND) * ROUND if case.base.is_decoder else max(map(len, own)) * len(own)
+            count, tokens, largest = count + 1, tokens + padded, max(largest, padded)
+            unpadded, own_tokens = unpadded + computed, own_tokens + sum(map(len, own))
+            square += sum(n * (n / 2 + start) for n, start in zip(found.lengths, found.starts, strict=True))
     scale = len(groups) / len(sampled)
     return MicroBatches(
         count=round(scale * count),
         tokens=round(scale * tokens),
         square=scale * square,
-        labelled=scale * unpadded * workload.labelled,
+        labelled=scale * own_tokens * workload.labelled,
         largest=largest,
         summed=count > len(sampled),
+        computed=unpadded / max(1, own_tokens),
     )
+
+
+def _shares(case: Case) -> Shares | None:
+    """`Model.shares` in training, where the rows are here to be looked at."""
+    if not (case.workload.rows and case.base.is_decoder and case.settings.train.share):
+        return None
+    return None if case.adapter.dropout else DecoderModel(case.base.module).shares

@@ -5,7 +5,6 @@ B active sequences; V vocabulary.
 """
 
 from collections import deque
-from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -17,7 +16,6 @@ from afina.models.sampling import GREEDY, Sampler, Sampling, likeliest
 from afina.models.tokenizer import Tokenizer
 
 MAX_BATCH_SIZE = 32  # active sequences
-_MIN_SHARED_TOKENS = 64  # that a shared prefix has to save, for reading it costs a forward pass of its own
 
 
 class Request:
@@ -40,16 +38,19 @@ class Batcher:
     """Generates for many requests at one time.
 
     Up to `max_batch_size` requests are active; the others wait, and enter in the order in which they were submitted.
-    The prefix that all requests share when the first of them enter is read once. When no request is left, the KV
-    cache is freed; only then may the model change. The model's module has to be in evaluation mode. `adapter` is the
+    What prompts begin with is read once, also where another request, active or over, began so: its keys and values are
+    there until their memory is needed. When no request is left, the KV cache is freed, but with `keep`, until `forget`;
+    only then may the model change. The model's module has to be in evaluation mode. `adapter` is the
     name of the adapter in place. Not for several threads.
 
     Cost: a step is one forward pass over a token of each active sequence, and one over the prompts that enter.
     """
 
     def __init__(
-        self, model: Writer, tokenizer: Tokenizer, max_batch_size: int = MAX_BATCH_SIZE, adapter: str | None = None
-    ) -> None:
+        self, model: Writer, tokenizer: Tokenizer, max_batch_size: int = MAX_BATCH_SIZE, adapter: str | None = None,
+        keep: bool = False,
+    ) -> None:  # fmt: skip
+        self.keep = keep
         self.model, self.tokenizer, self.max_batch_size, self.adapter = model, tokenizer, max_batch_size, adapter
         self._device = next(model.module.parameters()).device
         self._waiting: deque[Request] = deque()
@@ -128,8 +129,7 @@ class Batcher:
         if self._sequences is None or not (self._active or self._sequences.can_add):
             known = [*entering, *self._waiting]
             room = max(len(request.prompt_ids) + request.max_new_tokens for request in known)
-            prefix = _shared_prefix([request.prompt_ids for request in known])
-            self._sequences = self.model.start(min(self.max_batch_size, len(known)), room, prefix)
+            self._sequences = self.model.start(min(self.max_batch_size, len(known)), room)
         self._active += entering
         return self._sequences.prefill([request.prompt_ids for request in entering])
 
@@ -161,15 +161,12 @@ class Batcher:
         if len(remaining) < len(self._active):
             assert self._sequences is not None
             self._active = [self._active[i] for i in remaining]
-            if self.busy:
+            if self.busy or self.keep:
                 self._sequences.retain(remaining)
             else:
                 self._sequences = None
 
-
-def _shared_prefix(prompts: Sequence[list[int]]) -> list[int]:
-    """What all prompts begin with (a template, instructions), where reading it once saves more than it costs."""
-    low, high = min(prompts), max(prompts)
-    most = min(map(len, prompts)) - 1  # each prompt keeps a token of its own
-    n = next((i for i in range(most) if low[i] != high[i]), most)
-    return low[:n] if n * (len(prompts) - 1) >= _MIN_SHARED_TOKENS else []
+    def forget(self) -> None:
+        """Frees what was kept; not while requests are active."""
+        if not self._active:
+            self._sequences = None

@@ -13,10 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from afina.engine import ops
+from afina.engine import forest, ops
 from afina.engine.blocks import BlockLinear, Blocks
 from afina.engine.decoder import Decoder
-from afina.engine.grouping import grouped
 from afina.engine.kv_cache import Cache
 from afina.engine.ops import Segments
 from afina.models.model import IGNORE_INDEX, ActiveSequences, Packed, token_losses
@@ -31,23 +30,35 @@ class DecoderModel:
     """Afina's own decoder: a `Writer`."""
 
     heads: tuple[str, ...] = ()
+    sharing = True
 
     def __init__(self, module: Decoder) -> None:
         self.module: Decoder = module
 
+    def shares(self, lengths: Sequence[int]) -> list[int] | None:
+        """None under dropout, which changes the same token of each row in its own way. Rows longer than some rotation's
+        original length have other angles than those that are not."""
+        dropout = self.module.training and any(isinstance(m, nn.Dropout) and m.p > 0 for m in self.module.modules())
+        if dropout or not self.sharing:
+            return None
+        limits = {rope.original for rope in self.module.arch.ropes if rope.original is not None}
+        return [sum(length > limit for limit in limits) for length in lengths]
+
     def summed_loss(self, packed: Packed) -> Tensor:
-        hidden_NC = self._hidden(packed)
-        labels_N = packed.labels_T[packed.labelled_N]
+        hidden_NC, labels_N, weights_N = self._hidden(packed), packed.labels_N, packed.weights_N
         if (head_VC := self._plain_head()) is not None:
-            return ops.summed_cross_entropy(self.module.kernels_for(hidden_NC), hidden_NC, head_VC, labels_N)
+            fused = self.module.kernels_for(hidden_NC)
+            return ops.summed_cross_entropy(fused, hidden_NC, head_VC, labels_N, weights_N)
         total = hidden_NC.new_zeros((), dtype=torch.float32)
         for at in range(0, len(labels_N), ops.CHUNK):  # the backward pass recomputes a chunk's logits
             part = slice(at, at + ops.CHUNK)
-            total = total + checkpoint(self._chunk_loss, hidden_NC[part], labels_N[part], use_reentrant=False)
+            own = None if weights_N is None else weights_N[part]
+            total = total + checkpoint(self._chunk_loss, hidden_NC[part], labels_N[part], own, use_reentrant=False)
         return total
 
-    def _chunk_loss(self, hidden_NC: Tensor, labels_N: Tensor) -> Tensor:
-        return F.cross_entropy(self.module.logits(hidden_NC).float(), labels_N, reduction="sum")
+    def _chunk_loss(self, hidden_NC: Tensor, labels_N: Tensor, weights_N: Tensor | None) -> Tensor:
+        losses_N = token_losses(self.module.logits(hidden_NC), labels_N)
+        return losses_N.sum() if weights_N is None else losses_N @ weights_N
 
     def _plain_head(self) -> Tensor | Blocks | None:
         """The weights of the output head, where logits are nothing but their product."""
@@ -58,7 +69,7 @@ class DecoderModel:
         return weights
 
     def label_losses(self, packed: Packed) -> Tensor:
-        hidden_NC, labels_N = self._hidden(packed), packed.labels_T[packed.labelled_N]
+        hidden_NC, labels_N = self._hidden(packed), packed.labels_N
         if (head_VC := self._plain_head()) is not None and not torch.is_grad_enabled():
             return ops.cross_entropies(self.module.kernels_for(hidden_NC), hidden_NC, head_VC, labels_N)
         parts = zip(hidden_NC.split(ops.CHUNK), labels_N.split(ops.CHUNK), strict=True)
@@ -72,65 +83,123 @@ class DecoderModel:
         missing = -len(ids_T) % ops.ROUND
         if missing and self.module.training:  # outside training, eva looks at the rows' own only
             ids_T = F.pad(ids_T, (0, missing))
-            segments = Segments((*segments.bounds, len(ids_T)))
+            segments = segments.and_a_root(missing)
         x_TC, added_TC = self.module(ids_T, segments)
-        at = packed.labelled_N
+        at = packed.at_N
         return self.module.normed(x_TC.index_select(0, at), added_TC.index_select(0, at))
 
-    def start(self, slots: int, room: int, prefix: Sequence[int] = ()) -> ActiveSequences:
-        return _DecoderSequences(self.module, slots, room, list(prefix))
+    def start(self, slots: int, room: int) -> ActiveSequences:
+        return _DecoderSequences(self.module, slots, room)
 
     def checkpoint_activations(self) -> None:
         self.module.checkpointing = True
 
 
 class _DecoderSequences:
+    """Each sequence has a slot of the cache. What a slot holds stays there until it is needed for another sequence, the
+    one that was given up first before the others: a prompt that begins as a slot does, active or not, begins with a
+    copy, and prompts that enter together read what they begin with once."""
+
     can_add = True
 
-    def __init__(self, module: Decoder, slots: int, room: int, prefix: list[int]) -> None:
-        if any(rope.original for rope in module.arch.ropes):
-            prefix = []  # angles depend on the length of the prompt, so that no part of it can be read alone
+    def __init__(self, module: Decoder, slots: int, room: int) -> None:
+        # Where angles depend on the length of the prompt no part of it can be read alone.
+        self._shares = not any(rope.original for rope in module.arch.ropes)
         self._module = module
         self._device = next(module.parameters()).device
-        self._cache = Cache(module.arch.specs, slots + bool(prefix), room, module.dtype, self._device)
+        self._cache = Cache(module.arch.specs, slots, room, module.dtype, self._device)
+        self._held: list[list[int]] = [[] for _ in range(slots)]  # the tokens whose keys and values each slot has
         self._slots: list[int] = []  # of each sequence
         self._free = list(range(slots))
         self._one_each = Segments((0,))
-        self._prefix = prefix
-        self._source = slots  # the slot that holds the prefix, where there is one
-        if prefix:
-            self._forward(prefix, Segments((0, len(prefix))), [self._source])
 
     def prefill(self, prompts: Sequence[list[int]]) -> Tensor:
-        return torch.cat([self._read(group) for group in grouped(prompts, len, PREFILL_TOKENS)])
-
-    def _read(self, prompts: Sequence[list[int]]) -> Tensor:
         if len(prompts) > len(self._free):
             self._grow(len(self._slots) + len(prompts))
-        slots = [self._free.pop(0) for _ in prompts]
+        slots, begun = self._take(prompts)
+        kinds = self._kinds(prompts, begun)
+        rest = [prompt[n:] for prompt, n in zip(prompts, begun, strict=True)]
+        logits: list[Tensor] = [torch.empty(0)] * len(prompts)
+        for group, _ in forest.groups(rest, kinds, PREFILL_TOKENS):
+            planted = forest.plant([rest[i] for i in group], kinds and [kinds[i] for i in group])
+            for i, logits_V in zip(group, self._read(planted, [slots[i] for i in group]), strict=True):
+                logits[i] = logits_V
         self._slots += slots
-        n = len(self._prefix)
-        begin = [n if n and len(prompt) > n and prompt[:n] == self._prefix else 0 for prompt in prompts]
-        if all(begin):
-            self._cache.empty(slots, self._source)
-        else:
-            self._cache.empty(slots)
-            if any(begin):
-                self._cache.empty([slot for slot, n in zip(slots, begin, strict=True) if n], self._source)
-        own = [prompt[n:] for prompt, n in zip(prompts, begin, strict=True)]
-        bounds = tuple(accumulate(map(len, own), initial=0))
-        return self._forward([token for prompt in own for token in prompt], Segments(bounds), slots)
+        return torch.stack(logits)
+
+    def _take(self, prompts: Sequence[list[int]]) -> tuple[list[int], list[int]]:
+        """A slot for each prompt, and how many of its tokens are there already."""
+        found = [self._best(prompt) for prompt in prompts]
+        taken: dict[int, int] = {}  # the prompt that goes on in the slot of another sequence, which is over
+        for i, (slot, n) in enumerate(found):
+            if n and slot in self._free:
+                taken.setdefault(slot, i)
+        others = (slot for slot in [*self._free] if slot not in taken)
+        own = {i: slot for slot, i in taken.items()}
+        slots = [own[i] if i in own else next(others) for i in range(len(prompts))]
+        begun = [n for _, n in found]
+        for slot, (source, n) in zip(slots, found, strict=True):
+            if slot != source:
+                self._cache.copy(source, [slot], first=n)
+        for slot, prompt, n in zip(slots, prompts, begun, strict=True):
+            self._cache.cut(slot, n)
+            self._held[slot] = list(prompt)
+            self._free.remove(slot)
+        return slots, begun
+
+    def _best(self, prompt: list[int]) -> tuple[int, int]:
+        """The slot that begins most as the prompt does, and up to where; a token of the prompt is left to be read."""
+        best = 0, 0
+        for slot, held in enumerate(self._held if self._shares else ()):
+            most = min(len(held), len(prompt) - 1)
+            if most > best[1] and held[: best[1] + 1] == prompt[: best[1] + 1]:
+                best = slot, forest.alike(held[:most], prompt[:most])
+        return best if best[1] >= forest.SHORTEST else (0, 0)
+
+    def _kinds(self, prompts: Sequence[list[int]], begun: list[int]) -> list[int] | None:
+        """Prompts share what follows where what was there already is the same."""
+        if not self._shares:
+            return None
+        numbers: dict[tuple[int, ...], int] = {}
+        return [numbers.setdefault(tuple(p[:n]), len(numbers)) for p, n in zip(prompts, begun, strict=True)]
+
+    def _read(self, planted: forest.Forest, slots: list[int]) -> list[Tensor]:
+        """Reads the segments into the slots of their rows, parents before children; the logits (V) after each row. A
+        segment is read in the slot of its first row, from which the others get it."""
+        rows_of: dict[int, list[int]] = {}
+        for row, path in enumerate(planted.rows):
+            for s in path:
+                rows_of.setdefault(s, []).append(row)
+        bounds, depths = planted.segments.bounds, planted.segments.depths
+        found: list[Tensor] = [torch.empty(0)] * len(slots)
+        for depth in range(max(depths) + 1):
+            level = [s for s, d in enumerate(depths) if d == depth]
+            ids = [token for s in level for token in planted.ids[bounds[s] : bounds[s + 1]]]
+            pack = Segments(tuple(accumulate((bounds[s + 1] - bounds[s] for s in level), initial=0)))
+            logits_LV = self._forward(ids, pack, [slots[rows_of[s][0]] for s in level])
+            for s, logits_V in zip(level, logits_LV, strict=True):
+                first, *others = rows_of[s]
+                for row in (first, *others):
+                    if planted.rows[row][-1] == s:
+                        found[row] = logits_V
+                if others:
+                    length = bounds[s + 1] - bounds[s]
+                    self._cache.copy(slots[first], [slots[row] for row in others], last=length)
+        return found
 
     def _grow(self, sequences: int) -> None:
         """Slots for so many sequences, up to the next power of two, so that each is copied a few times only."""
         before = self._cache.slots
         more = (1 << (sequences - 1).bit_length()) - len(self._slots) - len(self._free)
         self._cache.grow(before + more, self._cache.room)
+        self._held += [[] for _ in range(more)]
         self._free += range(before, self._cache.slots)
 
     def decode(self, ids_B: Tensor) -> Tensor:
         if len(self._one_each.lengths) != len(ids_B):
             self._one_each = Segments(tuple(range(len(ids_B) + 1)))
+        for slot, token in zip(self._slots, ids_B.tolist(), strict=True):
+            self._held[slot].append(token)
         return self._forward(ids_B, self._one_each, self._slots)
 
     def _forward(self, ids_T: Tensor | list[int], segments: Segments, slots: list[int]) -> Tensor:
@@ -156,6 +225,7 @@ class TransformersModel:
     """Any causal model of `transformers`: a `Writer` whose rows are padded, since it takes no packed ones."""
 
     heads: tuple[str, ...] = ()
+    sharing = False
 
     def __init__(self, module: Any) -> None:
         self.module = module
@@ -164,12 +234,14 @@ class TransformersModel:
         self.selects = "logits_to_keep" in accepted
         self.takes_positions = "position_ids" in accepted
 
+    def shares(self, lengths: Sequence[int]) -> list[int] | None:
+        return None
+
     def summed_loss(self, packed: Packed) -> Tensor:
-        labels_N = packed.labels_T[packed.labelled_N]
-        return F.cross_entropy(self.label_logits(packed).float(), labels_N, reduction="sum")
+        return F.cross_entropy(self.label_logits(packed).float(), packed.labels_N, reduction="sum")
 
     def label_losses(self, packed: Packed) -> Tensor:
-        return token_losses(self.label_logits(packed), packed.labels_T[packed.labelled_N])
+        return token_losses(self.label_logits(packed), packed.labels_N)
 
     def label_logits(self, packed: Packed) -> Tensor:
         rows = packed.ids_T.split(packed.segments.lengths)
@@ -196,7 +268,7 @@ class TransformersModel:
         if module.config._attn_implementation != wanted:
             module.set_attn_implementation(wanted)
 
-    def start(self, slots: int, room: int, prefix: Sequence[int] = ()) -> ActiveSequences:
+    def start(self, slots: int, room: int) -> ActiveSequences:
         return _TransformersSequences(self)
 
     def checkpoint_activations(self) -> None:

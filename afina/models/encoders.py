@@ -28,6 +28,8 @@ _PREFILL_TOKENS = 4096  # of a forward pass, padding included
 class _EncoderModel(ABC):
     """An `Answerer`. Prompts are read whole, in batches, the longest first."""
 
+    sharing = False
+
     def __init__(self, module: Any, pad_id: int, heads: tuple[str, ...]) -> None:
         self.module: nn.Module = module
         self.heads = heads
@@ -38,12 +40,14 @@ class _EncoderModel(ABC):
     def _network(self) -> Any:
         return self.module
 
+    def shares(self, lengths: Sequence[int]) -> list[int] | None:
+        return None
+
     def summed_loss(self, packed: Packed) -> Tensor:
-        labels_N = packed.labels_T[packed.labelled_N]
-        return F.cross_entropy(self.label_logits(packed).float(), labels_N, reduction="sum")
+        return F.cross_entropy(self.label_logits(packed).float(), packed.labels_N, reduction="sum")
 
     def label_losses(self, packed: Packed) -> Tensor:
-        return token_losses(self.label_logits(packed), packed.labels_T[packed.labelled_N])
+        return token_losses(self.label_logits(packed), packed.labels_N)
 
     @abstractmethod
     def label_logits(self, packed: Packed) -> Tensor:

@@ -5,9 +5,9 @@ T tokens of all rows, packed without padding; N labelled positions; V vocabulary
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Literal, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -20,25 +20,33 @@ Quantize = Literal["nf4", "int8", "keep"]  # how frozen weights are quantised; k
 
 @dataclass(frozen=True)
 class Packed:
-    """Rows one after another. Each of `labels_T` stands at the position that predicts it (shifted); `IGNORE_INDEX`
-    where there is none."""
+    """Rows in one pass, what they share once. The token at `at_N` predicts `labels_N`: where rows part, one token
+    predicts several. `weights_N` says in how many rows (None: in one each), and `rows` which of the N each row has, in
+    its order."""
 
     ids_T: Tensor
-    labels_T: Tensor
     segments: Segments
+    at_N: Tensor
+    labels_N: Tensor
+    weights_N: Tensor | None = None
+    rows: tuple[Tensor, ...] = ()
 
     @property
-    def tokens(self) -> int:
-        return len(self.ids_T)
-
-    @cached_property
-    def labelled_N(self) -> Tensor:
-        """The positions that have a label."""
-        return (self.labels_T != IGNORE_INDEX).nonzero().squeeze(1)
+    def labels_T(self) -> Tensor:
+        """Of rows that share nothing the label of each token, `IGNORE_INDEX` where there is none."""
+        return torch.full_like(self.ids_T, IGNORE_INDEX).index_put((self.at_N,), self.labels_N)
 
     @property
     def labelled(self) -> int:
-        return len(self.labelled_N)
+        """Labelled tokens of all rows."""
+        return len(self.labels_N) if self.weights_N is None else int(self.weights_N.sum())
+
+
+def unshared(ids_T: Tensor, labels_T: Tensor, segments: Segments) -> Packed:
+    """Rows that share nothing. Each of `labels_T` stands at the token that predicts it; `IGNORE_INDEX` where there is
+    none."""
+    at_N = (labels_T != IGNORE_INDEX).nonzero().squeeze(1)
+    return Packed(ids_T, segments, at_N, labels_T[at_N])
 
 
 @dataclass(frozen=True)
@@ -57,15 +65,20 @@ class Model(Protocol):
 
     module: nn.Module
     heads: tuple[str, ...]
+    sharing: bool  # whether rows share what they begin with, as far as the model can
+
+    def shares(self, lengths: Sequence[int]) -> list[int] | None:
+        """A number for each row of so many tokens: rows of the same may share what they begin with. None where rows
+        share nothing."""
 
     def summed_loss(self, packed: Packed) -> Tensor:
-        """The sum over labelled positions of −log p(label), a scalar, in nats, in fp32."""
+        """The sum over the labelled tokens of all rows of −log p(label), a scalar, in nats, in fp32."""
 
     def label_losses(self, packed: Packed) -> Tensor:
-        """−log p(label) at each labelled position (N), in nats, in fp32."""
+        """−log p(label) of each label (N), in nats, in fp32."""
 
     def label_logits(self, packed: Packed) -> Tensor:
-        """Logits (N, V) at the labelled positions, in order."""
+        """Logits (N, V) where each label is predicted."""
 
     def checkpoint_activations(self) -> None:
         """From now on training keeps only each layer's input, and recomputes the rest in the backward pass."""
@@ -89,12 +102,9 @@ class ActiveSequences(Protocol):
 class Writer(Model, Protocol):
     """A model that continues text."""
 
-    def start(self, slots: int, room: int, prefix: Sequence[int] = ()) -> ActiveSequences:
-        """Memory for `slots` sequences of `room` tokens, prompts included; it grows where more is needed.
-
-        The `prefix` is read once, for all prompts that begin with it. The model must not change while sequences are
-        active.
-        """
+    def start(self, slots: int, room: int) -> ActiveSequences:
+        """Memory for `slots` sequences of `room` tokens, prompts included; it grows where more is needed. The model
+        must not change as long as it is used."""
 
 
 @runtime_checkable

@@ -21,6 +21,7 @@ from afina.data.parts import parted
 from afina.data.quality.checks import Checker
 from afina.data.rows import placed
 from afina.data.splits import Splits, read_splits
+from afina.data.template import Row
 from afina.forecast.machines import this_machine
 from afina.forecast.remedies import refuse_what_cannot_fit
 from afina.forecast.workload import ONE_ROW, room_for
@@ -221,11 +222,20 @@ def _put_in(run: Assembled, settings: RunSettings, config: LoraConfig, listener:
     rows, needs = run.data.train[:CALIBRATION], INITS[config.init].needs
     objective = OBJECTIVES[settings.train.objective]
     calibrations: dict[Needs, Callable[[], Any]] = {
-        "forward": lambda: mean_loss(base, rows),
+        "forward": lambda: _read_each(base, rows),
         "backward": lambda: gradients(base, objective.units(rows), objective, settings.train.tokens_per_pass),
     }
     originals = _originals(settings, base) if needs == "originals" and settings.quantize else None
     inject(module, config, settings.seed, calibrations.get(needs), originals)
+
+
+def _read_each(base: Base, rows: Sequence[Row]) -> None:
+    """Passes over the rows of which nothing is shared: what looks on counts their tokens."""
+    sharing, base.model.sharing = base.model.sharing, False
+    try:
+        mean_loss(base, rows)
+    finally:
+        base.model.sharing = sharing
 
 
 def _originals(settings: RunSettings, base: Base) -> Callable[[str], Tensor]:

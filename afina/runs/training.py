@@ -19,7 +19,7 @@ from afina.core.text import command_line
 from afina.core.world import SINGLE, World
 from afina.data.rows import placed
 from afina.data.template import Row
-from afina.forecast.estimate import Forecast, forecast_training
+from afina.forecast.estimate import Forecast, forecast_training, shared_in_words
 from afina.forecast.machines import this_machine
 from afina.forecast.memory import GB
 from afina.forecast.remedies import refuse_what_cannot_fit
@@ -106,6 +106,8 @@ def _train(run_folder: RunFolder, settings: RunSettings, listener: Listener, *, 
     run = _Run(assembled, assembled.adapt(settings, listener), run_folder, resuming)
     run.announce(listener)
     forecast = None if resuming else _forecast(assembled, run.resolved, listener)
+    if forecast and (shared := shared_in_words(forecast.computed)):
+        listener(Notice(shared))
     with closing(trackers):
         try:
             done = run.train(listener, start, trackers)
@@ -272,6 +274,10 @@ class _Run:
         listener(Notice(f"{what}, {self.facts['trainable_parameters'] / 1e6:.2f} M trainable parameters"))
         for reason in self.facts["reasons"]:
             listener(Notice(reason))
+        if resolved.asked.train.share and not base.model.sharing:
+            listener(Notice("what rows begin with is computed for each of them: this base shares nothing"))
+        elif resolved.asked.train.share and resolved.adapter.dropout:
+            listener(Notice("what rows begin with is computed for each of them: dropout changes it in each"))
 
     def train(self, listener: Listener, start_memory_gb: float, trackers: Trackers) -> Done:
         """Creates the folder and trains into it, or resumes from its last checkpoint."""

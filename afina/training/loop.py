@@ -36,7 +36,8 @@ def gradients(
     """
     weight = world.sum(sum(objective.weight(unit) for unit in units))
     loss, tokens = 0.0, 0
-    for group in objective.micro_batches(units, max_tokens, max_units):
+    for numbers, _ in objective.passes(base, units, max_tokens, max_units):
+        group = [units[i] for i in numbers]
         part = objective.loss(base, group) / weight
         part.backward()
         loss += part.item()
@@ -87,6 +88,7 @@ class Trainer:
         Raises `NonFiniteLoss`, `NothingTrains`, and `OutOfMemory` where rehearsed.
         """
         settings, module = self.settings, self.base.model.module
+        self.base.model.sharing &= settings.share
         if self.plan.checkpoint_activations:
             self.base.model.checkpoint_activations()
         self._objective = OBJECTIVES[settings.objective]
@@ -215,27 +217,27 @@ class Trainer:
         known = objective.lengths(self._units)
         groups = self.plan.batches(known, self.seed, 0)[: self.plan.steps]
         numbers = max(groups, key=lambda group: (max(known[i] for i in group), sum(known[i] for i in group)))
-        micro_batches = objective.micro_batches([self._units[i] for i in numbers], *limits)
-        longest = max(micro_batches, key=lambda group: sum(objective.lengths(group)))
+        units = [self._units[i] for i in numbers]
+        largest = max(objective.passes(self.base, units, *limits), key=lambda group: group.tokens)
+        longest = [units[i] for i in largest.rows]
         devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
         module.train()
         begun = time.monotonic()
         with torch.random.fork_rng(devices=devices):
             try:
-                _, tokens = gradients(self.base, longest, objective, *limits)
+                gradients(self.base, longest, objective, *limits)
             except RuntimeError as error:
                 if not (isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)):
                     raise
-                tokens = sum(objective.lengths(longest))
                 raise OutOfMemory(
-                    f"the longest micro-batch ({counted(tokens, 'token')}, with {longest[-1].location}) "
+                    f"the longest micro-batch ({counted(largest.tokens, 'token')}, with {longest[-1].location}) "
                     "does not fit into memory",
                     "`afina fit BASE DATA` with the same flags says what would; --train.checkpoint_activations true, "
                     "a lower --train.tokens_per_pass or --data.max_length need less",
                 ) from error
         module.zero_grad(set_to_none=True)
         seconds = time.monotonic() - begun
-        self._tell(Notice(f"rehearsed the longest micro-batch: {counted(tokens, 'token')} in {seconds:.1f} s"))
+        self._tell(Notice(f"rehearsed the longest micro-batch: {counted(largest.tokens, 'token')} in {seconds:.1f} s"))
 
     def _seconds(self) -> float:
         return self._now.seconds + time.monotonic() - self._started

@@ -6,11 +6,9 @@ from collections.abc import Sequence
 import torch
 
 from afina.core.layers import evaluation_mode
-from afina.data.batch import micro_batches, pack
+from afina.data.batch import pack, passes
 from afina.data.template import Row
-from afina.engine.grouping import grouped
 from afina.models.load import Base
-from afina.models.model import IGNORE_INDEX, Packed
 
 TOKENS = 2048  # of a forward pass without gradients
 
@@ -28,8 +26,8 @@ def summed_loss(base: Base, rows: Sequence[Row]) -> tuple[float, int]:
     """The loss summed over all labelled tokens of `rows`, in nats, and how many these are."""
     total, tokens = 0.0, 0
     with torch.no_grad(), evaluation_mode(base.model.module):
-        for group in micro_batches(rows, TOKENS):
-            packed = pack(group, device_of(base))
+        for group, _ in passes(rows, TOKENS, shares=base.model.shares):
+            packed = pack([rows[i] for i in group], device_of(base), base.model.shares)
             total += base.model.summed_loss(packed).item()
             tokens += packed.labelled
     return total, tokens
@@ -44,16 +42,10 @@ def mean_loss(base: Base, rows: Sequence[Row]) -> float:
 def row_losses(base: Base, rows: Sequence[Row]) -> list[tuple[float, int]]:
     """The loss of each row summed over its labelled tokens, in nats, and how many these are, in the order of `rows`."""
     losses = [(0.0, 0)] * len(rows)
-    by_length = sorted(range(len(rows)), key=lambda i: len(rows[i].input_ids))
     with torch.no_grad(), evaluation_mode(base.model.module):
-        for group in grouped(by_length, lambda i: len(rows[i].input_ids), TOKENS):
-            packed = pack([rows[i] for i in group], device_of(base))
-            split = base.model.label_losses(packed).split(_labelled(packed))
-            for i, labelled in zip(group, split, strict=True):
-                losses[i] = float(labelled.sum()), len(labelled)
+        for group, _ in passes(rows, TOKENS, shares=base.model.shares):
+            packed = pack([rows[i] for i in group], device_of(base), base.model.shares)
+            found = base.model.label_losses(packed).cpu()
+            for i, labelled in zip(group, packed.rows, strict=True):
+                losses[i] = float(found[labelled].sum()), len(labelled)
     return losses
-
-
-def _labelled(packed: Packed) -> list[int]:
-    """The number of labelled positions in each row."""
-    return [int((labels != IGNORE_INDEX).sum()) for labels in packed.labels_T.split(packed.segments.lengths)]

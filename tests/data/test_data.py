@@ -10,7 +10,7 @@ from conftest import byte_tokenizer, write_rows
 
 from afina.core.config import build
 from afina.core.errors import DataError, SettingsError
-from afina.data.batch import epoch_order, micro_batches, pack
+from afina.data.batch import epoch_order, pack, passes
 from afina.data.load import load_data
 from afina.data.mapping import ColumnTemplate, Unusable, columns, read_examples
 from afina.data.quality.duplicates import digest
@@ -281,10 +281,10 @@ def test_packs_shift_labels_and_keep_rows_apart(tmp_path: Path) -> None:
     assert packed.segments.positions_T.tolist() == [*range(n), *range(len(long.input_ids))]
     at = packed.labels_T[:n] != IGNORE_INDEX
     assert packed.labels_T[:n][at].tolist() == packed.ids_T[1 : n + 1][at].tolist() == tok.encode("b<|im_end|>")
-    assert (packed.tokens, packed.labelled) == (n + len(long.input_ids), 2 + 5)
+    assert (len(packed.ids_T), packed.labelled) == (n + len(long.input_ids), 2 + 5)
     rows = [long, short, long, short, short]
-    assert [len(group) for group in micro_batches(rows, n * 2)] == [2, 1, 1, 1]
-    assert [len(group) for group in micro_batches(rows, 10_000, 2)] == [2, 2, 1]
+    assert [len(group) for group, _ in passes(rows, n * 2)] == [2, 1, 1, 1]
+    assert [len(group) for group, _ in passes(rows, 10_000, 2)] == [2, 2, 1]
 
 
 def test_text_that_spells_a_control_token_or_is_no_unicode(tmp_path: Path, tiny) -> None:

@@ -23,10 +23,10 @@ from afina.engine.ops import Segments
 from afina.lora import LoraConfig, inject, merge
 from afina.lora.merging import dequantise
 from afina.models import load_base
-from afina.models.model import Packed
+from afina.models.model import unshared
 
 IDS = torch.randint(3, 250, (40,), generator=torch.Generator().manual_seed(0))
-PACKED = Packed(IDS, IDS.roll(-1), Segments((0, 15, 40)))
+PACKED = unshared(IDS, IDS.roll(-1), Segments((0, 15, 40)))
 
 
 @pytest.fixture(params=["compiled", "by hand"])

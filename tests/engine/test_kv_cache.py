@@ -39,12 +39,12 @@ def test_reading_and_stepping_are_torchs(name: str, dtype: torch.dtype, toleranc
 
     go([4], [37])  # what later texts begin with
     for cache in caches:
-        cache.empty([0, 2, 1], like=4)
+        cache.copy(4, [0, 2, 1])
     go([0, 2, 1], [30, 1, 65])
     for _ in range(3):
         go([1, 0, 2], [1, 1, 1])
     for cache in caches:
-        cache.empty([0])
+        cache.cut(0, 0)
     go([0], [50])
     go([2, 0], [1, 1])
     assert caches[0].positions(Segments((0, 1, 2))).tolist() == [41, 50]

@@ -22,7 +22,7 @@ from afina.forecast.speed import reading_pass, training_pass
 from afina.forecast.workload import MicroBatches, Workload, case_of
 from afina.lora.injection import inject
 from afina.models.load import wrapped
-from afina.models.model import IGNORE_INDEX, Packed
+from afina.models.model import IGNORE_INDEX, unshared
 from afina.models.skeleton import Skeleton, build_skeleton
 from afina.settings import RunSettings
 
@@ -70,7 +70,7 @@ def test_what_few_layers_take_tells_what_all_take(
     ids = torch.randint(2, 259, (ROWS, LENGTH), generator=torch.Generator().manual_seed(1))
     labels = torch.full_like(ids, IGNORE_INDEX)
     labels[:, slice(0, 1) if task.needs_classes else slice(LENGTH - answered, LENGTH)] = 1
-    packed = Packed(ids.flatten(), labels.flatten(), Segments(tuple(range(0, ROWS * LENGTH + 1, LENGTH))))
+    packed = unshared(ids.flatten(), labels.flatten(), Segments(tuple(range(0, ROWS * LENGTH + 1, LENGTH))))
     trained, read = operations(training_pass(whole, packed)), operations(reading_pass(whole, packed))
     assert found.training * own.training(ONE_PASS) == pytest.approx(trained, rel=0.1)
     assert found.reading * own.reading(ONE_PASS.tokens, 1, ONE_PASS.square, 0) == pytest.approx(read, rel=0.1)

@@ -278,7 +278,7 @@ def test_a_quantised_base_from_training_to_merging(quantize: str, colours: Path,
     byte_tokenizer().save_pretrained(folder)
     settings = {
         "base": str(folder), "out": tmp_path / "run", "precision": "fp32", "device": "cpu", "quantize": quantize,
-        "data": {"path": colours, "prompt": "{q}", "completion": "{a}"}, "train": {"epochs": 3, "learning_rate": 0.01},
+        "data": {"path": colours, "prompt": "{q}", "completion": "{a}"}, "train": {"epochs": 3, "learning_rate": 0.002},
         "lora": {"init": "loftq", "rank": 4},
     }  # fmt: skip
     result = afina.train(afina.RunSettings(**settings))

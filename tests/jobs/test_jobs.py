@@ -289,7 +289,7 @@ def test_merged_on_disk_is_a_model_of_its_own(run, tiny: afina.models.Base, tmp_
 
     from afina.engine.ops import Segments
     from afina.lora import merge
-    from afina.models.model import Packed
+    from afina.models.model import unshared
     from afina.models.through_transformers import as_transformers
 
     load_adapter(tiny.model.module, run[0] / "adapter")
@@ -297,7 +297,7 @@ def test_merged_on_disk_is_a_model_of_its_own(run, tiny: afina.models.Base, tmp_
     ids = torch.arange(3, 30)
     with torch.no_grad():
         again = AutoModelForCausalLM.from_pretrained(tmp_path).eval()(ids[None]).logits[0]
-        assert torch.allclose(again, tiny.model.label_logits(Packed(ids, ids, Segments((0, 27)))), atol=1e-4)
+        assert torch.allclose(again, tiny.model.label_logits(unshared(ids, ids, Segments((0, 27)))), atol=1e-4)
 
 
 def test_a_row_that_cannot_be_asked_does_not_stop_the_others(run, tmp_path: Path) -> None:

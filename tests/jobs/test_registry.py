@@ -28,14 +28,14 @@ def value_of(job: Job, info: FieldInfo) -> tuple[str, Any]:
         model = model.model_fields[section].annotation
     field = model.model_fields[name]
     accepts = TypeAdapter(field.annotation if not field.metadata else field.rebuild_annotation())
-    for word in (*info.choices, "7", "0.5", "word", "8", "lora", "url:name", "true", "{a: 7}", "utf-8"):
+    for word in (*info.choices, "7", "0.5", "word", "8", "lora", "url:name", "true", "false", "{a: 7}", "utf-8"):
         value: Any = word
         if info.many and info.positional:
             value = (word, word)
         elif info.repeated:
             value = (word,)
         elif not info.text:
-            value = {"7": 7, "8": 8, "0.5": 0.5, "true": True, "{a: 7}": {"a": 7}}.get(word, word)
+            value = {"7": 7, "8": 8, "0.5": 0.5, "true": True, "false": False, "{a: 7}": {"a": 7}}.get(word, word)
         if value == info.default:
             continue
         try:

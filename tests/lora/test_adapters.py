@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from afina.core.errors import AdapterError
 from afina.engine.ops import Segments
 from afina.lora import Adapters, LoraConfig, combine, inject, load_adapter, lora_layers, merge, rerank, save_adapter
-from afina.models.model import Packed
+from afina.models.model import unshared
 
 IDS = torch.randint(3, 259, (2, 11), generator=torch.Generator().manual_seed(1))
 
@@ -166,7 +166,7 @@ def test_switching_leaves_the_base_bit_identical(tmp_path: Path, folders: list[P
 
 def test_switching_in_the_decoder(tmp_path: Path, folders: list[Path], tiny) -> None:
     ids = IDS[0]
-    packed = Packed(ids, ids, Segments((0, len(ids))))
+    packed = unshared(ids, ids, Segments((0, len(ids))))
 
     def logits() -> torch.Tensor:
         with torch.no_grad():

@@ -9,12 +9,12 @@ from torch.nn import functional as F
 
 from afina.engine.ops import Segments
 from afina.lora import LoraConfig, disabled, inject, load_adapter, save_adapter
-from afina.models.model import Packed
+from afina.models.model import unshared
 from afina.training.baselines import baseline
 
 IDS = torch.randint(3, 259, (11,), generator=torch.Generator().manual_seed(1))
 LABELS = torch.cat([IDS[1:], torch.tensor([-100])])
-PACKED = Packed(IDS, LABELS, Segments((0, 11)))
+PACKED = unshared(IDS, LABELS, Segments((0, 11)))
 CONFIGS = {
     "dora": LoraConfig(rank=4, variant="dora"),
     "vera": LoraConfig(rank=4, variant="vera"),
@@ -45,7 +45,7 @@ def reloaded(base, config, folder: Path):
     again = tiny_module()
     load_adapter(again, folder)
     with torch.no_grad():
-        logits = base.model.label_logits(Packed(IDS, IDS, Segments((0, 11))))
+        logits = base.model.label_logits(unshared(IDS, IDS, Segments((0, 11))))
         assert torch.allclose(again(IDS[None]).logits[0], logits, atol=1e-4)
     return again
 
@@ -81,7 +81,7 @@ def test_baselines_train_what_they_say(method: str, tiny, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("name", ["vera", "dora", "tokens", "modules"])
 def test_switched_off_in_the_decoder_it_is_the_base(name: str, tiny) -> None:
-    packed = Packed(IDS, IDS, Segments((0, 11)))
+    packed = unshared(IDS, IDS, Segments((0, 11)))
     with torch.no_grad():
         plain = tiny.model.label_logits(packed)
         inject(tiny.model.module, CONFIGS[name])

@@ -12,7 +12,7 @@ from peft import PeftModel, get_peft_model
 from afina.engine.ops import Segments
 from afina.lora import LoraConfig, disabled, inject, load_adapter, lora_layers, merge, save_adapter
 from afina.models.causal import DecoderModel
-from afina.models.model import Packed
+from afina.models.model import unshared
 from afina.models.through_transformers import as_transformers
 
 KINDS = ["llama", "qwen3", "gpt2", "bert"]
@@ -128,7 +128,7 @@ def test_starter_both_ways(starter, tmp_path: Path) -> None:
     save_adapter(model, LoraConfig(rank=4), tmp_path / "ours")
     theirs = PeftModel.from_pretrained(as_transformers(starter.model.module), tmp_path / "ours")
     ids = torch.tensor(starter.tokenizer.encode("The capital of Portugal is"))
-    packed = Packed(ids, ids, Segments((0, len(ids))))
+    packed = unshared(ids, ids, Segments((0, len(ids))))
     with torch.no_grad():
         ours, peft = DecoderModel(model).label_logits(packed), theirs(ids[None]).logits[0]
         scale = ours.abs().max()

@@ -6,8 +6,10 @@ import pytest
 import torch
 from conftest import tiny_module
 
+from afina.engine.decoder import Decoder
 from afina.lora import LoraConfig, inject, merge
 from afina.models import generate
+from afina.models.batcher import Batcher
 from afina.models.sampling import Sampler, Sampling
 
 WORDS = ("hello", "a much longer prompt than that", "x", "once upon a time", "2 + 2", "why?", "Lisboa", "um dois três")
@@ -40,19 +42,72 @@ def test_greedy_is_transformers_whatever_the_batch(tiny, prompts, batch: int) ->
     assert generate(tiny, [], 20) == []
 
 
-def test_what_prompts_share_is_read_once(tiny, monkeypatch) -> None:
-    words = "the instructions that come before each of these questions, word for word: " * 2
-    prompts = [tiny.tokenizer.encode(words + text) for text in WORDS]
-    starts = []
-    start = type(tiny.model).start
-    monkeypatch.setattr(type(tiny.model), "start", lambda *a: starts.append(a[3]) or start(*a))
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many tokens were read in each pass over prompts."""
+    passes: list[int] = []
+    forward = Decoder.forward
+
+    def counted(self, ids_T, segments, cache=None):
+        if segments.longest > 1:
+            passes.append(len(ids_T))
+        return forward(self, ids_T, segments, cache)
+
+    monkeypatch.setattr(Decoder, "forward", counted)
+    return passes
+
+
+def test_what_prompts_share_is_read_once(tiny, read: list[int]) -> None:
+    """A tree: what all begin with, and what some of them go on with."""
+    trunk, branch = (
+        "the instructions that come before each of these questions: ",
+        "and this is said before half of them: ",
+    )
+    texts = [trunk + (branch if i % 2 else "") + word for i, word in enumerate(WORDS)]
+    prompts = [tiny.tokenizer.encode(text) for text in [*texts, texts[0], trunk, "nothing of it"]]
+    answers = generate(tiny, prompts, 15)
+    least = sum(len(tiny.tokenizer.encode(text)) for text in (trunk, branch, *WORDS, "nothing of it"))
+    assert least - 20 <= sum(read) <= least + 60  # trunks of a few tokens are read again
+    assert sum(read) < sum(map(len, prompts)) / 2
+    for prompt, answer in zip(prompts, answers, strict=True):
+        assert answer.text == tiny.tokenizer.decode(theirs(prompt, 15)).strip()
+    read.clear()
     for prompt, answer in zip(prompts, generate(tiny, prompts, 15, batch_size=3), strict=True):
         assert answer.text == tiny.tokenizer.decode(theirs(prompt, 15)).strip()
-    assert tiny.tokenizer.decode(starts[0]) in words
-    assert len(starts[0]) > 20
-    # A prompt may be no more than what the others begin with.
-    whole = prompts[0][: len(starts[0])]
-    assert generate(tiny, [whole, *prompts], 15)[0] == generate(tiny, [whole], 15)[0]
+    assert sum(read) < sum(map(len, prompts)) / 2  # from slots of those that came before
+
+
+def test_a_later_prompt_begins_where_an_earlier_one_is_held(tiny, read: list[int]) -> None:
+    batcher = Batcher(tiny.model, tiny.tokenizer, max_batch_size=3, keep=True)
+    first = tiny.tokenizer.encode("a conversation that goes on and on, with one question after the other")
+    others = [tiny.tokenizer.encode(text) for text in ("something else entirely, of some length", "and a third one")]
+
+    def ask(*prompts: list[int]) -> list[list[int]]:
+        read.clear()
+        with torch.no_grad():
+            requests = [batcher.submit(prompt, 8) for prompt in prompts]
+            while batcher.busy:
+                batcher.step()
+        for request in requests:
+            assert request.token_ids == theirs(request.prompt_ids, 8)
+        return [request.token_ids for request in requests]
+
+    tiny.model.module.eval()
+    (answer,) = ask(first)
+    assert sum(read) == len(first)
+    turn = [*first, *answer, *tiny.tokenizer.encode(" and then?")]
+    ask(turn)
+    assert sum(read) <= len(turn) - len(first) - len(answer) + 1  # its answer is held, too
+    ask(turn, [*turn[:-3], 7, 8, 9], first)
+    assert sum(read) <= 12  # in the slot itself, and in copies of it
+    ask(*others, first)
+    ask(others[0])
+    assert read == []  # but for its last token
+    ask(*([40 + i] * 20 for i in range(3)))  # what was held is needed for others now
+    ask(first)
+    assert sum(read) == len(first)
+    batcher.forget()
+    assert batcher._sequences is None
 
 
 def test_repetition_penalty_is_transformers(tiny, prompts) -> None:

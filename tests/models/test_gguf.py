@@ -22,7 +22,7 @@ from afina.engine.ops import Segments
 from afina.models import load_base
 from afina.models.formats.gguf import GGUF
 from afina.models.formats.gguf_models import read_config, read_weights
-from afina.models.model import Packed
+from afina.models.model import unshared
 from afina.models.reading import _filled
 from afina.models.skeleton import decoder_skeleton
 from afina.models.sources.source import Source
@@ -33,7 +33,7 @@ def compare(path: Path, other: PreTrainedModel) -> None:
     assert isinstance(base.model.module, Decoder)
     ids = torch.arange(3, 60)
     with torch.no_grad():
-        found = base.model.label_logits(Packed(ids, ids, Segments((0, len(ids)))))
+        found = base.model.label_logits(unshared(ids, ids, Segments((0, len(ids)))))
         expected = other(ids[None]).logits[0]
     assert expected.std() > 1e-3
     assert torch.allclose(found, expected, atol=1e-4 * max(1.0, expected.abs().max().item()))

@@ -12,7 +12,7 @@ from afina.core.errors import BaseModelError
 from afina.engine.ops import Segments
 from afina.models import describe, generate, load_base
 from afina.models.load import load_tokenizer
-from afina.models.model import Packed
+from afina.models.model import unshared
 from afina.models.skeleton import read_skeleton
 from afina.models.tokenizer import wrap
 
@@ -98,7 +98,7 @@ def test_gguf_gives_the_same_logits(kind: str, tolerance: float, tmp_path: Path)
     base = load_base(str(tmp_path / "tiny.gguf"), precision="fp32")
     ids = torch.arange(3, 40)
     with torch.no_grad():
-        found = base.model.label_logits(Packed(ids, ids, Segments((0, len(ids)))))
+        found = base.model.label_logits(unshared(ids, ids, Segments((0, len(ids)))))
         assert torch.allclose(found, tiny_module()(ids[None]).logits[0], atol=tolerance)
     assert base.tokenizer.stop_ids == {2}
     assert base.tokenizer.pad_id != 2

@@ -40,17 +40,14 @@ class Smoothed(Supervised):
         total = torch.zeros(())
         for row in units:
             packed = pack([row], device_of(base))
-            labels_N = packed.labels_T[packed.labelled_N]
+            labels_N = packed.labels_N
             total = total + F.cross_entropy(base.model.label_logits(packed).float(), labels_N, label_smoothing=0.1)
         return total
 
     def sums(self, base: Base, units: Sequence[Row]) -> Sequence[float]:
         with torch.no_grad(), evaluation_mode(base.model.module):
             packed = [pack([row], device_of(base)) for row in units]
-            right = sum(
-                int((base.model.label_logits(each).argmax(-1) == each.labels_T[each.labelled_N]).sum())
-                for each in packed
-            )
+            right = sum(int((base.model.label_logits(each).argmax(-1) == each.labels_N).sum()) for each in packed)
         return right, sum(each.labelled for each in packed)
 
     def numbers(self, sums: Sequence[float]) -> dict[str, float]:

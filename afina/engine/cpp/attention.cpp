@@ -69,20 +69,17 @@ inline void mask_scores(float *S, long m, long i0, long j0, long keys, long wind
     }
 }
 
-// What n queries see of `before` + n keys and values, of which the last n are their own: the heads of q that share one
-// head of k and v. q and out are (n, H·D) from the first of these heads on; lse (n, H), log Σ exp of the scores, may
-// be left out.
+// What n queries, after `before` tokens, see of the before + n keys and values in KT (D, ld) and V (·, wide): heads 0 to
+// `heads` of q. q and out are (n, H·D) from the first of these heads on; lse (n, H), log Σ exp of the scores, may be
+// left out. The scratch memory is `queries_size` numbers.
+long queries_size(long wide) { return QUERIES * (2 * wide + BLOCK + 2); }
 template <class T>
-void attend_group(const T *q, long sq, const T *k, long sk, const T *v, long sv, T *out, float *lse, long n,
-                  long before, const Attention &a) {
-    long D = a.heads.width, wide = padded(D), all = before + n, ld = (all + BLOCK - 1) / BLOCK * BLOCK;
-    Scratch memory(D * ld + all * wide + QUERIES * (2 * wide + BLOCK + 2));
-    float *KT = memory.take(D * ld), *V = memory.take(all * wide), *Q = memory.take(QUERIES * wide);
-    float *O = memory.take(QUERIES * wide), *S = memory.take(QUERIES * BLOCK);
+void attend_queries(const T *q, long sq, const float *KT, long ld, const float *V, T *out, float *lse, long heads, long n,
+                    long before, const Attention &a, Scratch memory) {
+    long D = a.heads.width, wide = padded(D);
+    float *Q = memory.take(QUERIES * wide), *O = memory.take(QUERIES * wide), *S = memory.take(QUERIES * BLOCK);
     float *top = memory.take(QUERIES), *total = memory.take(QUERIES);
-    copy_columns(k, sk, all, D, KT, ld);
-    copy_rows(v, sv, all, D, V, wide);
-    for (long h = 0; h < a.heads.q / a.heads.kv; h++)
+    for (long h = 0; h < heads; h++)
         for (long i0 = 0; i0 < n; i0 += QUERIES) {
             long m = n - i0 < QUERIES ? n - i0 : QUERIES, at = before + i0;
             copy_rows(q + i0 * sq + h * D, sq, m, D, Q, wide, a.scale);
@@ -128,15 +125,43 @@ void attend_group(const T *q, long sq, const T *k, long sk, const T *v, long sv,
         }
 }
 
+// How many of a head's queries one piece of work takes, so that there are enough pieces for all threads: a tree is one,
+// since its branches see the same keys.
+long heads_of_a_piece(const Attention &a) {
+    long group = a.heads.q / a.heads.kv, heads = group;
+    for (long parts = 1; parts <= group && a.trees * a.heads.kv * parts < 2 * a.threads; parts++)
+        if (group % parts == 0) heads = group / parts;
+    return heads;
+}
+
+// The longest row of a tree.
+long deepest(const Attention &a, long tree) {
+    long most = 0;
+    for (long s = a.roots[tree]; s < a.roots[tree + 1]; s++) {
+        long end = a.starts[s] + a.bounds[s + 1] - a.bounds[s];
+        most = end > most ? end : most;
+    }
+    return most;
+}
+
+// Keys and values of the segments on the way to the one that is read lie where their tokens stand in the row: a segment
+// takes the place of the branch before it, and finds its ancestors there.
 template <class T>
 void attention_forward(const T *q, long sq, const T *k, long sk, const T *v, long sv, T *out, float *lse, Attention a) {
-    long D = a.heads.width, group = a.heads.q / a.heads.kv;
+    long D = a.heads.width, wide = padded(D), H = a.heads.q, heads = heads_of_a_piece(a), pieces = H / heads;
 #pragma omp parallel for num_threads(a.threads) schedule(dynamic)
-    for (long piece = 0; piece < a.segments * a.heads.kv; piece++) {
-        long first = a.bounds[piece / a.heads.kv], n = a.bounds[piece / a.heads.kv + 1] - first;
-        long kv = piece % a.heads.kv, head = kv * group;
-        attend_group(q + first * sq + head * D, sq, k + first * sk + kv * D, sk, v + first * sv + kv * D, sv,
-                     out + (first * a.heads.q + head) * D, lse + first * a.heads.q + head, n, 0, a);
+    for (long piece = 0; piece < a.trees * pieces; piece++) {
+        long tree = piece / pieces, head = piece % pieces * heads, kv = head / (H / a.heads.kv);
+        long longest = deepest(a, tree), ld = (longest + BLOCK - 1) / BLOCK * BLOCK;
+        Scratch memory(D * ld + longest * wide + queries_size(wide));
+        float *KT = memory.take(D * ld), *V = memory.take(longest * wide);
+        for (long s = a.roots[tree]; s < a.roots[tree + 1]; s++) {
+            long first = a.bounds[s], n = a.bounds[s + 1] - first, before = a.starts[s];
+            copy_columns(k + first * sk + kv * D, sk, n, D, KT + before, ld);
+            copy_rows(v + first * sv + kv * D, sv, n, D, V + before * wide, wide);
+            attend_queries(q + first * sq + head * D, sq, KT, ld, V, out + (first * H + head) * D,
+                           lse + first * H + head, heads, n, before, a, memory);
+        }
     }
 }
 
@@ -155,47 +180,53 @@ void attention_read(const T *qk, long sqk, const T *v, long sv, T *keys, T *valu
             memcpy(K + (before + t) * D, qk + (first + t) * sqk + (a.heads.q + kv) * D, D * sizeof(T));
             memcpy(V + (before + t) * D, v + (first + t) * sv + kv * D, D * sizeof(T));
         }
-        attend_group(qk + first * sqk + head * D, sqk, K, D, V, D, out + (first * a.heads.q + head) * D,
-                     (float *)nullptr, n, before, a);
+        long all = before + n, ld = (all + BLOCK - 1) / BLOCK * BLOCK, wide = padded(D);
+        Scratch memory(D * ld + all * wide + queries_size(wide));
+        float *KT = memory.take(D * ld), *rows = memory.take(all * wide);
+        copy_columns(K, D, all, D, KT, ld);
+        copy_rows(V, D, all, D, rows, wide);
+        attend_queries(qk + first * sqk + head * D, sqk, KT, ld, rows, out + (first * a.heads.q + head) * D,
+                       (float *)nullptr, group, n, before, a, memory);
     }
 }
 
 // P = exp(S − lse); dV = Pᵀ dO; dP = dO Vᵀ; dS = P ∘ (dP − rowsum(dO ∘ O)); dQ = dS K; dK = dSᵀ Q (Dao et al. 2022,
 // https://arxiv.org/abs/2205.14135, appendix B). With a cap, dS is multiplied by 1 − (S / cap)².
+//
+// Keys and values lie as in the forward pass, and beside them their gradients. Segments come in the opposite order, so
+// that a segment has the gradients of all that descends from it when it comes itself, always summed in the same order.
 template <class T>
-void attention_backward(const T *q, long sq, const T *k, long sk, const T *v, long sv, const T *out, const float *lse,
-                        const T *dout, T *dq, T *dk, T *dv, long sd, Attention a) {
-    long D = a.heads.width, wide = padded(D), group = a.heads.q / a.heads.kv;
-#pragma omp parallel for num_threads(a.threads) schedule(dynamic)
-    for (long piece = 0; piece < a.segments * a.heads.kv; piece++) {
-        long first = a.bounds[piece / a.heads.kv], n = a.bounds[piece / a.heads.kv + 1] - first;
-        long kv = piece % a.heads.kv, ld = (n + BLOCK - 1) / BLOCK * BLOCK;
-        Scratch memory(2 * D * ld + 3 * n * wide + QUERIES * (3 * wide + 2 * BLOCK));
-        float *KT = memory.take(D * ld), *VT = memory.take(D * ld), *K = memory.take(n * wide),
-            *dK = memory.take(n * wide);
-        float *dV = memory.take(n * wide), *Q = memory.take(QUERIES * wide), *dO = memory.take(QUERIES * wide);
-        float *dQ = memory.take(QUERIES * wide), *P = memory.take(QUERIES * BLOCK), *dS = memory.take(QUERIES * BLOCK);
-        copy_rows(k + first * sk + kv * D, sk, n, D, K, wide);
-        copy_columns(k + first * sk + kv * D, sk, n, D, KT, ld);
-        copy_columns(v + first * sv + kv * D, sv, n, D, VT, ld);
-        memset(dK, 0, 2 * n * wide * 4);  // and dV, which follows it
-        for (long h = kv * group; h < (kv + 1) * group; h++)
+struct Backward {
+    const T *q, *k, *v, *out, *dout;
+    const float *lse;
+    T *dq, *dk, *dv;
+    long sq, sk, sv, sd;
+    const Attention &a;
+
+    // Of one segment, to whose keys and values, and its ancestors', the gradients are added.
+    void segment(long s, long head, long heads, const float *KT, const float *VT, const float *K, long ld, float *dK,
+                 float *dV, Scratch memory) const {
+        long D = a.heads.width, wide = padded(D), H = a.heads.q;
+        long first = a.bounds[s], n = a.bounds[s + 1] - first, before = a.starts[s];
+        float *Q = memory.take(QUERIES * wide), *dO = memory.take(QUERIES * wide), *dQ = memory.take(QUERIES * wide);
+        float *P = memory.take(QUERIES * BLOCK), *dS = memory.take(QUERIES * BLOCK);
+        for (long h = head; h < head + heads; h++)
             for (long i0 = 0; i0 < n; i0 += QUERIES) {
-                long m = n - i0 < QUERIES ? n - i0 : QUERIES, row0 = first + i0;
+                long m = n - i0 < QUERIES ? n - i0 : QUERIES, row0 = first + i0, at = before + i0;
                 copy_rows(q + row0 * sq + h * D, sq, m, D, Q, wide, a.scale);
-                copy_rows(dout + (row0 * a.heads.q + h) * D, a.heads.q * D, m, D, dO, wide);
+                copy_rows(dout + (row0 * H + h) * D, H * D, m, D, dO, wide);
                 memset(dQ, 0, m * wide * 4);
-                long j = a.window && i0 - a.window + 1 > 0 ? (i0 - a.window + 1) / BLOCK * BLOCK : 0;
-                for (; j < i0 + m; j += BLOCK) {
-                    long keys = i0 + m - j < BLOCK ? i0 + m - j : BLOCK, across = padded(keys);
+                long j = a.window && at - a.window + 1 > 0 ? (at - a.window + 1) / BLOCK * BLOCK : 0;
+                for (; j < at + m; j += BLOCK) {
+                    long keys = at + m - j < BLOCK ? at + m - j : BLOCK, across = padded(keys);
                     product(m, across, D, Q, wide, 1, KT + j, ld, P, BLOCK, false);
-                    mask_scores(P, m, i0, j, across, a.window, a.cap);
+                    mask_scores(P, m, at, j, across, a.window, a.cap);
                     product(m, across, D, dO, wide, 1, VT + j, ld, dS, BLOCK, false);
                     for (long i = 0; i < m; i++) {
-                        const T *o = out + ((row0 + i) * a.heads.q + h) * D;
+                        const T *o = out + ((row0 + i) * H + h) * D;
                         Floats dots{};
                         for (long x = 0; x < D; x += LANES) dots += load(o + x, D - x) * load(&dO[i * wide + x]);
-                        float l = lse[(row0 + i) * a.heads.q + h], delta = sum(dots);
+                        float l = lse[(row0 + i) * H + h], delta = sum(dots);
                         for (long x = 0; x < across; x += LANES) {
                             Floats s = load(&P[i * BLOCK + x]), p = exp(s - l),
                                 c = s * (a.cap > 0 ? 1.0f / a.cap : 0.0f);
@@ -213,12 +244,68 @@ void attention_backward(const T *q, long sq, const T *k, long sk, const T *v, lo
                     for (long x = 0; x < D; x += LANES)
                         store(dq + (row0 + i) * sd + h * D + x, load(&dQ[i * wide + x]) * a.scale, D - x);
             }
-        for (long t = 0; t < n; t++)
-            for (long x = 0; x < D; x += LANES) {
-                store(dk + (first + t) * sd + kv * D + x, load(&dK[t * wide + x]), D - x);  // Q carried the scale
-                store(dv + (first + t) * sd + kv * D + x, load(&dV[t * wide + x]), D - x);
-            }
     }
+
+    // Of one tree, for some heads that share one of keys and values; their gradients go into dk and dv, or where other
+    // pieces have other heads, into `parts`: (T, 2, wide) of this piece.
+    void tree(long tree, long head, long heads, float *parts) const {
+        long D = a.heads.width, wide = padded(D), kv = head / (a.heads.q / a.heads.kv);
+        long longest = deepest(a, tree), ld = (longest + BLOCK - 1) / BLOCK * BLOCK;
+        Scratch memory(2 * D * ld + 3 * longest * wide + QUERIES * (3 * wide + 2 * BLOCK));
+        float *KT = memory.take(D * ld), *VT = memory.take(D * ld), *K = memory.take(longest * wide);
+        float *dK = memory.take(longest * wide), *dV = memory.take(longest * wide);
+        std::vector<long> way, more;  // the segments whose keys and values are there, and those that are to come
+        for (long s = a.roots[tree + 1] - 1; s >= a.roots[tree]; s--) {
+            for (long t = s; t >= 0 && (way.empty() || t != way.back()); t = a.parents[t]) more.push_back(t);
+            for (; !more.empty(); more.pop_back()) {
+                long t = more.back(), first = a.bounds[t], n = a.bounds[t + 1] - first, at = a.starts[t];
+                copy_rows(k + first * sk + kv * D, sk, n, D, K + at * wide, wide);
+                copy_columns(k + first * sk + kv * D, sk, n, D, KT + at, ld);
+                copy_columns(v + first * sv + kv * D, sv, n, D, VT + at, ld);
+                memset(dK + at * wide, 0, n * wide * 4);
+                memset(dV + at * wide, 0, n * wide * 4);
+                way.push_back(t);
+            }
+            segment(s, head, heads, KT, VT, K, ld, dK, dV, memory);
+            way.pop_back();
+            for (long t = 0; t < a.bounds[s + 1] - a.bounds[s]; t++) {
+                long token = a.bounds[s] + t;
+                const float *own[2] = {dK + (a.starts[s] + t) * wide, dV + (a.starts[s] + t) * wide};
+                for (long x = 0; x < wide; x += LANES)
+                    if (parts) {
+                        store(parts + token * 2 * wide + x, load(own[0] + x));
+                        store(parts + (token * 2 + 1) * wide + x, load(own[1] + x));
+                    } else if (x < D) {
+                        store(dk + token * sd + kv * D + x, load(own[0] + x), D - x);  // Q carried the scale
+                        store(dv + token * sd + kv * D + x, load(own[1] + x), D - x);
+                    }
+            }
+        }
+    }
+};
+
+template <class T>
+void attention_backward(const T *q, long sq, const T *k, long sk, const T *v, long sv, const T *out, const float *lse,
+                        const T *dout, T *dq, T *dk, T *dv, long sd, Attention a) {
+    long D = a.heads.width, wide = padded(D), heads = heads_of_a_piece(a), pieces = a.heads.q / heads;
+    long each = pieces / a.heads.kv, tokens = a.bounds[a.segments];  // pieces that share a head of keys and values
+    std::vector<float> parts(each > 1 ? pieces * tokens * 2 * wide : 0);
+    Backward<T> work{q, k, v, out, dout, lse, dq, dk, dv, sq, sk, sv, sd, a};
+#pragma omp parallel for num_threads(a.threads) schedule(dynamic)
+    for (long piece = 0; piece < a.trees * pieces; piece++)
+        work.tree(piece / pieces, piece % pieces * heads, heads,
+                  each > 1 ? parts.data() + piece % pieces * tokens * 2 * wide : nullptr);
+    if (each == 1) return;
+#pragma omp parallel for num_threads(a.threads)
+    for (long t = 0; t < tokens; t++)
+        for (long kv = 0; kv < a.heads.kv; kv++)
+            for (long which = 0; which < 2; which++)
+                for (long x = 0; x < D; x += LANES) {
+                    Floats total{};
+                    for (long p = kv * each; p < (kv + 1) * each; p++)
+                        total += load(&parts[((p * tokens + t) * 2 + which) * wide + x]);
+                    store((which ? dv : dk) + t * sd + kv * D + x, total, D - x);
+                }
 }
 
 }  // namespace

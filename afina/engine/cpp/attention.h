@@ -14,7 +14,11 @@ struct Heads {
 
 struct Attention {
     long segments;
-    const int32_t *bounds;  // segment s holds the rows bounds[s] to bounds[s + 1]
+    const int32_t *bounds;  // segment s holds the tokens bounds[s] to bounds[s + 1] of the pass,
+    const int32_t *starts;  // the first of which stands at starts[s] in its row,
+    const int32_t *parents;  // and continues the segment parents[s] (-1: none)
+    long trees;
+    const int32_t *roots;  // tree t has the segments roots[t] to roots[t + 1], parents before children
     Heads heads;
     float scale;
     long window;  // 0: none; else a query sees this many keys, itself included

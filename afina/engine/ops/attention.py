@@ -1,4 +1,5 @@
-"""Causal attention within the rows of a pack, in training, and with cached keys and values, in generation.
+"""Causal attention of rows, whose beginnings may be shared, in training, and with cached keys and values, in
+generation.
 
 T tokens, packed; S rows; H heads of D, Hkv of them of keys and values; E = (H + 2·Hkv)·D: queries, keys and values
 side by side.
@@ -21,9 +22,9 @@ from afina.engine.ops.segments import Segments
 def attend(
     fused: Kernels | None, qkv_TE: Tensor, spec: AttentionSpec, rotation: Rotation | None, segments: Segments
 ) -> Tensor:
-    """Causal attention of each row of the pack to itself alone; (T, H·D). Queries and keys are rotated here.
+    """Causal attention of each segment to its ancestors and to itself; (T, H·D). Queries and keys are rotated here.
 
-    Costs what the rows cost one by one, not the square of the pack's length.
+    Costs what the rows cost one by one, not the square of the pass's length.
     """
     if fused is None or (rotation is not None and rotation.trains_norms):
         return _attend_by_torch(qkv_TE, spec, rotation, segments)
@@ -38,6 +39,10 @@ def _attention_struct(qk: Tensor, v: Tensor, spec: AttentionSpec, segments: Segm
     return kernels.Attention(
         len(segments.lengths),
         segments.bounds_tensor.data_ptr(),
+        segments.starts_tensor.data_ptr(),
+        segments.parents_tensor.data_ptr(),
+        len(segments.trees_tensor) - 1,
+        segments.trees_tensor.data_ptr(),
         spec.c_heads(),
         spec.scale,
         spec.window,
@@ -87,9 +92,9 @@ class _Attention(torch.autograd.Function):
 
 
 def _attend_by_torch(qkv_TE: Tensor, spec: AttentionSpec, rotation: Rotation | None, segments: Segments) -> Tensor:
-    """The rows are spread over a padded batch. Padding comes last, so the causal mask hides it."""
+    """The segments' queries are spread over a padded batch, and beside them the keys and values of their paths. Padding
+    comes last: where no segment has an ancestor the causal mask hides it."""
     v_THD = qkv_TE[:, spec.qk_size :].unflatten(1, (-1, spec.head_dim))
-    positions = segments.positions_T.to(qkv_TE.device)
     if rotation is None:
         q_THD, k_THD = (
             x.unflatten(1, (-1, spec.head_dim))
@@ -97,15 +102,22 @@ def _attend_by_torch(qkv_TE: Tensor, spec: AttentionSpec, rotation: Rotation | N
         )
     else:
         q_THD, k_THD = rotate_by_torch(qkv_TE, spec, rotation)
-    rows = segments.rows_T.to(positions.device)
-    shape = (len(segments.lengths), segments.longest)
-
-    def spread(x_THD: Tensor) -> Tensor:
-        batch = x_THD.new_zeros(*shape, *x_THD.shape[1:])
-        return batch.index_put((rows, positions.long()), x_THD).transpose(1, 2)
-
-    out = dense_attention(spread(q_THD), spread(k_THD), spread(v_THD), spec)
-    return out.transpose(1, 2)[rows, positions.long()].flatten(1)
+    device = qkv_TE.device
+    segment_T, position_T = segments.rows_T.to(device), segments.positions_T.to(device).long()
+    start_S, paths = segments.starts_tensor.to(device).long(), segments.paths.to(device)
+    own_T = position_T - start_S[segment_T]
+    q_SQHD = q_THD.new_zeros(len(paths), segments.longest, *q_THD.shape[1:])
+    q_SQHD = q_SQHD.index_put((segment_T, own_T), q_THD)
+    mask_SQK = None
+    if any(segments.starts):
+        at = torch.arange(paths.shape[1], device=device)
+        query = start_S[:, None, None] + torch.arange(segments.longest, device=device)[:, None]
+        mask_SQK = (at <= query) & (query - at < (spec.window or paths.shape[1] + segments.longest))
+        mask_SQK[..., 0] |= ~mask_SQK.any(-1)  # queries that are padding see something, so that they are finite
+    out = dense_attention(
+        q_SQHD.transpose(1, 2), k_THD[paths].transpose(1, 2), v_THD[paths].transpose(1, 2), spec, mask_SQK
+    )
+    return out.transpose(1, 2)[segment_T, own_T].flatten(1)
 
 
 def dense_attention(

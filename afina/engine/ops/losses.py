@@ -16,16 +16,18 @@ _HEAD_ROWS = 4096  # of the output head, whose gradients are added at one time
 
 
 def summed_cross_entropy(
-    fused: Kernels | None, hidden_NC: Tensor, head_VC: Tensor | Blocks, labels_N: Tensor
-) -> Tensor:
-    """Σ −log p(label) with logits = hidden · headᵀ, in chunks: no (tokens × vocabulary) tensor ever exists.
+    fused: Kernels | None, hidden_NC: Tensor, head_VC: Tensor | Blocks, labels_N: Tensor,
+    weights_N: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """Σ −log p(label), each times its weight where there are any, with logits = hidden · headᵀ, in chunks: no (tokens ×
+    vocabulary) tensor ever exists.
 
     A head in blocks is dequantised tile by tile. The gradient of a frozen head's input, (softmax − onehot) · head, is
     formed in the forward pass, while the logits exist.
     """
     if isinstance(head_VC, Tensor) and not torch.is_grad_enabled():  # autograd functions do not see that
         head_VC = head_VC.detach()
-    loss: Tensor = _CrossEntropy.apply(fused, hidden_NC, head_VC, labels_N)  # type: ignore[no-untyped-call]
+    loss: Tensor = _CrossEntropy.apply(fused, hidden_NC, head_VC, labels_N, weights_N)  # type: ignore[no-untyped-call]
     return loss
 
 
@@ -71,7 +73,9 @@ def _chunk_losses(
 
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, fused: Kernels | None, hidden: Tensor, head: Tensor | Blocks, labels: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, fused: Kernels | None, hidden: Tensor, head: Tensor | Blocks, labels: Tensor, weights: Tensor | None
+    ) -> Tensor:
         wanted, weighted = ctx.needs_input_grad[1], ctx.needs_input_grad[2]
         ctx.rows = len(labels)
         if fused is not None:
@@ -92,14 +96,21 @@ class _CrossEntropy(torch.autograd.Function):
             elif dhidden is not None and isinstance(head, Tensor):
                 torch.mm(logits, head, out=dhidden[chunk])
             if dhead is not None:  # in slices: adding another dtype makes a copy of the summand in fp32
+                if weights is not None:
+                    own = weights[chunk]
+                    x = F.pad(own, (0, len(x) - len(own)))[:, None].to(x.dtype) * x
                 for row in range(0, len(dhead), _HEAD_ROWS):
                     dhead[row : row + _HEAD_ROWS] += logits[:, row : row + _HEAD_ROWS].T @ x
-        ctx.save_for_backward(None if dhidden is None else dhidden[: ctx.rows], dhead)
-        return losses[: ctx.rows].sum()
+        if dhidden is not None:
+            dhidden = dhidden[: ctx.rows]
+            if weights is not None:
+                dhidden *= weights[:, None]
+        ctx.save_for_backward(dhidden, dhead)
+        return losses[: ctx.rows].sum() if weights is None else losses[: ctx.rows] @ weights
 
     @staticmethod
     def backward(ctx: Any, dloss: Tensor) -> Any:
         dhidden, dhead = ctx.saved_tensors
         # In place: a head's gradient is large.
         scaled = (None if d is None else d.mul_(dloss) for d in (dhidden, dhead))
-        return None, *scaled, None
+        return None, *scaled, None, None

@@ -10,7 +10,7 @@ from afina.core.files import read_jsonl
 from afina.engine.ops import Segments
 from afina.measure.verification import relative_difference
 from afina.models.load import Base
-from afina.models.model import IGNORE_INDEX, Packed
+from afina.models.model import IGNORE_INDEX, Packed, unshared
 
 _PROMPTS = 8  # that are compared
 _TOKENS = 128  # of each, and of the vocabulary
@@ -35,7 +35,7 @@ def sample(base: Base, predictions: Path | None = None) -> list[Packed]:
         labels = ids.clone()
         if not base.task.continues_text:  # the last token stands for the answer
             labels[:-1] = IGNORE_INDEX
-        found.append(Packed(ids, labels, Segments((0, len(ids)))))
+        found.append(unshared(ids, labels, Segments((0, len(ids)))))
     return found
 
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from afina.data.template import Row
+    from afina.engine.forest import Group
     from afina.models.load import Base
 
 
@@ -53,8 +54,9 @@ class Objective(Protocol[U]):
     def weight(self, unit: U) -> float:
         """The unit's share in the mean loss: its labelled tokens, or 1 where units count alike."""
 
-    def micro_batches(self, units: Sequence[U], max_tokens: int, max_units: int | None) -> list[list[U]]:
-        """The units in groups of up to `max_tokens` tokens (a longer unit goes alone) and `max_units` units."""
+    def passes(self, base: "Base", units: Sequence[U], max_tokens: int, max_units: int | None) -> "list[Group]":
+        """The units in groups for one forward pass each, of up to `max_tokens` tokens that the base
+        computes (a longer unit goes alone) and `max_units` units."""
 
     def loss(self, base: "Base", units: Sequence[U]) -> "Tensor":
         """The summed loss (a scalar in fp32) of one forward pass over a micro-batch, to be differentiated."""

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from afina.data.batch import micro_batches, pack
+from afina.data.batch import pack, passes
 from afina.data.store import lengths
 from afina.data.template import Row
+from afina.engine.forest import Group
 from afina.models.load import Base
 from afina.training.loss import device_of, perplexity, summed_loss
 
@@ -27,11 +28,11 @@ class Supervised:
     def weight(self, unit: Row) -> float:
         return unit.labelled
 
-    def micro_batches(self, units: Sequence[Row], max_tokens: int, max_units: int | None) -> list[list[Row]]:
-        return micro_batches(units, max_tokens, max_units)
+    def passes(self, base: Base, units: Sequence[Row], max_tokens: int, max_units: int | None) -> list[Group]:
+        return passes(units, max_tokens, max_units, base.model.shares)
 
     def loss(self, base: Base, units: Sequence[Row]) -> Tensor:
-        return base.model.summed_loss(pack(units, device_of(base)))
+        return base.model.summed_loss(pack(units, device_of(base), base.model.shares))
 
     def sums(self, base: Base, units: Sequence[Row]) -> Sequence[float]:
         return summed_loss(base, units)

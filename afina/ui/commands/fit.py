@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from afina.core.errors import counted
 from afina.core.events import minutes
+from afina.forecast.estimate import shared_in_words
 from afina.forecast.expected import NO_DATA
 from afina.ui.common import View, flags_of, plain_table, size, train_command, wide_console
 from afina.ui.output import Output
@@ -40,6 +41,9 @@ def _show(settings: "FitSettings", result: "FitResult") -> None:
         f"{counted(rows['rows'], 'row')}, {counted(rows['tokens'], 'token')} "
         f"({rows['known']}), the longest {rows['longest']:,}"
     )
+    computed = (seen["computed"] for seen in result.methods.values() if "computed" in seen)
+    if shared := shared_in_words(min(computed, default=1.0)):
+        out.print(shared)
     if not result.here:
         out.print(f"its files are not here: about {result.file_bytes / 1e9:.1f} GB to fetch")
     _machine(out, result.machine, result.methods, result.free_bytes[result.machine], full=True)
