@@ -3,6 +3,7 @@
 import argparse
 import json
 import platform
+import random
 import subprocess
 import sys
 import time
@@ -19,6 +20,8 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     found.add_argument("--rows", type=Path, help="JSONL, JSON or CSV; by default the tickets that come with Afina")
     found.add_argument("--prompt", help="by default E2E's template, or the tickets'")
     found.add_argument("--completion")
+    found.add_argument("--order", choices=["drawn", "file"], default="drawn", help="drawn: by a fixed seed")
+    found.add_argument("--instruction", type=int, default=0, help="tokens of an instruction before each prompt")
     found.add_argument("--precision", choices=["auto", "bf16", "fp32"], default="auto")
     found.add_argument("--json", action="store_true", help="print one JSON object")
     found.add_argument("--worker", help=argparse.SUPPRESS)
@@ -47,8 +50,11 @@ def prepare(options: argparse.Namespace, needed: int, peers: set[str]) -> dict[s
     settings = DataSettings(path=options.rows, prompt=options.prompt, completion=options.completion)
     data = load_data(settings, base)
     order = sorted([*data.train, *data.held_out], key=lambda row: int(row.location.rsplit(":", 1)[-1]))
+    if options.order == "drawn":
+        random.Random(0).shuffle(order)
     rows = (order * (needed // len(order) + 1))[:needed]
-    parts = [{"ids": row.input_ids, "labels": row.labels} for row in rows]
+    said = [random.Random(1).randrange(1000, base.facts.vocabulary - 1000) for _ in range(options.instruction)]
+    parts = [{"ids": said + row.input_ids, "labels": [-100] * len(said) + row.labels} for row in rows]
     (options.shared / "rows.json").write_text(json.dumps(parts))
     if peers - {"afina"}:
         from transformers import LlamaForCausalLM
@@ -60,8 +66,8 @@ def prepare(options: argparse.Namespace, needed: int, peers: set[str]) -> dict[s
         model.tie_weights()
         model.to(torch.bfloat16).save_pretrained(options.shared / "model")
         base.tokenizer.inner.save_pretrained(options.shared / "model")
-    labelled = sum(sum(label != -100 for label in row.labels) for row in rows)
-    tokens = sum(len(row.input_ids) for row in rows)
+    labelled = sum(sum(label != -100 for label in part["labels"]) for part in parts)
+    tokens = sum(len(part["ids"]) for part in parts)
     head = base.facts.vocabulary * base.facts.hidden_size
     # Word vectors are looked up, not multiplied; the head multiplies them at the labelled positions only.
     used = base.facts.parameters - head + head * labelled / tokens

@@ -1,12 +1,14 @@
 """Training speed and memory against the peers, in one run: the same rows, rank, targets, batch and number of steps.
 
-    python benchmarks/train_speed.py [--rows FILE] [--batch N] [--prompt T --completion T] [--json]
+    python benchmarks/train_speed.py [--rows FILE] [--batch N] [--prompt T --completion T] [--order file]
+        [--instruction TOKENS] [--json]
 
 Each program runs in a process of its own, one after another, several rounds; medians are reported. Tokens are the
-prompt and completion tokens, without padding, of complete optimiser steps after the warm-up, over the first rows of
-the file, in its order. The peers may choose: bf16 weights with or without autocast, or fp32, whichever is fastest
-for them here. `limit` is what the processor's measured matrix peak would allow: peak ÷ (4 × parameters used) tokens
-a second.
+prompt and completion tokens, without padding, of complete optimiser steps after the warm-up, over rows of the file as
+they are drawn (`--order file`: in its order, in which rows of one prompt may stand together, and share more). Distinct
+tokens are those of what several rows of a step begin with once: Afina computes no others. The peers may choose: bf16
+weights with or without autocast, or fp32, whichever is fastest for them here. `limit` is what the processor's measured
+matrix peak would allow: peak ÷ (4 × parameters used) tokens a second.
 """
 
 import argparse
@@ -44,6 +46,8 @@ def main() -> None:
         options.shared = Path(folder)
         facts = common.prepare(options, options.batch * (WARM_UP + options.steps), set(options.peers.split(",")))
         result: dict[str, Any] = {"machine": common.machine(), "batch": options.batch, "precision": facts["precision"]}
+        share = distinct_share(batches(options)[WARM_UP:])
+        result |= {"order": options.order, "instruction": options.instruction, "distinct_share": share}
         found: dict[str, list[dict[str, float]]] = {peer: [] for peer in options.peers.split(",")}
         for _ in range(options.rounds):
             for peer in found:
@@ -52,6 +56,9 @@ def main() -> None:
                     found[peer].append(measured)
     for peer, rounds in found.items():
         result[peer] = {k: statistics.median(r[k] for r in rounds) for k in rounds[0]} if rounds else None
+        if rounds:
+            speed = result[peer].pop("tokens_per_second")
+            result[peer] = {"tokens_per_second": speed, "distinct_per_second": share * speed, **result[peer]}
     result["limit"] = facts["limit"]
     report(result, options.json)
 
@@ -67,6 +74,15 @@ def measure(peer: str, options: argparse.Namespace) -> dict[str, float] | None:
 def batches(options: argparse.Namespace) -> list[Rows]:
     rows = common.read_rows(options)
     return [rows[i : i + options.batch] for i in range(0, len(rows), options.batch)]
+
+
+def distinct_share(groups: list[Rows]) -> float:
+    """Of the tokens of these batches."""
+    from afina.engine.forest import plant
+
+    ids = [[row["ids"] for row in group] for group in groups]
+    distinct = sum(len(plant(rows, [0] * len(rows)).ids) for rows in ids)
+    return distinct / sum(len(row) for rows in ids for row in rows)
 
 
 def timed(step: Any, groups: list[Rows]) -> dict[str, float]:
@@ -268,8 +284,12 @@ def report(result: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print(json.dumps(result, indent=1))
         return
+    share = result["distinct_share"]
+    before = f" after an instruction of {result['instruction']} tokens" if result["instruction"] else ""
+    order = "as drawn" if result["order"] == "drawn" else "in the file's order"
     print(f"{result['machine']}; batch {result['batch']}, Afina in {result['precision']}")
-    print(f"{'':8} {'tokens/s':>9} {'peak GB':>8} {'last loss':>10} {'Afina is':>9}")
+    print(f"rows {order}{before}: {share:.0%} of their tokens are distinct")
+    print(f"{'':8} {'tokens/s':>9} {'distinct/s':>10} {'peak GB':>8} {'last loss':>10} {'Afina is':>9}")
     own = result.get("afina")
     for peer in PEERS:
         found = result.get(peer)
@@ -277,12 +297,16 @@ def report(result: dict[str, Any], as_json: bool) -> None:
             print(f"{peer:8} not installed" if peer in result else f"{peer:8} not asked for")
             continue
         ratio = f"{own['tokens_per_second'] / found['tokens_per_second']:8.2f}x" if own else ""
-        print(f"{peer:8} {found['tokens_per_second']:9.0f} {found['peak_gb']:8.2f} {found['loss']:10.3f} {ratio}")
+        speeds = f"{found['tokens_per_second']:9.0f} {found['distinct_per_second']:10.0f}"
+        print(f"{peer:8} {speeds} {found['peak_gb']:8.2f} {found['loss']:10.3f} {ratio}")
     limit = result["limit"]
     for kind in ("bf16", "fp32"):
         most = limit[f"{kind}_tokens_per_second"]
-        share = f"; Afina reaches {own['tokens_per_second'] / most:.0%}" if own else ""
-        print(f"limit in {kind}: {most:.0f} tokens/s ({limit[f'{kind}_gflops']:.0f} GFLOP/s of matrix products){share}")
+        reached = f"; Afina reaches {own['distinct_per_second'] / most:.0%}" if own else ""
+        print(
+            f"limit in {kind}: {most:.0f} distinct tokens/s, {most / share:.0f} of rows "
+            f"({limit[f'{kind}_gflops']:.0f} GFLOP/s of matrix products){reached}"
+        )
 
 
 if __name__ == "__main__":
