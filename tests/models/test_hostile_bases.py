@@ -265,7 +265,8 @@ def test_a_tokenizer_too_large_is_not_read(base: Path, monkeypatch: pytest.Monke
     ("name", "value"),
     [
         ("num_hidden_layers", 100_000), ("num_hidden_layers", 10**12), ("num_hidden_layers", 0), ("n_layer", 5_000),
-        ("num_local_experts", 10**7), ("eos_token_id", [1] * 100_001), ("rope_parameters", {"a": [1.0] * 100_001}),
+        ("num_local_experts", 10**7), ("state_size", 10**9), ("d_ff", 10**7), ("num_decoder_layers", 900),
+        ("eos_token_id", [1] * 100_001), ("rope_parameters", {"a": [1.0] * 100_001}),
         ("id2label", dict.fromkeys(map(str, range(100_001)), "x")), ("num_labels", 10**9), ("encoder_layers", 10**6),
         ("text_config", {"num_hidden_layers": 100_000}), ("text_config", {"a": {"n_layers": 10**9}}),
         ("num_key_value_heads", 3), ("_attn_implementation", "someone/kernel"), ("num_hidden_layers", 1e300),

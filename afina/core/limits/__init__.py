@@ -28,7 +28,7 @@ UNPACKED_RATIO = 250  # times as large: text is 3 to 30 times, and a million tim
 ROW_BYTES = 1000  # that a row of a packed table counts for at least: rows of nothing take none, but time
 BATCH_BYTES = 1 << 30  # that some rows of a packed table may take at once, beyond what the process has
 
-LAYERS = 1_000  # of a model; the deepest in use have 126
+LAYERS = 512  # of a model; the deepest in use have 126
 TENSORS = 50_000  # of one file; the most in use are 20,000
 EXPERTS = 10_000  # of a layer; the most in use are 512
 CLASSES = 100_000  # of a classifier

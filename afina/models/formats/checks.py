@@ -17,7 +17,12 @@ _POSITIVE = {
     "max_position_embeddings": MOST_POSITIONS,
 }  # fmt: skip
 # By how their names end, in any family's spelling: what libraries count up to before they look at anything else.
-_COUNTS = {r"layers?|blocks|block_count|depth|n_layer": LAYERS, r"experts|expert_count": EXPERTS, "labels": CLASSES}
+_COUNTS = {
+    r"layers?|blocks|block_count|depth|n_layer": LAYERS,
+    r"experts|expert_count": EXPERTS,
+    "labels": CLASSES,
+    r"state_size|d_state|d_model|d_ff|d_inner|intermediate_size|ffn_dim": WIDEST,
+}
 
 
 def check_counts(raw: Any) -> None:
