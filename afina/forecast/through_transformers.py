@@ -28,7 +28,6 @@ _TYPICAL = Slower(1.5, 1.5)  # where nothing can be timed
 _LAYERS = 1, 3  # of each list of layers: what the second takes more than the first is what layers take
 _TOKENS = 2048  # of a timed pass, where its rows are shorter
 _ROUNDS = 2
-_ANOTHER = "choose another base"
 
 
 def slower(case: Case, batches: MicroBatches) -> Slower:
@@ -57,7 +56,8 @@ def slower(case: Case, batches: MicroBatches) -> Slower:
         )  # fmt: skip
         seconds = Seconds(few, False, ALIKE)
         ours.append((seconds.training(one_pass), seconds.reading(rows * length, 1, one_pass.square, rows * answered)))
-    with reading(f"base {base.name}: its configuration describes no model that runs", BaseModelError, _ANOTHER):
+    what = f"base {base.name}: its configuration describes no model that runs"
+    with reading(what, BaseModelError, "choose another base"):
         theirs = _timed(base.module, base.task, machine.device, machine.dtype, method, rows, length, answered)
     in_training, in_reading = ((d - c) / (b - a) for a, b, c, d in zip(*ours, *theirs, strict=True))
     return Slower(in_training if case.trained.depth else in_reading, in_reading)

@@ -4,13 +4,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate
 from typing import Any
 
 from afina.data.batch import Shares
 from afina.data.load import Dataset
 from afina.data.template import Row
 from afina.engine import forest
-from afina.engine.ops import ROUND
+from afina.engine.ops import ROUND, Segments
 from afina.forecast.machines import Machine
 from afina.lora.config import LoraConfig
 from afina.lora.counting import Trained, trained
@@ -144,7 +145,9 @@ def micro_batches_of(case: Case, plan: Plan) -> MicroBatches:
             kinds = shares([len(row) for row in rows])
         for group, _ in forest.groups(rows, kinds, train.tokens_per_pass, train.micro_batch_size):
             own = [rows[i] for i in group]
-            found = forest.plant(own, kinds and [kinds[i] for i in group]).segments
+            found = Segments(tuple(accumulate(map(len, own), initial=0)))
+            if kinds is not None:
+                found = forest.plant(own, [kinds[i] for i in group]).segments
             computed = found.bounds[-1]
             padded = -(-computed // ROUND) * ROUND if case.base.is_decoder else max(map(len, own)) * len(own)
             count, tokens, largest = count + 1, tokens + padded, max(largest, padded)

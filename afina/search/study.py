@@ -4,7 +4,6 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -182,7 +181,7 @@ class _Search:
                 "losses": smooth,
                 "low": high / _WIDEST,
                 "high": high,
-                "pace": asdict(pace),
+                "pace": pace.content,
                 "seconds": time.monotonic() - start,
                 "full_rows": self.rows,
                 "trial_rows": rows,

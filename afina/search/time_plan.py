@@ -4,12 +4,12 @@ All in seconds.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from afina.forecast.estimate import forecast_training
 from afina.forecast.machines import this_machine
 from afina.forecast.workload import workload_of
 from afina.runs.assemble import Assembled
+from afina.search.files import PaceRecord
 
 FEWEST_TRIALS = 10  # trials are so short that at least this many fit into the time of the search
 REPEATS = 3  # seeds with which the best and the defaults are trained before a winner is announced
@@ -20,16 +20,10 @@ _MOST_PROOF = 0.5  # of the time that is left after the range test: more only fo
 _NEARLY = 0.9  # of the rows of a full training: so near to all, all are taken
 
 
-@dataclass(frozen=True)
-class Pace:
+class Pace(PaceRecord):
     """What work takes here: a row of training, a `look` at the held-out rows of a trial, and of a full training what
     does not depend on its rows: `load`ing the base and the data (twice), and `rest`: evaluations and answers.
     """
-
-    row: float
-    look: float
-    load: float
-    rest: float
 
     def trial(self, rows: float) -> float:
         return rows * self.row + EVALUATIONS * self.look
@@ -81,10 +75,10 @@ def pace_of(assembled: Assembled, row: float, look: float, load: float) -> Pace:
     """The pace of a full training, from what was measured of a short one. Its answers are forecast, and corrected by
     how far the forecast of a row is from what was measured."""
     if assembled.skeleton is None:
-        return Pace(row, look, load, 0.0)
+        return Pace(row=row, look=look, load=load, rest=0.0)
     settings, data = assembled.settings, assembled.data
     machine = this_machine(assembled.cache, settings.device, settings.precision, measure=False)
     seen = forecast_training(assembled.skeleton, settings, workload_of(data, assembled.max_new_tokens), machine)
     answers = seen.evaluation * row * len(data.train) / max(seen.epoch_seconds, 1e-9)
     evaluations = 1 + -(-seen.plan.steps // seen.plan.eval_steps)
-    return Pace(row, look, load, evaluations * look + answers)
+    return Pace(row=row, look=look, load=load, rest=evaluations * look + answers)

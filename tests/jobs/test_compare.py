@@ -307,7 +307,9 @@ def test_the_minutes_of_a_search_are_those_of_the_whole_command(
     for module in ("afina.search.study.time", "afina.jobs.tune.time"):
         monkeypatch.setattr(module, Clock)
     monkeypatch.setattr("afina.jobs.tune.run_in_process", run_in_process)
-    monkeypatch.setattr("afina.search.study.pace_of", lambda _, row, look, load: Pace(1.0, 0.0, 0.0, 0.0))
+    monkeypatch.setattr(
+        "afina.search.study.pace_of", lambda _, row, look, load: Pace(row=1.0, look=0.0, load=0.0, rest=0.0)
+    )
     monkeypatch.setattr(trials.TrialRunner, "run", slow)
     settings = changed(settings, {"train.epochs": 4})
     found = tune(settings, minutes=40)  # a full training has some 370 rows

@@ -26,6 +26,7 @@ ALIASES = "a: &a [1]\n" + "".join(
         ("license: |\n" + "  x\n" * 100_000, None, None),
         ("base_model:" + "\n" * 100_000 + "x", None, None),
         ("- license", None, None),
+        ("\n" * 300_000, None, None),
     ],
 )
 def test_the_head_is_read_within_limits(head: str, licence: str | None, base: str | None, tmp_path: Path) -> None:
@@ -33,7 +34,9 @@ def test_the_head_is_read_within_limits(head: str, licence: str | None, base: st
     assert (licence_of(tmp_path), made_of(tmp_path)) == (licence, base)
 
 
-@pytest.mark.parametrize("content", [b"", b"# A model\n---\nlicense: mit\n---\n", b"---\nlicense: \xff\n---\n"])
+@pytest.mark.parametrize(
+    "content", [b"", b"# A model\n---\nlicense: mit\n---\n", b"---\nlicense: \xff\n---\n", b"---" + b"\n" * 300_000]
+)
 def test_cards_without_a_head_that_can_be_read_say_nothing(content: bytes, tmp_path: Path) -> None:
     assert licence_of(tmp_path) is None
     (tmp_path / "README.md").write_bytes(content)

@@ -35,9 +35,7 @@ CLASSES = 100_000  # of a classifier
 WIDEST = 1_000_000  # numbers in a layer's output; the widest in use have 65,536
 ALPHA = 1e6  # of an adapter; those in use are below 10,000, and updates are scaled by it over the rank
 NEW_TOKENS = 1 << 20  # of one answer
-UNPICKLED_SECONDS = (
-    3.0  # of processor time, for an adapter that torch.save wrote; beyond, only as long as it is no more
-)
+UNPICKLED_SECONDS = 3.0  # of processor time, for what torch.save wrote; beyond, only as long as it is no more
 UNPICKLED_SPEED = 50 << 20  # than its bytes at this many a second
 UNPICKLED_BYTES = 256 << 20  # beyond what the process has, and
 UNPICKLED_RATIO = 4  # times as much as the file

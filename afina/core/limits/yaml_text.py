@@ -33,6 +33,14 @@ def parse_yaml(text: str) -> Any:
     return value
 
 
+def front_matter(text: str) -> Any:
+    """The value of the YAML between two lines of `---` at the head of a Markdown file; None where there is none. Raises
+    `NotYaml`."""
+    first, _, rest = text.removeprefix("\ufeff").partition("\n")
+    head, closed, _ = rest.partition("\n---")
+    return parse_yaml(head) if first.rstrip() == "---" and closed else None
+
+
 _NUMBER_CHARACTERS = 1000  # Python neither reads nor writes those of more than 4,300 digits
 
 

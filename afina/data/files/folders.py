@@ -15,7 +15,7 @@ from typing import Any
 
 from afina.core.errors import DataError, InputError, enumerated, near
 from afina.core.files import leads_out, read_json
-from afina.core.limits.yaml_text import parse_yaml
+from afina.core.limits.yaml_text import front_matter
 from afina.data.files.file import COMPRESSED, suffix_of
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
@@ -145,9 +145,8 @@ class _Listing:
             return {}
         with path.open("rb") as file:
             text = file.read(_CARD_BYTES).decode("utf-8", "replace")
-        head = re.match(r"\ufeff?---\s*\n(.*?)\n---", text, re.DOTALL)
         try:
-            found = parse_yaml(head[1]) if head else None
+            found = front_matter(text)
         except ValueError:
             self.notes.append(f"{path}: its head is not YAML, and is passed over")
             return {}

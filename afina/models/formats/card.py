@@ -7,7 +7,7 @@ from typing import Any
 from afina.core.errors import InputError
 from afina.core.files import read_text
 from afina.core.limits import JSON_BYTES
-from afina.core.limits.yaml_text import parse_yaml
+from afina.core.limits.yaml_text import front_matter
 
 _LICENCE_CHARACTERS = 100
 
@@ -28,8 +28,7 @@ def made_of(folder: Path) -> str | None:
 def _head(folder: Path) -> dict[str, Any]:
     """Empty where there is no card, or one that cannot be read: nothing depends on it."""
     try:
-        text = read_text(folder / "README.md", JSON_BYTES, InputError)
-        head = parse_yaml(text[3:].split("\n---", 1)[0]) if text.startswith("---") else None
+        head = front_matter(read_text(folder / "README.md", JSON_BYTES, InputError))
     except (OSError, InputError, ValueError):
         return {}
     return head if isinstance(head, dict) else {}
