@@ -11,6 +11,7 @@ can do.
 """
 
 from afina.core.lazy import exports
+from afina.core.process.runtime import set_environment
 from afina.version import __version__
 
 TYPE_CHECKING = False  # not typing's: see __main__
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from afina.settings import RunSettings as RunSettings
     from afina.training.settings import TrainingSettings as TrainingSettings
 
+set_environment()
 __getattr__, _names = exports(
     __name__,
     {

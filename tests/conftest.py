@@ -17,6 +17,7 @@ import pytest
 import torch
 from forked import ForkedWorker
 
+import afina
 from afina.core.device import cache_folder
 from afina.engine import kernels
 from afina.models.load import Base, load_base
@@ -245,14 +246,12 @@ def colours(tmp_path: Path) -> Path:
 
 def generate(run: Path, prompts: list[str] | Path, **more) -> tuple[dict, ...]:
     """The answers to prompts, or to the rows of a file."""
-    import afina
 
     asked = {"data": prompts} if isinstance(prompts, Path) else {"prompts": prompts}
     return afina.generate(afina.GenerateSettings(run=run, **asked, **more)).rows
 
 
 def evaluate(run: Path, data: Path, **more):
-    import afina
 
     return afina.evaluate(afina.EvaluateSettings(run=run, data=data, **more))
 

@@ -64,12 +64,17 @@ class DecoderLayer(nn.Module):
         self._qkv, self._out = JoinedLinear(attention, *names.qkv), JoinedLinear(attention, names.out)
         self._up, self._down = JoinedLinear(mlp, *names.up), JoinedLinear(mlp, names.down)
 
-    def forward(self, x_TC: Tensor, added_TC: Tensor | None, state: ForwardState) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, x_TC: Tensor, added_TC: Tensor | None, state: ForwardState, at_N: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """The residual stream is x + added, before and after the layer: the sum is left to the next norm, which fuses
-        it."""
+        it. After it, only of the tokens `at_N` where these are given."""
         names = self.arch.names
         x_TC, y_TC = self._normed(names.attention_norm, x_TC, added_TC, state)
-        attended_TC = self._out(self._attend(y_TC, state), state.fused, state.steady)
+        seen_TC = self._attend(y_TC, state)
+        if at_N is not None:
+            x_TC, seen_TC = x_TC.index_select(0, at_N), seen_TC.index_select(0, at_N)
+        attended_TC = self._out(seen_TC, state.fused, state.steady)
         attended_TC = self._after(names.after_attention_norm, attended_TC, state)
         if self.arch.parallel:
             _, y_TC = self._normed(names.mlp_norm, x_TC, None, state)
@@ -186,8 +191,11 @@ class Decoder(nn.Module):
     def decoder_layers(self) -> Any:
         return self.get_submodule(self.arch.names.layers)
 
-    def forward(self, ids_T: Tensor, segments: Segments, cache: Cache | None = None) -> tuple[Tensor, Tensor]:
-        """The residual stream after the last layer as two summands, (T, C) each; `normed` adds them."""
+    def forward(
+        self, ids_T: Tensor, segments: Segments, cache: Cache | None = None, at_N: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The residual stream after the last layer as two summands, (T, C) each; `normed` adds them. Where tokens
+        `at_N` are given, of these only, (N, C): what the last layer does after attention is done for no others."""
         names = self.arch.names
         positions = cache.positions(segments) if cache else segments.positions_T
         x = self.get_submodule(names.embedding)(ids_T)
@@ -197,11 +205,13 @@ class Decoder(nn.Module):
         rotations = self._rotations(positions, lengths, x.device)
         state = ForwardState(self.kernels_for(x), segments, rotations, cache, cache is not None and cache.used)
         added: Tensor | None = None
-        for layer in self.decoder_layers():
+        layers = self.decoder_layers()
+        for layer in layers:
+            wanted_N = at_N if layer is layers[-1] else None
             if self.checkpointing and self.training and torch.is_grad_enabled():
-                x, added = checkpoint(layer, x, added, state, use_reentrant=False)
+                x, added = checkpoint(layer, x, added, state, wanted_N, use_reentrant=False)
             else:
-                x, added = layer(x, added, state)
+                x, added = layer(x, added, state, wanted_N)
         assert added is not None
         return x, added
 

@@ -229,9 +229,8 @@ class _JoinedProduct:
         """Whether `few_rows` can take the product, and is the faster one."""
         return (
             self.fused is not None
-            and self.fused.multiplies_pairs
             and x_TI.shape[0] <= FEW
-            and x_TI.dtype == self.low.dtype == torch.bfloat16
+            and x_TI.dtype == self.low.dtype
             and x_TI.shape[1] % (2 * kernels.LANES) == 0
             and self.weights.row_major
         )
@@ -242,7 +241,7 @@ class _JoinedProduct:
         assert self.fused is not None
         slices, _ = self._slices or self._output_slices()
         y = x_TI.new_empty(x_TI.shape[0], self.total)
-        kernels.expect(torch.bfloat16, (x_TI, (len(y), self.low.shape[1])))
+        kernels.expect(self.low.dtype, (x_TI, (len(y), self.low.shape[1])))
         self.fused.call(
             "few_rows", x_TI, x_TI.stride(0), self.bias, y, self.total, ctypes.addressof(slices), len(slices),
             *x_TI.shape, torch.get_num_threads(),
@@ -259,9 +258,9 @@ class _JoinedProduct:
             shape = layer.blocks.shape if isinstance(layer, BlockLinear) else tuple(weight_OI(layer).shape)
             if shape != (n, width):
                 raise IndexError(f"a layer's weights are {shape}, expected {(n, width)}")
-        kernels.expect(torch.bfloat16, (self.low, (len(self.low), width)))
+        kernels.expect(self.low.dtype, (self.low, (len(self.low), width)))
         if self.bias is not None:
-            kernels.expect(torch.bfloat16, (self.bias, (self.total + len(self.low),)))
+            kernels.expect(self.low.dtype, (self.bias, (self.total + len(self.low),)))
         for adapter, n, address in zip(self.adapters, self.outputs, self.weights.addresses(), strict=True):
             if adapter is None:
                 slices.append(kernels.OutputSlice(column, column + n, 0, None, None, *address))

@@ -42,6 +42,7 @@ _SIGNATURES: dict[str, list[Any]] = {
     "attention_step": [Pointer, Long, Pointer, Long, Pointer, Pointer, Long, *[Pointer] * 4],
     "cross_entropy": [Pointer, Pointer, Pointer, Long, Long, Int, Int],
     "unpack": [Pointer, Long, Int, Pointer, Long, Long, Long, Int],
+    "few_rows": [Pointer, Long, *[Pointer] * 2, Long, Pointer, Long, Long, Long, Int],
 }
 # In bf16 alone, and only where the processor multiplies pairs of bf16 numbers (AVX-512 BF16).
 _PAIRS: dict[str, list[Any]] = {
@@ -49,7 +50,6 @@ _PAIRS: dict[str, list[Any]] = {
     "low_rank_add": [Pointer, Long, Pointer, Long, Pointer, Long, Long, Long, Int],
     "low_rank_project": [Pointer, Long, Pointer, Pointer, Long, Long, Long, Long, Int],
     "low_rank_outer": [Pointer, Long, Pointer, Long, Pointer, Float, Long, Long, Long, Int],
-    "few_rows": [Pointer, Long, *[Pointer] * 2, Long, Pointer, Long, Long, Long, Int],
 }
 LANES = 16  # numbers in the widest vector
 

@@ -11,7 +11,7 @@ import torch
 from afina.core.device import compiler, memory_gb, pick_device, pick_dtype
 from afina.core.errors import SettingsError, near
 from afina.core.events import Listener, Notice, ignore
-from afina.forecast.speed import Rates, Speed, Width, known, measured
+from afina.forecast.speed import Rates, Speed, Width, is_calm, known, measured
 from afina.models.footprint import element_size, free_bytes
 from afina.models.load import import_libraries
 
@@ -67,9 +67,11 @@ def this_machine(
     on = pick_device(device)
     dtype, _ = pick_dtype(precision, on, cache)
     speed = known(on, dtype, cache)
-    if speed is None and measure:
+    if measure and (speed is None or (speed.was_disturbed and is_calm())):
         listener(Notice("measuring how fast this machine is, once (some ten seconds)"))
         speed = measured(on, dtype, cache)
+    if measure and speed and speed.was_disturbed:
+        listener(Notice(f"other programs used {speed.others:.1f} processors while this machine's speed was measured"))
     held = int(memory_gb() * 1e9)
     available = free_bytes(on) + (held if on.type == "cpu" else 0)
     on_cpu = on.type == "cpu"

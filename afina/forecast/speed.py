@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor, nn
 
@@ -41,6 +42,8 @@ _FEW = 32  # active sequences of a decoding step
 _NUMBERS = 1 << 22
 _FILE = 128 << 20
 _ROUNDS = 3
+_DISTURBED = 0.3  # processors that others use
+_LOOK = 0.5  # seconds
 _SLOWDOWN = 1.05  # a training over the fastest round, on a machine that it does not have to itself
 
 
@@ -74,7 +77,8 @@ class Speed(Settings):
     `widths` are by the width of the layers. `attention` (forward; with the backward pass) is per token, earlier token
     and channel; `head` (forward; with its input's gradient; with its own too) per labelled token and parameter;
     `adam` per trained number; `unpack` per number of a dequantised matrix; `write` per byte of a file; `launch` per
-    layer and pass, for launching a card's kernels (measured speeds have it in the others).
+    layer and pass, for launching a card's kernels (measured speeds have it in the others). `others`: how many
+    processors other programs used while it was measured.
     """
 
     widths: dict[int, Width]
@@ -84,6 +88,11 @@ class Speed(Settings):
     unpack: float
     write: float
     launch: float = 0.0
+    others: float = 0.0
+
+    @property
+    def was_disturbed(self) -> bool:
+        return self.others > _DISTURBED
 
     def at(self, width: int) -> Width:
         """The speed at any width, interpolated between those measured, in logarithms."""
@@ -104,13 +113,40 @@ def _between(a: Any, b: Any, share: float) -> Any:
 
 
 def measured(device: torch.device, dtype: torch.dtype, cache: Path) -> Speed:
-    """How fast this machine is; measured once, and kept in `cache`."""
-    found = known(device, dtype, cache)
-    if found is None:
+    """How fast this machine is now, which is kept in `cache`."""
+    with OtherPrograms() as others:
         found = _measure(device, dtype, cache)
-        with suppress(OutputError):
-            write_json(_file(cache), _kept(cache) | {_key(device, dtype): found.model_dump(mode="json")})
+    found = found.model_copy(update={"others": others.processors})
+    with suppress(OutputError):
+        write_json(_file(cache), _kept(cache) | {_key(device, dtype): found.model_dump(mode="json")})
     return found
+
+
+class OtherPrograms:
+    """How many `processors` others used while it was open."""
+
+    processors = 0.0
+
+    def __enter__(self) -> "OtherPrograms":
+        self._before = time.monotonic(), self._used()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        begun, used = self._before
+        self.processors = max(0.0, (self._used() - used) / max(1e-9, time.monotonic() - begun))
+
+    @staticmethod
+    def _used() -> float:
+        """Seconds of processor time of all programs but this one."""
+        every, own = psutil.cpu_times(), time.process_time()
+        return float(every.user + every.system + getattr(every, "nice", 0.0)) - own
+
+
+def is_calm() -> bool:
+    """Whether other programs leave the processor to this one now."""
+    with OtherPrograms() as others:
+        time.sleep(_LOOK)
+    return others.processors <= _DISTURBED
 
 
 def known(device: torch.device, dtype: torch.dtype, cache: Path) -> Speed | None:
@@ -229,7 +265,7 @@ def reading_pass(model: Any, packed: Packed) -> Callable[[], None]:
 
 
 def _layers(timings: _Timings, width: int, model: DecoderModel) -> None:
-    """Passes through the layers, with one label; in the middle width also the optimiser."""
+    """Passes through the layers alone; in the middle width also the optimiser."""
     module: nn.Module = model.module
     short, long = (_packed(model, tokens, _ROW, 1) for tokens in (_SHORT, _LONG))
 
@@ -241,13 +277,25 @@ def _layers(timings: _Timings, width: int, model: DecoderModel) -> None:
     timings.time((width, "few"), reading_pass(model, _packed(model, _FEW, 1, 1)))
     inject(module, LoraConfig())
     timings.time((width, "adapted"), reading_pass(model, long))
-    both("lora", training_pass)
+    both("lora", _layers_pass)
     unload(module)
     inject(module, baseline(module, "last", _LAYERS[width]))  # the gradient of the token embeddings is that of the head
-    both("full", training_pass)
+    both("full", _layers_pass)
     if width == _MIDDLE:
         _adam(timings, module)
     unload(module)
+
+
+def _layers_pass(model: DecoderModel, packed: Packed) -> Callable[[], None]:
+    """Training with every token wanted of the last layer: models have more layers, whose tokens are."""
+
+    def function() -> None:
+        model.module.train()
+        x_TC, added_TC = model.module(packed.ids_T, packed.segments)
+        torch.autograd.backward([x_TC, added_TC], [x_TC.detach(), added_TC.detach()])
+        model.module.zero_grad(set_to_none=True)
+
+    return function
 
 
 def _adam(timings: _Timings, module: nn.Module) -> None:

@@ -79,14 +79,17 @@ class DecoderModel:
         return self.module.logits(self._hidden(packed))
 
     def _hidden(self, packed: Packed) -> Tensor:
+        """The last hidden state (N, C) at each label."""
         ids_T, segments = packed.ids_T, packed.segments
-        missing = -len(ids_T) % ops.ROUND
-        if missing and self.module.training:  # outside training, eva looks at the rows' own only
+        if not self.module.training:  # eva looks at all tokens of the rows, and at no others
+            x_TC, added_TC = (each.index_select(0, packed.at_N) for each in self.module(ids_T, segments))
+            return self.module.normed(x_TC, added_TC)
+        if missing := -len(ids_T) % ops.ROUND:
             ids_T = F.pad(ids_T, (0, missing))
             segments = segments.and_a_root(missing)
-        x_TC, added_TC = self.module(ids_T, segments)
-        at = packed.at_N
-        return self.module.normed(x_TC.index_select(0, at), added_TC.index_select(0, at))
+        at_M, place_N = packed.at_N.unique(return_inverse=True)
+        x_MC, added_MC = self.module(ids_T, segments, at_N=F.pad(at_M, (0, -len(at_M) % ops.ROUND)))
+        return self.module.normed(x_MC, added_MC).index_select(0, place_N)
 
     def start(self, slots: int, room: int) -> ActiveSequences:
         return _DecoderSequences(self.module, slots, room)
@@ -208,12 +211,10 @@ class _DecoderSequences:
         if longest > self._cache.room:
             self._cache.grow(self._cache.slots, max(longest, 2 * self._cache.room))
         self._cache.begin(slots, segments)
-        x_TC, added_TC = self._module(torch.as_tensor(ids_T, device=self._device), segments, self._cache)
+        last_S = (segments.bounds_tensor[1:] - 1).to(self._device) if segments.longest > 1 else None
+        x_SC, added_SC = self._module(torch.as_tensor(ids_T, device=self._device), segments, self._cache, last_S)
         self._cache.end(segments)
-        if segments.longest > 1:
-            last = (segments.bounds_tensor[1:] - 1).to(self._device)
-            x_TC, added_TC = x_TC[last], added_TC[last]
-        return self._module.logits(self._module.normed(x_TC, added_TC))
+        return self._module.logits(self._module.normed(x_SC, added_SC))
 
     def retain(self, indices: Sequence[int]) -> None:
         retained = [self._slots[i] for i in indices]

@@ -13,6 +13,7 @@ from afina.core.device import cache_folder, keep_freed_memory, precision_of
 from afina.core.errors import AdapterError, BaseModelError, DataError, SettingsError
 from afina.core.events import Listener, Notice, ignore
 from afina.core.layers import is_conv1d
+from afina.core.process import runtime
 from afina.data.files import STANDARD_INPUT
 from afina.data.files.folders import divided
 from afina.data.layouts import Kind
@@ -148,6 +149,13 @@ def assemble(settings: RunSettings, listener: Listener) -> Assembled:
         if finding.severity != "note":
             listener(Notice(f"data: {finding.text}", warning=True))
     keep_freed_memory()
+    if runtime.spins:
+        listener(
+            Notice(
+                "torch was imported before afina, so that its threads spin while they wait, which makes training beside"
+                " other programs several times slower: import afina first, or set OMP_WAIT_POLICY=passive"
+            )
+        )
     if settings.threads:
         torch.set_num_threads(settings.threads)
     quantised = changed(settings, {"quantize": stored or settings.quantize})

@@ -8,6 +8,7 @@ from torch import nn
 
 from afina.core.device import cache_folder
 from afina.engine import kernels
+from afina.engine.blocks import BlockLinear, quantise
 from afina.engine.joined import JoinedLinear
 from afina.lora import LoraConfig, inject
 
@@ -65,27 +66,33 @@ def test_joined_is_the_layers_side_by_side(
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 4, 7, 32])
 @pytest.mark.parametrize("rank", [0, 5, 16, 40])
-def test_few_rows_in_bf16_are_the_layers(rows: int, rank: int) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", [None, "nf4", "int8"])
+def test_few_rows_are_the_layers(rows: int, rank: int, dtype: torch.dtype, kind: str | None) -> None:
     library = kernels.load(cache_folder())
-    if library is None or not library.multiplies_pairs:
-        pytest.skip("no compiler, or no bf16 products, here")
+    if library is None:
+        pytest.skip("no compiler here")
     torch.manual_seed(0)
     module = nn.Module()
     for name, width in (("q", 64), ("k", 35), ("v", 18)):
-        module.add_module(name, nn.Linear(96, width, bias=name == "k"))
+        module.add_module(name, nn.Linear(128, width, bias=name == "k"))
+    if kind:  # of two layers; the third stays as it is
+        for name in "qk":
+            layer = getattr(module, name)
+            module.add_module(name, BlockLinear(quantise(layer.weight, kind, torch.float32), layer.bias))
     if rank:
         inject(module, LoraConfig(rank=rank, target_modules=("q", "v"), alpha=7.0))
         for name, p in module.named_parameters():
             if "lora" in name:
                 p.data = 0.2 * torch.randn(p.shape)
     module.eval()
-    x = torch.randn(rows, 96).bfloat16()
+    x = torch.randn(rows, 128).to(dtype)
     with torch.inference_mode():
         exact = torch.cat([module.q(x.float()), module.k(x.float()), module.v(x.float())], 1)
         for layer in module.children():
-            getattr(layer, "base", layer).to(torch.bfloat16)
+            getattr(layer, "base", layer).to(dtype)
         joined = JoinedLinear(module, "q", "k", "v")
         found = joined(x, library)
         assert joined._product is not None
         assert joined._product.suits_few_rows(x)
-    assert (found.float() - exact).abs().max() <= 0.02 * exact.abs().max()
+    assert (found.float() - exact).abs().max() <= (1e-5 if dtype == torch.float32 else 0.02) * exact.abs().max()

@@ -143,7 +143,7 @@ def test_widths_are_interpolated() -> None:
 
 
 def test_this_machine_is_measured_once(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from afina.forecast import speed
+    from afina.forecast import machines, speed
 
     monkeypatch.setattr(speed, "_LAYERS", {64: 1})
     for name, value in {"_MIDDLE": 64, "_WORDS": 512, "_FILE": 1 << 16, "_ROUNDS": 5}.items():
@@ -155,8 +155,22 @@ def test_this_machine_is_measured_once(cache: Path, monkeypatch: pytest.MonkeyPa
     assert rates.forward.seconds(1e6, 100) > 0
     assert rates.lora.seconds(1e6, 100) > rates.forward.seconds(1e6, 100)
     assert found.adam > 0
-    monkeypatch.setattr(speed, "_measure", lambda *_: pytest.fail("measured again"))
-    assert speed.measured(place, dtype, cache) == found
+    assert speed.known(place, dtype, cache) == found
+    said: list[str] = []
+
+    def listener(event: object) -> None:
+        said.append(str(event))
+
+    calm = found.model_copy(update={"others": 0.0})
+    monkeypatch.setattr(speed, "_measure", lambda *_: calm)
+    busy = found.model_copy(update={"others": 1.7})
+    monkeypatch.setattr(machines, "known", lambda *_: busy)
+    monkeypatch.setattr(machines, "is_calm", lambda: False)
+    assert machines.this_machine(cache, "cpu", "fp32", listener=listener).speed == busy
+    assert "1.7 processors" in said[-1]
+    monkeypatch.setattr(machines, "is_calm", lambda: True)
+    assert machines.this_machine(cache, "cpu", "fp32", listener=listener).speed.widths == calm.widths
+    assert "measuring" in said[1]
     (cache / "speed.json").write_text("{")
     assert speed.known(place, dtype, cache) is None
 

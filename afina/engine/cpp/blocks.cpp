@@ -5,7 +5,7 @@
 
 #include "blocks.h"
 
-#ifdef __AVX512F__
+#ifdef __AVX2__
 #include <immintrin.h>
 #endif
 
@@ -29,6 +29,8 @@ typedef uint8_t Few __attribute__((vector_size(LANES)));
 inline Ints widen(Bytes p) {
 #ifdef __AVX512F__  // the compiler takes its conversion apart
     return (Ints)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p));
+#elif defined(__AVX2__)
+    return (Ints)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p));
 #else
     Few x;
     memcpy(&x, p, LANES);
@@ -229,6 +231,9 @@ void shared(Bytes from, long row_bytes, int format, T *out, long stride, long ro
 }  // namespace
 
 void unpack(Bytes blocks, long row_bytes, int format, bf16 *out, long stride, long rows, long K) {
+    write(blocks, row_bytes, format, out, stride, rows, K);
+}
+void unpack(Bytes blocks, long row_bytes, int format, float *out, long stride, long rows, long K) {
     write(blocks, row_bytes, format, out, stride, rows, K);
 }
 

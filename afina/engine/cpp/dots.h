@@ -58,6 +58,19 @@ inline void dots(Floats *acc, const bf16 *const *x, const bf16 *const *w, long k
 
 #endif
 
+// The same in fp32, without fetching; the columns fill vectors.
+template <int M, int N, class W>
+inline void dots(Floats *acc, const float *const *x, const W *const *w, long k) {
+    for (long i = 0; i < k; i += LANES) {
+        Floats right[N];
+        for (int n = 0; n < N; n++) right[n] = load(w[n] + i);
+        for (int m = 0; m < M; m++) {
+            Floats left = load(x[m] + i);
+            for (int n = 0; n < N; n++) acc[m * N + n] += left * right[n];
+        }
+    }
+}
+
 // out (4, 4) = x (4 rows) times w (4 rows) over n columns; row pointers may repeat.
 template <class T>
 inline void dots_4x4(float *out, const T *const *x, const T *const *w, long n) {

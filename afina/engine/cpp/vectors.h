@@ -41,6 +41,13 @@ inline float get(bf16 x) {
     return f;
 }
 
+inline void set(float &to, float x) { to = x; }
+inline void set(bf16 &to, float x) {
+    uint32_t u;
+    memcpy(&u, &x, 4);
+    to.bits = (u + 0x7fff + ((u >> 16) & 1)) >> 16;
+}
+
 // The same at the end of a row, where `left` elements are left; what is missing reads as zero.
 template <class T>
 inline Floats load(const T *p, long left) {

@@ -1,0 +1,28 @@
+"""The environment of torch's libraries, in processes of their own: it is read once."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+NAMES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "THP_MEM_ALLOC_ENABLE")
+SHOW = (
+    "import os; from afina.core.process import runtime; "
+    f"print(*[os.environ.get(name) for name in {NAMES}], runtime.spins)"
+)
+
+
+@pytest.mark.parametrize(
+    ("given", "code", "expected"),
+    [
+        ({}, "import afina; assert 'torch' not in __import__('sys').modules; " + SHOW, "passive 1000 1 False"),
+        ({"OMP_WAIT_POLICY": "active"}, "import afina; " + SHOW, "active None 1 False"),
+        ({"GOMP_SPINCOUNT": "7"}, "import torch; " + SHOW, "None 7 1 False"),
+        ({"THP_MEM_ALLOC_ENABLE": "0"}, "import torch, afina; " + SHOW, f"passive 1000 0 {sys.platform == 'linux'}"),
+    ],
+)
+def test_it_is_set_where_the_user_has_not(given: dict[str, str], code: str, expected: str) -> None:
+    environment = {name: value for name, value in os.environ.items() if name not in NAMES} | given
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == expected
