@@ -14,3 +14,6 @@ enum Format {
 // Dequantises `rows` rows of K numbers, `stride` apart, from rows of `row_bytes`.
 void unpack(const uint8_t *blocks, long row_bytes, int format, bf16 *out, long stride, long rows, long K);
 void unpack(const uint8_t *blocks, long row_bytes, int format, float *out, long stride, long rows, long K);
+
+// A row times x, without unpacking it.
+float dot(const uint8_t *row, int format, const float *x, long K);

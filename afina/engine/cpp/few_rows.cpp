@@ -64,11 +64,20 @@ void in_fp32(const float *x, const T *bias, T *y, long sy, const OutputSlice *sl
             for (long n = slice.begin; n < slice.end; n += N) {
                 long width = slice.end - n < N ? slice.end - n : N, at = n - slice.begin;
                 const T *b = (const T *)slice.b + at * rank, *shift = bias ? bias + n : nullptr;
+                const uint8_t *row = (const uint8_t *)slice.w + at * slice.row_bytes;
                 if (slice.format == NUMBERS) {
                     group((const T *)slice.w + at * K, width, mine, b, rank, shift, y + n, sy);
+                } else if (rows == 1) {
+                    for (long j = 0; j < width; j++) {
+                        const float *left[1] = {mine};
+                        const T *right[1] = {b + j * rank};
+                        Floats update[1] = {};
+                        dots<1, 1>(update, left, right, rank);
+                        float own = dot(row + j * slice.row_bytes, slice.format, x, K) + sum(update[0]);
+                        set(y[n + j], own + (shift ? get(shift[j]) : 0));
+                    }
                 } else {
-                    unpack((const uint8_t *)slice.w + at * slice.row_bytes, slice.row_bytes, slice.format,
-                           unpacked.data(), K, width, K);
+                    unpack(row, slice.row_bytes, slice.format, unpacked.data(), K, width, K);
                     group((const float *)unpacked.data(), width, mine, b, rank, shift, y + n, sy);
                 }
             }
