@@ -30,31 +30,37 @@ inline void column(long M, long K, const float *a, long ai, long ak, const float
                    bool add) {
     long m = 0;
     for (; m + 6 <= M; m += 6) tile<6, V>(K, a + m * ai, ai, ak, b, ldb, c + m * ldc, ldc, add);
+    for (; m + 4 <= M; m += 4) tile<4, V>(K, a + m * ai, ai, ak, b, ldb, c + m * ldc, ldc, add);
     for (; m + 2 <= M; m += 2) tile<2, V>(K, a + m * ai, ai, ak, b, ldb, c + m * ldc, ldc, add);
     for (; m < M; m++) tile<1, V>(K, a + m * ai, ai, ak, b, ldb, c + m * ldc, ldc, add);
 }
 void product(long M, long N, long K, const float *a, long ai, long ak, const float *b, long ldb, float *c, long ldc,
              bool add) {
     long n = 0;
-    for (; n + 4 * LANES <= N; n += 4 * LANES) column<4>(M, K, a, ai, ak, b + n, ldb, c + n, ldc, add);
+    if (LANES == 16)  // else there are but 16 vectors, of which 24 would be sums
+        for (; n + 4 * LANES <= N; n += 4 * LANES) column<4>(M, K, a, ai, ak, b + n, ldb, c + n, ldc, add);
     for (; n + 2 * LANES <= N; n += 2 * LANES) column<2>(M, K, a, ai, ak, b + n, ldb, c + n, ldc, add);
     for (; n < N; n += LANES) column<1>(M, K, a, ai, ak, b + n, ldb, c + n, ldc, add);
 }
 
-// Rows of one head as fp32, (n, wide), and transposed, (wide, ld).
+constexpr long QUERIES = 48, BLOCK = 64;  // of a tile of scores: queries, and keys
+
+// Rows of one head as fp32, (n, wide).
 template <class T>
 void copy_rows(const T *x, long stride, long n, long D, float *to, long wide, float scale = 1.0f) {
     for (long t = 0; t < n; t++)
         for (long i = 0; i < wide; i += LANES)
             store(to + t * wide + i, i < D ? load(x + t * stride + i, D - i) * scale : Floats{});
 }
+// The same as the columns of blocks (D, BLOCK), from the column `at` on.
 template <class T>
-void copy_columns(const T *x, long stride, long n, long D, float *to, long ld) {
-    for (long t = 0; t < n; t++)
-        for (long i = 0; i < D; i++) to[i * ld + t] = get(x[t * stride + i]);
+void copy_columns(const T *x, long stride, long n, long D, float *blocks, long at) {
+    for (long t = 0; t < n; t++, at++) {
+        float *to = blocks + at / BLOCK * BLOCK * D + at % BLOCK;
+        for (long i = 0; i < D; i++) to[i * BLOCK] = get(x[t * stride + i]);
+    }
 }
-
-constexpr long QUERIES = 32, BLOCK = 64;  // of a tile of scores: queries, and keys
+inline long in_blocks(long n) { return (n + BLOCK - 1) / BLOCK * BLOCK; }
 
 // Scores of queries [i0, i0 + m) against keys [j0, j0 + keys), −inf where a key may not be seen.
 inline void mask_scores(float *S, long m, long i0, long j0, long keys, long window, float cap) {
@@ -69,12 +75,12 @@ inline void mask_scores(float *S, long m, long i0, long j0, long keys, long wind
     }
 }
 
-// What n queries, after `before` tokens, see of the before + n keys and values in KT (D, ld) and V (·, wide): heads 0 to
+// What n queries, after `before` tokens, see of the before + n keys and values in KT (blocks) and V (·, wide): heads 0 to
 // `heads` of q. q and out are (n, H·D) from the first of these heads on; lse (n, H), log Σ exp of the scores, may be
 // left out. The scratch memory is `queries_size` numbers.
 long queries_size(long wide) { return QUERIES * (2 * wide + BLOCK + 2); }
 template <class T>
-void attend_queries(const T *q, long sq, const float *KT, long ld, const float *V, T *out, float *lse, long heads, long n,
+void attend_queries(const T *q, long sq, const float *KT, const float *V, T *out, float *lse, long heads, long n,
                     long before, const Attention &a, Scratch memory) {
     long D = a.heads.width, wide = padded(D);
     float *Q = memory.take(QUERIES * wide), *O = memory.take(QUERIES * wide), *S = memory.take(QUERIES * BLOCK);
@@ -88,7 +94,7 @@ void attend_queries(const T *q, long sq, const float *KT, long ld, const float *
             long j = a.window && at - a.window + 1 > 0 ? (at - a.window + 1) / BLOCK * BLOCK : 0;
             for (; j < at + m; j += BLOCK) {
                 long keys = at + m - j < BLOCK ? at + m - j : BLOCK, across = padded(keys);
-                product(m, across, D, Q, wide, 1, KT + j, ld, S, BLOCK, false);
+                product(m, across, D, Q, wide, 1, KT + j * D, BLOCK, S, BLOCK, false);
                 mask_scores(S, m, at, j, across, a.window, a.cap);
                 for (long i = 0; i < m; i++) {
                     float *row = S + i * BLOCK;
@@ -152,15 +158,15 @@ void attention_forward(const T *q, long sq, const T *k, long sk, const T *v, lon
 #pragma omp parallel for num_threads(a.threads) schedule(dynamic)
     for (long piece = 0; piece < a.trees * pieces; piece++) {
         long tree = piece / pieces, head = piece % pieces * heads, kv = head / (H / a.heads.kv);
-        long longest = deepest(a, tree), ld = (longest + BLOCK - 1) / BLOCK * BLOCK;
-        Scratch memory(D * ld + longest * wide + queries_size(wide));
-        float *KT = memory.take(D * ld), *V = memory.take(longest * wide);
+        long longest = deepest(a, tree), columns = D * in_blocks(longest);
+        Scratch memory(columns + longest * wide + queries_size(wide));
+        float *KT = memory.take(columns), *V = memory.take(longest * wide);
         for (long s = a.roots[tree]; s < a.roots[tree + 1]; s++) {
             long first = a.bounds[s], n = a.bounds[s + 1] - first, before = a.starts[s];
-            copy_columns(k + first * sk + kv * D, sk, n, D, KT + before, ld);
+            copy_columns(k + first * sk + kv * D, sk, n, D, KT, before);
             copy_rows(v + first * sv + kv * D, sv, n, D, V + before * wide, wide);
-            attend_queries(q + first * sq + head * D, sq, KT, ld, V, out + (first * H + head) * D,
-                           lse + first * H + head, heads, n, before, a, memory);
+            attend_queries(q + first * sq + head * D, sq, KT, V, out + (first * H + head) * D, lse + first * H + head,
+                           heads, n, before, a, memory);
         }
     }
 }
@@ -180,12 +186,12 @@ void attention_read(const T *qk, long sqk, const T *v, long sv, T *keys, T *valu
             memcpy(K + (before + t) * D, qk + (first + t) * sqk + (a.heads.q + kv) * D, D * sizeof(T));
             memcpy(V + (before + t) * D, v + (first + t) * sv + kv * D, D * sizeof(T));
         }
-        long all = before + n, ld = (all + BLOCK - 1) / BLOCK * BLOCK, wide = padded(D);
-        Scratch memory(D * ld + all * wide + queries_size(wide));
-        float *KT = memory.take(D * ld), *rows = memory.take(all * wide);
-        copy_columns(K, D, all, D, KT, ld);
+        long all = before + n, columns = D * in_blocks(all), wide = padded(D);
+        Scratch memory(columns + all * wide + queries_size(wide));
+        float *KT = memory.take(columns), *rows = memory.take(all * wide);
+        copy_columns(K, D, all, D, KT, 0);
         copy_rows(V, D, all, D, rows, wide);
-        attend_queries(qk + first * sqk + head * D, sqk, KT, ld, rows, out + (first * a.heads.q + head) * D,
+        attend_queries(qk + first * sqk + head * D, sqk, KT, rows, out + (first * a.heads.q + head) * D,
                        (float *)nullptr, group, n, before, a, memory);
     }
 }
@@ -204,7 +210,7 @@ struct Backward {
     const Attention &a;
 
     // Of one segment, to whose keys and values, and its ancestors', the gradients are added.
-    void segment(long s, long head, long heads, const float *KT, const float *VT, const float *K, long ld, float *dK,
+    void segment(long s, long head, long heads, const float *KT, const float *VT, const float *K, float *dK,
                  float *dV, Scratch memory) const {
         long D = a.heads.width, wide = padded(D), H = a.heads.q;
         long first = a.bounds[s], n = a.bounds[s + 1] - first, before = a.starts[s];
@@ -219,9 +225,9 @@ struct Backward {
                 long j = a.window && at - a.window + 1 > 0 ? (at - a.window + 1) / BLOCK * BLOCK : 0;
                 for (; j < at + m; j += BLOCK) {
                     long keys = at + m - j < BLOCK ? at + m - j : BLOCK, across = padded(keys);
-                    product(m, across, D, Q, wide, 1, KT + j, ld, P, BLOCK, false);
+                    product(m, across, D, Q, wide, 1, KT + j * D, BLOCK, P, BLOCK, false);
                     mask_scores(P, m, at, j, across, a.window, a.cap);
-                    product(m, across, D, dO, wide, 1, VT + j, ld, dS, BLOCK, false);
+                    product(m, across, D, dO, wide, 1, VT + j * D, BLOCK, dS, BLOCK, false);
                     for (long i = 0; i < m; i++) {
                         const T *o = out + ((row0 + i) * H + h) * D;
                         Floats dots{};
@@ -250,9 +256,9 @@ struct Backward {
     // pieces have other heads, into `parts`: (T, 2, wide) of this piece.
     void tree(long tree, long head, long heads, float *parts) const {
         long D = a.heads.width, wide = padded(D), kv = head / (a.heads.q / a.heads.kv);
-        long longest = deepest(a, tree), ld = (longest + BLOCK - 1) / BLOCK * BLOCK;
-        Scratch memory(2 * D * ld + 3 * longest * wide + QUERIES * (3 * wide + 2 * BLOCK));
-        float *KT = memory.take(D * ld), *VT = memory.take(D * ld), *K = memory.take(longest * wide);
+        long longest = deepest(a, tree), columns = D * in_blocks(longest);
+        Scratch memory(2 * columns + 3 * longest * wide + QUERIES * (3 * wide + 2 * BLOCK));
+        float *KT = memory.take(columns), *VT = memory.take(columns), *K = memory.take(longest * wide);
         float *dK = memory.take(longest * wide), *dV = memory.take(longest * wide);
         std::vector<long> way, more;  // the segments whose keys and values are there, and those that are to come
         for (long s = a.roots[tree + 1] - 1; s >= a.roots[tree]; s--) {
@@ -260,13 +266,13 @@ struct Backward {
             for (; !more.empty(); more.pop_back()) {
                 long t = more.back(), first = a.bounds[t], n = a.bounds[t + 1] - first, at = a.starts[t];
                 copy_rows(k + first * sk + kv * D, sk, n, D, K + at * wide, wide);
-                copy_columns(k + first * sk + kv * D, sk, n, D, KT + at, ld);
-                copy_columns(v + first * sv + kv * D, sv, n, D, VT + at, ld);
+                copy_columns(k + first * sk + kv * D, sk, n, D, KT, at);
+                copy_columns(v + first * sv + kv * D, sv, n, D, VT, at);
                 memset(dK + at * wide, 0, n * wide * 4);
                 memset(dV + at * wide, 0, n * wide * 4);
                 way.push_back(t);
             }
-            segment(s, head, heads, KT, VT, K, ld, dK, dV, memory);
+            segment(s, head, heads, KT, VT, K, dK, dV, memory);
             way.pop_back();
             for (long t = 0; t < a.bounds[s + 1] - a.bounds[s]; t++) {
                 long token = a.bounds[s] + t;
