@@ -1,7 +1,9 @@
 """From rows to passes, and from the rows of a pass to the tensors of its forward pass."""
 
+import hashlib
 import random
-from collections.abc import Callable, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
@@ -50,8 +52,21 @@ def _kinds(rows: Sequence[Row], shares: Shares | None) -> list[int] | None:
     return None if shares is None else shares([len(row.input_ids) for row in rows])
 
 
-def epoch_order(count: int, seed: int, epoch: int) -> list[int]:
-    """The order in which the `count` rows are seen in `epoch` (0 first): a shuffle that `seed` and `epoch` decide."""
+def epoch_order(count: int, seed: int, epoch: int, prompts: Sequence[int] | None = None) -> list[int]:
+    """The order in which the `count` rows are seen in `epoch` (0 first): a shuffle that `seed` and `epoch` decide.
+    Rows of the same of `prompts` come together, with the first of them."""
     order = list(range(count))
     random.Random(f"{seed} {epoch}").shuffle(order)
+    if prompts is not None:
+        first: dict[int, int] = {}
+        for at, row in enumerate(order):
+            first.setdefault(prompts[row], at)
+        order.sort(key=lambda row: first[prompts[row]])
     return order
+
+
+def numbered(prompts: Iterable[Sequence[int]]) -> list[int]:
+    """A number for each of `prompts` (token ids); the same for the same."""
+    numbers: dict[bytes, int] = {}
+    digests = (hashlib.blake2b(array("q", prompt).tobytes(), digest_size=16).digest() for prompt in prompts)
+    return [numbers.setdefault(digest, len(numbers)) for digest in digests]

@@ -27,6 +27,12 @@ class Row:
     def labelled(self) -> int:
         return len(self.labels) - self.labels.count(IGNORE_INDEX)
 
+    @property
+    def prompt(self) -> list[int]:
+        """What comes before the first token that is learned."""
+        learned = (i for i, label in enumerate(self.labels) if label != IGNORE_INDEX)
+        return self.input_ids[: next(learned, len(self.labels))]
+
 
 def prompt_ids(
     tokenizer: Tokenizer, messages: Sequence[Message], tools: Tools = (), remarks: Remarks | None = None

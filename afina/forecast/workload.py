@@ -7,7 +7,7 @@ from functools import lru_cache
 from itertools import accumulate
 from typing import Any
 
-from afina.data.batch import Shares
+from afina.data.batch import Shares, numbered
 from afina.data.load import Dataset
 from afina.data.template import Row
 from afina.engine import forest
@@ -132,7 +132,8 @@ class MicroBatches:
 def micro_batches_of(case: Case, plan: Plan) -> MicroBatches:
     """The micro-batches of an epoch, by the first steps of one."""
     train, workload = case.settings.train, case.workload
-    groups = plan.batches(workload.lengths, case.settings.seed, 0)
+    prompts = numbered(row.prompt for row in workload.rows) if train.group_prompts and workload.rows else None
+    groups = plan.batches(workload.lengths, case.settings.seed, 0, prompts)
     shares = _shares(case)
     sampled = groups[: _SAMPLED if shares is None else _SAMPLED_ROWS]
     count = tokens = unpadded = own_tokens = largest = 0

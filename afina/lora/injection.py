@@ -110,6 +110,11 @@ def fast_parameters(model: nn.Module) -> list[nn.Parameter]:
     return [parameter for _, layer in lora_layers(model) for parameter in layer.fast_parameters()]
 
 
+def factor_pairs(model: nn.Module) -> list[tuple[nn.Parameter, nn.Parameter]]:
+    """A (rank, in) and B (out, rank) of every update whose factors are both trained in full."""
+    return [pair for _, layer in lora_layers(model) for pair in layer.factors() if all(p.requires_grad for p in pair)]
+
+
 def _check_called(model: nn.Module, targets: list[str]) -> None:
     """torch's own encoder layer reads its layers' weights in a fast path, past any adapter."""
     for path in targets:

@@ -113,6 +113,10 @@ class LoraLayer(Wrapper):
         """The parameters that LoRA+ gives a higher learning rate: every B."""
         return []
 
+    def factors(self) -> list[tuple[nn.Parameter, nn.Parameter]]:
+        """A and B of its updates s·BA, where none of their entries is frozen."""
+        return []
+
     def tensors(self) -> dict[str, Tensor]:
         """What is saved of the layer, by the end of PEFT's name for it."""
         raise NotImplementedError

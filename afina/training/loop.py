@@ -15,6 +15,7 @@ from afina.core.errors import NonFiniteLoss, NothingTrains, OutOfMemory, counted
 from afina.core.events import Done, Event, HeldOut, Listener, Notice, Step
 from afina.core.process.interrupt import StopRequest
 from afina.core.world import SINGLE, World
+from afina.data.batch import numbered
 from afina.data.template import Row
 from afina.models.load import Base
 from afina.training import checkpoint
@@ -78,6 +79,7 @@ class Trainer:
     _objective: Objective[Any] = field(init=False, repr=False)
     _units: Sequence[Any] = field(init=False, repr=False)
     _watched: Sequence[Any] = field(init=False, repr=False)
+    _prompts: Sequence[int] | None = field(init=False, repr=False)
     _optimizer: Optimizer = field(init=False, repr=False)
     _now: State = field(init=False, repr=False)
     _started: float = field(init=False, repr=False)
@@ -93,6 +95,8 @@ class Trainer:
             self.base.model.checkpoint_activations()
         self._objective = OBJECTIVES[settings.objective]
         self._units, self._watched = self._objective.units(self.train), self._objective.units(self.held_out)
+        prompts = (self._objective.prompt(unit) for unit in self._units)
+        self._prompts = numbered(prompts) if settings.group_prompts else None
         self._optimizer = Optimizer(module, settings.weight_decay, settings.lora_plus_ratio, settings.optimizer)
         self._now, self._started = self.state or State(), time.monotonic()
         stop = StopRequest()
@@ -144,7 +148,7 @@ class Trainer:
     def _steps(self, done: int) -> Iterator[list[Any]]:
         """This process's units of each optimiser step after the first `done`; every epoch in an order of its own."""
         lengths = self._objective.lengths(self._units)
-        epochs = (self.plan.batches(lengths, self.seed, epoch) for epoch in count())
+        epochs = (self.plan.batches(lengths, self.seed, epoch, self._prompts) for epoch in count())
         for numbers in islice(chain.from_iterable(epochs), done, self.plan.steps):
             yield [self._units[i] for i in self.world.share(numbers)]
 
@@ -215,7 +219,7 @@ class Trainer:
         module, settings, objective = self.base.model.module, self.settings, self._objective
         limits = settings.tokens_per_pass, settings.micro_batch_size
         known = objective.lengths(self._units)
-        groups = self.plan.batches(known, self.seed, 0)[: self.plan.steps]
+        groups = self.plan.batches(known, self.seed, 0, self._prompts)[: self.plan.steps]
         numbers = max(groups, key=lambda group: (max(known[i] for i in group), sum(known[i] for i in group)))
         units = [self._units[i] for i in numbers]
         largest = max(objective.passes(self.base, units, *limits), key=lambda group: group.tokens)

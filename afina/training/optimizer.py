@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from afina.lora.injection import fast_parameters, undecayed_parameters
+from afina.lora.injection import factor_pairs, fast_parameters, undecayed_parameters
 from afina.training.optimizers import OPTIMIZERS
 
 
@@ -29,7 +29,11 @@ class Optimizer:
             group = (0.0 if key in undecayed else weight_decay, lora_plus if key in fast else 1.0)
             groups.setdefault(group, []).append(master)
         self._shares = [share for _, share in groups]
-        self._inner = spec.build([{"params": masters, "weight_decay": decay} for (decay, _), masters in groups.items()])
+        master_of = {id(own): self._masters[name] for name, own in self._own.items()}
+        factors = [(master_of[id(a)], master_of[id(b)]) for a, b in factor_pairs(module)]
+        self._inner = spec.build(
+            [{"params": masters, "weight_decay": decay} for (decay, _), masters in groups.items()], factors
+        )
 
     def step(self, learning_rate: float, max_norm: float) -> float:
         """Takes a step along the gradients, scaled down to `max_norm`, and drops them; their norm before scaling.

@@ -30,9 +30,13 @@ class Plan(Settings):
         names = {"epochs", "batch_size", "learning_rate", "eval_steps", "checkpoint_activations"}
         return self.model_dump(include=names if self.tokens_per_batch is None else names - {"batch_size"})
 
-    def batches(self, lengths: Sequence[int], seed: int, epoch: int) -> list[list[int]]:
-        """The rows of each optimiser step in `epoch` (0 first), by number; `lengths` are theirs, in tokens."""
-        return _batches(self.batch_size, self.tokens_per_batch, lengths, epoch_order(len(lengths), seed, epoch))
+    def batches(
+        self, lengths: Sequence[int], seed: int, epoch: int, prompts: Sequence[int] | None = None
+    ) -> list[list[int]]:
+        """The rows of each optimiser step in `epoch` (0 first), by number; `lengths` are theirs, in tokens. Those of
+        the same of `prompts`, where given, come together."""
+        order = epoch_order(len(lengths), seed, epoch, prompts)
+        return _batches(self.batch_size, self.tokens_per_batch, lengths, order)
 
 
 # The best rate for full fine-tuning falls with the model's width; LoRA's is about ten times that, and up to fifteen in

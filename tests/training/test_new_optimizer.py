@@ -28,7 +28,7 @@ class Momentum:
     step_cost = 0.5
     rate_factor = 1.0
 
-    def build(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    def build(self, groups: list[dict[str, Any]], factors: Any) -> torch.optim.Optimizer:
         return torch.optim.SGD(groups, lr=0.0, momentum=0.9)
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from trainers import colour_data
 
-from afina.data.batch import pack
+from afina.data.batch import numbered, pack
 from afina.data.load import Dataset
 from afina.lora import LoraConfig, inject
 from afina.models.footprint import activation_bytes
@@ -34,6 +34,18 @@ def test_batches_by_tokens(data) -> None:
     assert planned(tokens_per_batch=1).batches(lengths, 0, 0) == [
         [row] for group in planned().batches(lengths, 0, 0) for row in group
     ]
+
+
+def test_rows_of_one_prompt_come_together() -> None:
+    prompts = numbered([[i % 30, 7] for i in range(120)])
+    plan = make_plan(TrainingSettings(), PlanFacts([10] * 120, 32), 0)[0]
+    together, drawn = plan.batches([10] * 120, 0, 0, prompts), plan.batches([10] * 120, 0, 0)
+    assert sorted(row for step in together for row in step) == list(range(120))
+    assert [len(step) for step in together] == [len(step) for step in drawn]
+    assert {len({prompts[row] for row in step}) for step in together} == {2}  # four rows of each, eight a step
+    assert min(len({prompts[row] for row in step}) for step in drawn) > 2
+    assert plan.batches([10] * 120, 0, 1, prompts) != together
+    assert [prompts[step[0]] for step in together] != sorted(prompts[step[0]] for step in together)
 
 
 def test_the_plan_gives_its_reasons() -> None:

@@ -84,6 +84,9 @@ class LoraLinear(LoraLayer):
     def fast_parameters(self) -> list[nn.Parameter]:
         return [self.lora_b]
 
+    def factors(self) -> list[tuple[nn.Parameter, nn.Parameter]]:
+        return [] if self.frozen_numbers() else [(self.lora_a, self.lora_b)]
+
     def tensors(self) -> dict[str, Tensor]:
         return {"lora_A.weight": self.lora_a, "lora_B.weight": self.lora_b}
 

@@ -51,6 +51,9 @@ class Objective(Protocol[U]):
     def lengths(self, units: Sequence[U]) -> Sequence[int]:
         """The tokens of each of `units`."""
 
+    def prompt(self, unit: U) -> Sequence[int]:
+        """The tokens by which units belong together (`TrainingSettings.group_prompts`)."""
+
     def weight(self, unit: U) -> float:
         """The unit's share in the mean loss: its labelled tokens, or 1 where units count alike."""
 

@@ -25,6 +25,9 @@ class Supervised:
     def lengths(self, units: Sequence[Row]) -> Sequence[int]:
         return lengths(units)
 
+    def prompt(self, unit: Row) -> Sequence[int]:
+        return unit.prompt
+
     def weight(self, unit: Row) -> float:
         return unit.labelled
 

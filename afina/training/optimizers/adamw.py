@@ -1,8 +1,10 @@
 """AdamW (Loshchilov and Hutter 2019, https://arxiv.org/abs/1711.05101)."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 
 class AdamW:
@@ -12,7 +14,7 @@ class AdamW:
     step_cost = 1.0
     rate_factor = 1.0
 
-    def build(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    def build(self, groups: list[dict[str, Any]], factors: Sequence[tuple[Tensor, Tensor]]) -> torch.optim.Optimizer:
         return torch.optim.AdamW(groups, fused=True)
 
 
