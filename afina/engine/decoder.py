@@ -196,6 +196,10 @@ class Decoder(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """The residual stream after the last layer as two summands, (T, C) each; `normed` adds them. Where tokens
         `at_N` are given, of these only, (N, C): what the last layer does after attention is done for no others."""
+        return self.through(*self.begin(ids_T, segments, cache), at_N)
+
+    def begin(self, ids_T: Tensor, segments: Segments, cache: Cache | None) -> tuple[Tensor, ForwardState]:
+        """The token embeddings (T, C), and what the layers share."""
         names = self.arch.names
         positions = cache.positions(segments) if cache else segments.positions_T
         x = self.get_submodule(names.embedding)(ids_T)
@@ -203,7 +207,10 @@ class Decoder(nn.Module):
             x = x + self.get_submodule(names.positions)(positions.to(ids_T.device).long())
         lengths = cache.lengths_T(segments) if cache else segments.lengths_T
         rotations = self._rotations(positions, lengths, x.device)
-        state = ForwardState(self.kernels_for(x), segments, rotations, cache, cache is not None and cache.used)
+        return x, ForwardState(self.kernels_for(x), segments, rotations, cache, cache is not None and cache.used)
+
+    def through(self, x: Tensor, state: ForwardState, at_N: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """`forward` from the token embeddings on."""
         added: Tensor | None = None
         layers = self.decoder_layers()
         for layer in layers:
@@ -221,9 +228,15 @@ class Decoder(nn.Module):
 
     def logits(self, hidden_NC: Tensor) -> Tensor:
         """(N, V), in the dtype of `hidden_NC`."""
-        logits = self._head(hidden_NC, self.kernels_for(hidden_NC))
+        return self.capped(self.scores(hidden_NC))
+
+    def scores(self, hidden_NC: Tensor) -> Tensor:
+        """(N, V), the logits before their cap."""
+        return self._head(hidden_NC, self.kernels_for(hidden_NC))
+
+    def capped(self, scores_NV: Tensor) -> Tensor:
         cap = self.arch.logit_cap
-        return torch.tanh(logits / cap) * cap if cap else logits
+        return torch.tanh(scores_NV / cap) * cap if cap else scores_NV
 
     def _rotations(self, positions_T: Tensor, lengths_T: Tensor, device: torch.device) -> dict[int, Rotation]:
         tables: dict[int, tuple[Tensor, Tensor, Tensor]] = {}

@@ -12,7 +12,6 @@ rows of 192, of which the last 32 are x Aᵀ; q's y is columns 0 to 64 plus colu
 """
 
 import copy
-import ctypes
 from typing import Any
 
 import torch
@@ -243,7 +242,7 @@ class _JoinedProduct:
         y = x_TI.new_empty(x_TI.shape[0], self.total)
         kernels.expect(self.low.dtype, (x_TI, (len(y), self.low.shape[1])))
         self.fused.call(
-            "few_rows", x_TI, x_TI.stride(0), self.bias, y, self.total, ctypes.addressof(slices), len(slices),
+            "few_rows", x_TI, x_TI.stride(0), self.bias, y, self.total, slices, len(slices),
             *x_TI.shape, torch.get_num_threads(),
         )  # fmt: skip
         return y

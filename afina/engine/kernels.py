@@ -10,6 +10,7 @@ import stat
 import subprocess
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -101,12 +102,13 @@ NUMBERS = -1  # the format of weights that are not in blocks
 
 
 class Kernels:
-    """The compiled functions: `call("gated_forward", x, …)` calls the one for `dtype`, by default x's. Tensors are
-    passed by address."""
+    """The compiled functions: `call("gated_forward", x, …)` calls the one for `dtype`, by default x's. Tensors and
+    structures are passed by address."""
 
     def __init__(self, library: ctypes.CDLL, seconds: float, unkept: str = "") -> None:
         self.seconds = seconds  # that compilation took; 0 where a compiled library was cached
         self.unkept = unkept  # why the next process compiles again, in words
+        self.on_call: Callable[[Any, list[Any], tuple[Any, ...]], None] | None = None  # hears of each (tape.py)
         self._functions: dict[tuple[str, torch.dtype], Any] = {}
         for name, signature in _SIGNATURES.items():
             for dtype, suffix in _SUFFIX.items():
@@ -124,7 +126,16 @@ class Kernels:
 
     def call(self, name: str, *arguments: Any, dtype: torch.dtype | None = None) -> None:
         function = self._functions[name, dtype or arguments[0].dtype]
-        function(*[a.data_ptr() if isinstance(a, Tensor) else a for a in arguments])
+        addresses = [_address(a) for a in arguments]
+        function(*addresses)
+        if self.on_call is not None:
+            self.on_call(function, addresses, arguments)
+
+
+def _address(argument: Any) -> Any:
+    if isinstance(argument, Tensor):
+        return argument.data_ptr()
+    return ctypes.addressof(argument) if isinstance(argument, ctypes.Structure | ctypes.Array) else argument
 
 
 def expect(dtype: torch.dtype, *tensors: tuple[Tensor, tuple[int, ...]]) -> None:

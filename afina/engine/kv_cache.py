@@ -74,6 +74,11 @@ class Cache:
         self._slots = torch.tensor(slots, dtype=torch.int32)
         self._before = self._lengths[slots]
 
+    @property
+    def begun(self) -> tuple[Tensor, Tensor]:
+        """Of the segments that `begin` named: their slots, and the tokens that are there."""
+        return self._slots, self._before
+
     def end(self, segments: Segments) -> None:
         self.used = True
         self._lengths[self._slots.long()] = self._before + segments.lengths_S

@@ -18,6 +18,7 @@ from afina.engine.blocks import BlockLinear, Blocks
 from afina.engine.decoder import Decoder
 from afina.engine.kv_cache import Cache
 from afina.engine.ops import Segments
+from afina.engine.tape import Tape
 from afina.models.model import IGNORE_INDEX, ActiveSequences, Packed, token_losses
 
 EAGER_TOKENS = (
@@ -115,6 +116,8 @@ class _DecoderSequences:
         self._slots: list[int] = []  # of each sequence
         self._free = list(range(slots))
         self._one_each = Segments((0,))
+        self._stepped: Any = None  # what the last step of one token each depended on
+        self._tape: Tape | None = None
 
     def prefill(self, prompts: Sequence[list[int]]) -> Tensor:
         if len(prompts) > len(self._free):
@@ -211,10 +214,35 @@ class _DecoderSequences:
         if longest > self._cache.room:
             self._cache.grow(self._cache.slots, max(longest, 2 * self._cache.room))
         self._cache.begin(slots, segments)
-        last_S = (segments.bounds_tensor[1:] - 1).to(self._device) if segments.longest > 1 else None
-        x_SC, added_SC = self._module(torch.as_tensor(ids_T, device=self._device), segments, self._cache, last_S)
+        ids_T = torch.as_tensor(ids_T, device=self._device)
+        if segments.longest > 1:
+            last_S = (segments.bounds_tensor[1:] - 1).to(self._device)
+            x_SC, added_SC = self._module(ids_T, segments, self._cache, last_S)
+            scores_SV = self._module.scores(self._module.normed(x_SC, added_SC))
+        else:
+            scores_SV = self._step(ids_T, segments)
         self._cache.end(segments)
-        return self._module.logits(self._module.normed(x_SC, added_SC))
+        return self._module.capped(scores_SV)
+
+    def _step(self, ids_B: Tensor, segments: Segments) -> Tensor:
+        """The logits (B, V), before their cap, after one more token of each sequence. The second such step of as many
+        sequences, in the same memory, is recorded, and those after it are the calls of its kernels."""
+        module, cache = self._module, self._cache
+        x_BC, state = module.begin(ids_B, segments, cache)
+        tables = {r.cosines.data_ptr(): r.rows_T for r in state.rotations.values()}
+        inputs = (x_BC, *cache.begun, *tables.values())
+        key = (len(ids_B), cache.slots, cache.room, *tables, torch.get_num_threads())
+
+        def step() -> Tensor:
+            return module.scores(module.normed(*module.through(x_BC, state)))
+
+        if state.fused is None or key != self._stepped:
+            self._stepped, self._tape = key, None
+            return step()
+        if self._tape is None:
+            self._tape = Tape(inputs)
+            return self._tape.record(state.fused, step).clone()
+        return step() if self._tape.spoiled else self._tape.repeat(*inputs).clone()
 
     def retain(self, indices: Sequence[int]) -> None:
         retained = [self._slots[i] for i in indices]

@@ -5,7 +5,6 @@ T tokens, packed; S rows; H heads of D, Hkv of them of keys and values; E = (H +
 side by side.
 """
 
-import ctypes
 from typing import Any, NamedTuple
 
 import torch
@@ -62,9 +61,7 @@ class _Attention(torch.autograd.Function):
         k, v = qk[:, spec.q_size :], qkv[:, spec.qk_size :]
         out, lse = qk.new_empty(len(qk), spec.q_size), torch.empty(len(qk), spec.heads)
         struct = _attention_struct(qk, v, spec, segments)
-        fused.call(
-            "attention_forward", qk, qk.stride(0), k, k.stride(0), v, v.stride(0), out, lse, ctypes.addressof(struct)
-        )
+        fused.call("attention_forward", qk, qk.stride(0), k, k.stride(0), v, v.stride(0), out, lse, struct)
         ctx.fused, ctx.spec, ctx.rotation, ctx.segments = fused, spec, rotation, segments
         ctx.save_for_backward(qkv, out, lse)
         return out
@@ -81,13 +78,11 @@ class _Attention(torch.autograd.Function):
         kernels.expect(out.dtype, (dout, tuple(out.shape)))
         fused.call(
             "attention_backward", qk, qk.stride(0), k, k.stride(0), v, v.stride(0), out, lse, dout, d, d.stride(0),
-            ctypes.addressof(struct),
+            struct,
         )  # fmt: skip
         if rotation is not None:
             rotary = rotary_struct(qkv, spec, rotation)  # d and qkv share their stride
-            fused.call(
-                "rotary_backward", d, qkv, d.stride(0), ctypes.addressof(rotary), len(d), torch.get_num_threads()
-            )
+            fused.call("rotary_backward", d, qkv, d.stride(0), rotary, len(d), torch.get_num_threads())
         return None, d, None, None, None
 
 
@@ -164,7 +159,7 @@ def attend_cached(
     _check_past(qk_TE.dtype, spec, past, segments)
     fused.call(
         "attention_step" if one_each else "attention_read", qk_TE, qk_TE.stride(0), v_TE, v_TE.stride(0),
-        past.keys, past.values, past.keys.shape[2], past.slots_S, past.before_S, out, ctypes.addressof(struct),
+        past.keys, past.values, past.keys.shape[2], past.slots_S, past.before_S, out, struct,
     )  # fmt: skip
     return out
 

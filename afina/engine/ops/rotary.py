@@ -4,7 +4,6 @@ T tokens, packed; H heads of D, Hkv of them of keys and values; E = (H + 2·Hkv)
 side.
 """
 
-import ctypes
 from dataclasses import dataclass
 
 import torch
@@ -96,9 +95,7 @@ def rotate(fused: Kernels | None, qkv_TE: Tensor, spec: AttentionSpec, rotation:
         return torch.cat([x_THD.flatten(1) for x_THD in rotate_by_torch(qkv_TE, spec, rotation)], 1)
     out = qkv_TE.new_empty(len(qkv_TE), spec.qk_size)
     struct = rotary_struct(qkv_TE, spec, rotation)
-    fused.call(
-        "rotary_forward", qkv_TE, qkv_TE.stride(0), out, ctypes.addressof(struct), len(out), torch.get_num_threads()
-    )
+    fused.call("rotary_forward", qkv_TE, qkv_TE.stride(0), out, struct, len(out), torch.get_num_threads())
     return out
 
 
