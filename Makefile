@@ -54,9 +54,14 @@ endif
 	.venv-litgpt/bin/python -m pip install --quiet --disable-pip-version-check litgpt==0.5.13
 	touch $@
 
+.venv-xllamacpp/ready:
+	$(PYTHON) -m venv .venv-xllamacpp
+	.venv-xllamacpp/bin/python -m pip install --quiet --disable-pip-version-check xllamacpp==2026.10.11549
+	touch $@
+
 ## bench: the figures of the documentation, on this machine, into benchmarks/RESULTS.md (ROWS=file: other examples)
-bench: .venv/ready-bench .venv-litgpt/ready
+bench: .venv/ready-bench .venv-litgpt/ready .venv-xllamacpp/ready
 	$(BIN)/python benchmarks/results.py $(if $(ROWS),--rows $(ROWS))
 
 clean:
-	rm -rf .venv .venv-litgpt runs
+	rm -rf .venv .venv-litgpt .venv-xllamacpp runs

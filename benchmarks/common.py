@@ -56,6 +56,7 @@ def prepare(options: argparse.Namespace, needed: int, peers: set[str]) -> dict[s
     said = [random.Random(1).randrange(1000, base.facts.vocabulary - 1000) for _ in range(options.instruction)]
     parts = [{"ids": said + row.input_ids, "labels": [-100] * len(said) + row.labels} for row in rows]
     (options.shared / "rows.json").write_text(json.dumps(parts))
+    (options.shared / "gguf.txt").write_text(str(base.facts.path))
     if peers - {"afina"}:
         from transformers import LlamaForCausalLM
 

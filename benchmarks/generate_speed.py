@@ -3,12 +3,15 @@
     python benchmarks/generate_speed.py [--rows FILE --prompt T] [--batches 1,8,32] [--json]
 
 48 new tokens an answer, greedy, never stopping early; each measurement in a process of its own, several rounds,
-medians.
+medians. `keep` is Afina on the GGUF file's own 4-bit blocks, and llama.cpp, by xllamacpp in an environment of its own,
+reads the same file with as many threads, without an adapter, one text at a time; its wheel is built without AVX-512.
 """
 
 import argparse
 import json
+import os
 import statistics
+import sys
 import tempfile
 import time
 from dataclasses import replace
@@ -19,6 +22,7 @@ import common
 from common import ALPHA, RANK, TARGETS, machine, peak_gb
 
 NEW = 48
+LLAMA = Path(__file__).parents[1] / ".venv-xllamacpp/bin/python"
 
 
 def main() -> None:
@@ -36,20 +40,26 @@ def main() -> None:
         rows = max([*map(int, options.batches.split(",")), options.checked])
         precision = common.prepare(options, rows, {"peft"})["precision"]
         flags = ["--batches", options.batches, "--checked", str(options.checked)]
-        found: dict[str, list[dict[str, float]]] = {"afina": [], "peft": []}
+        peers = ["afina", "keep", "peft", *(["llama"] if LLAMA.exists() else [])]
+        found: dict[str, list[dict[str, float]]] = {peer: [] for peer in peers}
         for _ in range(options.rounds):
             for peer, rounds in found.items():
-                rounds.append(common.worker(__file__, peer, options, *flags))
+                python = LLAMA if peer == "llama" else Path(sys.executable)
+                rounds.append(common.worker(__file__, peer, options, *flags, python=python))
         same = common.worker(__file__, "check", options, *flags) if options.checked else None
     medians = {p: {k: statistics.median(r[k] for r in rounds) for k in rounds[0]} for p, rounds in found.items()}
     if options.json:
         print(json.dumps({"machine": machine(), "precision": precision, **medians, "greedy": same}, indent=1))
         return
     print(f"{machine()}; Afina in {precision}; {NEW} new tokens, tokens/s")
-    print(f"{'batch':>6} {'afina':>8} {'peft':>8} {'ratio':>6}")
+    print(f"{'batch':>6} {'afina':>8} {'keep':>8} {'peft':>8} {'llama.cpp':>10} {'over peft':>10}")
     for size in options.batches.split(","):
-        a, b = medians["afina"][size], medians["peft"][size]
-        print(f"{size:>6} {a:8.0f} {b:8.0f} {a / b:5.1f}x")
+        speeds = {peer: found.get(size) for peer, found in medians.items()}
+        shown = f"{speeds['llama']:10.0f}" if speeds.get("llama") else f"{'-':>10}"
+        a, keep, b = speeds["afina"], speeds["keep"], speeds["peft"]
+        print(f"{size:>6} {a:8.0f} {keep:8.0f} {b:8.0f} {shown} {a / b:9.1f}x")
+    if "llama" not in medians:
+        print(f"llama.cpp: not installed ({LLAMA.parent.parent.name})")
     if same:
         print(f"greedy tokens as transformers', fp32: {same['equal']} of {same['prompts']} prompts")
 
@@ -59,13 +69,13 @@ def prompts(options: argparse.Namespace, count: int) -> list[list[int]]:
     return [row["ids"][: next(i for i, label in enumerate(row["labels"]) if label != -100)] for row in rows]
 
 
-def run_afina(options: argparse.Namespace) -> dict[str, float]:
+def run_afina(options: argparse.Namespace, quantize: Any = None) -> dict[str, float]:
     from afina.core.device import keep_freed_memory
     from afina.lora import LoraConfig, inject
     from afina.models import generate, load_base
 
     keep_freed_memory()
-    base = load_base("starter", precision=options.precision)
+    base = load_base("starter", precision=options.precision, quantize=quantize)
     inject(base.model.module, LoraConfig(rank=RANK, alpha=ALPHA))
     base = replace(base, tokenizer=replace(base.tokenizer, stop_ids=frozenset()))
 
@@ -73,6 +83,28 @@ def run_afina(options: argparse.Namespace) -> dict[str, float]:
         return sum(answer.tokens for answer in generate(base, batch, NEW, batch_size=len(batch)))
 
     return timed(run, options)
+
+
+def run_keep(options: argparse.Namespace) -> dict[str, float]:
+    return run_afina(options, "keep")
+
+
+def run_llama(options: argparse.Namespace) -> dict[str, float]:
+    """Of one text, its prompt read anew each time, as Afina's is."""
+    import xllamacpp
+
+    parameters = xllamacpp.CommonParams()
+    parameters.model.path = (options.shared / "gguf.txt").read_text()
+    parameters.n_ctx, parameters.n_parallel = 512, 1
+    parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = os.cpu_count() or 1
+    server = xllamacpp.Server(parameters)
+    asked = {"prompt": prompts(options, 1)[0], "n_predict": NEW, "temperature": 0, "ignore_eos": True}
+    speeds = []
+    for _ in range(2):
+        begun = time.perf_counter()
+        server.handle_completions(asked | {"cache_prompt": False})
+        speeds.append(NEW / (time.perf_counter() - begun))
+    return {"1": speeds[-1]}
 
 
 def run_peft(options: argparse.Namespace) -> dict[str, float]:
@@ -145,7 +177,7 @@ def check(options: argparse.Namespace) -> dict[str, int]:
     return {"prompts": len(asked), "equal": equal}
 
 
-WORKERS = {"afina": run_afina, "peft": run_peft, "check": check}
+WORKERS = {"afina": run_afina, "keep": run_keep, "llama": run_llama, "peft": run_peft, "check": check}
 
 if __name__ == "__main__":
     main()

@@ -24,6 +24,7 @@ SCRIPTS: dict[str, list[str]] = {
     "train_speed_fp32": ["train_speed.py", ROWS, "--batch", "8", "--precision", "fp32", "--steps", "3"],
     "time_to_loss": ["time_to_loss.py", ROWS],
     "generate_speed": ["generate_speed.py", ROWS],
+    "beside": ["beside.py", ROWS],
     "growth": ["growth.py"],
     "data_speed": ["data_speed.py", "--plot", str(HERE / "data_memory.svg")],
     "full_tuning": ["full_tuning.py", ROWS],

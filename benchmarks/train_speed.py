@@ -8,7 +8,7 @@ prompt and completion tokens, without padding, of complete optimiser steps after
 they are drawn (`--order file`: in its order, in which rows of one prompt may stand together, and share more). Distinct
 tokens are those of what several rows of a step begin with once: Afina computes no others. The peers may choose: bf16
 weights with or without autocast, or fp32, whichever is fastest for them here. `limit` is what the processor's measured
-matrix peak would allow: peak ÷ (4 × parameters used) tokens a second.
+matrix peak would allow: peak ÷ (4 × parameters used) tokens a second. Where a batch is too large for PEFT in this memory, it takes micro-batches of eight rows.
 """
 
 import argparse
@@ -28,6 +28,7 @@ import common
 from common import ALPHA, RANK, RATE, TARGETS, Rows, padded, peak_gb
 
 WARM_UP = 2
+MICRO = 8  # rows of PEFT's micro-batches where a whole batch does not fit into memory
 PEERS = ("afina", "peft", "trl", "litgpt")
 LITGPT = Path(__file__).parents[1] / ".venv-litgpt/bin/python"  # its pins exclude our transformers
 
@@ -37,6 +38,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--steps", type=int, default=5, help="measured steps, after two to warm up")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--micro", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--peers", default=",".join(PEERS))
     options = parser.parse_args()
     if options.worker:
@@ -69,7 +71,12 @@ def measure(peer: str, options: argparse.Namespace) -> dict[str, float] | None:
     if not python.exists() or (peer != "litgpt" and importlib.util.find_spec(peer) is None):
         return None
     flags = ["--batch", str(options.batch), "--steps", str(options.steps)]
-    return common.worker(__file__, peer, options, *flags, python=python)
+    try:
+        return common.worker(__file__, peer, options, *flags, python=python)
+    except SystemExit:
+        if peer != "peft" or options.batch <= MICRO:
+            raise
+        return common.worker(__file__, peer, options, *flags, "--micro", str(MICRO), python=python)
 
 
 def batches(options: argparse.Namespace) -> list[Rows]:
@@ -84,6 +91,10 @@ def distinct_share(groups: list[Rows]) -> float:
     ids = [[row["ids"] for row in group] for group in groups]
     distinct = sum(len(plant(rows, [0] * len(rows)).ids) for rows in ids)
     return distinct / sum(len(row) for rows in ids for row in rows)
+
+
+def labelled(group: Rows) -> int:
+    return sum(label != -100 for row in group for label in row["labels"][1:])
 
 
 def timed(step: Any, groups: list[Rows]) -> dict[str, float]:
@@ -145,13 +156,17 @@ def run_peft(options: argparse.Namespace) -> dict[str, float]:
         optimizer = torch.optim.AdamW(parameters, lr=RATE, weight_decay=0.0)
 
         def step(group: Rows) -> float:
-            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-                loss = model(**padded(group)).loss
-            loss.backward()
+            total, size = labelled(group), options.micro or len(group)
+            value = 0.0
+            for part in (group[at : at + size] for at in range(0, len(group), size)):
+                with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                    loss = model(**padded(part)).loss * (labelled(part) / total)
+                loss.backward()
+                value += loss.item()
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
             optimizer.zero_grad()
-            return loss.item()
+            return value
 
         return step
 

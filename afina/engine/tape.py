@@ -1,12 +1,12 @@
-"""A decoding step as the list of its kernel calls: the next steps, on the same memory, are these calls and nothing else.
+"""A decoding step as the list of its kernel calls: the next steps, in the same memory, are these calls and no more.
 
 One token per text takes a few hundred calls of some ten microseconds each, and Python as long again between them. The
 calls of a step are recorded with their arguments, and what they point to stays as it is; a later step writes its inputs
 where those of the recorded one stood, and repeats the calls.
 
-That is right only where nothing but kernels computes with what the step is given or makes, so each operation of torch is
-looked at while the tape records: allocations and views are passed over, and what is made of weights alone is the same
-in every step. Anything else `spoils` the tape.
+That is right only where nothing but kernels computes with what the step is given or makes. So each operation of torch
+is looked at while the tape records: allocations and views are passed over, and what is made of weights alone is the
+same in every step. Anything else spoils the tape.
 """
 
 from collections.abc import Callable, Sequence
