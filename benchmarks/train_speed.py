@@ -7,8 +7,9 @@ Each program runs in a process of its own, one after another, several rounds; me
 prompt and completion tokens, without padding, of complete optimiser steps after the warm-up, over rows of the file as
 they are drawn (`--order file`: in its order, in which rows of one prompt may stand together, and share more). Distinct
 tokens are those of what several rows of a step begin with once: Afina computes no others. The peers may choose: bf16
-weights with or without autocast, or fp32, whichever is fastest for them here. `limit` is what the processor's measured
-matrix peak would allow: peak ÷ (4 × parameters used) tokens a second. Where a batch is too large for PEFT in this memory, it takes micro-batches of eight rows.
+weights with or without autocast, or fp32, whichever is fastest for them here; where a batch is too large for PEFT in
+this memory, it takes micro-batches of eight rows. `limit` is what the processor's measured matrix peak would allow:
+peak ÷ (4 × parameters used) tokens a second.
 """
 
 import argparse
