@@ -270,7 +270,7 @@ void unpack(Bytes blocks, long row_bytes, int format, float *out, long stride, l
     unpack_rows(blocks, row_bytes, format, out, stride, rows, K);
 }
 
-float dot(Bytes row, int format, const float *x, long K) {
+float dot_row(Bytes row, int format, const float *x, long K) {
     Floats sums[4] = {};
     read_row(row, format, K, [&](long k, int slot, Floats v) { sums[slot] += v * load(x + k); });
     return sum((sums[0] + sums[1]) + (sums[2] + sums[3]));

@@ -16,4 +16,4 @@ void unpack(const uint8_t *blocks, long row_bytes, int format, bf16 *out, long s
 void unpack(const uint8_t *blocks, long row_bytes, int format, float *out, long stride, long rows, long K);
 
 // A row times x, without unpacking it.
-float dot(const uint8_t *row, int format, const float *x, long K);
+float dot_row(const uint8_t *row, int format, const float *x, long K);

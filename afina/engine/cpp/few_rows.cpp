@@ -73,7 +73,7 @@ void in_fp32(const float *x, const T *bias, T *y, long sy, const OutputSlice *sl
                         const T *right[1] = {b + j * rank};
                         Floats update[1] = {};
                         dots<1, 1>(update, left, right, rank);
-                        float own = dot(row + j * slice.row_bytes, slice.format, x, K) + sum(update[0]);
+                        float own = dot_row(row + j * slice.row_bytes, slice.format, x, K) + sum(update[0]);
                         set(y[n + j], own + (shift ? get(shift[j]) : 0));
                     }
                 } else {
