@@ -10,7 +10,7 @@ same in every step. Anything else spoils the tape.
 """
 
 from collections.abc import Callable, Sequence
-from threading import get_ident
+from threading import Lock, get_ident
 from typing import Any
 
 from torch import Tensor
@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from afina.engine.kernels import Kernels
 
 _ALLOCATIONS = {"aten::empty", "aten::empty_like", "aten::empty_strided", "aten::new_empty"}
+_recording = Lock()  # the kernels are one for all threads
 
 
 class Tape:
@@ -35,7 +36,10 @@ class Tape:
         self._live = {_address(each) for each in inputs}
 
     def record(self, fused: Kernels, step: Callable[[], Tensor]) -> Tensor:
-        """Runs the step; its output."""
+        """Runs the step; its output. Another thread that records meanwhile spoils this tape."""
+        if not _recording.acquire(blocking=False):
+            self.spoiled = True
+            return step()
         thread = get_ident()
 
         def add(function: Any, addresses: list[Any], arguments: tuple[Any, ...]) -> None:
@@ -49,7 +53,10 @@ class Tape:
                 self._output = step()
         finally:
             fused.on_call = None
+            _recording.release()
         self._kept.append(step)
+        if self.spoiled:
+            self._calls, self._kept = [], []
         return self._output
 
     def look(self, function: Any, before: list[Tensor], after: list[Tensor]) -> None:

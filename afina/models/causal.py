@@ -240,8 +240,10 @@ class _DecoderSequences:
             self._stepped, self._tape = key, None
             return step()
         if self._tape is None:
-            self._tape = Tape(inputs)
-            return self._tape.record(state.fused, step).clone()
+            tape = Tape(inputs)
+            scores_BV = tape.record(state.fused, step).clone()
+            self._tape = tape
+            return scores_BV
         return step() if self._tape.spoiled else self._tape.repeat(*inputs).clone()
 
     def retain(self, indices: Sequence[int]) -> None:

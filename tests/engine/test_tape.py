@@ -8,7 +8,6 @@ from test_decoder import FAMILIES, ours, randomise
 
 from afina.engine.tape import Tape
 from afina.lora import LoraConfig, inject
-from afina.models import causal
 from afina.models.causal import DecoderModel
 
 # Families whose layers compute with nothing but kernels; the others add or turn with torch.
@@ -73,4 +72,12 @@ def test_what_is_computed_by_torch_spoils_a_tape() -> None:
     assert spoiled(lambda: x + 1)
     assert spoiled(lambda: x.new_empty(3).copy_(weight))
     assert spoiled(lambda: x[:2].sum())
-    assert causal.Tape is Tape
+
+
+def test_one_thread_records_at_a_time() -> None:
+    class Fused:
+        on_call = None
+
+    outer, inner, x = Tape([]), Tape([]), torch.ones(2)
+    assert outer.record(Fused(), lambda: inner.record(Fused(), lambda: x)) is x
+    assert (outer.spoiled, inner.spoiled) == (False, True)
