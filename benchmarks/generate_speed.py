@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import common
-from common import ALPHA, RANK, TARGETS, machine, peak_gb
+from common import ALPHA, RANK, machine, peak_gb
 
 NEW = 48
 LLAMA = Path(__file__).parents[1] / ".venv-xllamacpp/bin/python"
@@ -109,16 +109,12 @@ def run_llama(options: argparse.Namespace) -> dict[str, float]:
 
 def run_peft(options: argparse.Namespace) -> dict[str, float]:
     import torch
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
 
     fastest: dict[str, float] = {}
     for dtype in (torch.bfloat16, torch.float32):  # whichever is faster for it here
         if options.precision == "fp32" and dtype == torch.bfloat16:
             continue
-        model = AutoModelForCausalLM.from_pretrained(options.shared / "model", dtype=dtype)
-        config = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=TARGETS, task_type="CAUSAL_LM")
-        model = get_peft_model(model, config).eval()
+        model = common.peft_model(options, dtype).eval()
 
         def run(batch: list[list[int]], model: Any = model) -> int:
             width = max(map(len, batch))

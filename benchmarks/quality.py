@@ -98,6 +98,7 @@ def train(datasets: Path, task: str, settings: dict[str, Any], seed: int, most: 
 
 def split(datasets: Path, task: str, base: Any, seed: int, most: int) -> tuple[list[Any], list[Any]]:
     """Training rows of whole prompts, up to `most`, in an order of the seed's; and held-out rows, the same for all."""
+    from afina.data.batch import numbered
     from afina.data.load import load_data
     from afina.data.settings import DataSettings
 
@@ -105,9 +106,9 @@ def split(datasets: Path, task: str, base: Any, seed: int, most: int) -> tuple[l
     data = load_data(
         DataSettings(path=datasets / file, prompt=prompt, completion=completion, held_out_rows=HELD_OUT), base
     )
-    prompts: dict[tuple[int, ...], list[Any]] = {}
-    for row in data.train:
-        prompts.setdefault(tuple(row.prompt), []).append(row)
+    prompts: dict[int, list[Any]] = {}
+    for number, row in zip(numbered(row.prompt for row in data.train), data.train, strict=True):
+        prompts.setdefault(number, []).append(row)
     groups = list(prompts.values())
     random.Random(seed).shuffle(groups)
     rows = [row for group in groups for row in group[:8]][:most]

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import common
-from common import ALPHA, RANK, RATE, TARGETS, Rows, padded, peak_gb
+from common import ALPHA, RANK, RATE, TARGETS, Rows, padded, peak_gb, peft_model
 
 WARM_UP = 2
 MICRO = 8  # rows of PEFT's micro-batches where a whole batch does not fit into memory
@@ -63,7 +63,7 @@ def main() -> None:
         if rounds:
             speed = result[peer].pop("tokens_per_second")
             result[peer] = {"tokens_per_second": speed, "distinct_per_second": share * speed, **result[peer]}
-    result["limit"] = facts["limit"]
+    result |= {"limit": facts["limit"], "peft_micro_batch": options.micro}
     report(result, options.json)
 
 
@@ -72,12 +72,15 @@ def measure(peer: str, options: argparse.Namespace) -> dict[str, float] | None:
     if not python.exists() or (peer != "litgpt" and importlib.util.find_spec(peer) is None):
         return None
     flags = ["--batch", str(options.batch), "--steps", str(options.steps)]
+    if peer == "peft" and options.micro:
+        flags += ["--micro", str(options.micro)]
     try:
         return common.worker(__file__, peer, options, *flags, python=python)
     except SystemExit:
-        if peer != "peft" or options.batch <= MICRO:
+        if peer != "peft" or options.micro or options.batch <= MICRO:
             raise
-        return common.worker(__file__, peer, options, *flags, "--micro", str(MICRO), python=python)
+    options.micro = MICRO  # in the rounds to come, too
+    return measure(peer, options)
 
 
 def batches(options: argparse.Namespace) -> list[Rows]:
@@ -132,14 +135,6 @@ def run_afina(options: argparse.Namespace) -> dict[str, float]:
         return loss
 
     return timed(step, batches(options))
-
-
-def peft_model(options: argparse.Namespace, dtype: Any) -> Any:
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(options.shared / "model", dtype=dtype)
-    return get_peft_model(model, LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=TARGETS, task_type="CAUSAL_LM"))
 
 
 def run_peft(options: argparse.Namespace) -> dict[str, float]:
@@ -317,7 +312,9 @@ def report(result: dict[str, Any], as_json: bool) -> None:
             continue
         ratio = f"{own['tokens_per_second'] / found['tokens_per_second']:8.2f}x" if own else ""
         speeds = f"{found['tokens_per_second']:9.0f} {found['distinct_per_second']:10.0f}"
-        print(f"{peer:8} {speeds} {found['peak_gb']:8.2f} {found['loss']:10.3f} {ratio}")
+        micro = result["peft_micro_batch"] if peer == "peft" else None
+        parts = f"  (in micro-batches of {micro} rows)" if micro else ""
+        print(f"{peer:8} {speeds} {found['peak_gb']:8.2f} {found['loss']:10.3f} {ratio}{parts}")
     limit = result["limit"]
     for kind in ("bf16", "fp32"):
         most = limit[f"{kind}_tokens_per_second"]

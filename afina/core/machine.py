@@ -4,6 +4,7 @@ theirs."""
 import os
 import platform
 import shutil
+import time
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
@@ -47,6 +48,26 @@ class MachineFacts(Settings):
     gpu_devices: bool
     settings: dict[str, str]
     proxies: bool
+
+
+class OtherPrograms:
+    """How many `processors` others used while it was open."""
+
+    processors = 0.0
+
+    def __enter__(self) -> "OtherPrograms":
+        self._before = time.monotonic(), self._used()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        begun, used = self._before
+        self.processors = max(0.0, (self._used() - used) / max(1e-9, time.monotonic() - begun))
+
+    @staticmethod
+    def _used() -> float:
+        """Seconds of processor time of all programs but this one."""
+        every, own = psutil.cpu_times(), time.process_time()
+        return float(every.user + every.system + getattr(every, "nice", 0.0)) - own
 
 
 def look(places: dict[str, Path]) -> MachineFacts:

@@ -52,6 +52,7 @@ _PAIRS: dict[str, list[Any]] = {
     "low_rank_project": [Pointer, Long, Pointer, Pointer, Long, Long, Long, Long, Int],
     "low_rank_outer": [Pointer, Long, Pointer, Long, Pointer, Float, Long, Long, Long, Int],
 }
+_IN_MEMORY = ctypes.Structure, ctypes.Array
 LANES = 16  # numbers in the widest vector
 
 
@@ -135,7 +136,7 @@ class Kernels:
 def _address(argument: Any) -> Any:
     if isinstance(argument, Tensor):
         return argument.data_ptr()
-    return ctypes.addressof(argument) if isinstance(argument, ctypes.Structure | ctypes.Array) else argument
+    return ctypes.addressof(argument) if isinstance(argument, _IN_MEMORY) else argument
 
 
 def expect(dtype: torch.dtype, *tensors: tuple[Tensor, tuple[int, ...]]) -> None:

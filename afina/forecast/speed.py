@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from torch import Tensor, nn
 
@@ -22,6 +21,7 @@ from afina.core.device import keep_freed_memory, processor
 from afina.core.errors import InputError, OutputError
 from afina.core.files import read_json, write_atomic, write_json
 from afina.core.layers import evaluation_mode
+from afina.core.machine import OtherPrograms
 from afina.engine import kernels, ops
 from afina.engine.blocks import quantise
 from afina.engine.ops import Segments
@@ -120,26 +120,6 @@ def measured(device: torch.device, dtype: torch.dtype, cache: Path) -> Speed:
     with suppress(OutputError):
         write_json(_file(cache), _kept(cache) | {_key(device, dtype): found.model_dump(mode="json")})
     return found
-
-
-class OtherPrograms:
-    """How many `processors` others used while it was open."""
-
-    processors = 0.0
-
-    def __enter__(self) -> "OtherPrograms":
-        self._before = time.monotonic(), self._used()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        begun, used = self._before
-        self.processors = max(0.0, (self._used() - used) / max(1e-9, time.monotonic() - begun))
-
-    @staticmethod
-    def _used() -> float:
-        """Seconds of processor time of all programs but this one."""
-        every, own = psutil.cpu_times(), time.process_time()
-        return float(every.user + every.system + getattr(every, "nice", 0.0)) - own
 
 
 def is_calm() -> bool:

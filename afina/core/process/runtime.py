@@ -13,12 +13,13 @@ _POLICY, _TURNS = "OMP_WAIT_POLICY", "GOMP_SPINCOUNT"  # OpenMP 5.0, section 6.7
 _FEW_TURNS = "10000"  # of spinning, some ten microseconds: products that follow at once find their threads awake
 _LARGE_PAGES = "THP_MEM_ALLOC_ENABLE"  # PyTorch's, for Linux
 
-spins = sys.platform == "linux" and "torch" in sys.modules and not {_POLICY, _TURNS} & set(os.environ)
+_left_open = not {_POLICY, _TURNS} & set(os.environ)
+spins = sys.platform == "linux" and "torch" in sys.modules and _left_open
 """Whether torch was loaded before: its threads spin in this process."""
 
 
 def set_environment() -> None:
     """To be called before anything loads torch."""
-    if not {_POLICY, _TURNS} & set(os.environ):
+    if _left_open:
         os.environ.update({_POLICY: "passive", _TURNS: _FEW_TURNS})
     os.environ.setdefault(_LARGE_PAGES, "1")

@@ -75,8 +75,8 @@ inline void mask_scores(float *S, long m, long i0, long j0, long keys, long wind
     }
 }
 
-// What n queries, after `before` tokens, see of the before + n keys and values in KT (blocks) and V (·, wide): heads 0 to
-// `heads` of q. q and out are (n, H·D) from the first of these heads on; lse (n, H), log Σ exp of the scores, may be
+// What n queries, after `before` tokens, see of the before + n keys and values in KT (blocks) and V (·, wide): heads 0
+// to `heads` of q. q and out are (n, H·D) from the first of these heads on; lse (n, H), log Σ exp of the scores, may be
 // left out. The scratch memory is `queries_size` numbers.
 long queries_size(long wide) { return QUERIES * (2 * wide + BLOCK + 2); }
 template <class T>

@@ -1,5 +1,6 @@
-// Dequantisation. Each format reads one block, and gives its numbers in fp32, a vector at a time, to whoever wants them:
-// to memory, or to a product. The formats are ggml's, and NF4; each is tested against the gguf package's reading of it.
+// Dequantisation. Each format reads one block, and gives its numbers in fp32, a vector at a time, to whoever wants
+// them: to memory, or to a product. The formats are ggml's, and NF4; each is tested against the gguf package's reading
+// of it.
 //
 // d is a block's scale, m its minimum, both in fp16; K-quants have sub-blocks with a scale and a minimum of their own.
 

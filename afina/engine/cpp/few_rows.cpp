@@ -7,9 +7,9 @@
 
 namespace {
 
-// Outputs `begin` to `end` of a joined product y = x · wᵀ + bias; their weights w (end − begin, K) as numbers or as rows
-// of `row_bytes` of blocks; and their low-rank update: a (rank, K), and s·B in b (end − begin, wide(rank)), padded with
-// zeros; rank 0 where there is none. K is a multiple of 32. All numbers are of one type.
+// Outputs `begin` to `end` of a joined product y = x · wᵀ + bias; their weights w (end − begin, K) as numbers or as
+// rows of `row_bytes` of blocks; and their low-rank update: a (rank, K), and s·B in b (end − begin, wide(rank)), padded
+// with zeros; rank 0 where there is none. K is a multiple of 32. All numbers are of one type.
 struct OutputSlice {
     long begin, end, rank;
     const void *a, *b, *w;
@@ -18,6 +18,48 @@ struct OutputSlice {
 };
 
 inline long wide(long rank) { return (rank + 31) / 32 * 32; }
+
+// Ranks of all slices, as they lie side by side.
+inline long all_ranks(const OutputSlice *slices, long count) {
+    long ranks = 0;
+    for (long p = 0; p < count; p++) ranks += wide(slices[p].rank);
+    return ranks;
+}
+
+// What a product consists of, N rows of a or of w at a time or fewer (`width`): update(slice, n, width, low) for those
+// of a from n on, to the place of the rank n in low; when all are there, outputs(slice, n, width, low) for those of w
+// from n on, low being where the slice's ranks begin.
+template <long N, class Low, class Update, class Outputs>
+void over_slices(const OutputSlice *slices, long count, Low *low, int threads, Update update, Outputs outputs) {
+    bool updated = all_ranks(slices, count);
+#pragma omp parallel num_threads(threads)
+    {
+        Low *mine = low;
+        for (long p = 0; p < count; mine += wide(slices[p++].rank)) {
+            long rank = slices[p].rank;
+#pragma omp for nowait schedule(static)
+            for (long n = 0; n < rank; n += N) update(slices[p], n, rank - n < N ? rank - n : N, mine + n);
+        }
+        if (updated) {
+#pragma omp barrier
+        }
+        mine = low;
+        for (long p = 0; p < count; mine += wide(slices[p++].rank)) {
+            long all = slices[p].end - slices[p].begin;
+#pragma omp for nowait schedule(static)
+            for (long n = 0; n < all; n += N) outputs(slices[p], n, all - n < N ? all - n : N, mine);
+        }
+    }
+}
+
+// The `width` rows from n on of a slice's blocks, as numbers of a thread's own memory.
+template <class T>
+const T *unpacked(const OutputSlice &slice, long n, long width, long K) {
+    static thread_local std::vector<T> numbers;
+    if ((long)numbers.size() < width * K) numbers.resize(width * K);
+    unpack((const uint8_t *)slice.w + n * slice.row_bytes, slice.row_bytes, slice.format, numbers.data(), K, width, K);
+    return numbers.data();
+}
 
 // In fp32, M rows of x (rows, K) and N of the weights at a time. Blocks become fp32 in the nearest cache just before.
 template <class T, int M, int N>
@@ -40,57 +82,36 @@ void in_fp32(const float *x, const T *bias, T *y, long sy, const OutputSlice *sl
                 dots<M, N>(acc, left, low_right, rank);
             }
             for (long i = 0; i < m; i++)
-                for (long j = 0; j < n; j++) set(y[(t + i) * sy + j], sum(acc[i * N + j]) + (shift ? get(shift[j]) : 0));
+                for (long j = 0; j < n; j++)
+                    set(y[(t + i) * sy + j], sum(acc[i * N + j]) + (shift ? get(shift[j]) : 0));
         }
     };
-#pragma omp parallel num_threads(threads)
-    {
-        std::vector<float> unpacked(N * K);
-        float *mine = low;
-        for (long p = 0; p < count; mine += wide(slices[p++].rank)) {
-#pragma omp for nowait schedule(static)
-            for (long n = 0; n < slices[p].rank; n += N)
-                group((const T *)slices[p].a + n * K, slices[p].rank - n < N ? slices[p].rank - n : N, nullptr, nullptr,
-                      0, nullptr, mine + n, ranks);
+    auto update = [=](const OutputSlice &slice, long n, long width, float *to) {
+        group((const T *)slice.a + n * K, width, nullptr, nullptr, 0, nullptr, to, ranks);
+    };
+    auto outputs = [=](const OutputSlice &slice, long n, long width, const float *mine) {
+        long rank = wide(slice.rank), column = slice.begin + n;
+        const T *b = (const T *)slice.b + n * rank, *shift = bias ? bias + column : nullptr;
+        if (slice.format == NUMBERS)
+            return group((const T *)slice.w + n * K, width, mine, b, rank, shift, y + column, sy);
+        if (rows > 1) return group(unpacked<float>(slice, n, width, K), width, mine, b, rank, shift, y + column, sy);
+        for (long j = 0; j < width; j++) {
+            const float *left[1] = {mine};
+            const T *right[1] = {b + j * rank};
+            Floats low_sum[1] = {};
+            dots<1, 1>(low_sum, left, right, rank);
+            float own = dot_row((const uint8_t *)slice.w + (n + j) * slice.row_bytes, slice.format, x, K);
+            set(y[column + j], own + sum(low_sum[0]) + (shift ? get(shift[j]) : 0));
         }
-        if (ranks) {
-#pragma omp barrier
-        }
-        mine = low;
-        for (long p = 0; p < count; mine += wide(slices[p++].rank)) {
-            OutputSlice slice = slices[p];
-            long rank = wide(slice.rank);
-#pragma omp for nowait schedule(static)
-            for (long n = slice.begin; n < slice.end; n += N) {
-                long width = slice.end - n < N ? slice.end - n : N, at = n - slice.begin;
-                const T *b = (const T *)slice.b + at * rank, *shift = bias ? bias + n : nullptr;
-                const uint8_t *row = (const uint8_t *)slice.w + at * slice.row_bytes;
-                if (slice.format == NUMBERS) {
-                    group((const T *)slice.w + at * K, width, mine, b, rank, shift, y + n, sy);
-                } else if (rows == 1) {
-                    for (long j = 0; j < width; j++) {
-                        const float *left[1] = {mine};
-                        const T *right[1] = {b + j * rank};
-                        Floats update[1] = {};
-                        dots<1, 1>(update, left, right, rank);
-                        float own = dot_row(row + j * slice.row_bytes, slice.format, x, K) + sum(update[0]);
-                        set(y[n + j], own + (shift ? get(shift[j]) : 0));
-                    }
-                } else {
-                    unpack(row, slice.row_bytes, slice.format, unpacked.data(), K, width, K);
-                    group((const float *)unpacked.data(), width, mine, b, rank, shift, y + n, sy);
-                }
-            }
-        }
-    }
+    };
+    over_slices<N>(slices, count, low, threads, update, outputs);
 }
 
 template <class T>
 void few_rows(const T *x, long sx, const T *bias, T *y, long sy, const OutputSlice *slices, long count, long rows,
               long K, int threads) {
     static thread_local std::vector<float> left, low;
-    long ranks = 0;
-    for (long p = 0; p < count; p++) ranks += wide(slices[p].rank);
+    long ranks = all_ranks(slices, count);
     low.assign(rows * ranks, 0.0f);
     left.resize(rows * K);
     for (long t = 0; t < rows; t++)
@@ -104,7 +125,7 @@ void few_rows(const T *x, long sx, const T *bias, T *y, long sy, const OutputSli
 // In bf16 dot products by pairs. Blocks become bf16 just before.
 template <int M, int N>
 void in_pairs(const bf16 *x, long sx, const bf16 *bias, bf16 *y, long sy, const OutputSlice *slices, long count,
-                    bf16 *low, long ranks, long rows, long K, int threads) {
+              bf16 *low, long ranks, long rows, long K, int threads) {
     static_assert(M * N == LANES, "the sums of a tile fill a vector");
     long tiles = (rows + M - 1) / M;
     // y (rows, n ≤ N) = x · wᵀ + l · bᵀ + shift
@@ -128,47 +149,24 @@ void in_pairs(const bf16 *x, long sx, const bf16 *bias, bf16 *y, long sy, const 
             for (long i = 0; i < m; i++) memcpy(y + (t + i) * sy, out + i * N, n * sizeof(bf16));
         }
     };
-#pragma omp parallel num_threads(threads)
-    {
-        std::vector<bf16> unpacked;
-        bf16 *mine = low;
-        for (long p = 0; p < count; mine += wide(slices[p++].rank)) {
-#pragma omp for nowait schedule(static)
-            for (long n = 0; n < slices[p].rank; n += N)
-                group((const bf16 *)slices[p].a + n * K, slices[p].rank - n < N ? slices[p].rank - n : N, nullptr, nullptr, 0,
-                      Floats{}, mine + n, ranks, true);
-        }
-        if (ranks) {
-#pragma omp barrier
-        }
-        mine = low;
-        for (long p = 0; p < count; mine += wide(slices[p++].rank)) {
-            OutputSlice slice = slices[p];
-            long rank = wide(slice.rank);
-#pragma omp for nowait schedule(static)
-            for (long n = slice.begin; n < slice.end; n += N) {
-                long width = slice.end - n < N ? slice.end - n : N;
-                Floats shift{};
-                for (long i = 0; bias && i < LANES; i++) shift[i] = i % N < width ? get(bias[n + i % N]) : 0.0f;
-                const bf16 *w = (const bf16 *)slice.w + (n - slice.begin) * K;
-                if (slice.format != NUMBERS) {
-                    unpacked.resize(N * K);
-                    unpack((const uint8_t *)slice.w + (n - slice.begin) * slice.row_bytes, slice.row_bytes,
-                           slice.format, unpacked.data(), K, width, K);
-                    w = unpacked.data();
-                }
-                group(w, width, mine, (const bf16 *)slice.b + (n - slice.begin) * rank, rank, shift, y + n, sy,
-                      slice.format == NUMBERS);
-            }
-        }
-    }
+    auto update = [=](const OutputSlice &slice, long n, long width, bf16 *to) {
+        group((const bf16 *)slice.a + n * K, width, nullptr, nullptr, 0, Floats{}, to, ranks, true);
+    };
+    auto outputs = [=](const OutputSlice &slice, long n, long width, const bf16 *mine) {
+        long rank = wide(slice.rank), column = slice.begin + n;
+        bool plain = slice.format == NUMBERS;
+        Floats shift{};
+        for (long i = 0; bias && i < LANES; i++) shift[i] = i % N < width ? get(bias[column + i % N]) : 0.0f;
+        const bf16 *w = plain ? (const bf16 *)slice.w + n * K : unpacked<bf16>(slice, n, width, K);
+        group(w, width, mine, (const bf16 *)slice.b + n * rank, rank, shift, y + column, sy, plain);
+    };
+    over_slices<N>(slices, count, low, threads, update, outputs);
 }
 
 void by_pairs(const bf16 *x, long sx, const bf16 *bias, bf16 *y, long sy, const OutputSlice *slices, long count,
               long rows, long K, int threads) {
     static thread_local std::vector<bf16> low;
-    long ranks = 0;
-    for (long p = 0; p < count; p++) ranks += wide(slices[p].rank);
+    long ranks = all_ranks(slices, count);
     low.assign(rows * ranks, bf16{});
     auto run = rows == 1 ? in_pairs<1, 16> : rows == 2 ? in_pairs<2, 8> : in_pairs<4, 4>;
     run(x, sx, bias, y, sy, slices, count, low.data(), ranks, rows, K, threads);

@@ -12,17 +12,12 @@
 
 namespace {
 
-inline bf16 rounded(float x) {
-    uint32_t u;
-    memcpy(&u, &x, 4);
-    return {(uint16_t)((u + 0x7fff + ((u >> 16) & 1)) >> 16)};
-}
-
 // s·B, B (n, r) in fp32, in pairs of ranks (r/2, n, 2) and in pairs of outputs (n/2, r, 2).
 void low_rank_pack(const float *b, float scale, bf16 *by_rank, bf16 *by_output, long n, long r) {
     for (long o = 0; o < n; o++)
         for (long i = 0; i < r; i++) {
-            bf16 x = rounded(b[o * r + i] * scale);
+            bf16 x;
+            set(x, b[o * r + i] * scale);
             by_rank[(i / 2 * n + o) * 2 + i % 2] = x;
             by_output[(o / 2 * r + i) * 2 + o % 2] = x;
         }
