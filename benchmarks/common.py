@@ -47,6 +47,8 @@ def prepare(options: argparse.Namespace, needed: int, peers: set[str]) -> dict[s
     from afina.models.load import load_base
 
     base = load_base("starter", precision=options.precision)
+    if base.dtype == torch.float32:  # without the instructions for it, the peers' bf16 takes minutes a step
+        options.precision = "fp32"
     settings = DataSettings(path=options.rows, prompt=options.prompt, completion=options.completion)
     data = load_data(settings, base)
     order = sorted([*data.train, *data.held_out], key=lambda row: int(row.location.rsplit(":", 1)[-1]))
