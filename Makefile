@@ -47,11 +47,12 @@ else
 	@echo "skipped: this machine's compiler has no sanitisers"
 endif
 
-# LitGPT's pins exclude our transformers, so this peer has an environment of its own.
+# LitGPT's pins exclude our transformers, so this peer has an environment of its own (platformdirs: its memory is
+# measured by afina.core).
 .venv-litgpt/ready:
 	$(PYTHON) -m venv .venv-litgpt
 	.venv-litgpt/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	.venv-litgpt/bin/python -m pip install --quiet --disable-pip-version-check litgpt==0.5.13
+	.venv-litgpt/bin/python -m pip install --quiet --disable-pip-version-check litgpt==0.5.13 platformdirs
 	touch $@
 
 .venv-xllamacpp/ready:

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import platform
 import random
 import subprocess
@@ -102,7 +103,8 @@ def worker(
 ) -> Any:
     """What `script` prints as its last line when it runs as the worker `name`, in a process of its own."""
     command = [str(python), script, "--worker", name, "--shared", str(options.shared), "--precision", options.precision]
-    done = subprocess.run([*command, *flags], capture_output=True, text=True)
+    paths = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}  # LitGPT's environment has no Afina
+    done = subprocess.run([*command, *flags], capture_output=True, text=True, env=paths)
     if done.returncode:
         raise SystemExit(f"{name} failed:\n{done.stderr[-3000:]}")
     return json.loads(done.stdout.strip().splitlines()[-1])

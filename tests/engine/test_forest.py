@@ -11,10 +11,12 @@ from test_decoder import FAMILIES, ours, randomise
 
 from afina.data.batch import pack, passes
 from afina.data.template import Row
+from afina.engine.blocks import quantise_linears
 from afina.engine.forest import SHORTEST, groups, plant
 from afina.engine.ops import Segments
 from afina.engine.ops.segments import NO_PARENT
 from afina.lora import LoraConfig, inject
+from afina.models.causal import DecoderModel
 from afina.models.model import IGNORE_INDEX
 
 CPU = torch.device("cpu")
@@ -109,7 +111,24 @@ def test_groups_are_of_tokens_that_are_computed() -> None:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_shared_is_what_each_row_gives_alone(name: str, kernels: bool, tmp_path: Path) -> None:
     """Loss, losses of labels, and every gradient, with and without recomputed activations."""
-    model, draw = ours(name, tmp_path, kernels), random.Random(3)
+    compare(ours(name, tmp_path, kernels))
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+@pytest.mark.parametrize("name", ["llama", "gemma3", "gpt2"])
+def test_shared_is_what_each_row_gives_alone_on_quantised_weights(
+    name: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, arguments = FAMILIES[name]
+    whole_blocks = {"n_embd": 64} if name == "gpt2" else {"hidden_size": 64, "intermediate_size": 128}
+    monkeypatch.setitem(FAMILIES, name, (config, {**arguments, **whole_blocks}))
+    model = ours(name, tmp_path, True)
+    assert not quantise_linears(model.module, kind, torch.float32)
+    compare(model)
+
+
+def compare(model: DecoderModel) -> None:
+    draw = random.Random(3)
     inject(model.module, LoraConfig(rank=4), seed=3)
     randomise(model.module)
     trained = [p for p in model.module.parameters() if p.requires_grad]
