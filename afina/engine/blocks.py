@@ -122,7 +122,7 @@ def quantise(weight_RK: Tensor, kind: str, dtype: torch.dtype) -> Blocks | None:
     if columns % (NF4_BLOCK if kind == "nf4" else 32):
         return None
     if kind == "nf4":
-        return Blocks(_nf4(weight_RK.float()), NF4, columns, dtype)
+        return Blocks(_nf4(weight_RK.float().contiguous()), NF4, columns, dtype)
     import gguf
 
     data = gguf.quantize(weight_RK.detach().float().cpu().numpy(), gguf.GGMLQuantizationType.Q8_0)
