@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from afina.core.updates import Updates
 from afina.engine.ops import Segments
 from afina.models.tokenizer import Tokenizer
 
@@ -85,26 +86,48 @@ class Model(Protocol):
 
 
 class ActiveSequences(Protocol):
-    """Sequences that are being generated. They have an order, which every call keeps; new ones come last."""
+    """Sequences that are being generated. They have an order, which every call keeps; new ones come last. A sequence is
+    added with its prompt, which is read in one pass or in several, and then decoded token by token."""
 
     can_add: bool  # whether others may be added while some are active
 
-    def prefill(self, prompts: Sequence[list[int]]) -> Tensor:
-        """Adds sequences that begin with these prompts; the logits (len(prompts), V) of their first new tokens."""
+    @property
+    def bytes(self) -> int:
+        """Of the keys and values that there is memory for."""
+
+    def add(self, prompts: Sequence[list[int]], updates: Sequence[Updates | None]) -> list[int]:
+        """Adds sequences with these prompts, of which nothing is computed yet, and with what an adapter adds to the
+        base for them (None: nothing). How many tokens of each are there already, from another sequence with updates of
+        the same key. Raises `AdapterError` for updates that `Writer.prepare` refuses."""
+
+    def read(self, most: int) -> tuple[list[int], Tensor]:
+        """Computes about `most` tokens of the prompts that are not read yet, the oldest first; what several begin with
+        counts once. The places of those whose prompt is read whole now, and the logits (n, V) of their first new
+        tokens. Where a part of a prompt cannot be read alone, prompts are read whole, at least one."""
 
     def decode(self, ids_B: Tensor) -> Tensor:
-        """Appends a token to each sequence; the logits (B, V) of the next."""
+        """Appends a token to each sequence whose prompt is read; the logits (B, V) of their next. Sequences whose
+        prompt is not read whole wait."""
 
     def retain(self, indices: Sequence[int]) -> None:
-        """Drops all sequences but those at `indices`."""
+        """Drops all sequences but those at `indices`, whether their prompts are read or not."""
 
 
 class Writer(Model, Protocol):
     """A model that continues text."""
 
-    def start(self, slots: int, room: int) -> ActiveSequences:
-        """Memory for `slots` sequences of `room` tokens, prompts included; it grows where more is needed. The model
-        must not change as long as it is used."""
+    def start(self, slots: int, room: int, kept: int = 0) -> ActiveSequences:
+        """Memory for `slots` sequences of `room` tokens, prompts included; it grows where more is needed. In up to
+        `kept` bytes more stay the keys and values of sequences that are over, those used last, for prompts that begin
+        as they do. The model must not change as long as it is used."""
+
+    def cache_bytes(self, slots: int, room: int) -> int:
+        """Of the keys and values of so many sequences of so many tokens."""
+
+    def prepare(self, updates: Updates) -> int:
+        """Makes the updates ready for this model's products, once as long as they live; the bytes that this takes.
+        Raises `AdapterError` with all that has no place in the model, and where rows of a batch cannot have updates of
+        their own."""
 
 
 @runtime_checkable
