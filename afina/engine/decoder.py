@@ -5,11 +5,13 @@ T tokens (packed), C channels, E = (H + 2·Hkv)·D outputs of the query, key and
 
 from dataclasses import dataclass, replace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from afina.core.updates import Updates
 from afina.engine import ops
 from afina.engine.architecture import Architecture, Rope
 from afina.engine.blocks import BlockLinear, Blocks
@@ -17,6 +19,7 @@ from afina.engine.joined import JoinedLinear
 from afina.engine.kernels import Kernels, can_run, expect_below
 from afina.engine.kv_cache import Cache
 from afina.engine.layers import BlockEmbedding, Conv1D, Embedding, RmsNorm, add_norm
+from afina.engine.mixed import PackedUpdates, Place, RowUpdates
 from afina.engine.ops import Rotation, Segments
 
 
@@ -29,6 +32,7 @@ class ForwardState:
     rotations: dict[int, Rotation]
     cache: Cache | None = None
     steady: bool = False  # no layer has changed since the last forward pass with this cache
+    updates: RowUpdates | None = None  # of each token, beside the frozen weights
 
 
 class DecoderLayer(nn.Module):
@@ -61,8 +65,19 @@ class DecoderLayer(nn.Module):
         mlp.add_module(names.down, projection(arch.inner, arch.hidden, arch.mlp_bias))
         self.add_module(names.attention, attention)
         self.add_module("mlp", mlp)
-        self._qkv, self._out = JoinedLinear(attention, *names.qkv), JoinedLinear(attention, names.out)
-        self._up, self._down = JoinedLinear(mlp, *names.up), JoinedLinear(mlp, names.down)
+        joined = [
+            JoinedLinear(owner, *layers, number=4 * index + i)
+            for i, (owner, layers) in enumerate(
+                ((attention, names.qkv), (attention, (names.out,)), (mlp, names.up), (mlp, (names.down,)))
+            )
+        ]
+        self._qkv, self._out, self._up, self._down = joined
+
+    def places(self) -> dict[str, Place]:
+        """Where each linear layer stands, by its path in this layer."""
+        attention = self.arch.names.attention
+        owners = (attention, self._qkv), (attention, self._out), ("mlp", self._up), ("mlp", self._down)
+        return {f"{owner}.{name}": place for owner, joined in owners for name, place in joined.places().items()}
 
     def forward(
         self, x_TC: Tensor, added_TC: Tensor | None, state: ForwardState, at_N: Tensor | None = None
@@ -74,7 +89,8 @@ class DecoderLayer(nn.Module):
         seen_TC = self._attend(y_TC, state)
         if at_N is not None:
             x_TC, seen_TC = x_TC.index_select(0, at_N), seen_TC.index_select(0, at_N)
-        attended_TC = self._out(seen_TC, state.fused, state.steady)
+            state = state if state.updates is None else replace(state, updates=state.updates.at(at_N))
+        attended_TC = self._out(seen_TC, state.fused, state.steady, state.updates)
         attended_TC = self._after(names.after_attention_norm, attended_TC, state)
         if self.arch.parallel:
             _, y_TC = self._normed(names.mlp_norm, x_TC, None, state)
@@ -89,14 +105,14 @@ class DecoderLayer(nn.Module):
         return self._normed(name, x, None, state)[1]
 
     def _mlp(self, y_TC: Tensor, state: ForwardState) -> Tensor:
-        up = self._up(y_TC, state.fused, state.steady)
-        if self.arch.gated:
-            return self._down(ops.gated(state.fused, up, self.arch.activation), state.fused, state.steady)
-        return self._down(ops.ACTIVATIONS[self.arch.activation](up), state.fused, state.steady)
+        up = self._up(y_TC, state.fused, state.steady, state.updates)
+        activation = self.arch.activation
+        inner = ops.gated(state.fused, up, activation) if self.arch.gated else ops.ACTIVATIONS[activation](up)
+        return self._down(inner, state.fused, state.steady, state.updates)
 
     def _attend(self, y_TC: Tensor, state: ForwardState) -> Tensor:
         spec = self.spec
-        qkv_TE = self._qkv(y_TC, state.fused, state.steady)
+        qkv_TE = self._qkv(y_TC, state.fused, state.steady, state.updates)
         if self.arch.interleaved:
             qkv_TE = qkv_TE.unflatten(1, (spec.heads, 3, spec.head_dim)).transpose(1, 2).flatten(1)
         rotation = state.rotations.get(self.index)
@@ -119,6 +135,7 @@ class Decoder(nn.Module):
         self.arch, self.config, self.fused = arch, config, fused
         self.checkpointing = False  # keep only each layer's input for the backward pass, and recompute the rest
         self._tables: dict[int, tuple[Rope, Tensor, Tensor]] = {}
+        self._prepared: WeakKeyDictionary[Updates, PackedUpdates] = WeakKeyDictionary()
         names = arch.names
         self._put(names.embedding, Embedding(arch.vocabulary, arch.hidden, arch.embedding_scale))
         if names.positions:
@@ -127,7 +144,7 @@ class Decoder(nn.Module):
         self._put(names.final_norm, _norm(arch))
         self._put(names.head, nn.Linear(arch.hidden, arch.vocabulary, False))
         parent, _, name = names.head.rpartition(".")
-        self._head = JoinedLinear(self.get_submodule(parent), name)
+        self._head = JoinedLinear(self.get_submodule(parent), name, number=4 * len(arch.specs))
         self.tie()
 
     def tie(self) -> None:
@@ -191,14 +208,38 @@ class Decoder(nn.Module):
     def decoder_layers(self) -> Any:
         return self.get_submodule(self.arch.names.layers)
 
+    def places(self) -> dict[str, Place]:
+        """Where each linear layer stands, by its path."""
+        names = self.arch.names
+        found = {
+            f"{names.layers}.{i}.{path}": place
+            for i, layer in enumerate(self.decoder_layers())
+            for path, place in layer.places().items()
+        }
+        (head,) = self._head.places().values()
+        return found | {names.head: head}
+
+    def prepare(self, updates: Updates) -> PackedUpdates:
+        """The updates as the products of this decoder need them, made once as long as they live. Raises `AdapterError`
+        with all that has no place here."""
+        like = torch.empty(0, dtype=self.dtype, device=next(self.parameters()).device)
+        kind = like.dtype, like.device, self.kernels_for(like)
+        packed = self._prepared.get(updates)
+        if packed is None or not packed.suits(*kind):
+            packed = self._prepared[updates] = PackedUpdates(updates.factors, self.places(), *kind)
+        return packed
+
     def forward(
-        self, ids_T: Tensor, segments: Segments, cache: Cache | None = None, at_N: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+        self, ids_T: Tensor, segments: Segments, cache: Cache | None = None, at_N: Tensor | None = None,
+        updates: RowUpdates | None = None,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """The residual stream after the last layer as two summands, (T, C) each; `normed` adds them. Where tokens
         `at_N` are given, of these only, (N, C): what the last layer does after attention is done for no others."""
-        return self.through(*self.begin(ids_T, segments, cache), at_N)
+        return self.through(*self.begin(ids_T, segments, cache, updates), at_N)
 
-    def begin(self, ids_T: Tensor, segments: Segments, cache: Cache | None) -> tuple[Tensor, ForwardState]:
+    def begin(
+        self, ids_T: Tensor, segments: Segments, cache: Cache | None, updates: RowUpdates | None = None
+    ) -> tuple[Tensor, ForwardState]:
         """The token embeddings (T, C), and what the layers share."""
         names = self.arch.names
         positions = cache.positions(segments) if cache else segments.positions_T
@@ -207,7 +248,8 @@ class Decoder(nn.Module):
             x = x + self.get_submodule(names.positions)(positions.to(ids_T.device).long())
         lengths = cache.lengths_T(segments) if cache else segments.lengths_T
         rotations = self._rotations(positions, lengths, x.device)
-        return x, ForwardState(self.kernels_for(x), segments, rotations, cache, cache is not None and cache.used)
+        steady = cache is not None and cache.used
+        return x, ForwardState(self.kernels_for(x), segments, rotations, cache, steady, updates)
 
     def through(self, x: Tensor, state: ForwardState, at_N: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """`forward` from the token embeddings on."""
@@ -226,13 +268,13 @@ class Decoder(nn.Module):
         """The final norm of the residual stream, for the positions given."""
         return add_norm(self.get_submodule(self.arch.names.final_norm), x_TC, added_TC, self.kernels_for(x_TC))[1]
 
-    def logits(self, hidden_NC: Tensor) -> Tensor:
+    def logits(self, hidden_NC: Tensor, updates_N: RowUpdates | None = None) -> Tensor:
         """(N, V), in the dtype of `hidden_NC`."""
-        return self.capped(self.scores(hidden_NC))
+        return self.capped(self.scores(hidden_NC, updates_N))
 
-    def scores(self, hidden_NC: Tensor) -> Tensor:
+    def scores(self, hidden_NC: Tensor, updates_N: RowUpdates | None = None) -> Tensor:
         """(N, V), the logits before their cap."""
-        return self._head(hidden_NC, self.kernels_for(hidden_NC))
+        return self._head(hidden_NC, self.kernels_for(hidden_NC), updates=updates_N)
 
     def capped(self, scores_NV: Tensor) -> Tensor:
         cap = self.arch.logit_cap

@@ -12,12 +12,14 @@ rows of 192, of which the last 32 are x Aᵀ; q's y is columns 0 to 64 plus colu
 """
 
 import copy
+from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from afina.core.errors import AdapterError
 from afina.engine import kernels
 from afina.engine.blocks import BlockLinear
 from afina.engine.joined_weights import (
@@ -33,6 +35,7 @@ from afina.engine.joined_weights import (
 from afina.engine.kernels import Kernels
 from afina.engine.layers import Conv1D
 from afina.engine.low_rank import LowRankLayer, LowRankUpdate, outer_product
+from afina.engine.mixed import Place, RowUpdates
 
 # Rows up to which a product is bound by reading the weights from memory, and our own kernel is faster than the matrix
 # library.
@@ -45,13 +48,18 @@ class JoinedLinear:
     The layers may be plain, or wrapped by a `LowRankLayer` at any time; layers of any other kind are called one by one.
     """
 
-    def __init__(self, owner: nn.Module, *names: str) -> None:
+    def __init__(self, owner: nn.Module, *names: str, number: int = 0) -> None:
         self._owner, self._names = owner, names
+        self._number = number  # among those of a decoder, by which packed updates (mixed.py) know it
         self._weights: Tensor | None = None  # Ŵ, with room for the ranks that were needed so far
         self._product: _JoinedProduct | None = None  # reused while nothing changes
 
-    def __call__(self, x_TI: Tensor, fused: Kernels | None = None, steady: bool = False) -> Tensor:
-        """`steady` promises that no layer has changed since the last call, which saves checking."""
+    def __call__(
+        self, x_TI: Tensor, fused: Kernels | None = None, steady: bool = False, updates: RowUpdates | None = None
+    ) -> Tensor:
+        """`steady` promises that no layer has changed since the last call, which saves checking. With `updates`, which
+        some of the tokens have and which get no gradients, layers must have no adapter of their own; raises
+        `AdapterError`."""
         # After a training step the weights have changed, and fused optimisers do not count it as a new version.
         reusable = not (torch.is_grad_enabled() or self._owner.training)
         product = self._product if reusable else None
@@ -60,12 +68,25 @@ class JoinedLinear:
             product = self._prepare([layers[name] for name in self._names], fused)
             if product is None:
                 self._product = None
+                _expect_bare(updates is None)
                 return torch.cat([getattr(self._owner, name)(x_TI) for name in self._names], -1)
             self._product = product if reusable else None
+            _expect_bare(updates is None or not product.updates)
         if not torch.is_grad_enabled() or not (x_TI.requires_grad or product.is_trained()):
-            return product.few_rows(x_TI) if product.suits_few_rows(x_TI) else product.forward(x_TI)[0]
-        y: Tensor = _JoinedFunction.apply(x_TI, product, *product.parameters())  # type: ignore[no-untyped-call]
-        return y
+            y = product.few_rows(x_TI) if product.suits_few_rows(x_TI) else product.forward(x_TI)[0]
+            if updates is not None:
+                updates.add(self._number, x_TI, y, fused)
+            return y
+        assert updates is None, "they get no gradients"
+        return _JoinedFunction.apply(x_TI, product, *product.parameters())  # type: ignore[no-any-return, no-untyped-call]
+
+    def places(self) -> dict[str, Place]:
+        """Where each of the layers stands, by its name."""
+        frozen = [getattr(layer, "base", layer) for layer in (getattr(self._owner, name) for name in self._names)]
+        ends = list(accumulate(output_sizes(frozen)))
+        bounds = zip([0, *ends], ends, frozen, strict=False)
+        places = [Place(self._number, begin, end, input_size(layer)) for begin, end, layer in bounds]
+        return dict(zip(self._names, places, strict=True))
 
     @torch.inference_mode(False)  # training may use these tensors later
     @torch.no_grad()
@@ -123,7 +144,15 @@ class JoinedLinear:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "JoinedLinear":
         """A copy over the copied layers, which joins them for itself."""
-        return JoinedLinear(copy.deepcopy(self._owner, memo), *self._names)
+        return JoinedLinear(copy.deepcopy(self._owner, memo), *self._names, number=self._number)
+
+
+def _expect_bare(bare: bool) -> None:
+    if not bare:
+        raise AdapterError(
+            "an adapter is in place in the model, and rows of the batch bring adapters of their own",
+            "take it out of the model (`Adapters.use(None)`), or merge it, before rows have their own",
+        )
 
 
 def _are_rows_of(joined: Tensor, frozen: list[Any]) -> bool:

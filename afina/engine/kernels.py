@@ -44,6 +44,7 @@ _SIGNATURES: dict[str, list[Any]] = {
     "cross_entropy": [Pointer, Pointer, Pointer, Long, Long, Int, Int],
     "unpack": [Pointer, Long, Int, Pointer, Long, Long, Long, Int],
     "few_rows": [Pointer, Long, *[Pointer] * 2, Long, Pointer, Long, Long, Long, Int],
+    "mixed_add": [Pointer, Long, Pointer, Long, Pointer, Long, Long, Long, Int],
 }
 # In bf16 alone, and only where the processor multiplies pairs of bf16 numbers (AVX-512 BF16).
 _PAIRS: dict[str, list[Any]] = {
@@ -97,6 +98,19 @@ class OutputSlice(ctypes.Structure):
         ("row_bytes", Long),
         ("format", Int),
     )
+
+
+class MixedSlice(ctypes.Structure):
+    """What an adapter adds to the outputs `begin` to `end` of a joined product: `rank` of its low numbers, from `low`
+    on, times s·B in tiles."""
+
+    _fields_ = (*((name, Long) for name in ("begin", "end", "low", "rank")), ("b", Pointer))
+
+
+class MixedProduct(ctypes.Structure):
+    """What an adapter has for one joined product: A in tiles, with `ranks` in all of them, and its slices."""
+
+    _fields_ = (("ranks", Long), ("a", Pointer), ("count", Long), ("slices", Pointer))
 
 
 NUMBERS = -1  # the format of weights that are not in blocks

@@ -44,19 +44,26 @@ class Cache:
             for other in to:
                 tensor[other, :, since:n] = tensor[slot, :, since:n]
 
-    def grow(self, slots: int, room: int) -> None:
-        """Makes space for so many slots, and tokens in each; no fewer than there are. What they hold is copied."""
-        longest = int(self._lengths.max())
-        self._lengths = torch.cat([self._lengths, self._lengths.new_zeros(slots - self.slots)])
+    def resize(self, order: list[int], slots: int, room: int) -> None:
+        """Makes space for so many slots, and tokens in each; no less than they hold. The first slots are those of
+        `order`, with copies of what they hold; the others are empty."""
+        lengths = self._lengths[order].tolist()
+        self._lengths = torch.tensor(lengths + [0] * (slots - len(order)), dtype=torch.int32)
 
-        def grown(old: Tensor) -> Tensor:
+        def resized(old: Tensor) -> Tensor:
             new = old.new_zeros(slots, old.shape[1], room, old.shape[3])
-            new[: len(old), :, :longest] = old[:, :, :longest]
+            for slot, (before, n) in enumerate(zip(order, lengths, strict=True)):
+                new[slot, :, :n] = old[before, :, :n]
             return new
 
         for i, (keys, values) in enumerate(self._layers):
-            self._layers[i] = grown(keys), grown(values)
+            self._layers[i] = resized(keys), resized(values)
         self.slots, self.room = slots, room
+
+    @property
+    def bytes(self) -> int:
+        """Of all slots, with the room that they have."""
+        return sum(tensor.nbytes for layer in self._layers for tensor in layer)
 
     def longest(self, slots: list[int]) -> int:
         """Tokens in the longest of the sequences in `slots`."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from afina.core.errors import AdapterError, counted
+from afina.models.causal import PREFILL_TOKENS
 from afina.models.model import ActiveSequences, Answer, Writer
 from afina.models.sampling import GREEDY, Sampler, Sampling, likeliest
 from afina.models.tokenizer import Tokenizer
@@ -131,7 +132,12 @@ class Batcher:
             room = max(len(request.prompt_ids) + request.max_new_tokens for request in known)
             self._sequences = self.model.start(min(self.max_batch_size, len(known)), room)
         self._active += entering
-        return self._sequences.prefill([request.prompt_ids for request in entering])
+        self._sequences.add([request.prompt_ids for request in entering], [None] * len(entering))
+        logits: dict[int, Tensor] = {}
+        while len(logits) < len(entering):
+            whole, logits_NV = self._sequences.read(PREFILL_TOKENS)
+            logits |= zip(whole, logits_NV, strict=True)
+        return torch.stack([logits[i] for i in sorted(logits)])
 
     def _choose(self, logits_BV: Tensor) -> list[int]:
         if all(request.sampler.sampling.is_argmax for request in self._active):

@@ -5,7 +5,6 @@ T tokens, packed; N labelled positions; V vocabulary; C channels; B rows or acti
 
 import inspect
 from collections.abc import Sequence
-from itertools import accumulate
 from typing import Any
 
 import torch
@@ -13,12 +12,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from afina.engine import forest, ops
+from afina.core.errors import AdapterError
+from afina.core.updates import Updates
+from afina.engine import ops
 from afina.engine.blocks import BlockLinear, Blocks
 from afina.engine.decoder import Decoder
-from afina.engine.kv_cache import Cache
-from afina.engine.ops import Segments
-from afina.engine.tape import Tape
+from afina.engine.sequences import DecoderSequences
 from afina.models.model import IGNORE_INDEX, ActiveSequences, Packed, token_losses
 
 EAGER_TOKENS = (
@@ -92,164 +91,14 @@ class DecoderModel:
         x_MC, added_MC = self.module(ids_T, segments, at_N=F.pad(at_M, (0, -len(at_M) % ops.ROUND)))
         return self.module.normed(x_MC, added_MC).index_select(0, place_N)
 
-    def start(self, slots: int, room: int) -> ActiveSequences:
-        return _DecoderSequences(self.module, slots, room)
+    def start(self, slots: int, room: int, kept: int = 0) -> ActiveSequences:
+        return DecoderSequences(self.module, slots, room, kept)
+
+    def prepare(self, updates: Updates) -> int:
+        return self.module.prepare(updates).bytes
 
     def checkpoint_activations(self) -> None:
         self.module.checkpointing = True
-
-
-class _DecoderSequences:
-    """Each sequence has a slot of the cache. What a slot holds stays there until it is needed for another sequence, the
-    one that was given up first before the others: a prompt that begins as a slot does, active or not, begins with a
-    copy, and prompts that enter together read what they begin with once."""
-
-    can_add = True
-
-    def __init__(self, module: Decoder, slots: int, room: int) -> None:
-        # Where angles depend on the length of the prompt no part of it can be read alone.
-        self._shares = not any(rope.original for rope in module.arch.ropes)
-        self._module = module
-        self._device = next(module.parameters()).device
-        self._cache = Cache(module.arch.specs, slots, room, module.dtype, self._device)
-        self._held: list[list[int]] = [[] for _ in range(slots)]  # the tokens whose keys and values each slot has
-        self._slots: list[int] = []  # of each sequence
-        self._free = list(range(slots))
-        self._one_each = Segments((0,))
-        self._stepped: Any = None  # what the last step of one token each depended on
-        self._tape: Tape | None = None
-
-    def prefill(self, prompts: Sequence[list[int]]) -> Tensor:
-        if len(prompts) > len(self._free):
-            self._grow(len(self._slots) + len(prompts))
-        slots, begun = self._take(prompts)
-        kinds = self._kinds(prompts, begun)
-        rest = [prompt[n:] for prompt, n in zip(prompts, begun, strict=True)]
-        logits: list[Tensor] = [torch.empty(0)] * len(prompts)
-        for group, _ in forest.groups(rest, kinds, PREFILL_TOKENS):
-            planted = forest.plant([rest[i] for i in group], kinds and [kinds[i] for i in group])
-            for i, logits_V in zip(group, self._read(planted, [slots[i] for i in group]), strict=True):
-                logits[i] = logits_V
-        self._slots += slots
-        return torch.stack(logits)
-
-    def _take(self, prompts: Sequence[list[int]]) -> tuple[list[int], list[int]]:
-        """A slot for each prompt, and how many of its tokens are there already."""
-        found = [self._best(prompt) for prompt in prompts]
-        taken: dict[int, int] = {}  # the prompt that goes on in the slot of another sequence, which is over
-        for i, (slot, n) in enumerate(found):
-            if n and slot in self._free:
-                taken.setdefault(slot, i)
-        others = (slot for slot in [*self._free] if slot not in taken)
-        own = {i: slot for slot, i in taken.items()}
-        slots = [own[i] if i in own else next(others) for i in range(len(prompts))]
-        begun = [n for _, n in found]
-        for slot, (source, n) in zip(slots, found, strict=True):
-            if slot != source:
-                self._cache.copy(source, [slot], first=n)
-        for slot, prompt, n in zip(slots, prompts, begun, strict=True):
-            self._cache.cut(slot, n)
-            self._held[slot] = list(prompt)
-            self._free.remove(slot)
-        return slots, begun
-
-    def _best(self, prompt: list[int]) -> tuple[int, int]:
-        """The slot that begins most as the prompt does, and up to where; a token of the prompt is left to be read."""
-        best = 0, 0
-        for slot, held in enumerate(self._held if self._shares else ()):
-            most = min(len(held), len(prompt) - 1)
-            if most > best[1] and held[: best[1] + 1] == prompt[: best[1] + 1]:
-                best = slot, forest.alike(held[:most], prompt[:most])
-        return best if best[1] >= forest.SHORTEST else (0, 0)
-
-    def _kinds(self, prompts: Sequence[list[int]], begun: list[int]) -> list[int] | None:
-        """Prompts share what follows where what was there already is the same."""
-        if not self._shares:
-            return None
-        numbers: dict[tuple[int, ...], int] = {}
-        return [numbers.setdefault(tuple(p[:n]), len(numbers)) for p, n in zip(prompts, begun, strict=True)]
-
-    def _read(self, planted: forest.Forest, slots: list[int]) -> list[Tensor]:
-        """Reads the segments into the slots of their rows, parents before children; the logits (V) after each row. A
-        segment is read in the slot of its first row, from which the others get it."""
-        rows_of: dict[int, list[int]] = {}
-        for row, path in enumerate(planted.rows):
-            for s in path:
-                rows_of.setdefault(s, []).append(row)
-        bounds, depths = planted.segments.bounds, planted.segments.depths
-        found: list[Tensor] = [torch.empty(0)] * len(slots)
-        for depth in range(max(depths) + 1):
-            level = [s for s, d in enumerate(depths) if d == depth]
-            ids = [token for s in level for token in planted.ids[bounds[s] : bounds[s + 1]]]
-            pack = Segments(tuple(accumulate((bounds[s + 1] - bounds[s] for s in level), initial=0)))
-            logits_LV = self._forward(ids, pack, [slots[rows_of[s][0]] for s in level])
-            for s, logits_V in zip(level, logits_LV, strict=True):
-                first, *others = rows_of[s]
-                for row in (first, *others):
-                    if planted.rows[row][-1] == s:
-                        found[row] = logits_V
-                if others:
-                    length = bounds[s + 1] - bounds[s]
-                    self._cache.copy(slots[first], [slots[row] for row in others], last=length)
-        return found
-
-    def _grow(self, sequences: int) -> None:
-        """Slots for so many sequences, up to the next power of two, so that each is copied a few times only."""
-        before = self._cache.slots
-        more = (1 << (sequences - 1).bit_length()) - len(self._slots) - len(self._free)
-        self._cache.grow(before + more, self._cache.room)
-        self._held += [[] for _ in range(more)]
-        self._free += range(before, self._cache.slots)
-
-    def decode(self, ids_B: Tensor) -> Tensor:
-        if len(self._one_each.lengths) != len(ids_B):
-            self._one_each = Segments(tuple(range(len(ids_B) + 1)))
-        for slot, token in zip(self._slots, ids_B.tolist(), strict=True):
-            self._held[slot].append(token)
-        return self._forward(ids_B, self._one_each, self._slots)
-
-    def _forward(self, ids_T: Tensor | list[int], segments: Segments, slots: list[int]) -> Tensor:
-        """The logits (segments, V) after the last token of each segment."""
-        longest = self._cache.longest(slots) + segments.longest
-        if longest > self._cache.room:
-            self._cache.grow(self._cache.slots, max(longest, 2 * self._cache.room))
-        self._cache.begin(slots, segments)
-        ids_T = torch.as_tensor(ids_T, device=self._device)
-        if segments.longest > 1:
-            last_S = (segments.bounds_tensor[1:] - 1).to(self._device)
-            x_SC, added_SC = self._module(ids_T, segments, self._cache, last_S)
-            scores_SV = self._module.scores(self._module.normed(x_SC, added_SC))
-        else:
-            scores_SV = self._step(ids_T, segments)
-        self._cache.end(segments)
-        return self._module.capped(scores_SV)
-
-    def _step(self, ids_B: Tensor, segments: Segments) -> Tensor:
-        """The logits (B, V), before their cap, after one more token of each sequence. The second such step of as many
-        sequences, in the same memory, is recorded, and those after it are the calls of its kernels."""
-        module, cache = self._module, self._cache
-        x_BC, state = module.begin(ids_B, segments, cache)
-        tables = {r.cosines.data_ptr(): r.rows_T for r in state.rotations.values()}
-        inputs = (x_BC, *cache.begun, *tables.values())
-        key = (len(ids_B), cache.slots, cache.room, *tables, torch.get_num_threads())
-
-        def step() -> Tensor:
-            return module.scores(module.normed(*module.through(x_BC, state)))
-
-        if state.fused is None or key != self._stepped:
-            self._stepped, self._tape = key, None
-            return step()
-        if self._tape is None:
-            tape = Tape(inputs)
-            scores_BV = tape.record(state.fused, step).clone()
-            self._tape = tape
-            return scores_BV
-        return step() if self._tape.spoiled else self._tape.repeat(*inputs).clone()
-
-    def retain(self, indices: Sequence[int]) -> None:
-        retained = [self._slots[i] for i in indices]
-        self._free += sorted(set(self._slots) - set(retained))
-        self._slots = retained
 
 
 class TransformersModel:
@@ -299,8 +148,15 @@ class TransformersModel:
         if module.config._attn_implementation != wanted:
             module.set_attn_implementation(wanted)
 
-    def start(self, slots: int, room: int) -> ActiveSequences:
+    def start(self, slots: int, room: int, kept: int = 0) -> ActiveSequences:
         return _TransformersSequences(self)
+
+    def prepare(self, updates: Updates) -> int:
+        raise AdapterError(
+            f"a model of the type {self.module.config.model_type} runs through transformers, where all rows of a batch "
+            "have the same weights",
+            "serve one adapter alone: `afina serve … --merge NAME` merges it into the base",
+        )
 
     def checkpoint_activations(self) -> None:
         self.module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -314,12 +170,27 @@ class _TransformersSequences:
 
         self._model, self._cache = model, DynamicCache(config=model.module.config)
         self._device = next(model.module.parameters()).device
+        self._unread: list[list[int]] = []
 
-    def prefill(self, prompts: Sequence[list[int]]) -> Tensor:
+    @property
+    def bytes(self) -> int:
+        return sum(tensor.nbytes for keys, values, *_ in self._cache for tensor in (keys, values) if tensor is not None)
+
+    def add(self, prompts: Sequence[list[int]], updates: Sequence[Updates | None]) -> list[int]:
+        for each in updates:
+            if each is not None:
+                self._model.prepare(each)
+        self._unread += prompts
+        return [0] * len(prompts)
+
+    def read(self, most: int) -> tuple[list[int], Tensor]:
+        prompts, self._unread = self._unread, []
+        if not prompts:
+            return [], torch.empty(0)
         width = max(map(len, prompts))
         ids_BT = torch.tensor([[0] * (width - len(p)) + p for p in prompts], device=self._device)
         self._mask_BT = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=self._device)
-        return self._read(ids_BT)
+        return list(range(len(prompts))), self._read(ids_BT)
 
     def _read(self, ids_BT: Tensor) -> Tensor:
         extra: dict[str, Any] = {"logits_to_keep": 1} if self._model.selects else {}
@@ -336,6 +207,9 @@ class _TransformersSequences:
         return self._read(ids_B[:, None])
 
     def retain(self, indices: Sequence[int]) -> None:
+        if self._unread:  # nothing is read: others cannot be added while some are
+            self._unread = [self._unread[i] for i in indices]
+            return
         rows = torch.tensor(indices, dtype=torch.long, device=self._device)
         self._cache.batch_select_indices(rows)
         self._mask_BT = self._mask_BT[rows]

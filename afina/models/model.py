@@ -121,9 +121,6 @@ class Writer(Model, Protocol):
         `kept` bytes more stay the keys and values of sequences that are over, those used last, for prompts that begin
         as they do. The model must not change as long as it is used."""
 
-    def cache_bytes(self, slots: int, room: int) -> int:
-        """Of the keys and values of so many sequences of so many tokens."""
-
     def prepare(self, updates: Updates) -> int:
         """Makes the updates ready for this model's products, once as long as they live; the bytes that this takes.
         Raises `AdapterError` with all that has no place in the model, and where rows of a batch cannot have updates of
