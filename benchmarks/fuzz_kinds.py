@@ -164,10 +164,10 @@ def _answer(path: Path) -> None:
     if not base.task.continues_text:
         return
     sequences = cast(Writer, base.model).start(1, 8)
-    ids = base.tokenizer.encode("a b c")[:4] or [0]
-    for step in range(3):
-        logits = sequences.decode(torch.tensor(ids)) if step else sequences.prefill([ids])
-        ids = logits.argmax(-1).tolist()
+    sequences.add([base.tokenizer.encode("a b c")[:4] or [0]], [None])
+    _, logits = sequences.read(4)
+    for _ in range(2):
+        logits = sequences.decode(logits.argmax(-1))
 
 
 def _tokenizer(folder: Path) -> None:

@@ -110,13 +110,16 @@ class DecoderSequences:
         return found
 
     def _take(self, sequence: _Sequence) -> None:
-        """Gives the sequence a slot, with what another holds of its prompt."""
+        """Gives the sequence a slot, with what another holds of its prompt: that one itself where it is over and less
+        is lost than in the slot that was used longest ago."""
         source, n = self._best(sequence)
         slot = self._free[0]
         if n and source in self._free:
-            self._free.remove(source)  # used last
-            self._free.append(source)
-            slot = source if n == len(self._held[source].tokens) else self._free[0]  # where nothing is lost
+            self._free.remove(source)
+            self._free.append(source)  # used last
+            lost = len(self._held[source].tokens) - n
+            if lost < forest.SHORTEST or lost <= len(self._held[self._free[0]].tokens):
+                slot = source
         if n and slot != source:
             self._cache.copy(source, [slot], first=n)
         self._cache.cut(slot, n)

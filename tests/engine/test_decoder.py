@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import byte_tokenizer
+from conftest import byte_tokenizer, read
 from torch.nn import functional as F
 
 from afina.engine import families
@@ -161,7 +161,7 @@ def test_step_by_step_is_the_same_as_all_at_once(
 
     with torch.inference_mode():
         sequences = model.start(slots, room)
-        logits = sequences.prefill(texts[:2])
+        logits = read(sequences, texts[:2])
         order = [0, 1]
         for step in range(12):
             for place, text in enumerate(order):
@@ -171,12 +171,12 @@ def test_step_by_step_is_the_same_as_all_at_once(
                 texts[text].append(token)
             logits = sequences.decode(torch.tensor(new))
             if step == 3:  # a sequence enters
-                logits = torch.cat([logits, sequences.prefill([texts[2]])])
+                logits = torch.cat([logits, read(sequences, [texts[2]])])
                 order.append(2)
             if step == 6:  # another leaves, and the first enters again in its place
                 sequences.retain([1, 2])
                 order = [1, 2]
-                logits = torch.cat([logits[1:], sequences.prefill([texts[0]])])
+                logits = torch.cat([logits[1:], read(sequences, [texts[0]])])
                 order.append(0)
 
 

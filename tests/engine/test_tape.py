@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import read
 from test_decoder import FAMILIES, ours, randomise
 
 from afina.engine.tape import Tape
@@ -18,7 +19,7 @@ def steps(model: DecoderModel) -> list[torch.Tensor]:
     """Logits of eight steps of two texts, then, after one is given up, of six more of the other."""
     with torch.inference_mode():
         sequences = model.start(2, 80)
-        found = [sequences.prefill([list(range(40, 70)), [5, 6, 7]])]
+        found = [read(sequences, [list(range(40, 70)), [5, 6, 7]])]
         for step in range(14):
             if step == 8:
                 sequences.retain([1])
