@@ -22,7 +22,7 @@ class Updates(Protocol):
     """What one adapter adds to the linear layers of a base. Must not change while rows have it.
 
     `key` is a hash of what it holds: rows of equal keys compute the same. `factors` are by the dotted path of the
-    layer in the base."""
+    layer in the base. An object is hashable and can be referred to weakly: what is made of it is freed with it."""
 
     @property
     def key(self) -> str: ...

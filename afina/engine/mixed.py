@@ -85,9 +85,7 @@ class PackedUpdates:
     def suits(self, dtype: torch.dtype, device: torch.device, fused: Kernels | None) -> bool:
         return self.dtype == dtype and self.device == device and self.fused is fused
 
-    def _joined(
-        self, factors: Mapping[str, Factors], places: Mapping[str, Place]
-    ) -> Iterator[tuple[int, _Update]]:
+    def _joined(self, factors: Mapping[str, Factors], places: Mapping[str, Place]) -> Iterator[tuple[int, _Update]]:
         by_product: dict[int, list[tuple[Place, Factors]]] = {}
         for path, each in factors.items():
             if len(each.a_RI):

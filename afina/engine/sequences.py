@@ -113,13 +113,13 @@ class DecoderSequences:
         """Gives the sequence a slot, with what another holds of its prompt: that one itself where it is over and less
         is lost than in the slot that was used longest ago."""
         source, n = self._best(sequence)
-        slot = self._free[0]
-        if n and source in self._free:
+        over = n > 0 and source in self._free
+        if over:
             self._free.remove(source)
             self._free.append(source)  # used last
-            lost = len(self._held[source].tokens) - n
-            if lost < forest.SHORTEST or lost <= len(self._held[self._free[0]].tokens):
-                slot = source
+        slot, lost = self._free[0], len(self._held[source].tokens) - n
+        if over and (lost < forest.SHORTEST or lost <= len(self._held[slot].tokens)):
+            slot = source
         if n and slot != source:
             self._cache.copy(source, [slot], first=n)
         self._cache.cut(slot, n)
@@ -176,7 +176,9 @@ class DecoderSequences:
         numbers: dict[Any, int] = {}
         return [numbers.setdefault((s.key, tuple(s.prompt[: s.done])), len(numbers)) for s in sequences]
 
-    def _read(self, planted: forest.Forest, sequences: list[_Sequence], wanted: set[_Sequence]) -> dict[_Sequence, Tensor]:
+    def _read(
+        self, planted: forest.Forest, sequences: list[_Sequence], wanted: set[_Sequence]
+    ) -> dict[_Sequence, Tensor]:
         """Reads the segments into the slots of their rows, parents before children; the logits (V) after the rows that
         are wanted. A segment is read in the slot of its first row, from which the others get it."""
         rows_of: dict[int, list[_Sequence]] = {}

@@ -181,7 +181,9 @@ def test_a_recorded_step_is_right_for_other_adapters(tmp_path: Path, monkeypatch
             for step in range(12):
                 if step % 3 == 2:  # one leaves, another enters: as many, with other adapters
                     sequences.retain([1, 2])
-                    found.append(read(sequences, [prompts[step % 2]], [[adapters[2], None, adapters[0]][step // 3 % 3]]))
+                    found.append(
+                        read(sequences, [prompts[step % 2]], [[adapters[2], None, adapters[0]][step // 3 % 3]])
+                    )
                 if not taped:
                     sequences._stepped = None
                 found.append(sequences.decode(torch.tensor([step + 3, step + 9, step + 20])))

@@ -30,12 +30,12 @@ def peft_model(kind: str):
     """The tiny model with an adapter of random numbers for each of `CONFIGS`."""
     peft = pytest.importorskip("peft")
     torch.manual_seed(0)
-    first, *others = CONFIGS
-    model = peft.get_peft_model(
-        tiny_module(kind), peft.LoraConfig(**CONFIGS[first], init_lora_weights=False), adapter_name=first
-    )
-    for name in others:
-        model.add_adapter(name, peft.LoraConfig(**CONFIGS[name], init_lora_weights=False))
+    configs = {
+        name: peft.LoraConfig(**own, init_lora_weights=False, task_type="CAUSAL_LM") for name, own in CONFIGS.items()
+    }
+    model = peft.get_peft_model(tiny_module(kind), configs["lora"], adapter_name="lora")
+    for name in ("rslora", "patterns"):
+        model.add_adapter(name, configs[name])
     for name, parameter in model.named_parameters():
         if "lora_" in name:
             parameter.data *= 3  # so that each adapter changes tokens
@@ -205,7 +205,7 @@ def test_what_begins_alike_goes_on_together_in_parts(model: Writer, passes: list
     prompts = [[*trunk, *([i] * 20)] for i in range(3, 9)]
     sequences = model.start(6, 200)
     logits = read(sequences, prompts, None, most=32)
-    assert sum(passes) <= 100 + 6 * 20 + 16
+    assert sum(passes) <= 100 + 6 * (20 + 16)  # a few tokens that all go on with are read by each
     assert max(passes) <= 32
     for prompt, own in zip(prompts, logits, strict=True):
         assert torch.allclose(read(model.start(1, 200), [prompt])[0], own, atol=1e-4)
