@@ -1,4 +1,5 @@
-"""Batches of several adapters and the bare base: PEFT's mixed batches, what is reused, prompts read in parts, memory."""
+"""Batches of several adapters and the bare base: as PEFT's mixed batches, what is reused, prompts read in parts,
+memory."""
 
 import gc
 from collections.abc import Iterator
