@@ -158,22 +158,23 @@ class RowUpdates:
     """What each token of a pass has: the packed updates of an adapter, or None. Whoever makes it holds these as long as
     it is used: only their addresses stand here, so that a recorded step (tape.py) does not keep an adapter."""
 
-    def __init__(self, addresses_T: Tensor, packed: Mapping[int, PackedUpdates]) -> None:
-        self.addresses_T = addresses_T
+    def __init__(self, addresses_T: Tensor, packed: Mapping[int, PackedUpdates], dtype: torch.dtype) -> None:
+        self.addresses_T, self._dtype = addresses_T, dtype
         self._packed = packed  # by address, where torch computes
 
     @staticmethod
     def of(segments: Sequence[PackedUpdates | None], lengths_S: Tensor) -> "RowUpdates | None":
         """Of segments of so many tokens; None where none has any."""
-        if not any(segments):
+        present = [each for each in segments if each is not None]
+        if not present:
             return None
         addresses_S = torch.tensor([0 if each is None else each.address for each in segments])
-        by_torch = {each.address: each for each in segments if each is not None and each.fused is None}
-        return RowUpdates(addresses_S.repeat_interleave(lengths_S), by_torch)
+        by_torch = {each.address: each for each in present if each.fused is None}
+        return RowUpdates(addresses_S.repeat_interleave(lengths_S), by_torch, present[0].dtype)
 
     def at(self, at_N: Tensor) -> "RowUpdates":
         """Of these tokens."""
-        return RowUpdates(self.addresses_T[at_N.to(self.addresses_T.device)], self._packed)
+        return RowUpdates(self.addresses_T[at_N.to(self.addresses_T.device)], self._packed, self._dtype)
 
     def add(self, product: int, x_TI: Tensor, y_TO: Tensor, fused: Kernels | None) -> None:
         """y[t] += s·B(A x[t]) for each token that has an adapter, in place."""
@@ -185,7 +186,7 @@ class RowUpdates:
             return
         count = len(self.addresses_T)
         kernels.expect(torch.int64, (self.addresses_T, (count,)))
-        kernels.expect(y_TO.dtype, (x_TI, (count, x_TI.shape[1])), (y_TO, (count, y_TO.shape[1])))
+        kernels.expect(self._dtype, (x_TI, (count, x_TI.shape[1])), (y_TO, (count, y_TO.shape[1])))
         fused.call(
             "mixed_add", x_TI, x_TI.stride(0), y_TO, y_TO.stride(0), self.addresses_T, product, *x_TI.shape,
             torch.get_num_threads(),
