@@ -260,7 +260,7 @@ def test_memory_comes_back(model: Writer) -> None:
     """Complaint 7, of the packed factors: many adapters, one after the other, on the same sequences."""
     sequences = model.start(2, 40)
     before = len(model.module._prepared)
-    for i in range(20):
+    for i in range(6):
         own = adapter(model, f"adapter {i}", float(i))
         assert model.prepare(own) > 0
         read(sequences, [[1, 2, 3], [4, 5]], [own, None])
