@@ -212,7 +212,7 @@ class DecoderSequences:
         x_SC, added_SC = self._module(ids_T, segments, self._cache, last_S, updates)
         self._cache.end(segments)
         if not last:
-            return x_SC.new_empty(0, self._module.arch.vocabulary)
+            return torch.empty(0, self._module.arch.vocabulary)
         at_N = torch.tensor(last, device=self._device)
         own_N = updates and updates.at(last_S).at(at_N)
         return self._module.logits(self._module.normed(x_SC[at_N], added_SC[at_N]), own_N)
