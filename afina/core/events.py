@@ -1,4 +1,5 @@
-"""The one stream of what happens in a run. Consumers (display, metrics.jsonl, trackers) read it and never answer."""
+"""The one stream of what happens in a run. Consumers (display, metrics.jsonl, trackers) read it and never answer. And
+the one form of what was examined: a machine, a run and whatever else."""
 
 import json
 import os
@@ -6,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cache
 from pathlib import Path
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -20,6 +21,19 @@ class Notice:
 
     text: str
     warning: bool = False
+
+
+State = Literal["ok", "warning", "wrong"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that was looked at: its state, what was found, and what to do where it is not well."""
+
+    what: str
+    state: State
+    found: str
+    remedy: str = ""
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,7 @@ from pathlib import Path
 from afina.core.config import Result, Settings, setting
 from afina.core.device import cache_folder, pick_device, pick_dtype
 from afina.core.errors import counted
-from afina.core.events import Listener, ignore
-from afina.core.finding import Finding, State
+from afina.core.events import Finding, Listener, State, ignore
 from afina.core.job import Job
 from afina.core.machine import MachineFacts, look
 from afina.engine import kernels

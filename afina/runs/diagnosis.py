@@ -9,7 +9,7 @@ from pathlib import Path
 
 from afina.core.config import build
 from afina.core.errors import SettingsError, counted
-from afina.core.finding import Finding
+from afina.core.events import Finding
 from afina.core.layers import not_finite
 from afina.core.machine import memory_limit
 from afina.core.task import TASKS

@@ -15,9 +15,8 @@ from safetensors.torch import load_file
 
 from afina.core.config import read_yaml
 from afina.core.errors import InputError, brief
-from afina.core.events import Done, HeldOut, Step, end_of, read_events
+from afina.core.events import Done, Finding, HeldOut, Step, end_of, read_events
 from afina.core.files import jsonl_rows, read_json, read_text
-from afina.core.finding import Finding
 from afina.core.limits import COLUMN_TEMPLATE_CHARACTERS, NEW_TOKENS, YAML_CHARACTERS
 from afina.core.task import CAUSAL, TaskName
 from afina.data.files import known_encoding

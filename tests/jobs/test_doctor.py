@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import afina
 from afina.core.errors import InputError
-from afina.core.finding import Finding
+from afina.core.events import Finding
 from afina.core.machine import MachineFacts, look
 from afina.jobs import doctor as doctor_module
 from afina.jobs.doctor import DoctorSettings, doctor, judge

@@ -13,8 +13,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from afina.core.errors import BaseModelError, InputError, counted
+from afina.core.events import Finding, State
 from afina.core.files import check_regular, read_json
-from afina.core.finding import Finding, State
 from afina.core.limits import TENSORS
 from afina.engine.blocks import GGML_FORMATS
 from afina.models.formats.card import made_of
