@@ -7,6 +7,7 @@ import shutil
 import time
 from contextlib import suppress
 from importlib import metadata
+from ipaddress import ip_address
 from pathlib import Path
 
 import psutil
@@ -158,3 +159,13 @@ def _outdated() -> list[str]:
         if version is None or not each.specifier.contains(version, prereleases=True):
             found.append(f"{each.name} {version or 'is absent'}, needed is {each.specifier or 'any version'}")
     return found
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine is reached by the name or address `host`."""
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -20,6 +20,8 @@ from afina.engine.mixed import PackedUpdates, RowUpdates
 from afina.engine.ops import Segments
 from afina.engine.tape import Tape
 
+_SPARE = 64  # slots at most for sequences that are over: every new prompt is compared with each
+
 
 @dataclass(eq=False)
 class _Sequence:
@@ -79,7 +81,7 @@ class DecoderSequences:
 
     def _spare(self, room: int) -> int:
         """Slots beside those wanted, of so much room, that `kept` bytes are enough for."""
-        return int(self._kept * self._cache.slots * self._cache.room // (self._cache.bytes * room))
+        return min(_SPARE, int(self._kept * self._cache.slots * self._cache.room // (self._cache.bytes * room)))
 
     def _resize(self, wanted: int, room: int) -> None:
         """Gives the cache `wanted` slots and those that `kept` is enough for. Sequences keep theirs; of the others, as
@@ -260,8 +262,29 @@ class DecoderSequences:
             return scores_BV
         return step() if self._tape.spoiled else self._tape.repeat(*inputs).clone()
 
+    def reserve(self, room: int) -> None:
+        if room > self._cache.room:
+            self._resize(self._wanted, room)
+
     def retain(self, indices: Sequence[int]) -> None:
         retained = [self._sequences[i] for i in indices]
         kept = set(map(id, retained))
         self._free += [sequence.slot for sequence in self._sequences if id(sequence) not in kept]
         self._sequences = retained
+
+
+def prompt_logits(module: Decoder, ids: Sequence[int], updates: Updates | None, most: int) -> Iterator[Tensor]:
+    """The logits (n, V) after each token of one prompt, in parts of `most` tokens."""
+    packed = None if updates is None else module.prepare(updates)
+    device = next(module.parameters()).device
+    cache = Cache(module.arch.specs, 1, len(ids), module.dtype, device)
+    if any(rope.original for rope in module.arch.ropes):
+        most = len(ids)  # angles depend on the length of the prompt
+    for at in range(0, len(ids), most):
+        part = torch.tensor(ids[at : at + most], device=device)
+        segments = Segments((0, len(part)))
+        cache.begin([0], segments)
+        rows = RowUpdates.of([packed], segments.lengths_S)
+        x_TC, added_TC = module(part, segments, cache, None, rows)
+        cache.end(segments)
+        yield module.logits(module.normed(x_TC, added_TC), rows)

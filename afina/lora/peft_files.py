@@ -86,12 +86,14 @@ def load_adapter(model: nn.Module, folder: Path | str, listener: Listener = igno
     return put_adapter(model, Path(folder), read_weights(Path(folder)), listener)
 
 
-def put_adapter(model: nn.Module, folder: Path, state: dict[str, Tensor], listener: Listener = ignore) -> LoraConfig:
+def put_adapter(
+    model: nn.Module, folder: Path, state: dict[str, Tensor], listener: Listener = ignore, told: int = 4
+) -> LoraConfig:
     """Injects the adapter that the configuration in `folder` describes, and whose tensors are `state`.
 
     Every weight must be there, fit, and be used. What the configuration names beside that and this base has not is
-    told to the `listener`: PEFT ignores it. Raises `AdapterError` otherwise, also for an option of PEFT's that Afina
-    does not have: ignoring it would give other logits.
+    told to the `listener`: PEFT ignores it. Raises `AdapterError` otherwise, with the first `told` weights that do not
+    fit, also for an option of PEFT's that Afina does not have: ignoring it would give other logits.
     """
     raw, variant = read_peft(folder)
     config, state = config_of(raw, variant, folder / CONFIG), dict(state)
@@ -117,9 +119,9 @@ def put_adapter(model: nn.Module, folder: Path, state: dict[str, Tensor], listen
         if name in state and state[name].shape != value.shape
     ]
     if problems:
-        more = [f"… and {len(problems) - 4} more"] if len(problems) > 4 else []
+        more = [f"… and {len(problems) - told} more"] if len(problems) > told else []
         raise AdapterError(
-            [f"adapter {folder} does not fit this base", *problems[:4], *more], "load the base it was made for"
+            [f"adapter {folder} does not fit this base", *problems[:told], *more], "load the base it was made for"
         )
     for name, value in own.items():
         value.copy_(state[name])

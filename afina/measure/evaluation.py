@@ -54,19 +54,19 @@ class Evaluation:
             "data": self.data,
             "rows": self.rows,
         }
-        return dict(_defined(values))
+        return dict(defined(values))
 
 
 def difference_json(difference: Difference) -> dict[str, Any]:
     return asdict(difference) | {"verdict": difference.verdict}
 
 
-def _defined(value: Any) -> Any:
+def defined(value: Any) -> Any:
     """The value with None for every float that is not finite (JSON has no NaN)."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, dict):
-        return {name: _defined(each) for name, each in value.items()}
+        return {name: defined(each) for name, each in value.items()}
     if isinstance(value, list | tuple):
-        return [_defined(each) for each in value]
+        return [defined(each) for each in value]
     return value

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from http.client import HTTPException, HTTPMessage
-from ipaddress import ip_address
 from threading import Event
 from typing import IO, Literal
 from urllib.error import HTTPError, URLError
@@ -23,6 +22,7 @@ from pydantic import BaseModel, Field, ValidationError
 from afina.core.errors import InputError, SettingsError, counted
 from afina.core.events import Listener, Notice, Progress, ignore
 from afina.core.limits import REPLY_BYTES
+from afina.core.machine import is_loopback
 
 KEYS = ("AFINA_JUDGE_KEY", "OPENAI_API_KEY")
 AT_ONCE = 4  # requests in flight
@@ -77,7 +77,7 @@ class Judge:
         self._key_from = next((name for name in KEYS if os.environ.get(name, "").strip()), None)
         key = os.environ[self._key_from].strip() if self._key_from else ""
         parts = urlsplit(self.url)
-        here = _is_loopback(parts.hostname or "")
+        here = is_loopback(parts.hostname or "")
         if key and parts.scheme == "http" and not here:
             raise SettingsError(
                 f"--judge {url}: the key in {self._key_from} would be sent to another machine in the clear",
@@ -190,16 +190,6 @@ class _NoRedirects(HTTPRedirectHandler):
         self, req: Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
     ) -> None:
         return None
-
-
-def _is_loopback(host: str) -> bool:
-    """Whether only this machine is reached."""
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _passing(error: HTTPError) -> bool:

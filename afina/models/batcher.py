@@ -1,82 +1,128 @@
 """Continuous batching: requests are submitted at any time, and each step gives a token of every active one. Finished
 requests leave the batch, and waiting ones take their place.
 
-B active sequences; V vocabulary.
+N requests that get a token; V vocabulary.
 """
 
 from collections import deque
+from collections.abc import Iterator, Sequence
+from time import monotonic
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from afina.core.errors import AdapterError, counted
-from afina.models.causal import PREFILL_TOKENS
+from afina.core.errors import counted
+from afina.core.updates import Updates
+from afina.models.detokeniser import Detokeniser
 from afina.models.model import ActiveSequences, Answer, Writer
-from afina.models.sampling import GREEDY, Sampler, Sampling, likeliest
+from afina.models.sampling import GREEDY, Likelihood, Sampler, Sampling, finite_likeliest, likelihoods, not_numbers
 from afina.models.tokenizer import Tokenizer
 
 MAX_BATCH_SIZE = 32  # active sequences
+PREFILL_TOKENS = 4096  # prompt tokens that a step reads, where nobody waits for the next token
 
 
 class Request:
-    """A prompt to be continued, and the handle of its answer: `token_ids` are those so far, without the stop token.
+    """A prompt to be continued, and the handle of its answer: `token_ids` are those so far, without the stop token,
+    and `text` what they say.
 
-    `finish_reason` is None until the request has finished: by itself (stop), at `max_new_tokens` (length), or
-    cancelled. `adapter` names the adapter that it is for; None: the model as it is.
+    `finish_reason` is None until the request has finished: by itself (stop, and `stop_reason` is the string or the
+    token), at `max_new_tokens` (length), cancelled, or because of `fault`, which is this request's alone. `updates` are
+    those of the adapter that it is for; None: the model as it is. `top` is how many of the likeliest tokens to tell
+    beside each token (None: not even how likely that is). The times, in seconds of `time.monotonic`, are None until
+    then.
     """
 
     def __init__(
-        self, prompt_ids: list[int], max_new_tokens: int, sampling: Sampling, adapter: str | None, device: torch.device
-    ) -> None:
-        self.prompt_ids, self.max_new_tokens, self.adapter = prompt_ids, max_new_tokens, adapter
+        self, prompt_ids: Sequence[int], max_new_tokens: int, sampling: Sampling, updates: Updates | None,
+        top: int | None,
+    ) -> None:  # fmt: skip
+        self.prompt_ids, self.max_new_tokens, self.updates = list(prompt_ids), max_new_tokens, updates
+        self.sampling, self.top = sampling, top
         self.token_ids: list[int] = []
-        self.finish_reason: Literal["stop", "length", "cancelled"] | None = None
-        self.sampler = Sampler(sampling, device)
+        self.generated = 0  # tokens, the stop token included
+        self.cached = 0  # tokens of the prompt that were read before
+        self.is_read = False  # the prompt, whole
+        self.likelihoods: list[Likelihood] = []  # of the answer's tokens, where `top` is given
+        self.echo = False  # tell it of the prompt's tokens too
+        self.prompt_likelihoods: list[Likelihood] = []
+        self.finish_reason: Literal["stop", "length", "cancelled", "fault"] | None = None
+        self.stop_reason: str | int | None = None
+        self.fault: Exception | None = None
+        self.stop_ids: frozenset[int] = frozenset()
+        self.text: Detokeniser
+        self.sampler: Sampler
+        self.submitted = monotonic()
+        self.entered: float | None = None
+        self.read: float | None = None
+
+    @property
+    def tokens(self) -> int:
+        """The most that it has, prompt and answer."""
+        return len(self.prompt_ids) + self.max_new_tokens
+
+    def fail(self, fault: Exception) -> None:
+        self.finish_reason, self.fault = "fault", fault
 
 
 class Batcher:
     """Generates for many requests at one time.
 
-    Up to `max_batch_size` requests are active; the others wait, and enter in the order in which they were submitted.
-    What prompts begin with is read once, also where another request, active or over, began so: its keys and values are
-    there until their memory is needed. When no request is left, the KV cache is freed, but with `keep`, until `forget`;
-    only then may the model change. The model's module has to be in evaluation mode. `adapter` is the
-    name of the adapter in place. Not for several threads.
+    Up to `max_batch_size` requests are active; the others wait, and enter in the order in which they were submitted. A
+    step reads up to `prefill_tokens` of the prompts, so that those that are read already go on meanwhile. What prompts
+    begin with is read once, also where another request of the same updates, active or over, began so: its keys and
+    values are there until their memory is needed. When no request is left, the KV cache is freed; where `kept` is
+    given, not until `forget`, and in so many bytes more those of requests that are over stay. Only then may the model
+    change. `max_tokens` is what the cache has room for, as many for each request as the longest of them needs (None:
+    for whatever is asked). The model's module has to be in evaluation mode. Not for several threads.
 
-    Cost: a step is one forward pass over a token of each active sequence, and one over the prompts that enter.
+    Cost: a step is one forward pass over a token of each active sequence, and one over the prompts that are read.
     """
 
     def __init__(
-        self, model: Writer, tokenizer: Tokenizer, max_batch_size: int = MAX_BATCH_SIZE, adapter: str | None = None,
-        keep: bool = False,
+        self, model: Writer, tokenizer: Tokenizer, max_batch_size: int = MAX_BATCH_SIZE, *, kept: int | None = None,
+        prefill_tokens: int = PREFILL_TOKENS, max_tokens: int | None = None,
     ) -> None:  # fmt: skip
-        self.keep = keep
-        self.model, self.tokenizer, self.max_batch_size, self.adapter = model, tokenizer, max_batch_size, adapter
+        self.kept, self.prefill_tokens, self.max_tokens = kept, prefill_tokens, max_tokens
+        self.model, self.tokenizer, self.max_batch_size = model, tokenizer, max_batch_size
         self._device = next(model.module.parameters()).device
+        self._echoing: deque[tuple[Request, Iterator[Tensor]]] = deque()  # whose prompts are scored
         self._waiting: deque[Request] = deque()
         self._active: list[Request] = []
         self._sequences: ActiveSequences | None = None  # of the active requests, in their order
+        self._shape = 0, 0  # how many of them there is memory for, and of how many tokens
 
     def submit(
-        self, prompt_ids: list[int], max_new_tokens: int, sampling: Sampling = GREEDY, adapter: str | None = None
-    ) -> Request:
-        """Adds a request, whose tokens come with the next steps. Raises `AdapterError` where its adapter is not the
-        one in place, and `ValueError` for a prompt or an answer of no token."""
-        if not prompt_ids or max_new_tokens < 1:
+        self, prompt_ids: Sequence[int], max_new_tokens: int, sampling: Sampling = GREEDY,
+        updates: Updates | None = None, top: int | None = None, tokenizer: Tokenizer | None = None,
+    ) -> Request:  # fmt: skip
+        """Adds a request, whose tokens come with the next steps; `tokenizer` is its own, where that is another. Raises
+        `ValueError` for a prompt of no token, and for an answer of fewer than none."""
+        if not prompt_ids or max_new_tokens < 0:
             raise ValueError(f"a prompt of {counted(len(prompt_ids), 'token')}, and an answer of {max_new_tokens}")
-        if adapter not in (None, self.adapter):
-            served = f"only {self.adapter!r} is" if self.adapter else "the model has none with a name"
-            raise AdapterError(f"the adapter {adapter!r} is not loaded: {served}", "leave the adapter's name out")
-        request = Request(prompt_ids, max_new_tokens, sampling, adapter, self._device)
-        self._waiting.append(request)
+        request = Request(prompt_ids, max_new_tokens, sampling, updates, top)
+        self.add(request, tokenizer)
         return request
 
+    def add(self, request: Request, tokenizer: Tokenizer | None = None) -> None:
+        """Adds a request that was made elsewhere, as `submit` does."""
+        own = tokenizer or self.tokenizer
+        request.stop_ids, request.text = own.stop_ids, Detokeniser(own, request.sampling.stop)
+        request.sampler = Sampler(request.sampling, self._device, sorted(own.stop_ids))
+        if request.echo:
+            scores = self.model.prompt_logits(request.prompt_ids, request.updates, self.prefill_tokens)
+            self._echoing.append((request, scores))
+        else:
+            self._waiting.append(request)
+
     def cancel(self, request: Request) -> None:
-        """Ends a request early; another may take its slot in the next step. A finished request stays as it is."""
+        """Ends a request early, also while its prompt is read; another may take its slot in the next step. A finished
+        request stays as it is."""
         if request.finish_reason is not None:
             return
         request.finish_reason = "cancelled"
+        self._echoing = deque(each for each in self._echoing if each[0] is not request)
         if request in self._waiting:
             self._waiting.remove(request)
         else:
@@ -85,81 +131,147 @@ class Batcher:
     @property
     def busy(self) -> bool:
         """Whether there is anything left to do."""
-        return bool(self._active or self._waiting)
+        return bool(self._active or self._waiting or self._echoing)
+
+    @property
+    def active(self) -> Sequence[Request]:
+        return self._active
+
+    @property
+    def waiting(self) -> Sequence[Request]:
+        return self._waiting
 
     @torch.inference_mode()
-    def step(self) -> list[tuple[Request, int]]:
-        """The next token of each active request, also where it is a stop token. Then `Request.finish_reason` says
-        which have finished."""
-        parts_BV: list[Tensor] = []
-        if self._active:
+    def step(self) -> list[Request]:
+        """Gives each request whose prompt is read another token, and reads on in the prompts of others. The requests
+        that have another token, or are over."""
+        changed = self._echo() if self._echoing else []
+        if going_on := [request for request in self._active if request.is_read]:
             assert self._sequences is not None
-            last_B = torch.tensor([request.token_ids[-1] for request in self._active], device=self._device)
-            parts_BV.append(self._sequences.decode(last_B))
-        entering = self._entering()
-        if entering:
-            parts_BV.append(self._prefill(entering))
-        if not parts_BV:
+            last_B = torch.tensor([request.token_ids[-1] for request in going_on], device=self._device)
+            changed += self._next(going_on, self._sequences.decode(last_B))
+            self._drop_finished()
+        self._enter()
+        if any(not request.is_read for request in self._active):
+            assert self._sequences is not None
+            indices, logits_NV = self._sequences.read(self.prefill_tokens)
+            changed += self._next([self._active[i] for i in indices], logits_NV) if indices else []
+            self._drop_finished()
+        return changed
+
+    def _echo(self) -> list[Request]:
+        """Scores another part of the prompt of the first that is to be told it; the request where it is over then."""
+        request, parts = self._echoing[0]
+        told, prompt = request.prompt_likelihoods, request.prompt_ids
+        request.entered = request.entered or monotonic()
+        try:
+            if not told:
+                told.append(Likelihood(prompt[0], None))
+            if len(told) < len(prompt):
+                logits_NV = next(parts)
+                following = prompt[len(told) : len(told) + len(logits_NV)]
+                told += likelihoods(logits_NV[: len(following)], following, request.top or 0)
+            if len(told) < len(prompt):
+                return []
+        except Exception as fault:
+            request.fail(fault)
+        self._echoing.popleft()
+        if request.fault is None and request.max_new_tokens:
+            self._waiting.append(request)
             return []
-        logits_BV = parts_BV[0] if len(parts_BV) == 1 else torch.cat(parts_BV)
-        tokens = list(zip(self._active, self._choose(logits_BV), strict=True))
-        for request, token in tokens:
-            self._append(request, token)
-        self._drop_finished()
-        return tokens
+        request.read = monotonic()
+        request.finish_reason = request.finish_reason or "length"
+        return [request]
 
     def answer(self, request: Request) -> Answer:
-        """What has been written for the request, cut before the stop string that ended it."""
-        text = self.tokenizer.decode(request.token_ids)
-        for string in request.sampler.sampling.stop:
-            text = text.split(string)[0]
-        return Answer(text.strip(), len(request.token_ids), request.finish_reason == "stop")
+        """What has been written for the request, cut before the stop string that ended it. Raises its fault."""
+        if request.fault is not None:
+            raise request.fault
+        request.text.end()
+        return Answer(request.text.text.strip(), len(request.token_ids), request.finish_reason == "stop")
 
-    def _entering(self) -> list[Request]:
-        """The waiting requests that become active now."""
+    def _enter(self) -> None:
+        """Makes waiting requests active, as far as there is room."""
         free = self.max_batch_size - len(self._active)
         if self._active:
             assert self._sequences is not None
             # Reading one prompt costs nearly as much as reading several, so a quarter of the batch enters at one time.
             if not self._sequences.can_add or free < min(self.max_batch_size / 4, len(self._waiting)):
-                return []
-        return [self._waiting.popleft() for _ in range(min(free, len(self._waiting)))]
-
-    def _prefill(self, entering: list[Request]) -> Tensor:
-        """Makes the requests active; the logits (len(entering), V) of their first tokens."""
-        if self._sequences is None or not (self._active or self._sequences.can_add):
-            known = [*entering, *self._waiting]
-            room = max(len(request.prompt_ids) + request.max_new_tokens for request in known)
-            self._sequences = self.model.start(min(self.max_batch_size, len(known)), room)
+                return
+        entering: list[Request] = []
+        while self._waiting and len(entering) < free and self._has_room([*entering, self._waiting[0]]):
+            entering.append(self._waiting.popleft())
+        if not entering:
+            return
+        if not self._active and not (self._sequences and self._sequences.can_add and self._grown(entering)):
+            known = [*entering, *self._waiting] if self.max_tokens is None else entering
+            self._shape = min(self.max_batch_size, len(known)), max(request.tokens for request in known)
+            self._sequences = None  # before there is another
+            self._sequences = self.model.start(*self._shape, self.kept or 0)
+        elif self._sequences is not None:
+            self._shape = self._grown(entering) or self._shape
+            self._sequences.reserve(self._shape[1])
+        assert self._sequences is not None
+        cached = self._sequences.add([r.prompt_ids for r in entering], [r.updates for r in entering])
+        for request, n in zip(entering, cached, strict=True):
+            request.cached, request.entered = n, monotonic()
         self._active += entering
-        self._sequences.add([request.prompt_ids for request in entering], [None] * len(entering))
-        logits: dict[int, Tensor] = {}
-        while len(logits) < len(entering):
-            whole, logits_NV = self._sequences.read(PREFILL_TOKENS)
-            logits |= zip(whole, logits_NV, strict=True)
-        return torch.stack([logits[i] for i in sorted(logits)])
 
-    def _choose(self, logits_BV: Tensor) -> list[int]:
-        if all(request.sampler.sampling.is_argmax for request in self._active):
-            return likeliest(logits_BV)
-        return [
-            request.sampler.choose(logits_V, [*request.prompt_ids, *request.token_ids])
-            for request, logits_V in zip(self._active, logits_BV, strict=True)
-        ]
+    def _has_room(self, entering: list[Request]) -> bool:
+        """Whether the requests may be active beside those that are; a single one may."""
+        return self._grown(entering) is not None or (
+            not self._active
+            and (len(entering) == 1 or len(entering) * max(r.tokens for r in entering) <= (self.max_tokens or 0))
+        )
+
+    def _grown(self, entering: list[Request]) -> tuple[int, int] | None:
+        """The shape of the memory that is there once it is grown for them; None where that is too much."""
+        count = len(self._active) + len(entering)
+        slots = max(self._shape[0], 1 << (count - 1).bit_length() if count > self._shape[0] else 0)
+        room = max(self._shape[1], *(request.tokens for request in entering))
+        return (slots, room) if self.max_tokens is None or slots * room <= self.max_tokens else None
+
+    def _next(self, requests: list[Request], logits_NV: Tensor) -> list[Request]:
+        """Gives each of the requests the token that follows, or a fault."""
+        best = finite_likeliest(logits_NV)
+        told: list[tuple[int, int]] = []
+        for i, (request, token) in enumerate(zip(requests, best, strict=True)):
+            if not request.is_read:
+                request.is_read, request.read = True, monotonic()
+            try:
+                if token is None:
+                    raise not_numbers()
+                if not request.max_new_tokens:
+                    request.finish_reason = "length"
+                    continue
+                if not request.sampling.is_argmax:
+                    token = request.sampler.choose(logits_NV[i], request.prompt_ids, request.token_ids)
+                self._append(request, token)
+            except Exception as fault:  # whatever a constraint raises, others have nothing to do with it
+                request.fail(fault)
+                continue
+            if request.top is not None and len(request.token_ids) == request.generated:
+                told.append((i, token))
+        if told:
+            rows = [i for i, _ in told]
+            most = max(requests[i].top or 0 for i in rows)
+            for i, found in zip(rows, likelihoods(logits_NV[rows], [t for _, t in told], most), strict=True):
+                own = Likelihood(found.id, found.logprob, found.top[: requests[i].top])
+                requests[i].likelihoods.append(own)
+        return requests
 
     def _append(self, request: Request, token: int) -> None:
         """Adds the token to the answer, or finishes the request."""
-        if token in self.tokenizer.stop_ids:
-            request.finish_reason = "stop"
+        how = request.sampling
+        request.generated += 1
+        if token in request.stop_ids and not how.ignore_eos:
+            request.finish_reason, request.stop_reason = "stop", token
             return
         request.token_ids.append(token)
-        stop = request.sampler.sampling.stop
-        if stop:
-            text = self.tokenizer.decode(request.token_ids)
-            if any(string in text for string in stop):
-                request.finish_reason = "stop"
-                return
-        if len(request.token_ids) >= request.max_new_tokens:
+        request.text.add(token, may_stop=len(request.token_ids) >= how.min_tokens)
+        if request.text.stopped_by is not None:
+            request.finish_reason, request.stop_reason = "stop", request.text.stopped_by
+        elif len(request.token_ids) >= request.max_new_tokens:
             request.finish_reason = "length"
 
     def _drop_finished(self) -> None:
@@ -167,12 +279,26 @@ class Batcher:
         if len(remaining) < len(self._active):
             assert self._sequences is not None
             self._active = [self._active[i] for i in remaining]
-            if self.busy or self.keep:
+            if self.busy or self.kept is not None:
                 self._sequences.retain(remaining)
             else:
-                self._sequences = None
+                self._free()
+
+    def drop_active(self) -> list[Request]:
+        """Takes the active requests away, unfinished, and frees what is kept, after a pass that failed as a whole."""
+        active, self._active = self._active, []
+        self._free()
+        return active
 
     def forget(self) -> None:
         """Frees what was kept; not while requests are active."""
         if not self._active:
-            self._sequences = None
+            self._free()
+
+    def _free(self) -> None:
+        self._sequences, self._shape = None, (0, 0)
+
+    @property
+    def kv_bytes(self) -> int:
+        """Of the keys and values that there is memory for."""
+        return self._sequences.bytes if self._sequences is not None else 0

@@ -4,7 +4,7 @@ T tokens, packed; N labelled positions; V vocabulary; C channels; B rows or acti
 """
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from afina.core.updates import Updates
 from afina.engine import ops
 from afina.engine.blocks import BlockLinear, Blocks
 from afina.engine.decoder import Decoder
-from afina.engine.sequences import DecoderSequences
+from afina.engine.sequences import DecoderSequences, prompt_logits
 from afina.models.model import IGNORE_INDEX, ActiveSequences, Packed, token_losses
 
 EAGER_TOKENS = (
@@ -97,6 +97,9 @@ class DecoderModel:
     def prepare(self, updates: Updates) -> int:
         return self.module.prepare(updates).bytes
 
+    def prompt_logits(self, ids: Sequence[int], updates: Updates | None, most: int) -> Iterator[Tensor]:
+        yield from prompt_logits(self.module, ids, updates, most)
+
     def checkpoint_activations(self) -> None:
         self.module.checkpointing = True
 
@@ -158,6 +161,12 @@ class TransformersModel:
             "serve one adapter alone: `afina serve … --merge NAME` merges it into the base",
         )
 
+    def prompt_logits(self, ids: Sequence[int], updates: Updates | None, most: int) -> Iterator[Tensor]:
+        if updates is not None:
+            self.prepare(updates)
+        device = next(self.module.parameters()).device
+        yield self.module(input_ids=torch.tensor([ids], device=device), use_cache=False).logits[0]
+
     def checkpoint_activations(self) -> None:
         self.module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
@@ -205,6 +214,9 @@ class _TransformersSequences:
     def decode(self, ids_B: Tensor) -> Tensor:
         self._mask_BT = torch.cat([self._mask_BT, self._mask_BT.new_ones(len(ids_B), 1)], 1)
         return self._read(ids_B[:, None])
+
+    def reserve(self, room: int) -> None:
+        """The cache of transformers grows by itself."""
 
     def retain(self, indices: Sequence[int]) -> None:
         if self._unread:  # nothing is read: others cannot be added while some are

@@ -21,7 +21,7 @@ def generate(
 
     A classifier names a class, and an encoder-decoder generates greedily, whatever `sampling` says. An answer ends at
     a stop token or stop string, or after `max_new_tokens`. `on_progress(done, total)` is called whenever answers are
-    complete.
+    complete. Raises `NonFiniteLogits`.
     """
     if not prompts:
         return []
@@ -34,8 +34,10 @@ def generate(
         requests = {i: batcher.submit(prompts[i], max_new_tokens, how[i]) for i in longest_first}
         done = 0
         while batcher.busy:
-            finished = sum(request.finish_reason is not None for request, _ in batcher.step())
-            done += finished
+            finished = [request for request in batcher.step() if request.finish_reason is not None]
+            if fault := next((request.fault for request in finished if request.fault), None):
+                raise fault
+            done += len(finished)
             if finished and on_progress:
                 on_progress(done, len(prompts))
     return [batcher.answer(requests[i]) for i in range(len(prompts))]

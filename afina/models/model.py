@@ -3,7 +3,7 @@
 T tokens of all rows, packed without padding; N labelled positions; V vocabulary; B active sequences.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
@@ -109,6 +109,9 @@ class ActiveSequences(Protocol):
         """Appends a token to each sequence whose prompt is read; the logits (B, V) of their next. Sequences whose
         prompt is not read whole wait."""
 
+    def reserve(self, room: int) -> None:
+        """Makes memory for sequences of so many tokens, prompts included, where there is less."""
+
     def retain(self, indices: Sequence[int]) -> None:
         """Drops all sequences but those at `indices`, whether their prompts are read or not."""
 
@@ -125,6 +128,10 @@ class Writer(Model, Protocol):
         """Makes the updates ready for this model's products, once as long as they live; the bytes that this takes.
         Raises `AdapterError` with all that has no place in the model, and where rows of a batch cannot have updates of
         their own."""
+
+    def prompt_logits(self, ids: Sequence[int], updates: Updates | None, most: int) -> Iterator[Tensor]:
+        """The logits (n, V) after each token of a prompt, in parts of `most` tokens, each computed when it is asked
+        for."""
 
 
 @runtime_checkable

@@ -83,6 +83,10 @@ class Tokenizer:
         """The text of `ids` without special tokens."""
         return str(self.inner.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
+    def decode_part(self, ids: list[int]) -> str:
+        """The same, several times as fast; of a part of an answer its characters may be incomplete."""
+        return str(self._backend.decode(ids, skip_special_tokens=True))
+
     def chat(self, messages: Sequence[Message], answer: bool, tools: Sequence[Message] = ()) -> str:
         """The chat template over `messages` and the schemas of `tools`; with `answer`, up to where the assistant
         begins. Raises `TemplateError`, and `BaseModelError` for a template that takes too much (core/limits.py)."""

@@ -50,16 +50,31 @@ class Adapted:
         listener: Listener,
         needs_completion: bool,
     ) -> tuple[list[Example], Rejections, Notes]:
-        """`read_examples` of the file `path`, with the prompt and completion templates of training; its text, where it
-        is not UTF-8, is in the `encoding` given, or else in that of the training file. Of a set with parts it reads the
-        tests, or where these have no answers the validation."""
-        training = dict(self.facts.get("data", {}))
-        files = OpenFiles(training.pop("encoding", None), listener)
-        data = build(DataSettings, {**training, "path": path, "references": references, "encoding": encoding})
-        part, lines = part_to_score(data, needs_completion, files)
-        found = read_examples(changed(data, {"path": part}), needs_completion=needs_completion, files=files)
-        found[2].say(*lines)
-        return found
+        """See `read_as_in_training`."""
+        return read_as_in_training(
+            self.facts, path, encoding, references, listener=listener, needs_completion=needs_completion
+        )
+
+
+def read_as_in_training(
+    facts: dict[str, Any],
+    path: Path,
+    encoding: str | None,
+    references: str | None = None,
+    *,
+    listener: Listener,
+    needs_completion: bool,
+) -> tuple[list[Example], Rejections, Notes]:
+    """`read_examples` of the file `path`, with the prompt and completion templates of training that an adapter's
+    `facts` name; its text, where it is not UTF-8, is in the `encoding` given, or else in that of the training file. Of
+    a set with parts it reads the tests, or where these have no answers the validation."""
+    training = dict(facts.get("data", {}))
+    files = OpenFiles(training.pop("encoding", None), listener)
+    data = build(DataSettings, {**training, "path": path, "references": references, "encoding": encoding})
+    part, lines = part_to_score(data, needs_completion, files)
+    found = read_examples(changed(data, {"path": part}), needs_completion=needs_completion, files=files)
+    found[2].say(*lines)
+    return found
 
 
 def open_run(
@@ -84,24 +99,42 @@ def open_run(
         wanted = facts | ({"precision": "fp32"} if exact else {})
         return Adapted(_load(str(run), wanted, device, cache_dir, None), facts)
     folder = adapter_folder(run)
+    loaded, facts = open_base(
+        folder, device=device, cache_dir=cache_dir, base=base, exact=exact, listener=listener, own_template=True
+    )
+    if not force:
+        check_base(facts, loaded, folder)
+    load_adapter(loaded.model.module, folder, listener)
+    return Adapted(loaded, facts, tuple(mismatches(facts, loaded, folder)))
+
+
+def open_base(
+    folder: Path,
+    *,
+    device: str | None = None,
+    cache_dir: Path | None = None,
+    base: str | None = None,
+    exact: bool = False,
+    own_template: bool = False,
+    listener: Listener = ignore,
+) -> tuple[Base, dict[str, Any]]:
+    """The base that the adapter in `folder` was trained on, as it was in training, without the adapter, and what the
+    adapter's facts are; with `own_template` with a chat template that was given in training. See `open_run`."""
     facts = read_facts(folder)
     raw = read_peft(folder)[0]  # problems with the adapter are reported before the base is loaded
     load = {"name": base} if base else _base_named(folder, facts) or {"name": raw.get("base_model_name_or_path")}
     quantize = None if exact else facts.get("quantize")
     if quantize == "keep" and base and not base.endswith(".gguf"):
         quantize = None  # only a GGUF file has quantised blocks to keep
-    template = read_template(folder / "chat_template.jinja") if facts.get("own_template") else None
+    given = own_template and facts.get("own_template")
+    template = read_template(folder / "chat_template.jinja") if given else None
     wanted = facts or {"task": task_of(raw)}
     precision = {"precision": "fp32"} if exact else {}
     revision = load.get("revision")
     with base_named_by(
         folder, load["name"], revision, given=bool(base), cache_dir=cache_dir, listener=listener
     ) as name:
-        loaded = _load(name, wanted | precision, device, cache_dir, quantize, revision, template)
-    if not force:
-        check_base(facts, loaded, folder)
-    load_adapter(loaded.model.module, folder, listener)
-    return Adapted(loaded, facts, tuple(mismatches(facts, loaded, folder)))
+        return _load(name, wanted | precision, device, cache_dir, quantize, revision, template), facts
 
 
 def _base_named(folder: Path, facts: dict[str, Any]) -> dict[str, Any] | None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from afina.models.sampling import Likelihood as Likelihood
 from afina.models.sampling import Sampling
 from afina.models.tokenizer import Tokenizer
 
@@ -45,16 +46,6 @@ class ModelFacts:
     def fingerprint(self) -> str:
         adapter = self.hash[:8] if self.parent else "base"
         return f"afina-{self.base_hash[:8]}-{adapter}-g{self.generation}"
-
-
-@dataclass(frozen=True)
-class Likelihood:
-    """A token, log p of it in the raw distribution (before temperature), and the likeliest tokens with theirs. `text`
-    is None where log p is not known: the first token of a prompt."""
-
-    id: int
-    logprob: float | None
-    top: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -127,9 +118,7 @@ class Service(Protocol):
         """Reads an adapter whole, tries it, and only then shows it. Raises `AdapterError` (all that does not fit),
         `Conflict`."""
 
-    async def unload(
-        self, name: str, expected_generation: int | None = None, wait_s: float = 30.0
-    ) -> tuple[int, bool]:
+    async def unload(self, name: str, expected_generation: int | None = None, wait_s: float = 30.0) -> tuple[int, bool]:
         """Bytes that were freed, and whether all its requests ended within `wait_s`; after it they are cancelled."""
 
     def metrics(self) -> Any:

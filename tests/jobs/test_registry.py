@@ -28,7 +28,7 @@ def value_of(job: Job, info: FieldInfo) -> tuple[str, Any]:
         model = model.model_fields[section].annotation
     field = model.model_fields[name]
     accepts = TypeAdapter(field.annotation if not field.metadata else field.rebuild_annotation())
-    for word in (*info.choices, "7", "0.5", "word", "8", "lora", "url:name", "true", "false", "{a: 7}", "utf-8"):
+    for word in (*info.choices, "7", "0.5", "word", "8", "lora", "url:name", "true", "false", "{a: 7}", "utf-8", "4MB"):
         value: Any = word
         if info.many and info.positional:
             value = (word, word)
@@ -75,7 +75,8 @@ def test_each_flag_reaches_its_field_and_settings_round_trip(name: str) -> None:
     job = JOBS[name].load()
     command, _ = _command(name.split()[0])
     every = list(fields(job.settings))
-    needed = [info for info in every if info.required or (name == "generate" and info.path == "prompts")]
+    also = {("generate", "prompts"), ("generate --url", "prompts"), ("serve", "base")}
+    needed = [info for info in every if info.required or (name, info.path) in also]
     words, values = [], {}
     for info in needed:
         word, values[info.path] = value_of(job, info)

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from conftest import tiny_module
+from conftest import RowAdapter, tiny_module
 from test_generation import WORDS
 
-from afina.core.errors import AdapterError, NonFiniteLogits
+from afina.core.errors import NonFiniteLogits
+from afina.core.updates import Factors
 from afina.models import Base, generate
 from afina.models.batcher import Batcher, Request
 from afina.models.causal import TransformersModel
@@ -44,9 +45,10 @@ def test_requests_that_come_in_the_middle_get_the_answers_they_would_get_alone(
     while len(requests) < len(prompts) or batcher.busy:
         for prompt in prompts[len(requests) :][: next(arrivals)] if len(requests) < len(prompts) else []:
             requests.append(batcher.submit(prompt, 12, HOW[len(requests) % 3]))
-        tokens = batcher.step()
-        largest = max(largest, len(tokens))
-        for request, token in tokens:
+        changed = batcher.step()
+        largest = max(largest, len(batcher.active))
+        for request in changed:
+            token = request.stop_reason if len(request.token_ids) < request.generated else request.token_ids[-1]
             streamed.setdefault(requests.index(request), []).append(token)
     assert largest == 4  # as many as there is space for, and the others waited
     assert [batcher.answer(request) for request in requests] == alone(base, prompts, 12)
@@ -67,7 +69,7 @@ def test_a_cancelled_request_leaves_and_the_others_do_not_notice(base: Base, pro
     written = list(requests[1].token_ids)
     assert len(written) == 3
     while batcher.busy:
-        assert not {requests[1], requests[5]} & {request for request, _ in batcher.step()}
+        assert not {requests[1], requests[5]} & {*batcher.step()}
     assert requests[1].token_ids == written
     assert requests[5].token_ids == []
     expected = alone(base, prompts[:6], 12)
@@ -91,16 +93,161 @@ def test_slots_and_their_length_grow(tiny: Base, prompts: list[list[int]]) -> No
     assert batcher._sequences is None  # nothing is held while nothing is asked
 
 
-def test_only_the_adapter_in_place_is_served(tiny: Base) -> None:
-    batcher = Batcher(tiny.model, tiny.tokenizer, adapter="tickets")
-    assert batcher.submit([5, 6], 2, adapter="tickets").adapter == "tickets"
-    assert batcher.submit([5, 6], 2).adapter is None
-    with pytest.raises(AdapterError, match="'other' is not loaded: only 'tickets' is"):
-        batcher.submit([5, 6], 2, adapter="other")
-    with pytest.raises(AdapterError, match="has none with a name"):
-        Batcher(tiny.model, tiny.tokenizer).submit([5, 6], 2, adapter="other")
+def adapters(base: Base, count: int) -> list[RowAdapter]:
+    """Random factors for every linear layer of the decoder."""
+    generator = torch.Generator().manual_seed(1)
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator) / 2
+
+    places = base.model.module.places()
+    return [
+        RowAdapter(
+            str(i), {p: Factors(random(4, w.inputs), random(w.end - w.begin, 4), 0.5) for p, w in places.items()}
+        )
+        for i in range(count)
+    ]
+
+
+def test_each_request_has_its_adapters_answer(tiny: Base, prompts: list[list[int]]) -> None:
+    """Complaints 5, 8, 14: rows of two adapters and of the base in one batch, that of an adapter given up in between,
+    each as alone."""
+    own = [*adapters(tiny, 2), None]
+
+    def ask(batcher: Batcher, i: int) -> Request:
+        return batcher.submit(prompts[i], 10, HOW[i % 3], own[i % 2 if i % 5 else 2])
+
+    batcher = Batcher(tiny.model, tiny.tokenizer, max_batch_size=6)
+    requests = [ask(batcher, i) for i in range(len(prompts))]
+    for _ in range(3):
+        batcher.step()
+    batcher.cancel(requests[1])
     while batcher.busy:
         batcher.step()
+    answers = set()
+    for i, request in enumerate(requests):
+        if i != 1:
+            single = Batcher(tiny.model, tiny.tokenizer, max_batch_size=1)
+            alone = ask(single, i)
+            while single.busy:
+                single.step()
+            assert batcher.answer(request) == single.answer(alone)
+            answers.add(batcher.answer(request).text)
+    assert len(answers) > 3
+
+
+def test_a_long_prompt_is_read_in_parts_while_others_go_on(tiny: Base, prompts: list[list[int]]) -> None:
+    """The others get a token in each step; a prompt that is given up on the way is not read to its end."""
+    batcher = Batcher(tiny.model, tiny.tokenizer, prefill_tokens=32)
+    first = batcher.submit(prompts[0], 40)
+    while not first.is_read:
+        batcher.step()
+    long = [5 + i % 200 for i in range(200)]
+    second, given_up = batcher.submit(long, 5), batcher.submit(long[::-1], 5)
+    steps = 0
+    while not second.is_read:
+        before = len(first.token_ids)
+        batcher.step()
+        steps += 1
+        assert len(first.token_ids) == before + 1
+    assert steps == 7
+    batcher.step()
+    batcher.cancel(given_up)
+    assert not given_up.is_read
+    steps = 0
+    while batcher.busy:
+        batcher.step()
+        steps += 1
+    assert steps <= 40
+    assert given_up.finish_reason == "cancelled"
+    assert batcher.answer(second) == generate(tiny, [long], 5)[0]
+    assert batcher.answer(first) == generate(tiny, [prompts[0]], 40)[0]
+
+
+def test_a_fault_is_its_own_requests_alone(base: Base, prompts: list[list[int]]) -> None:
+    class Raising:
+        def allowed(self, token_ids):
+            if len(token_ids) == 3:
+                raise OSError("what a library raises")
+            return torch.ones(259, dtype=torch.bool)
+
+    batcher = Batcher(base.model, base.tokenizer)
+    good = [batcher.submit(prompt, 12) for prompt in prompts[:3]]
+    bad = batcher.submit(prompts[3], 12, Sampling(constraint=Raising()))
+    while batcher.busy:
+        batcher.step()
+    assert (bad.finish_reason, str(bad.fault), len(bad.token_ids)) == ("fault", "what a library raises", 3)
+    with pytest.raises(OSError, match="what a library raises"):
+        batcher.answer(bad)
+    for request, prompt in zip(good, prompts, strict=False):
+        assert batcher.answer(request) == generate(base, [prompt], 12)[0]
+
+
+def test_likelihoods_are_transformers(base: Base, prompts: list[list[int]]) -> None:
+    """Of the answer's tokens, of the prompt's, and of a prompt without an answer, in parts."""
+    reference = tiny_module()
+    batcher = Batcher(base.model, base.tokenizer, prefill_tokens=16)
+    request = batcher.submit(prompts[0], 6, Sampling(temperature=1.3, seed=3), top=4)
+    echoed = Request(prompts[1], 0, GREEDY, None, 2)
+    both = Request(prompts[2], 4, GREEDY, None, 0)
+    for each in (echoed, both):
+        each.echo = True
+        batcher.add(each)
+    while batcher.busy:
+        batcher.step()
+
+    def theirs(ids: list[int]) -> torch.Tensor:
+        with torch.no_grad():
+            return reference(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
+
+    log_p = theirs([*request.prompt_ids, *request.token_ids])[len(request.prompt_ids) - 1 :]
+    assert [each.id for each in request.likelihoods] == request.token_ids
+    for at, each in enumerate(request.likelihoods):
+        assert each.logprob == pytest.approx(float(log_p[at, each.id]), abs=1e-4)
+        assert [token for token, _ in each.top] == log_p[at].topk(4).indices.tolist()
+    for each in (echoed, both):
+        log_p = theirs(each.prompt_ids)
+        assert (each.prompt_likelihoods[0].id, each.prompt_likelihoods[0].logprob) == (each.prompt_ids[0], None)
+        found = [likely.logprob for likely in each.prompt_likelihoods[1:]]
+        expected = log_p[:-1].gather(1, torch.tensor(each.prompt_ids[1:])[:, None])[:, 0]
+        assert found == pytest.approx(expected.tolist(), abs=1e-4)
+    assert (echoed.finish_reason, echoed.token_ids) == ("length", [])
+    assert len(echoed.prompt_likelihoods[1].top) == 2
+    assert batcher.answer(both) == generate(base, [prompts[2]], 4)[0]
+
+
+def test_least_tokens_and_ignored_ends(tiny: Base, prompts: list[list[int]]) -> None:
+    (stop, *_) = tiny.tokenizer.stop_ids
+    ends = Sampling(logit_bias=((stop, 100.0),))
+    for how, tokens, reason in (
+        (ends, 0, "stop"),
+        (Sampling(logit_bias=ends.logit_bias, min_tokens=4), 4, "stop"),
+        (Sampling(logit_bias=ends.logit_bias, ignore_eos=True), 9, "length"),
+    ):
+        batcher = Batcher(tiny.model, tiny.tokenizer)
+        request = batcher.submit(prompts[0], 9, how)
+        while batcher.busy:
+            batcher.step()
+        assert (len(request.token_ids), request.finish_reason) == (tokens, reason)
+        assert request.generated == tokens + (reason == "stop")
+        assert request.stop_reason == (stop if reason == "stop" else None)
+
+
+@pytest.mark.parametrize("most", [90, 300, 2000])
+def test_memory_stays_within_what_is_allowed(tiny: Base, prompts: list[list[int]], most: int) -> None:
+    """Whatever is asked in whichever order, long requests after many short ones too."""
+    batcher = Batcher(tiny.model, tiny.tokenizer, max_batch_size=8, kept=0, max_tokens=most)
+    a_token = 2 * 2 * 2 * 8 * 4  # layers, keys and values, heads, their width, bytes
+    asked = [(prompts[i % len(prompts)][: 10 + 9 * i], 5 + i % 3) for i in range(10)]
+    requests = [batcher.submit(*each) for each in asked]
+    largest = 0
+    while batcher.busy:
+        batcher.step()
+        assert batcher.kv_bytes <= most * a_token
+        largest = max(largest, len(batcher.active))
+    assert (largest >= 6) == (most == 2000)
+    for request, each in zip(requests, asked, strict=True):
+        assert batcher.answer(request) == generate(tiny, [each[0]], each[1])[0]
 
 
 @pytest.mark.parametrize("how", [GREEDY, *HOW, Sampling(repetition_penalty=1.2)])

@@ -78,7 +78,7 @@ def test_what_prompts_share_is_read_once(tiny, read: list[int]) -> None:
 
 
 def test_a_later_prompt_begins_where_an_earlier_one_is_held(tiny, read: list[int]) -> None:
-    batcher = Batcher(tiny.model, tiny.tokenizer, max_batch_size=3, keep=True)
+    batcher = Batcher(tiny.model, tiny.tokenizer, max_batch_size=3, kept=0)
     first = tiny.tokenizer.encode("a conversation that goes on and on, with one question after the other")
     others = [tiny.tokenizer.encode(text) for text in ("something else entirely, of some length", "and a third one")]
 

@@ -5,12 +5,13 @@ from typing import TYPE_CHECKING, Any
 
 from afina.core.config import json_object
 from afina.core.errors import counted
-from afina.measure.pages.summary import general_lines, table, trivial_lines, verdict
+from afina.measure.pages.summary import general_lines, label, number, table, trivial_lines, verdict
 from afina.runs.facts import adapter_folder
 from afina.ui.common import View, console, plain_table
 
 if TYPE_CHECKING:
     from afina.jobs.evaluate import EvaluateResult, EvaluateSettings
+    from afina.jobs.evaluate_served import EvaluateServedResult, EvaluateServedSettings
     from afina.jobs.harness import HarnessResult, HarnessSettings
 
 
@@ -42,6 +43,19 @@ def _show(settings: "EvaluateSettings", result: "EvaluateResult") -> None:
     show_evaluation(json_object(result), {name: path for name, path in files.items() if path.exists()})
 
 
+def _show_served(settings: "EvaluateServedSettings", result: "EvaluateServedResult") -> None:
+    """Prints the scores of the served models with their 95 % intervals."""
+    out = console()
+    out.print(f"{counted(result.rows, 'row')} of {settings.data}, answered by {result.model} ({result.fingerprint})")
+    for name, value in result.adapted.items():
+        if isinstance(value, dict):
+            continue
+        base = f"   base {number(name, result.base[name]):>9}" if name in result.base else ""
+        low, high = result.interval["adapted"].get(name) or (None, None)
+        between = f"  ({number(name, low)} to {number(name, high)})" if low is not None else ""
+        out.print(f"  {label(name):32}{base}   adapted {number(name, value):>9}{between}", markup=False)
+
+
 def _show_tasks(settings: "HarnessSettings", result: "HarnessResult") -> None:
     """Prints each task's metrics of the base and of the adapted model, with their standard errors."""
     out = console()
@@ -58,4 +72,4 @@ def _with_error(value: float | None, error: float | None) -> str:
     return f"{value:.4f}" if error is None else f"{value:.4f} ± {error:.4f}"
 
 
-VIEWS = {"eval": View(_show), "eval --tasks": View(_show_tasks)}
+VIEWS = {"eval": View(_show), "eval --tasks": View(_show_tasks), "eval --url": View(_show_served)}

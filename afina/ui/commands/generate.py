@@ -9,14 +9,15 @@ from afina.ui.common import View
 
 if TYPE_CHECKING:
     from afina.jobs.generate import GenerateResult, GenerateSettings
+    from afina.jobs.generate_served import GenerateServedSettings
 
 
-def _show(settings: "GenerateSettings", result: "GenerateResult") -> None:
+def _show(settings: "GenerateSettings | GenerateServedSettings", result: "GenerateResult") -> None:
     if settings.out:
         print(f"{counted(len(result.rows), 'answer')} in {settings.out}", file=sys.stderr)
         return
     for row in result.rows:
-        if settings.data:
+        if getattr(settings, "data", None):
             print(json_text(row, sys.stdout.encoding))
         elif settings.base_too:
             print(f"base:    {row['base']}\nadapted: {row['answer']}")
@@ -24,4 +25,4 @@ def _show(settings: "GenerateSettings", result: "GenerateResult") -> None:
             print(row["answer"])
 
 
-VIEWS = {"generate": View(_show, json=False)}
+VIEWS = {name: View(_show, json=False) for name in ("generate", "generate --url")}

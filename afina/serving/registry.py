@@ -1,0 +1,174 @@
+"""Which adapter is meant by which name, in which generation, and how long it stays.
+
+All of it is of the event loop's thread. Nothing here is "active": a request holds the generation that it was opened in.
+"""
+
+import asyncio
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from afina.core.errors import AdapterError, near
+from afina.core.files import leads_out
+from afina.lora.peft_config import CONFIG
+from afina.lora.peft_files import WEIGHTS
+from afina.models.tokenizer import Tokenizer
+from afina.serving.adapters import TEMPLATE, Adapter, Card
+from afina.serving.service import Conflict, NoMemory, UnknownModel
+
+_NAME = re.compile(r"[\w][\w.-]{0,127}", re.ASCII)
+_Stamp = tuple[tuple[int, int], ...]  # by which a change of files is seen: nanoseconds and bytes
+
+
+@dataclass(eq=False)
+class Served:
+    """One generation of a name. `adapter` is None until its first request, and again while its memory is needed for
+    others; `users` are the handles that are open; `cancels` ends each answer that is written."""
+
+    card: Card
+    generation: int
+    tokenizer: Tokenizer
+    created: int
+    adapter: Adapter | None = None
+    bytes: int = 0
+    users: int = 0
+    is_gone: bool = False  # it was unloaded
+    used: float = 0.0
+    cancels: set[Callable[[], None]] = field(default_factory=set)
+    loading: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
+@dataclass
+class Entry:
+    """A name. `stamp` is that of the files that `now` was read from."""
+
+    name: str
+    folder: Path
+    now: Served
+    stamp: _Stamp
+    pinned: bool = False
+
+
+class Registry:
+    """The adapters of one base, by name. `roots` are the folders outside of which nothing is read at a request's wish;
+    those in them are models too, read when they are first asked for. `most_bytes` is what all take in memory."""
+
+    def __init__(self, base_name: str, roots: Sequence[Path], most_bytes: int) -> None:
+        self.base_name, self.most_bytes = base_name, most_bytes
+        self.roots = [root.resolve() for root in roots]
+        self._entries: dict[str, Entry] = {}
+        self._generations: dict[str, int] = {}  # the last of each name, so that none comes twice
+
+    def __iter__(self) -> Iterator[Entry]:
+        return iter(self._entries.values())
+
+    @property
+    def bytes(self) -> int:
+        return sum(entry.now.bytes for entry in self)
+
+    def get(self, name: str) -> Entry | None:
+        return self._entries.get(name)
+
+    def find(self, name: str) -> Path | None:
+        """The folder of an adapter that lies under this name in one of the roots."""
+        if not _NAME.fullmatch(name):
+            return None
+        for root in self.roots:
+            folder = root / name
+            if any((each / CONFIG).is_file() for each in (folder, folder / "adapter")) and not leads_out(folder, root):
+                return folder
+        return None
+
+    def names(self) -> list[str]:
+        """All that can be asked for, the base's among them."""
+        found = dict.fromkeys([self.base_name, *self._entries])
+        for root in self.roots:
+            if root.is_dir():
+                found |= dict.fromkeys(each.name for each in sorted(root.iterdir()) if self.find(each.name))
+        return list(found)
+
+    def unknown(self, name: str) -> UnknownModel:
+        shown = name if len(name) <= 100 else f"{name[:99]}…"
+        return UnknownModel(f"there is no model {shown!r}.{near(name[:200], self.names())}")
+
+    def inside(self, path: Path) -> Path:
+        """The folder that `path` means, in one of the roots wherever links lead. Raises `AdapterError`."""
+        if not self.roots:
+            raise AdapterError("no adapter can be loaded while the server runs", "start it with --adapters DIR")
+        for root in self.roots:
+            folder = root / path
+            try:
+                if folder.is_dir() and folder.resolve().is_relative_to(root) and folder.resolve() != root:
+                    return folder
+            except (OSError, ValueError, RuntimeError):  # names too long, with a zero, links in a circle
+                continue
+        raise AdapterError("there is no such folder among the server's adapters", "name one inside of --adapters DIR")
+
+    def check_name(self, name: str) -> None:
+        """Raises `AdapterError` for a name that no adapter may have."""
+        if not _NAME.fullmatch(name):
+            raise AdapterError(
+                "a model's name has up to 128 letters, digits and the signs . _ -", "choose another name"
+            )
+        if name == self.base_name:
+            raise AdapterError(f"{name!r} is the name of the base", "choose another name")
+
+    def check(self, name: str, replace: bool, expected: int | None) -> None:
+        """Raises `Conflict` where the name may not be given to what is loaded now."""
+        entry = self._entries.get(name)
+        if entry is not None and not replace:
+            raise Conflict(f"there is a model {name!r} already; replace it with replace: true", "adapter_exists")
+        self.check_generation(name, expected)
+
+    def check_generation(self, name: str, expected: int | None) -> None:
+        entry = self._entries.get(name)
+        now = entry.now.generation if entry else 0
+        if expected is not None and expected != now:
+            raise Conflict(
+                f"model {name!r} is in generation {now}, expected was {expected}: somebody else has changed it",
+                "generation_mismatch",
+            )
+
+    def put(self, name: str, card: Card, tokenizer: Tokenizer, stamp: _Stamp, pinned: bool) -> Entry:
+        """Shows a new generation of a name. Who has the former one keeps it."""
+        generation = self._generations[name] = self._generations.get(name, 0) + 1
+        served = Served(card, generation, tokenizer, int(time.time()))
+        entry = self._entries[name] = Entry(name, card.folder, served, stamp, pinned)
+        return entry
+
+    def drop(self, name: str) -> None:
+        del self._entries[name]
+
+    def make_room(self, wanted: int) -> list[Served]:
+        """Those that have to give way to one of `wanted` bytes: not pinned, not in use, the one that was used longest
+        ago first. Raises `NoMemory` where that is not enough."""
+        free = self.most_bytes - self.bytes
+        idle = [e.now for e in self if e.now.adapter is not None and not e.pinned and not e.now.users]
+        going: list[Served] = []
+        for served in sorted(idle, key=lambda each: each.used):
+            if free >= wanted:
+                break
+            going.append(served)
+            free += served.bytes
+        if free < wanted:
+            raise NoMemory(
+                f"the adapter takes {wanted / 1e6:.1f} MB, and {free / 1e6:.1f} MB of the {self.most_bytes / 1e6:.1f} "
+                "MB for adapters are free or can be freed (--memory)"
+            )
+        return going
+
+
+def stamp_of(folder: Path) -> _Stamp:
+    """When the adapter's files were written, and how large they are."""
+    places = (folder / "adapter", folder)
+    files = next((each for each in places if (each / CONFIG).is_file()), folder)
+    found = []
+    for name in (CONFIG, WEIGHTS, TEMPLATE):
+        try:
+            state = (files / name).stat()
+            found.append((state.st_mtime_ns, state.st_size))
+        except OSError:
+            found.append((0, -1))
+    return tuple(found)
