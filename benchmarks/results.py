@@ -15,6 +15,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 RESULTS = HERE / "RESULTS.md"
 ROWS = "--rows"  # given to those that read examples
+DATASETS = "DATASETS"  # the folder of data sets that those lie in: without examples, such a benchmark is left out
 SCRIPTS: dict[str, list[str]] = {
     "start_up": ["start_up.py"],
     "train_speed_batch_8": ["train_speed.py", ROWS, "--batch", "8"],
@@ -35,6 +36,7 @@ SCRIPTS: dict[str, list[str]] = {
     "forecast": ["forecast.py"],
     "published": ["published.py"],
     "choice": ["choice.py", ROWS],
+    "optimisers": ["quality.py", DATASETS, "optimisers", "data to text", "--settings", "muon", "--rows=96"],
     "kill_and_resume": ["kill_and_resume.py"],
 }
 HEAD = """# Results of the benchmarks
@@ -53,11 +55,15 @@ def main() -> None:
         parser.error(f"no benchmark {', '.join(sorted(unknown))}; there are {', '.join(SCRIPTS)}")
     for name in options.names or SCRIPTS:
         script, *flags = SCRIPTS[name]
+        if DATASETS in flags and not options.rows:
+            print(f"{name}: left out, for it needs --rows", file=sys.stderr)
+            continue
         shown = [script, *(f for f in flags if f != ROWS and not f.endswith(".svg") and f != "--plot")]
         if ROWS in flags:
             at = flags.index(ROWS)
             flags[at : at + 1] = [ROWS, str(options.rows)] if options.rows else []
             shown += [f"({options.rows.parent.name}/{options.rows.name})"] if options.rows else ["(the tickets)"]
+        flags = [str(options.rows.resolve().parents[1]) if flag == DATASETS else flag for flag in flags]
         print(f"{name} …", file=sys.stderr, flush=True)
         done = subprocess.run([sys.executable, str(HERE / script), *flags], capture_output=True, text=True)
         text = done.stdout.strip() if done.returncode == 0 else f"FAILED\n{(done.stdout + done.stderr).strip()[-1500:]}"
