@@ -22,7 +22,7 @@ class OptimizerSpec(Protocol):
 
     @property
     def moment_bytes(self) -> int:
-        """Bytes of state per trained number, which checkpoints hold too."""
+        """Most bytes of state per trained number, which checkpoints hold too."""
 
     @property
     def master_bytes(self) -> int:
