@@ -50,7 +50,9 @@ class FactorOptimizer(torch.optim.AdamW):
         """Takes the stacked `steps`, times the learning rate, after the weight decay. AdamW gets nothing to do."""
         for factor, step in zip(factors, steps, strict=True):
             group = self._group_of[id(factor)]
-            factor.mul_(1 - group["lr"] * group["weight_decay"]).sub_(step, alpha=group["lr"])
+            if group["weight_decay"]:
+                factor.mul_(1 - group["lr"] * group["weight_decay"])
+            factor.sub_(step, alpha=group["lr"])
             factor.grad = None
 
 

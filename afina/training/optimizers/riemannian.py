@@ -21,11 +21,13 @@ _DELTA = 1e-6
 
 def preconditioned(a_NRI: Tensor, b_NOR: Tensor, da_NRI: Tensor, db_NOR: Tensor) -> Pair:
     """The gradients of A and B in the metric of the paper."""
-    return torch.linalg.solve(_gram(b_NOR.mT), da_NRI), torch.linalg.solve(_gram(a_NRI), db_NOR, left=False)
+    return _inverse(b_NOR.mT) @ da_NRI, db_NOR @ _inverse(a_NRI)
 
 
-def _gram(x_NRX: Tensor) -> Tensor:
-    return x_NRX @ x_NRX.mT + _DELTA * torch.eye(x_NRX.shape[1], dtype=x_NRX.dtype, device=x_NRX.device)
+def _inverse(x_NRX: Tensor) -> Tensor:
+    """(XXᵀ + δI)⁻¹: small matrices, while solving for all columns would be slow."""
+    one_RR = torch.eye(x_NRX.shape[1], dtype=x_NRX.dtype, device=x_NRX.device)
+    return torch.linalg.inv(x_NRX @ x_NRX.mT + _DELTA * one_RR)
 
 
 class Riemannian(AdamW):
