@@ -60,7 +60,7 @@ def learn(model: nn.Module, optimizer: Optimizer, count: int) -> None:
         optimizer.step(RATE, 1e9)
 
 
-# By the closed form of each: what a step along its gradients does to BA, given that of the weight and the projections to
+# The closed form of each: what a step along its gradients does to BA, given that of the weight and the projections to
 # the spaces of A's rows and B's columns.
 CHANGES: dict[str, tuple[Precondition, Callable[[Tensor, Tensor, Tensor], Tensor]]] = {
     "riemannian": (preconditioned, lambda g, rows, columns: columns @ g + g @ rows),
@@ -120,7 +120,7 @@ def test_orthogonalised_is_newton_and_schulz() -> None:
             x = 3.4445 * x - 4.7750 * (x @ x.T) @ x + 2.0315 * (x @ x.T) @ (x @ x.T) @ x
         assert torch.allclose(found, x, atol=1e-9)
     sizes = torch.linalg.svdvals(orthogonalised(stack[:2].float()))
-    assert 0.6 < float(sizes.min())
+    assert float(sizes.min()) > 0.6
     assert float(sizes.max()) < 1.3
 
 

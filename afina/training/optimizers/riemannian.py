@@ -27,12 +27,13 @@ def preconditioned(a_NRI: Tensor, b_NOR: Tensor, da_NRI: Tensor, db_NOR: Tensor)
 def _inverse(x_NRX: Tensor) -> Tensor:
     """(XXᵀ + δI)⁻¹: small matrices, while solving for all columns would be slow."""
     one_RR = torch.eye(x_NRX.shape[1], dtype=x_NRX.dtype, device=x_NRX.device)
-    return torch.linalg.inv(x_NRX @ x_NRX.mT + _DELTA * one_RR)
+    inverse_NRR: Tensor = torch.linalg.inv(x_NRX @ x_NRX.mT + _DELTA * one_RR)
+    return inverse_NRR
 
 
 class Riemannian(AdamW):
     name = "riemannian"
-    step_cost = 3.8  # 4.9 million numbers in 210 pairs, of rank 16
+    step_cost = 3.1  # 4.9 million numbers in 210 pairs, of rank 16, AdamW's beside it
 
     def build(self, groups: list[dict[str, Any]], factors: Sequence[Pair]) -> torch.optim.Optimizer:
         return PreconditionedAdamW(groups, factors, preconditioned)
