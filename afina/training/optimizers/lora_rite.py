@@ -59,7 +59,7 @@ class _LoraRite(FactorOptimizer):
         root_NRR = _spectral(
             variance_NRR, lambda w_NR, most_N1: 1 / ((w_NR.clamp(min=most_N1) + lost_N[:, None]).sqrt() + _EPSILON)
         )
-        mean_NXR: Tensor = beta1_N11 * self.kept(factors, "mean", rows, rank) @ change_NRR.mT
+        mean_NXR = beta1_N11 * self.kept(factors, "mean", rows, rank) @ change_NRR.mT
         mean_NXR = mean_NXR + (1 - beta1_N11) * slope_NXR @ root_NRR
         self.keep(factors, step=count_N, variance=variance_NRR, lost=lost_N, mean=mean_NXR)
         return mean_NXR
@@ -79,7 +79,8 @@ def _spectral(x_NRR: Tensor, function: Callable[[Tensor, Tensor], Tensor]) -> Te
     """Symmetric matrices with `function` of their eigenvalues, (N, R), and of what of these is rounding, (N, 1)."""
     values_NR, vectors_NRR = torch.linalg.eigh(x_NRR)
     rounding_N1 = 4 * torch.finfo(x_NRR.dtype).eps * values_NR[:, -1:].clamp(min=0)
-    return (vectors_NRR * function(values_NR, rounding_N1)[:, None]) @ vectors_NRR.mT
+    made_NRR: Tensor = (vectors_NRR * function(values_NR, rounding_N1)[:, None]) @ vectors_NRR.mT
+    return made_NRR
 
 
 class LoraRite(AdamW):
