@@ -43,6 +43,7 @@ _SIGNATURES: dict[str, list[Any]] = {
     "attention_step": [Pointer, Long, Pointer, Long, Pointer, Pointer, Long, *[Pointer] * 4],
     "cross_entropy": [Pointer, Pointer, Pointer, Long, Long, Int, Int],
     "unpack": [Pointer, Long, Int, Pointer, Long, Long, Long, Int],
+    "quantise": [Pointer, Int, Pointer, Long, Int],
     "few_rows": [Pointer, Long, *[Pointer] * 2, Long, Pointer, Long, Long, Long, Int],
     "mixed_add": [Pointer, Long, Pointer, Long, Pointer, Long, Long, Long, Int],
 }

@@ -12,27 +12,6 @@
 
 namespace {
 
-typedef const uint8_t *Bytes;
-
-#ifdef __F16C__
-inline float half(Bytes p) {
-    uint16_t h;
-    memcpy(&h, p, 2);
-    return _cvtsh_ss(h);
-}
-#else
-// fp16 as fp32, exact but for infinities: the exponent's bias is made up for by a product.
-inline float half(Bytes p) {
-    uint16_t h;
-    memcpy(&h, p, 2);
-    uint32_t bits = (uint32_t)(h & 0x7fff) << 13;
-    float f;
-    memcpy(&f, &bits, 4);
-    f *= 0x1p112f;
-    return h & 0x8000 ? -f : f;
-}
-#endif
-
 typedef uint8_t Few __attribute__((vector_size(LANES)));
 
 inline Ints widen(Bytes p) {

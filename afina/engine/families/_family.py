@@ -1,7 +1,7 @@
 """What a family says of itself, and what several families share."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -18,25 +18,60 @@ def rope_alone(metadata: Mapping[str, Any], rope: Settings) -> Settings:
     return {"rope_parameters": rope}
 
 
-def as_stored(weight: Tensor, name: str, config: Any) -> Tensor:
-    return weight
+@dataclass(frozen=True)
+class Stored:
+    """How a tensor lies in a GGUF file: with its rows in the `order` of a configuration (row i of the file is row
+    order(config)[i] of transformers'), as (outputs, inputs) where transformers' matrix is `turned`, its numbers larger
+    by `offset`."""
+
+    order: Callable[[Any], Tensor] | None = None
+    turned: bool = False
+    offset: float = 0.0
+
+    def to_file(self, weight: Tensor, config: Any) -> Tensor:
+        """transformers' tensor as the file has it."""
+        weight = weight.T if self.turned and weight.dim() == 2 else weight
+        return self.rows_to_file(weight + self.offset if self.offset else weight, config)
+
+    def from_file(self, weight: Tensor, config: Any) -> Tensor:
+        """The file's tensor as transformers has it. Of a matrix that is kept in the file's blocks, it is given the
+        numbers of the rows, (rows,), and returns them in transformers' order. One of other rows than the configuration
+        says stays as it is, for who compares shapes."""
+        weight = self.rows_from_file(weight, config)
+        weight = weight - self.offset if self.offset else weight
+        return weight.T if self.turned and weight.dim() == 2 else weight
+
+    def rows_to_file(self, rows: Tensor, config: Any) -> Tensor:
+        """What has a row for each output of a layer, (outputs, …), in the file's order."""
+        return rows if self.order is None else rows.index_select(0, self.order(config))
+
+    def rows_from_file(self, rows: Tensor, config: Any) -> Tensor:
+        """The way back."""
+        order = None if self.order is None else self.order(config)
+        return rows if order is None or len(order) != len(rows) else rows.index_select(0, order.argsort())
+
+
+AS_IT_IS = Stored()
 
 
 @dataclass(frozen=True)
 class GgufLayout:
-    """How llama.cpp's converter writes models of a family.
+    """How llama.cpp's converter writes models of a family, and so how they are read and written here.
 
     `settings` maps names in transformers' configuration to keys in the file (after the architecture's name and a dot);
     `further(metadata, rope)` gives the settings that no single key holds, from the metadata under such keys and the
-    rotary parameters. `restored(weight, name, config)` gives the tensor `name` of the file as transformers has it;
-    where a matrix is kept in the file's blocks, it gets the numbers of the rows instead, (rows,), and returns them in
-    transformers' order.
+    rotary parameters. `stored` has, by the names of tensors in the file without their layer and without .weight or
+    .bias, those that lie there otherwise than in transformers. `needs_head`: llama.cpp reads no file without an output
+    head, though it be the token embeddings again. `window_is_ignored`: llama.cpp computes without the sliding window
+    that the file names.
     """
 
     architecture: str
     settings: Mapping[str, str]
     further: Callable[[Mapping[str, Any], Settings], Settings] = rope_alone
-    restored: Callable[[Tensor, str, Any], Tensor] = as_stored
+    stored: Mapping[str, Stored] = field(default_factory=dict)
+    needs_head: bool = False
+    window_is_ignored: bool = False
 
 
 @dataclass(frozen=True)

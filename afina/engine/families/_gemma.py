@@ -5,10 +5,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from torch import Tensor
-
 from afina.engine.architecture import Architecture, Unsupported
-from afina.engine.families._family import GROUPED_SIZES, HEAD_DIM, Settings, llama_like, with_specs
+from afina.engine.families._family import GROUPED_SIZES, HEAD_DIM, Settings, Stored, llama_like, with_specs
 
 GGUF_SETTINGS = (
     GROUPED_SIZES
@@ -49,6 +47,9 @@ def query_scale(metadata: Mapping[str, Any], largest: int) -> Settings:
     return {"query_pre_attn_scalar": scaled if metadata["block_count"] == largest else head_dim}
 
 
-def norms_from_zero(weight: Tensor, name: str, config: Any) -> Tensor:
-    """In the file, norms hold what transformers adds one to in computing."""
-    return weight - 1 if name.endswith("norm.weight") else weight
+# In the file, norms hold what transformers adds one to in computing.
+NORMS_FROM_ONE = dict.fromkeys(
+    (
+        "attn_norm", "attn_q_norm", "attn_k_norm", "post_attention_norm", "ffn_norm", "post_ffw_norm", "output_norm",
+    ), Stored(offset=1.0),
+)  # fmt: skip

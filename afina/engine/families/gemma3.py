@@ -6,7 +6,7 @@ from typing import Any
 
 from afina.engine.architecture import Architecture
 from afina.engine.families._family import Family, GgufLayout, Settings, with_specs
-from afina.engine.families._gemma import GGUF_SETTINGS, gemma, norms_from_zero, query_scale
+from afina.engine.families._gemma import GGUF_SETTINGS, NORMS_FROM_ONE, gemma, query_scale
 from afina.engine.ops import NORM_EACH_HEAD
 
 
@@ -21,4 +21,4 @@ def _further(metadata: Mapping[str, Any], rope: Settings) -> Settings:
     return {"rope_parameters": by_kind, **query_scale(metadata, largest=62)}
 
 
-FAMILY = Family("gemma3_text", _architecture, GgufLayout("gemma3", GGUF_SETTINGS, _further, norms_from_zero))
+FAMILY = Family("gemma3_text", _architecture, GgufLayout("gemma3", GGUF_SETTINGS, _further, NORMS_FROM_ONE))

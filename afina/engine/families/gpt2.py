@@ -3,14 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
-
 from afina.engine.architecture import Architecture, Names, Unsupported
-from afina.engine.families._family import Family, GgufLayout, Settings
+from afina.engine.families._family import Family, GgufLayout, Settings, Stored
 from afina.engine.ops import NO_NORM, AttentionSpec
-
-_TRANSPOSED = ("attn_qkv.weight", "attn_output.weight", "ffn_up.weight", "ffn_down.weight")
-
 
 def _architecture(config: Any) -> Architecture:
     if config.scale_attn_by_inverse_layer_idx or not config.scale_attn_weights or config.add_cross_attention:
@@ -54,11 +49,6 @@ def _no_rope(metadata: Mapping[str, Any], rope: Settings) -> Settings:
     return {}
 
 
-def _restored(weight: Tensor, name: str, config: Any) -> Tensor:
-    """In the file, matrices are (outputs, inputs)."""
-    return weight.T if name.endswith(_TRANSPOSED) and weight.dim() == 2 else weight
-
-
 _SETTINGS = {
     "n_embd": "embedding_length",
     "n_inner": "feed_forward_length",
@@ -67,4 +57,5 @@ _SETTINGS = {
     "n_positions": "context_length",
     "layer_norm_epsilon": "attention.layer_norm_epsilon",
 }
-FAMILY = Family("gpt2", _architecture, GgufLayout("gpt2", _SETTINGS, _no_rope, _restored))
+_TURNED = dict.fromkeys(("attn_qkv", "attn_output", "ffn_up", "ffn_down"), Stored(turned=True))
+FAMILY = Family("gpt2", _architecture, GgufLayout("gpt2", _SETTINGS, _no_rope, _TURNED))

@@ -2,10 +2,11 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from afina.engine.architecture import Architecture, Names
-from afina.engine.families._family import SIZES, Family, GgufLayout, rope_of
+from afina.engine.families._family import SIZES, Family, GgufLayout, Stored, rope_of
 from afina.engine.ops import AttentionSpec
 
 
@@ -45,15 +46,14 @@ def _architecture(config: Any) -> Architecture:
     )
 
 
-def _restored(weight: Tensor, name: str, config: Any) -> Tensor:
+def _one_after_another(config: Any) -> Tensor:
     """In the file, rows of q, k and v come one after another; in transformers, head by head."""
-    if ".attn_qkv." not in name:
-        return weight
-    return weight.view(3, config.num_attention_heads, -1, *weight.shape[1:]).transpose(0, 1).reshape(weight.shape)
+    return torch.arange(3 * config.hidden_size).view(config.num_attention_heads, 3, -1).transpose(0, 1).flatten()
 
 
 _SETTINGS = SIZES | {
     "layer_norm_eps": "attention.layer_norm_epsilon",
     "use_parallel_residual": "use_parallel_residual",
 }
-FAMILY = Family("gpt_neox", _architecture, GgufLayout("gptneox", _SETTINGS, restored=_restored))
+_STORED = {"attn_qkv": Stored(_one_after_another)}
+FAMILY = Family("gpt_neox", _architecture, GgufLayout("gptneox", _SETTINGS, stored=_STORED, needs_head=True))

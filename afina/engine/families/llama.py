@@ -2,20 +2,27 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from afina.engine.families._family import GROUPED_SIZES, HEAD_DIM, Family, GgufLayout, llama_like
+from afina.engine.families._family import GROUPED_SIZES, HEAD_DIM, Family, GgufLayout, Stored, llama_like
 
 
-def _restored(weight: Tensor, name: str, config: Any) -> Tensor:
-    """In the file, rows of q and k are in interleaved rotary order."""
-    if ".attn_q." not in name and ".attn_k." not in name:
-        return weight
-    heads = config.num_attention_heads if ".attn_q." in name else config.num_key_value_heads
-    return weight.view(heads, -1, 2, *weight.shape[1:]).transpose(1, 2).reshape(weight.shape)
+def _interleaved(heads: int, config: Any) -> Tensor:
+    """In the file, the two halves of what is rotated lie pair by pair."""
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return torch.arange(heads * head_dim).view(heads, 2, -1).transpose(1, 2).flatten()
 
 
-FAMILY = (
-    Family("llama", llama_like, GgufLayout("llama", GROUPED_SIZES | HEAD_DIM, restored=_restored)),
-    Family("mistral", llama_like),
+def _rows_of_q(config: Any) -> Tensor:
+    return _interleaved(config.num_attention_heads, config)
+
+
+def _rows_of_k(config: Any) -> Tensor:
+    return _interleaved(config.num_key_value_heads or config.num_attention_heads, config)
+
+
+_LAYOUT = GgufLayout(
+    "llama", GROUPED_SIZES | HEAD_DIM, stored={"attn_q": Stored(_rows_of_q), "attn_k": Stored(_rows_of_k)}
 )
+FAMILY = (Family("llama", llama_like, _LAYOUT), Family("mistral", llama_like, _LAYOUT))

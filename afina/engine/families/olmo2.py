@@ -20,4 +20,4 @@ def _architecture(config: Any) -> Architecture:
     return replace(found, names=names)
 
 
-FAMILY = Family("olmo2", _architecture, GgufLayout("olmo2", GROUPED_SIZES))
+FAMILY = Family("olmo2", _architecture, GgufLayout("olmo2", GROUPED_SIZES, needs_head=True))

@@ -12,6 +12,5 @@ def _architecture(config: Any) -> Architecture:
     return replace(found, names=replace(found.names, qkv=("qkv_proj",), up=("gate_up_proj",)))
 
 
-FAMILY = Family(
-    "phi3", _architecture, GgufLayout("phi3", GROUPED_SIZES | {"sliding_window": "attention.sliding_window"})
-)
+_SETTINGS = GROUPED_SIZES | {"sliding_window": "attention.sliding_window"}
+FAMILY = Family("phi3", _architecture, GgufLayout("phi3", _SETTINGS, window_is_ignored=True))

@@ -62,11 +62,13 @@ def _parsed(path: Path, version: Any) -> "GGUF":
 
 
 class GGUF:
-    """`metadata` and `tensors` (name → TensorInfo) of the file at `path`. Raises `BaseModelError` if it is damaged."""
+    """`metadata` and `tensors` (name → TensorInfo) of the file at `path`; `kinds` are the metadata's, as
+    `GGUFValueType`, with that of an array's items. Raises `BaseModelError` if the file is damaged."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.metadata: dict[str, Any] = {}
+        self.kinds: dict[str, tuple[int, int | None]] = {}
         self.tensors: dict[str, TensorInfo] = {}
         try:
             with path.open("rb") as file:
@@ -93,7 +95,9 @@ class GGUF:
             raise ValueError(f"version {version}; 2 and 3 are read")
         for _ in range(pairs):
             key = self._string()
-            self.metadata[key] = self._value(self._take("<I")[0])
+            (kind,) = self._take("<I")
+            item = struct.unpack_from("<I", self._map, self._at)[0] if kind == _ARRAY else None
+            self.kinds[key], self.metadata[key] = (kind, item), self._value(kind)
         found = []
         for _ in range(tensors):
             name = self._string()

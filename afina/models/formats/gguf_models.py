@@ -1,10 +1,11 @@
 """The model in a GGUF file: its configuration, and its weights by transformers' names.
 
-Names of tensors come from the `gguf` package's own table; what the converter of llama.cpp does to some of them is
-undone as the family says (`engine.families`).
+Names of tensors come from the `gguf` package's own table; how some of them lie otherwise than in transformers is for
+the family to say (`engine.families`). Files are read and written by the same tables.
 """
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -12,24 +13,14 @@ from torch import Tensor
 
 from afina.core.errors import BaseModelError, reading
 from afina.engine.blocks import Blocks, Quantiser, full_precision
-from afina.engine.families import GgufLayout, family_of_gguf
+from afina.engine.families import AS_IT_IS, GgufLayout, Stored, family_of_gguf
 from afina.models.formats.checks import check_counts, check_numbers
 from afina.models.formats.gguf import GGUF
-
-# What Llama 3.1 and later divide their rotary frequencies by; of its settings only the largest factor differs among
-# them.
-_ROPE_FACTORS = "rope_freqs.weight"
-_LLAMA_3 = {
-    "rope_type": "llama3",
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 8192,
-}
-
+from afina.models.formats.gguf_rope import ROPE_TENSORS, is_read, read_rope
 
 def read_config(file: GGUF) -> Any:
-    """transformers' configuration of the model; None where it is of no family that is read here (or has scaled
-    rotations).
+    """transformers' configuration of the model; None where it is of no family that is read here (or its rotations are
+    scaled in a way that is not).
 
     Raises `BaseModelError` where the file lacks what its family needs.
     """
@@ -50,32 +41,19 @@ def _config(file: GGUF) -> Any:
         return None
     family, layout = known
     metadata = {key.removeprefix(f"{layout.architecture}."): value for key, value in file.metadata.items()}
-    scaled = metadata.get("rope.scaling.type", "none") != "none" or metadata.get("rope.scaling.factor", 1.0) != 1.0
-    if scaled or isinstance(metadata.get("attention.head_count_kv"), list):
+    if not is_read(metadata) or isinstance(metadata.get("attention.head_count_kv"), list):
         return None
     settings = {name: metadata[key] for name, key in layout.settings.items() if key in metadata}
     return AutoConfig.for_model(
         family.name,
         **settings,
-        **layout.further(metadata, _rope(file, metadata)),
+        **layout.further(metadata, read_rope(file, metadata)),
         vocab_size=file.tensors["token_embd.weight"].shape[0],
         tie_word_embeddings="output.weight" not in file.tensors,
         bos_token_id=file.metadata.get("tokenizer.ggml.bos_token_id"),
         eos_token_id=file.metadata.get("tokenizer.ggml.eos_token_id"),
         pad_token_id=None,
     )
-
-
-def _rope(file: GGUF, metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """transformers' rotary parameters."""
-    heads, hidden = metadata["attention.head_count"], metadata["embedding_length"]
-    head_dim = metadata.get("attention.key_length", hidden // heads)
-    rope = {"rope_type": "default", "rope_theta": metadata.get("rope.freq_base", 10000.0)}
-    if _ROPE_FACTORS in file.tensors:
-        rope |= _LLAMA_3 | {"factor": float(file.tensor(_ROPE_FACTORS).max())}
-    if "rope.dimension_count" in metadata:
-        rope["partial_rotary_factor"] = metadata["rope.dimension_count"] / head_dim
-    return rope
 
 
 def architecture_name(file: GGUF) -> str | None:
@@ -93,24 +71,36 @@ def read_weights(
     With `keep`, matrices stay in the file's blocks, (outputs, inputs). Tensors beyond `names` come under their own
     names.
     """
-    import gguf
-
     known = family_of_gguf(architecture_name(file))
     assert known is not None, "read_config gave a configuration"
     layout: GgufLayout = known[1]
-    number = next(number for number, name in gguf.MODEL_ARCH_NAMES.items() if name == layout.architecture)
-    table = gguf.get_tensor_name_map(number, config.num_hidden_layers)
-    by_file = {table.get_name(name, try_suffixes=(".weight", ".bias")): name for name in names}
+    by_file = {stored: name for name, stored in names_in_file(layout, config.num_hidden_layers, names).items()}
     found: dict[str, Tensor | Blocks] = {}
     for stored in file.tensors:
-        if stored == _ROPE_FACTORS:
+        if stored in ROPE_TENSORS:
             continue
-        name = by_file.get(stored, stored)
+        name, lies = by_file.get(stored, stored), stored_as(layout, stored)
         blocks = file.blocks(stored, dtype) if keep else None
         if blocks is None:
-            weight = layout.restored(file.tensor(stored), stored, config).to(dtype).contiguous()
+            weight = lies.from_file(file.tensor(stored), config).to(dtype).contiguous()
             check_numbers(file.path, {stored: weight})
             found[name] = quantiser(name, weight)
         else:
-            found[name] = blocks.take(layout.restored(torch.arange(blocks.rows), stored, config))
+            found[name] = blocks.take(lies.from_file(torch.arange(blocks.rows), config))
     return found
+
+
+def names_in_file(layout: GgufLayout, layers: int, names: Iterable[str]) -> dict[str, str]:
+    """By transformers' `names` of tensors, those of the file; names for which it has none are left out."""
+    import gguf
+
+    number = next(number for number, name in gguf.MODEL_ARCH_NAMES.items() if name == layout.architecture)
+    table = gguf.get_tensor_name_map(number, layers)
+    found = {name: table.get_name(name, try_suffixes=(".weight", ".bias")) for name in names}
+    return {name: stored for name, stored in found.items() if stored is not None}
+
+
+def stored_as(layout: GgufLayout, name: str) -> Stored:
+    """How the tensor `name` lies in files of the layout."""
+    part = re.sub(r"^blk\.\d+\.|\.(weight|bias)$", "", name)
+    return layout.stored.get(part, AS_IT_IS)
