@@ -4,6 +4,6 @@ Comes in: a base with what was trained on it. Goes out: files that were read bac
 by hash the weights that wrote them.
 service.py says what the routes (http/) ask of what is behind them; local.py is that: a registry of adapters
 (registry.py, adapters.py, probe.py) before the one thread that computes (engine.py), counted in metrics.py. client.py
-asks such a server. Knows no command and no settings of one.
+asks such a server. gguf/ writes files for llama.cpp. Knows no command and no settings of one.
 Public: `Service` (what the routes ask of the engine), `LocalService`, `Client`.
 """
