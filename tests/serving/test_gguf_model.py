@@ -79,14 +79,19 @@ def test_what_is_said_of_the_model(tmp_path: Path) -> None:
     plan = write_model(base, base.model.module.state_dict().items(), tmp_path / "a.gguf", "Q4_K_M", FACTS)
     assert plan == plan_model(base, "Q4_K_M")
     said = GGUF(tmp_path / "a.gguf").metadata
-    assert said["general.name"] == "tiny" and said["general.license"] == "apache-2.0"
-    assert said["general.base_model.0.name"] == "Base 1" and said["general.base_model.0.organization"] == "Somebody"
+    assert said["general.name"] == "tiny"
+    assert said["general.license"] == "apache-2.0"
+    assert said["general.base_model.0.name"] == "Base 1"
+    assert said["general.base_model.0.organization"] == "Somebody"
     assert said["general.base_model.0.repo_url"] == "https://example.org/base"
     assert (said["general.file_type"], said["general.quantization_version"]) == (15, 2)
-    assert said["general.type"] == "model" and said["general.description"] == "for a test"
+    assert said["general.type"] == "model"
+    assert said["general.description"] == "for a test"
     assert said["tokenizer.chat_template"] == base.tokenizer.inner.chat_template
-    assert said["tokenizer.ggml.eos_token_id"] == 2 and said["tokenizer.ggml.model"] == "gpt2"
-    assert len(said["tokenizer.ggml.tokens"]) == 320 and said["tokenizer.ggml.token_type"][-1] == 5
+    assert said["tokenizer.ggml.eos_token_id"] == 2
+    assert said["tokenizer.ggml.model"] == "gpt2"
+    assert len(said["tokenizer.ggml.tokens"]) == 320
+    assert said["tokenizer.ggml.token_type"][-1] == 5
     assert str(tmp_path) not in str(said)
 
 
@@ -118,7 +123,8 @@ def test_partial_rotations_and_a_base_that_is_a_file_itself(tmp_path: Path) -> N
     second = written(first, tmp_path / "second.gguf", "F32")
     assert torch.equal(logits(first), logits(second))
     one, two = GGUF(tmp_path / "first.gguf"), GGUF(tmp_path / "second.gguf")
-    assert one.metadata == two.metadata and one.kinds == two.kinds
+    assert one.metadata == two.metadata
+    assert one.kinds == two.kinds
     assert (logits(first) - logits(base)).abs().max() < 1e-5
 
 
@@ -164,18 +170,19 @@ def test_numbers_that_a_type_cannot_hold_are_refused(tiny: Base, tmp_path: Path)
         write_model(tiny, state.items(), tmp_path / "a.gguf", "F16", FACTS)
     assert write_model(tiny, state.items(), tmp_path / "a.gguf", "BF16", FACTS).type == "BF16"
     state["model.norm.weight"][0] = np.nan
-    with pytest.raises(SettingsError, match="output_norm.weight holds numbers that are not finite"):
+    with pytest.raises(SettingsError, match=r"output_norm.weight holds numbers that are not finite"):
         write_model(tiny, state.items(), tmp_path / "b.gguf", "F32", FACTS)
-    assert not (tmp_path / "b.gguf").exists() and (tmp_path / "a.gguf").exists()
+    assert not (tmp_path / "b.gguf").exists()
+    assert (tmp_path / "a.gguf").exists()
 
 
 def test_weights_must_be_those_of_the_base(tiny: Base, tmp_path: Path) -> None:
     state = dict(tiny.model.module.state_dict())
     head = {**state, "lm_head.weight": state["lm_head.weight"] + 1}
-    with pytest.raises(ValueError, match="lm_head.weight is not model.embed_tokens.weight"):
+    with pytest.raises(ValueError, match=r"lm_head.weight is not model.embed_tokens.weight"):
         write_model(tiny, head.items(), tmp_path / "a.gguf", "F16", FACTS)
     del state["model.norm.weight"]
-    with pytest.raises(ValueError, match="not written: output_norm.weight"):
+    with pytest.raises(ValueError, match=r"not written: output_norm.weight"):
         write_model(tiny, state.items(), tmp_path / "a.gguf", "F16", FACTS)
     assert not list(tmp_path.glob("*"))
 

@@ -35,7 +35,9 @@ def test_a_mix_gives_the_ends_and_every_third_layer_more(type: str, most: str) -
     for part in ("attn_v", "ffn_down"):
         assert layers_of(types, part, "Q6_K") == more
         assert layers_of(types, part, most) == [i for i in range(32) if i not in more]
-    assert {types[f"blk.5.{part}.weight"] for part in ("attn_q", "attn_k", "attn_output", "ffn_up", "ffn_gate")} == {most}
+    assert {types[f"blk.5.{part}.weight"] for part in ("attn_q", "attn_k", "attn_output", "ffn_up", "ffn_gate")} == {
+        most
+    }
     assert types["output.weight"] == "Q6_K"
     assert types["token_embd.weight"] == most
     assert {types[name] for name in ("output_norm.weight", "blk.0.attn_q.bias", "rope_freqs.weight")} == {"F32"}
@@ -51,8 +53,10 @@ def test_tied_embeddings_are_the_head() -> None:
 def test_eighty_layers_give_v_a_bit_more() -> None:
     types = plan_types(shapes(80, 256), "Q4_K_M").types
     assert layers_of(types, "attn_v", "Q4_K") == []
-    assert 11 not in layers_of(types, "attn_v", "Q6_K") and 12 in layers_of(types, "attn_v", "Q6_K")
-    assert 11 in layers_of(types, "attn_v", "Q5_K") and 11 in layers_of(types, "ffn_down", "Q4_K")
+    assert 11 not in layers_of(types, "attn_v", "Q6_K")
+    assert 12 in layers_of(types, "attn_v", "Q6_K")
+    assert 11 in layers_of(types, "attn_v", "Q5_K")
+    assert 11 in layers_of(types, "ffn_down", "Q4_K")
 
 
 def test_rows_that_fill_no_block_of_256_fall_back_and_are_told() -> None:

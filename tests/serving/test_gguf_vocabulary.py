@@ -1,11 +1,12 @@
 """Tokenizers in GGUF files: made of a folder's, read back with the same ids, and refused where they cannot be."""
 
+import itertools
 import json
 from pathlib import Path
 
 import pytest
 from conftest import byte_tokenizer, tiny_module
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from afina.core.errors import BaseModelError
@@ -37,7 +38,7 @@ def words_over_bytes(edit=None):
     spec = json.loads(byte_tokenizer().backend_tokenizer.to_str())
     vocabulary, merges = spec["model"]["vocab"], []
     letters = [text for text in vocabulary if len(text) == 1 and text.isascii()]
-    for left, right in zip(letters[:20], letters[1:21], strict=True):
+    for left, right in itertools.pairwise(letters):
         merges.append([left, right])
     free = list(vocabulary)[-len(merges) :]  # the vocabulary stays as large as the model
     for text, (left, right) in zip(free, merges, strict=True):
@@ -83,7 +84,9 @@ def test_an_older_way_to_say_the_same_is_known() -> None:
 
 def test_bos_and_the_run_s_template(tmp_path: Path) -> None:
     inner = words_over_bytes()
-    inner.backend_tokenizer.post_processor = processors.TemplateProcessing("<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)])
+    inner.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        "<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)]
+    )
     base = with_tokenizer(tmp_path / "base", inner)
     assert base.tokenizer.bos_id == 0
     template = "{% for m in messages %}Q{{ m['content'] }}<|im_end|>{% endfor %}"
@@ -105,7 +108,7 @@ def test_another_end_of_turn_than_eos_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("edit", "words"), [
     (lambda s: s.update(pre_tokenizer={"type": "Sequence", "pretokenizers": [
         {"type": "Split", "pattern": {"Regex": r"\w+"}, "behavior": "Isolated", "invert": False},
-        {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False, "trim_offsets": True}]}), r"none of gpt-2"),
+        {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False, "trim_offsets": True}]}), "none of gpt-2"),
     (lambda s: s["pre_tokenizer"].update(add_prefix_space=True), "none of gpt-2"),
     (lambda s: s.update(normalizer={"type": "Lowercase"}), "normalises texts by .*Lowercase"),
     (lambda s: s["model"].update(ignore_merges=True), "none of gpt-2"),
@@ -126,7 +129,8 @@ def test_what_is_read_otherwise_is_told(tmp_path: Path) -> None:
 
     base = with_tokenizer(tmp_path / "base", words_over_bytes(edit))
     plan = write_model(base, base.model.module.state_dict().items(), tmp_path / "a.gguf", "F16", GgufFacts("tiny"))
-    assert "composed form" in plan.notes[0] and "beside <|im_start|>" in plan.notes[1]
+    assert "composed form" in plan.notes[0]
+    assert "beside <|im_start|>" in plan.notes[1]
 
 
 def of_characters(merges: list[str], prefix: bool = True, extra: tuple[str, ...] = ()):
@@ -153,7 +157,8 @@ def test_merges_become_scores(tmp_path: Path) -> None:
     file = file_of(base, tmp_path / "a.gguf")
     said = {key.removeprefix("tokenizer.ggml."): value for key, value in file.metadata.items()}
     score = dict(zip(said["tokens"], said["scores"], strict=True))
-    assert said["model"] == "llama" and said["add_space_prefix"] is True
+    assert said["model"] == "llama"
+    assert said["add_space_prefix"] is True
     assert score["ab"] > score["▁a"] > score["▁ab"] > score["cd"] > score["abcd"] > score["ef"]
     kinds = dict(zip(said["tokens"], said["token_type"], strict=True))
     assert [kinds[text] for text in ("<unk>", "<s>", "<0x00>", "ab")] == [2, 3, 6, 1]

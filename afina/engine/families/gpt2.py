@@ -7,6 +7,7 @@ from afina.engine.architecture import Architecture, Names, Unsupported
 from afina.engine.families._family import Family, GgufLayout, Settings, Stored
 from afina.engine.ops import NO_NORM, AttentionSpec
 
+
 def _architecture(config: Any) -> Architecture:
     if config.scale_attn_by_inverse_layer_idx or not config.scale_attn_weights or config.add_cross_attention:
         raise Unsupported("this variant of GPT-2's attention has no fast path")

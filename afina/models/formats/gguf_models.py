@@ -18,6 +18,7 @@ from afina.models.formats.checks import check_counts, check_numbers
 from afina.models.formats.gguf import GGUF
 from afina.models.formats.gguf_rope import ROPE_TENSORS, is_read, read_rope
 
+
 def read_config(file: GGUF) -> Any:
     """transformers' configuration of the model; None where it is of no family that is read here (or its rotations are
     scaled in a way that is not).

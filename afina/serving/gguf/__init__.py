@@ -2,8 +2,8 @@
 
 Comes in: a base with weights by transformers' names, or an adapter's folder. Goes out: a file under its name once it is
 whole and its head was read back: Afina's reader sees the same model in it. Names and orders of rows are those of the
-reader (`models.formats`, `engine.families`). Raises `BaseModelError` and `AdapterError` for what GGUF, or llama.cpp, has
-no place for, by name, with the way out; `OutputError` where a file cannot be written.
+reader (`models.formats`, `engine.families`). Raises `BaseModelError` and `AdapterError` for what GGUF, or llama.cpp,
+has no place for, by name, with the way out; `OutputError` where a file cannot be written.
 
 Public: `TYPES`, `TypePlan`, `plan_types` (types.py: the type of each tensor, and bytes); `GgufFacts`, `write_model`,
 `plan_model` (model.py); `write_adapter`, `read_adapter` (adapter.py).

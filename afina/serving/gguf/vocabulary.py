@@ -12,8 +12,8 @@ from typing import Any
 
 from afina.core.errors import BaseModelError, counted, shortened
 from afina.models.formats.gguf import read_gguf
-from afina.models.load import Base
 from afina.models.formats.pre_tokenizers import PRE_TOKENIZERS, pre_tokenizer_of
+from afina.models.load import Base
 from afina.models.tokenizer import Tokenizer
 from afina.serving.gguf.facts import Metadata
 
