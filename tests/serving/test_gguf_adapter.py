@@ -95,7 +95,7 @@ def test_halves_are_near(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("settings", "words"), [
     ({"target_modules": ["q_proj", "lm_head"]}, r"lm_head is adapted, and llama.cpp adds to no embedding"),
     ({"target_modules": ["q_proj", "embed_tokens"]}, r"embed_tokens holds more than A and B of a layer"),
-    ({"modules_to_save": ["norm"]}, r"model.norm holds more than A and B of a layer"),
+    ({"modules_to_save": ["norm"]}, r"norm holds more than A and B of a layer"),
     ({"use_dora": True}, r"of the form dora, of which llama.cpp knows nothing"),
     ({"trainable_token_indices": [3, 4]}, r"model.embed_tokens holds more than A and B of a layer"),
 ])  # fmt: skip

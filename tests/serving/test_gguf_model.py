@@ -143,9 +143,9 @@ def test_what_gguf_has_no_word_for_is_named(tmp_path: Path) -> None:
     with pytest.raises(BaseModelError, match=r"cannot say of the model: specs: layer 0: window 16; the file.*say 0"):
         written(base, tmp_path / "model.gguf", "F16")
     assert not list(tmp_path.glob("*.gguf*"))
-    relu = FAMILIES["llama"].__class__(**FAMILIES["llama"].to_dict() | {"hidden_act": "gelu"})
-    base = saved(tmp_path / "relu", relu)
-    with pytest.raises(BaseModelError, match="activation: 'gelu'; the file would say 'silu'"):
+    scaled = FAMILIES["gemma2"].__class__(**FAMILIES["gemma2"].to_dict() | {"query_pre_attn_scalar": 50})
+    base = saved(tmp_path / "scaled", scaled)
+    with pytest.raises(BaseModelError, match=r"specs: layer 0: scale 0.1414\d+; the file would say 0.1767"):
         written(base, tmp_path / "model.gguf", "F16")
 
 
