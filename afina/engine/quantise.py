@@ -169,7 +169,8 @@ def _fit_signed(x: _Array) -> tuple[_Array, _Array]:
     squares. Scale, and the codes."""
     f = np.float32
     peak = np.take_along_axis(x, abs(x).argmax(0)[None], 0)[0]
-    w, scale, best, codes = x * x, f(0), f(0), np.zeros_like(x)
+    w, codes = x * x, np.zeros_like(x)
+    scale, best = np.zeros_like(peak), np.zeros_like(peak)
     for by in (0, *range(-9, 0), *range(1, 10)):
         inverse = -(f(32) + f(0.1) * f(by)) / peak
         tried = _codes(x, inverse, 0.0, -32, 31)

@@ -33,11 +33,11 @@ class Stored:
         weight = weight.T if self.turned and weight.dim() == 2 else weight
         return self.rows_to_file(weight + self.offset if self.offset else weight, config)
 
-    def from_file(self, weight: Tensor, config: Any) -> Tensor:
+    def restored(self, weight: Tensor, config: Any) -> Tensor:
         """The file's tensor as transformers has it. Of a matrix that is kept in the file's blocks, it is given the
         numbers of the rows, (rows,), and returns them in transformers' order. One of other rows than the configuration
         says stays as it is, for who compares shapes."""
-        weight = self.rows_from_file(weight, config)
+        weight = self.rows_restored(weight, config)
         weight = weight - self.offset if self.offset else weight
         return weight.T if self.turned and weight.dim() == 2 else weight
 
@@ -45,7 +45,7 @@ class Stored:
         """What has a row for each output of a layer, (outputs, …), in the file's order."""
         return rows if self.order is None else rows.index_select(0, self.order(config))
 
-    def rows_from_file(self, rows: Tensor, config: Any) -> Tensor:
+    def rows_restored(self, rows: Tensor, config: Any) -> Tensor:
         """The way back."""
         order = None if self.order is None else self.order(config)
         return rows if order is None or len(order) != len(rows) else rows.index_select(0, order.argsort())

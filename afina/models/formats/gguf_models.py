@@ -83,11 +83,11 @@ def read_weights(
         name, lies = by_file.get(stored, stored), stored_as(layout, stored)
         blocks = file.blocks(stored, dtype) if keep else None
         if blocks is None:
-            weight = lies.from_file(file.tensor(stored), config).to(dtype).contiguous()
+            weight = lies.restored(file.tensor(stored), config).to(dtype).contiguous()
             check_numbers(file.path, {stored: weight})
             found[name] = quantiser(name, weight)
         else:
-            found[name] = blocks.take(lies.from_file(torch.arange(blocks.rows), config))
+            found[name] = blocks.take(lies.restored(torch.arange(blocks.rows), config))
     return found
 
 

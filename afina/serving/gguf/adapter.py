@@ -92,7 +92,7 @@ def _read_pair(file: GGUF, name: str, held: Contents) -> tuple[Tensor, Tensor]:
     a, b = file.tensor(f"{name}.lora_a"), file.tensor(f"{name}.lora_b")
     alpha = file.metadata[_ALPHA]
     lies = stored_as(held.layout, name)
-    return a, lies.rows_from_file(b, held.config) * (alpha / len(a) if alpha else 1.0)
+    return a, lies.rows_restored(b, held.config) * (alpha / len(a) if alpha else 1.0)
 
 
 def _pairs(held: Contents, folder: Path) -> tuple[LoraConfig, list[_Pair]]:
