@@ -118,9 +118,7 @@ class Service(Protocol):
         """Reads an adapter whole, tries it, and only then shows it. Raises `AdapterError` (all that does not fit),
         `Conflict`."""
 
-    async def unload(
-        self, name: str, expected_generation: int | None = None, wait_s: float = 30.0
-    ) -> tuple[int, bool]:
+    async def unload(self, name: str, expected_generation: int | None = None, wait_s: float = 30.0) -> tuple[int, bool]:
         """Bytes that were freed, and whether all its requests ended within `wait_s`; after it they are cancelled."""
 
     def metrics(self) -> Any:
