@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from afina.jobs.compare import compare as compare
     from afina.jobs.evaluate import EvaluateSettings as EvaluateSettings
     from afina.jobs.evaluate import evaluate as evaluate
+    from afina.jobs.export import ExportSettings as ExportSettings
+    from afina.jobs.export import export as export
     from afina.jobs.fit import FitSettings as FitSettings
     from afina.jobs.fit import fit as fit
     from afina.jobs.generate import GenerateSettings as GenerateSettings
@@ -49,6 +51,7 @@ __getattr__, _names = exports(
         "CompareSettings": "afina.jobs.compare",
         "DataSettings": "afina.data.settings",
         "EvaluateSettings": "afina.jobs.evaluate",
+        "ExportSettings": "afina.jobs.export",
         "FitSettings": "afina.jobs.fit",
         "GenerateSettings": "afina.jobs.generate",
         "JOBS": "afina.jobs",
@@ -60,6 +63,7 @@ __getattr__, _names = exports(
         "choose": "afina.jobs.choose",
         "compare": "afina.jobs.compare",
         "evaluate": "afina.jobs.evaluate",
+        "export": "afina.jobs.export",
         "fit": "afina.jobs.fit",
         "generate": "afina.jobs.generate",
         "load_base": "afina.models.load",

@@ -59,6 +59,8 @@ class RunSettings(Settings):
     """Quantise the frozen base, for less memory: nf4 (4 bits), int8, or keep: a GGUF file's matrices as they are."""
     track: Annotated[tuple[Annotated[str, OneOf(TRACKERS)], ...], LISTED] = ()
     """Trackers to log the run's numbers to, separated by commas; each is installed by an extra of its name."""
+    export: Annotated[tuple[str, ...], LISTED] = setting((), metavar="FORM,FORM")
+    """After training, write the model for other programs into the run's folder `export` (see `afina export`)."""
     device: str | None = None
     """cpu, cuda, mps; by default the best that is there."""
     threads: int | None = setting(None, ge=1)

@@ -280,4 +280,4 @@ def merge_adapter(run: Path, out: Path, **more) -> float:
     """Writes the merged model to `out`; the largest difference of logits from the adapted one."""
     from afina.jobs.adapters.merge import MergeAdapterSettings, merge
 
-    return merge(MergeAdapterSettings(run=run, out=out, **more)).largest_difference_of_logits
+    return merge(MergeAdapterSettings(run=run, out=out, **more)).differences["fp32"]

@@ -20,7 +20,7 @@ class OpenSettings(Settings):
     """Take a base that the adapter was not made for."""
 
     def open(self, listener: Listener = ignore, *, exact: bool = False) -> Adapted:
-        """Loads base and adapter; `exact`: unquantised, in fp32. Raises `AdapterError`, `BaseModelError`."""
+        """Loads base and adapter; `exact`: in fp32. Raises `AdapterError`, `BaseModelError`."""
         return open_run(
             self.run,
             device=self.device,

@@ -72,6 +72,7 @@ class ChooseSettings(Settings):
             "adapter",
             "force",
             "overwrite",
+            "export",
             "quantize",
             "template",
             "track",

@@ -34,7 +34,16 @@ class CompareSettings(Settings):
     seeds: int = setting(1, metavar="N", ge=1)
     """Trainings of each method, with different seeds."""
     run: RunSettings = section(
-        without=("method", "adapter", "force", "overwrite", "quantize", "train.learning_rate", "train.early_stopping")
+        without=(
+            "method",
+            "adapter",
+            "force",
+            "overwrite",
+            "export",
+            "quantize",
+            "train.learning_rate",
+            "train.early_stopping",
+        )
     )
 
     @model_validator(mode="after")

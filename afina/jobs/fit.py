@@ -71,6 +71,7 @@ class FitSettings(Settings):
             "device",
             "out",
             "overwrite",
+            "export",
             "adapter",
             "force",
             "track",

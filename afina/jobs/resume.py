@@ -20,7 +20,7 @@ def resume(settings: ResumeSettings, listener: Listener = ignore) -> TrainResult
     On the same machine it ends with the adapter that it would have had, bit for bit. A run that was killed before its
     first checkpoint starts again. Raises as `train` does, also where the run is complete or its data have changed.
     """
-    return train_result(resume_run(settings.run, listener))
+    return train_result(resume_run(settings.run, listener), listener)
 
 
 JOB = Job.of(resume)

@@ -55,6 +55,7 @@ class TuneSettings(Settings):
             "adapter",
             "force",
             "overwrite",
+            "export",
             "train.learning_rate",
             "train.tokens_per_batch",
         )

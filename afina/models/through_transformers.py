@@ -16,6 +16,8 @@ from afina.models.formats.number_formats import UNPACKED, quantised_by
 from afina.models.skeleton import causal_skeleton
 from afina.models.sources.source import Source
 
+SHARD = "5GB"  # the most that a file of weights has
+
 
 def pretrained(auto_class: Any, source: Source, dtype: torch.dtype, **extra: Any) -> tuple[Any, list[str]]:
     """The model of a folder in the class `auto_class` of transformers, and the names of the weights that the folder
@@ -46,28 +48,33 @@ def pretrained(auto_class: Any, source: Source, dtype: torch.dtype, **extra: Any
     return module, sorted(info["missing_keys"])
 
 
-def as_transformers(module: Any) -> Any:
-    """The model in `transformers`' own class, to save it for other programs, or to compare.
+def as_transformers(module: Any, dtype: torch.dtype | None = None) -> Any:
+    """The model in `transformers`' own class, to save it for other programs, or to compare; weights in `dtype`, if one
+    is given.
 
-    That is `module` itself where it is of such a class, else a new one with copies of the weights.
+    That is `module` itself, rounded in place, where it is of such a class, else a new one with copies of the weights.
     """
     if not isinstance(module, Decoder):
+        if dtype:
+            cast(module, dtype)
         return module
     other = causal_skeleton(module.config)
-    state = {name: value.detach().clone().contiguous() for name, value in module.state_dict().items()}
+    stored = module.state_dict().items()
+    state = {name: value.detach().to(dtype or value.dtype, copy=True).contiguous() for name, value in stored}
     other.load_state_dict(state, strict=True, assign=True)
     other.tie_weights()
     _materialise_buffers(other)
     return other.requires_grad_(False).eval().to(next(module.parameters()).device)
 
 
-def save_model(module: Any, folder: Path) -> None:
-    """Writes the model to `folder`, in transformers' format. Raises `OutputError`."""
-    other = as_transformers(module)
+def save_model(module: Any, folder: Path, dtype: torch.dtype) -> None:
+    """Writes the model to `folder`, in transformers' format, its weights in `dtype` (see `as_transformers`) and in
+    files of 5 GB at most. Raises `OutputError`."""
+    other = as_transformers(module, dtype)
     other.config.__dict__.pop("quantization_config", None)  # of the files that it was unpacked from
     with storing(folder), quiet():
         folder.mkdir(parents=True, exist_ok=True)
-        other.save_pretrained(folder)
+        other.save_pretrained(folder, max_shard_size=SHARD)
 
 
 def cast(module: nn.Module, dtype: torch.dtype) -> None:

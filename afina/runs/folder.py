@@ -26,6 +26,7 @@ RUN_FILES = (
     "predictions.jsonl",
     "rejected.jsonl",
     "report.html",
+    "export",
     "checkpoints",
     ID_FILE,
 )

@@ -90,7 +90,7 @@ def open_run(
     """Loads the adapter in `run` and the base that it was trained on.
 
     `base` names a copy of that base, or another one, which is refused without `force`. With `exact` all is computed in
-    fp32, and a base that was quantised in training is loaded unquantised. Raises `AdapterError`, `BaseModelError`.
+    fp32; a base that was quantised in training is quantised then too. Raises `AdapterError`, `BaseModelError`.
     """
     if is_merged(run):
         if base or force:
@@ -123,9 +123,9 @@ def open_base(
     facts = read_facts(folder)
     raw = read_peft(folder)[0]  # problems with the adapter are reported before the base is loaded
     load = {"name": base} if base else _base_named(folder, facts) or {"name": raw.get("base_model_name_or_path")}
-    quantize = None if exact else facts.get("quantize")
-    if quantize == "keep" and base and not base.endswith(".gguf"):
-        quantize = None  # only a GGUF file has quantised blocks to keep
+    quantize = facts.get("quantize")
+    if quantize == "keep" and (exact or (base and not base.endswith(".gguf"))):
+        quantize = None  # only a GGUF file has quantised blocks to keep; their numbers are the same in fp32
     given = own_template and facts.get("own_template")
     template = read_template(folder / "chat_template.jinja") if given else None
     wanted = facts or {"task": task_of(raw)}

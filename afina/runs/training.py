@@ -45,12 +45,13 @@ from afina.version import __version__
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """Where everything was written, and how the adapted model does on the test split (or else the held-out rows)."""
+    """Where everything was written, the settings with nothing left open, and how the adapted model does on the test
+    split (or else the held-out rows)."""
 
     folder: Path
     adapter: Path
     report: Path
-    prompt: str | None
+    settings: RunSettings
     evaluation: Evaluation
     verification: Verification
 
@@ -208,7 +209,7 @@ def _finish(trained: _Trained, listener: Listener) -> TrainedRun:
     record(folder, evaluation)
     remove_at_once(folder / CHECKPOINTS)
     adapter, report = folder / "adapter", folder / "report.html"
-    return TrainedRun(folder, adapter, report, settings.data.prompt, evaluation, verification)
+    return TrainedRun(folder, adapter, report, settings, evaluation, verification)
 
 
 @dataclass

@@ -3,20 +3,19 @@ that `apply_chat_template` makes of what came before, as the template continues 
 
 import json
 import random
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
-from chat_templates import FAMILIES
-from conftest import byte_tokenizer, write_rows
+from chat_templates import FAMILIES, tokenizer
+from conftest import write_rows
 
 from afina.data.fitting import Fitter
 from afina.data.mapping import Example, read_examples
 from afina.data.settings import DataSettings
 from afina.data.template import Row, prompt_ids, render
 from afina.models.model import IGNORE_INDEX
-from afina.models.tokenizer import Tokenizer, wrap
+from afina.models.tokenizer import Tokenizer
 
 SCHEMA = {
     "type": "function",
@@ -76,20 +75,6 @@ CHATS = {
     "tools and a system message": ([SYSTEM, *TOOLS], (SCHEMA,)),
     "tools and thoughts": (BOTH, (SCHEMA,)),
 }
-
-
-@cache
-def tokenizer(name: str) -> Tokenizer:
-    from tokenizers import AddedToken
-
-    family = FAMILIES[name]
-    inner = byte_tokenizer(family.template)
-    specials = {*family.specials, family.eos}
-    inner.add_special_tokens(
-        {"additional_special_tokens": [AddedToken(text, special=True) for text in sorted(specials)]}
-    )
-    inner.bos_token, inner.eos_token = ("<s>" if "<s>" in specials else None), family.eos
-    return wrap(inner, [])
 
 
 def example(tmp_path: Path, messages: list[dict[str, Any]], tools: tuple[dict[str, Any], ...] = ()) -> Example:

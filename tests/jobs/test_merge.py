@@ -118,17 +118,17 @@ def test_a_merge_that_went_wrong_is_found_in_its_files(
     tmp_path: Path, llama: tuple[Path, Path, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base, run, _ = llama
-    write = job._write
+    write = job.write_merged
     change: Any = None
 
     def damaged(*arguments: Any) -> None:
         write(*arguments)
-        path = arguments[2] / "model.safetensors"
+        path = arguments[3] / "model.safetensors"
         state = load_file(path)
         change(state)
         save_file(state, path, {"format": "pt"})
 
-    monkeypatch.setattr(job, "_write", damaged)
+    monkeypatch.setattr(job, "write_merged", damaged)
     changes = (
         lambda state: state["lm_head.weight"].copy_(state["model.embed_tokens.weight"]),  # as if it were tied
         lambda state: state["model.norm.weight"].mul_(1.01),

@@ -57,6 +57,7 @@ COMMANDS = {
     "data show": Asked(f"{_DATA} --base base --row 1"),
     "doctor": Asked("finished"),
     "eval": Asked("finished colours.jsonl --base base --limit 8 --device cpu", writes=True, pace="long"),
+    "export": Asked("finished --to gguf-lora --base base --rows 4 --device cpu --out {out}", writes=True, pace="slow"),
     "fit": Asked(f"base {_DATA} --device cpu", pace="long"),
     "generate": Asked("finished ação日本 --base base --device cpu", json=False),
     "eval --tasks": Asked("finished --tasks none.yaml --base base", code=2),

@@ -3,24 +3,15 @@
 from pathlib import Path
 
 from afina.core.config import Result
-from afina.core.errors import AdapterError
-from afina.core.files import leads_out, write_atomic
 from afina.lora.peft_config import CONFIG
 from afina.lora.peft_files import WEIGHTS
 from afina.runs.facts import FACTS, read_facts, write_facts
+from afina.serving.merged import copy
 
 
 class WrittenAdapter(Result):
     adapter: Path
     """Folder of the new adapter."""
-
-
-def copy(file: Path, out: Path) -> None:
-    """Copies a file into the folder `out`. Raises `AdapterError` where a link leads out of the file's own folder: what
-    is copied may be published."""
-    if elsewhere := leads_out(file, file.parent):
-        raise AdapterError(f"{file} is a link to {elsewhere}, outside its folder", "remove the link")
-    write_atomic(out / file.name, file.read_bytes())
 
 
 def copy_companions(folder: Path, out: Path, place: Path) -> None:

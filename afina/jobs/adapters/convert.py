@@ -16,13 +16,13 @@ from afina.core.job import Job
 from afina.core.process.temporary import new_folder
 from afina.jobs.adapters._files import WrittenAdapter
 from afina.jobs.adapters._formats import FORMATS, ForeignFormat
-from afina.jobs.adapters._proof import check_same, logits, sample
 from afina.jobs.adapters._unpickled import unpickled
 from afina.lora.peft_files import checked, save_adapter, tensors_in
 from afina.models.load import load_base
 from afina.runs.facts import facts_of, save_tokenizer, write_facts
 from afina.runs.folder import check_new
 from afina.runs.opening import base_named_by, open_run
+from afina.serving.proof import check_same, logits, sample
 
 
 class ConvertAdapterSettings(Settings):

@@ -1,5 +1,7 @@
-"""The model card in the adapter's folder, from the files of the run."""
+"""Model cards, from the files of a run: the one in the adapter's folder, and the one that is published with it."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,7 @@ import yaml
 from afina.core.config import read_yaml
 from afina.core.errors import counted
 from afina.core.files import read_json, write_atomic
-from afina.measure.pages.summary import general_lines, table, verdict
+from afina.measure.pages.summary import general_lines, label, table, verdict
 from afina.training.settings import METHOD_NAMES
 
 
@@ -46,12 +48,88 @@ def _card(config: dict[str, Any], facts: dict[str, Any], evaluation: dict[str, A
         *(templates or ["- none: the rows' own messages, or prompt and completion"]),
     ]  # fmt: skip
     if evaluation:
-        rows = f"{counted(evaluation['rows'], 'row')} of {Path(evaluation['data']).name}."
-        lines += ["", "## Evaluation", "", f"{rows} {verdict(evaluation)}", ""]
-        lines += ["| metric | base | adapted | difference | 95 % interval |", "|---|---:|---:|---:|---:|"]
         lines += [
-            f"| {r['label']} | {r['base']} | {r['adapted']} | {r['difference']} | {r['interval']} |"
-            for r in table(evaluation)
+            "",
+            *_evaluated(evaluation, f"{counted(evaluation['rows'], 'row')} of {Path(evaluation['data']).name}"),
         ]
         lines += ["", *(f"- {line}" for line in [*evaluation["findings"], *general_lines(evaluation)])]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _evaluated(evaluation: dict[str, Any], rows: str) -> list[str]:
+    return [
+        "## Evaluation", "", f"{rows}. {verdict(evaluation)}", "",
+        "| metric | base | adapted | difference | 95 % interval |", "|---|---:|---:|---:|---:|",
+        *(
+            f"| {r['label']} | {r['base']} | {r['adapted']} | {r['difference']} | {r['interval']} |"
+            for r in table(evaluation)
+        ),
+    ]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Published:
+    """What a published card says beside the run's own facts. `name` is the repository's, `base_model` the base's id on
+    the hub and `commit` its commit, where that is known; `library` reads the main files; `about` are lines on how they
+    are run, and `hashes` names what the weights are by SHA-256."""
+
+    name: str
+    base_model: str
+    commit: str | None
+    licence: str | None
+    library: str
+    is_adapter: bool
+    rank: int | None
+    hashes: dict[str, str]
+    about: Sequence[str] = ()
+
+
+def published_card(found: Published, facts: dict[str, Any], evaluation: dict[str, Any] | None) -> str:
+    """The card of what is uploaded: no row, no answer, no path, no name of a file of data."""
+    head: dict[str, Any] = {
+        "library_name": found.library,
+        "base_model": found.base_model,
+        "base_model_relation": "adapter" if found.is_adapter else "finetune",
+        "license": found.licence,
+        "tags": ["afina", "lora"],
+    }
+    if evaluation:
+        head["model-index"] = [{"name": found.name.rpartition("/")[2], "results": [_result(evaluation)]}]
+    commit = f" (commit {found.commit})" if found.commit else ""
+    rank = f" with LoRA of rank {found.rank}" if found.rank else ""
+    lines = [
+        "---",
+        yaml.safe_dump({name: value for name, value in head.items() if value}, sort_keys=False).strip(),
+        "---", "",
+        f"# {found.name.rpartition('/')[2]}", "",
+        f"[{found.base_model}](https://huggingface.co/{found.base_model}){commit}, adapted{rank} by Afina.", "",
+        *_data_facts(facts),
+        *(f"- {what}: SHA-256 `{digest}`" for what, digest in found.hashes.items()),
+    ]  # fmt: skip
+    if evaluation:
+        lines += ["", *_evaluated(evaluation, f"{counted(evaluation['rows'], 'row')} that were not trained on")]
+        lines += ["", *(f"- {line}" for line in general_lines(evaluation))]
+    if found.about:
+        lines += ["", "## How to run it", "", *found.about]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _result(evaluation: dict[str, Any]) -> dict[str, Any]:
+    """The scores, as the hub's leaderboards read them."""
+    scores = {name: value for name, value in evaluation["adapted"].items() if isinstance(value, int | float)}
+    return {
+        "task": {"type": "text-generation"},
+        "dataset": {"name": "held-out rows of the run", "type": "private"},
+        "metrics": [{"type": name, "value": value, "name": label(name)} for name, value in scores.items()],
+    }
+
+
+def _data_facts(facts: dict[str, Any]) -> list[str]:
+    rows, data = facts.get("rows", {}), facts.get("data", {})
+    counts = [f"{rows[part]:,} {words}" for part, words in _PARTS.items() if rows.get(part)]
+    found = [f"- data: {', '.join(counts)}; kind of task: {facts.get('kind', 'generation')}"] if counts else []
+    found += [f"- {name} template: `{data[name]}`" for name in ("system", "prompt", "completion") if data.get(name)]
+    return found
+
+
+_PARTS = {"train": "rows trained on", "held_out": "held out", "test": "in the test split"}

@@ -57,8 +57,6 @@ def _show_merged(settings: Settings, result: "MergeAdapterResult") -> None:
     facts = {"model": result.model, "precision": result.precision}
     for dtype, difference in result.differences.items():
         facts[f"difference in {dtype}"] = f"{difference:.2g} of the largest logit"
-    if result.largest_difference_of_logits != result.differences["fp32"]:
-        facts["from the quantised base"] = f"{result.largest_difference_of_logits:.2g} of the largest logit"
     show_facts(facts, _WIDTH)
 
 

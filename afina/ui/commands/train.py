@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from afina.core.config import Settings, json_object
 from afina.measure.pages.report import try_command
 from afina.ui.commands.eval import show_evaluation
+from afina.ui.commands.export import show_export
 from afina.ui.common import View
 
 if TYPE_CHECKING:
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
 def _show(settings: Settings, result: "TrainResult") -> None:
     files: dict[str, Path] = {"adapter": result.adapter, "report": result.report}
     show_evaluation(json_object(result.evaluation), files)
+    if result.export:
+        print()
+        show_export(result.export)
     print(f"\nTry it:  {try_command(result.folder, result.prompt)}")
 
 

@@ -2,6 +2,11 @@
 text, tools and thoughts, and what they refuse. Written for the tests, in few words."""
 
 from dataclasses import dataclass
+from functools import cache
+
+from conftest import byte_tokenizer
+
+from afina.models.tokenizer import Tokenizer, wrap
 
 _CHATML_TURN = "{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}"
 _CHATML_ASKS = "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
@@ -252,3 +257,17 @@ FAMILIES = {
     "GLM-4.5": Family(_GLM_45, "<|endoftext|>", _GLM, tools=True, thoughts=True),
     "gpt-oss": Family(_HARMONY, "<|return|>", _CHANNELS, thoughts=True),
 }  # fmt: skip
+
+
+@cache
+def tokenizer(name: str) -> Tokenizer:
+    from tokenizers import AddedToken
+
+    family = FAMILIES[name]
+    inner = byte_tokenizer(family.template)
+    specials = {*family.specials, family.eos}
+    inner.add_special_tokens(
+        {"additional_special_tokens": [AddedToken(text, special=True) for text in sorted(specials)]}
+    )
+    inner.bos_token, inner.eos_token = ("<s>" if "<s>" in specials else None), family.eos
+    return wrap(inner, [])

@@ -1,5 +1,6 @@
-"""Whether what a job wrote is what it made: logits of the model in memory, and of one read from the files."""
+"""Whether what was written is what was made: logits of the model in memory, and of one read from the files."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -40,7 +41,7 @@ def sample(base: Base, predictions: Path | None = None) -> list[Packed]:
 
 
 @torch.no_grad()
-def logits(base: Base, rows: list[Packed]) -> Tensor:
+def logits(base: Base, rows: Sequence[Packed]) -> Tensor:
     """Of all rows, (N, vocabulary), in fp32."""
     return torch.cat([base.model.label_logits(row).float().cpu() for row in rows])
 
