@@ -40,6 +40,7 @@ _TOUCHES = re.compile(
     r"|(^|\.)(write_bytes|write_text|mkdtemp|mkstemp|rmtree|unlink|rename|savefig|save_file|TemporaryDirectory)$"
 )
 _NO_FILE = {"settings.open", "self.open", "opener.open", "trackers.open"}  # open models, parts of data, trackers
+_NO_FILE |= {"call.open", "call.service.open", "self.service.open"}  # models by name
 
 
 def test_whatever_opens_runs_or_writes_something_is_in_the_table_of_boundaries() -> None:

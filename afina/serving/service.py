@@ -6,11 +6,12 @@ All of it is called from the event loop's thread. One other thread owns torch.
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 from afina.models.sampling import Likelihood as Likelihood
 from afina.models.sampling import Sampling
 from afina.models.tokenizer import Tokenizer
+from afina.serving.metrics import Metrics
 
 FinishReason = Literal["stop", "length", "cancelled"]
 State = Literal["loading", "ready", "stopping"]
@@ -121,8 +122,11 @@ class Service(Protocol):
     async def unload(self, name: str, expected_generation: int | None = None, wait_s: float = 30.0) -> tuple[int, bool]:
         """Bytes that were freed, and whether all its requests ended within `wait_s`; after it they are cancelled."""
 
-    def metrics(self) -> Any:
-        """The counters, histograms and gauges of SHIP.md E, to be written out."""
+    def metrics(self) -> Metrics:
+        """What is counted, to be written out."""
+
+    async def stop(self, grace_s: float = 30.0) -> None:
+        """Takes nothing more, lets what runs finish for so long, and ends the rest with `Stopping`."""
 
 
 class ServiceFault(Exception):

@@ -55,3 +55,8 @@ PATTERN_BYTES = 512 << 20  # beyond what the process has
 PATTERNS = 10_000  # of one adapter
 
 REPLY_BYTES = 8 << 20  # of a server that is asked something
+
+REQUEST_BYTES = 4 << 20  # of what a client asks of the server
+REQUEST_NESTING = 64  # lists and objects in one another: a schema in a tool in a request has some twenty
+REQUEST_SECONDS = 30.0  # until the whole of it has come
+SCHEMA_BYTES = 256 << 10  # of a JSON schema or a pattern that an answer has to follow

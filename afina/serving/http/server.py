@@ -1,0 +1,107 @@
+"""Uvicorn around the application: a socket that is bound before anything is said, and an orderly end."""
+
+import asyncio
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+import uvicorn
+from starlette.applications import Starlette
+
+from afina.core.errors import SettingsError
+from afina.core.events import Listener, Notice, ignore
+from afina.serving.http.route import Context
+
+GRACE = 30.0  # seconds that what runs has to end by itself
+_LOOKS, _LOOK = 40, 0.05  # for what is still being sent, and the seconds between them
+
+
+def run(
+    app: Starlette, host: str, port: int, *, listener: Listener = ignore, log_requests: bool = False,
+    grace: float = GRACE,
+) -> None:  # fmt: skip
+    """Serves until SIGTERM or SIGINT: then new requests get 503, those that run have `grace` seconds, and what still
+    runs ends with an error. A second signal ends at once. `listener` hears of the address (of port 0 the one that was
+    found) once requests are taken, and of each request where they are logged. Raises `SettingsError` where the address
+    cannot be had."""
+    context: Context = app.state.context
+    if log_requests:
+        context.on_served = lambda served: listener(Notice(str(served)))
+    held = bind(host, port)
+    shown = f"[{host}]" if ":" in host and "[" not in host else host
+    config = uvicorn.Config(
+        app, log_config=None, access_log=False, server_header=False, ws="none", lifespan="off", loop="asyncio",
+        http="h11", timeout_graceful_shutdown=1, proxy_headers=False,
+    )  # fmt: skip
+    server = _Server(config, context, grace)
+    server.on_ready = lambda: listener(Notice(f"listening at http://{shown}:{held.getsockname()[1]}"))
+    try:
+        server.run(sockets=[held])
+    finally:
+        held.close()
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Raises `SettingsError`."""
+    name = host.strip("[]")
+    family = socket.AF_INET6 if ":" in name else socket.AF_INET
+    found = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        found.bind((name, port))
+    except (OSError, OverflowError, UnicodeError) as error:
+        found.close()
+        reason = getattr(error, "strerror", None) or str(error)
+        raise SettingsError(
+            f"cannot listen on {host}:{port}: {reason.lower()}", "give another --port (0: any that is free) or --host"
+        ) from error
+    return found
+
+
+class _Server(uvicorn.Server):
+    """Uvicorn's, which would stop listening at the first signal, and kill itself with it in the end."""
+
+    def __init__(self, config: uvicorn.Config, context: Context, grace: float) -> None:
+        super().__init__(config)
+        self.on_ready: Callable[[], None] = lambda: None
+        self._context, self._grace = context, grace
+        self._draining: asyncio.Task[None] | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if not self.should_exit:
+            self.on_ready()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {each: signal.signal(each, self.handle_exit) for each in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for each, handler in before.items():
+                signal.signal(each, handler)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self._context.stopping:
+            self.should_exit = self.force_exit = True
+        self._context.stopping = True
+
+    async def on_tick(self, counter: int) -> bool:
+        if self._context.stopping and self._draining is None:
+            self._draining = asyncio.create_task(self._drain())
+        return await super().on_tick(counter)
+
+    async def _drain(self) -> None:
+        """What runs ends, by itself or with an error; then the last of it is sent, and the connections are closed."""
+        await self._context.service.stop(self._grace)
+        for _ in range(_LOOKS):
+            if not self._context.running:
+                break
+            await asyncio.sleep(_LOOK)
+        self.should_exit = True
