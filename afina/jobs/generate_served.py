@@ -10,12 +10,14 @@ from afina.core.events import Listener, ignore
 from afina.core.files import check_writable, write_jsonl
 from afina.core.job import Job
 from afina.jobs.generate import GenerateResult
+from afina.runs.facts import adapter_folder, read_facts
 from afina.serving.client import Client
 
 
 class GenerateServedSettings(Settings):
     run: Path = setting(..., positional="RUN")
-    """Folder that `afina train` wrote, or an adapter's folder; with --url its name on the server, or the base's."""
+    """Folder that `afina train` wrote, or an adapter's folder; with --url its name on the server, or the base's. Where
+    the folder is here, too, the run's own system message and length of answers are used."""
     prompts: tuple[str, ...] = setting((), positional="PROMPT")
     """The user's turn, word for word."""
     url: str = setting(..., metavar="URL")
@@ -38,7 +40,11 @@ def generate_served(settings: GenerateServedSettings, listener: Listener = ignor
         check_writable(settings.out)
     client = Client(settings.url)
     name = model_name(settings.run)
-    questions = [{"messages": [{"role": "user", "content": prompt}]} for prompt in settings.prompts]
+    facts = read_facts(adapter_folder(settings.run)) if settings.run.is_dir() else {}
+    system = facts.get("data", {}).get("system")
+    start = [{"role": "system", "content": system}] if system else []
+    most = {"max_tokens": facts["max_new_tokens"]} if facts else {}
+    questions = [{"messages": [*start, {"role": "user", "content": prompt}]} | most for prompt in settings.prompts]
     rows = [
         {"prompt": prompt, "answer": reply.text, "stopped": reply.stopped, "fingerprint": reply.fingerprint}
         for prompt, reply in zip(settings.prompts, client.chat(name, questions, listener), strict=True)

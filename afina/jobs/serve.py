@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, model_validator
 
 from afina.core.config import Result, Settings, Words, setting
-from afina.core.device import keep_freed_memory
+from afina.core.device import keep_freed_memory, precision_of
 from afina.core.errors import AdapterError, SettingsError, counted
 from afina.core.events import Listener, Notice, Progress, ignore
 from afina.core.job import Job
@@ -132,7 +132,7 @@ def prepared(settings: ServeSettings, listener: Listener = ignore) -> LocalServi
     limits = Limits(settings.max_batch, settings.max_queue, settings.memory, settings.deterministic)
     listener(Notice("loading the base"))
     base, alone = _base(settings, runs, listener)
-    listener(Notice(f"{base.facts.name}: {base.engine}; computes in {base.dtype_reason or base.dtype}"))
+    listener(Notice(f"{base.facts.name}: {base.engine}; computes in {precision_of(base.dtype)} ({base.dtype_reason})"))
     if (free := free_bytes(next(base.model.module.parameters()).device)) < limits.memory:
         listener(
             Notice(f"--memory {limits.memory / 1e9:.1f} GB, but {free / 1e9:.1f} GB of memory are free", warning=True)
