@@ -177,6 +177,7 @@ def first_token(service: Any, base: Any, prompt: list[int]) -> tuple[float, floa
 async def cycles(service: Any, prompt: list[int], count: int) -> float:
     """Bytes by which resident memory grew after the first tenth of so many cycles."""
     import psutil
+
     from afina.models.sampling import GREEDY
     from afina.serving.service import Wanted
 
