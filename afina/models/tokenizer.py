@@ -32,7 +32,7 @@ from afina.core.limits import (
 from afina.core.limits.process import Exceeded, Failed, TooMuch, bounded, in_child
 from afina.core.task import CAUSAL, Task
 from afina.models.formats.gguf import GGUF
-from afina.models.formats.pre_tokenizers import PRE_TOKENIZERS, PreTokenizer
+from afina.models.formats.pre_tokenizers import byte_level_bpe
 from afina.models.templates import MARK, Abilities, abilities, template_for
 
 Message = dict[str, Any]  # {"role": "system" | "user" | "assistant" | …, "content": str}, and more (data.mapping)
@@ -283,10 +283,7 @@ def _of_gguf(file: GGUF, path: Path) -> tuple[Any, list[int]]:
     def token(key: str) -> str | None:
         return tokens[meta[key]] if meta.get(key) is not None else None
 
-    pre = meta.get("pre", "default")
-    parts = PRE_TOKENIZERS.get("gpt-2" if pre == "default" else pre)
-    if meta.get("model") == "gpt2" and parts is not None:
-        backend = _byte_level_bpe(meta, parts)
+    if (backend := byte_level_bpe(meta)) is not None:
         inner = PreTrainedTokenizerFast(tokenizer_object=backend, clean_up_tokenization_spaces=False)
     else:
         from transformers import AutoTokenizer
@@ -298,28 +295,6 @@ def _of_gguf(file: GGUF, path: Path) -> tuple[Any, list[int]]:
     inner.unk_token, inner.pad_token = token("unknown_token_id"), token("padding_token_id")
     inner.chat_template = file.metadata.get("tokenizer.chat_template")
     return inner, [meta[key] for key in ("eot_token_id", "eom_token_id") if meta.get(key) is not None]
-
-
-def _byte_level_bpe(meta: dict[str, Any], parts: PreTokenizer) -> Any:
-    from tokenizers import AddedToken, decoders, models, processors
-    from tokenizers import Tokenizer as Backend
-
-    control, user_defined = 3, 4
-    vocabulary = {text: i for i, text in enumerate(meta["tokens"])}
-    merges = [tuple(pair.split(" ", 1)) for pair in meta.get("merges", [])]
-    backend = Backend(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=parts.whole_words))
-    backend.pre_tokenizer = parts.build(bool(meta.get("add_space_prefix", False)))
-    backend.decoder = decoders.ByteLevel()
-    kinds = meta.get("token_type", [])
-    for special, kind in ((True, control), (False, user_defined)):
-        found = [meta["tokens"][i] for i, k in enumerate(kinds) if k == kind]
-        backend.add_tokens([AddedToken(text, normalized=False, special=special) for text in found])
-    # Where the file does not say it, llama.cpp puts bos before a text for the same tokenizers that take words whole.
-    if meta.get("add_bos_token", parts.whole_words) and meta.get("bos_token_id") is not None:
-        bos = meta["tokens"][meta["bos_token_id"]]
-        begun = processors.TemplateProcessing(f"{bos} $A", special_tokens=[(bos, meta["bos_token_id"])])
-        backend.post_processor = begun
-    return backend
 
 
 def from_folder(path: Path, extra_stops: list[int]) -> Tokenizer:

@@ -13,7 +13,7 @@ import torch
 from afina.core.device import cache_folder
 from afina.engine import kernels
 from afina.engine.blocks import GGML_FORMATS, Blocks
-from afina.engine.quantise import TYPES, bytes_of, numbers_in_block, quantised
+from afina.engine.ops.quantise import TYPES, bytes_of, numbers_in_block, quantised
 
 K_QUANTS = {"Q4_K": 12, "Q5_K": 13, "Q6_K": 14}
 OLDER = ("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1")

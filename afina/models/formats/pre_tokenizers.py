@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 DIGITS = "each digit"
+_CONTROL, _USER_DEFINED = 3, 4  # kinds of tokens
 GPT_2 = "GPT-2's pattern"  # which the tokenizers library has built in
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+"
@@ -56,6 +57,33 @@ PRE_TOKENIZERS = {
         ),
     )
 }
+
+
+def byte_level_bpe(meta: dict[str, Any]) -> Any:
+    """The tokenizers library's own, of a GGUF file's metadata after `tokenizer.ggml.`; None where it is no byte-level
+    BPE of the table."""
+    from tokenizers import AddedToken, decoders, models, processors
+    from tokenizers import Tokenizer as Backend
+
+    pre = meta.get("pre", "default")
+    parts = PRE_TOKENIZERS.get("gpt-2" if pre == "default" else pre)
+    if meta.get("model") != "gpt2" or parts is None:
+        return None
+    vocabulary = {text: i for i, text in enumerate(meta["tokens"])}
+    merges = [tuple(pair.split(" ", 1)) for pair in meta.get("merges", [])]
+    backend = Backend(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=parts.whole_words))
+    backend.pre_tokenizer = parts.build(bool(meta.get("add_space_prefix", False)))
+    backend.decoder = decoders.ByteLevel()
+    kinds = meta.get("token_type", [])
+    for special, kind in ((True, _CONTROL), (False, _USER_DEFINED)):
+        found = [meta["tokens"][i] for i, k in enumerate(kinds) if k == kind]
+        backend.add_tokens([AddedToken(text, normalized=False, special=special) for text in found])
+    # Where the file does not say it, llama.cpp puts bos before a text for the same tokenizers that take words whole.
+    if meta.get("add_bos_token", parts.whole_words) and meta.get("bos_token_id") is not None:
+        bos = meta["tokens"][meta["bos_token_id"]]
+        begun = processors.TemplateProcessing(f"{bos} $A", special_tokens=[(bos, meta["bos_token_id"])])
+        backend.post_processor = begun
+    return backend
 
 
 def pre_tokenizer_of(written: Any, whole_words: bool) -> PreTokenizer | None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from afina.core.errors import OutputError, SettingsError, writing
 from afina.core.layers import not_finite
 from afina.core.process.temporary import replacing
-from afina.engine.quantise import bytes_of, quantised
+from afina.engine.ops.quantise import bytes_of, quantised
 from afina.models.formats.gguf import GGUF
 from afina.serving.gguf.facts import Metadata
 from afina.serving.gguf.types import padded

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from math import prod
 
 from afina.core.errors import SettingsError, counted
-from afina.engine.quantise import bytes_of, numbers_in_block
+from afina.engine.ops.quantise import bytes_of, numbers_in_block
 
 TYPES = ("F32", "F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q5_1", "Q5_0", "Q4_K_M", "Q4_1", "Q4_0")
 ALIGNMENT = 32  # bytes of which each tensor takes a multiple

@@ -2,7 +2,7 @@
 
 The older blocks are the `gguf` package's. K-quants, which it only reads, are found by the search of ggml's reference
 without an importance matrix (https://github.com/ggml-org/ggml, quantize_row_q4_K_ref and its like): in
-cpp/quantise.cpp, or in numpy where nothing was compiled, with the same bytes.
+../cpp/quantise.cpp, or in numpy where nothing was compiled, with the same bytes.
 
 A block is 256 numbers, x ≈ step · code − from: in Q4_K and Q5_K of eight sub-blocks of 32, in Q6_K of sixteen of 16,
 without `from`. N numbers of a sub-block, S sub-blocks: arrays are (N, S), so that sums over N are formed in ggml's
