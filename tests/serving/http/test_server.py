@@ -173,14 +173,18 @@ def _openai_forms(asking: Any, how: dict) -> None:
     assert json.loads(streamed.function.arguments) == json.loads(call.function.arguments)
 
 
-def test_lm_eval_scores_through_it_as_the_model_scores(tiny) -> None:
+def test_lm_eval_scores_through_it_as_the_model_scores(tiny, tiny_folder) -> None:
     models = pytest.importorskip("lm_eval.models.openai_completions", reason="lm-eval[api] is not installed")
     from lm_eval.api.instance import Instance
 
     pairs = [("hello", " world"), ("abc", "def"), ("a b c", " d")]
     with serving(tiny) as client, listening(client) as (port, _):
         model = models.LocalCompletionsAPI(
-            model=tiny.facts.name, base_url=f"http://127.0.0.1:{port}/v1/completions", tokenizer_backend=None
+            model=tiny.facts.name,
+            base_url=f"http://127.0.0.1:{port}/v1/completions",
+            tokenizer_backend="huggingface",
+            tokenizer=str(tiny_folder),
+            max_length=512,
         )
         found = model.loglikelihood([Instance("loglikelihood", {}, pair, i) for i, pair in enumerate(pairs)])
         expected = []
