@@ -8,7 +8,6 @@ import os
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -26,8 +25,6 @@ from afina.engine import kernels
 from afina.models.load import Base, load_base
 
 torch.set_num_threads(1)
-
-collect_ignore_glob = [] if find_spec("starlette") and find_spec("uvicorn") else ["serving/http/*"]
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
