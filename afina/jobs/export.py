@@ -132,7 +132,7 @@ def _file_name(settings: ExportSettings, adapter: Path) -> str:
     if folder.name == "adapter" and folder == adapter.resolve():
         folder = folder.parent
     named = settings.name or folder.name
-    return re.sub(r"[^\w.-]+", "-", named).strip("-.") or "model"
+    return re.sub(r"[^\w.-]+", "-", named, flags=re.ASCII).strip("-.") or "model"
 
 
 def _subject(settings: ExportSettings, adapted: Adapted, adapter: Path) -> Subject:

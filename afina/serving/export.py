@@ -62,9 +62,7 @@ def write_forms(making: Making, forms: Sequence[Form], listener: Listener) -> di
             weights = weights_of(base.model.module)
         if not form.exporter.uses_others:
             listener(Notice(f"writing {form}"))
-        written = making.written[form] = form.exporter.write(form, making)
-        for note in written.notes:
-            listener(Notice(f"{form}: {note}"))
+        making.written[form] = form.exporter.write(form, making)
     making.release()
     return {form: weights if form.exporter.merges else updates for form in forms}
 

@@ -60,8 +60,8 @@ class _Ollama(Exporter):
         yield f"    ollama run {subject.name.lower()} 'a question'"
         yield ""
         yield "TEMPLATE writes what the chat template writes that was trained with, without tools. Contents are taken"
-        yield "as they are, where some chat templates remove white space around them. It was checked with Go's own"
-        yield "text/template, not with Ollama itself."
+        yield "as they are, where some chat templates remove white space around them. Afina's tests render such ones"
+        yield "with Go's own text/template; Ollama itself was not run."
         if _WITH_ADAPTER in written.files:
             yield ""
             yield f"`{_WITH_ADAPTER}` puts the adapter on the base's own file. **Ollama {_LAST} or older**: newer ones"
