@@ -7,8 +7,8 @@ from functools import cache
 from itertools import pairwise
 
 import pytest
+from chat_templates import FAMILIES
 from conftest import byte_tokenizer, save_tiny
-from data.chat_templates import FAMILIES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from serving_client import USER, Client, serving
