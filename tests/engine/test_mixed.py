@@ -22,6 +22,7 @@ from afina.engine.layers import Conv1D
 from afina.engine.mixed import PackedUpdates, Place, RowUpdates
 from afina.engine.tape import Tape
 from afina.lora import LoraConfig, inject
+from afina.models.causal import DecoderModel
 
 WIDTHS = {"q": 64, "k": 35, "v": 18}
 TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 0.02}
@@ -165,11 +166,34 @@ def test_rows_are_what_the_adapter_in_place_gives(name: str, tmp_path: Path) -> 
         assert (steps(alone, [PROMPTS[i] for i in rows], [None] * len(rows)) - found[:, rows]).abs().max() < 2e-4
 
 
-def test_a_recorded_step_is_right_for_other_adapters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    kind, sizes = FAMILIES["llama"]  # so wide that few rows are multiplied by the kernel
+@pytest.fixture
+def wide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DecoderModel:
+    """So wide that few rows are multiplied by the kernel."""
+    kind, sizes = FAMILIES["llama"]
     monkeypatch.setitem(FAMILIES, "llama", (kind, sizes | {"hidden_size": 64, "intermediate_size": 96}))
     model = ours("llama", tmp_path, kernels=True)
     model.module.eval()
+    return model
+
+
+def test_a_step_in_company_is_to_the_bit_the_step_alone(wide: DecoderModel) -> None:
+    """In fp32, after prompts that were read one by one, for as many rows as the kernel of few rows takes."""
+    adapters = [adapter(wide.module, "a", 4), None, adapter(wide.module, "b", 9)]
+
+    def run(rows: list[int]) -> torch.Tensor:
+        with torch.inference_mode():
+            sequences = wide.start(8, 60)
+            for i in rows:
+                read(sequences, [[i + 90, *PROMPTS[i]]], [adapters[i % 3]])  # none begins as another
+            return torch.stack([sequences.decode(torch.tensor([9 * s + i for i in rows])) for s in range(5)])
+
+    together = run(list(range(5)))
+    for i in range(5):
+        assert torch.equal(run([i])[:, 0], together[:, i])
+
+
+def test_a_recorded_step_is_right_for_other_adapters(wide: DecoderModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = wide
     repeated: list[int] = []
     repeat = Tape.repeat
     monkeypatch.setattr(Tape, "repeat", lambda self, *inputs: repeated.append(1) or repeat(self, *inputs))
