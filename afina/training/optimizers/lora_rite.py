@@ -86,6 +86,7 @@ def _spectral(x_NRR: Tensor, function: Callable[[Tensor, Tensor], Tensor]) -> Te
 class LoraRite(AdamW):
     name = "lora_rite"  # a mean and a basis of the factor's size, and a matrix of the rank's
     step_cost = 13.5  # 4.9 million numbers in 210 pairs, of rank 16, AdamW's beside it
+    rate_factor = 0.5  # best of 0.3, 0.6, 1 and 3 on 40 rows of E2E was 0.6: rows of A have norm 0.6 at first
 
     def build(self, groups: list[dict[str, Any]], factors: Sequence[Pair]) -> torch.optim.Optimizer:
         return _LoraRite(groups, factors)
