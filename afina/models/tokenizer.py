@@ -309,15 +309,8 @@ def encoder_tokenizer(path: Path, task: Task, classes: Sequence[str]) -> Tokeniz
     end = inner.eos_token_id if inner.eos_token_id is not None else inner.sep_token_id
     if inner.pad_token_id is None or end is None:
         raise BaseModelError(f"{path}: the tokenizer has no pad or no end token", "choose another base")
-    return Tokenizer(
-        inner,
-        int(inner.pad_token_id),
-        frozenset([int(end)]),
-        "",
-        "",
-        task,
-        tuple(classes) if task.needs_classes else (),
-    )
+    own = tuple(classes) if task.needs_classes else ()
+    return Tokenizer(inner, int(inner.pad_token_id), frozenset([int(end)]), "", "", task, own)
 
 
 def _read(path: Path) -> Any:
