@@ -242,13 +242,14 @@ def client(port: int, bodies: list[str]) -> None:
         connection = socket.create_connection(("127.0.0.1", port))
         head = f"POST /v1/completions HTTP/1.1\r\nhost: 127.0.0.1:{port}\r\ncontent-type: application/json\r\n"
         connection.sendall(f"{head}content-length: {len(body.encode())}\r\n\r\n{body}".encode())
-        selector.register(connection, selectors.EVENT_READ)
+        selector.register(connection, selectors.EVENT_READ, bytearray())
     left = len(bodies)
     while left:
         for key, _ in selector.select():
             part = key.fileobj.recv(1 << 16)  # type: ignore[union-attr]
             assert b'"error"' not in part, part
-            if b"[DONE]" in part or not part:
+            key.data[:] = key.data[-6:] + part  # the end may come in two parts
+            if b"[DONE]" in key.data or not part:
                 selector.unregister(key.fileobj)
                 left -= 1
     after = resource.getrusage(resource.RUSAGE_SELF)
