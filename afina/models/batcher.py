@@ -203,19 +203,20 @@ class Batcher:
             entering.append(self._waiting.popleft())
         if not entering:
             return
-        if not self._active and not (self._sequences and self._sequences.can_add and self._grown(entering)):
+        shape, sequences, first = self._grown(entering), self._sequences, not self._active
+        self._active += entering  # which fail with the others where there is no memory for them
+        if first and not (sequences and sequences.can_add and shape):
             known = [*entering, *self._waiting] if self.max_tokens is None else entering
             self._shape = min(self.max_batch_size, len(known)), max(request.tokens for request in known)
             self._sequences = None  # before there is another
             self._sequences = self.model.start(*self._shape, self.kept or 0)
         elif self._sequences is not None:
-            self._shape = self._grown(entering) or self._shape
+            self._shape = shape or self._shape
             self._sequences.reserve(self._shape[1])
         assert self._sequences is not None
         cached = self._sequences.add([r.prompt_ids for r in entering], [r.updates for r in entering])
         for request, n in zip(entering, cached, strict=True):
             request.cached, request.entered = n, monotonic()
-        self._active += entering
 
     def _has_room(self, entering: list[Request]) -> bool:
         """Whether the requests may be active beside those that are; a single one may."""
@@ -285,8 +286,11 @@ class Batcher:
                 self._free()
 
     def drop_active(self) -> list[Request]:
-        """Takes the active requests away, unfinished, and frees what is kept, after a pass that failed as a whole."""
+        """Takes the active requests away, unfinished, and frees what is kept, after a pass that failed as a whole.
+        Where none is active, it is the one that has waited longest."""
         active, self._active = self._active, []
+        if not active and self._waiting:
+            active = [self._waiting.popleft()]
         self._free()
         return active
 

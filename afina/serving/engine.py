@@ -256,9 +256,9 @@ class Engine:
         try:
             changed = self.batcher.step()
         except Exception as error:  # of the pass as a whole: none of its rows has an answer
-            changed = self.batcher.drop_active()
-            for request in changed:
+            for request in self.batcher.drop_active():
                 request.fail(error)
+            changed = [request for request in self._of if request.finish_reason is not None]
             self._listener(Notice(f"a pass failed: {explained(error)}", warning=True))
         if changed:
             self.metrics.rows.add(len(changed))

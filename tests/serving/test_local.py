@@ -548,6 +548,30 @@ def test_a_pass_that_fails_ends_the_answers_in_it_and_no_others(service: LocalSe
     assert service.metrics().faults.value() >= 1
 
 
+def test_requests_for_which_there_is_no_memory_fail_and_the_next_is_served(
+    service: LocalService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, batcher = service.base, service.engine.batcher
+    service.engine.call(batcher.forget).result()
+
+    def nothing(*_: object) -> None:
+        raise MemoryError
+
+    async def ask() -> None:
+        handle = service.open(base.facts.name)
+        with monkeypatch.context() as patched:
+            patched.setattr(batcher.model, "start", nothing)
+            streams = [await handle.generate(Wanted(prompt_of(base), 3, Sampling())) for _ in range(3)]
+            for stream in streams:
+                with pytest.raises(ServiceFault):
+                    async for _ in stream:
+                        pass
+        assert not batcher.busy
+        assert await text(handle, prompt_of(base), 3, Sampling(ignore_eos=True))
+
+    run(ask())
+
+
 def test_a_service_that_is_not_ready_refuses(tiny: Base) -> None:
     service = LocalService(tiny, LIMITS)
 
