@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,7 +11,7 @@ from typing import Any
 
 from afina.models.load import Base
 from afina.serving.engine import Limits
-from afina.serving.http import Access, make_app
+from afina.serving.http import Access, make_app, run
 from afina.serving.local import LocalService
 
 USER = [{"role": "user", "content": "hello"}]
@@ -24,6 +26,25 @@ def serving(base: Base, roots: Sequence[Path] = (), limits: Limits | None = None
         yield Client(make_app(service, access or Access(), **app), base, service)
     finally:
         service.close()
+
+
+@contextmanager
+def listening(client: "Client", **how: Any) -> Iterator[tuple[int, list[str]]]:
+    """The port on which it listens meanwhile, and what is said."""
+    said: list[str] = []
+    thread = threading.Thread(
+        target=run, args=(client.app, "127.0.0.1", 0), kwargs={"listener": lambda event: said.append(event.text), **how}
+    )
+    thread.start()
+    while not said:
+        time.sleep(0.005)
+        assert thread.is_alive()
+    try:
+        yield int(said[0].rpartition(":")[2]), said
+    finally:
+        client.app.state.context.stopping = True
+        thread.join(20)
+        assert not thread.is_alive()
 
 
 class Answered:

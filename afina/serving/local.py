@@ -17,15 +17,16 @@ from afina.engine.ops import Segments
 from afina.models.load import Base
 from afina.models.model import unshared
 from afina.models.tokenizer import Tokenizer
-from afina.serving.adapters import Adapter, Card, read_adapter, tokenizer_for
+from afina.serving.adapters import Adapter, Card, FilesChanged, read_adapter, tokenizer_for
 from afina.serving.engine import Answer, Engine, Limits
 from afina.serving.metrics import Metrics
 from afina.serving.probe import probe
 from afina.serving.registry import Entry, Registry, Served, stamp_of
-from afina.serving.service import Conflict, ModelFacts, ServiceFault, State, Stopping, UnknownModel, Wanted
+from afina.serving.service import Conflict, ModelFacts, Replaced, ServiceFault, State, Stopping, UnknownModel, Wanted
 
 _PATH = re.compile(r"(?<![\w/<.])/(?:[^\s'\":;,()]+/)*([^\s'\":;,()/]*)")
 GRACE_SECONDS = 30.0  # in which what runs may finish after the server was told to end
+_REPLACED = "the model {!r} was replaced in this moment; ask again"
 _AT_ONCE = 16  # rows that a classifier reads together
 
 
@@ -173,10 +174,12 @@ class LocalService:
             if served.adapter is None:
                 try:
                     card, _, adapter, size = await self._read(entry.name, served.card.folder)
+                except FilesChanged as error:
+                    raise Replaced(_REPLACED.format(entry.name)) from error
                 except InputError as error:
-                    raise ServiceFault(f"the model {entry.name!r} cannot be used: {_plain(error)[0]}") from error
+                    raise UnknownModel(f"the model {entry.name!r} cannot be used: {_plain(error)[0]}") from error
                 if card.hash != served.card.hash:
-                    raise ServiceFault(f"the model {entry.name!r} was replaced in this moment; ask again")
+                    raise Replaced(_REPLACED.format(entry.name))
                 room = self.registry.make_room(size)
                 served.adapter, served.bytes = adapter, size
                 self._let_go(room)

@@ -154,6 +154,10 @@ class Stopping(ServiceFault):
     """The server is loading, or ends."""
 
 
+class Replaced(ServiceFault):
+    """The model's files changed in this moment: asked again it answers."""
+
+
 class Conflict(ServiceFault):
     def __init__(self, message: str, code: Literal["adapter_exists", "generation_mismatch", "adapter_in_use"]) -> None:
         super().__init__(message)

@@ -235,7 +235,7 @@ def test_an_adapter_that_is_not_what_it_says_is_refused(
         assert [piece async for piece in running][-1].finish_reason == "length"
         with pytest.raises(UnknownModel):
             service.open("unfit")
-        with pytest.raises(ServiceFault, match="cannot be used"):
+        with pytest.raises(UnknownModel, match="cannot be used"):
             await text(service.open("broken"), prompt_of(base), 2)
         return error.value
 

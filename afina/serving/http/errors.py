@@ -10,7 +10,7 @@ from starlette.responses import Response
 from afina.core.errors import AfinaError, InputError, near
 from afina.core.text import json_text
 from afina.data.mapping import Unusable
-from afina.serving.service import Conflict, NoMemory, QueueFull, ServiceFault, Stopping, TooLong, UnknownModel
+from afina.serving.service import Conflict, NoMemory, QueueFull, Replaced, ServiceFault, Stopping, TooLong, UnknownModel
 
 _TYPES = {
     401: "authentication_error", 403: "permission_error", 404: "not_found_error", 409: "conflict_error",
@@ -72,7 +72,7 @@ def error_of(error: Exception) -> HttpError | None:
             return invalid(
                 without_paths(str(error)), None, "insufficient_memory"
             )  # it would fail again: no SDK is to retry it
-        case Stopping():
+        case Stopping() | Replaced():
             return HttpError(503, without_paths(str(error)), headers={"Retry-After": "5"})
         case Conflict():
             return HttpError(409, without_paths(str(error)), error.code)

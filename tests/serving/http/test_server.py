@@ -3,7 +3,6 @@ speak to it."""
 
 import asyncio
 import json
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -11,31 +10,12 @@ from http.client import HTTPConnection, HTTPResponse
 from typing import Any
 
 import pytest
-from serving_client import USER, serving
+from serving_client import USER, listening, serving
 
 from afina.core.errors import SettingsError
-from afina.serving.http import run
 from afina.serving.http.openapi import description
 from afina.serving.http.routes import ROUTES
 from afina.serving.http.server import bind
-
-
-@contextmanager
-def listening(client: Any, **how: Any) -> Iterator[tuple[int, list[str]]]:
-    said: list[str] = []
-    thread = threading.Thread(
-        target=run, args=(client.app, "127.0.0.1", 0), kwargs={"listener": lambda event: said.append(event.text), **how}
-    )
-    thread.start()
-    while not said:
-        time.sleep(0.005)
-        assert thread.is_alive()
-    try:
-        yield int(said[0].rpartition(":")[2]), said
-    finally:
-        client.app.state.context.stopping = True
-        thread.join(20)
-        assert not thread.is_alive()
 
 
 @contextmanager
