@@ -24,6 +24,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,8 @@ from load_malformed import CHAT, KINDS, NO_HTTP, TEXT, admin_kinds, request
 
 KEY = "an-admins-key"
 PINNED = ("first", "second", "third")
+MEMORY = 64_000_000  # for keys, values and adapters
+AFINA = (sys.executable, "-m", "afina", "serve", "--port", "0")
 GROWN_MB = 10.0  # that resident memory may differ by
 _WORDS = re.compile(rb'"(?:content|text)": ?"[^"]')
 
@@ -109,7 +112,7 @@ class Answered:
         return json.loads(self.body)
 
 
-async def exchange(port: int, sent: bytes, leave_after: int | None = None, within: float = 60) -> Answered:
+async def exchange(port: int, sent: bytes, leave_after: int | None = None, within: float = 300) -> Answered:
     """`leave_after`: the connection is closed once so many bytes of the answer came, or after 20 ms."""
     begun, found, raw = time.perf_counter(), Answered(), bytearray()
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -388,17 +391,12 @@ def _from_stream(body: bytes) -> dict[str, Any] | str:
 
 
 class Server:
-    """`afina serve` on what `make` wrote, in a process of its own; `memory` for keys, values and adapters."""
+    """A server in a process of its own, by default Afina's, which says its address in the file `log` in `folder`."""
 
-    memory = 64_000_000
-
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *arguments: str, command: Sequence[str] = AFINA, **environment: str) -> None:
         self.log = (folder / f"server.{time.monotonic_ns()}").open("w+")
-        runs = [str(folder / "runs" / name) for name in PINNED]
-        command = [sys.executable, "-m", "afina", "serve", *runs, "--adapters", str(folder / "adapters")]
-        command += ["--admin-key-file", str(folder / "admin.key"), "--port", "0", "--memory", str(self.memory)]
-        paths = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "NO_COLOR": "1"}
-        self.process = subprocess.Popen(command, stdout=self.log, stderr=self.log, env=paths)
+        paths = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "NO_COLOR": "1", **environment}
+        self.process = subprocess.Popen([*command, *arguments], stdout=self.log, stderr=self.log, env=paths)
         end = time.monotonic() + 120
         while not (found := re.search(r"http://127\.0\.0\.1:(\d+)", self.said)):
             if self.process.poll() is not None or time.monotonic() > end:
@@ -423,10 +421,16 @@ class Server:
         return code
 
 
+def on_what_was_made(folder: Path) -> Server:
+    runs = [str(folder / "runs" / name) for name in PINNED]
+    inside, key = str(folder / "adapters"), str(folder / "admin.key")
+    return Server(folder, *runs, "--adapters", inside, "--admin-key-file", key, "--memory", str(MEMORY))
+
+
 def measured(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     from common import machine
 
-    server = Server(folder)
+    server = on_what_was_made(folder)
     precision = re.findall(r"computes in (\S+)", server.said)[0]
     load = Load(server.port, folder, "tiny-base", options.seed, precision == "fp32")
     begun, tenth = time.perf_counter(), []
@@ -434,7 +438,7 @@ def measured(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         load.run(options.requests, options.at_once, options.seconds, lambda: tenth.append(server.resident))
     )
     seconds = time.perf_counter() - begun
-    asyncio.run(load.check_empty(server.memory))
+    asyncio.run(load.check_empty(MEMORY))
     resident = server.resident
     grown = (resident - tenth[0]) / 1e6 if tenth else 0.0
     if grown > GROWN_MB:
@@ -443,7 +447,7 @@ def measured(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         load.wrong.append(f"the server's log: {server.said[-2000:]}")
     asyncio.run(killed(load, server))
 
-    again = Server(folder)
+    again = on_what_was_made(folder)
     load.port = again.port
     before = len(load.wrong)
     asyncio.run(repeated(load))

@@ -37,6 +37,10 @@ SCRIPTS: dict[str, list[str]] = {
     "published": ["published.py"],
     "choice": ["choice.py", ROWS],
     "optimisers": ["quality.py", DATASETS, "optimisers", "data to text", "--settings", "muon", "--rows=96"],
+    "serving": ["serving.py"],
+    "server": ["server.py"],
+    "load": ["load.py"],
+    "adapters_peer": ["adapters_peer.py"],
     "kill_and_resume": ["kill_and_resume.py"],
 }
 HEAD = """# Results of the benchmarks

@@ -33,10 +33,6 @@ from afina.runs.facts import adapter_folder, read_facts
 TEMPLATE = "chat_template.jinja"
 
 
-class FilesChanged(AdapterError):
-    """While they were read."""
-
-
 @dataclass(frozen=True)
 class Card:
     """What the files of an adapter say before its weights are read. `hash` is of weights and configuration."""
@@ -155,7 +151,7 @@ def read_adapter(base: Base, card: Card, name: str) -> Adapter:
             "it was saved before it was trained: give the one that training ended with",
         )
     if content_hash(card.folder) != card.hash:
-        raise FilesChanged(f"the files of adapter {name!r} changed while they were read", "load it again")
+        raise AdapterError(f"the files of adapter {name!r} changed while they were read", "load it again")
     return found
 
 

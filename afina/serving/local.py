@@ -17,7 +17,7 @@ from afina.engine.ops import Segments
 from afina.models.load import Base
 from afina.models.model import unshared
 from afina.models.tokenizer import Tokenizer
-from afina.serving.adapters import Adapter, Card, FilesChanged, read_adapter, tokenizer_for
+from afina.serving.adapters import Adapter, Card, read_adapter, tokenizer_for
 from afina.serving.engine import Answer, Engine, Limits
 from afina.serving.metrics import Metrics
 from afina.serving.probe import probe
@@ -82,7 +82,7 @@ class LocalService:
         if self.alone:
             return [self._facts_alone(*self.alone)]
         for name in self.registry.names():
-            with suppress(AdapterError, UnknownModel):
+            with suppress(AdapterError, UnknownModel, Replaced):
                 self._entry(name)
         return [self._base_facts(), *(self._facts(entry, entry.now) for entry in self.registry)]
 
@@ -116,7 +116,12 @@ class LocalService:
         stamp = stamp_of(folder)
         if entry is not None and entry.stamp == stamp:
             return entry
-        card = Card.read(folder)
+        try:
+            card = Card.read(folder)
+        except AdapterError as error:
+            if stamp_of(folder) == stamp:
+                raise
+            raise Replaced(_REPLACED.format(name)) from error
         if entry is not None and (entry.now.card.hash, entry.now.card.template) == (card.hash, card.template):
             entry.stamp = stamp
             return entry
@@ -172,12 +177,13 @@ class LocalService:
             if served.is_gone:
                 raise UnknownModel(f"the model {entry.name!r} was unloaded")
             if served.adapter is None:
-                try:
-                    card, _, adapter, size = await self._read(entry.name, served.card.folder)
-                except FilesChanged as error:
-                    raise Replaced(_REPLACED.format(entry.name)) from error
+                folder = served.card.folder
+                try:  # where a link leads now: it may lead elsewhere before all is read
+                    card, _, adapter, size = await self._read(entry.name, folder.resolve())
                 except InputError as error:
-                    raise UnknownModel(f"the model {entry.name!r} cannot be used: {_plain(error)[0]}") from error
+                    if entry.now is served and stamp_of(folder) == entry.stamp:
+                        raise UnknownModel(f"the model {entry.name!r} cannot be used: {_plain(error)[0]}") from error
+                    raise Replaced(_REPLACED.format(entry.name)) from error
                 if card.hash != served.card.hash:
                     raise Replaced(_REPLACED.format(entry.name))
                 room = self.registry.make_room(size)

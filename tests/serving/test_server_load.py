@@ -20,13 +20,13 @@ def test_three_hundred_requests_of_every_kind(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(device, "_bf16_speedup", lambda *_: 1.0)
     load.make(tmp_path)
     runs = tuple(tmp_path / "runs" / name for name in load.PINNED)
-    service = prepared(ServeSettings(runs=runs, adapters=tmp_path / "adapters", memory=load.Server.memory))
+    service = prepared(ServeSettings(runs=runs, adapters=tmp_path / "adapters", memory=load.MEMORY))
     app = make_app(service, Access.of(admin_key_file=tmp_path / "admin.key"))
     try:
         with listening(Client(app, service.base, service)) as (port, _):
             asking = load.Load(port, tmp_path, service.base.facts.name)
             assert asyncio.run(asking.run(300, 32, 20)) == 300
-            asyncio.run(asking.check_empty(load.Server.memory))
+            asyncio.run(asking.check_empty(load.MEMORY))
             assert len(asking.told) > 30
             assert len({answer[0] for answer in asking.told.values()}) > len(asking.told) / 3
             asyncio.run(load.repeated(asking))
