@@ -135,7 +135,7 @@ CASES: dict[str, tuple[list[str], str]] = {
     "endless training": (train("good.jsonl", "--epochs", "inf"), "--epochs is"),
     "seed too large": (train("good.jsonl", "--seed", "9" * 30), "--seed is"),
     "pattern that is none": (train("good.jsonl", "--lora.target_modules", "re:("), "is not a regular expression"),
-    "nearly a flag": (train("good.jsonl", "--epoch", "3"), "Did you mean '--epochs', '--train.epochs'?"),
+    "nearly a flag": (train("good.jsonl", "--epoch", "3"), "Did you mean '--epochs', '--train.epochs', '--export'?"),
     "two test splits": (train("good.jsonl", "--test", "0.1", "--test-data", "good.jsonl"), "give one of them"),
     "two held-out splits": (
         train("good.jsonl", "--data.held_out", "0.3", "--eval-data", "good.jsonl"),

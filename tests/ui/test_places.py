@@ -61,6 +61,8 @@ COMMANDS = {
     "fit": Asked(f"base {_DATA} --device cpu", pace="long"),
     "generate": Asked("finished ação日本 --base base --device cpu", json=False),
     "eval --tasks": Asked("finished --tasks none.yaml --base base", code=2),
+    "eval --url": Asked("finished colours.jsonl --url http://127.0.0.1:1", code=2),
+    "generate --url": Asked("finished ação日本 --url http://127.0.0.1:1", code=2, json=False),
     "models cache": Asked(""),
     "models list": Asked(""),
     "models pull": Asked("base"),
@@ -69,6 +71,7 @@ COMMANDS = {
     "runs diff": Asked("finished killed"),
     "runs list": Asked("."),
     "runs show": Asked("finished"),
+    "serve": Asked("finished --base base --host 0.0.0.0", code=2, json=False),
     "train": Asked(f"{_DATA} {_FAST} --epochs 1 --allow-swap --out {{out}}", writes=True, json=False, pace="slow"),
     "tune": Asked(f"{_DATA} {_FAST} --trials 1 --epochs 1 --allow-swap --out {{out}}", writes=True, pace="long"),
 }
@@ -195,7 +198,7 @@ def _words(name: str, as_json: bool) -> list[str]:
     """The words of a command; columns are in braces, so no format is used."""
     out = f"out of {name}{as_json}"
     words = [out if word == "{out}" else word for word in COMMANDS[name].words.split()]
-    return [*name.removesuffix(" --tasks").split(), *words, *["--json"] * as_json]
+    return [*name.removesuffix(" --tasks").removesuffix(" --url").split(), *words, *["--json"] * as_json]
 
 
 def test_commands_in_odd_places(name: str, as_json: bool, place: tuple[Place, Path], tmp_path: Path) -> None:

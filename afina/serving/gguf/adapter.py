@@ -101,7 +101,7 @@ def _pairs(held: Contents, folder: Path) -> tuple[LoraConfig, list[_Pair]]:
     if not variant.summable:
         raise AdapterError(f"adapter {folder} is of the form {variant.name}, of which llama.cpp knows nothing", _MERGED)
     state = read_weights(folder)
-    if problems := list(_refused(held, state)):
+    if problems := list(dict.fromkeys(_refused(held, state))):
         more = [f"… and {len(problems) - 5} more"] if len(problems) > 5 else []
         raise AdapterError([f"adapter {folder} cannot be a GGUF file of its own", *problems[:5], *more], _MERGED)
     pairs = []
@@ -120,7 +120,7 @@ def _pairs(held: Contents, folder: Path) -> tuple[LoraConfig, list[_Pair]]:
 def _refused(held: Contents, state: dict[str, Tensor]) -> Iterator[str]:
     """What is in an adapter that llama.cpp does not add, or that is not this base's."""
     names = names_in_file(held.layout, len(held.arch.specs), [f"{held.arch.names.head}.weight", *held.names])
-    for name, value in state.items():
+    for name, value in sorted(state.items()):  # files have no order that is always the same
         path, end = _split(name)
         given = f"{path}.weight"
         stored = names.get(held.arch.renamed.get(given, given))
