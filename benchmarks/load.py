@@ -72,15 +72,27 @@ def show(found: dict[str, Any]) -> None:
 
 def make(folder: Path) -> None:
     """A base and adapters: `runs` that the server starts with, and the folder out of which an admin loads."""
-    from adapters_made import made
+    import torch
     from conftest import save_tiny
 
-    base = save_tiny(folder / "tiny-base")
-    for seed, name in enumerate(PINNED):
-        made(base, folder / "runs" / name, seed, facts={})
-    inside = folder / "adapters"
-    for seed, name in enumerate(("third", ".kept/a", ".kept/b", "nothing"), 3):
-        made(base, inside / name, seed, facts={}, **({"size": 0.0} if name == "nothing" else {}))
+    from afina.lora import LoraConfig, inject, save_adapter
+    from afina.models import load_base
+    from afina.runs.facts import facts_of, write_facts
+
+    path = str(save_tiny(folder / "tiny-base"))
+    base, lora, inside = load_base(path, precision="fp32", device="cpu"), LoraConfig(rank=4), folder / "adapters"
+    facts, module = facts_of(base, path), base.model.module
+    inject(module, lora)
+    nothing = {name: value.clone() for name, value in module.state_dict().items()}
+    runs = [folder / "runs" / name for name in PINNED]
+    for seed, own in enumerate([*runs, *(inside / name for name in ("third", ".kept/a", ".kept/b", "nothing"))]):
+        module.load_state_dict(nothing)
+        generator = torch.Generator().manual_seed(seed)
+        for parameter in module.parameters():
+            if parameter.requires_grad and own.name != "nothing":
+                parameter.data += 0.5 * torch.randn(parameter.shape, generator=generator)
+        save_adapter(module, lora, own, path, "CAUSAL_LM")
+        write_facts(own, facts)
     point(folder, "a")
     (inside / "outside").symlink_to(folder / "runs" / "first")
     (inside / "damaged").mkdir()
@@ -477,10 +489,11 @@ async def killed(load: Load, server: Server) -> None:
     await asyncio.gather(*running, return_exceptions=True)
 
 
-async def repeated(load: Load) -> None:
-    """Asks anew what was asked, of models that stayed; their answers have to be those that were told before."""
+async def repeated(load: Load, most: int | None = None) -> None:
+    """Asks anew what was asked, of models that stayed, one after another; the answers have to be those that were told
+    before."""
     await load.look()
-    for path, body in load.asked.values():
+    for path, body in list(load.asked.values())[:most]:
         await load.ask(path, body)
 
 

@@ -29,7 +29,7 @@ def test_three_hundred_requests_of_every_kind(tmp_path: Path, monkeypatch: pytes
             asyncio.run(asking.check_empty(load.MEMORY))
             assert len(asking.told) > 30
             assert len({answer[0] for answer in asking.told.values()}) > len(asking.told) / 3
-            asyncio.run(load.repeated(asking))
+            asyncio.run(load.repeated(asking, 12))
             asyncio.run(asking.check_unloads())
     finally:
         service.close()
