@@ -75,10 +75,10 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
     speeds: dict[str, dict[str, list[float]]] = {kind: {"afina": [], "llama": []} for kind in kinds}
     beginning, equal = 20, 0
     for turn in range(options.rounds + 1):  # the first one warms up
-        for kind, order in kinds.items():
-            texts = {}
+        for at, (kind, order) in enumerate(kinds.items()):
+            texts, new = {}, [[100 + len(kinds) * turn + at, *ids] for ids in asked_of_both]  # which nobody has read
             for peer, server, body in (("afina", ours, our_body), ("llama", theirs, their_body)):
-                pairs = zip(asked_of_both, order, strict=True)
+                pairs = zip(new, order, strict=True)
                 bodies = [body(ids, number, names, options.tokens if turn else 4) for ids, number in pairs]
                 begun = time.perf_counter()
                 texts[peer] = asyncio.run(answers(server.port, bodies))
