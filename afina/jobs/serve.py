@@ -107,6 +107,7 @@ def serve(settings: ServeSettings, listener: Listener = ignore) -> ServeResult:
     sys.setswitchinterval(_SWITCH)
 
     app = make_app(service, access, lenient=settings.lenient)
+    asyncio.run(service.look())
     listener(Notice(f"models: {', '.join(facts.id for facts in service.models())}; Ctrl-C ends it"))
     try:
         run(app, settings.host, settings.port, listener=listener, log_requests=settings.log_requests)

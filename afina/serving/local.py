@@ -1,7 +1,6 @@
 """The service of this process: a registry of adapters before one engine."""
 
 import asyncio
-import re
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -11,7 +10,7 @@ from pathlib import Path
 import torch
 
 from afina.core.errors import AdapterError, InputError
-from afina.core.events import Listener, ignore
+from afina.core.events import Listener, Notice, ignore
 from afina.engine.decoder import Decoder
 from afina.engine.ops import Segments
 from afina.models.load import Base
@@ -21,10 +20,19 @@ from afina.serving.adapters import Adapter, Card, read_adapter, tokenizer_for
 from afina.serving.engine import Answer, Engine, Limits
 from afina.serving.metrics import Metrics
 from afina.serving.probe import probe
-from afina.serving.registry import Entry, Registry, Served, stamp_of
-from afina.serving.service import Conflict, ModelFacts, Replaced, ServiceFault, State, Stopping, UnknownModel, Wanted
+from afina.serving.registry import Broken, Entry, Registry, Served, Stamp, pathless, plain, reason, stamp_of
+from afina.serving.service import (
+    Conflict,
+    ModelFacts,
+    NoMemory,
+    Replaced,
+    ServiceFault,
+    State,
+    Stopping,
+    UnknownModel,
+    Wanted,
+)
 
-_PATH = re.compile(r"(?<![\w/<.])/(?:[^\s'\":;,()]+/)*([^\s'\":;,()/]*)")
 GRACE_SECONDS = 30.0  # in which what runs may finish after the server was told to end
 _REPLACED = "the model {!r} was replaced in this moment; ask again"
 _AT_ONCE = 16  # rows that a classifier reads together
@@ -48,6 +56,8 @@ class LocalService:
         self.engine = Engine(base, limits, self._metrics, listener)
         self.registry = Registry(base.facts.name, () if alone else roots, limits.memory // 2)
         self._whole = alone is not None or not isinstance(base.model.module, Decoder)
+        self._listener = listener
+        self._looks: dict[str, asyncio.Task[None]] = {}  # names whose files are read in this moment
         self._own = 0  # answers of the base itself
         self._gauges()
 
@@ -77,14 +87,75 @@ class LocalService:
     def metrics(self) -> Metrics:
         return self._metrics
 
+    async def look(self, name: str | None = None) -> None:
+        """See `Service`."""
+
+        def changed() -> list[tuple[str, Path, Stamp]]:
+            names = self.registry.names() if name is None else [name]
+            return [(each, *found) for each in names if (found := self.registry.changed(each)) is not None]
+
+        if self.registry.roots:
+            await asyncio.gather(*(self._renewing(*each) for each in await asyncio.to_thread(changed)))
+
+    async def _renewing(self, name: str, folder: Path, stamp: Stamp) -> None:
+        """`_renew`, once for all that ask in this moment."""
+        task = self._looks.get(name)
+        if task is None:
+            task = self._looks[name] = asyncio.create_task(self._renew(name, folder, stamp))
+            task.add_done_callback(lambda _: self._looks.pop(name))
+        await asyncio.shield(task)
+
+    async def _renew(self, name: str, folder: Path, stamp: Stamp) -> None:
+        """Files in a root that are new, or have changed, are a new generation. Where another one is in memory they are
+        read whole and tried first; if they cannot be used, that one stays."""
+        entry = self.registry.get(name)
+        adapter, size = None, 0
+        try:
+            card, tokenizer = await asyncio.to_thread(self._card, folder)
+            is_new = entry is None or (entry.now.card.hash, entry.now.card.template) != (card.hash, card.template)
+            if is_new and entry is not None and entry.now.adapter is not None:
+                card, tokenizer, adapter, size = await self._read(name, folder)
+        except (InputError, OSError) as error:
+            if self.registry.get(name) is entry:
+                self._remember(name, folder, stamp, error)
+            return
+        if self.registry.get(name) is not entry:  # loaded or unloaded meanwhile
+            return
+        if entry is not None and not is_new:
+            entry.stamp = stamp
+            self.registry.broken.pop(name, None)
+            return
+        new = self.registry.put(name, card, tokenizer, stamp, entry.pinned if entry else False).now
+        if adapter is not None:
+            with suppress(NoMemory):  # then its next request is told so
+                room = self.registry.make_room(size)
+                new.adapter, new.bytes, new.used = adapter, size, time.monotonic()
+                self._let_go(room)
+        self.engine.adapter_bytes = self.registry.bytes
+
+    def _remember(self, name: str, folder: Path, stamp: Stamp, error: InputError | OSError) -> Broken:
+        """That files in this state cannot be used; said once of a model that goes on with what it has in memory."""
+        entry, is_told = self.registry.get(name), name in self.registry.broken
+        found = Broken(stamp, f"the model {name!r} cannot be used: {reason(error)}")
+        if stamp_of(folder) != stamp:
+            found = Broken(stamp, _REPLACED.format(name), Replaced)
+        self.registry.broken[name] = found
+        if entry is not None and entry.now.adapter is not None and not is_told:
+            self._listener(
+                Notice(
+                    f"the files of {name!r} changed and cannot be used as they are now: {reason(error)}; generation "
+                    f"{entry.now.generation} goes on from memory until they can be",
+                    warning=True,
+                )
+            )
+        return found
+
     def models(self) -> list[ModelFacts]:
         """See `Service`. Folders in which no adapter can be read are left out."""
         if self.alone:
             return [self._facts_alone(*self.alone)]
-        for name in self.registry.names():
-            with suppress(AdapterError, UnknownModel, Replaced):
-                self._entry(name)
-        return [self._base_facts(), *(self._facts(entry, entry.now) for entry in self.registry)]
+        usable = filter(self.registry.usable, self.registry)
+        return [self._base_facts(), *(self._facts(entry, entry.now) for entry in usable)]
 
     def open(self, name: str) -> "LocalHandle":
         """See `Service`."""
@@ -98,35 +169,16 @@ class LocalService:
             return LocalHandle(self, self._facts_alone(*self.alone), self.base.tokenizer, None, None)
         if name == self.base.facts.name:
             return LocalHandle(self, self._base_facts(), self.base.tokenizer, None, None)
-        try:
-            entry = self._entry(name)
-        except AdapterError as error:
-            raise UnknownModel(f"the model {name!r} cannot be used: {_plain(error)[0]}") from error
+        entry, broken = self.registry.get(name), self.registry.broken.get(name)
+        if broken is not None and (entry is None or not self.registry.usable(entry)):
+            raise broken.fault(broken.reason)
         if entry is None:
             raise self.registry.unknown(name)
         return LocalHandle(self, self._facts(entry, entry.now), entry.now.tokenizer, entry.now, entry)
 
-    def _entry(self, name: str) -> Entry | None:
-        """What the name means; files in a root that are new, or have changed, are a new generation."""
-        entry, folder = self.registry.get(name), self.registry.find(name)
-        if entry is not None and (folder is None or (entry.folder.parent != folder and entry.folder != folder)):
-            return entry  # loaded from elsewhere
-        if folder is None or name == self.base.facts.name:
-            return entry
-        stamp = stamp_of(folder)
-        if entry is not None and entry.stamp == stamp:
-            return entry
-        try:
-            card = Card.read(folder)
-        except AdapterError as error:
-            if stamp_of(folder) == stamp:
-                raise
-            raise Replaced(_REPLACED.format(name)) from error
-        if entry is not None and (entry.now.card.hash, entry.now.card.template) == (card.hash, card.template):
-            entry.stamp = stamp
-            return entry
-        tokenizer = tokenizer_for(self.base, card)
-        return self.registry.put(name, card, tokenizer, stamp, entry.pinned if entry else False)
+    def _card(self, folder: Path) -> tuple[Card, Tokenizer]:
+        card = Card.read(folder)
+        return card, tokenizer_for(self.base, card)
 
     async def load(
         self, name: str, path: Path, pin: bool = False, replace: bool = False, expected_generation: int | None = None
@@ -137,7 +189,7 @@ class LocalService:
         try:
             return await self.take_in(name, folder, pin, replace, expected_generation)
         except InputError as error:
-            raise AdapterError(_plain(error), _PATH.sub(r"\1", error.remedy)) from error
+            raise AdapterError(plain(error), pathless(error.remedy)) from error
 
     async def take_in(
         self, name: str, folder: Path, pin: bool = False, replace: bool = False, expected: int | None = None
@@ -150,7 +202,7 @@ class LocalService:
             )
         self.registry.check(name, replace, expected)
         begun = self.registry.get(name)
-        stamp = stamp_of(folder)
+        stamp = await asyncio.to_thread(stamp_of, folder)
         card, tokenizer, adapter, size = await self._read(name, folder)
         if self.registry.get(name) is not begun:  # somebody else was faster
             self.registry.check(name, replace and expected is None, expected)
@@ -164,8 +216,8 @@ class LocalService:
         """Read and checked beside the engine's work, tried between two of its steps."""
 
         def read() -> tuple[Card, Tokenizer, Adapter]:
-            card = Card.read(folder)
-            return card, tokenizer_for(self.base, card), read_adapter(self.base, card, name)
+            card, tokenizer = self._card(folder)
+            return card, tokenizer, read_adapter(self.base, card, name)
 
         card, tokenizer, adapter = await asyncio.to_thread(read)
         size = await asyncio.wrap_future(self.engine.call(lambda: probe(self.base, adapter, name)))
@@ -178,14 +230,18 @@ class LocalService:
                 raise UnknownModel(f"the model {entry.name!r} was unloaded")
             if served.adapter is None:
                 folder = served.card.folder
+                stamp = await asyncio.to_thread(stamp_of, folder)
                 try:  # where a link leads now: it may lead elsewhere before all is read
                     card, _, adapter, size = await self._read(entry.name, folder.resolve())
-                except InputError as error:
-                    if entry.now is served and stamp_of(folder) == entry.stamp:
-                        raise UnknownModel(f"the model {entry.name!r} cannot be used: {_plain(error)[0]}") from error
-                    raise Replaced(_REPLACED.format(entry.name)) from error
+                except (InputError, OSError) as error:
+                    if entry.now is not served or self.registry.get(entry.name) is not entry:
+                        raise Replaced(_REPLACED.format(entry.name)) from error
+                    found = self._remember(entry.name, folder, stamp, error)
+                    raise found.fault(found.reason) from error
                 if card.hash != served.card.hash:
-                    raise Replaced(_REPLACED.format(entry.name))
+                    if self.registry.find(entry.name) in (folder, folder.parent):  # its next request finds the new one
+                        raise Replaced(_REPLACED.format(entry.name))
+                    raise UnknownModel(f"the files of the model {entry.name!r} changed: load it again")
                 room = self.registry.make_room(size)
                 served.adapter, served.bytes = adapter, size
                 self._let_go(room)
@@ -198,6 +254,8 @@ class LocalService:
             if name in (self.base.facts.name, self.alone and self.alone[0]):
                 raise Conflict(f"{name!r} is what this server was started with", "adapter_in_use")
             raise self.registry.unknown(name)
+        if entry.pinned and not self.registry.holds(entry.folder):
+            raise Conflict(f"{name!r} is what this server was started with", "adapter_in_use")
         self.registry.check_generation(name, expected_generation)
         served = entry.now
         self.registry.drop(name)
@@ -322,11 +380,6 @@ def _probabilities(base: Base, prompts: Sequence[list[int]]) -> list[list[float]
         packed = unshared(ids, ids, Segments(tuple(accumulate(map(len, rows), initial=0))))
         found += base.model.label_logits(packed).float().softmax(-1).tolist()
     return found
-
-
-def _plain(error: InputError) -> list[str]:
-    """The problems, with the last part of each path alone: whoever asks a server is not told where its files are."""
-    return [_PATH.sub(r"\1", problem) for problem in error.problems]
 
 
 def _task(card: Card) -> str:

@@ -10,16 +10,19 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from afina.core.errors import AdapterError, near
+from afina.core.errors import AdapterError, InputError, near
 from afina.core.files import leads_out
 from afina.lora.peft_config import CONFIG
 from afina.lora.peft_files import WEIGHTS
 from afina.models.tokenizer import Tokenizer
+from afina.runs.facts import FACTS
 from afina.serving.adapters import TEMPLATE, Adapter, Card
-from afina.serving.service import Conflict, NoMemory, UnknownModel
+from afina.serving.service import Conflict, NoMemory, ServiceFault, UnknownModel
 
 _NAME = re.compile(r"[\w][\w.-]{0,127}", re.ASCII)
-_Stamp = tuple[tuple[int, int], ...]  # by which a change of files is seen: nanoseconds and bytes
+_PATH = re.compile(r"(?<![\w/<.])/(?:[^\s'\":;,()]+/)*([^\s'\":;,()/]*)")
+_TOLD = 4  # weights that do not fit, in an answer
+Stamp = tuple[tuple[int, int], ...]  # by which a change of files is seen: nanoseconds and bytes
 
 
 @dataclass(eq=False)
@@ -47,8 +50,17 @@ class Entry:
     name: str
     folder: Path
     now: Served
-    stamp: _Stamp
+    stamp: Stamp
     pinned: bool = False
+
+
+@dataclass(frozen=True)
+class Broken:
+    """Why files in this state cannot be used, and how that is told: they are not read again before they change."""
+
+    stamp: Stamp
+    reason: str
+    fault: type[ServiceFault] = UnknownModel
 
 
 class Registry:
@@ -58,6 +70,7 @@ class Registry:
     def __init__(self, base_name: str, roots: Sequence[Path], most_bytes: int) -> None:
         self.base_name, self.most_bytes = base_name, most_bytes
         self.roots = [root.resolve() for root in roots]
+        self.broken: dict[str, Broken] = {}
         self._entries: dict[str, Entry] = {}
         self._generations: dict[str, int] = {}  # the last of each name, so that none comes twice
 
@@ -80,6 +93,28 @@ class Registry:
             if any((each / CONFIG).is_file() for each in (folder, folder / "adapter")) and not leads_out(folder, root):
                 return folder
         return None
+
+    def changed(self, name: str) -> tuple[Path, Stamp] | None:
+        """The folder in a root that a name means and the state of its files, where they are new or have changed since
+        they were looked at. For any thread."""
+        entry, broken, folder = self.get(name), self.broken.get(name), self.find(name)
+        if entry is not None and (folder is None or folder not in (entry.folder, entry.folder.parent)):
+            if broken is not None and stamp_of(entry.folder) != broken.stamp:  # loaded from elsewhere, or deleted
+                self.broken.pop(name, None)
+            return None
+        if folder is None or name == self.base_name:
+            self.broken.pop(name, None)
+            return None
+        known, stamp = broken or entry, stamp_of(folder)
+        return None if known is not None and known.stamp == stamp else (folder, stamp)
+
+    def holds(self, folder: Path) -> bool:
+        """Whether it lies in one of the roots, so that it can be loaded again."""
+        return any(folder.resolve().is_relative_to(root) for root in self.roots)
+
+    def usable(self, entry: Entry) -> bool:
+        """Whether it can answer: from memory, whatever its files are now, or from these."""
+        return entry.now.adapter is not None or entry.name not in self.broken
 
     def names(self) -> list[str]:
         """All that can be asked for, the base's among them."""
@@ -131,15 +166,17 @@ class Registry:
                 "generation_mismatch",
             )
 
-    def put(self, name: str, card: Card, tokenizer: Tokenizer, stamp: _Stamp, pinned: bool) -> Entry:
+    def put(self, name: str, card: Card, tokenizer: Tokenizer, stamp: Stamp, pinned: bool) -> Entry:
         """Shows a new generation of a name. Who has the former one keeps it."""
         generation = self._generations[name] = self._generations.get(name, 0) + 1
         served = Served(card, generation, tokenizer, int(time.time()))
         entry = self._entries[name] = Entry(name, card.folder, served, stamp, pinned)
+        self.broken.pop(name, None)
         return entry
 
     def drop(self, name: str) -> None:
         del self._entries[name]
+        self.broken.pop(name, None)
 
     def make_room(self, wanted: int) -> list[Served]:
         """Those that have to give way to one of `wanted` bytes: not pinned, not in use, the one that was used longest
@@ -160,15 +197,35 @@ class Registry:
         return going
 
 
-def stamp_of(folder: Path) -> _Stamp:
+def stamp_of(folder: Path) -> Stamp:
     """When the adapter's files were written, and how large they are."""
     places = (folder / "adapter", folder)
     files = next((each for each in places if (each / CONFIG).is_file()), folder)
     found = []
-    for name in (CONFIG, WEIGHTS, TEMPLATE):
+    for name in (CONFIG, WEIGHTS, TEMPLATE, "tokenizer_config.json", FACTS):
         try:
             state = (files / name).stat()
             found.append((state.st_mtime_ns, state.st_size))
         except OSError:
             found.append((0, -1))
     return tuple(found)
+
+
+def pathless(text: str) -> str:
+    """With the last part alone of each path: whoever asks a server is not told where its files are."""
+    return _PATH.sub(r"\1", text)
+
+
+def plain(error: InputError) -> list[str]:
+    """The problems, without paths."""
+    return [pathless(problem) for problem in error.problems]
+
+
+def reason(error: InputError | OSError) -> str:
+    """What is wrong and what helps, in one line without paths."""
+    if isinstance(error, OSError):
+        return f"its files cannot be read: {error.strerror}"
+    (first, *more), remedy = plain(error), pathless(error.remedy)
+    listed = f": {'; '.join(more[:_TOLD])}" if more else ""
+    rest = f"; and {len(more) - _TOLD} more" if len(more) > _TOLD else ""
+    return first + listed + rest + (f" → {remedy}" if remedy else "")

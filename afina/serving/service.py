@@ -108,10 +108,14 @@ class Handle(Protocol):
 class Service(Protocol):
     state: State
 
+    async def look(self, name: str | None = None) -> None:
+        """Reads what is new or changed on disk under this name, or under all, beside the event loop: `models` and
+        `open` tell what was found by the last look."""
+
     def models(self) -> list[ModelFacts]: ...
 
     def open(self, name: str) -> Handle:
-        """Raises `UnknownModel`, which names those with like names."""
+        """Raises `UnknownModel`, which names those with like names, and `Replaced`."""
 
     async def load(
         self, name: str, path: Path, pin: bool = False, replace: bool = False, expected_generation: int | None = None

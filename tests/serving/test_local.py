@@ -4,6 +4,7 @@ import asyncio
 import gc
 import json
 import shutil
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,11 +16,14 @@ from adapters_made import alone, made, pieces, run, text
 from safetensors.torch import load_file, save_file
 
 from afina.core.errors import AdapterError
+from afina.core.events import Notice
+from afina.lora.peft_config import CONFIG
 from afina.lora.peft_files import WEIGHTS
 from afina.models import Base
 from afina.models.sampling import Sampling
+from afina.serving import adapters
 from afina.serving.engine import Limits
-from afina.serving.local import LocalService
+from afina.serving.local import LocalHandle, LocalService
 from afina.serving.service import Conflict, NoMemory, QueueFull, ServiceFault, Stopping, TooLong, UnknownModel, Wanted
 
 LIMITS = Limits(max_batch=8, max_queue=4, memory=50_000_000)
@@ -43,8 +47,15 @@ def folders(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
 def service(tiny: Base, folders: dict[str, Path]) -> Iterator[LocalService]:
     found = LocalService(tiny, LIMITS, [folders["lora"].parent])
     found.start()
+    run(found.look())
     yield found
     found.close()
+
+
+async def opened(service: LocalService, name: str) -> LocalHandle:
+    """A model as a request opens it."""
+    await service.look(name)
+    return service.open(name)
 
 
 def prompt_of(base: Base, said: str = "what is it about?") -> list[int]:
@@ -236,7 +247,7 @@ def test_an_adapter_that_is_not_what_it_says_is_refused(
         with pytest.raises(UnknownModel):
             service.open("unfit")
         with pytest.raises(UnknownModel, match="cannot be used"):
-            await text(service.open("broken"), prompt_of(base), 2)
+            await text(await opened(service, "broken"), prompt_of(base), 2)
         return error.value
 
     try:
@@ -310,7 +321,7 @@ def test_names_stay_inside_the_folder_of_adapters(service: LocalService, tmp_pat
             with pytest.raises(AdapterError, match="no such folder among the server's adapters"):
                 run(service.load("stranger", Path(path)))
         with pytest.raises(UnknownModel):
-            service.open("link")
+            run(opened(service, "link"))
         with pytest.raises(AdapterError, match="pickle"):
             run(service.load("stranger", Path("pickled")))
         with pytest.raises(AdapterError, match="leads out"):
@@ -320,7 +331,7 @@ def test_names_stay_inside_the_folder_of_adapters(service: LocalService, tmp_pat
                 run(service.load(name, Path("lora")))
             if name != service.base.facts.name:
                 with pytest.raises(UnknownModel):
-                    service.open(name)
+                    run(opened(service, name))
     finally:
         (root / "link").unlink()
         for each in (pickled, inner):
@@ -345,14 +356,14 @@ def test_files_that_changed_are_a_new_generation(
     folder = made(tiny_folder, service.registry.roots[0] / "watched", 40)
 
     async def ask() -> list[str]:
-        return [await text(service.open("watched"), prompt_of(service.base), 12)]
+        return [await text(await opened(service, "watched"), prompt_of(service.base), 12)]
 
     try:
         before, first = run(ask()), service.open("watched").facts
         made(tiny_folder, folder, 41)
         after, second = run(ask()), service.open("watched").facts
         (folder / WEIGHTS).touch()
-        assert service.open("watched").facts.generation == 2  # nothing but its date
+        assert run(opened(service, "watched")).facts.generation == 2  # nothing but its date
     finally:
         shutil.rmtree(folder)
     assert (first.generation, second.generation) == (1, 2)
@@ -371,11 +382,11 @@ def test_those_used_longest_ago_give_way(tiny: Base, folders: dict[str, Path]) -
     async def ask() -> None:
         prompt = prompt_of(tiny)[:3]
         await service.load("pinned", Path("lora"), pin=True)
-        await text(service.open("lora"), prompt, 1)
+        await text(await opened(service, "lora"), prompt, 1)
         service.open("lora")  # and not closed
         loaded = {entry.name for entry in service.registry if entry.now.adapter is not None}
         assert loaded == {"pinned", "lora"}
-        handle = service.open("head")
+        handle = await opened(service, "head")
         with pytest.raises(NoMemory):  # both are in use, or pinned
             await text(handle, prompt, 1)
 
@@ -515,12 +526,12 @@ def test_a_template_comes_with_its_adapter(service: LocalService, tiny_folder: P
     (folder / "chat_template.jinja").write_text(own)
     messages = [{"role": "user", "content": "hello"}]
     try:
-        handle = service.open("templated")
+        handle = run(opened(service, "templated"))
         assert handle.tokenizer.chat(messages, True) == "[user] hello<|im_end|>[answer]"
         assert service.open("lora").tokenizer.chat(messages, True) != handle.tokenizer.chat(messages, True)
         (folder / "chat_template.jinja").write_text("{{ nothing")
         with pytest.raises(UnknownModel, match="the chat template saved with the adapter cannot be used"):
-            service.open("templated")
+            run(opened(service, "templated"))
     finally:
         shutil.rmtree(folder)
 
@@ -632,3 +643,115 @@ def test_deterministic_serves_one_at_a_time(tiny: Base) -> None:
     assert all(run(ask()))
     assert max(most) == 1
     service.close()
+
+
+def test_a_working_adapter_goes_on_while_its_files_are_broken(tiny: Base, tiny_folder: Path, tmp_path: Path) -> None:
+    """Each state of a copy that is written over it: the generation in memory answers, which is said once; the new one
+    is served once it is whole."""
+    folder, new = made(tiny_folder, tmp_path / "all" / "kept", 60), made(tiny_folder, tmp_path / "new", 61)
+    told: list[Notice] = []
+    service = LocalService(tiny, LIMITS, [folder.parent], listener=lambda event: told.append(event))
+    service.start()
+    content = (new / WEIGHTS).read_bytes()
+    nan = {name: torch.full_like(value, torch.nan) for name, value in load_file(new / WEIGHTS).items()}
+
+    async def ask() -> tuple[str, int]:
+        handle = await opened(service, "kept")
+        return await text(handle, prompt_of(tiny), 12), handle.facts.generation
+
+    try:
+        first = run(ask())
+        for size in (0, 4, 100, len(content) // 2, len(content) - 1):
+            (folder / WEIGHTS).write_bytes(content[:size])
+            assert run(ask()) == first
+            assert run(ask()) == first
+        save_file(nan, folder / WEIGHTS)
+        (folder / CONFIG).write_text("{")
+        assert run(ask()) == first
+        assert [facts.id for facts in service.models()] == [tiny.facts.name, "kept"]
+        shutil.copy(new / CONFIG, folder)
+        assert run(ask()) == first
+        assert len(told) == 1
+        assert told[0].warning
+        assert "the files of 'kept' changed and cannot be used as they are now" in told[0].text
+        assert "generation 1 goes on from memory" in told[0].text
+        (folder / WEIGHTS).write_bytes(content)
+        answer, generation = run(ask())
+        assert (answer.strip(), generation) == (alone(tiny, new, prompt_of(tiny), 12), 2)
+        (folder / WEIGHTS).write_bytes(b"")
+        assert run(ask()) == (answer, 2)
+        assert len(told) == 2
+    finally:
+        service.close()
+
+
+def test_broken_files_are_read_once_and_beside_the_event_loop(
+    tiny: Base, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever is wrong with them is told again from memory, until they change."""
+    root = tmp_path / "all"
+    for name in ("config", "empty", "half", "pickled", "shape", "zeros", "none"):
+        made(tiny_folder, root / name, 62)
+    (root / "config" / CONFIG).write_text('{"peft_type": ')
+    (root / "empty" / WEIGHTS).write_bytes(b"")
+    whole = (root / "half" / WEIGHTS).read_bytes()
+    (root / "half" / WEIGHTS).write_bytes(whole[: len(whole) // 2])
+    (root / "pickled" / WEIGHTS).rename(root / "pickled" / "adapter_model.bin")
+    state = load_file(root / "shape" / WEIGHTS)
+    names = [name for name in state if "lora_B" in name]
+    save_file(state | {name: state[name][:-1].clone() for name in names}, root / "shape" / WEIGHTS)
+    save_file({name: torch.zeros_like(value) for name, value in state.items()}, root / "zeros" / WEIGHTS)
+    (root / "none" / WEIGHTS).unlink()
+    reads: list[threading.Thread] = []
+    for name in ("read_weights", "read_peft"):
+        real = getattr(adapters, name)
+        monkeypatch.setattr(
+            adapters, name, lambda folder, real=real: (reads.append(threading.current_thread()), real(folder))[1]
+        )
+    service = LocalService(tiny, LIMITS, [root])
+    service.start()
+
+    async def ask(name: str) -> str:
+        with pytest.raises(UnknownModel, match=f"the model '{name}' cannot be used: ") as error:
+            await text(await opened(service, name), prompt_of(tiny), 2)
+        assert str(root) not in str(error.value)
+        return str(error.value)
+
+    async def all_twice() -> None:
+        found = {each.name: await ask(each.name) for each in sorted(root.iterdir())}
+        assert len(reads) >= len(found)
+        assert threading.current_thread() not in reads
+        reads.clear()
+        for name, message in found.items():
+            assert await ask(name) == message
+        await service.look()
+        assert [facts.id for facts in service.models()] == [tiny.facts.name]
+        assert not reads
+        assert "layers.0.self_attn.q_proj.lora_B.weight has shape (31, 4), this base needs (32, 4); " in found["shape"]
+        assert found["shape"].count("has shape") == 4
+        assert f"and {len(names) - 4} more → load the base it was made for" in found["shape"]
+        (root / "half" / WEIGHTS).write_bytes(whole)
+        await text(await opened(service, "half"), prompt_of(tiny), 2)
+
+    try:
+        run(all_twice())
+    finally:
+        service.close()
+
+
+def test_what_was_given_at_the_start_stays(
+    service: LocalService, folders: dict[str, Path], tiny_folder: Path, tmp_path: Path
+) -> None:
+    """It could not come back, as what lies in a folder of adapters can."""
+    given = made(tiny_folder, tmp_path / "given", 63)
+
+    async def ask() -> None:
+        await service.take_in("given", given, pin=True)
+        with pytest.raises(Conflict, match="'given' is what this server was started with") as error:
+            await service.unload("given")
+        assert error.value.code == "adapter_in_use"
+        await text(service.open("given"), prompt_of(service.base), 2)
+        await service.load("pinned", Path("lora"), pin=True)
+        assert (await service.unload("pinned"))[1]
+
+    run(ask())

@@ -112,6 +112,8 @@ class Route:
             body, ignored = Body(), list[str]()
             if self.body is not None:
                 body, ignored = built(self.body, await read_json(request), context.lenient)
+            if self.needs_ready and (self.method == "GET" or hasattr(body, "model")):
+                await context.service.look(getattr(body, "model", None))
             answer = await self.handler(Call(request, context, body, ignored))
             return answer if isinstance(answer, Response) else JsonResponse(answer, self.status)
         except ClientDisconnect:
