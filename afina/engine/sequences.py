@@ -152,23 +152,40 @@ class DecoderSequences:
         return whole, torch.stack(logits) if logits else torch.empty(0, self._module.arch.vocabulary)
 
     def _parts(self, most: int) -> Iterator[tuple[_Sequence, list[int]]]:
-        """What is read next of which prompts: `most` tokens of the oldest, and what others share with these."""
-        costly: list[tuple[int, list[int]]] = []
+        """What is read next of which prompts, `most` tokens in all, and what others share with these: of the oldest,
+        but half is for shorter ones, as far as they need it. So a short prompt does not wait until a long one is read,
+        and the oldest always goes on."""
         unread = [sequence for sequence in self._sequences if not sequence.is_read]
-        for sequence, kind in zip(unread, self._kinds(unread), strict=True):
-            rest = sequence.prompt[sequence.done :]
+        rests = {id(each): each.prompt[each.done :] for each in unread}
+        kinds = dict(zip(map(id, unread), self._kinds(unread), strict=True))
+
+        def alike(one: _Sequence, other: _Sequence) -> int:
+            same = forest.alike(rests[id(one)], rests[id(other)]) if kinds[id(one)] == kinds[id(other)] else 0
+            return same if same >= forest.SHORTEST and self._shares else 0
+
+        of_others = 0
+        if self._shares and unread:
+            unread[1:] = sorted(unread[1:], key=lambda each: len(rests[id(each)]))
+            oldest = unread[0]
+            shorter = [each for each in unread[1:] if len(rests[id(each)]) < len(rests[id(oldest)])]
+            of_others = min(most // 2, sum(len(rests[id(each)]) for each in shorter if not alike(oldest, each)))
+        most -= of_others
+        read: list[tuple[_Sequence, int]] = []
+        for i, sequence in enumerate(unread):
+            most += of_others if i == 1 else 0
+            rest = rests[id(sequence)]
             if not self._shares:
-                if costly and len(rest) > most:
+                if read and len(rest) > most:
                     return
                 shared, end = 0, len(rest)
             else:
-                shared = max((forest.alike(part, rest) for other, part in costly if other == kind), default=0)
-                shared = shared if shared >= forest.SHORTEST else 0
-                end = min(len(rest), shared + most)
-                if costly and end < len(rest) and end - shared < forest.SHORTEST:
+                same = [(min(alike(other, sequence), n), alike(other, sequence) > n) for other, n in read]
+                shared, goes_on = max(same, default=(0, False))
+                end = shared if goes_on else min(len(rest), shared + most)  # the other reads it for both, later
+                if read and end < len(rest) and end - shared < forest.SHORTEST:
                     end = shared  # so few more are not worth a segment
             if end > shared:
-                costly.append((kind, rest[:end]))
+                read.append((sequence, end))
             if end:
                 most = max(0, most - (end - shared))
                 yield sequence, rest[:end]

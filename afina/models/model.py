@@ -101,9 +101,10 @@ class ActiveSequences(Protocol):
         the same key. Raises `AdapterError` for updates that `Writer.prepare` refuses."""
 
     def read(self, most: int) -> tuple[list[int], Tensor]:
-        """Computes about `most` tokens of the prompts that are not read yet, the oldest first; what several begin with
-        counts once. The places of those whose prompt is read whole now, and the logits (n, V) of their first new
-        tokens. Where a part of a prompt cannot be read alone, prompts are read whole, at least one."""
+        """Computes about `most` tokens of the prompts that are not read yet: of the oldest, but up to half of shorter
+        ones; what several begin with counts once. The places of those whose prompt is read whole now, and the logits
+        (n, V) of their first new tokens. Where a part of a prompt cannot be read alone, prompts are read whole, at
+        least one."""
 
     def decode(self, ids_B: Tensor) -> Tensor:
         """Appends a token to each sequence whose prompt is read; the logits (B, V) of their next. Sequences whose

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from afina.core.errors import AfinaError, NonFiniteLogits
 
+_COLDEST = 1e-30  # temperatures below are this one: fp32 knows no smaller divisor
 _FIRST = 512  # tokens among which top_p is looked for before all are sorted
 
 
@@ -129,7 +130,8 @@ class Sampler:
             scores_V = self._changed(scores_V.clone(), prompt, answer)
         if self._generator is None:
             return int(scores_V.argmax())
-        ids_K, p_K = _left(scores_V / self.sampling.temperature, self.sampling)
+        scores_V = (scores_V - scores_V.max()) / max(self.sampling.temperature, _COLDEST)
+        ids_K, p_K = _left(scores_V, self.sampling)
         at = torch.multinomial(p_K, 1, generator=self._generator)
         return int(at if ids_K is None else ids_K[at])
 
@@ -141,7 +143,8 @@ class Sampler:
         if how.repetition_penalty != 1.0:
             ids_K = torch.tensor(sorted({*prompt, *answer}), device=device)
             old = scores_V[ids_K]
-            scores_V[ids_K] = torch.where(old < 0, old * how.repetition_penalty, old / how.repetition_penalty)
+            new = torch.where(old < 0, old * how.repetition_penalty, old / how.repetition_penalty)
+            scores_V[ids_K] = new.nan_to_num(neginf=-torch.inf)
         if answer and (how.frequency_penalty or how.presence_penalty):
             counts = Counter(answer)
             subtracted = [how.presence_penalty + how.frequency_penalty * n for n in counts.values()]
@@ -173,7 +176,7 @@ def _left(scores_V: Tensor, how: Sampling) -> tuple[Tensor | None, Tensor]:
             p_V[p_V < how.min_p * p_V.max()] = 0
         return None, p_V
     if how.top_p < 1:
-        p_K[p_K.cumsum(0) - p_K >= how.top_p] = 0  # the first token that reaches top_p is kept
+        p_K[1:][(p_K.cumsum(0) - p_K)[1:] >= how.top_p] = 0  # the first token that reaches top_p is kept
     if how.min_p:
         p_K[p_K < how.min_p * p_K[0]] = 0
     return ids_K, p_K

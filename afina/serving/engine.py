@@ -209,7 +209,8 @@ class Engine:
         if waiting >= self.limits.max_queue:
             self.metrics.rejected.add(1, "queue_full")
             ahead = (waiting + 1) / self.limits.rows
-            raise QueueFull(waiting, min(60, max(1, ceil(ahead * self._seconds))))
+            most = self.limits.rows + self.limits.max_queue
+            raise QueueFull(waiting, min(60, max(1, ceil(ahead * self._seconds))), most)
 
     def cancel(self, answer: Answer) -> None:
         request = answer.request

@@ -141,9 +141,11 @@ class UnknownModel(ServiceFault): ...
 
 
 class QueueFull(ServiceFault):
-    def __init__(self, waiting: int, retry_after_s: int) -> None:
+    """`most`: of how many answers the server takes care at one time, those that run and those that wait."""
+
+    def __init__(self, waiting: int, retry_after_s: int, most: int) -> None:
         super().__init__(f"{waiting} requests are waiting already; try again in {retry_after_s} s")
-        self.retry_after_s = retry_after_s
+        self.retry_after_s, self.most = retry_after_s, most
 
 
 class TooLong(ServiceFault):

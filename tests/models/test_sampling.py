@@ -114,6 +114,22 @@ def test_the_logits_stay_as_they_were() -> None:
     assert torch.equal(logits, logits_of())
 
 
+@pytest.mark.parametrize(
+    "how",
+    [{"temperature": 1e-300}, {"temperature": 1e-45}, {"temperature": 1.0, "top_p": 1e-300}],
+    ids=str,
+)
+def test_the_least_of_a_range_takes_the_likeliest(how: dict) -> None:
+    sampler = Sampler(Sampling(**how, seed=5), torch.device("cpu"))
+    assert {sampler.choose(logits_of(), PROMPT, ANSWER) for _ in range(20)} == {int(logits_of().argmax())}
+
+
+@pytest.mark.parametrize("penalty", [1e-308, 1e-45, 1e38])
+def test_any_penalty_leaves_tokens_to_draw_from(penalty: float) -> None:
+    sampler = Sampler(Sampling(temperature=1.0, repetition_penalty=penalty), torch.device("cpu"))
+    assert 0 <= sampler.choose(logits_of(), PROMPT, ANSWER) < VOCABULARY
+
+
 def test_likelihoods_are_of_the_raw_distribution() -> None:
     logits = torch.stack([logits_of(0), logits_of(1)])
     expected = logits.double().log_softmax(-1)

@@ -8,9 +8,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from afina.core.errors import counted
 from afina.serving.http.body import Shape
+from afina.serving.http.errors import invalid
 from afina.serving.http.route import Context
-from afina.serving.service import FinishReason, Handle, Likelihood, Piece, ServiceFault, Stopping, Stream, Wanted
+from afina.serving.service import (
+    FinishReason,
+    Handle,
+    Likelihood,
+    Piece,
+    QueueFull,
+    ServiceFault,
+    Stopping,
+    Stream,
+    Wanted,
+)
 
 
 @dataclass
@@ -47,9 +59,11 @@ class Writing:
         try:
             for each in wanted:
                 streams.append(await handle.generate(each))
-        except BaseException:
+        except BaseException as error:
             for stream in streams:
                 stream.cancel()
+            if isinstance(error, QueueFull) and len(wanted) > error.most:
+                raise invalid(f"{counted(len(wanted), 'answer')}, and this server takes {error.most}", "n") from error
             raise
         return cls(context, streams)
 

@@ -15,6 +15,7 @@ from afina.data.template import prompt_ids
 from afina.models import generate
 from afina.models.load import load_base
 from afina.models.sampling import GREEDY
+from afina.serving.engine import Limits
 
 
 @pytest.fixture(scope="module")
@@ -146,6 +147,13 @@ def test_prompts_are_a_text_several_or_ids(client: Client) -> None:
     texts = ["".join(f["choices"][0]["text"] for f in streamed[:-1] if f["choices"][0]["index"] == i) for i in (0, 1)]
     assert texts == ["abc" + alone[0], "xyz" + alone[1]]
     assert "chat template" in both["afina"]["warnings"][0]  # 25
+
+
+def test_more_answers_than_a_server_takes_are_no_matter_of_time(client: Client) -> None:
+    with serving(client.base, limits=Limits(max_batch=2, max_queue=2)) as small:
+        many = small.complete(prompt=["abc"] * 5, max_tokens=6, model=client.base.facts.name)
+        assert many.status == 400
+        assert "5 answers, and this server takes 4" in many.error["message"]
 
 
 @pytest.mark.parametrize(
