@@ -1,10 +1,13 @@
 """Answers of a given form: JSON, JSON of a schema, a pattern, one of some choices. Kept by llguidance (extra `schema`),
-which says of each token whether it may come next; what it does not enforce is refused, never ignored.
+which says of each token whether it may come next; what it does not enforce is refused, never ignored. A form is tried
+before anything is generated, so that what its limits stop is refused in words.
 
 V vocabulary.
 """
 
 import json
+import math
+import re
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,13 +17,18 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from afina.core.errors import AfinaError, InputError, near
+from afina.core.errors import InputError, near
 from afina.core.limits import SCHEMA_BYTES
 from afina.models.tokenizer import Tokenizer
+from afina.serving.service import ServiceFault
 
 
 class SchemaError(InputError):
     """A form that cannot be enforced."""
+
+
+class GivenOut(SchemaError, ServiceFault):
+    """A form that could not be followed any longer, in the middle of an answer."""
 
 
 class NoGrammars(InputError):
@@ -40,23 +48,34 @@ _REMARKS = {
     "$schema", "$id", "$anchor", "$comment", "title", "description", "default", "examples", "deprecated", "readOnly",
     "writeOnly",
 }  # fmt: skip
+_MOST_REPEATS = 20_000  # of counted repeats in one another; (a{1000}){1000} takes 2 s for a mask
+_MOST_OPTIONAL = 400  # properties of one object: llguidance keeps four ways open for each, of _WAYS
+_WAYS = 2000
+_STEPS = 100_000  # of its lexer for one token, some 7 ms
+_SIZE = 200_000  # symbols of a grammar
+_WALKS, _WALK = 4, 16  # answers by chance that are tried, and their tokens
 _KNOWN = {*_SCHEMAS, *_LISTS, *_NAMED, *_VALUES, *_REMARKS}
 
 
 @dataclass(frozen=True)
 class Form:
-    """What llguidance makes a grammar of. `is_json`: an answer of it is JSON."""
+    """What llguidance makes a grammar of. `is_json`: an answer of it is JSON; `texts`: what it says letter by letter,
+    where no control token may be."""
 
     grammar: str
     is_json: bool
+    texts: tuple[str, ...] = ()
 
 
 def json_form(schema: Any) -> Form:
     """JSON that follows a schema. Raises `SchemaError` for a keyword that is not enforced, `NoGrammars`."""
-    check_schema(schema)
     if len(json.dumps(schema)) > SCHEMA_BYTES:
         raise SchemaError(f"the schema has more than {SCHEMA_BYTES >> 10} kB")
-    return Form(_library().LLMatcher.grammar_from_json_schema(closed(schema)), True)
+    check_schema(schema)
+    try:
+        return Form(_library().LLMatcher.grammar_from_json_schema(closed(schema)), True, literals(schema))
+    except ValueError:
+        raise SchemaError("the schema cannot be read: it holds what JSON cannot") from None
 
 
 def any_json() -> Form:
@@ -65,17 +84,66 @@ def any_json() -> Form:
 
 
 def pattern_form(pattern: str) -> Form:
-    """All of the answer matches a regular expression (Rust's, without looking around)."""
-    return Form(_library().LLMatcher.grammar_from_regex(pattern), False)
+    """All of the answer matches a regular expression (Rust's, without looking around). Raises `SchemaError`."""
+    _check_pattern(pattern)
+    return Form(_library().LLMatcher.grammar_from_regex(pattern), False, (_said(pattern),))
 
 
 def choice_form(choices: Sequence[str]) -> Form:
     texts = " | ".join(json.dumps(each, ensure_ascii=False) for each in choices)
-    return lark_form(f"start: {texts}")
+    return lark_form(f"start: {texts}", choices)
 
 
-def lark_form(grammar: str) -> Form:
-    return Form(_library().LLMatcher.grammar_from_lark(grammar), False)
+def lark_form(grammar: str, texts: Sequence[str] = ()) -> Form:
+    return Form(_library().LLMatcher.grammar_from_lark(grammar), False, tuple(texts))
+
+
+def literals(schema: Any) -> tuple[str, ...]:
+    """The texts that a schema has answers say letter by letter: values, names, and what patterns spell."""
+    found = list[str]()
+    if isinstance(schema, dict):
+        for keyword, value in schema.items():
+            if keyword in ("const", "enum"):
+                found += _strings(value)
+            elif keyword == "pattern":
+                found.append(_said(str(value)))
+            elif keyword in ("properties", "patternProperties"):
+                found += [name if keyword == "properties" else _said(name) for name in value]
+            for _, inner in _inner(keyword, value):
+                found += literals(inner)
+    return tuple(found)
+
+
+def _strings(value: Any) -> list[str]:
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, dict):
+        return [text for pair in value.items() for each in pair for text in _strings(each)]
+    return [text for each in value for text in _strings(each)] if isinstance(value, list) else []
+
+
+def _said(pattern: str) -> str:
+    """What a pattern spells: escaped signs as themselves, signs with a meaning as NUL."""
+    return re.sub(r"\\([^\w\s])|[|.*+?(){}^$\[\]]", lambda found: found[1] or "\0", pattern)
+
+
+def _check_pattern(pattern: str) -> None:
+    """Raises `SchemaError` where counted repeats stand in one another too often: a mask of them takes seconds."""
+    starts, last, size = list[int](), 1, 1  # of what is repeated: how many places it has
+    for found in re.finditer(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|\{(\d*)(,?)(\d*)\}|.", pattern, re.DOTALL):
+        sign = found[0]
+        if sign == "(":
+            starts.append(size)
+            size = last = 1
+        elif sign == ")" and starts:
+            last, size = size, max(size, starts.pop())
+        elif found[1] or found[3]:
+            last *= max(int(number[:9]) for number in (found[1] or "1", found[3] or "1"))
+            size = max(size, last)
+        elif sign not in "*+?":
+            last = 1
+        if size > _MOST_REPEATS:
+            raise SchemaError(f"the repeats of the pattern come to {size:,}: {_MOST_REPEATS:,} is the limit")
 
 
 def closed(schema: Any) -> dict[str, Any]:
@@ -90,14 +158,38 @@ def check_schema(schema: Any, place: str = "") -> None:
         return
     if not isinstance(schema, dict):
         raise SchemaError(f"{place or 'the schema'} is no schema: an object is expected")
+    where = f" at {place}" if place else ""
     for keyword, value in schema.items():
         if keyword not in _KNOWN:
-            where = f" at {place}" if place else ""
             raise SchemaError(f"the keyword {keyword!r}{where} is not enforced.{near(keyword, sorted(_KNOWN))}")
+        if keyword in _VALUES:
+            _check_value(keyword, value, where)
         for name, inner in _inner(keyword, value):
             check_schema(inner, f"{place}.{name}".lstrip("."))
+    _check_optional(schema, where)
     if not isinstance(schema.get("$ref", "#"), str) or not str(schema.get("$ref", "#")).startswith("#"):
         raise SchemaError(f"$ref {schema['$ref']!r} leads out of the schema: put what it names into $defs")
+
+
+def _check_optional(schema: dict[str, Any], where: str) -> None:
+    required = schema.get("required", [])
+    if not isinstance(required, list) or not all(isinstance(each, str) for each in required):
+        raise SchemaError(f"required{where} has to be a list of names")
+    count = len(schema.get("properties", {}).keys() - set(required))
+    if count > _MOST_OPTIONAL:
+        raise SchemaError(f"{count:,} properties{where} may be left out: {_MOST_OPTIONAL:,} is the limit")
+
+
+def _check_value(keyword: str, value: Any, where: str) -> None:
+    if isinstance(value, list | dict):
+        for each in value if isinstance(value, list) else value.values():
+            _check_value(keyword, each, where)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise SchemaError(f"{keyword}{where} is no finite number")
+    elif isinstance(value, int) and abs(value) >= 1 << 63:
+        raise SchemaError(f"{keyword}{where} is a number of {len(str(abs(value)))} digits: below 2^63 is the limit")
+    elif keyword == "pattern" and isinstance(value, str):
+        _check_pattern(value)
 
 
 def _inner(keyword: str, value: Any) -> Iterator[tuple[str, Any]]:
@@ -110,6 +202,9 @@ def _inner(keyword: str, value: Any) -> Iterator[tuple[str, Any]]:
     elif keyword in _NAMED:
         if not isinstance(value, dict):
             raise SchemaError(f"{keyword} has to be an object of schemas")
+        if keyword == "patternProperties":
+            for name in value:
+                _check_pattern(name)
         yield from ((f"{keyword}.{name}", each) for name, each in value.items())
 
 
@@ -129,22 +224,77 @@ _LOCK = threading.Lock()
 
 
 class Grammar:
-    """A form, checked, for one tokenizer. Takes up to some 100 ms, and the first of a tokenizer a second: not for the
+    """A form for one tokenizer, checked and tried: some tokens by chance are followed, so that what cannot be kept up
+    is mostly known before an answer begins. Takes up to some 100 ms, and the first of a tokenizer a second: not for the
     thread of an event loop. Raises `SchemaError`."""
 
     def __init__(self, form: Form, tokenizer: Tokenizer) -> None:
         self.form = form
+        for text in tokenizer.control_texts:
+            if any(text in each for each in form.texts):
+                raise SchemaError(f"{text!r} is a control token of this model, which no answer can say: leave it out")
         with _LOCK:
             if tokenizer.inner not in _TOKENIZERS:
                 _TOKENIZERS[tokenizer.inner] = _tokens(tokenizer)
-        self._tokens = _TOKENIZERS[tokenizer.inner]
-        is_wrong, said = _library().LLMatcher.validate_grammar_with_warnings(form.grammar, self._tokens)
-        if is_wrong or said:
-            raise SchemaError(" ".join(said[0].split())[:300])
+        library = _library()
+        limits = library.LLParserLimits(
+            max_items_in_row=_WAYS, step_lexer_fuel=_STEPS, max_grammar_size=_SIZE, verbose_errors=False
+        )
+        self._matcher = library.LLMatcher(_TOKENIZERS[tokenizer.inner], form.grammar, log_level=0, limits=limits)
+        _check(self._matcher)
+        if said := self._matcher.get_grammar_warnings():
+            raise SchemaError(" ".join(str(said[0]).split())[:300])
+        self._matcher.compute_bitmask()
+        _check(self._matcher)
+        for seed in range(_WALKS):
+            _walk(self._matcher.deep_copy(), tokenizer.stop_ids, seed)
 
     def start(self) -> "Follower":
         """For one answer."""
-        return Follower(_library().LLMatcher(self._tokens, self.form.grammar, log_level=0))
+        return Follower(self._matcher.deep_copy())
+
+
+def _walk(matcher: Any, stop_ids: frozenset[int], seed: int) -> None:
+    """Follows tokens by chance. Raises `SchemaError` where they cannot be followed."""
+    import numpy
+
+    chance = numpy.random.default_rng(seed)
+    for _ in range(_WALK):
+        may = _bits(matcher)
+        _check(matcher)
+        may[[i for i in stop_ids if i < len(may)]] = False
+        ids = numpy.flatnonzero(may)
+        if matcher.is_stopped() or not len(ids):
+            return
+        matcher.consume_token(int(chance.choice(ids)))
+        _check(matcher)
+
+
+def _bits(matcher: Any) -> Any:
+    import numpy
+
+    packed = numpy.frombuffer(matcher.compute_bitmask(), dtype=numpy.uint8)
+    return numpy.unpackbits(packed, bitorder="little").astype(bool)
+
+
+_LIMITS = [
+    (r"NoExtension", "no answer can have this form: it names itself without end, or contradicts itself"),
+    (r"row has|ParserTooComplex|items", f"it leaves more than {_WAYS:,} ways open at one place, which is the limit"),
+    (r"(?i)grammar.*(size|big|large)|max_grammar_size", f"it has more than {_SIZE:,} symbols, which is the limit"),
+    (r"(?i)lexer|fuel|expressions|states|doesn't satisfy",
+     f"its patterns take more than {_STEPS:,} steps for one token, which is the limit: repeat less"),
+]  # fmt: skip
+
+
+def _check(matcher: Any, kind: type[SchemaError] = SchemaError) -> None:
+    """Raises `kind` where the matcher gave up, in words without its state."""
+    if matcher.is_error():
+        said = f"{matcher.get_error()}".partition("\n<")[0]
+        wrong = re.search(r"(?m)^\s*error: (.+)$", said)  # in a regular expression
+        if wrong:
+            raise kind(f"the pattern cannot be read: {wrong[1][:200]}")
+        words = next((words for sign, words in _LIMITS if re.search(sign, said)), None)
+        raise kind(f"the form cannot be followed: {words or ' '.join(said.split())[:300]}")
 
 
 def _tokens(tokenizer: Tokenizer) -> Any:
@@ -159,12 +309,10 @@ class Follower:
         self._matcher, self._read = matcher, 0
 
     def allowed(self, token_ids: Sequence[int]) -> Tensor:
-        import numpy
-
+        """(V,) bool. Raises `GivenOut` where the form cannot be followed any longer."""
         new, self._read = list(token_ids[self._read :]), len(token_ids)
         if new:
             self._matcher.consume_tokens(new)
-        bits = numpy.frombuffer(self._matcher.compute_bitmask(), dtype=numpy.uint8)
-        if self._matcher.is_error():
-            raise AfinaError(f"the answer cannot go on in the form asked for: {self._matcher.get_error()[:200]}")
-        return torch.from_numpy(numpy.unpackbits(bits, bitorder="little").astype(bool))
+        bits = _bits(self._matcher)
+        _check(self._matcher, GivenOut)
+        return torch.from_numpy(bits)

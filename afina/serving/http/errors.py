@@ -10,6 +10,7 @@ from starlette.responses import Response
 from afina.core.errors import AfinaError, InputError, near
 from afina.core.text import json_text
 from afina.data.mapping import Unusable
+from afina.serving.schema import SchemaError
 from afina.serving.service import Conflict, NoMemory, QueueFull, Replaced, ServiceFault, Stopping, TooLong, UnknownModel
 
 _TYPES = {
@@ -60,6 +61,8 @@ def error_of(error: Exception) -> HttpError | None:
     match error:
         case HttpError():
             return error
+        case SchemaError():
+            return invalid(error.problems[0], None, "unsupported_schema")
         case UnknownModel():
             return HttpError(404, without_paths(str(error)), "model_not_found", "model")
         case QueueFull():

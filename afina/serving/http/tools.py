@@ -92,11 +92,12 @@ def _end(text: str, start: int) -> int:
 
 def call_form(tokenizer: Tokenizer, tools: Sequence[dict[str, Any]], dialect: Dialect) -> schema.Form:
     """One call of one of the tools, and nothing else. Raises `SchemaError`, `NoGrammars`."""
-    calls = list[str]()
+    calls, texts = list[str](), list[str]()
     for tool in tools:
         function = tool["function"]
         parameters = function.get("parameters") or {"type": "object"}
         schema.check_schema(parameters)
+        texts += schema.literals(parameters)
         if dialect.key:
             whole = {
                 "type": "object",
@@ -112,7 +113,7 @@ def call_form(tokenizer: Tokenizer, tools: Sequence[dict[str, Any]], dialect: Di
     rules = "\n".join(f"c{i}: {call}" for i, call in enumerate(calls))
     either = " | ".join(f"c{i}" for i in range(len(calls)))
     before, after = (_literal(tokenizer, text) for text in (dialect.before, dialect.after))
-    return schema.lark_form(f"start: {before} call {after}\ncall: {either}\n{rules}")
+    return schema.lark_form(f"start: {before} call {after}\ncall: {either}\n{rules}", texts)
 
 
 def _local(parameters: dict[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,9 @@
 """Answers of a given form, and calls of tools. Numbers are SHIP's complaints."""
 
 import json
+import random
 import sys
+import time
 from collections.abc import Iterator
 from functools import cache
 from itertools import pairwise
@@ -13,13 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from serving_client import USER, Client, serving
 from tokenizers import AddedToken
+from tokenizers import Tokenizer as Backend
 
 from afina.data.conversation import Conversation
 from afina.data.mapping import Turn
 from afina.models.load import load_base
 from afina.models.tokenizer import Tokenizer, wrap
 from afina.serving.http.tools import Delta, Dialect, Finder, dialect_of
-from afina.serving.schema import SchemaError, check_schema
+from afina.serving.schema import Follower, Grammar, SchemaError, check_schema, pattern_form
 
 TOOL = {
     "type": "function",
@@ -264,6 +267,118 @@ def test_what_is_not_enforced_is_refused(schema_client: Client, form: dict) -> N
     assert found.status == 400, found.text
     assert found.error["code"] == "unsupported_schema"
     assert found.error["param"] == "response_format"
+
+
+TOO_MUCH = [
+    ({"$ref": "#"}, "itself"),
+    ({"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}}, "itself"),
+    ({"type": "integer", "minimum": -(10**300)}, "301 digits"),
+    ({"enum": [10**300]}, "301 digits"),
+    ({"type": "object", "properties": {f"p{i}": {"type": "string"} for i in range(3000)}}, "400 is the limit"),
+    ({"type": "string", "pattern": "^(a{1000}){1000}$"}, "20,000 is the limit"),
+    ({"type": "object", "required": 3}, "list of names"),
+    ({"const": "say <|im_end|>"}, "control token"),
+    ({"enum": [{"a": ["<|im_end|>"]}]}, "control token"),
+    ({"type": "object", "properties": {"<|im_end|>": {"type": "null"}}}, "control token"),
+    ({"type": "array", "items": {"pattern": r"^<\|im_end\|>$", "type": "string"}}, "control token"),
+    ("(a{1000}){1000}", "20,000 is the limit"),
+    ("(a?){2000}a{2000}", "steps for one token"),
+    (".*" * 500, "steps for one token"),
+    (r"[^\x00-\U0010ffff]", "no answer can"),
+    ("(", "unclosed group"),
+    (r"a<\|im_end\|>", "control token"),
+    (["<|im_end|>"], "control token"),
+    (["yes <|im_end|> no", "b"], "control token"),
+]
+
+
+@pytest.mark.parametrize(("form", "words"), TOO_MUCH)
+def test_a_form_beyond_the_limits_is_refused_before_the_answer(schema_client: Client, form: object, words: str) -> None:
+    begun = time.monotonic()
+    if isinstance(form, dict):
+        how = {"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": form}}}
+    else:
+        how = {"afina": {"regex" if isinstance(form, str) else "choices": form}}
+    found = schema_client.chat(**how)
+    assert found.status == 400, found.text
+    assert found.error["code"] == "unsupported_schema"
+    assert words in found.error["message"]
+    for internal in ("state", "<", "InternalError", "NoExtension", "limits."):
+        assert internal not in found.error["message"].replace("<|im_end|>", "")
+    assert time.monotonic() - begun < 5  # some 0.1 s; (a{1000}){1000} would take 2 s for each token
+
+
+def test_control_tokens_in_the_form_of_a_call_are_refused(schema_client: Client) -> None:
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"const": "<|im_end|>"}}}
+    found = schema_client.chat(tools=[tool], tool_choice="required")
+    assert found.status == 400
+    assert "control token" in found.error["message"]
+
+
+def test_usual_forms_are_within_the_limits(schema_client: Client) -> None:
+    texts = {f"t{i}": {"type": "string", "minLength": 1, "maxLength": 200} for i in range(60)}
+    formats = {name: {"type": "string", "format": name} for name in ("date-time", "email", "uuid", "uri", "ipv4")}
+    tree = {"$ref": "#/$defs/n", "$defs": {"n": {"type": "object", "properties": {
+        "in": {"type": "array", "items": {"$ref": "#/$defs/n"}}}}}}  # fmt: skip
+    for form in (
+        {"type": "object", "properties": texts, "required": list(texts)},
+        {"type": "object", "properties": {f"p{i}": {"type": "string"} for i in range(400)}},
+        {"type": "object", "properties": formats},
+        tree,
+        {"type": "integer", "minimum": -(2**62), "maximum": 2**62},
+        {"type": "string", "maxLength": 20_000},
+    ):
+        named = {"type": "json_schema", "json_schema": {"name": "a", "schema": form}}
+        assert schema_client.chat(response_format=named, max_tokens=2).status == 200, form
+    for pattern in (
+        r"[A-Z]{2}-[0-9]{4}",
+        "(?s:.{1,5000})",
+        "[a-z]{10000}",
+        r"\d{4}-\d\d-\d\d( [a-z]+){1,20}",
+        ".*[a-m].{5}",
+    ):
+        assert schema_client.chat(afina={"regex": pattern}, max_tokens=2).status == 200, pattern
+
+
+def test_a_form_that_gives_out_ends_its_answer_in_words(schema_client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What no trial foresees; the answer beside it goes on."""
+    monkeypatch.setattr("afina.serving.schema._WALKS", 0)
+    for stream in (False, True):
+        found = schema_client.chat(afina={"regex": "(a?){2000}a{2000}"}, max_tokens=90, stream=stream)
+        assert found.status in (200, 400), found.text
+        assert "steps for one token" in found.text
+        assert "unsupported_schema" in found.text
+        assert "<" not in found.text
+        assert "state" not in found.text
+    assert schema_client.chat(max_tokens=2).status == 200
+
+
+def test_what_long_tokens_are_too_much_for_is_refused(schema_client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`.*[a-m].{18}` gives out after some tokens of a usual vocabulary, whose letters lead to 2^18 states. Tried with
+    3,000 tokens and a hundredth of the steps; with 49,152 and all of them it is refused as well."""
+    monkeypatch.setattr("afina.serving.schema._STEPS", 1000)
+    chance = random.Random(0)
+    words = ["".join(chance.choices("abcdefghijklmnopqrstuvwxyz", k=9)) for _ in range(3000)]
+    state = json.loads(byte_tokenizer().backend_tokenizer.to_str())
+    state["model"]["vocab"] |= {word: 259 + i for i, word in enumerate(dict.fromkeys(words))}
+    inner = byte_tokenizer()
+    inner._tokenizer = Backend.from_str(json.dumps(state))
+    tokenizer = wrap(inner, [])
+    Grammar(pattern_form(".*[a-m].{2}"), tokenizer)
+    with pytest.raises(SchemaError, match="steps for one token"):
+        Grammar(pattern_form(".*[a-m].{18}"), tokenizer)
+
+
+def test_a_form_is_made_once_and_followed_from_its_beginning_by_each_answer(schema_client: Client) -> None:
+    tokenizer = schema_client.base.tokenizer
+    grammar = Grammar(pattern_form("[ab]c"), tokenizer)
+    first, second = grammar.start(), grammar.start()
+    assert isinstance(first, Follower)
+    (a,), (c,) = tokenizer.encode("a"), tokenizer.encode("c")
+    assert first.allowed([])[a]
+    assert first.allowed([a])[c]
+    assert second.allowed([])[a]
+    assert not second.allowed([])[c]
 
 
 def test_near_names_of_keywords_are_told() -> None:
