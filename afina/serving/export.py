@@ -13,6 +13,7 @@ from afina.measure.evaluation import defined
 from afina.measure.metrics import main_metric
 from afina.measure.outputs import EvaluationSet
 from afina.measure.pages.summary import interval, label, number
+from afina.serving.adapters import content_hash
 from afina.serving.comparison import (
     Comparison,
     Measured,
@@ -120,7 +121,7 @@ def record(
         "afina": __version__,
         "name": subject.name,
         "base": {"name": facts.public_name, "sha256": facts.sha256},
-        "adapter": {"sha256": sha256(making.adapter / WEIGHTS)},
+        "adapter": {"sha256": sha256(making.adapter / WEIGHTS), "hash": content_hash(making.adapter)},
         "rows": {"count": len(reference.rows.rows), "source": reference.rows.source},
         "metric": main_metric(reference.rows.kind).name,
         "score": reference.measured.score.score(),

@@ -19,6 +19,7 @@ from afina.core.files import read_jsonl
 from afina.models import through_transformers
 from afina.models.load import load_base
 from afina.runs.opening import open_run
+from afina.serving.adapters import Card
 from afina.serving.exporters import EXPORTERS, Exporter, Form, Making, Written, forms_of
 from afina.serving.proof import logits, sample
 from afina.ui.cli import main
@@ -50,6 +51,7 @@ def test_everything_lies_flat_and_is_named_by_its_hash(run: Path, exported: Path
         assert (facts["bytes"], facts["sha256"]) == (len(content), hashlib.sha256(content).hexdigest()), name
     adapter = (run / "adapter" / "adapter_model.safetensors").read_bytes()
     assert found["adapter"]["sha256"] == hashlib.sha256(adapter).hexdigest()
+    assert found["adapter"]["hash"] == Card.read(run).hash  # with which a server signs
     facts = json.loads((run / "adapter" / "afina.json").read_text())
     assert found["base"]["sha256"] == facts["base"]["sha256"]
     assert set(found["forms"]) == set(ALL.split(","))

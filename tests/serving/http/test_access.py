@@ -257,3 +257,19 @@ def test_whatever_the_body_no_answer_is_a_fault_of_the_server(
     assert found.status < 500, (path, body, found.text)
     if found.status >= 400:
         assert found.error["message"]
+
+
+def test_broken_adapters_are_404_and_no_models(tmp_path: Path) -> None:
+    """No client asks again, and none is told the server's paths."""
+    base = load_base(str(save_tiny(tmp_path / "tiny-llama")), precision="fp32", device="cpu")
+    for name in ("good", "half"):
+        made(tmp_path / "tiny-llama", tmp_path / "adapters" / name)
+    weights = tmp_path / "adapters" / "half" / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:999])
+    with serving(base, [tmp_path / "adapters"]) as client:
+        for _ in range(2):
+            found = client.post("/v1/chat/completions", {"model": "half", "messages": USER, "max_tokens": 1})
+            assert (found.status, found.json["error"]["code"]) == (404, "model_not_found")
+            assert "the model 'half' cannot be used: adapter_model.safetensors is damaged" in found.text
+        assert {each["id"] for each in client.get("/v1/models").json["data"]} == {base.facts.name, "good"}
+        assert client.get("/v1/models/half").status == 404
