@@ -11,7 +11,7 @@ from typing import Any
 
 from afina.models.load import Base
 from afina.serving.engine import Limits
-from afina.serving.http import Access, make_app, run
+from afina.serving.http import Access, bind, make_app, run
 from afina.serving.local import LocalService
 
 USER = [{"role": "user", "content": "hello"}]
@@ -33,7 +33,7 @@ def listening(client: "Client", **how: Any) -> Iterator[tuple[int, list[str]]]:
     """The port on which it listens meanwhile, and what is said."""
     said: list[str] = []
     thread = threading.Thread(
-        target=run, args=(client.app, "127.0.0.1", 0), kwargs={"listener": lambda event: said.append(event.text), **how}
+        target=run, args=(client.app, bind("127.0.0.1", 0)), kwargs={"listener": lambda event: said.append(event.text), **how}
     )
     thread.start()
     while not said:

@@ -156,8 +156,9 @@ class Interrupted(AfinaError):
 
 
 def near(name: str, known: Sequence[str]) -> str:
-    """' Did you mean a, b?' for names that look like `name`, or an empty string."""
-    matches = get_close_matches(name, known, n=3, cutoff=0.5)
+    """' Did you mean a, b?' for names that look like `name` (capitals are as good as others), or an empty string."""
+    spelled = {each.casefold(): each for each in reversed(known)} | {each: each for each in known}
+    matches = list(dict.fromkeys(spelled[each] for each in get_close_matches(name.casefold(), spelled, 3, 0.5)))
     return f" Did you mean {', '.join(repr(m) for m in matches)}?" if matches else ""
 
 

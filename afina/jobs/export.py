@@ -2,7 +2,8 @@
 
 import copy
 import re
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,9 +12,10 @@ import torch
 
 from afina.core.config import LISTED, Result, setting
 from afina.core.device import cache_folder, keep_freed_memory
-from afina.core.errors import AdapterError, AfinaError, OutputError, RunFailed, SettingsError
+from afina.core.errors import AdapterError, AfinaError, OutputError, RunFailed, SettingsError, writing
 from afina.core.events import Listener, ignore
 from afina.core.job import Job
+from afina.core.process.locks import alone
 from afina.core.process.temporary import new_folder, replacing_folder
 from afina.core.text import command_line
 from afina.jobs._opening import OpenSettings
@@ -82,13 +84,15 @@ def export(settings: ExportSettings, listener: Listener = ignore) -> ExportResul
     if is_merged(run):
         raise AdapterError(f"{run} is merged already: there is no adapter in it", "give the run it came from")
     adapter = adapter_folder(run)
+    if settings.name and (Path(settings.name).name != settings.name or not settings.name.strip(".")):
+        raise SettingsError(f"--name {settings.name}: it is a path, not a name", "give a name, such as tickets-1.0")
     _check_out(out, settings.overwrite)
     keep_freed_memory()
-    adapted = settings.open(listener, exact=True)
-    check_forms(forms, subject := _subject(settings, adapted, adapter), out)
-    run = adapter.parent if (adapter.parent / "config.yaml").is_file() else run
-    rows = rows_of(run, adapted, settings.rows, listener)
     with _folder(out, settings.overwrite) as folder:
+        adapted = settings.open(listener, exact=True)
+        check_forms(forms, subject := _subject(settings, adapted, adapter), out)
+        run = adapter.parent if (adapter.parent / "config.yaml").is_file() else run
+        rows = rows_of(run, adapted, settings.rows, listener)
         device = str(device_of(adapted.base))
         making = Making(subject, adapted, run, adapter, folder, out, device, lambda: settings.open(exact=True))
         del adapted  # which `making` lets go when it is written
@@ -122,8 +126,28 @@ def _check_out(out: Path, overwrite: bool) -> None:
         )
 
 
-def _folder(out: Path, overwrite: bool) -> AbstractContextManager[Path]:
-    return replacing_folder(out) if overwrite and (out / RECORD).is_file() else new_folder(out)
+@contextmanager
+def _folder(out: Path, overwrite: bool) -> Iterator[Path]:
+    """A temporary folder whose files are in `out` when the block ends well. `out` is there and locked meanwhile: another
+    export into it is refused before it does anything. Raises `OutputError`."""
+    if overwrite and (out / RECORD).is_file():
+        with alone(out, wait=False) as free:
+            if not free:
+                raise OutputError(f"another process is writing into {out}", "wait for it, or stop it")
+            with replacing_folder(out) as folder:
+                yield folder
+        return
+    made = not out.exists()
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+    try:
+        with new_folder(out) as folder:
+            yield folder
+    except BaseException:
+        if made:
+            with suppress(OSError):  # another process writes into it, or it is gone
+                out.rmdir()
+        raise
 
 
 def _file_name(settings: ExportSettings, adapter: Path) -> str:

@@ -96,23 +96,23 @@ class ServeResult(Result):
 def serve(settings: ServeSettings, listener: Listener = ignore) -> ServeResult:
     """Serves until it is told to end (Ctrl-C, SIGTERM); then what runs has 30 s to finish.
 
-    Raises `SettingsError` for another address without a key, `AdapterError` for what cannot be served, and
+    Raises `SettingsError` for another address without a key or one that is taken, `AdapterError` for what cannot be served, and
     `BaseModelError`.
     """
-    from afina.serving.http import Access, make_app, run
+    from afina.serving.http import Access, bind, make_app, run
 
     access = Access.of(settings.host, settings.key_file, settings.admin_key_file, settings.allowed_hosts)
     keep_freed_memory()
-    service = prepared(settings, listener)
-    sys.setswitchinterval(_SWITCH)
-
-    app = make_app(service, access, lenient=settings.lenient)
-    asyncio.run(service.look())
-    listener(Notice(f"models: {', '.join(facts.id for facts in service.models())}; Ctrl-C ends it"))
-    try:
-        run(app, settings.host, settings.port, listener=listener, log_requests=settings.log_requests)
-    finally:
-        service.close()
+    with bind(settings.host, settings.port) as held:
+        service = prepared(settings, listener)
+        sys.setswitchinterval(_SWITCH)
+        app = make_app(service, access, lenient=settings.lenient)
+        asyncio.run(service.look())
+        listener(Notice(f"models: {', '.join(facts.id for facts in service.models())}; Ctrl-C ends it"))
+        try:
+            run(app, held, listener=listener, log_requests=settings.log_requests)
+        finally:
+            service.close()
     return ServeResult(
         models=tuple(facts.id for facts in service.models()),
         requests=int(service.metrics().requests.total),
@@ -147,7 +147,7 @@ def prepared(settings: ServeSettings, listener: Listener = ignore) -> LocalServi
         except BaseException:
             service.engine.close()
             raise
-        _tell_cost(service, list(runs), listener)
+        _tell_cost(service, runs, listener)
     return service
 
 
@@ -162,15 +162,16 @@ async def _take_in(service: LocalService, runs: dict[str, Path], listener: Liste
         listener(Notice(f"{name}: rank {facts.rank}, {facts.bytes / 1e6:.1f} MB, {facts.hash[:12]}…"))
 
 
-def _tell_cost(service: LocalService, names: Sequence[str], listener: Listener) -> None:
-    entry = service.registry.get(names[0])
+def _tell_cost(service: LocalService, runs: dict[str, Path], listener: Listener) -> None:
+    name, run = next(iter(runs.items()))
+    entry = service.registry.get(name)
     adapter = entry.now.adapter if entry else None
     if adapter is None:
         return
     rows = min(8, service.engine.limits.rows)
     plain, adapted = service.engine.call(lambda: overhead(service.base, adapter, rows)).result()
     times = f"{1000 * plain:.1f} ms, {1000 * adapted:.1f} ms with an adapter ({adapted / plain - 1:+.0%})"
-    merged = f"; alone, `{command_line('serve', names[0], '--merge', names[0])}` saves that" if len(names) == 1 else ""
+    merged = f"; alone, `{command_line('serve', run, '--merge', name)}` saves that" if len(runs) == 1 else ""
     listener(Notice(f"a token of each of {counted(rows, 'answer')} takes {times}{merged}"))
 
 

@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from threading import current_thread, main_thread
 from typing import Any
 
 from jinja2.exceptions import TemplateError
@@ -37,7 +38,7 @@ from afina.models.templates import MARK, Abilities, abilities, template_for
 
 Message = dict[str, Any]  # {"role": "system" | "user" | "assistant" | …, "content": str}, and more (data.mapping)
 
-
+_LONG = 1 << 16  # characters, which are encoded in some 20 ms
 _encoding = reading("the tokenizer cannot read a text", BaseModelError, "choose another base")
 
 
@@ -60,7 +61,15 @@ class Tokenizer:
     @_encoding
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`: special tokens in it are recognised, none is added."""
+        if len(text) > _LONG and current_thread() is not main_thread():
+            return self.encode_all([text])[0]  # which, unlike `encode`, lets other threads run
         return list(self._backend.encode(text, add_special_tokens=False).ids)
+
+    @cached_property
+    def widest(self) -> int:
+        """At most so many characters of a text are one token, but where spaces are left out."""
+        composed = 4 if self._backend.normalizer else 1  # characters that Unicode's forms make one
+        return composed * max(map(len, self.inner.get_vocab()))
 
     @_encoding
     def ends(self, text: str) -> list[int]:

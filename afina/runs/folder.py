@@ -201,8 +201,12 @@ def is_complete(folder: Path) -> bool:
 
 def check_new(out: Path) -> None:
     """Raises `OutputError` unless `out`, for something new, is empty or absent, and can be written."""
+    if out.exists() and not out.is_dir():
+        raise OutputError(f"--out {out} is a file, and a new folder is written", "choose another --out")
     if out.exists():
         with alone(out, wait=False) as free:
-            if not (free and out.is_dir() and is_empty(out)):
+            if not free:
+                raise OutputError(f"another process is writing into {out}", "wait for it, or choose another --out")
+            if not is_empty(out):
                 raise OutputError(f"--out {out} is not empty", "choose another --out")
     check_writable_folder(out)

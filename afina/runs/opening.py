@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -187,7 +187,7 @@ def _load(
     template: str | None = None,
 ) -> Base:
     """Loads the base called `name` as it was in training."""
-    return load_base(
+    base = load_base(
         name,
         revision=revision,
         precision=facts.get("precision", "auto"),
@@ -198,3 +198,4 @@ def _load(
         quantize=quantize,
         template=template,
     )
+    return replace(base, dtype_reason="as in training") if facts.get("precision", "auto") != "auto" else base

@@ -50,6 +50,7 @@ def test_runs_are_models_by_their_folders_names(folders: Path, tiny: Base) -> No
     assert said[0] == "loading the base"
     assert any(line.startswith("one: rank 4, ") for line in said)
     assert any("ms with an adapter (" in line for line in said)  # complaint 24: what it costs
+    assert any("computes in fp32 (as in training)" in line for line in said)
 
 
 @pytest.mark.parametrize("name", ["one", "dora"])
@@ -125,6 +126,16 @@ def test_another_address_needs_a_key(folders: Path) -> None:
     pytest.importorskip("starlette")
     with pytest.raises(SettingsError, match="there is no key"):
         serve(ServeSettings(runs=(folders / "one",), host="0.0.0.0"))
+
+
+def test_an_address_that_is_taken_is_said_before_anything_is_loaded(folders: Path) -> None:
+    http = pytest.importorskip("afina.serving.http.server", reason="needs afina[serve]")
+    said: list = []
+    with http.bind("127.0.0.1", 0) as held:
+        held.listen()
+        with pytest.raises(SettingsError, match="cannot listen on .* in use"):
+            serve(ServeSettings(runs=(folders / "one",), port=held.getsockname()[1]), said.append)
+    assert not said
 
 
 def test_sizes_have_units() -> None:

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import afina
 from afina.core.errors import AdapterError, OutputError, SettingsError
 from afina.core.files import read_jsonl
+from afina.jobs.export import _folder as export_folder
 from afina.models import through_transformers
 from afina.models.load import load_base
 from afina.runs.opening import open_run
@@ -186,6 +187,30 @@ def test_an_export_is_replaced_only_when_asked_and_only_an_export(run: Path, tmp
     (tmp_path / "full" / "mine.txt").write_text("mine")
     with pytest.raises(OutputError, match="not empty"):
         write(run, "safetensors", tmp_path / "full", overwrite=True)
+
+
+def test_two_exports_into_one_folder_are_told_before_the_second_does_anything(run: Path, tmp_path: Path) -> None:
+    for name, overwrite in (("new", False), ("old", True)):
+        out = tmp_path / name
+        if overwrite:
+            write(run, "gguf-lora", out)
+        with export_folder(out, overwrite):
+            with pytest.raises(OutputError, match="another process is writing into"):
+                write(tmp_path / "never read", "gguf-lora", out, overwrite=overwrite)
+            with pytest.raises(OutputError, match="another process is writing into"), export_folder(out, overwrite):
+                pass
+    with pytest.raises(RuntimeError, match="broken"), export_folder(tmp_path / "broken", False):
+        raise RuntimeError("broken")
+    assert not (tmp_path / "broken").exists()
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "..", "/x", "."])
+def test_a_name_that_is_a_path_is_refused(run: Path, tmp_path: Path, name: str) -> None:
+    with pytest.raises(SettingsError, match="it is a path, not a name"):
+        write(run, "gguf-lora", tmp_path / "out", name=name)
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="file is a file"):
+        write(run, "gguf-lora", tmp_path / "file")
 
 
 def test_words_that_name_no_form_are_all_told(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,7 +3,7 @@
 Comes in: requests, through one guard (access.py) that refuses what it does not know. Goes out: answers whole or as
 events (sse.py), each naming by hash the weights that wrote it, and errors in OpenAI's shape (errors.py). What is behind
 the routes (`routes/`, a file for each family) is known by the protocol `serving.service` alone.
-Public: `make_app`, `run`, `Access`, `Served`.
+Public: `make_app`, `bind`, `run`, `Access`, `Served`.
 """
 
 from typing import TYPE_CHECKING
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from afina.serving.http.access import Access as Access
     from afina.serving.http.access import Served as Served
     from afina.serving.http.app import make_app as make_app
+    from afina.serving.http.server import bind as bind
     from afina.serving.http.server import run as run
 
 __getattr__, __all__ = exports(
@@ -21,6 +22,7 @@ __getattr__, __all__ = exports(
     {
         "Access": "afina.serving.http.access",
         "Served": "afina.serving.http.access",
+        "bind": "afina.serving.http.server",
         "make_app": "afina.serving.http.app",
         "run": "afina.serving.http.server",
     },

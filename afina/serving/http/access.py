@@ -160,8 +160,12 @@ class Guard:
                 401, "a key is needed: send it as `Authorization: Bearer KEY`", "invalid_api_key",
                 headers={"WWW-Authenticate": "Bearer"},
             )  # fmt: skip
-        closed = "" if self.access.admin_keys else "; this server was started without --admin-key-file"
-        return None if level == "admin" else HttpError(403, f"this needs an admin's key{closed}", "admin_key_needed")
+        remedy = (
+            "send one as `Authorization: Bearer KEY`"
+            if self.access.admin_keys
+            else "start the server with --admin-key-file FILE, and send a key of it as `Authorization: Bearer KEY`"
+        )
+        return None if level == "admin" else HttpError(403, f"this needs an admin's key: {remedy}", "admin_key_needed")
 
     def _check_names(self, headers: dict[str, list[str]]) -> None:
         hosts = headers.get("host", [])

@@ -50,8 +50,9 @@ async def _not_routed(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     path = request.url.path
     if error.status_code == 405:
-        allowed = (error.headers or {}).get("Allow", "")
-        message = f"{request.method} is not answered here: {allowed} is"
+        there = [route for route in request.app.routes if route.path_regex.match(path)]
+        allowed = ", ".join(sorted({method for route in there for method in route.methods}))
+        message = f"{request.method} is not answered here, but {allowed}"
         return HttpError(405, message, "method_not_allowed", headers={"Allow": allowed}).response()
     known = [re.sub(r"[{:].*", "", route.path) for route in ROUTES]
     return HttpError(404, f"there is no route {path[:200]!r}.{near(path, known)}", "not_found").response()

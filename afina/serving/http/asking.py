@@ -9,7 +9,7 @@ from pydantic import Field
 from afina.core.errors import counted
 from afina.models.sampling import Constraint, Sampling
 from afina.models.tokenizer import Tokenizer
-from afina.serving.http.body import Body
+from afina.serving.http.body import Body, prompt_field
 from afina.serving.http.errors import invalid, unsupported
 from afina.serving.service import ModelFacts
 
@@ -128,18 +128,18 @@ def new_tokens(asked: Asked, most: int | None, facts: ModelFacts, prompt: int) -
     room = facts.max_model_len - prompt
     wanted = max(1, min(room, _DEFAULT_ANSWER)) if most is None else most
     if wanted > room:
-        raise too_long(facts, prompt, most)
+        raise too_long(facts, prompt, most, prompt_field(type(asked)))
     if (asked.min_tokens or 0) > wanted:
         raise invalid(f"min_tokens is more than the {counted(wanted, 'token')} of the answer", "min_tokens")
     return wanted
 
 
-def too_long(facts: ModelFacts, prompt: int, most: int | None) -> Exception:
+def too_long(facts: ModelFacts, prompt: int, most: int | None, asked: str | None) -> Exception:
     answer = f", and {most:,} are asked for as the answer" if most else ""
     return invalid(
         f"the context of {facts.id!r} has {facts.max_model_len:,} tokens; the prompt has {prompt:,}{answer}: shorten "
         "them, or say afina.truncate",
-        "messages",
+        asked,
         "context_length_exceeded",
     )
 

@@ -26,6 +26,12 @@ class Shape(BaseModel):
 
 
 B = TypeVar("B", bound=Body)
+_PROMPTS = ("messages", "prompt", "input", "content", "tokens")
+
+
+def prompt_field(kind: type[Body] | None) -> str | None:
+    """The field that has what the model is asked."""
+    return next((name for name in _PROMPTS if kind and name in kind.model_fields), None)
 
 
 async def read_json(request: Request) -> Any:
@@ -104,7 +110,7 @@ def built(kind: type[B], value: Any, lenient: bool) -> tuple[B, list[str]]:
     except ValidationError as error:
         ignored = only_unknown(error) if lenient else []
         if not ignored:
-            raise unfit(error, known_fields(kind)) from None
+            raise unfit(error, value, known_fields(kind)) from None
     for place in ignored:
         value = _without(value, place)
     return built(kind, value, False)[0], [".".join(map(str, place)) for place in ignored]

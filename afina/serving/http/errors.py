@@ -1,10 +1,11 @@
 """What a client is told when a request fails: OpenAI's shape and its codes (no 422), never a path, never a trace."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 from starlette.responses import Response
 
 from afina.core.errors import AfinaError, InputError, near
@@ -19,6 +20,17 @@ _TYPES = {
 }  # fmt: skip
 _PATH = re.compile(r"(?<![\w/<.])(?:[A-Za-z]:\\|~?/)(?:[^\s'\",;:()<>]+[/\\])*([^\s'\",;:()<>/\\]*)")
 _FORBIDDEN = "extra_forbidden"
+_IS = {
+    "string_type": "text", "int_type": "a whole number", "int_from_float": "a whole number", "float_type": "a number",
+    "bool_type": "true or false", "list_type": "a list", "dict_type": "an object", "model_type": "an object",
+    "none_required": "null", "finite_number": "a finite number", "literal_error": "{expected}",
+    "greater_than_equal": "at least {ge:,}", "greater_than": "more than {gt:,}", "less_than_equal": "at most {le:,}",
+    "less_than": "less than {lt:,}",
+}  # fmt: skip
+_HAS = {
+    "string_too_short": "has at least {least:,} {unit}", "string_too_long": "has up to {most:,} {unit}",
+    "too_short": "has at least {least:,} {unit}", "too_long": "has up to {most:,} {unit}",
+}  # fmt: skip
 _MOST = 5  # problems of one request that are told
 
 
@@ -56,8 +68,9 @@ def invalid(message: str, param: str | None = None, code: str | None = None) -> 
     return HttpError(400, message, code, param)
 
 
-def error_of(error: Exception) -> HttpError | None:
-    """What the client is told of `error`; None for one that is no fault of a request but a bug."""
+def error_of(error: Exception, asked: str | None = None) -> HttpError | None:
+    """What the client is told of `error`; None for one that is no fault of a request but a bug. `asked` is the field
+    that has the prompt."""
     match error:
         case HttpError():
             return error
@@ -70,7 +83,7 @@ def error_of(error: Exception) -> HttpError | None:
                 429, without_paths(str(error)), "queue_full", headers={"Retry-After": str(error.retry_after_s)}
             )
         case TooLong():
-            return invalid(without_paths(str(error)), "messages", "context_length_exceeded")
+            return invalid(without_paths(str(error)), asked, "context_length_exceeded")
         case NoMemory():
             return invalid(
                 without_paths(str(error)), None, "insufficient_memory"
@@ -82,7 +95,7 @@ def error_of(error: Exception) -> HttpError | None:
         case ServiceFault():
             return HttpError(500, without_paths(str(error)))
         case Unusable():
-            return invalid(without_paths(str(error)), "messages")
+            return invalid(without_paths(str(error)), asked)
         case InputError():
             return invalid(without_paths("; ".join(error.problems)))
         case AfinaError():
@@ -91,31 +104,81 @@ def error_of(error: Exception) -> HttpError | None:
             return None
 
 
-def without_paths(text: str) -> str:
-    """`text` with the last part alone of whatever looks like a path of the server's."""
-    return _PATH.sub(lambda found: found[1] or "…", text)
+def without_paths(text: str, given: str | None = None) -> str:
+    """`text` with the last part alone of whatever looks like a path of the server's; what the client has `given` in
+    quotes is not one."""
+    parts = text.split(repr(given)) if given is not None else [text]
+    return repr(given).join(_PATH.sub(lambda found: found[1] or "…", part) for part in parts)
 
 
-def unfit(error: ValidationError, known: Mapping[str, list[str]]) -> HttpError:
-    """What is wrong with the fields of a request. `known` are the names of the fields, by the place of their object."""
-    problems, codes = list[str](), set[str | None]()
-    first: str | None = None
-    for each in error.errors(include_url=False, include_context=False, include_input=False)[:_MOST]:
-        place = [str(part) for part in each["loc"]]
-        name = ".".join(place)
-        first = first if first is not None else name
-        if each["type"] == _FORBIDDEN:
-            codes.add("unsupported_parameter")
-            problems.append(f"there is no field {name!r}.{near(place[-1], known.get('.'.join(place[:-1]), []))}")
+def unfit(error: ValidationError, value: Any, known: Mapping[str, list[str]]) -> HttpError:
+    """What is wrong with the fields of a request, which is `value`. `known` are the names of the fields, by the place of
+    their object without numbers of items."""
+    found: dict[tuple[str, ...], list[str]] = {}
+    codes: dict[tuple[str, ...], str | None] = {}
+    kinds: dict[tuple[str, ...], set[str]] = {}
+    for each in error.errors(include_url=False, include_input=False):
+        place = _place(each["loc"], value, known)
+        codes.setdefault(place, "unsupported_parameter" if each["type"] == _FORBIDDEN else None)
+        kinds.setdefault(place, set()).add(each["type"])
+        told = _told(each, place, known)
+        if told not in (said := found.setdefault(place, [])):
+            said.append(told)
+    for place in [each for each in found if kinds[each] <= _IS.keys()]:  # another form of the value, where one nearly fits
+        if any(other[: len(place)] == place and len(other) > len(place) for other in found):
+            del found[place], codes[place]
+    problems = [_problem(".".join(place), said) for place, said in [*found.items()][:_MOST]]
+    more = len(found) - len(problems)
+    code = {*codes.values()}
+    return invalid(
+        "; ".join(problems) + (f"; and {more} more" if more > 0 else ""),
+        ".".join(next(iter(found))) or None,
+        code.pop() if len(code) == 1 else None,
+    )
+
+
+def _place(loc: Sequence[int | str], value: Any, known: Mapping[str, list[str]]) -> tuple[str, ...]:
+    """Where pydantic found something, without its own names for the forms that a field may have."""
+    place = list[str]()
+    for part in loc:
+        if isinstance(value, list) and isinstance(part, int):
+            value = value[part] if part < len(value) else None
+        elif isinstance(value, dict) and (part in value or part in known.get(_object([*place, ""]), ())):
+            value = value.get(part)
         else:
-            codes.add(None)
-            problems.append(f"{name}: {each['msg']}" if name else str(each["msg"]))
-    more = error.error_count() - len(problems)
-    text = "; ".join(problems) + (f"; and {more} more" if more > 0 else "")
-    return invalid(text, first or None, codes.pop() if len(codes) == 1 else None)
+            continue
+        place.append(str(part))
+    return tuple(place)
 
 
-def _object(place: list[str]) -> str:
+def _told(each: ErrorDetails, place: Sequence[str], known: Mapping[str, list[str]]) -> str:
+    """What is wrong there: a sentence about an unknown field, or what a value has to be."""
+    kind, context = each["type"], each.get("ctx", {})
+    if kind == _FORBIDDEN:
+        return f"there is no field {'.'.join(place)!r}.{near(place[-1], known.get(_object(place), []))}"
+    if kind in _IS:
+        return f"has to be {_IS[kind].format(**context)}"
+    if kind in _HAS:
+        unit = "items" if kind in ("too_long", "too_short") else "characters"
+        return _HAS[kind].format(least=context.get("min_length"), most=context.get("max_length"), unit=unit)
+    if kind == "missing":
+        return "is missing"
+    return str(context.get("error") or each["msg"])
+
+
+def _problem(name: str, said: Sequence[str]) -> str:
+    """Of several forms that a value may have each is named."""
+    start = "has to be "
+    first = said[0]
+    if first.startswith("there is no field "):
+        return first
+    forms = [each.removeprefix(start) for each in said if each.startswith(start)]
+    told = [each for each in said if not each.startswith(start)]
+    told = [*([start + " or ".join(forms)] if forms else []), *told]
+    return f"{name or 'the body'} {', and '.join(told)}"
+
+
+def _object(place: Sequence[str]) -> str:
     """Where the object is that has the field at `place`, without the numbers of items."""
     return ".".join(part for part in place[:-1] if not part.isdigit())
 

@@ -13,7 +13,7 @@ from afina.data.template import prompt_ids, shorten, text_ids
 from afina.models.tokenizer import Message, Tokenizer
 from afina.serving.http.asking import Prompt
 from afina.serving.http.errors import invalid
-from afina.serving.service import ModelFacts
+from afina.serving.service import ModelFacts, TooLong
 
 T = TypeVar("T")
 _LONG = 1 << 16  # characters, which are encoded in some 20 ms
@@ -55,7 +55,9 @@ def chat_of(messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] 
 
 
 def chat_prompt(tokenizer: Tokenizer, facts: ModelFacts, chat: Chat, room: int | None) -> Prompt:
-    """`room`: the tokens to which it is cut; None: it is not. Raises `Unusable`."""
+    """`room`: the tokens to which it is cut; None: it is not. Raises `Unusable`, and `TooLong`."""
+    if room is None and chat.characters > facts.max_model_len * tokenizer.widest:
+        _check_fits(tokenizer, facts, chat_text(tokenizer, chat))  # templates leave out some of what they are given
     remarks = Remarks()
     ids = _ids(tokenizer, chat, remarks)
     warnings = [*chat.warnings, *(line.removesuffix(" (1 row)") for line in remarks.lines())]
@@ -110,9 +112,20 @@ def _cut(tokenizer: Tokenizer, chat: Chat, ids: list[int], room: int) -> tuple[C
     return chat, ids
 
 
-def text_prompt(tokenizer: Tokenizer, given: str | list[int], room: int | None) -> Prompt:
-    """Plain text, or token ids. Raises `Unusable`, `HttpError`."""
+def _check_fits(tokenizer: Tokenizer, facts: ModelFacts, text: str) -> None:
+    """Raises `TooLong` for a text that cannot fit, however it is encoded, which would take long."""
+    if len(text) > facts.max_model_len * tokenizer.widest:
+        raise TooLong(
+            f"the context of {facts.id!r} has {facts.max_model_len:,} tokens; the prompt has {len(text):,} characters, "
+            "which are more in any case: shorten it, or say afina.truncate"
+        )
+
+
+def text_prompt(tokenizer: Tokenizer, facts: ModelFacts, given: str | list[int], room: int | None) -> Prompt:
+    """Plain text, or token ids. Raises `Unusable`, `HttpError`, `TooLong`."""
     if isinstance(given, str):
+        if room is None:
+            _check_fits(tokenizer, facts, given)
         ids = text_ids(tokenizer, given)
         if not ids and tokenizer.inner.bos_token_id is not None:
             ids = [int(tokenizer.inner.bos_token_id)]

@@ -11,9 +11,9 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from afina.serving.http.access import ANSWERED, REFUSED, Served
-from afina.serving.http.body import Body, Shape, built, read_json
-from afina.serving.http.errors import HttpError, JsonResponse, error_of
-from afina.serving.service import Handle, Service, Stopping
+from afina.serving.http.body import Body, Shape, built, prompt_field, read_json
+from afina.serving.http.errors import HttpError, JsonResponse, error_of, without_paths
+from afina.serving.service import Handle, Service, Stopping, UnknownModel
 
 B = TypeVar("B", bound=Body)
 T = TypeVar("T")
@@ -54,7 +54,10 @@ class Call(Generic[B]):
 
     def open(self, name: str) -> Handle:
         """The model of this name, for as long as the request. Raises `UnknownModel`."""
-        handle = self.service.open(name)
+        try:
+            handle = self.service.open(name)
+        except UnknownModel as error:
+            raise HttpError(404, without_paths(str(error), name), "model_not_found", "model") from error
         self.served.model = handle.facts.id
         return handle
 
@@ -123,7 +126,7 @@ class Route:
             return self._told(error, served)
 
     def _told(self, error: Exception, served: Served) -> Response:
-        known = error_of(error)
+        known = error_of(error, prompt_field(self.body))
         if known is None:
             known = failure(error, served)
         return known.response()

@@ -20,32 +20,34 @@ _LOOKS, _LOOK = 40, 0.05  # for what is still being sent, and the seconds betwee
 
 
 def run(
-    app: Starlette, host: str, port: int, *, listener: Listener = ignore, log_requests: bool = False,
+    app: Starlette, held: socket.socket, *, listener: Listener = ignore, log_requests: bool = False,
     grace: float = GRACE,
 ) -> None:  # fmt: skip
-    """Serves until SIGTERM or SIGINT: then new requests get 503, those that run have `grace` seconds, and what still
-    runs ends with an error. A second signal ends at once. `listener` hears of the address (of port 0 the one that was
-    found) once requests are taken, and of each request where they are logged. Raises `SettingsError` where the address
-    cannot be had."""
+    """Serves at `held`, which `bind` gave and which is closed in the end, until SIGTERM or SIGINT: then new requests get
+    503, those that run have `grace` seconds, and what still runs ends with an error. A second signal ends at once.
+    `listener` hears of the address (of port 0 the one that was found) once requests are taken, and of each request
+    where they are logged. Raises `SettingsError` where another took the address meanwhile."""
     context: Context = app.state.context
     if log_requests:
         context.on_served = lambda served: listener(Notice(str(served)))
-    held = bind(host, port)
-    shown = f"[{host}]" if ":" in host and "[" not in host else host
+    host, port = held.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
     config = uvicorn.Config(
         app, log_config=None, access_log=False, server_header=False, ws="none", lifespan="off", loop="asyncio",
         http="h11", timeout_graceful_shutdown=1, proxy_headers=False,
     )  # fmt: skip
     server = _Server(config, context, grace)
-    server.on_ready = lambda: listener(Notice(f"listening at http://{shown}:{held.getsockname()[1]}"))
-    try:
+    server.on_ready = lambda: listener(Notice(f"listening at http://{shown}:{port}"))
+    with held:
+        try:
+            held.listen(config.backlog)
+        except OSError as error:
+            raise _taken(host, port, error) from error
         server.run(sockets=[held])
-    finally:
-        held.close()
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """Raises `SettingsError`."""
+    """A socket for `run`, before anything that takes long. Raises `SettingsError` where the address cannot be had."""
     name = host.strip("[]")
     family = socket.AF_INET6 if ":" in name else socket.AF_INET
     found = socket.socket(family, socket.SOCK_STREAM)
@@ -54,11 +56,15 @@ def bind(host: str, port: int) -> socket.socket:
         found.bind((name, port))
     except (OSError, OverflowError, UnicodeError) as error:
         found.close()
-        reason = getattr(error, "strerror", None) or str(error)
-        raise SettingsError(
-            f"cannot listen on {host}:{port}: {reason.lower()}", "give another --port (0: any that is free) or --host"
-        ) from error
+        raise _taken(host, port, error) from error
     return found
+
+
+def _taken(host: str, port: int, error: Exception) -> SettingsError:
+    reason = getattr(error, "strerror", None) or str(error)
+    return SettingsError(
+        f"cannot listen on {host}:{port}: {reason.lower()}", "give another --port (0: any that is free) or --host"
+    )
 
 
 class _Server(uvicorn.Server):

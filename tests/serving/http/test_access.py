@@ -80,7 +80,7 @@ def test_without_an_admins_key_nobody_is_one(tiny) -> None:
         assert open_to_all.get("/v1/models").status == 200
         found = open_to_all.get("/v1/adapters")
         assert found.status == 403
-        assert "--admin-key-file" in found.error["message"]
+        assert "start the server with --admin-key-file FILE" in found.error["message"]
 
 
 def test_adapters_are_loaded_replaced_and_unloaded_by_generation(guarded: Client) -> None:

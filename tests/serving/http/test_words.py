@@ -1,0 +1,100 @@
+"""What a client is told is wrong, in words of ours, and of which field."""
+
+import time
+
+import pytest
+from serving_client import USER, serving
+
+from afina.core.errors import near
+from afina.models import Base
+from afina.serving.http.errors import without_paths
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "message"),
+    [
+        ({"stop": 1}, "stop", "stop has to be text or a list"),
+        ({"stop": [1]}, "stop.0", "stop.0 has to be text"),
+        ({"stop": ["a"] * 17}, "stop", "stop has up to 16 items"),
+        ({"stop": ""}, "stop", "stop has at least 1 characters"),
+        ({"tool_choice": "maybe"}, "tool_choice", "tool_choice has to be 'none', 'auto' or 'required' or an object"),
+        ({"messages": ["a"]}, "messages.0", "messages.0 has to be an object"),
+        ({"messages": [{"content": "a"}]}, "messages.0.role", "messages.0.role is missing"),
+        ({"messages": [{"role": "user", "content": 5}]}, "messages.0.content", "content has to be text or a list"),
+        ({"messages": [{"role": "user", "contnt": "a"}]}, "messages.0.contnt", "Did you mean 'content'"),
+        ({"max_tokens": -1}, "max_tokens", "max_tokens has to be at least 0"),
+        ({"max_tokens": 1.5}, "max_tokens", "max_tokens has to be a whole number"),
+        ({"temperature": "1", "n": 0}, "temperature", "temperature has to be a number; n has to be at least 1"),
+        ({"logit_bias": {"5": "a"}}, "logit_bias.5", "logit_bias.5 has to be a number"),
+        ({"Temperature": 1}, "Temperature", "Did you mean 'temperature'"),
+        ({"messages": [{"role": "user", "content": "a" * 600}]}, "messages", "the prompt has 6"),
+    ],
+)
+def test_what_is_wrong_with_a_chat(tiny: Base, body: dict, param: str, message: str) -> None:
+    with serving(tiny) as client:
+        found = client.chat(**body)
+        assert found.status == 400
+        assert message in found.error["message"]
+        assert found.error["param"] == param
+        assert not any(word in found.error["message"] for word in ("Input", "constr", "[", "valid"))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "param", "message"),
+    [
+        (5, "prompt", "prompt has to be text or a list"),
+        ([[1, "a"]], "prompt.0.1", "prompt.0.1 has to be a whole number"),
+        ([{}], "prompt.0", "prompt.0 has to be text or a whole number or a list"),
+        ([[]], "prompt.0", "prompt.0 has at least 1 items"),
+        ("a" * 600, "prompt", "the prompt has 600"),
+        ("<|im_end|>", "prompt", "<|im_end|>"),
+        ([999], "prompt", "999 is no token"),
+    ],
+)
+def test_what_is_wrong_with_a_prompt(tiny: Base, prompt: object, param: str, message: str) -> None:
+    with serving(tiny) as client:
+        found = client.complete(prompt=prompt)
+        assert found.status == 400
+        assert message in found.error["message"]
+        assert found.error["param"] == param
+
+
+def test_what_cannot_fit_is_not_encoded(tiny: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four million spaces took the server five seconds, in which all others waited."""
+    long = " " * 900_000
+    with serving(tiny) as client:
+        begun = time.perf_counter()
+        for found in (client.complete(prompt=long), client.chat(messages=[{"role": "user", "content": f"a{long}b"}])):
+            assert found.status == 400
+            assert found.error["code"] == "context_length_exceeded"
+            assert "has 512 tokens; the prompt has 900,0" in found.error["message"]
+        assert time.perf_counter() - begun < 2
+        assert client.complete(prompt=long, afina={"truncate": True}, max_tokens=1).json["afina"]["truncated_tokens"]
+        fits = "b" * 500
+        assert client.complete(prompt=fits, max_tokens=1).status == 200
+
+
+def test_a_name_is_told_as_it_was_given(tiny: Base) -> None:
+    with serving(tiny) as client:
+        for name in ("/runs/demo", "a/b", "/"):
+            found = client.chat(model=name)
+            assert found.status == 404
+            assert f"there is no model {name!r}" in found.error["message"]
+        upper = client.chat(model=tiny.facts.name.upper())
+        assert f"Did you mean {tiny.facts.name!r}" in upper.error["message"]
+        wrong = client.ask("PUT", "/v1/models", {})
+        assert (wrong.status, wrong.headers["allow"]) == (405, "GET, HEAD")
+        both = client.ask("PUT", "/v1/adapters", {"messages": USER})
+        assert (both.status, both.headers["allow"]) == (405, "GET, HEAD, POST")
+        assert both.error["message"] == "PUT is not answered here, but GET, HEAD, POST"
+
+
+def test_a_path_of_the_servers_is_cut_beside_one_that_was_given() -> None:
+    assert without_paths("'/a/b': see /srv/models/x", "/a/b") == "'/a/b': see x"
+    assert without_paths("'/a/b': see /srv/models/x") == "'b': see x"
+
+
+def test_capitals_are_no_difference_of_names() -> None:
+    assert near("DEMO", ["demo", "other"]) == " Did you mean 'demo'?"
+    assert near("demo", ["DEMO", "Demo"]).count("D") == 2 + 1 + 3
+    assert near("xyz", ["demo"]) == ""
