@@ -33,7 +33,9 @@ def listening(client: "Client", **how: Any) -> Iterator[tuple[int, list[str]]]:
     """The port on which it listens meanwhile, and what is said."""
     said: list[str] = []
     thread = threading.Thread(
-        target=run, args=(client.app, bind("127.0.0.1", 0)), kwargs={"listener": lambda event: said.append(event.text), **how}
+        target=run,
+        args=(client.app, bind("127.0.0.1", 0)),
+        kwargs={"listener": lambda event: said.append(event.text), **how},
     )
     thread.start()
     while not said:

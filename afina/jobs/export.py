@@ -128,8 +128,8 @@ def _check_out(out: Path, overwrite: bool) -> None:
 
 @contextmanager
 def _folder(out: Path, overwrite: bool) -> Iterator[Path]:
-    """A temporary folder whose files are in `out` when the block ends well. `out` is there and locked meanwhile: another
-    export into it is refused before it does anything. Raises `OutputError`."""
+    """A temporary folder whose files are in `out` when the block ends well. `out` is there and locked meanwhile:
+    another export into it is refused before it does anything. Raises `OutputError`."""
     if overwrite and (out / RECORD).is_file():
         with alone(out, wait=False) as free:
             if not free:

@@ -96,8 +96,8 @@ class ServeResult(Result):
 def serve(settings: ServeSettings, listener: Listener = ignore) -> ServeResult:
     """Serves until it is told to end (Ctrl-C, SIGTERM); then what runs has 30 s to finish.
 
-    Raises `SettingsError` for another address without a key or one that is taken, `AdapterError` for what cannot be served, and
-    `BaseModelError`.
+    Raises `SettingsError` for another address without a key or one that is taken, `AdapterError` for what cannot be
+    served, and `BaseModelError`.
     """
     from afina.serving.http import Access, bind, make_app, run
 

@@ -133,7 +133,7 @@ def test_an_address_that_is_taken_is_said_before_anything_is_loaded(folders: Pat
     said: list = []
     with http.bind("127.0.0.1", 0) as held:
         held.listen()
-        with pytest.raises(SettingsError, match="cannot listen on .* in use"):
+        with pytest.raises(SettingsError, match=r"cannot listen on .* in use"):
             serve(ServeSettings(runs=(folders / "one",), port=held.getsockname()[1]), said.append)
     assert not said
 

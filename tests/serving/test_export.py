@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import afina
 from afina.core.errors import AdapterError, OutputError, SettingsError
 from afina.core.files import read_jsonl
+from afina.jobs._opening import OpenSettings
 from afina.jobs.export import _folder as export_folder
 from afina.models import through_transformers
 from afina.models.load import load_base
@@ -189,14 +190,16 @@ def test_an_export_is_replaced_only_when_asked_and_only_an_export(run: Path, tmp
         write(run, "safetensors", tmp_path / "full", overwrite=True)
 
 
-def test_two_exports_into_one_folder_are_told_before_the_second_does_anything(run: Path, tmp_path: Path) -> None:
+def test_two_exports_into_one_folder_are_told_before_the_second_does_anything(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(run, "gguf-lora", tmp_path / "old")
+    monkeypatch.delattr(OpenSettings, "open")  # nothing is read
     for name, overwrite in (("new", False), ("old", True)):
         out = tmp_path / name
-        if overwrite:
-            write(run, "gguf-lora", out)
         with export_folder(out, overwrite):
             with pytest.raises(OutputError, match="another process is writing into"):
-                write(tmp_path / "never read", "gguf-lora", out, overwrite=overwrite)
+                write(run, "gguf-lora", out, overwrite=overwrite)
             with pytest.raises(OutputError, match="another process is writing into"), export_folder(out, overwrite):
                 pass
     with pytest.raises(RuntimeError, match="broken"), export_folder(tmp_path / "broken", False):

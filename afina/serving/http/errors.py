@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 from starlette.responses import Response
 
-from afina.core.errors import AfinaError, InputError, near
+from afina.core.errors import AfinaError, InputError, counted, near
 from afina.core.text import json_text
 from afina.data.mapping import Unusable
 from afina.serving.schema import SchemaError
@@ -27,9 +27,8 @@ _IS = {
     "greater_than_equal": "at least {ge:,}", "greater_than": "more than {gt:,}", "less_than_equal": "at most {le:,}",
     "less_than": "less than {lt:,}",
 }  # fmt: skip
-_HAS = {
-    "string_too_short": "has at least {least:,} {unit}", "string_too_long": "has up to {most:,} {unit}",
-    "too_short": "has at least {least:,} {unit}", "too_long": "has up to {most:,} {unit}",
+_LENGTHS = {
+    "string_too_short": "character", "string_too_long": "character", "too_short": "item", "too_long": "item",
 }  # fmt: skip
 _MOST = 5  # problems of one request that are told
 
@@ -112,28 +111,26 @@ def without_paths(text: str, given: str | None = None) -> str:
 
 
 def unfit(error: ValidationError, value: Any, known: Mapping[str, list[str]]) -> HttpError:
-    """What is wrong with the fields of a request, which is `value`. `known` are the names of the fields, by the place of
-    their object without numbers of items."""
-    found: dict[tuple[str, ...], list[str]] = {}
-    codes: dict[tuple[str, ...], str | None] = {}
-    kinds: dict[tuple[str, ...], set[str]] = {}
+    """What is wrong with the fields of a request, which is `value`. `known` are the names of the fields, by the place
+    of their object without numbers of items."""
+    found: dict[tuple[str, ...], dict[str, str]] = {}
     for each in error.errors(include_url=False, include_input=False):
         place = _place(each["loc"], value, known)
-        codes.setdefault(place, "unsupported_parameter" if each["type"] == _FORBIDDEN else None)
-        kinds.setdefault(place, set()).add(each["type"])
-        told = _told(each, place, known)
-        if told not in (said := found.setdefault(place, [])):
-            said.append(told)
-    for place in [each for each in found if kinds[each] <= _IS.keys()]:  # another form of the value, where one nearly fits
-        if any(other[: len(place)] == place and len(other) > len(place) for other in found):
-            del found[place], codes[place]
-    problems = [_problem(".".join(place), said) for place, said in [*found.items()][:_MOST]]
+        found.setdefault(place, {}).setdefault(_told(each, place, known), each["type"])
+    for place, told in [*found.items()]:
+        inner = any(other[: len(place)] == place and len(other) > len(place) for other in found)
+        near_fits = {text: kind for text, kind in told.items() if not kind.endswith(("_type", "literal_error"))}
+        if near_fits:  # of several forms that the value may have, one is what it nearly is
+            found[place] = near_fits
+        elif inner:
+            del found[place]
+    problems = [_problem(".".join(place), [*told]) for place, told in [*found.items()][:_MOST]]
     more = len(found) - len(problems)
-    code = {*codes.values()}
+    kinds = {kind for told in found.values() for kind in told.values()}
     return invalid(
         "; ".join(problems) + (f"; and {more} more" if more > 0 else ""),
         ".".join(next(iter(found))) or None,
-        code.pop() if len(code) == 1 else None,
+        "unsupported_parameter" if kinds == {_FORBIDDEN} else None,
     )
 
 
@@ -158,9 +155,9 @@ def _told(each: ErrorDetails, place: Sequence[str], known: Mapping[str, list[str
         return f"there is no field {'.'.join(place)!r}.{near(place[-1], known.get(_object(place), []))}"
     if kind in _IS:
         return f"has to be {_IS[kind].format(**context)}"
-    if kind in _HAS:
-        unit = "items" if kind in ("too_long", "too_short") else "characters"
-        return _HAS[kind].format(least=context.get("min_length"), most=context.get("max_length"), unit=unit)
+    if kind in _LENGTHS:
+        bound, words = ("min_length", "at least") if kind.endswith("short") else ("max_length", "up to")
+        return f"has {words} {counted(context[bound], _LENGTHS[kind])}"
     if kind == "missing":
         return "is missing"
     return str(context.get("error") or each["msg"])

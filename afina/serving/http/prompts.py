@@ -116,8 +116,8 @@ def _check_fits(tokenizer: Tokenizer, facts: ModelFacts, text: str) -> None:
     """Raises `TooLong` for a text that cannot fit, however it is encoded, which would take long."""
     if len(text) > facts.max_model_len * tokenizer.widest:
         raise TooLong(
-            f"the context of {facts.id!r} has {facts.max_model_len:,} tokens; the prompt has {len(text):,} characters, "
-            "which are more in any case: shorten it, or say afina.truncate"
+            f"the context of {facts.id!r} has {counted(facts.max_model_len, 'token')}; the prompt has "
+            f"{counted(len(text), 'character')}, which are more in any case: shorten it, or say afina.truncate"
         )
 
 

@@ -53,7 +53,7 @@ class Call(Generic[B]):
         return found
 
     def open(self, name: str) -> Handle:
-        """The model of this name, for as long as the request. Raises `UnknownModel`."""
+        """The model of this name, for as long as the request. Raises `HttpError` for one that is unknown."""
         try:
             handle = self.service.open(name)
         except UnknownModel as error:

@@ -23,8 +23,8 @@ def run(
     app: Starlette, held: socket.socket, *, listener: Listener = ignore, log_requests: bool = False,
     grace: float = GRACE,
 ) -> None:  # fmt: skip
-    """Serves at `held`, which `bind` gave and which is closed in the end, until SIGTERM or SIGINT: then new requests get
-    503, those that run have `grace` seconds, and what still runs ends with an error. A second signal ends at once.
+    """Serves at `held`, which `bind` gave and which is closed in the end, until SIGTERM or SIGINT: then new requests
+    get 503, those that run have `grace` seconds, and what still runs ends with an error. A second signal ends at once.
     `listener` hears of the address (of port 0 the one that was found) once requests are taken, and of each request
     where they are logged. Raises `SettingsError` where another took the address meanwhile."""
     context: Context = app.state.context
