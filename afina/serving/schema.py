@@ -51,6 +51,7 @@ _REMARKS = {
 _MOST_REPEATS = 20_000  # of counted repeats in one another; (a{1000}){1000} takes 2 s for a mask
 _MOST_OPTIONAL = 400  # properties of one object: llguidance keeps four ways open for each, of _WAYS
 _WAYS = 2000
+_MOST_MEETING = 2  # patterns that one text may have to match
 _STEPS = 100_000  # of its lexer for one token, some 7 ms
 _SIZE = 200_000  # symbols of a grammar
 _WALKS, _WALK = 4, 16  # answers by chance that are tried, and their tokens
@@ -153,7 +154,9 @@ def closed(schema: Any) -> dict[str, Any]:
 
 
 def check_schema(schema: Any, place: str = "") -> None:
-    """Raises `SchemaError` for keywords that nobody knows, or that would not be enforced."""
+    """Raises `SchemaError` for keywords that nobody knows, that would not be enforced, or that would take too long."""
+    if not place:
+        _check_meeting(schema)
     if isinstance(schema, bool):
         return
     if not isinstance(schema, dict):
@@ -169,6 +172,30 @@ def check_schema(schema: Any, place: str = "") -> None:
     _check_optional(schema, where)
     if not isinstance(schema.get("$ref", "#"), str) or not str(schema.get("$ref", "#")).startswith("#"):
         raise SchemaError(f"$ref {schema['$ref']!r} leads out of the schema: put what it names into $defs")
+
+
+def _check_meeting(schema: Any) -> None:
+    """Raises `SchemaError` where a text may have to match many patterns at once: llguidance looks for what matches
+    three of them for minutes, and has no limit for it."""
+    patterns, meet, left = 0, False, [schema]
+    while left:
+        each = left.pop()
+        if isinstance(each, dict):
+            patterns += len(each.keys() & {"pattern", "format"}) + _count(each, "patternProperties")
+            joins = each.keys() & {"allOf", "anyOf", "oneOf", "$ref"}
+            meet |= len(joins) > 1 or bool(joins and each.keys() - joins - _REMARKS - {"type", "$defs", "definitions"})
+            meet |= "patternProperties" in each or _count(each, "allOf") > 1
+            left += [inner for keyword, value in each.items() for _, inner in _inner(keyword, value)]
+    if meet and patterns > _MOST_MEETING:
+        raise SchemaError(
+            f"{patterns} patterns and formats in a schema with allOf, patternProperties or keywords beside $ref or "
+            f"anyOf may have to match at once: {_MOST_MEETING} is the limit"
+        )
+
+
+def _count(schema: dict[str, Any], keyword: str) -> int:
+    value = schema.get(keyword)
+    return len(value) if isinstance(value, list | dict) else 0
 
 
 def _check_optional(schema: dict[str, Any], where: str) -> None:
@@ -292,7 +319,7 @@ def _check(matcher: Any, kind: type[SchemaError] = SchemaError) -> None:
         said = f"{matcher.get_error()}".partition("\n<")[0]
         wrong = re.search(r"(?m)^\s*error: (.+)$", said)  # in a regular expression
         if wrong:
-            raise kind(f"the pattern cannot be read: {wrong[1][:200]}")
+            raise kind(f"a pattern or a length cannot be read: {wrong[1][:200]}")
         words = next((words for sign, words in _LIMITS if re.search(sign, said)), None)
         raise kind(f"the form cannot be followed: {words or ' '.join(said.split())[:300]}")
 
