@@ -35,6 +35,13 @@ class Extras(Body):
     )
     truncate: bool | None = Field(None, description="cut what is too long for the context, and say so")
 
+    @property
+    def form(self) -> str | None:
+        """The field that says what the answer is, where there is one."""
+        if self.regex is not None:
+            return "afina.regex"
+        return None if self.choices is None else "afina.choices"
+
 
 class Asked(Body):
     """What chat and completions have in common."""

@@ -8,11 +8,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+import h11
 import uvicorn
 from starlette.applications import Starlette
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from afina.core.errors import SettingsError
 from afina.core.events import Listener, Notice, ignore
+from afina.core.text import json_text
+from afina.serving.http.errors import HttpError
 from afina.serving.http.route import Context
 
 GRACE = 30.0  # seconds that what runs has to end by itself
@@ -34,7 +38,7 @@ def run(
     shown = f"[{host}]" if ":" in host else host
     config = uvicorn.Config(
         app, log_config=None, access_log=False, server_header=False, ws="none", lifespan="off", loop="asyncio",
-        http="h11", timeout_graceful_shutdown=1, proxy_headers=False,
+        http=_Protocol, timeout_graceful_shutdown=1, proxy_headers=False,
     )  # fmt: skip
     server = _Server(config, context, grace)
     server.on_ready = lambda: listener(Notice(f"listening at http://{shown}:{port}"))
@@ -65,6 +69,19 @@ def _taken(host: str, port: int, error: Exception) -> SettingsError:
     return SettingsError(
         f"cannot listen on {host}:{port}: {reason.lower()}", "give another --port (0: any that is free) or --host"
     )
+
+
+class _Protocol(H11Protocol):
+    """Uvicorn's, which would tell what is no HTTP in plain text."""
+
+    def send_400_response(self, msg: str) -> None:
+        body = json_text(HttpError(400, "this is no valid request of HTTP/1.1").shape).encode()
+        headers = [
+            ("content-type", "application/json"), ("content-length", str(len(body))), ("connection", "close"),
+        ]  # fmt: skip
+        for event in (h11.Response(status_code=400, headers=headers), h11.Data(data=body), h11.EndOfMessage()):
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
 
 
 class _Server(uvicorn.Server):

@@ -1,9 +1,12 @@
 """What a client is told is wrong, in words of ours, and of which field."""
 
+import json
+import socket
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from serving_client import USER, serving
+from serving_client import USER, listening, serving
 
 from afina.core.errors import near
 from afina.models import Base
@@ -22,7 +25,8 @@ from afina.serving.http.errors import without_paths
         ({"messages": [{"content": "a"}]}, "messages.0.role", "messages.0.role is missing"),
         ({"messages": [{"role": "user", "content": 5}]}, "messages.0.content", "content has to be text or a list"),
         ({"messages": [{"role": "user", "contnt": "a"}]}, "messages.0.contnt", "Did you mean 'content'"),
-        ({"max_tokens": -1}, "max_tokens", "max_tokens has to be at least 0"),
+        ({"max_tokens": -1}, "max_tokens", "max_tokens has to be at least 1"),
+        ({"max_tokens": 0}, "max_tokens", "max_tokens has to be at least 1"),
         ({"max_tokens": 1.5}, "max_tokens", "max_tokens has to be a whole number"),
         ({"temperature": "1", "n": 0}, "temperature", "temperature has to be a number; n has to be at least 1"),
         ({"logit_bias": {"5": "a"}}, "logit_bias.5", "logit_bias.5 has to be a number"),
@@ -72,6 +76,32 @@ def test_what_cannot_fit_is_not_encoded(tiny: Base, monkeypatch: pytest.MonkeyPa
         assert client.complete(prompt=long, afina={"truncate": True}, max_tokens=1).json["afina"]["truncated_tokens"]
         fits = "b" * 500
         assert client.complete(prompt=fits, max_tokens=1).status == 200
+
+
+def test_a_long_text_is_the_same_encoded_beside_other_threads(tiny: Base) -> None:
+    text = "née 5,000  €\n" * 6_000
+    with ThreadPoolExecutor(1) as beside:
+        assert beside.submit(tiny.tokenizer.encode, text).result() == tiny.tokenizer.encode(text)
+    assert tiny.tokenizer.widest == len("<|endoftext|>")
+
+
+def test_what_is_no_http_is_told_as_the_rest(tiny: Base) -> None:
+    with serving(tiny) as client, listening(client) as (port, _):
+        for wrong in (b"NONSENSE\r\n\r\n", b"GET / HTTP/1.1\r\nhost: a\r\ncontent-length: x\r\n\r\n"):
+            with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
+                connection.sendall(wrong)
+                head, _, body = b"".join(iter(lambda: connection.recv(4096), b"")).partition(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 400 ")
+            assert b"content-type: application/json" in head.lower()
+            assert "HTTP/1.1" in json.loads(body)["error"]["message"]
+
+
+def test_a_form_is_told_by_its_own_field(tiny: Base) -> None:
+    pytest.importorskip("llguidance", reason="needs afina[schema]")
+    with serving(tiny) as client:
+        for how, param in (({"regex": "(a{1000}){1000}"}, "afina.regex"), ({"regex": "("}, "afina.regex")):
+            for found in (client.chat(afina=how), client.complete(prompt="a", afina=how)):
+                assert (found.status, found.error["param"]) == (400, param)
 
 
 def test_a_name_is_told_as_it_was_given(tiny: Base) -> None:

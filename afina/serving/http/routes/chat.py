@@ -54,6 +54,7 @@ class ChatMessage(Body):
 
 class ChatBody(Asked):
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=1000)]
+    max_tokens: Annotated[int, Field(ge=1, le=1 << 24)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1, le=1 << 24)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
@@ -68,10 +69,7 @@ class ChatBody(Asked):
     def most(self) -> int | None:
         if self.max_completion_tokens is not None and self.max_tokens not in (None, self.max_completion_tokens):
             raise invalid("max_tokens and max_completion_tokens differ: give one of them", "max_tokens")
-        most = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
-        if most == 0:
-            raise invalid("an answer has at least one token", "max_tokens")
-        return most
+        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
     @property
     def told(self) -> int | None:
@@ -132,7 +130,8 @@ async def chat(call: Call[ChatBody]) -> Response | dict[str, Any]:
         room = room_for_prompt(facts, most) if asked.extras.truncate else None
         prompt = await beside(conversation.characters, lambda: chat_prompt(tokenizer, facts, conversation, room))
         new = new_tokens(asked, most, facts, len(prompt.ids))
-        grammar = await grammar_of(form, tokenizer, "tools" if calling and form is calling.form else "response_format")
+        param = "tools" if calling and form is calling.form else asked.extras.form or "response_format"
+        grammar = await grammar_of(form, tokenizer, param)
         wanted = [
             Wanted(
                 prompt.ids,

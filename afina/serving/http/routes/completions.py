@@ -84,7 +84,7 @@ async def complete(call: Call[CompletionBody]) -> Response | dict[str, Any]:
         room = room_for_prompt(facts, most) if asked.extras.truncate else None
         size = sum(map(len, asked.prompts))
         prompts = await beside(size, lambda: [text_prompt(tokenizer, facts, each, room) for each in asked.prompts])
-        grammar = await grammar_of(form_of(asked, None, None), tokenizer, "afina")
+        grammar = await grammar_of(form_of(asked, None, None), tokenizer, str(asked.extras.form))
         wanted = [
             Wanted(
                 prompt.ids,
