@@ -114,7 +114,7 @@ class LocalService:
             card, tokenizer = await asyncio.to_thread(self._card, folder)
             is_new = entry is None or (entry.now.card.hash, entry.now.card.template) != (card.hash, card.template)
             if is_new and entry is not None and entry.now.adapter is not None:
-                card, tokenizer, adapter, size = await self._read(name, folder)
+                adapter, size = await self._read(name, card)
         except (InputError, OSError) as error:
             if self.registry.get(name) is entry:
                 self._remember(name, folder, stamp, error)
@@ -203,7 +203,8 @@ class LocalService:
         self.registry.check(name, replace, expected)
         begun = self.registry.get(name)
         stamp = await asyncio.to_thread(stamp_of, folder)
-        card, tokenizer, adapter, size = await self._read(name, folder)
+        card, tokenizer = await asyncio.to_thread(self._card, folder)
+        adapter, size = await self._read(name, card)
         if self.registry.get(name) is not begun:  # somebody else was faster
             self.registry.check(name, replace and expected is None, expected)
         room = self.registry.make_room(size)
@@ -212,16 +213,10 @@ class LocalService:
         self._let_go(room)
         return self._facts(entry, entry.now)
 
-    async def _read(self, name: str, folder: Path) -> tuple[Card, Tokenizer, Adapter, int]:
-        """Read and checked beside the engine's work, tried between two of its steps."""
-
-        def read() -> tuple[Card, Tokenizer, Adapter]:
-            card, tokenizer = self._card(folder)
-            return card, tokenizer, read_adapter(self.base, card, name)
-
-        card, tokenizer, adapter = await asyncio.to_thread(read)
-        size = await asyncio.wrap_future(self.engine.call(lambda: probe(self.base, adapter, name)))
-        return card, tokenizer, adapter, size
+    async def _read(self, name: str, card: Card) -> tuple[Adapter, int]:
+        """Read and checked beside the engine's work, tried between two of its steps; and its bytes."""
+        adapter = await asyncio.to_thread(read_adapter, self.base, card, name)
+        return adapter, await asyncio.wrap_future(self.engine.call(lambda: probe(self.base, adapter, name)))
 
     async def loaded(self, entry: Entry, served: Served) -> Adapter:
         """The adapter of a generation, read where it is not in memory. Raises `ServiceFault`."""
@@ -232,16 +227,17 @@ class LocalService:
                 folder = served.card.folder
                 stamp = await asyncio.to_thread(stamp_of, folder)
                 try:  # where a link leads now: it may lead elsewhere before all is read
-                    card, _, adapter, size = await self._read(entry.name, folder.resolve())
+                    card = await asyncio.to_thread(Card.read, folder.resolve())
+                    if card.hash != served.card.hash:
+                        if self.registry.find(entry.name) in (folder, folder.parent):  # asked again it is the new one
+                            raise Replaced(_REPLACED.format(entry.name))
+                        raise UnknownModel(f"the files of the model {entry.name!r} changed: load it again")
+                    adapter, size = await self._read(entry.name, card)
                 except (InputError, OSError) as error:
                     if entry.now is not served or self.registry.get(entry.name) is not entry:
                         raise Replaced(_REPLACED.format(entry.name)) from error
                     found = self._remember(entry.name, folder, stamp, error)
                     raise found.fault(found.reason) from error
-                if card.hash != served.card.hash:
-                    if self.registry.find(entry.name) in (folder, folder.parent):  # its next request finds the new one
-                        raise Replaced(_REPLACED.format(entry.name))
-                    raise UnknownModel(f"the files of the model {entry.name!r} changed: load it again")
                 room = self.registry.make_room(size)
                 served.adapter, served.bytes = adapter, size
                 self._let_go(room)

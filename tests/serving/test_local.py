@@ -755,3 +755,35 @@ def test_what_was_given_at_the_start_stays(
         assert (await service.unload("pinned"))[1]
 
     run(ask())
+
+
+def test_files_that_changed_after_an_adapter_gave_way(service: LocalService, tiny_folder: Path) -> None:
+    """What was loaded under another name is to be loaded again; a deleted folder is no model any more."""
+    root = service.registry.roots[0]
+    folder = made(tiny_folder, root / "source", 64)
+
+    async def ask() -> None:
+        prompt = prompt_of(service.base)
+        await service.load("other", Path("source"))
+        await text(await opened(service, "source"), prompt, 2)
+        service._let_go([entry.now for entry in service.registry])
+        made(tiny_folder, folder, 65)
+        with pytest.raises(UnknownModel, match="the files of the model 'other' changed: load it again"):
+            await text(await opened(service, "other"), prompt, 2)
+        assert (await service.load("other", Path("source"), replace=True)).generation == 2
+        assert (await opened(service, "source")).facts.generation == 2
+        service._let_go([entry.now for entry in service.registry])
+        shutil.rmtree(folder)
+        for name in ("source", "other"):
+            for _ in range(2):
+                with pytest.raises(UnknownModel, match=f"the model '{name}' cannot be used"):
+                    await text(await opened(service, name), prompt, 2)
+        assert {facts.id for facts in service.models()}.isdisjoint(("source", "other"))
+        made(tiny_folder, folder, 65)
+        for name in ("source", "other"):
+            await text(await opened(service, name), prompt, 2)
+
+    try:
+        run(ask())
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
