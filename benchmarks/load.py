@@ -358,13 +358,14 @@ class Load:
         self.counts["cancelled, as the server counts"] = int(numbers["afina_requests_cancelled_total"])
 
     async def check_unloads(self) -> None:
-        """That nobody holds an adapter any more."""
+        """That nobody holds an adapter any more, and that only those of the command line stay."""
         for each in (await self.admin("GET", "/v1/adapters")).json["data"]:
             found = (await self.admin("DELETE", f"/v1/adapters/{each['id']}?wait_s=0")).json
-            if not found.get("drained"):
+            stays = found.get("error", {}).get("code") == "adapter_in_use"
+            if stays != (each["id"] in PINNED) or not (stays or found.get("drained")):
                 self.wrong.append(f"at the end {each['id']} is held: {found}")
         lines = (await self.admin("GET", "/metrics")).body.decode().splitlines()
-        if "afina_adapter_bytes 0" not in lines or "afina_adapters_loaded 0" not in lines:
+        if f"afina_adapters_loaded {len(PINNED)}" not in lines:
             self.wrong.append(f"at the end adapters are held: {[line for line in lines if 'adapter' in line]}")
 
 
