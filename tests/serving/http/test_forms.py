@@ -277,11 +277,8 @@ TOO_MUCH = [
     ({"type": "object", "properties": {f"p{i}": {"type": "string"} for i in range(3000)}}, "400 is the limit"),
     ({"type": "string", "pattern": "^(a{1000}){1000}$"}, "20,000 is the limit"),
     ({"type": "object", "required": 3}, "list of names"),
-    ({"allOf": [{"type": "string", "pattern": f"[a-z]{{{i}}}.*"} for i in range(5)]}, "2 is the limit"),
-    (
-        {"$ref": "#/$defs/a", "pattern": "a", "$defs": {"a": {"allOf": [{"pattern": "b"}], "pattern": "c"}}},
-        "2 is the limit",
-    ),
+    ({"allOf": [{"type": "string", "pattern": f"[a-z]{{{i}}}.*"} for i in range(20)]}, "8 is the limit"),
+    ({"allOf": [{"type": "string", "pattern": f"[a-z]{{{i}}}.*"} for i in range(6)]}, "its patterns meet"),
     ({"const": "say <|im_end|>"}, "control token"),
     ({"enum": [{"a": ["<|im_end|>"]}]}, "control token"),
     ({"type": "object", "properties": {"<|im_end|>": {"type": "null"}}}, "control token"),
