@@ -9,6 +9,7 @@ table is first read; those whose names begin with an underscore are shared code 
 """
 
 import importlib
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
@@ -25,6 +26,7 @@ class Named(Protocol):
 
 
 T = TypeVar("T", bound=Named)
+_READING = threading.RLock()  # tables are read by several threads of a server at once, and one reads another
 
 
 class Registry(Generic[T]):
@@ -75,6 +77,11 @@ class Registry(Generic[T]):
     def _read(self) -> None:
         if self._complete:
             return
+        with _READING:
+            if not self._complete:
+                self._import()
+
+    def _import(self) -> None:
         import pkgutil  # late: `afina --help` needs none of it
 
         self._things.clear()  # what an import that failed left behind

@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import platformdirs
 import pytest
@@ -179,3 +180,17 @@ def test_counts_with_what_they_count() -> None:
         assert counted(count, one) == said
     assert counted(2, "copy", "copies") == "2 copies"
     assert counted(1, "copy", "copies") == "1 copy"
+
+
+def test_a_table_is_read_once_by_many_threads() -> None:
+    """A server's first adapters are read side by side."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from afina.core.registry import Registry
+
+    for _ in range(50):
+        table = Registry[Any]("afina.lora.variants", "VARIANT", "variant")
+        with ThreadPoolExecutor(8) as threads:
+            found = list(threads.map(lambda _, table=table: table.names(), range(16)))
+        assert len(set(found)) == 1
+        assert "dora" in found[0]
