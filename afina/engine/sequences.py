@@ -156,39 +156,38 @@ class DecoderSequences:
         but half is for shorter ones, as far as they need it. So a short prompt does not wait until a long one is read,
         and the oldest always goes on."""
         unread = [sequence for sequence in self._sequences if not sequence.is_read]
-        rests = {id(each): each.prompt[each.done :] for each in unread}
-        kinds = dict(zip(map(id, unread), self._kinds(unread), strict=True))
+        rests = {sequence: sequence.prompt[sequence.done :] for sequence in unread}
+        if not self._shares:
+            for sequence, rest in rests.items():
+                if sequence is not unread[0] and len(rest) > most:
+                    return
+                most = max(0, most - len(rest))
+                yield sequence, rest
+            return
+        kinds = dict(zip(unread, self._kinds(unread), strict=True))
 
         def alike(one: _Sequence, other: _Sequence) -> int:
-            same = forest.alike(rests[id(one)], rests[id(other)]) if kinds[id(one)] == kinds[id(other)] else 0
-            return same if same >= forest.SHORTEST and self._shares else 0
+            same = forest.alike(rests[one], rests[other]) if kinds[one] == kinds[other] else 0
+            return same if same >= forest.SHORTEST else 0
 
-        of_others = 0
-        if self._shares and unread:
-            unread[1:] = sorted(unread[1:], key=lambda each: len(rests[id(each)]))
-            oldest = unread[0]
-            shorter = [each for each in unread[1:] if len(rests[id(each)]) < len(rests[id(oldest)])]
-            of_others = min(most // 2, sum(len(rests[id(each)]) for each in shorter if not alike(oldest, each)))
+        others = sorted(unread[1:], key=lambda each: len(rests[each]))
+        shorter = [len(rests[s]) for s in others if len(rests[s]) < len(rests[unread[0]]) and not alike(unread[0], s)]
+        of_others = min(most // 2, sum(shorter))
         most -= of_others
         read: list[tuple[_Sequence, int]] = []
-        for i, sequence in enumerate(unread):
-            most += of_others if i == 1 else 0
-            rest = rests[id(sequence)]
-            if not self._shares:
-                if read and len(rest) > most:
-                    return
-                shared, end = 0, len(rest)
-            else:
-                same = [(min(alike(other, sequence), n), alike(other, sequence) > n) for other, n in read]
-                shared, goes_on = max(same, default=(0, False))
-                end = shared if goes_on else min(len(rest), shared + most)  # the other reads it for both, later
-                if read and end < len(rest) and end - shared < forest.SHORTEST:
-                    end = shared  # so few more are not worth a segment
+        for sequence in [*unread[:1], *others]:
+            rest, same = rests[sequence], [(alike(other, sequence), n) for other, n in read]
+            shared, goes_on = max(((min(n, length), length > n) for length, n in same), default=(0, False))
+            end = shared if goes_on else min(len(rest), shared + most)  # the other reads it for both, later
+            if read and end < len(rest) and end - shared < forest.SHORTEST:
+                end = shared  # so few more are not worth a segment
             if end > shared:
                 read.append((sequence, end))
             if end:
                 most = max(0, most - (end - shared))
                 yield sequence, rest[:end]
+            if sequence is unread[0]:
+                most += of_others
 
     def _kinds(self, sequences: list[_Sequence]) -> list[int]:
         """Prompts share what follows where what was read of them, and with which updates, is the same."""
