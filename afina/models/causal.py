@@ -98,7 +98,7 @@ class DecoderModel:
         return self.module.prepare(updates).bytes
 
     def prompt_logits(self, ids: Sequence[int], updates: Updates | None, most: int) -> Iterator[Tensor]:
-        yield from prompt_logits(self.module, ids, updates, most)
+        return prompt_logits(self.module, ids, updates, most)
 
     def checkpoint_activations(self) -> None:
         self.module.checkpointing = True

@@ -122,9 +122,8 @@ class Sampler:
         self._generator = torch.Generator(device).manual_seed(sampling.seed) if sampling.temperature else None
 
     def choose(self, logits_V: Tensor, prompt: Sequence[int], answer: Sequence[int] = ()) -> int:
-        """The next token of a sequence that consists of the tokens of its prompt and of its answer so far. Raises
-        `NonFiniteLogits`, and `AfinaError` where the constraint leaves no token."""
-        likeliest(logits_V[None])  # which refuses what are no numbers
+        """The next token of a sequence that consists of the tokens of its prompt and of its answer so far; the logits
+        are finite (`finite_likeliest`). Raises `AfinaError` where the constraint leaves no token."""
         scores_V = logits_V.float()
         if self.sampling._changes_logits:
             scores_V = self._changed(scores_V.clone(), prompt, answer)
