@@ -13,6 +13,7 @@ from typing import Any
 
 RANK, ALPHA, RATE = 16, 32, 2e-4
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+TICKETS = Path(__file__).parents[1] / "afina/examples/tickets_train.jsonl"
 Rows = list[dict[str, list[int]]]
 
 
@@ -33,9 +34,15 @@ def parser(description: str | None) -> argparse.ArgumentParser:
 def defaults(options: argparse.Namespace) -> None:
     """The tickets that come with Afina where no rows were given; E2E's templates for others."""
     if options.rows is None:
-        options.rows = Path(__file__).parents[1] / "afina/examples/tickets_train.jsonl"
+        options.rows = TICKETS
         options.prompt, options.completion = options.prompt or "{message}", options.completion or "{ticket}"
     options.prompt, options.completion = options.prompt or "Describe: {mr}", options.completion or "{text}"
+
+
+def messages(count: int) -> list[str]:
+    """Those of the first tickets."""
+    lines = TICKETS.read_text(encoding="utf-8").splitlines()[:count]
+    return [json.loads(line)["message"] for line in lines]
 
 
 def prepare(options: argparse.Namespace, needed: int, peers: set[str]) -> dict[str, Any]:

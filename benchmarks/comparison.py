@@ -13,8 +13,7 @@ import sys
 from pathlib import Path
 
 import common
-
-TICKETS = Path(__file__).parents[1] / "afina/examples/tickets_train.jsonl"
+from common import TICKETS
 
 
 def main() -> None:

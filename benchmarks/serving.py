@@ -17,12 +17,14 @@ import argparse
 import copy
 import json
 import statistics
+import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common import ALPHA, RANK, TARGETS, machine
+from common import ALPHA, RANK, TARGETS, machine, messages
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 ROWS, STEPS = 32, 4  # steps of a round
 
@@ -45,13 +47,9 @@ def main() -> None:
     print(f"several beside one: {found['several_beside_one']:.3f} decoding")
 
 
-@dataclass(frozen=True, eq=False)
-class Adapter:
-    key: str
-    factors: Any
-
-
 def measured(options: argparse.Namespace) -> dict[str, Any]:
+    from adapters_made import row_adapter
+
     from afina.core.device import keep_freed_memory
     from afina.models import load_base
 
@@ -59,7 +57,10 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
     base = load_base("starter", precision=options.precision)
     model = base.model
     model.module.eval()
-    adapters = [adapter(model.module, i) for i in range(options.adapters)]
+    paths = [path for path in model.module.places() if path.rpartition(".")[2] in TARGETS]
+    adapters = [
+        row_adapter(model.module, str(i), RANK, ALPHA / RANK, size=0.01, paths=paths) for i in range(options.adapters)
+    ]
     batches = {
         "base": (model, [None] * ROWS),
         "loaded": (model, [None] * ROWS),
@@ -68,8 +69,7 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
         "several": (model, [adapters[i % len(adapters)] for i in range(ROWS)]),
         "half": (model, [adapters[i // 2 % len(adapters)] if i % 2 else None for i in range(ROWS)]),
     }
-    lines = (Path(__file__).parents[1] / "afina/examples/tickets_train.jsonl").read_text(encoding="utf-8").splitlines()
-    prompts = [base.tokenizer.encode(json.loads(line)["message"]) for line in lines[:ROWS]]
+    prompts = [base.tokenizer.encode(text) for text in messages(ROWS)]
     room = max(map(len, prompts)) + STEPS * (options.rounds + 2)
     timed(Batch(model, prompts, [None] * ROWS, room))  # the first pass of a process takes longer
     started: dict[str, Batch] = {}
@@ -125,22 +125,6 @@ def timed(batch: Batch) -> float:
         for _ in range(STEPS):
             batch.next = batch.sequences.decode(batch.next).argmax(-1)
         return STEPS * len(batch.next) / (time.perf_counter() - begun)
-
-
-def adapter(module: Any, seed: int) -> Adapter:
-    """Random factors for the layers that adapters have by default."""
-    import torch
-
-    from afina.core.updates import Factors
-
-    generator = torch.Generator().manual_seed(seed)
-    return Adapter(str(seed), {
-        path: Factors(
-            0.01 * torch.randn(RANK, place.inputs, generator=generator),
-            0.01 * torch.randn(place.end - place.begin, RANK, generator=generator), ALPHA / RANK,
-        )
-        for path, place in module.places().items() if path.rpartition(".")[2] in TARGETS
-    })  # fmt: skip
 
 
 def in_place(model: Any) -> Any:

@@ -14,8 +14,7 @@ import time
 from pathlib import Path
 
 import common
-
-TICKETS = Path(__file__).parents[1] / "afina/examples/tickets_train.jsonl"
+from common import TICKETS
 
 
 def main() -> None:

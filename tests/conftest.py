@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,7 +19,6 @@ from forked import ForkedWorker
 
 import afina
 from afina.core.device import cache_folder
-from afina.core.updates import Factors
 from afina.engine import kernels
 from afina.models.load import Base, load_base
 
@@ -190,14 +188,6 @@ def _heap_is_frozen() -> None:
     """Imports fill the heap; a collection in a test, which is to free a model, need not go through them."""
     gc.collect()
     gc.freeze()
-
-
-@dataclass(frozen=True, eq=False)
-class RowAdapter:
-    """An adapter that comes with rows (`core.updates.Updates`)."""
-
-    key: str
-    factors: dict[str, Factors]
 
 
 def read(sequences, prompts: list[list[int]], updates: list | None = None, most: int = 10**6) -> torch.Tensor:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import RowAdapter, read
+from adapters_made import RowAdapter, row_adapter
+from conftest import read
 from test_decoder import FAMILIES, ours
 from torch import nn
 
@@ -16,7 +17,6 @@ from afina.core.errors import AdapterError
 from afina.core.updates import Factors
 from afina.engine import kernels
 from afina.engine.blocks import BlockLinear, quantise
-from afina.engine.decoder import Decoder
 from afina.engine.joined import JoinedLinear
 from afina.engine.layers import Conv1D
 from afina.engine.mixed import PackedUpdates, Place, RowUpdates
@@ -120,19 +120,6 @@ def test_beside_frozen_layers_and_blocks(kind: str | None, rows: int, fused: ker
     assert (y - wanted).abs().max() <= 1e-5 * wanted.abs().max()
 
 
-def adapter(module: Decoder, key: str, rank: int, every: int = 1) -> RowAdapter:
-    """Of random factors for every so many-th linear layer."""
-    generator = torch.Generator().manual_seed(sum(map(ord, key)))
-
-    def random(*shape: int) -> torch.Tensor:
-        return 0.2 * torch.randn(shape, generator=generator)
-
-    return RowAdapter(key, {
-        path: Factors(random(rank, place.inputs), random(place.end - place.begin, rank), 0.7)
-        for path, place in sorted(module.places().items())[::every]
-    })  # fmt: skip
-
-
 def steps(model, prompts: list[list[int]], updates: list, count: int = 6) -> torch.Tensor:
     """Logits after the prompts and after each of some tokens, (count, B, V)."""
     with torch.inference_mode():
@@ -151,7 +138,8 @@ def test_rows_are_what_the_adapter_in_place_gives(name: str, tmp_path: Path) -> 
     """Every linear layer of every family, the output head included; recorded steps, too."""
     model = ours(name, tmp_path, kernels=True)
     model.module.eval()
-    every, some = adapter(model.module, "every", 4), adapter(model.module, "some", 3, every=2)
+    every = row_adapter(model.module, "every")
+    some = row_adapter(model.module, "some", 3, paths=sorted(model.module.places())[::2])
     found = steps(model, PROMPTS, [every, None, some, None, some])
     by_torch = copy.deepcopy(model)
     by_torch.module.fused = None
@@ -178,7 +166,7 @@ def wide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DecoderModel:
 
 def test_a_step_in_company_is_to_the_bit_the_step_alone(wide: DecoderModel) -> None:
     """In fp32, after prompts that were read one by one, for as many rows as the kernel of few rows takes."""
-    adapters = [adapter(wide.module, "a", 4), None, adapter(wide.module, "b", 9)]
+    adapters = [row_adapter(wide.module, "a", 4), None, row_adapter(wide.module, "b", 9)]
 
     def run(rows: list[int]) -> torch.Tensor:
         with torch.inference_mode():
@@ -197,7 +185,7 @@ def test_a_recorded_step_is_right_for_other_adapters(wide: DecoderModel, monkeyp
     repeated: list[int] = []
     repeat = Tape.repeat
     monkeypatch.setattr(Tape, "repeat", lambda self, *inputs: repeated.append(1) or repeat(self, *inputs))
-    adapters = [adapter(model.module, key, rank) for key, rank in (("a", 4), ("b", 9), ("c", 2))]
+    adapters = [row_adapter(model.module, key, rank) for key, rank in (("a", 4), ("b", 9), ("c", 2))]
     prompts = [[7, 8, 9], [20, 21], [30, 31, 32, 33]]
 
     def run(taped: bool) -> list[torch.Tensor]:
@@ -223,7 +211,7 @@ def test_a_recorded_step_is_right_for_other_adapters(wide: DecoderModel, monkeyp
 
 def test_what_has_no_place_is_named(tmp_path: Path) -> None:
     model = ours("llama", tmp_path, kernels=False)
-    good = adapter(model.module, "good", 2)
+    good = row_adapter(model.module, "good", 2)
     path = "model.layers.0.self_attn.q_proj"
     a, b, scaling = good.factors[path]
     bad = RowAdapter("bad", {
@@ -246,7 +234,7 @@ def test_what_has_no_place_is_named(tmp_path: Path) -> None:
 
 def test_not_beside_an_adapter_in_place(tmp_path: Path) -> None:
     model = ours("llama", tmp_path, kernels=True)
-    own = adapter(model.module, "own", 2)
+    own = row_adapter(model.module, "own", 2)
     inject(model.module, LoraConfig(rank=2))
     model.module.eval()
     sequences = model.start(1, 20)
@@ -256,7 +244,7 @@ def test_not_beside_an_adapter_in_place(tmp_path: Path) -> None:
 
 def test_packed_once_and_freed_with_the_adapter(tmp_path: Path) -> None:
     model = ours("qwen3", tmp_path, kernels=True)
-    own = adapter(model.module, "own", 4)
+    own = row_adapter(model.module, "own", 4)
     size = model.prepare(own)
     assert 0 < size < 3 * 4 * sum(each.a_RI.numel() + each.b_OR.numel() for each in own.factors.values())
     packed = model.module.prepare(own)

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from conftest import RowAdapter, tiny_module
+from adapters_made import row_adapter
+from conftest import tiny_module
 from test_generation import WORDS
 
 from afina.core.errors import NonFiniteLogits
-from afina.core.updates import Factors
 from afina.models import Base, generate
 from afina.models.batcher import Batcher, Request
 from afina.models.causal import TransformersModel
@@ -93,26 +93,10 @@ def test_slots_and_their_length_grow(tiny: Base, prompts: list[list[int]]) -> No
     assert batcher._sequences is None  # nothing is held while nothing is asked
 
 
-def adapters(base: Base, count: int) -> list[RowAdapter]:
-    """Random factors for every linear layer of the decoder."""
-    generator = torch.Generator().manual_seed(1)
-
-    def random(*shape: int) -> torch.Tensor:
-        return torch.randn(shape, generator=generator) / 2
-
-    places = base.model.module.places()
-    return [
-        RowAdapter(
-            str(i), {p: Factors(random(4, w.inputs), random(w.end - w.begin, 4), 0.5) for p, w in places.items()}
-        )
-        for i in range(count)
-    ]
-
-
 def test_each_request_has_its_adapters_answer(tiny: Base, prompts: list[list[int]]) -> None:
     """Complaints 5, 8, 14: rows of two adapters and of the base in one batch, that of an adapter given up in between,
     each as alone."""
-    own = [*adapters(tiny, 2), None]
+    own = [*(row_adapter(tiny.model.module, name, scaling=0.5, size=0.5) for name in "ab"), None]
 
     def ask(batcher: Batcher, i: int) -> Request:
         return batcher.submit(prompts[i], 10, HOW[i % 3], own[i % 2 if i % 5 else 2])

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import RowAdapter, read, save_tiny, tiny_module
+from adapters_made import RowAdapter, row_adapter
+from conftest import read, save_tiny, tiny_module
 
 from afina.core.errors import AdapterError
 from afina.core.updates import Factors
@@ -138,23 +139,13 @@ def model(tiny: Base) -> Iterator[Writer]:
         yield tiny.model
 
 
-def adapter(model: Writer, key: str, scaling: float = 1.0) -> RowAdapter:
-    generator = torch.Generator().manual_seed(5)
-    return RowAdapter(key, {
-        path: Factors(
-            0.2 * torch.randn(4, place.inputs, generator=generator),
-            0.2 * torch.randn(place.end - place.begin, 4, generator=generator), scaling,
-        )
-        for path, place in model.module.places().items()
-    })  # fmt: skip
-
-
 PROMPT = list(range(60, 120))
 
 
 def test_what_is_kept_serves_no_other_adapter(model: Writer, passes: list[int]) -> None:
     """Complaint 6: an adapter's keys and values serve that adapter's content alone, whatever object has it."""
-    one, same, other = adapter(model, "one"), adapter(model, "one"), adapter(model, "other", 2.0)
+    one, same = row_adapter(model.module, "one"), row_adapter(model.module, "one")
+    other = row_adapter(model.module, "other", scaling=2.0)
     expected = {}
     for own in (None, one, other):
         expected[own and own.key] = read(model.start(1, 80), [PROMPT], [own])[0]
@@ -171,7 +162,7 @@ def test_what_is_kept_serves_no_other_adapter(model: Writer, passes: list[int]) 
 
 
 def test_prompts_of_one_adapter_share_what_they_begin_with(model: Writer, passes: list[int]) -> None:
-    one, other = adapter(model, "one"), adapter(model, "other", 2.0)
+    one, other = row_adapter(model.module, "one"), row_adapter(model.module, "other", scaling=2.0)
     prompts = [[*PROMPT, i, i + 1] for i in range(5, 11)]
     updates = [one, None, other, one, None, one]
     together = read(model.start(6, 80), prompts, updates)
@@ -181,7 +172,7 @@ def test_prompts_of_one_adapter_share_what_they_begin_with(model: Writer, passes
 
 
 def test_prompts_are_read_in_parts_and_no_short_one_waits_for_a_long_one(model: Writer, passes: list[int]) -> None:
-    own = adapter(model, "own")
+    own = row_adapter(model.module, "own")
     long, short, late = [i % 200 + 3 for i in range(150)], [9, 8, 7], [i % 100 + 50 for i in range(40)]
     expected = [read(model.start(1, 200), [p], [own])[0] for p in (long, short, late)]
     sequences = model.start(3, 200)
@@ -260,7 +251,7 @@ def test_memory_comes_back(model: Writer) -> None:
     sequences = model.start(2, 40)
     before = len(model.module._prepared)
     for i in range(6):
-        own = adapter(model, f"adapter {i}", float(i))
+        own = row_adapter(model.module, f"adapter {i}", scaling=float(i))
         assert model.prepare(own) > 0
         read(sequences, [[1, 2, 3], [4, 5]], [own, None])
         for _ in range(3):

@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from adapters_made import made_on
 from conftest import save_tiny, write_rows
 from safetensors.torch import load_file, save_file
 
 import afina
 from afina.core.config import build
 from afina.jobs.export import ExportResult, ExportSettings, export
-from afina.lora import LoraConfig, inject, save_adapter
 from afina.models.load import load_base
-from afina.runs.facts import facts_of, save_tokenizer, write_facts
+from afina.runs.facts import save_tokenizer
 
 RECORDED = Path(__file__).parents[1] / "recorded"
 
@@ -36,15 +36,8 @@ def recorded_run(folder: Path) -> Path:
 def adapter_on(base: Path, folder: Path, quantize: Any = None, **lora: Any) -> Path:
     """The folder of an adapter on `base` that nobody trained."""
     found = load_base(str(base), precision="fp32", device="cpu", quantize=quantize)
-    config = build(LoraConfig, {"rank": 4} | lora)
-    inject(found.model.module, config)
-    generator = torch.Generator().manual_seed(7)
-    for parameter in found.model.module.parameters():
-        if parameter.requires_grad:
-            parameter.data += 0.05 * torch.randn(parameter.shape, generator=generator)
-    save_adapter(found.model.module, config, folder, str(base), found.task.task_type)
+    made_on(found, folder, size=0.05, facts={"quantize": quantize}, **lora)
     save_tokenizer(found, folder)
-    write_facts(folder, facts_of(found, str(base)) | {"quantize": quantize})
     return folder
 
 
