@@ -19,19 +19,20 @@ import argparse
 import asyncio
 import gc
 import json
-import os
 import resource
 import socket
 import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 from typing import Any
 
-from common import RANK, machine
+from common import RANK, machine, messages
+from load_malformed import TEXT, request
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 TOKENS = 64
 
@@ -61,22 +62,26 @@ def main() -> None:
 
 
 def measured(options: argparse.Namespace) -> dict[str, Any]:
+    from adapters_made import made_on
+    from serving_client import listening, serving
+
     from afina.core.device import keep_freed_memory
     from afina.models import load_base
     from afina.serving.engine import Limits
-    from afina.serving.local import LocalService
 
     keep_freed_memory()
     sys.setswitchinterval(0.0005)  # as `afina serve`
     base = load_base("starter", precision=options.precision)
-    lines = (Path(__file__).parents[1] / "afina/examples/tickets_train.jsonl").read_text(encoding="utf-8").splitlines()
-    texts = [json.loads(line)["message"] for line in lines[: options.streams]]
+    texts = messages(options.streams)
     prompts = [base.tokenizer.encode(text) for text in texts]
-    with tempfile.TemporaryDirectory() as folder:
-        adapter_in(base, Path(folder) / "random")
-        service = LocalService(base, Limits(max_batch=options.streams, max_queue=256), [Path(folder)])
-        service.start()
-        stop, port = listening(service)
+    limits = Limits(max_batch=options.streams, max_queue=256)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        serving(base, [Path(folder)], limits) as server,
+        listening(server, grace=0.1) as (port, _),
+    ):
+        service = server.service
+        made_on(base, Path(folder) / "random", size=0.01, rank=RANK)
         ways: dict[str, list[float]] = {"batcher": [], "engine": [], "http": []}
         clients: list[tuple[float, float]] = []
         for _ in range(options.rounds + 1):  # the first one warms up
@@ -87,8 +92,6 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
             clients.append((seconds, busy))
         first, reading = first_token(service, base, prompts[0])
         grown = asyncio.run(cycles(service, prompts[0], options.cycles))
-        stop()
-        service.close()
     total = len(prompts) * TOKENS
     speeds = {way: [total / seconds for seconds in found[1:]] for way, found in ways.items()}
     return {
@@ -115,20 +118,6 @@ def timed(work: Any) -> float:
     return time.perf_counter() - begun
 
 
-def adapter_in(base: Any, folder: Path) -> None:
-    """A random adapter of the base's layers, as PEFT's files."""
-    import copy
-
-    from afina.lora import LoraConfig, inject, save_adapter
-
-    module, config = copy.deepcopy(base.model.module), LoraConfig(rank=RANK)
-    inject(module, config)
-    for name, parameter in module.named_parameters():
-        if "lora_b" in name:
-            parameter.data += 0.01
-    save_adapter(module, config, folder)
-
-
 def in_process(base: Any, prompts: list[list[int]]) -> None:
     from afina.models.batcher import Batcher
     from afina.models.sampling import Sampling
@@ -137,8 +126,8 @@ def in_process(base: Any, prompts: list[list[int]]) -> None:
     for prompt in prompts:
         batcher.submit(prompt, TOKENS, Sampling(ignore_eos=True))
     while batcher.busy:
-        for request in batcher.step():
-            request.text.take()
+        for each in batcher.step():
+            each.text.take()
 
 
 async def through_engine(service: Any, prompts: list[list[int]], new: int = TOKENS) -> float:
@@ -196,43 +185,19 @@ async def cycles(service: Any, prompt: list[int], count: int) -> float:
     return now - before
 
 
-def listening(service: Any) -> tuple[Any, int]:
-    """A server in a thread: what ends it, and its port."""
-    from afina.serving.http import Access, make_app, run
-
-    said: list[str] = []
-    app = make_app(service, Access())
-    thread = threading.Thread(
-        target=lambda: run(app, "127.0.0.1", 0, listener=lambda event: said.append(event.text), grace=0.1)
-    )
-    thread.start()
-    while not said:
-        time.sleep(0.01)
-
-    def stop() -> None:
-        app.state.context.stopping = True
-        thread.join()
-
-    return stop, int(said[0].rpartition(":")[2])
-
-
 def over_http(port: int, model: str, texts: list[str]) -> tuple[float, float]:
     """Seconds until all answers are there, and the processor time of the client."""
     bodies = [
-        json.dumps(
-            {"model": model, "prompt": text, "max_tokens": TOKENS, "ignore_eos": True, "stream": True, "temperature": 0}
-        )
+        {"model": model, "prompt": text, "max_tokens": TOKENS, "ignore_eos": True, "stream": True, "temperature": 0}
         for text in texts
     ]
-    done = subprocess.run(
-        [sys.executable, __file__, "--client", str(port)], input=json.dumps(bodies), capture_output=True, text=True,
-        check=True, env=os.environ,
-    )  # fmt: skip
+    command = [sys.executable, __file__, "--client", str(port)]
+    done = subprocess.run(command, input=json.dumps(bodies), capture_output=True, text=True, check=True)
     seconds, busy = map(float, done.stdout.split())
     return seconds, busy
 
 
-def client(port: int, bodies: list[str]) -> None:
+def client(port: int, bodies: list[dict[str, Any]]) -> None:
     """Sends all requests, reads all answers to their end, and looks at nothing in them."""
     import selectors
 
@@ -240,8 +205,7 @@ def client(port: int, bodies: list[str]) -> None:
     selector = selectors.DefaultSelector()
     for body in bodies:
         connection = socket.create_connection(("127.0.0.1", port))
-        head = f"POST /v1/completions HTTP/1.1\r\nhost: 127.0.0.1:{port}\r\ncontent-type: application/json\r\n"
-        connection.sendall(f"{head}content-length: {len(body.encode())}\r\n\r\n{body}".encode())
+        connection.sendall(request(TEXT, body))
         selector.register(connection, selectors.EVENT_READ, bytearray())
     left = len(bodies)
     while left:
