@@ -72,27 +72,17 @@ def show(found: dict[str, Any]) -> None:
 
 def make(folder: Path) -> None:
     """A base and adapters: `runs` that the server starts with, and the folder out of which an admin loads."""
-    import torch
+    from adapters_made import made_on
     from conftest import save_tiny
 
-    from afina.lora import LoraConfig, inject, save_adapter
     from afina.models import load_base
-    from afina.runs.facts import facts_of, write_facts
 
-    path = str(save_tiny(folder / "tiny-base"))
-    base, lora, inside = load_base(path, precision="fp32", device="cpu"), LoraConfig(rank=4), folder / "adapters"
-    facts, module = facts_of(base, path), base.model.module
-    inject(module, lora)
-    nothing = {name: value.clone() for name, value in module.state_dict().items()}
-    runs = [folder / "runs" / name for name in PINNED]
-    for seed, own in enumerate([*runs, *(inside / name for name in ("third", ".kept/a", ".kept/b", "nothing"))]):
-        module.load_state_dict(nothing)
-        generator = torch.Generator().manual_seed(seed)
-        for parameter in module.parameters():
-            if parameter.requires_grad and own.name != "nothing":
-                parameter.data += 0.5 * torch.randn(parameter.shape, generator=generator)
-        save_adapter(module, lora, own, path, "CAUSAL_LM")
-        write_facts(own, facts)
+    base = load_base(str(save_tiny(folder / "tiny-base")), precision="fp32", device="cpu")
+    for seed, name in enumerate(PINNED):
+        made_on(base, folder / "runs" / name, seed, facts={})
+    inside = folder / "adapters"
+    for seed, name in enumerate(("third", ".kept/a", ".kept/b", "nothing"), len(PINNED)):
+        made_on(base, inside / name, seed, 0.0 if name == "nothing" else 0.5, facts={})
     point(folder, "a")
     (inside / "outside").symlink_to(folder / "runs" / "first")
     (inside / "damaged").mkdir()
@@ -124,13 +114,13 @@ class Answered:
         return json.loads(self.body)
 
 
-async def exchange(port: int, sent: bytes, leave_after: int | None = None, within: float = 300) -> Answered:
+async def exchange(port: int, sent: bytes, leave_after: int | None = None) -> Answered:
     """`leave_after`: the connection is closed once so many bytes of the answer came, or after 20 ms."""
     begun, found, raw = time.perf_counter(), Answered(), bytearray()
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
         writer.write(sent)
-        async with asyncio.timeout(within if leave_after is None else 0.02):
+        async with asyncio.timeout(300 if leave_after is None else 0.02):
             while part := await reader.read(1 << 16):
                 raw += part
                 if not found.first and _WORDS.search(raw):
@@ -265,8 +255,9 @@ class Load:
 
     async def ask(self, path: str, body: dict[str, Any]) -> None:
         found = await exchange(self.port, request(path, body))
-        what = f"{body['model']} {path}{' stream' if 'stream' in body else ''}"
-        self.counts[f"{path}{' stream' if 'stream' in body else ''}: {found.status}"] += 1
+        kind = f"{path} stream" if "stream" in body else path
+        what = f"{body['model']} {kind}"
+        self.counts[f"{kind}: {found.status}"] += 1
         if found.status != 200:
             self.check_error(what, found)
             gone = found.status in {"changing": (404, 503), "swapped": (503,)}.get(body["model"], ())
@@ -275,7 +266,7 @@ class Load:
             return
         whole = _from_stream(found.body) if "stream" in body else _from_json(found.json)
         if isinstance(whole, str):
-            self.counts[f"{path} stream: ended with an error"] += 1
+            self.counts[f"{kind}: ended with an error"] += 1
             if body["model"] != "changing" or '"unavailable_error"' not in whole:
                 self.wrong.append(f"{what}: {whole[-300:]}")
             return
@@ -305,6 +296,11 @@ class Load:
 
     async def admin(self, method: str, path: str, body: Any = None) -> Answered:
         return await exchange(self.port, request(path, body, method, authorization=f"Bearer {KEY}"))
+
+    async def metrics(self) -> dict[str, float]:
+        lines = (await self.admin("GET", "/metrics")).body.decode().splitlines()
+        parts = [line.rpartition(" ") for line in lines if line[0] != "#"]
+        return {name: float(text) for name, _, text in parts}
 
     async def look(self) -> None:
         """Which weights are loaded now."""
@@ -340,9 +336,7 @@ class Load:
     async def check_empty(self, most_bytes: int) -> None:
         """That nothing runs, waits or failed, and nothing is held but what is kept of prompts."""
         for _ in range(100):
-            lines = (await self.admin("GET", "/metrics")).body.decode().splitlines()
-            parts = [line.rpartition(" ") for line in lines if line[0] != "#"]
-            numbers = {name: float(text) for name, _, text in parts}
+            numbers = await self.metrics()
             held = {name: numbers[f"afina_requests_{name}"] for name in ("running", "waiting")}
             if not any(held.values()):
                 break
@@ -364,9 +358,9 @@ class Load:
             stays = found.get("error", {}).get("code") == "adapter_in_use"
             if stays != (each["id"] in PINNED) or not (stays or found.get("drained")):
                 self.wrong.append(f"at the end {each['id']} is held: {found}")
-        lines = (await self.admin("GET", "/metrics")).body.decode().splitlines()
-        if f"afina_adapters_loaded {len(PINNED)}" not in lines:
-            self.wrong.append(f"at the end adapters are held: {[line for line in lines if 'adapter' in line]}")
+        loaded = (await self.metrics())["afina_adapters_loaded"]
+        if loaded != len(PINNED):
+            self.wrong.append(f"at the end {loaded:.0f} adapters are held")
 
 
 def weights(fingerprint: str) -> str:
