@@ -43,6 +43,7 @@ SCRIPTS: dict[str, list[str]] = {
     "adapters_peer": ["adapters_peer.py"],
     "kill_and_resume": ["kill_and_resume.py"],
 }
+UNSETTLED = {"optimisers": "Not settled: one task, three seeds, and fewer rows than a training has."}
 HEAD = """# Results of the benchmarks
 
 Written by `make bench` (`benchmarks/results.py`); each script says what it measures.
@@ -71,7 +72,9 @@ def main() -> None:
         print(f"{name} …", file=sys.stderr, flush=True)
         done = subprocess.run([sys.executable, str(HERE / script), *flags], capture_output=True, text=True)
         text = done.stdout.strip() if done.returncode == 0 else f"FAILED\n{(done.stdout + done.stderr).strip()[-1500:]}"
-        put(name, f"`{' '.join(shown)}`, {datetime.date.today()}\n\n```\n{text}\n```\n")
+        said = f"`{' '.join(shown)}`, {datetime.date.today()}\n\n"
+        said += f"{UNSETTLED[name]}\n\n" if name in UNSETTLED else ""
+        put(name, f"{said}```\n{text}\n```\n")
 
 
 def put(name: str, body: str) -> None:
