@@ -25,7 +25,9 @@ from typing import Any
 
 import common
 from common import machine
-from generate_speed import LLAMA, prompts
+from generate_speed import LLAMA, llama_server, prompts
+
+BEGINNING = 20  # letters of which answers are compared
 
 
 def main() -> None:
@@ -53,7 +55,7 @@ def main() -> None:
     print(f"{'':>12} {'afina':>8} {'llama.cpp':>10} {'ratio':>7}   tokens/s, medians of {options.rounds} rounds")
     for kind, row in found["kinds"].items():
         print(f"{kind:>12} {row['afina']:8.0f} {row['llama']:10.0f} {row['ratio']:7.2f}")
-    print(f"first {found['beginning']} letters of the answers equal: {found['equal']} of {options.at_once}")
+    print(f"first {BEGINNING} letters of the answers equal: {found['equal']} of {options.at_once}")
 
 
 def measured(options: argparse.Namespace) -> dict[str, Any]:
@@ -73,7 +75,7 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
     theirs = Server(options.shared, command=worker)
     kinds = {"alternating": [i % len(names) for i in range(len(asked_of_both))], "one": [0] * len(asked_of_both)}
     speeds: dict[str, dict[str, list[float]]] = {kind: {"afina": [], "llama": []} for kind in kinds}
-    beginning, equal = 20, 0
+    equal = 0
     for turn in range(options.rounds + 1):  # the first one warms up
         for at, (kind, order) in enumerate(kinds.items()):
             texts, new = {}, [[100 + len(kinds) * turn + at, *ids] for ids in asked_of_both]  # which nobody has read
@@ -86,7 +88,7 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
                     speeds[kind][peer].append(len(asked_of_both) * options.tokens / (time.perf_counter() - begun))
             if kind == "alternating":
                 both = zip(texts["afina"], texts["llama"], strict=True)
-                equal = sum(a[:beginning] == b[:beginning] for a, b in both)
+                equal = sum(a[:BEGINNING] == b[:BEGINNING] for a, b in both)
     for server in (ours, theirs):
         server.end(signal.SIGTERM)
     rows = {}
@@ -94,9 +96,7 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
         ratios = [a / b for a, b in zip(found["afina"], found["llama"], strict=True)]
         rows[kind] = {peer: statistics.median(each) for peer, each in found.items()}
         rows[kind]["ratio"] = statistics.median(ratios)
-    return {
-        "machine": machine(), "precision": options.precision, "kinds": rows, "equal": equal, "beginning": beginning,
-    }  # fmt: skip
+    return {"machine": machine(), "precision": options.precision, "kinds": rows, "equal": equal}
 
 
 def adapters(options: argparse.Namespace) -> list[str]:
@@ -143,14 +143,7 @@ async def answers(port: int, bodies: list[dict[str, Any]]) -> list[str]:
 
 def llama(asked: dict[str, Any]) -> None:
     """llama.cpp's server, until it is told to end."""
-    import xllamacpp
-
-    parameters = xllamacpp.CommonParams()
-    parameters.model.path, parameters.port = asked["model"], 0
-    parameters.n_parallel, parameters.n_ctx = asked["slots"], asked["slots"] * asked["room"]
-    parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = asked["threads"]
-    parameters.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(path, 0.0) for path in asked["loras"]]
-    server = xllamacpp.Server(parameters)
+    server = llama_server(**asked)
     print(server.listening_address, flush=True)
     signal.pause()
 

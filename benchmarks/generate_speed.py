@@ -14,6 +14,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -89,15 +90,21 @@ def run_keep(options: argparse.Namespace) -> dict[str, float]:
     return run_afina(options, "keep")
 
 
-def run_llama(options: argparse.Namespace) -> dict[str, float]:
-    """Of one text, its prompt read anew each time, as Afina's is."""
+def llama_server(model: str, threads: int, slots: int, room: int, loras: Sequence[str] = ()) -> Any:
+    """llama.cpp's, at a port that is free, with so many tokens for each slot."""
     import xllamacpp
 
     parameters = xllamacpp.CommonParams()
-    parameters.model.path = (options.shared / "gguf.txt").read_text()
-    parameters.n_ctx, parameters.n_parallel = 512, 1
-    parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = os.cpu_count() or 1
-    server = xllamacpp.Server(parameters)
+    parameters.model.path, parameters.port = model, 0
+    parameters.n_parallel, parameters.n_ctx = slots, slots * room
+    parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = threads
+    parameters.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(path, 0.0) for path in loras]
+    return xllamacpp.Server(parameters)
+
+
+def run_llama(options: argparse.Namespace) -> dict[str, float]:
+    """Of one text, its prompt read anew each time, as Afina's is."""
+    server = llama_server((options.shared / "gguf.txt").read_text(), os.cpu_count() or 1, slots=1, room=512)
     asked = {"prompt": prompts(options, 1)[0], "n_predict": NEW, "temperature": 0, "ignore_eos": True}
     speeds = []
     for _ in range(2):
