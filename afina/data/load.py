@@ -194,7 +194,7 @@ def _key(splits: Splits, tokenizer: Tokenizer, max_length: int) -> str | None:
         return None
     decides = [
         __version__, _RENDERED, files, splits.settings.model_dump(mode="json"), splits.seed, max_length,
-        tokenizer.hash(), tokenizer.template_hash(), sorted(tokenizer.stop_ids), tokenizer.inner.eos_token_id,
+        tokenizer.hash, tokenizer.template_hash(), sorted(tokenizer.stop_ids), tokenizer.inner.eos_token_id,
         tokenizer.turn_end, tokenizer.classes,
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:32]

@@ -155,7 +155,7 @@ def _key(base: Base, eval_set: EvaluationSet) -> str:
     tokenizer, facts = base.tokenizer, base.facts
     pairs = zip(eval_set.examples, eval_set.rows, strict=False)
     parts = [
-        __version__, processor(), facts.sha256, facts.path, str(base.dtype), base.engine, tokenizer.hash(),
+        __version__, processor(), facts.sha256, facts.path, str(base.dtype), base.engine, tokenizer.hash,
         tokenizer.template_hash(), sorted(tokenizer.stop_ids), tokenizer.classes, eval_set.max_new_tokens,
         [(example.messages, row.input_ids, row.labels) for example, row in pairs],
     ]  # fmt: skip

@@ -142,6 +142,7 @@ class Tokenizer:
         text = self.inner.chat_template if self.task.continues_text else "\n".join(["plain", *self.classes])
         return hashlib.sha256(text.encode()).hexdigest()
 
+    @cached_property
     def hash(self) -> str:
         """SHA-256 of the tokenizer's own serialisation, without the settings that its wrapper changes in use."""
         state = json.loads(self.inner.backend_tokenizer.to_str()) | {"truncation": None, "padding": None}

@@ -97,7 +97,7 @@ def facts_of(base: Base, name: str) -> dict[str, Any]:
             "revision": base.facts.revision if base.facts.hub_id else None,
         },
         "precision": precision_of(base.dtype),
-        "tokenizer_sha256": base.tokenizer.hash(),
+        "tokenizer_sha256": base.tokenizer.hash,
         "template_sha256": base.tokenizer.template_hash(),
         "data": {},
         "task": base.task.name,
@@ -125,7 +125,7 @@ def mismatches(facts: dict[str, Any], base: Base, folder: Path) -> list[str]:
             f"adapter {folder} was trained on the base {trained_on['name']!r} (weights {trained_on['sha256'][:12]}…), "
             f"this is {base.facts.name!r} (weights {base.facts.sha256[:12]}…)"
         )
-    if facts.get("tokenizer_sha256", base.tokenizer.hash()) != base.tokenizer.hash():
+    if facts.get("tokenizer_sha256", base.tokenizer.hash) != base.tokenizer.hash:
         differences.append(f"adapter {folder} was trained with another tokenizer than {base.facts.name!r} has now")
     if facts["template_sha256"] != base.tokenizer.template_hash():
         differences.append(f"adapter {folder} was trained with another chat template than {base.facts.name!r} has now")

@@ -165,7 +165,7 @@ def check_trained_on(base: Base, card: Card) -> None:
             f"it was trained on the base {trained_on['name']!r} (weights {trained_on['sha256'][:12]}…), this server "
             f"has {base.facts.name!r} (weights {base.facts.sha256[:12]}…)"
         )
-    if card.facts.get("tokenizer_sha256", base.tokenizer.hash()) != base.tokenizer.hash():
+    if card.facts.get("tokenizer_sha256", base.tokenizer.hash) != base.tokenizer.hash:
         problems.append("it was trained with another tokenizer than the base has now")
     if card.facts.get("task", "causal") != base.task.name:
         problems.append(f"it was trained for task {card.facts['task']}, this server's base is for {base.task.name}")

@@ -258,7 +258,7 @@ def test_a_tokenizers_hash_is_not_changed_by_its_use(tmp_path: Path) -> None:
     }
     (folder / "tokenizer.json").write_text(json.dumps(told))
     base = load_base(str(folder), precision="fp32", classes=("a", "b"))
-    before = base.tokenizer.hash()
+    before = base.tokenizer.hash
     assert len(base.tokenizer.encode("x" * 300)) == 300
     base.tokenizer.encode_input("hello")
-    assert base.tokenizer.hash() == before
+    assert base.tokenizer.hash == before
