@@ -164,8 +164,8 @@ async def _take_in(service: LocalService, runs: dict[str, Path], listener: Liste
 
 def _tell_cost(service: LocalService, runs: dict[str, Path], listener: Listener) -> None:
     name, run = next(iter(runs.items()))
-    entry = service.registry.get(name)
-    adapter = entry.now.adapter if entry else None
+    served = service.registry.get(name)
+    adapter = served.adapter if served else None
     if adapter is None:
         return
     rows = min(8, service.engine.limits.rows)

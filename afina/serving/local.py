@@ -20,7 +20,7 @@ from afina.serving.adapters import Adapter, Card, read_adapter, tokenizer_for
 from afina.serving.engine import Answer, Engine, Limits
 from afina.serving.metrics import Metrics
 from afina.serving.probe import probe
-from afina.serving.registry import Broken, Entry, Registry, Served, Stamp, pathless, plain, reason, stamp_of
+from afina.serving.registry import Broken, Registry, Served, Stamp, pathless, plain, reason, stamp_of
 from afina.serving.service import (
     Conflict,
     ModelFacts,
@@ -108,24 +108,24 @@ class LocalService:
     async def _renew(self, name: str, folder: Path, stamp: Stamp) -> None:
         """Files in a root that are new, or have changed, are a new generation. Where another one is in memory they are
         read whole and tried first; if they cannot be used, that one stays."""
-        entry = self.registry.get(name)
+        former = self.registry.get(name)
         adapter, size = None, 0
         try:
             card, tokenizer = await asyncio.to_thread(self._card, folder)
-            is_new = entry is None or (entry.now.card.hash, entry.now.card.template) != (card.hash, card.template)
-            if is_new and entry is not None and entry.now.adapter is not None:
+            is_new = former is None or (former.card.hash, former.card.template) != (card.hash, card.template)
+            if is_new and former is not None and former.adapter is not None:
                 adapter, size = await self._read(name, card)
         except (InputError, OSError) as error:
-            if self.registry.get(name) is entry:
+            if self.registry.get(name) is former:
                 self._remember(name, folder, stamp, error)
             return
-        if self.registry.get(name) is not entry:  # loaded or unloaded meanwhile
+        if self.registry.get(name) is not former:  # loaded or unloaded meanwhile
             return
-        if entry is not None and not is_new:
-            entry.stamp = stamp
+        if former is not None and not is_new:
+            former.stamp = stamp
             self.registry.broken.pop(name, None)
             return
-        new = self.registry.put(name, card, tokenizer, stamp, entry.pinned if entry else False).now
+        new = self.registry.put(name, card, tokenizer, stamp, former.pinned if former else False)
         if adapter is not None:
             with suppress(NoMemory):  # then its next request is told so
                 room = self.registry.make_room(size)
@@ -135,16 +135,16 @@ class LocalService:
 
     def _remember(self, name: str, folder: Path, stamp: Stamp, error: InputError | OSError) -> Broken:
         """That files in this state cannot be used; said once of a model that goes on with what it has in memory."""
-        entry, is_told = self.registry.get(name), name in self.registry.broken
+        served, is_told = self.registry.get(name), name in self.registry.broken
         found = Broken(stamp, f"the model {name!r} cannot be used: {reason(error)}")
         if stamp_of(folder) != stamp:
             found = Broken(stamp, _REPLACED.format(name), Replaced)
         self.registry.broken[name] = found
-        if entry is not None and entry.now.adapter is not None and not is_told:
+        if served is not None and served.adapter is not None and not is_told:
             self._listener(
                 Notice(
                     f"the files of {name!r} changed and cannot be used as they are now: {reason(error)}; generation "
-                    f"{entry.now.generation} goes on from memory until they can be",
+                    f"{served.generation} goes on from memory until they can be",
                     warning=True,
                 )
             )
@@ -155,7 +155,7 @@ class LocalService:
         if self.alone:
             return [self._facts_alone(*self.alone)]
         usable = filter(self.registry.usable, self.registry)
-        return [self._base_facts(), *(self._facts(entry, entry.now) for entry in usable)]
+        return [self._base_facts(), *map(self._facts, usable)]
 
     def open(self, name: str) -> "LocalHandle":
         """See `Service`."""
@@ -166,15 +166,15 @@ class LocalService:
                     if name != self.base.facts.name
                     else UnknownModel(f"this server has {self.alone[0]!r} alone, merged into its base")
                 )
-            return LocalHandle(self, self._facts_alone(*self.alone), self.base.tokenizer, None, None)
+            return LocalHandle(self, self._facts_alone(*self.alone), self.base.tokenizer)
         if name == self.base.facts.name:
-            return LocalHandle(self, self._base_facts(), self.base.tokenizer, None, None)
-        entry, broken = self.registry.get(name), self.registry.broken.get(name)
-        if broken is not None and (entry is None or not self.registry.usable(entry)):
+            return LocalHandle(self, self._base_facts(), self.base.tokenizer)
+        served, broken = self.registry.get(name), self.registry.broken.get(name)
+        if broken is not None and (served is None or not self.registry.usable(served)):
             raise broken.fault(broken.reason)
-        if entry is None:
+        if served is None:
             raise self.registry.unknown(name)
-        return LocalHandle(self, self._facts(entry, entry.now), entry.now.tokenizer, entry.now, entry)
+        return LocalHandle(self, self._facts(served), served.tokenizer, served)
 
     def _card(self, folder: Path) -> tuple[Card, Tokenizer]:
         card = Card.read(folder)
@@ -208,35 +208,35 @@ class LocalService:
         if self.registry.get(name) is not begun:  # somebody else was faster
             self.registry.check(name, replace and expected is None, expected)
         room = self.registry.make_room(size)
-        entry = self.registry.put(name, card, tokenizer, stamp, pin)
-        entry.now.adapter, entry.now.bytes, entry.now.used = adapter, size, time.monotonic()
+        new = self.registry.put(name, card, tokenizer, stamp, pin)
+        new.adapter, new.bytes, new.used = adapter, size, time.monotonic()
         self._let_go(room)
-        return self._facts(entry, entry.now)
+        return self._facts(new)
 
     async def _read(self, name: str, card: Card) -> tuple[Adapter, int]:
         """Read and checked beside the engine's work, tried between two of its steps; and its bytes."""
         adapter = await asyncio.to_thread(read_adapter, self.base, card, name)
         return adapter, await asyncio.wrap_future(self.engine.call(lambda: probe(self.base, adapter, name)))
 
-    async def loaded(self, entry: Entry, served: Served) -> Adapter:
+    async def loaded(self, served: Served) -> Adapter:
         """The adapter of a generation, read where it is not in memory. Raises `ServiceFault`."""
         async with served.loading:
             if served.is_gone:
-                raise UnknownModel(f"the model {entry.name!r} was unloaded")
+                raise UnknownModel(f"the model {served.name!r} was unloaded")
             if served.adapter is None:
-                folder = served.card.folder
+                folder = served.folder
                 stamp = await asyncio.to_thread(stamp_of, folder)
                 try:  # where a link leads now: it may lead elsewhere before all is read
                     card = await asyncio.to_thread(Card.read, folder.resolve())
                     if card.hash != served.card.hash:
-                        if self.registry.find(entry.name) in (folder, folder.parent):  # asked again it is the new one
-                            raise Replaced(_REPLACED.format(entry.name))
-                        raise UnknownModel(f"the files of the model {entry.name!r} changed: load it again")
-                    adapter, size = await self._read(entry.name, card)
+                        if self.registry.find(served.name) in (folder, folder.parent):  # asked again it is the new one
+                            raise Replaced(_REPLACED.format(served.name))
+                        raise UnknownModel(f"the files of the model {served.name!r} changed: load it again")
+                    adapter, size = await self._read(served.name, card)
                 except (InputError, OSError) as error:
-                    if entry.now is not served or self.registry.get(entry.name) is not entry:
-                        raise Replaced(_REPLACED.format(entry.name)) from error
-                    found = self._remember(entry.name, folder, stamp, error)
+                    if self.registry.get(served.name) is not served:
+                        raise Replaced(_REPLACED.format(served.name)) from error
+                    found = self._remember(served.name, folder, stamp, error)
                     raise found.fault(found.reason) from error
                 room = self.registry.make_room(size)
                 served.adapter, served.bytes = adapter, size
@@ -245,15 +245,14 @@ class LocalService:
 
     async def unload(self, name: str, expected_generation: int | None = None, wait_s: float = 30.0) -> tuple[int, bool]:
         """See `Service`."""
-        entry = self.registry.get(name)
-        if entry is None:
+        served = self.registry.get(name)
+        if served is None:
             if name in (self.base.facts.name, self.alone and self.alone[0]):
                 raise Conflict(f"{name!r} is what this server was started with", "adapter_in_use")
             raise self.registry.unknown(name)
-        if entry.pinned and not self.registry.holds(entry.folder):
+        if served.pinned and not self.registry.holds(served.folder):
             raise Conflict(f"{name!r} is what this server was started with", "adapter_in_use")
         self.registry.check_generation(name, expected_generation)
-        served = entry.now
         self.registry.drop(name)
         drained = await self._until(lambda: not served.users and not served.cancels, wait_s)
         served.is_gone = True
@@ -277,12 +276,12 @@ class LocalService:
             template=bool(self.base.tokenizer.inner.chat_template), requests=self._own,
         )  # fmt: skip
 
-    def _facts(self, entry: Entry, served: Served) -> ModelFacts:
+    def _facts(self, served: Served) -> ModelFacts:
         facts, card = self.base.facts, served.card
         return ModelFacts(
-            entry.name, card.folder.parent.name if card.folder.name == "adapter" else card.folder.name, facts.name,
+            served.name, card.folder.parent.name if card.folder.name == "adapter" else card.folder.name, facts.name,
             card.hash, facts.sha256, served.generation, served.created, facts.context_length, served.bytes,
-            served.adapter.rank if served.adapter else card.rank, card.form, _task(card), pinned=entry.pinned,
+            served.adapter.rank if served.adapter else card.rank, card.form, _task(card), pinned=served.pinned,
             template=card.template is not None or bool(served.tokenizer.inner.chat_template),
             requests=len(served.cancels),
         )  # fmt: skip
@@ -301,12 +300,12 @@ class LocalService:
         gauge("afina_kv_bytes", "Keys and values held.", lambda: engine.batcher.kv_bytes)
         gauge(
             "afina_adapters_loaded", "Adapters in memory.",
-            lambda: sum(entry.now.adapter is not None for entry in registry),
+            lambda: sum(served.adapter is not None for served in registry),
         )  # fmt: skip
         gauge("afina_adapter_bytes", "Bytes of the adapters in memory.", lambda: registry.bytes)
         gauge(
             "afina_adapter_info", "Which weights a name means.",
-            lambda: {(e.name, e.now.card.hash[:16], str(e.now.generation)): 1.0 for e in registry},
+            lambda: {(each.name, each.card.hash[:16], str(each.generation)): 1.0 for each in registry},
             ("model", "hash", "generation"),
         )  # fmt: skip
 
@@ -315,11 +314,10 @@ class LocalHandle:
     """See `Handle`."""
 
     def __init__(
-        self, service: LocalService, facts: ModelFacts, tokenizer: Tokenizer, served: Served | None,
-        entry: Entry | None,
-    ) -> None:  # fmt: skip
+        self, service: LocalService, facts: ModelFacts, tokenizer: Tokenizer, served: Served | None = None
+    ) -> None:
         self.facts, self.tokenizer = facts, tokenizer
-        self._service, self._served, self._entry = service, served, entry
+        self._service, self._served = service, served
         self._open = True
         if served is not None:
             served.users += 1
@@ -334,9 +332,7 @@ class LocalHandle:
         """See `Handle`."""
         service, served = self._service, self._served
         self._check_ready()
-        updates = None
-        if served is not None and self._entry is not None:
-            updates = (await service.loaded(self._entry, served)).times(wanted.scale)
+        updates = None if served is None else (await service.loaded(served)).times(wanted.scale)
         answer: Answer
 
         def over() -> None:

@@ -27,13 +27,17 @@ Stamp = tuple[tuple[int, int], ...]  # by which a change of files is seen: nanos
 
 @dataclass(eq=False)
 class Served:
-    """One generation of a name. `adapter` is None until its first request, and again while its memory is needed for
-    others; `users` are the handles that are open; `cancels` ends each answer that is written."""
+    """One generation of a name. `stamp` is that of the files that it was read from; `adapter` is None until its first
+    request, and again while its memory is needed for others; `users` are the handles that are open; `cancels` ends each
+    answer that is written."""
 
+    name: str
     card: Card
     generation: int
     tokenizer: Tokenizer
     created: int
+    stamp: Stamp
+    pinned: bool = False
     adapter: Adapter | None = None
     bytes: int = 0
     users: int = 0
@@ -42,16 +46,9 @@ class Served:
     cancels: set[Callable[[], None]] = field(default_factory=set)
     loading: asyncio.Lock = field(default_factory=asyncio.Lock)
 
-
-@dataclass
-class Entry:
-    """A name. `stamp` is that of the files that `now` was read from."""
-
-    name: str
-    folder: Path
-    now: Served
-    stamp: Stamp
-    pinned: bool = False
+    @property
+    def folder(self) -> Path:
+        return self.card.folder
 
 
 @dataclass(frozen=True)
@@ -71,18 +68,18 @@ class Registry:
         self.base_name, self.most_bytes = base_name, most_bytes
         self.roots = [root.resolve() for root in roots]
         self.broken: dict[str, Broken] = {}
-        self._entries: dict[str, Entry] = {}
+        self._now: dict[str, Served] = {}
         self._generations: dict[str, int] = {}  # the last of each name, so that none comes twice
 
-    def __iter__(self) -> Iterator[Entry]:
-        return iter(self._entries.values())
+    def __iter__(self) -> Iterator[Served]:
+        return iter(self._now.values())
 
     @property
     def bytes(self) -> int:
-        return sum(entry.now.bytes for entry in self)
+        return sum(served.bytes for served in self)
 
-    def get(self, name: str) -> Entry | None:
-        return self._entries.get(name)
+    def get(self, name: str) -> Served | None:
+        return self._now.get(name)
 
     def find(self, name: str) -> Path | None:
         """The folder of an adapter that lies under this name in one of the roots."""
@@ -97,28 +94,28 @@ class Registry:
     def changed(self, name: str) -> tuple[Path, Stamp] | None:
         """The folder in a root that a name means and the state of its files, where they are new or have changed since
         they were looked at. For any thread."""
-        entry, broken, folder = self.get(name), self.broken.get(name), self.find(name)
-        if entry is not None and (folder is None or folder not in (entry.folder, entry.folder.parent)):
-            if broken is not None and stamp_of(entry.folder) != broken.stamp:  # loaded from elsewhere, or deleted
+        served, broken, folder = self.get(name), self.broken.get(name), self.find(name)
+        if served is not None and (folder is None or folder not in (served.folder, served.folder.parent)):
+            if broken is not None and stamp_of(served.folder) != broken.stamp:  # loaded from elsewhere, or deleted
                 self.broken.pop(name, None)
             return None
         if folder is None or name == self.base_name:
             self.broken.pop(name, None)
             return None
-        known, stamp = broken or entry, stamp_of(folder)
+        known, stamp = broken or served, stamp_of(folder)
         return None if known is not None and known.stamp == stamp else (folder, stamp)
 
     def holds(self, folder: Path) -> bool:
         """Whether it lies in one of the roots, so that it can be loaded again."""
         return any(folder.resolve().is_relative_to(root) for root in self.roots)
 
-    def usable(self, entry: Entry) -> bool:
+    def usable(self, served: Served) -> bool:
         """Whether it can answer: from memory, whatever its files are now, or from these."""
-        return entry.now.adapter is not None or entry.name not in self.broken
+        return served.adapter is not None or served.name not in self.broken
 
     def names(self) -> list[str]:
         """All that can be asked for, the base's among them."""
-        found = dict.fromkeys([self.base_name, *self._entries])
+        found = dict.fromkeys([self.base_name, *self._now])
         for root in self.roots:
             if root.is_dir():
                 found |= dict.fromkeys(each.name for each in sorted(root.iterdir()) if self.find(each.name))
@@ -152,37 +149,35 @@ class Registry:
 
     def check(self, name: str, replace: bool, expected: int | None) -> None:
         """Raises `Conflict` where the name may not be given to what is loaded now."""
-        entry = self._entries.get(name)
-        if entry is not None and not replace:
+        if name in self._now and not replace:
             raise Conflict(f"there is a model {name!r} already; replace it with replace: true", "adapter_exists")
         self.check_generation(name, expected)
 
     def check_generation(self, name: str, expected: int | None) -> None:
-        entry = self._entries.get(name)
-        now = entry.now.generation if entry else 0
+        served = self.get(name)
+        now = served.generation if served else 0
         if expected is not None and expected != now:
             raise Conflict(
                 f"model {name!r} is in generation {now}, expected was {expected}: somebody else has changed it",
                 "generation_mismatch",
             )
 
-    def put(self, name: str, card: Card, tokenizer: Tokenizer, stamp: Stamp, pinned: bool) -> Entry:
+    def put(self, name: str, card: Card, tokenizer: Tokenizer, stamp: Stamp, pinned: bool) -> Served:
         """Shows a new generation of a name. Who has the former one keeps it."""
         generation = self._generations[name] = self._generations.get(name, 0) + 1
-        served = Served(card, generation, tokenizer, int(time.time()))
-        entry = self._entries[name] = Entry(name, card.folder, served, stamp, pinned)
+        served = self._now[name] = Served(name, card, generation, tokenizer, int(time.time()), stamp, pinned)
         self.broken.pop(name, None)
-        return entry
+        return served
 
     def drop(self, name: str) -> None:
-        del self._entries[name]
+        del self._now[name]
         self.broken.pop(name, None)
 
     def make_room(self, wanted: int) -> list[Served]:
         """Those that have to give way to one of `wanted` bytes: not pinned, not in use, the one that was used longest
         ago first. Raises `NoMemory` where that is not enough."""
         free = self.most_bytes - self.bytes
-        idle = [e.now for e in self if e.now.adapter is not None and not e.pinned and not e.now.users]
+        idle = [each for each in self if each.adapter is not None and not each.pinned and not each.users]
         going: list[Served] = []
         for served in sorted(idle, key=lambda each: each.used):
             if free >= wanted:

@@ -384,21 +384,21 @@ def test_those_used_longest_ago_give_way(tiny: Base, folders: dict[str, Path]) -
         await service.load("pinned", Path("lora"), pin=True)
         await text(await opened(service, "lora"), prompt, 1)
         service.open("lora")  # and not closed
-        loaded = {entry.name for entry in service.registry if entry.now.adapter is not None}
+        loaded = {served.name for served in service.registry if served.adapter is not None}
         assert loaded == {"pinned", "lora"}
         handle = await opened(service, "head")
         with pytest.raises(NoMemory):  # both are in use, or pinned
             await text(handle, prompt, 1)
 
     run(ask())
-    handles = [entry.now for entry in service.registry if entry.name == "lora"]
+    handles = [served for served in service.registry if served.name == "lora"]
     handles[0].users = 0  # the handle that was opened above is closed
 
     async def again() -> None:
         await text(service.open("head"), prompt_of(tiny)[:3], 1)
 
     run(again())
-    assert {entry.name for entry in service.registry if entry.now.adapter is not None} == {"pinned", "head"}
+    assert {served.name for served in service.registry if served.adapter is not None} == {"pinned", "head"}
     service.close()
 
 
@@ -766,13 +766,13 @@ def test_files_that_changed_after_an_adapter_gave_way(service: LocalService, tin
         prompt = prompt_of(service.base)
         await service.load("other", Path("source"))
         await text(await opened(service, "source"), prompt, 2)
-        service._let_go([entry.now for entry in service.registry])
+        service._let_go(list(service.registry))
         made(tiny_folder, folder, 65)
         with pytest.raises(UnknownModel, match="the files of the model 'other' changed: load it again"):
             await text(await opened(service, "other"), prompt, 2)
         assert (await service.load("other", Path("source"), replace=True)).generation == 2
         assert (await opened(service, "source")).facts.generation == 2
-        service._let_go([entry.now for entry in service.registry])
+        service._let_go(list(service.registry))
         shutil.rmtree(folder)
         for name in ("source", "other"):
             for _ in range(2):
