@@ -5,24 +5,23 @@ and everything else is a tie (Zheng et al. 2023, https://arxiv.org/abs/2306.0568
 """
 
 import json
-import os
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
-from http.client import HTTPException, HTTPMessage
+from http.client import HTTPException
 from threading import Event
-from typing import IO, Literal
+from typing import Literal
 from urllib.error import HTTPError, URLError
-from urllib.parse import urlsplit
-from urllib.request import HTTPRedirectHandler, ProxyHandler, Request, build_opener
+from urllib.parse import SplitResult
+from urllib.request import Request
 
 from pydantic import BaseModel, Field, ValidationError
 
-from afina.core.errors import InputError, SettingsError, counted
+from afina.core.errors import InputError, counted
 from afina.core.events import Listener, Notice, Progress, ignore
 from afina.core.limits import REPLY_BYTES
-from afina.core.machine import is_loopback
+from afina.measure.remote import Remote, retry_after
 
 KEYS = ("AFINA_JUDGE_KEY", "OPENAI_API_KEY")
 AT_ONCE = 4  # requests in flight
@@ -65,7 +64,7 @@ class Judgement:
         return [1 - share for share in self.adapted]
 
 
-class Judge:
+class Judge(Remote):
     """The judge `model` behind `url`, which may end in the host, in `/v1`, or in `/v1/chat/completions`."""
 
     def __init__(self, url: str, model: str) -> None:
@@ -73,21 +72,8 @@ class Judge:
 
         Raises `SettingsError`.
         """
-        self.url, self.model = _completions(url), model
-        self._key_from = next((name for name in KEYS if os.environ.get(name, "").strip()), None)
-        key = os.environ[self._key_from].strip() if self._key_from else ""
-        parts = urlsplit(self.url)
-        here = is_loopback(parts.hostname or "")
-        if key and parts.scheme == "http" and not here:
-            raise SettingsError(
-                f"--judge {url}: the key in {self._key_from} would be sent to another machine in the clear",
-                f"give its https:// address, or unset {self._key_from} if it needs no key",
-            )
-        if not (key.isascii() and key.isprintable()):
-            raise SettingsError(f"the key in {self._key_from} has characters that no key has", "copy it again")
-        self._headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
-        direct = [ProxyHandler({})] if here else []  # what is for this machine is not shown to a proxy
-        self._opener = build_opener(_NoRedirects, *direct)
+        super().__init__("--judge", url, KEYS, "http://localhost:8000/v1")
+        self.url, self.model = _completions(self._parts), model
         self._stop = Event()
 
     def check(self, listener: Listener = ignore) -> None:
@@ -147,7 +133,7 @@ class Judge:
         """The judge's reply. Retries where the server is busy, failing or away."""
         messages = [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": prompt}]
         body = json.dumps({"model": self.model, "messages": messages, "temperature": 0}).encode()
-        request = Request(self.url, body, self._headers, method="POST")  # noqa: S310 - http(s) only, see _completions
+        request = Request(self.url, body, self._headers, method="POST")  # noqa: S310 - http(s) only, see Remote
         for attempt in range(tries):
             pause = PAUSE * 2**attempt
             try:
@@ -157,8 +143,8 @@ class Judge:
                 with error:
                     if attempt == tries - 1 or not _passing(error):
                         raise self._refused(error, tries) from error
-                    asked = error.headers.get("Retry-After", "")
-                pause = min(float(asked), LONGEST_PAUSE) if asked.isdecimal() else pause
+                asked = retry_after(error)
+                pause = pause if asked is None else min(asked, LONGEST_PAUSE)
             except (OSError, HTTPException) as error:
                 if attempt == tries - 1:
                     reason = error.reason if isinstance(error, URLError) else error
@@ -183,30 +169,13 @@ class Judge:
         return InputError(f"{what}: {_said(error)}", "check --judge and --judge-model")
 
 
-class _NoRedirects(HTTPRedirectHandler):
-    """A redirect is an error: following it would lose the question and send the key to another server."""
-
-    def redirect_request(
-        self, req: Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
-    ) -> None:
-        return None
-
-
 def _passing(error: HTTPError) -> bool:
     """Whether the server is only busy or failing for now."""
     return error.code == 429 or error.code >= 500
 
 
-def _completions(url: str) -> str:
-    """The URL of chat completions. Raises `SettingsError` where `url` is not one of http or https."""
-    url = url.strip()
-    try:
-        parts = urlsplit(url)
-        good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and "@" not in parts.netloc
-    except ValueError:
-        good = None
-    if not good or not url.isascii() or re.search(r"\s", url):
-        raise SettingsError(f"--judge {url!r} is not a URL", "give one such as http://localhost:8000/v1")
+def _completions(parts: SplitResult) -> str:
+    """The URL of chat completions."""
     path = parts.path.rstrip("/")
     if not path.endswith("/chat/completions"):
         path += "/chat/completions" if re.search(r"/v\d\w*$", path) else "/v1/chat/completions"

@@ -1,7 +1,6 @@
 """A server of Afina's, asked from here: many questions at one time, each answer with the weights that wrote it."""
 
 import json
-import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -9,15 +8,14 @@ from dataclasses import dataclass
 from http.client import HTTPException
 from typing import Any
 from urllib.error import HTTPError, URLError
-from urllib.parse import urlsplit
-from urllib.request import ProxyHandler, Request, build_opener
+from urllib.request import Request
 
 from pydantic import BaseModel, Field, ValidationError
 
-from afina.core.errors import InputError, SettingsError, brief
+from afina.core.errors import InputError, brief
 from afina.core.events import Listener, Progress, ignore
 from afina.core.limits import REPLY_BYTES
-from afina.core.machine import is_loopback
+from afina.measure.remote import Remote, retry_after
 
 KEYS = ("AFINA_API_KEY", "OPENAI_API_KEY")
 AT_ONCE = 32  # requests in flight
@@ -41,17 +39,11 @@ class _Reply(BaseModel):
     choices: list[_Choice] = Field(min_length=1)
 
 
-class _About(BaseModel):
-    hash: str
-    base_hash: str
-
-
 class ServedModel(BaseModel):
     """What is read of a model in the server's list."""
 
     id: str
     parent: str | None = None
-    afina: _About | None = None
 
 
 class _Models(BaseModel):
@@ -67,27 +59,15 @@ class Reply:
     fingerprint: str
 
 
-class Client:
+class Client(Remote):
     """The server at `url`, which may end in the host or in `/v1`. The key comes from AFINA_API_KEY, or else
-    OPENAI_API_KEY; without either none is sent. Raises `SettingsError` for what is no URL."""
+    OPENAI_API_KEY; without either none is sent. Raises `SettingsError` for what is no URL, and
+    where the key would be sent in the clear."""
 
     def __init__(self, url: str) -> None:
-        try:
-            parts = urlsplit(url)
-            good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and "@" not in parts.netloc
-        except ValueError:
-            parts, good = None, False
-        if not good or parts is None:
-            raise SettingsError(f"--url {url!r} is not a URL", "give one such as http://127.0.0.1:8080")
-        path = parts.path.rstrip("/").removesuffix("/v1")
-        self.url = parts._replace(path=path, query="", fragment="").geturl()
-        here = is_loopback(parts.hostname or "")
-        key = next((value for name in KEYS if (value := os.environ.get(name, "").strip())), "")
-        if key and parts.scheme == "http" and not here:
-            raise SettingsError(f"--url {url}: the key would be sent in the clear", "give its https:// address")
-        self._headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
-        # What is for this machine is not shown to a proxy.
-        self._opener = build_opener(*([ProxyHandler({})] if here else []))
+        super().__init__("--url", url, KEYS, "http://127.0.0.1:8080")
+        path = self._parts.path.rstrip("/").removesuffix("/v1")
+        self.url = self._parts._replace(path=path, query="", fragment="").geturl()
 
     def models(self) -> list[ServedModel]:
         """Raises `InputError`."""
@@ -124,7 +104,7 @@ class Client:
 
     def _ask(self, path: str, body: dict[str, Any] | None = None) -> bytes:
         content = None if body is None else json.dumps(body).encode()
-        request = Request(self.url + path, content, self._headers)  # noqa: S310 - http(s) only, see __init__
+        request = Request(self.url + path, content, self._headers)  # noqa: S310 - http(s) only, see Remote
         for attempt in range(_TRIES):
             try:
                 with self._opener.open(request, timeout=_TIMEOUT) as response:
@@ -133,7 +113,8 @@ class Client:
                 with error:
                     if error.code not in (429, 503) or attempt == _TRIES - 1:
                         raise InputError(f"the server at {self.url}: {_message(error)}", _remedy(error.code)) from error
-                    time.sleep(min(10.0, float(error.headers.get("Retry-After") or 1)))
+                    asked = retry_after(error)
+                    time.sleep(1.0 if asked is None else min(10.0, asked))
             except (OSError, HTTPException) as error:
                 reason = error.reason if isinstance(error, URLError) else error
                 raise InputError(
