@@ -10,12 +10,11 @@ from afina.core.job import Job
 from afina.data.layouts import Kind
 from afina.data.mapping import Example, said_of
 from afina.data.settings import Encoded
-from afina.jobs.generate_served import model_name
 from afina.measure.evaluation import defined, difference_json
 from afina.measure.intervals import interval, paired_difference
 from afina.measure.metric import Group, Predictions, RowStats
 from afina.measure.metrics import main_metric, metrics_for
-from afina.runs.facts import adapter_folder, read_facts
+from afina.runs.facts import adapter_folder, model_name, read_facts
 from afina.runs.opening import read_as_in_training
 from afina.serving.adapters import content_hash
 from afina.serving.client import Client, Reply

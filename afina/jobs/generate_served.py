@@ -10,7 +10,7 @@ from afina.core.events import Listener, ignore
 from afina.core.files import check_writable, write_jsonl
 from afina.core.job import Job
 from afina.jobs.generate import GenerateResult
-from afina.runs.facts import adapter_folder, read_facts
+from afina.runs.facts import adapter_folder, model_name, read_facts
 from afina.serving.client import Client
 
 
@@ -58,11 +58,6 @@ def generate_served(settings: GenerateServedSettings, listener: Listener = ignor
     if settings.out:
         write_jsonl(settings.out, rows)
     return GenerateResult(rows=tuple(rows))
-
-
-def model_name(run: Path) -> str:
-    """The name under which a server has the run in this folder: the folder's."""
-    return run.parent.name if run.name == "adapter" and run.parent.name else run.name
 
 
 JOB = Job.of(generate_served)

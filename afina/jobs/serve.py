@@ -15,11 +15,10 @@ from afina.core.errors import AdapterError, SettingsError, counted
 from afina.core.events import Listener, Notice, Progress, ignore
 from afina.core.job import Job
 from afina.core.text import command_line
-from afina.jobs.generate_served import model_name
 from afina.lora.merging import merge_in_place
 from afina.models.footprint import free_bytes
 from afina.models.load import Base, load_base
-from afina.runs.facts import adapter_folder, is_merged
+from afina.runs.facts import adapter_folder, is_merged, model_name
 from afina.runs.opening import open_base, open_run
 from afina.serving.adapters import Card, check_trained_on
 from afina.serving.engine import Limits

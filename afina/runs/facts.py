@@ -24,9 +24,8 @@ DEFAULT_NEW_TOKENS = 256  # for adapters that do not record how long their answe
 def adapter_folder(run: Path) -> Path:
     """The adapter's folder in the run folder `run`, or `run` itself if it is one. Raises `AdapterError`."""
     settle(run)
-    for folder in (run / "adapter", run):
-        if (folder / CONFIG).is_file():
-            return folder
+    if (folder := adapter_in(run)) is not None:
+        return folder
     if not run.exists():
         raise AdapterError(f"run {run}: no such folder", "give the folder that `afina train` wrote (its --out)")
     if (run / FORMER).is_dir():
@@ -42,6 +41,17 @@ def adapter_folder(run: Path) -> Path:
     if any((run / name).is_file() for name in (WEIGHTS, PICKLED)):
         raise AdapterError(f"{run} holds an adapter's weights, but no {CONFIG}", "copy it from where it was made")
     raise AdapterError(f"run {run} contains no adapter", "give the folder that `afina train` wrote (its --out)")
+
+
+def adapter_in(run: Path) -> Path | None:
+    """The adapter's folder in the folder `run`, or `run` itself if it is one; None where there is no adapter."""
+    return next((folder for folder in (run / "adapter", run) if (folder / CONFIG).is_file()), None)
+
+
+def model_name(run: Path) -> str:
+    """The name of the model in the folder of a run, or of an adapter: the folder's, and of `adapter` in a run the
+    run's."""
+    return run.parent.name if run.name == "adapter" and run.parent.name else run.name
 
 
 def is_merged(run: Path) -> bool:

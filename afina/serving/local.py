@@ -16,6 +16,7 @@ from afina.engine.ops import Segments
 from afina.models.load import Base
 from afina.models.model import unshared
 from afina.models.tokenizer import Tokenizer
+from afina.runs.facts import model_name
 from afina.serving.adapters import Adapter, Card, read_adapter, tokenizer_for
 from afina.serving.engine import Answer, Engine, Limits
 from afina.serving.metrics import Metrics
@@ -279,7 +280,7 @@ class LocalService:
     def _facts(self, served: Served) -> ModelFacts:
         facts, card = self.base.facts, served.card
         return ModelFacts(
-            served.name, card.folder.parent.name if card.folder.name == "adapter" else card.folder.name, facts.name,
+            served.name, model_name(card.folder), facts.name,
             card.hash, facts.sha256, served.generation, served.created, facts.context_length, served.bytes,
             served.adapter.rank if served.adapter else card.rank, card.form, _task(card), pinned=served.pinned,
             template=card.template is not None or bool(served.tokenizer.inner.chat_template),

@@ -15,7 +15,7 @@ from afina.core.files import leads_out
 from afina.lora.peft_config import CONFIG
 from afina.lora.peft_files import WEIGHTS
 from afina.models.tokenizer import Tokenizer
-from afina.runs.facts import FACTS
+from afina.runs.facts import FACTS, adapter_in
 from afina.serving.adapters import TEMPLATE, Adapter, Card
 from afina.serving.service import Conflict, NoMemory, ServiceFault, UnknownModel
 
@@ -87,7 +87,7 @@ class Registry:
             return None
         for root in self.roots:
             folder = root / name
-            if any((each / CONFIG).is_file() for each in (folder, folder / "adapter")) and not leads_out(folder, root):
+            if adapter_in(folder) is not None and not leads_out(folder, root):
                 return folder
         return None
 
@@ -194,9 +194,7 @@ class Registry:
 
 def stamp_of(folder: Path) -> Stamp:
     """When the adapter's files were written, and how large they are."""
-    places = (folder / "adapter", folder)
-    files = next((each for each in places if (each / CONFIG).is_file()), folder)
-    found = []
+    files, found = adapter_in(folder) or folder, []
     for name in (CONFIG, WEIGHTS, TEMPLATE, "tokenizer_config.json", FACTS):
         try:
             state = (files / name).stat()
