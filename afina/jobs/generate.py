@@ -19,7 +19,7 @@ from afina.data.template import prompt_ids, text_ids
 from afina.jobs._opening import OpenSettings
 from afina.lora.injection import disabled
 from afina.models.generation import generate as generate_tokens
-from afina.runs.facts import is_merged
+from afina.runs.facts import asked_of, is_merged
 from afina.runs.opening import Adapted
 
 
@@ -95,9 +95,7 @@ Rows = list[dict[str, Any]]
 def _questions(adapted: Adapted, settings: GenerateSettings, listener: Listener) -> tuple[Rows, list[Example]]:
     """What is asked: the rows of the result so far, and the example of each."""
     if settings.data is None:
-        system = adapted.facts.get("data", {}).get("system")
-        start = [{"role": "system", "content": system}] if system else []
-        asked = [(*start, {"role": "user", "content": prompt}) for prompt in settings.prompts]
+        asked = [asked_of(adapted.facts, prompt) for prompt in settings.prompts]
         return [{"prompt": prompt} for prompt in settings.prompts], [Example(each, None, (), "", "") for each in asked]
     examples, rejected, notes = adapted.read(
         settings.data, settings.encoding, listener=listener, needs_completion=False

@@ -10,7 +10,7 @@ from afina.core.events import Listener, ignore
 from afina.core.files import check_writable, write_jsonl
 from afina.core.job import Job
 from afina.jobs.generate import GenerateResult
-from afina.runs.facts import adapter_folder, model_name, read_facts
+from afina.runs.facts import adapter_folder, asked_of, model_name, read_facts
 from afina.serving.client import Client
 
 
@@ -41,10 +41,8 @@ def generate_served(settings: GenerateServedSettings, listener: Listener = ignor
     client = Client(settings.url)
     name = model_name(settings.run)
     facts = read_facts(adapter_folder(settings.run)) if settings.run.is_dir() else {}
-    system = facts.get("data", {}).get("system")
-    start = [{"role": "system", "content": system}] if system else []
     most = {"max_tokens": facts["max_new_tokens"]} if facts else {}
-    questions = [{"messages": [*start, {"role": "user", "content": prompt}]} | most for prompt in settings.prompts]
+    questions = [{"messages": asked_of(facts, prompt)} | most for prompt in settings.prompts]
     rows = [
         {"prompt": prompt, "answer": reply.text, "stopped": reply.stopped, "fingerprint": reply.fingerprint}
         for prompt, reply in zip(settings.prompts, client.chat(name, questions, listener), strict=True)

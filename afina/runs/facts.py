@@ -71,6 +71,13 @@ def read_facts(folder: Path) -> dict[str, Any]:
         raise AdapterError(str(error), "use the adapter's folder as `afina train` wrote it") from error
 
 
+def asked_of(facts: dict[str, Any], prompt: str) -> tuple[dict[str, str], ...]:
+    """The messages of a prompt: the user's turn, after the system message with which an adapter was trained."""
+    system = facts.get("data", {}).get("system")
+    start = ({"role": "system", "content": system},) if system else ()
+    return (*start, {"role": "user", "content": prompt})
+
+
 def write_facts(folder: Path, facts: dict[str, Any], place: Path | None = None) -> None:
     """Writes `afina.json` of an adapter that will lie in `place` (default: `folder`). A base on this disk is named from
     there: an absolute path may hold a person's name, and an adapter is given away."""

@@ -35,6 +35,7 @@ from afina.measure.outputs import EvaluationSet
 from afina.models.generation import generate
 from afina.models.load import Base
 from afina.models.model import IGNORE_INDEX
+from afina.runs.facts import asked_of
 from afina.runs.opening import Adapted
 from afina.settings import RunSettings
 from afina.training.loss import TOKENS, device_of, row_losses
@@ -68,12 +69,10 @@ def rows_of(run: Path, adapted: Adapted, most: int, listener: Listener) -> Evalu
 
 def _predicted(run: Path, adapted: Adapted) -> EvaluationSet:
     tokenizer, path = adapted.base.tokenizer, run / "predictions.jsonl"
-    system = adapted.facts.get("data", {}).get("system")
-    start = ({"role": "system", "content": system},) if system else ()
     examples, rows = list[Example](), list[Row]()
     for line in read_jsonl(path) if path.is_file() else ():
         references = tuple(line["references"])
-        messages = (*start, {"role": "user", "content": line["prompt"]})
+        messages = asked_of(adapted.facts, line["prompt"])
         example = Example(messages, references[0] if references else "", references, line["prompt"], line["where"])
         try:
             (row,) = render(tokenizer, example)
