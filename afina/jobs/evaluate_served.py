@@ -80,9 +80,9 @@ def evaluate_served(settings: EvaluateServedSettings, listener: Listener = ignor
     replies = client.chat(name, questions, listener)
     fingerprint = check_fingerprints(replies, facts["base"]["sha256"], content_hash(folder), settings.run)
     kind: Kind = facts["kind"]
-    parent = next((each.parent for each in client.models() if each.id == name), None)
-    served = {each.id for each in client.models()}
-    plain = client.chat(parent, questions, listener, "answers of the base") if parent in served and parent else None
+    parents = {each.id: each.parent for each in client.models()}
+    parent = parents.get(name)
+    plain = client.chat(parent, questions, listener, "answers of the base") if parent and parent in parents else None
     adapted = _scores(kind, examples, replies)
     base = _scores(kind, examples, plain) if plain else {}
     lower = {metric.name: metric.lower_is_better for metric in metrics_for(kind)}
