@@ -244,6 +244,14 @@ def jsonl_rows(path: Path) -> Iterator[dict[str, Any]]:
         raise InputError(f"cannot read {path}: {getattr(error, 'strerror', None) or brief(error)}") from error
 
 
+def sha256_of_all(files: Iterable[Path]) -> str:
+    """Hex digest over the names of files and the digests of their contents."""
+    total = hashlib.sha256()
+    for file in files:
+        total.update(f"{file.name} {sha256(file)}\n".encode())
+    return total.hexdigest()
+
+
 def sha256(path: Path) -> str:
     """Hex digest of a file's content."""
     with path.open("rb") as file:

@@ -3,7 +3,6 @@ batch.
 """
 
 import copy
-import hashlib
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from afina.core.errors import AdapterError, InputError, enumerated
-from afina.core.files import leads_out, read_json, sha256
+from afina.core.files import leads_out, read_json, sha256_of_all
 from afina.core.limits import PATTERN_BYTES, PATTERN_SECONDS
 from afina.core.limits.process import Failed, TooMuch, in_child
 from afina.core.text import command_line
@@ -59,11 +58,7 @@ class Card:
 
 def content_hash(folder: Path) -> str:
     """SHA-256 over the digests of the adapter's weights and of its configuration, which has their scale."""
-    total = hashlib.sha256()
-    for name in (CONFIG, WEIGHTS):
-        if (folder / name).is_file():
-            total.update(f"{name} {sha256(folder / name)}\n".encode())
-    return total.hexdigest()
+    return sha256_of_all(file for name in (CONFIG, WEIGHTS) if (file := folder / name).is_file())
 
 
 def _template(folder: Path) -> str | None:

@@ -9,6 +9,7 @@ import torch
 from afina.core.errors import AdapterError
 from afina.models.load import Base
 from afina.serving.adapters import Adapter
+from afina.serving.proof import spread
 
 _TOKENS = 48  # from all over the vocabulary
 _WARM, _TIMED = 4, 9  # steps: the first ones record what later ones repeat
@@ -62,7 +63,4 @@ def overhead(base: Base, adapter: Adapter, rows: int) -> tuple[float, float]:
 
 
 def _tokens(base: Base) -> list[int]:
-    last = min(len(base.tokenizer.inner), base.facts.vocabulary) - 1
-    spread = torch.linspace(0, last, min(_TOKENS, base.facts.context_length - 2, last + 1)).long().tolist()
-    special = set(base.tokenizer.inner.all_special_ids)
-    return [*base.tokenizer.encode("Hello."), *(token for token in spread if token not in special)]
+    return [*base.tokenizer.encode("Hello."), *spread(base, min(_TOKENS, base.facts.context_length - 2))]

@@ -24,11 +24,8 @@ def sample(base: Base, predictions: Path | None = None) -> list[Packed]:
     known = read_jsonl(predictions)[:_PROMPTS] if predictions and predictions.exists() else []
     texts = [row["prompt"] for row in known] or ["Hello."]
     tokenizer, longest = base.tokenizer, min(_TOKENS, base.facts.context_length)
-    special = set(tokenizer.inner.all_special_ids)
-    last = min(len(tokenizer.inner), base.facts.vocabulary) - 1
-    spread = torch.linspace(0, last, min(longest, last + 1)).long().tolist()
     encode = tokenizer.encode if base.task.continues_text else tokenizer.encode_input
-    rows = [*map(encode, texts), [token for token in spread if token not in special]]
+    rows = [*map(encode, texts), spread(base, longest)]
     device = next(base.model.module.parameters()).device
     found = []
     for row in [row for row in rows if len(row) > 1]:  # an encoder-decoder needs something to read, and an answer
@@ -38,6 +35,14 @@ def sample(base: Base, predictions: Path | None = None) -> list[Packed]:
             labels[:-1] = IGNORE_INDEX
         found.append(unshared(ids, labels, Segments((0, len(ids)))))
     return found
+
+
+def spread(base: Base, most: int) -> list[int]:
+    """At most so many tokens from all over the vocabulary, none of them special."""
+    last = min(len(base.tokenizer.inner), base.facts.vocabulary) - 1
+    special = set(base.tokenizer.inner.all_special_ids)
+    tokens = torch.linspace(0, last, min(most, last + 1)).long().tolist()
+    return [token for token in tokens if token not in special]
 
 
 @torch.no_grad()

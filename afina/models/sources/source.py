@@ -1,13 +1,12 @@
 """Where a base model comes from: the catalogue, the Hugging Face hub, a folder or a GGUF file. Downloads only when
 asked."""
 
-import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from afina.core.errors import BaseModelError, near
-from afina.core.files import check_fetched, sha256
+from afina.core.files import check_fetched, sha256, sha256_of_all
 from afina.models.formats.card import licence_of
 from afina.models.sources.catalogue import known_models
 from afina.models.sources.hub import HUB_FILES, HUB_ID, fetch_model
@@ -33,10 +32,7 @@ class Source:
         """SHA-256 of the GGUF file, or over the digests of the folder's weight files in order of name."""
         if self.is_gguf:
             return sha256(self.path)
-        total = hashlib.sha256()
-        for file in sorted(self.path.glob("*.safetensors")):
-            total.update(f"{file.name} {sha256(file)}\n".encode())
-        return total.hexdigest()
+        return sha256_of_all(sorted(self.path.glob("*.safetensors")))
 
 
 def hub_id_of(name: str) -> str | None:
