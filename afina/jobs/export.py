@@ -198,11 +198,14 @@ def check_before(settings: RunSettings) -> None:
     check_forms(forms, subject, settings.folder)
 
 
-def export_run(folder: Path, to: tuple[str, ...], listener: Listener, **opening: Any) -> ExportResult:
+def export_run(folder: Path, settings: RunSettings, listener: Listener) -> ExportResult:
     """Exports a run that was just trained into its own folder. Raises `RunFailed` that says how to try again."""
-    out = folder / IN_RUN
+    out, to = folder / IN_RUN, settings.export
     try:
-        return export(ExportSettings(run=folder, to=to, out=out, overwrite=True, **opening), listener)
+        asked = ExportSettings(
+            run=folder, to=to, out=out, overwrite=True, device=settings.device, cache_dir=settings.cache_dir
+        )
+        return export(asked, listener)
     except AfinaError as error:
         again = command_line("export", folder, "--to", ",".join(to), "--out", out)
         problems = [f"the run in {folder} is complete, but was not exported", *error.problems]

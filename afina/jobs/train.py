@@ -40,7 +40,6 @@ def train(settings: RunSettings, listener: Listener = ignore) -> TrainResult:
 def train_result(trained: TrainedRun, listener: Listener) -> TrainResult:
     """The result of a run, exported where its settings say so. Raises `RunFailed`."""
     settings = trained.settings
-    opening = {"device": settings.device, "cache_dir": settings.cache_dir}
     return TrainResult(
         folder=trained.folder,
         adapter=trained.adapter,
@@ -48,7 +47,7 @@ def train_result(trained: TrainedRun, listener: Listener) -> TrainResult:
         prompt=settings.data.prompt,
         evaluation=EvaluateResult.of(trained.evaluation),
         verification=trained.verification,
-        export=export_run(trained.folder, settings.export, listener, **opening) if settings.export else None,
+        export=export_run(trained.folder, settings, listener) if settings.export else None,
     )
 
 

@@ -10,11 +10,8 @@ if TYPE_CHECKING:
 
 
 def _show(settings: "ServeSettings", result: "ServeResult") -> None:
-    requests, tokens = (
-        counted(result.requests, "request was", "requests were"),
-        counted(result.generated_tokens, "token"),
-    )
-    print(f"{requests} answered, with {tokens}")
+    requests = counted(result.requests, "request was", "requests were")
+    print(f"{requests} answered, with {counted(result.generated_tokens, 'token')}")
 
 
 VIEWS = {"serve": View(_show, json=False)}
