@@ -83,7 +83,8 @@ class Answer:
     def deliver(self, news: "_News") -> None:
         request = self.request
         self.cached_tokens, self.generated_tokens = request.cached, news.generated
-        self.prompt = news.prompt
+        if request.echo and not self.prompt:  # whole before anything is delivered
+            self.prompt = tuple(request.prompt_likelihoods)
         if request.entered is not None:
             self.queue_ms = 1000 * (request.entered - request.submitted)
         if request.entered is not None and request.read is not None:
@@ -113,7 +114,6 @@ class _News:
     generated: int
     piece: Piece | None = None
     fault: ServiceFault | None = None
-    prompt: tuple[Likelihood, ...] = ()
 
 
 class Engine:
@@ -275,14 +275,14 @@ class Engine:
         if request.finish_reason is None:
             text, tokens = request.text.take()
             piece = Piece(text, self._tokens(request, tokens)) if text or tokens else None
-            return _News(now, request.generated, piece, prompt=tuple(request.prompt_likelihoods))
+            return _News(now, request.generated, piece)
         self._of.pop(request, None)
         if request.fault is None:
             request.text.end()
             text, tokens = request.text.take()
             reason: Any = request.finish_reason
             piece = Piece(text, self._tokens(request, tokens), reason, request.stop_reason)
-            news = _News(now, request.generated, piece, prompt=tuple(request.prompt_likelihoods))
+            news = _News(now, request.generated, piece)
         else:
             self.metrics.faults.add()
             news = _News(now, request.generated, fault=_told(request.fault))
