@@ -4,7 +4,9 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 from adapters_made import alone, made, run, text
@@ -205,3 +207,25 @@ def test_a_key_is_not_sent_in_the_clear(monkeypatch: pytest.MonkeyPatch) -> None
     with pytest.raises(SettingsError, match="in the clear"):
         Client("http://example.org")
     assert Client("http://127.0.0.1:1")._headers["Authorization"] == "Bearer secret-key"
+
+
+def test_a_redirect_is_not_followed_with_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AFINA_API_KEY", "secret-key")
+    asked: list[str] = []
+
+    class Moved(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_response(302)
+            self.send_header("Location", "/elsewhere")
+            self.end_headers()
+
+        def log_message(self, *args: Any) -> None: ...
+
+    with HTTPServer(("127.0.0.1", 0), Moved) as server:
+        thread = threading.Thread(target=server.handle_request)
+        thread.start()
+        with pytest.raises(InputError, match="302"):
+            Client(f"http://127.0.0.1:{server.server_port}").models()
+        thread.join()
+    assert asked == ["/v1/models"]
