@@ -75,6 +75,16 @@ class Asked(Body):
         return self.afina or Extras()
 
     @property
+    def told(self) -> int | None:
+        """How many of the likeliest tokens are told beside each; None: nothing is told of likelihoods."""
+        raise NotImplementedError
+
+    @property
+    def echoes(self) -> bool:
+        """Whether the prompt is a part of the answer."""
+        return False
+
+    @property
     def includes_usage(self) -> bool:
         return bool(self.stream_options and self.stream_options.include_usage)
 

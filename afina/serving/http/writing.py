@@ -123,24 +123,15 @@ class Usage(Shape):
     prompt_tokens_details: dict[str, int]
 
 
-@dataclass(frozen=True)
-class Head:
+def head_of(prefix: str, object_: str, handle: Handle) -> dict[str, Any]:
     """What each part of an answer says of itself."""
-
-    id: str
-    object: str
-    created: int
-    model: str
-    system_fingerprint: str
-
-    @classmethod
-    def of(cls, prefix: str, object_: str, handle: Handle) -> "Head":
-        facts = handle.facts
-        return cls(f"{prefix}-{secrets.token_hex(12)}", object_, int(time.time()), facts.id, facts.fingerprint)
-
-    @property
-    def fields(self) -> dict[str, Any]:
-        return dict(self.__dict__)
+    return {
+        "id": f"{prefix}-{secrets.token_hex(12)}",
+        "object": object_,
+        "created": int(time.time()),
+        "model": handle.facts.id,
+        "system_fingerprint": handle.facts.fingerprint,
+    }
 
 
 def usage_of(prompts: Sequence[int], streams: Sequence[Stream]) -> dict[str, Any]:

@@ -2,25 +2,24 @@
 
 import json
 from collections.abc import Iterator
-from contextlib import ExitStack, closing
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 from starlette.responses import Response
 
-from afina.models.tokenizer import Tokenizer
 from afina.serving.http import logprobs
-from afina.serving.http.asking import Asked, Prompt, new_tokens, room_for_prompt, sampling_of, scale_of, seeds
+from afina.serving.http.asking import Asked, Prompt, new_tokens, room_for_prompt
 from afina.serving.http.body import Body, Shape
 from afina.serving.http.errors import invalid, unsupported
 from afina.serving.http.forms import Calling, ResponseFormat, Tool, calling_of, form_of, grammar_of
 from afina.serving.http.prompts import beside, chat_of, chat_prompt
 from afina.serving.http.route import Call, Route
-from afina.serving.http.sse import EventStream, Frame
+from afina.serving.http.routes._answering import Opened, Shapes, opened
+from afina.serving.http.sse import Frame
 from afina.serving.http.tools import Delta, Finder
-from afina.serving.http.writing import Head, Usage, Writing, Written, timing_of, usage_of
+from afina.serving.http.writing import Usage, Writing, Written
 from afina.serving.schema import Grammar
-from afina.serving.service import Handle, Piece, Wanted
+from afina.serving.service import Piece
 
 _PART_KEYS = {"text": {"type", "text"}, "refusal": {"type", "refusal"}}
 _Long = Annotated[str, Field(max_length=4 << 20)]
@@ -73,10 +72,12 @@ class ChatBody(Asked):
 
     @property
     def told(self) -> int | None:
-        """How many of the likeliest tokens are told beside each."""
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+    def check_told(self) -> None:
+        """Raises `HttpError`."""
         if self.top_logprobs is not None and not self.logprobs:
             raise invalid("top_logprobs needs logprobs: true", "top_logprobs")
-        return (self.top_logprobs or 0) if self.logprobs else None
 
 
 class ChatAnswerMessage(Shape):
@@ -113,13 +114,10 @@ async def chat(call: Call[ChatBody]) -> Response | dict[str, Any]:
                           "chat_template_kwargs")  # fmt: skip
     for number, message in enumerate(asked.messages):
         _check_parts(message, number)
-    most, told = asked.most, asked.told
-    with ExitStack() as held:
-        handle = held.enter_context(closing(call.open(asked.model)))
-        facts, tokenizer = handle.facts, handle.tokenizer
-        if not tokenizer.task.writes_text:
-            raise invalid(f"{facts.id!r} is a classifier: ask it at /v1/classify", "model")
-        scale = scale_of(asked, facts)
+    most = asked.most
+    asked.check_told()
+    with opened(call) as model:
+        facts, tokenizer = model.handle.facts, model.handle.tokenizer
         calling = calling_of(asked.tools, asked.tool_choice, tokenizer)
         form = form_of(asked, asked.response_format, calling)
         conversation = chat_of(
@@ -132,23 +130,8 @@ async def chat(call: Call[ChatBody]) -> Response | dict[str, Any]:
         new = new_tokens(asked, most, facts, len(prompt.ids))
         param = "tools" if calling and form is calling.form else asked.extras.form or "response_format"
         grammar = await grammar_of(form, tokenizer, param)
-        wanted = [
-            Wanted(
-                prompt.ids,
-                new,
-                sampling_of(asked, facts, tokenizer, seed, grammar.start() if grammar else None),
-                told,
-                scale=scale,
-            )
-            for seed in seeds(asked)
-        ]
-        begun = await call.unless_gone(Writing.begin(call.context, handle, wanted))
-        writing = held.enter_context(closing(begun))
-        shapes = _Shapes(call, handle, writing, prompt, calling, grammar)
-        if asked.stream:
-            pieces = await call.unless_gone(writing.next(call.context.ping_s))
-            return EventStream(call, writing, shapes, pieces, held.pop_all())
-        return shapes.whole(await call.unless_gone(writing.whole()))
+        wanted = model.wanted(prompt, new, grammar)
+        return await model.answer(wanted, lambda writing: _Shapes(model, writing, prompt, calling, grammar))
 
 
 def _check_parts(message: ChatMessage, number: int) -> None:
@@ -159,32 +142,20 @@ def _check_parts(message: ChatMessage, number: int) -> None:
             raise unsupported(f"there is no field 'messages.{number}.content.{at}.{odd[0]}'", "messages")
 
 
-class _Shapes:
-    """Makes the answer of what was written, whole or in frames."""
-
+class _Shapes(Shapes[ChatBody]):
     def __init__(
-        self, call: Call[ChatBody], handle: Handle, writing: Writing, prompt: Prompt, calling: Calling | None,
+        self, opened: Opened[ChatBody], writing: Writing, prompt: Prompt, calling: Calling | None,
         grammar: Grammar | None,
     ) -> None:  # fmt: skip
-        self.call, self.asked, self.writing, self.prompt = call, call.body, writing, prompt
-        self.calling, self.grammar = calling, grammar
-        self.tokenizer: Tokenizer = handle.tokenizer
-        self.head = Head.of("chatcmpl", "chat.completion.chunk" if self.asked.stream else "chat.completion", handle)
-        self.usage = {"usage": None} if self.asked.includes_usage else {}
-        self.parsers = [self._finder() for _ in writing.streams]
+        kind = "chat.completion.chunk" if opened.call.body.stream else "chat.completion"
+        super().__init__(opened, writing, [prompt], "chatcmpl", kind)
+        self.is_json = grammar is not None and grammar.form.is_json
+        self.finders = [Finder(calling.dialect, calling.names) if calling else None for _ in writing.streams]
         self.texts = [""] * len(writing.streams)
-        self.ends: list[Piece | None] = [None] * len(writing.streams)
+        self.left = len(writing.streams)  # answers whose end is not told
 
-    def _finder(self) -> Finder | None:
-        return Finder(self.calling.dialect, self.calling.names) if self.calling else None
-
-    def whole(self, found: list[Written]) -> dict[str, Any]:
-        choices = [self._choice(i, each) for i, each in enumerate(found)]
-        for i, each in enumerate(found):
-            self.texts[i], self.ends[i] = each.text, Piece("", (), each.finish_reason, each.stop_reason)
-        return {**self.head.fields, "choices": choices, "usage": self._usage(), "afina": self._own()}
-
-    def _choice(self, index: int, found: Written) -> dict[str, Any]:
+    def choice(self, index: int, found: Written) -> dict[str, Any]:
+        self.texts[index] = found.text
         deltas = [*self._deltas(index, found.text, True)]
         content = "".join(delta.content for delta in deltas)
         calls = dict[int, dict[str, Any]]()
@@ -207,7 +178,7 @@ class _Shapes:
 
     def _deltas(self, index: int, text: str, is_end: bool) -> Iterator[Delta]:
         """What is told of more text of an answer."""
-        finder = self.parsers[index]
+        finder = self.finders[index]
         if finder is None:
             if text:
                 yield Delta(text)
@@ -220,7 +191,7 @@ class _Shapes:
             yield Delta(rest)
 
     def _reason(self, index: int, reason: str | None) -> str | None:
-        finder = self.parsers[index]
+        finder = self.finders[index]
         return "tool_calls" if finder and finder.calls and reason == "stop" else reason
 
     def first(self) -> Iterator[Frame]:
@@ -237,43 +208,21 @@ class _Shapes:
         if told:
             yield self._frame(index, {"content": ""}, told)
         if piece.finish_reason is not None:
-            self.ends[index] = piece
+            self.left -= 1
             frame = self._frame(index, {}, None, self._reason(index, piece.finish_reason))
             if piece.stop_reason is not None:
                 frame["choices"][0]["stop_reason"] = piece.stop_reason
-            if not self.writing.left and None not in self.ends:
-                frame["afina"] = self._own()
+            if not self.left:
+                frame["afina"] = self.own()
             yield frame
-
-    def last(self) -> Iterator[Frame]:
-        usage = self._usage()
-        if self.asked.includes_usage:
-            yield {**self.head.fields, "choices": [], "usage": usage}
 
     def _frame(
         self, index: int, delta: dict[str, Any], told: dict[str, Any] | None = None, reason: str | None = None
     ) -> Frame:
-        choice = {"index": index, "delta": delta, "logprobs": told, "finish_reason": reason}
-        return {**self.head.fields, "choices": [choice], **self.usage}
+        return self.frame({"index": index, "delta": delta, "logprobs": told, "finish_reason": reason})
 
-    def _usage(self) -> dict[str, Any]:
-        found = usage_of([len(self.prompt.ids)], self.writing.streams)
-        self.call.served.prompt_tokens = found["prompt_tokens"]
-        self.call.served.generated_tokens = found["completion_tokens"]
-        return found
-
-    def _own(self) -> dict[str, Any]:
-        """What Afina says beside."""
-        found: dict[str, Any] = timing_of(self.writing.streams)
-        if self.grammar is not None and self.grammar.form.is_json:
-            found["valid_json"] = all(map(_is_json, self.texts))
-        if self.prompt.truncated:
-            found["truncated_tokens"] = self.prompt.truncated
-        if self.prompt.warnings:
-            found["warnings"] = self.prompt.warnings
-        if self.call.ignored:
-            found["ignored"] = self.call.ignored
-        return found
+    def own(self) -> dict[str, Any]:
+        return super().own() | ({"valid_json": all(map(_is_json, self.texts))} if self.is_json else {})
 
 
 def _is_json(text: str) -> bool:

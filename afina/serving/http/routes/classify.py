@@ -12,7 +12,7 @@ from afina.serving.http.body import Body, Shape
 from afina.serving.http.errors import invalid
 from afina.serving.http.prompts import beside
 from afina.serving.http.route import Call, Route
-from afina.serving.http.writing import Head
+from afina.serving.http.writing import head_of
 
 
 class ClassifyBody(Body):
@@ -59,7 +59,7 @@ async def classify(call: Call[ClassifyBody]) -> dict[str, Any]:
         tokens = sum(map(len, prompts))
         call.served.prompt_tokens = tokens
         return {
-            **Head.of("classify", "list", handle).fields,
+            **head_of("classify", "list", handle),
             "data": [
                 {"index": i, "label": max(each, key=each.__getitem__), "probabilities": each}
                 for i, each in enumerate(found)

@@ -1,23 +1,22 @@
 """`POST /v1/completions`: text that is continued as it stands."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack, closing
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 from starlette.responses import Response
 
-from afina.models.tokenizer import Tokenizer
 from afina.serving.http import logprobs
-from afina.serving.http.asking import Asked, Prompt, Text, new_tokens, room_for_prompt, sampling_of, scale_of, seeds
+from afina.serving.http.asking import Asked, Prompt, Text, new_tokens, room_for_prompt
 from afina.serving.http.body import Shape
 from afina.serving.http.errors import invalid, unsupported
 from afina.serving.http.forms import form_of, grammar_of
 from afina.serving.http.prompts import beside, text_prompt
 from afina.serving.http.route import Call, Route
-from afina.serving.http.sse import EventStream, Frame
-from afina.serving.http.writing import Head, Usage, Writing, Written, timing_of, usage_of
-from afina.serving.service import Handle, ModelFacts, Piece, Wanted
+from afina.serving.http.routes._answering import Opened, Shapes, opened
+from afina.serving.http.sse import Frame
+from afina.serving.http.writing import Usage, Writing, Written
+from afina.serving.service import Piece
 
 _DEFAULT = 16  # new tokens, as OpenAI's
 _MOST_PROMPTS = 1024
@@ -35,6 +34,14 @@ class CompletionBody(Asked):
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
     best_of: Literal[1] | None = None
     suffix: str | None = Field(None, description="refused: no text is written before other text")
+
+    @property
+    def told(self) -> int | None:
+        return self.logprobs
+
+    @property
+    def echoes(self) -> bool:
+        return bool(self.echo)
 
     @property
     def prompts(self) -> list[str | list[int]]:
@@ -75,55 +82,32 @@ async def complete(call: Call[CompletionBody]) -> Response | dict[str, Any]:
     most = _DEFAULT if asked.max_tokens is None else asked.max_tokens
     if most == 0 and not asked.echo:
         raise invalid("max_tokens is 0, and without echo nothing would be answered", "max_tokens")
-    with ExitStack() as held:
-        handle = held.enter_context(closing(call.open(asked.model)))
-        facts, tokenizer = handle.facts, handle.tokenizer
-        if not tokenizer.task.writes_text:
-            raise invalid(f"{facts.id!r} is a classifier: ask it at /v1/classify", "model")
-        scale = scale_of(asked, facts)
+    with opened(call) as model:
+        facts, tokenizer = model.handle.facts, model.handle.tokenizer
         room = room_for_prompt(facts, most) if asked.extras.truncate else None
         size = sum(map(len, asked.prompts))
         prompts = await beside(size, lambda: [text_prompt(tokenizer, facts, each, room) for each in asked.prompts])
         grammar = await grammar_of(form_of(asked, None, None), tokenizer, str(asked.extras.form))
-        wanted = [
-            Wanted(
-                prompt.ids,
-                new_tokens(asked, most, facts, len(prompt.ids)),
-                sampling_of(asked, facts, tokenizer, seed, grammar.start() if grammar else None),
-                asked.logprobs,
-                bool(asked.echo),
-                scale,
-            )
-            for prompt in prompts
-            for seed in seeds(asked)
-        ]
-        begun = await call.unless_gone(Writing.begin(call.context, handle, wanted))
-        writing = held.enter_context(closing(begun))
-        shapes = _Shapes(call, handle, writing, prompts)
-        if asked.stream:
-            pieces = await call.unless_gone(writing.next(call.context.ping_s))
-            return EventStream(call, writing, shapes, pieces, held.pop_all())
-        return shapes.whole(await call.unless_gone(writing.whole()))
+        news = ((prompt, new_tokens(asked, most, facts, len(prompt.ids))) for prompt in prompts)
+        wanted = [each for prompt, new in news for each in model.wanted(prompt, new, grammar)]
+        return await model.answer(wanted, lambda writing: _Shapes(model, writing, prompts))
 
 
-class _Shapes:
-    """Makes the answer of what was written, whole or in frames."""
-
-    def __init__(self, call: Call[CompletionBody], handle: Handle, writing: Writing, prompts: list[Prompt]) -> None:
-        self.call, self.asked, self.writing, self.prompts = call, call.body, writing, prompts
-        self.tokenizer: Tokenizer = handle.tokenizer
-        self.facts: ModelFacts = handle.facts
-        self.head = Head.of("cmpl", "text_completion", handle)
-        self.usage = {"usage": None} if self.asked.includes_usage else {}
+class _Shapes(Shapes[CompletionBody]):
+    def __init__(self, opened: Opened[CompletionBody], writing: Writing, prompts: list[Prompt]) -> None:
+        super().__init__(opened, writing, prompts, "cmpl", "text_completion")
         self.sent = [0] * len(writing.streams)  # characters
         self.echoed = [False] * len(writing.streams)
 
-    def whole(self, found: list[Written]) -> dict[str, Any]:
-        choices = []
-        for i, each in enumerate(found):
-            text, told = self._with_prompt(i, each.text, each.tokens)
-            choices.append(self._choice(i, text, told, each.finish_reason, each.stop_reason))
-        return {**self.head.fields, "choices": choices, "usage": self._usage(), "afina": self._own()}
+    def choice(self, index: int, found: Written | Piece) -> dict[str, Any]:
+        text, told = self._with_prompt(index, found.text, found.tokens)
+        return {
+            "index": index,
+            "text": text,
+            "logprobs": told,
+            "finish_reason": found.finish_reason,
+            "stop_reason": found.stop_reason,
+        }
 
     def _with_prompt(self, index: int, text: str, tokens: Any) -> tuple[str, dict[str, Any] | None]:
         """Text and likelihoods, after those of the prompt where they are asked for and were not told yet."""
@@ -138,53 +122,18 @@ class _Shapes:
         self.sent[index] += len(text)
         return text, told
 
-    def _choice(
-        self, index: int, text: str, told: dict[str, Any] | None, reason: str | None, by: str | int | None
-    ) -> dict[str, Any]:
-        return {"index": index, "text": text, "logprobs": told, "finish_reason": reason, "stop_reason": by}
-
-    def first(self) -> Iterator[Frame]:
-        return iter(())
-
     def of(self, index: int, piece: Piece) -> Iterator[Frame]:
-        if not (piece.text or piece.tokens or piece.finish_reason):
-            return
-        text, told = self._with_prompt(index, piece.text, piece.tokens)
-        frame = {
-            **self.head.fields,
-            "choices": [self._choice(index, text, told, piece.finish_reason, piece.stop_reason)],
-            **self.usage,
-        }
-        yield frame
+        if piece.text or piece.tokens or piece.finish_reason:
+            yield self.frame(self.choice(index, piece))
 
     def last(self) -> Iterator[Frame]:
-        usage = self._usage()
-        if self.asked.includes_usage:
-            yield {**self.head.fields, "choices": [], "usage": usage, "afina": self._own()}
+        yield from ({**frame, "afina": self.own()} for frame in super().last())
 
-    def _usage(self) -> dict[str, Any]:
-        found = usage_of([len(prompt.ids) for prompt in self.prompts], self.writing.streams)
-        self.call.served.prompt_tokens = found["prompt_tokens"]
-        self.call.served.generated_tokens = found["completion_tokens"]
-        return found
-
-    def _own(self) -> dict[str, Any]:
-        """What Afina says beside."""
-        found: dict[str, Any] = timing_of(self.writing.streams)
-        warnings = [warning for prompt in self.prompts for warning in prompt.warnings]
-        if (
-            self.facts.template
-            and self.facts.task != "text"
-            and not any(isinstance(p, list) for p in self.asked.prompts)
-        ):
-            warnings.append("the model answers conversations; here it gets text without its chat template")
-        if truncated := sum(prompt.truncated for prompt in self.prompts):
-            found["truncated_tokens"] = truncated
-        if warnings:
-            found["warnings"] = warnings
-        if self.call.ignored:
-            found["ignored"] = self.call.ignored
-        return found
+    def warnings(self) -> list[str]:
+        is_text = all(isinstance(each, str) for each in self.asked.prompts)
+        if not (is_text and self.facts.template and self.facts.task != "text"):
+            return super().warnings()
+        return [*super().warnings(), "the model answers conversations; here it gets text without its chat template"]
 
 
 ROUTES = Route("POST", "/v1/completions", "Text that goes on", complete, CompletionBody, TextAnswer, streams=True)
