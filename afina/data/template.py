@@ -43,7 +43,7 @@ def prompt_ids(
     said = list[str]()
     conversation = Conversation(tokenizer, [Turn(message, False) for message in messages], tools, said.append)
     ids = (
-        _with_bos(tokenizer, tokenizer.encode(conversation.prompt()))
+        with_bos(tokenizer, tokenizer.encode(conversation.prompt()))
         if tokenizer.task.continues_text
         else _input(tokenizer, conversation.messages)
     )
@@ -203,8 +203,8 @@ def _row(tokenizer: Tokenizer, text: _Text, tokens: Iterable[list[int]], example
         labels += found if piece.learned else [IGNORE_INDEX] * len(found)
     if labels:
         labels[0] = IGNORE_INDEX  # nothing comes before it from which it could be predicted
-    with_bos = _with_bos(tokenizer, ids)
-    return Row(with_bos, [IGNORE_INDEX] * (len(with_bos) - len(ids)) + labels, example.location)
+    begun = with_bos(tokenizer, ids)
+    return Row(begun, [IGNORE_INDEX] * (len(begun) - len(ids)) + labels, example.location)
 
 
 def _row_plain(tokenizer: Tokenizer, example: Example, conversation: Conversation) -> Row:
@@ -229,7 +229,7 @@ def _input(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
 def text_ids(tokenizer: Tokenizer, text: str) -> list[int]:
     """Plain text for the model to continue. Raises `Unusable` where it spells a control token."""
     check_texts(tokenizer, [{"role": "user", "content": text}])
-    return _with_bos(tokenizer, tokenizer.encode(text))
+    return with_bos(tokenizer, tokenizer.encode(text))
 
 
 def divide(tokenizer: Tokenizer, example: Example, most: int) -> Iterator[Example]:
@@ -261,6 +261,7 @@ def shorten(tokenizer: Tokenizer, example: Example, excess: int) -> Example:
     return replace(example, messages=tuple(messages))
 
 
-def _with_bos(tokenizer: Tokenizer, ids: list[int]) -> list[int]:
+def with_bos(tokenizer: Tokenizer, ids: list[int]) -> list[int]:
+    """After the bos token, where the tokenizer itself puts it before a text."""
     bos = tokenizer.bos_id
     return ids if bos is None or ids[:1] == [bos] else [bos, *ids]

@@ -38,7 +38,7 @@ from afina.models.templates import MARK, Abilities, abilities, template_for
 
 Message = dict[str, Any]  # {"role": "system" | "user" | "assistant" | …, "content": str}, and more (data.mapping)
 
-_LONG = 1 << 16  # characters, which are encoded in some 20 ms
+LONG = 1 << 16  # characters, which are encoded in some 20 ms
 _encoding = reading("the tokenizer cannot read a text", BaseModelError, "choose another base")
 
 
@@ -61,7 +61,7 @@ class Tokenizer:
     @_encoding
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`: special tokens in it are recognised, none is added."""
-        if len(text) > _LONG and current_thread() is not main_thread():
+        if len(text) > LONG and current_thread() is not main_thread():
             return self.encode_all([text])[0]  # which, unlike `encode`, lets other threads run
         return list(self._backend.encode(text, add_special_tokens=False).ids)
 

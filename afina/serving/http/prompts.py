@@ -10,18 +10,17 @@ from afina.data.conversation import Conversation, Remarks, check_texts
 from afina.data.mapping import Example, Turn, Unusable
 from afina.data.mapping.messages import tools_of, turns_of
 from afina.data.template import prompt_ids, shorten, text_ids
-from afina.models.tokenizer import Message, Tokenizer
+from afina.models.tokenizer import LONG, Message, Tokenizer
 from afina.serving.http.asking import Prompt
 from afina.serving.http.errors import invalid
 from afina.serving.service import ModelFacts, TooLong
 
 T = TypeVar("T")
-_LONG = 1 << 16  # characters, which are encoded in some 20 ms
 
 
 async def beside(characters: int, work: Callable[[], T]) -> T:
     """What `work` gives, which takes long for so many characters: then it is done beside the event loop."""
-    return await asyncio.to_thread(work) if characters > _LONG else work()
+    return await asyncio.to_thread(work) if characters > LONG else work()
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ class Chat:
 def chat_of(messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] = (), continues: bool = False) -> Chat:
     """OpenAI's messages. Raises `Unusable`, and `HttpError`."""
     said = dict[str, None]()
-    turns = turns_of([{k: v for k, v in m.items() if v is not None} for m in messages], "messages", said.setdefault)
+    turns = turns_of(list(messages), "messages", said.setdefault)
     found = [turn.message for turn in turns]
     continued = None
     if continues:
@@ -121,6 +120,13 @@ def _check_fits(tokenizer: Tokenizer, facts: ModelFacts, text: str) -> None:
         )
 
 
+def check_tokens(tokenizer: Tokenizer, ids: Sequence[int], param: str) -> None:
+    """Raises `HttpError` for what is no token of the model, in the field `param`."""
+    most = len(tokenizer.inner)
+    if (wrong := next((i for i in ids if not 0 <= i < most), None)) is not None:
+        raise invalid(f"{wrong} is no token of the model, which has {most:,}", param)
+
+
 def text_prompt(tokenizer: Tokenizer, facts: ModelFacts, given: str | list[int], room: int | None) -> Prompt:
     """Plain text, or token ids. Raises `Unusable`, `HttpError`, `TooLong`."""
     if isinstance(given, str):
@@ -130,9 +136,7 @@ def text_prompt(tokenizer: Tokenizer, facts: ModelFacts, given: str | list[int],
         if not ids and tokenizer.inner.bos_token_id is not None:
             ids = [int(tokenizer.inner.bos_token_id)]
     else:
-        most = len(tokenizer.inner)
-        if wrong := next((i for i in given if not 0 <= i < most), None):
-            raise invalid(f"{wrong} is no token of the model, which has {most:,}", "prompt")
+        check_tokens(tokenizer, given, "prompt")
         ids = list(given)
     if not ids:
         raise Unusable("the prompt is empty")

@@ -1,19 +1,19 @@
 """`/tokenize`, `/detokenize` and `/apply-template`, as llama.cpp's server has them: what a text is to a model."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Annotated, Any
 
 from pydantic import Field
 
-from afina.data.template import prompt_ids
+from afina.data.template import prompt_ids, with_bos
 from afina.models.tokenizer import Tokenizer
 from afina.serving.http import logprobs
 from afina.serving.http.asking import Text
 from afina.serving.http.body import Body, Shape
 from afina.serving.http.errors import invalid
 from afina.serving.http.forms import Tool
-from afina.serving.http.prompts import chat_of, chat_text
+from afina.serving.http.prompts import beside, chat_of, chat_text, check_tokens
 from afina.serving.http.route import Call, Route
 from afina.serving.http.routes.chat import ChatMessage
 
@@ -58,40 +58,41 @@ def _tokenizer(call: Call[Any]) -> Iterator[Tokenizer]:
     name = call.body.model or base
     if name is None:
         raise invalid("say which model", "model")
-    handle = call.open(name)
-    try:
+    with closing(call.open(name)) as handle:
         yield handle.tokenizer
-    finally:
-        handle.close()
 
 
 async def tokenize(call: Call[TokenizeBody]) -> dict[str, Any]:
+    asked = call.body
     with _tokenizer(call) as tokenizer:
-        ids = tokenizer.encode(call.body.content)
-        if call.body.add_special and tokenizer.bos_id is not None and ids[:1] != [tokenizer.bos_id]:
-            ids = [tokenizer.bos_id, *ids]
-        if not call.body.with_pieces:
+        ids = await beside(len(asked.content), lambda: tokenizer.encode(asked.content))
+        if asked.add_special:
+            ids = with_bos(tokenizer, ids)
+        if not asked.with_pieces:
             return {"tokens": ids}
         texts = logprobs.texts_of(tokenizer)
         return {"tokens": [{"id": token, "piece": texts.name(token)} for token in ids]}
 
 
 async def detokenize(call: Call[DetokenizeBody]) -> dict[str, Any]:
+    ids = call.body.tokens
     with _tokenizer(call) as tokenizer:
-        most = len(tokenizer.inner)
-        wrong = next((token for token in call.body.tokens if not 0 <= token < most), None)
-        if wrong is not None:
-            raise invalid(f"{wrong} is no token of the model, which has {most:,}", "tokens")
-        return {"content": tokenizer.inner.decode(call.body.tokens, clean_up_tokenization_spaces=False)}
+        check_tokens(tokenizer, ids, "tokens")
+        content = await beside(len(ids), lambda: tokenizer.inner.decode(ids, clean_up_tokenization_spaces=False))
+        return {"content": content}
 
 
 async def apply_template(call: Call[TemplateBody]) -> dict[str, Any]:
     with _tokenizer(call) as tokenizer:
         tools = [tool.model_dump(exclude_none=True) for tool in call.body.tools or ()]
         chat = chat_of([each.model_dump(exclude_none=True) for each in call.body.messages], tools)
-        if not tokenizer.task.continues_text:
-            return {"prompt": tokenizer.inner.decode(prompt_ids(tokenizer, chat.messages, chat.tools))}
-        return {"prompt": chat_text(tokenizer, chat)}
+
+        def prompt() -> str:
+            if tokenizer.task.continues_text:
+                return chat_text(tokenizer, chat)
+            return str(tokenizer.inner.decode(prompt_ids(tokenizer, chat.messages, chat.tools)))
+
+        return {"prompt": await beside(chat.characters, prompt)}
 
 
 ROUTES = (
