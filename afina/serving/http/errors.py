@@ -70,35 +70,30 @@ def invalid(message: str, param: str | None = None, code: str | None = None) -> 
 def error_of(error: Exception, asked: str | None = None) -> HttpError | None:
     """What the client is told of `error`; None for one that is no fault of a request but a bug. `asked` is the field
     that has the prompt."""
+    if isinstance(error, HttpError):
+        return error
+    if isinstance(error, SchemaError):
+        return invalid(error.problems[0], None, "unsupported_schema")
+    said = without_paths("; ".join(error.problems) if isinstance(error, AfinaError) else str(error))
     match error:
-        case HttpError():
-            return error
-        case SchemaError():
-            return invalid(error.problems[0], None, "unsupported_schema")
         case UnknownModel():
-            return HttpError(404, without_paths(str(error)), "model_not_found", "model")
+            return HttpError(404, said, "model_not_found", "model")
         case QueueFull():
-            return HttpError(
-                429, without_paths(str(error)), "queue_full", headers={"Retry-After": str(error.retry_after_s)}
-            )
+            return HttpError(429, said, "queue_full", headers={"Retry-After": str(error.retry_after_s)})
         case TooLong():
-            return invalid(without_paths(str(error)), asked, "context_length_exceeded")
+            return invalid(said, asked, "context_length_exceeded")
         case NoMemory():
-            return invalid(
-                without_paths(str(error)), None, "insufficient_memory"
-            )  # it would fail again: no SDK is to retry it
+            return invalid(said, None, "insufficient_memory")  # it would fail again: no SDK is to retry it
         case Stopping() | Replaced():
-            return HttpError(503, without_paths(str(error)), headers={"Retry-After": "5"})
+            return HttpError(503, said, headers={"Retry-After": "5"})
         case Conflict():
-            return HttpError(409, without_paths(str(error)), error.code)
-        case ServiceFault():
-            return HttpError(500, without_paths(str(error)))
+            return HttpError(409, said, error.code)
         case Unusable():
-            return invalid(without_paths(str(error)), asked)
+            return invalid(said, asked)
         case InputError():
-            return invalid(without_paths("; ".join(error.problems)))
-        case AfinaError():
-            return HttpError(500, without_paths("; ".join(error.problems)))
+            return invalid(said)
+        case ServiceFault() | AfinaError():
+            return HttpError(500, said)
         case _:
             return None
 

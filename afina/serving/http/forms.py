@@ -1,6 +1,8 @@
 """What a chat request asks of the form of its answer: JSON, a schema, a pattern, choices, calls of tools."""
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -10,7 +12,7 @@ from afina.models.tokenizer import Tokenizer
 from afina.serving import schema
 from afina.serving.http.asking import Asked
 from afina.serving.http.body import Body
-from afina.serving.http.errors import HttpError, invalid, unsupported
+from afina.serving.http.errors import invalid, unsupported
 from afina.serving.http.tools import Dialect, call_form, checked
 
 _NAME = r"^[A-Za-z0-9_.-]{1,64}$"
@@ -65,9 +67,9 @@ def calling_of(tools: list[Tool] | None, choice: str | dict[str, Any] | None, to
         if choice not in (None, "none", "auto"):
             raise invalid("tool_choice asks for a call, and there are no tools", "tool_choice")
         return None
-    given = [tool.model_dump(exclude_none=True) for tool in tools]
     if choice == "none":
         return None
+    given = [tool.model_dump(exclude_none=True) for tool in tools]
     names = [tool["function"]["name"] for tool in given]
     if len(set(names)) < len(names):
         raise invalid("two tools have one name", "tools")
@@ -79,7 +81,10 @@ def calling_of(tools: list[Tool] | None, choice: str | dict[str, Any] | None, to
         if not may:
             raise invalid(f"tool_choice names {named!r}, which is none of the tools", "tool_choice")
     has_to = choice == "required" or isinstance(choice, dict)
-    form = _formed(lambda: call_form(tokenizer, may, dialect), "tools") if has_to else None
+    form = None
+    if has_to:
+        with _refusing("tools"):
+            form = call_form(tokenizer, may, dialect)
     return Calling(given, dialect, frozenset(names), form)
 
 
@@ -110,7 +115,8 @@ def form_of(asked: Asked, wanted: ResponseFormat | None, calling: Calling | None
         raise invalid(f"{name} contradicts {names[0]}, which says where the answer ends", name)
     if calling is not None and calling.form is not None:
         return calling.form
-    return _formed(lambda: _made(extras.regex, extras.choices, wanted), names[0])
+    with _refusing(names[0]):
+        return _made(extras.regex, extras.choices, wanted)
 
 
 def _made(regex: str | None, choices: list[str] | None, wanted: ResponseFormat | None) -> schema.Form:
@@ -130,21 +136,16 @@ async def grammar_of(form: schema.Form | None, tokenizer: Tokenizer, param: str)
     """Made beside the event loop. Raises `HttpError`."""
     if form is None:
         return None
-    try:
+    with _refusing(param):
         return await asyncio.to_thread(schema.Grammar, form, tokenizer)
-    except schema.SchemaError as error:
-        raise _unsupported_schema(error, param) from None
 
 
-def _formed(make: Any, param: str) -> schema.Form:
+@contextmanager
+def _refusing(param: str) -> Iterator[None]:
+    """Raises `HttpError` for a form that cannot be had, which `param` asks for."""
     try:
-        found: schema.Form = make()
-        return found
+        yield
     except schema.SchemaError as error:
-        raise _unsupported_schema(error, param) from None
+        raise invalid(error.problems[0], param, "unsupported_schema") from None
     except schema.NoGrammars as error:
         raise unsupported(f"{error.problems[0]}: {error.remedy}", param) from None
-
-
-def _unsupported_schema(error: schema.SchemaError, param: str) -> HttpError:
-    return HttpError(400, error.problems[0], "unsupported_schema", param)

@@ -123,13 +123,7 @@ class Route:
             served.status = _GONE
             return Response(status_code=_GONE)
         except Exception as error:
-            return self._told(error, served)
-
-    def _told(self, error: Exception, served: Served) -> Response:
-        known = error_of(error, prompt_field(self.body))
-        if known is None:
-            known = failure(error, served)
-        return known.response()
+            return (error_of(error, prompt_field(self.body)) or failure(error, served)).response()
 
 
 def failure(error: Exception, served: Served) -> HttpError:
