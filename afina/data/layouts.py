@@ -45,6 +45,7 @@ _OWN_NAMES = {
     "ingles": "en",
 }
 Kind = Literal["classification", "structured", "translation", "summarisation", "chat", "generation", "text"]
+ONE_ANSWER: tuple[Kind, ...] = ("classification", "structured", "translation")  # of which there is one right answer
 _ONE_CHOICE = re.compile(r"(?:(?:option|choice|answer|opt)[ _]?)?([a-h]|[0-9])")  # a column of one of the choices
 _SPEAKER = r"(?:#+[ \t]*)?(Human|User|Assistant|AI|Bot)[ \t]*:"
 _SPOKEN = re.compile(rf"\s*{_SPEAKER}")

@@ -14,7 +14,6 @@ from afina.models.load import Base, Facts
 from afina.runs.opening import Adapted
 
 COMMIT = re.compile(r"[0-9a-f]{7,40}")
-ONE_ANSWER: tuple[Kind, ...] = ("classification", "structured", "translation")  # of which there is one right answer
 
 
 @dataclass(frozen=True)

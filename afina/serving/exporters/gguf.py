@@ -3,8 +3,9 @@
 from collections.abc import Iterator
 
 from afina.core.errors import InputError
+from afina.data.layouts import ONE_ANSWER
 from afina.models.load import Base, load_base
-from afina.serving.exporters._protocol import ONE_ANSWER, Exporter, Form, Making, Subject, Written
+from afina.serving.exporters._protocol import Exporter, Form, Making, Subject, Written
 from afina.serving.gguf import TYPES, GgufFacts, plan_model, write_model
 
 # By how much a weight may differ, of its size, and logits of the largest. Quantised weights of a wrong tensor, or of

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from afina.core.errors import OutputError, shortened
 from afina.core.files import write_atomic
-from afina.serving.exporters._protocol import ONE_ANSWER, Exporter, Form, Making, Subject, Written
+from afina.data.layouts import ONE_ANSWER
+from afina.serving.exporters._protocol import Exporter, Form, Making, Subject, Written
 from afina.serving.exporters._turns import NoTurns, turns_of
 
 _MODELFILE, _WITH_ADAPTER = "Modelfile", "Modelfile.adapter"

@@ -7,13 +7,14 @@ from typing import Annotated
 from pydantic import Field
 
 from afina.core.errors import counted
+from afina.data.layouts import ONE_ANSWER
 from afina.models.sampling import Constraint, Sampling
 from afina.models.tokenizer import Tokenizer
 from afina.serving.http.body import Body, prompt_field
 from afina.serving.http.errors import invalid, unsupported
 from afina.serving.service import ModelFacts
 
-_ONE_ANSWER = {"classification", "structured", "translation", "summarisation"}  # tasks that are not for chance
+_NOT_FOR_CHANCE = {*ONE_ANSWER, "summarisation"}  # of a text there are several summaries, and the likeliest is wanted
 MOST_CHOICES = 8
 _STOPS = 16
 _DEFAULT_ANSWER = 2048  # tokens, where a request says no number: memory is kept for so many
@@ -51,7 +52,7 @@ class Asked(Body):
         None, description=f"of the answer; by default what the context leaves, up to {_DEFAULT_ANSWER} (text: 16)"
     )
     temperature: Annotated[float, Field(ge=0, le=100)] | None = Field(
-        None, description="0 for models of tasks with one answer, else 1"
+        None, description="0 for models of tasks with one answer and of summaries, else 1"
     )
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] | None = None
@@ -107,7 +108,7 @@ def sampling_of(
     asked: Asked, facts: ModelFacts, tokenizer: Tokenizer, seed: int, constraint: Constraint | None = None
 ) -> Sampling:
     """How the tokens of one answer are chosen. Raises `HttpError`."""
-    one = 0.0 if facts.task in _ONE_ANSWER else 1.0
+    one = 0.0 if facts.task in _NOT_FOR_CHANCE else 1.0
     stop = asked.stop or []
     return Sampling(
         temperature=one if asked.temperature is None else asked.temperature,
