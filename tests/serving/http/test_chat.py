@@ -283,9 +283,16 @@ def test_penalties_biases_and_lengths_reach_the_engine(client: Client) -> None:
     assert stopped["choices"][0]["message"]["content"] == ""
 
 
-def test_a_client_that_goes_is_written_for_no_more(client: Client) -> None:
+def test_a_client_that_goes_is_written_for_no_more(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     """16."""
-    cancelled = client.service.metrics().cancelled
+    cancelled, batcher = client.service.metrics().cancelled, client.service.engine.batcher
+    step = batcher.step
+
+    def slowly():  # a fast machine writes all 450 tokens before the client is gone
+        time.sleep(0.005)
+        return step()
+
+    monkeypatch.setattr(batcher, "step", slowly)
 
     async def leave(stream: bool) -> None:
         before, left = cancelled.value(), asyncio.Event()
