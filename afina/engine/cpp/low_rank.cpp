@@ -64,6 +64,41 @@ void low_rank_project(const bf16 *dy, long sdy, const bf16 *by_output, bf16 *dlo
     }
 }
 
+// V vectors of columns of `out` at o, in fp32: pairs of rows of x lie side by side, a block of them at a time, so that
+// they are read from the cache once for every eight ranks.
+template <int V>
+void outer_columns(const bf16 *x, long sx, const uint32_t *paired, float *out, float scale, long rows, long o, long r) {
+    constexpr long BLOCK = 128, RANKS = 8;
+    alignas(64) Words both[BLOCK][V];
+    std::vector<Floats> sums(r * V, Floats{});
+    long half = (rows + 1) / 2;
+    for (long t0 = 0; t0 < half; t0 += BLOCK) {
+        long count = half - t0 < BLOCK ? half - t0 : BLOCK;
+        for (long t = 0; t < count; t++) {
+            const bf16 *first = x + 2 * (t0 + t) * sx + o, *second = 2 * (t0 + t) + 1 < rows ? first + sx : first;
+            for (int v = 0; v < V; v++) {
+                Words a = __builtin_convertvector((Halves) * (const HalvesAnywhere *)(first + v * LANES), Words);
+                Words b = __builtin_convertvector((Halves) * (const HalvesAnywhere *)(second + v * LANES), Words);
+                both[t][v] = a | b << 16;
+            }
+        }
+        for (long i = 0; i < r; i += RANKS) {
+            Floats acc[RANKS][V];
+            for (long k = 0; k < RANKS; k++)
+                for (int v = 0; v < V; v++) acc[k][v] = sums[(i + k) * V + v];
+            for (long t = 0; t < count; t++)
+                for (long k = 0; k < RANKS; k++)
+                    for (int v = 0; v < V; v++)
+                        acc[k][v] = dot(acc[k][v], repeated(paired + (t0 + t) * r + i + k), (Pairs)both[t][v]);
+            for (long k = 0; k < RANKS; k++)
+                for (int v = 0; v < V; v++) sums[(i + k) * V + v] = acc[k][v];
+        }
+    }
+    for (long i = 0; i < r; i++)
+        for (long v = 0; v < V; v++)
+            for (long l = 0; l < LANES; l++) out[(o + v * LANES + l) * r + i] = sums[i * V + v][l] * scale;
+}
+
 // out (n, r) in fp32 = scale · xᵀ (n, rows) · low (rows, r)
 void low_rank_outer(const bf16 *x, long sx, const bf16 *low, long sl, float *out, float scale, long rows, long n,
                     long r, int threads) {
@@ -75,20 +110,11 @@ void low_rank_outer(const bf16 *x, long sx, const bf16 *low, long sl, float *out
             paired[t * r + i] = low[2 * t * sl + i].bits | second << 16;
         }
 #pragma omp parallel for num_threads(threads)
-    for (long o = 0; o < n; o += LANES)
-        for (long i = 0; i < r; i += LANES) {
-            Floats acc[LANES] = {};
-            for (long t = 0; t < half; t++) {
-                const bf16 *first = x + 2 * t * sx + o, *second = 2 * t + 1 < rows ? first + sx : first;
-                Words a = __builtin_convertvector((Halves) * (const HalvesAnywhere *)first, Words);
-                Words b = __builtin_convertvector((Halves) * (const HalvesAnywhere *)second, Words);
-                alignas(64) uint32_t both[LANES];
-                *(Words *)both = a | b << 16;
-                Pairs l = pairs(&paired[t * r + i]);
-                for (long v = 0; v < LANES; v++) acc[v] = dot(acc[v], repeated(both + v), l);
-            }
-            for (long v = 0; v < LANES; v++) store(out + (o + v) * r + i, acc[v] * scale);
-        }
+    for (long o = 0; o < n; o += 2 * LANES)
+        if (n - o < 2 * LANES)
+            outer_columns<1>(x, sx, paired.data(), out, scale, rows, o, r);
+        else
+            outer_columns<2>(x, sx, paired.data(), out, scale, rows, o, r);
 }
 
 }  // namespace

@@ -1,0 +1,23 @@
+"""The products with one narrow side against torch's in fp64."""
+
+import pytest
+import torch
+
+from afina.core.device import cache_folder
+from afina.engine import kernels
+from afina.engine.low_rank import outer_product
+
+
+@pytest.mark.parametrize("rows", [1, 2, 33, 256, 259, 600])
+@pytest.mark.parametrize(("width", "rank"), [(16, 16), (48, 32), (128, 16), (80, 48)])
+def test_outer_products(rows: int, width: int, rank: int) -> None:
+    """An odd row has no neighbour, widths end in half a block, and long passes take several blocks of rows."""
+    library = kernels.load(cache_folder())
+    if library is None or not library.multiplies_pairs:
+        pytest.skip("no products of pairs of bf16 numbers here")
+    torch.manual_seed(0)
+    x = torch.randn(rows, width + 32).to(torch.bfloat16)[:, 16 : 16 + width]
+    low = torch.randn(rows, rank).to(torch.bfloat16)
+    found = outer_product(x, low, 0.5, library)
+    assert found.shape == (width, rank)
+    torch.testing.assert_close(found.double(), 0.5 * x.double().T @ low.double(), rtol=1e-4, atol=1e-4)
