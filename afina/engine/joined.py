@@ -39,7 +39,7 @@ from afina.engine.mixed import Place, RowUpdates
 
 # Rows up to which a product is bound by reading the weights from memory, and our own kernel is faster than the matrix
 # library.
-FEW = 8 if torch.cpu._is_amx_tile_supported() else 32
+FEW = 24 if torch.cpu._is_amx_tile_supported() else 32
 
 
 class JoinedLinear:
