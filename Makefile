@@ -4,7 +4,7 @@ BIN := .venv/bin
 TICKETS := afina/examples
 DEMO := runs/demo
 
-.PHONY: demo test check sanitise bench clean
+.PHONY: demo test check check-page sanitise bench clean
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -14,6 +14,10 @@ DEMO := runs/demo
 
 .venv/ready-dev: .venv/ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+.venv/ready-page: .venv/ready-dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[page]'
 	touch $@
 
 .venv/ready-bench: .venv/ready-dev
@@ -30,12 +34,17 @@ test: .venv/ready-dev
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 ## check: everything that must hold before a change is kept
-check: .venv/ready-dev
+check: .venv/ready-page
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(MAKE) test
+
+## check-page: the page in Debian's Chromium on the starter model, with its figures (PICTURES=folder: and its pictures)
+check-page: .venv/ready-page
+	$(BIN)/afina models pull starter
+	$(BIN)/python -m pytest tests/ui/studio/test_chromium.py --starter $(if $(PICTURES),--pictures $(PICTURES))
 
 ## sanitise: the kernels' tests under the address and undefined-behaviour sanitisers, where the compiler has them
 # The sanitiser's library comes first in the process, and C++'s, whose exceptions it watches, right after it.

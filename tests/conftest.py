@@ -136,6 +136,11 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--sanitise", action="store_true", help="compile the kernels with the sanitisers (make sanitise)")
     parser.addoption("--every-place", action="store_true", help="run every command in every odd place (ui/test_places)")
+    parser.addoption(
+        "--starter", action="store_true", help="walk through the page on the starter model (make check-page)"
+    )
+    parser.addoption("--pictures", help="folder for pictures of each page (ui/studio/test_chromium)")
+    parser.addoption("--walked", help="folder for the workspace of ui/studio/test_chromium")
 
 
 def sanitise() -> None:
@@ -205,6 +210,21 @@ def forked_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Processes of `afina.runs.worker` begin with the libraries imported."""
     forked = SimpleNamespace(Popen=ForkedWorker, PIPE=subprocess.PIPE)
     monkeypatch.setattr("afina.runs.worker.subprocess", forked)
+
+
+@pytest.fixture
+def forked_work(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The same of work of the page; there is a heavy job `wait` (studio_works.py)."""
+    from studio_works import WAIT, ForkedWork
+
+    from afina.jobs import JOBS
+    from afina.ui.studio import work
+
+    monkeypatch.setattr(work, "subprocess", SimpleNamespace(Popen=ForkedWork, DEVNULL=subprocess.DEVNULL))
+    monkeypatch.setattr(work, "HEAVY", work.HEAVY | {"wait"})
+    with JOBS.added(WAIT):
+        yield
+    ForkedWork.end_all()
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from afina.core.process.locks import alone
 from afina.core.process.temporary import new_folder, replacing_folder
 from afina.core.text import command_line
 from afina.jobs._opening import OpenSettings
+from afina.lora.config import LoraConfig
 from afina.lora.peft_config import read_config
 from afina.models.load import Base, describe, load_tokenizer, wrapped
 from afina.models.skeleton import build_skeleton, read_skeleton
@@ -179,6 +180,13 @@ def check_before(settings: RunSettings) -> None:
     """Checks `train --export` before the training, as far as that can be known then; the base is fetched for it. Raises
     `SettingsError` and `BaseModelError`."""
     forms = forms_of(settings.export)
+    lora = read_config(adapter_folder(settings.adapter)) if settings.adapter else settings.lora
+    check_forms(forms, subject_of(settings, lora if settings.method == "lora" else None), settings.folder)
+
+
+def subject_of(settings: RunSettings, lora: LoraConfig | None) -> Subject:
+    """What a run with these settings exports, by what its base's files say without their weights; the base is fetched
+    where it is not on this disk. Raises `BaseModelError`."""
     cache = cache_folder(settings.cache_dir)
     skeleton = read_skeleton(settings.base, revision=settings.revision, cache_dir=cache, task=settings.task)
     tokenizer, _ = load_tokenizer(
@@ -186,16 +194,14 @@ def check_before(settings: RunSettings) -> None:
         template=read_template(settings.template),
     )  # fmt: skip
     facts = describe(settings.base, revision=settings.revision, cache_dir=settings.cache_dir)
-    lora = read_config(adapter_folder(settings.adapter)) if settings.adapter else settings.lora
     model = wrapped(skeleton.module, skeleton.task, tokenizer.pad_id)
     engine = "Afina's decoder" if skeleton.is_decoder else "through transformers"
-    subject = Subject(
+    return Subject(
         name=settings.folder.name,
         base=Base(model, tokenizer, facts, torch.float32, "", engine),
-        lora=lora if settings.method == "lora" else None,
+        lora=lora,
         system=settings.data.system,
     )
-    check_forms(forms, subject, settings.folder)
 
 
 def export_run(folder: Path, settings: RunSettings, listener: Listener) -> ExportResult:

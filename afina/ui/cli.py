@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from afina.core.errors import AfinaError, Interrupted, SettingsError, Unmapped, near, writing
-from afina.core.job import Job
+from afina.core.job import Job, Jobs
 from afina.core.process.standard import discard, open_standard_files
 from afina.core.text import shown_streams
 from afina.jobs import JOBS
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from afina.ui.common import View
     from afina.ui.flags import Command
 
+_TABLES = (JOBS, Jobs("afina.ui.studio"))  # what is asked for, and what asks for it in another way
 _EPILOG = """\
 first run:
   afina train examples.csv --prompt '{question}' --completion '{answer}' --out runs/first
@@ -128,8 +129,8 @@ def _run(arguments: list[str]) -> int:
     )
     parser.add_argument("--version", action="version", version=f"afina {__version__}")
     parsers = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
-    for word in sorted({name.split()[0] for name in JOBS.names()}):
-        summary = JOBS.help(word)
+    for word in sorted({name.split()[0] for jobs in _TABLES for name in jobs.names()}):
+        summary = "".join(jobs.help(word) for jobs in _TABLES)
         parsers.add_parser(word, help=summary, description=summary, allow_abbrev=False, formatter_class=_Help)
     if not arguments:
         parser.print_help()
@@ -153,7 +154,7 @@ def _command(word: str) -> "tuple[Command, dict[str, View]]":
 
     name = f"afina.ui.commands.{word}"
     views: dict[str, View] = importlib.import_module(name).VIEWS if importlib.util.find_spec(name) else {}
-    jobs = [listed.load() for listed in JOBS if listed.name.split()[0] == word]
+    jobs = [listed.load() for table in _TABLES for listed in table if listed.name.split()[0] == word]
     with_json = [job.name for job in jobs if job.name not in views or views[job.name].json]
     return Command(word, jobs, with_json), views
 

@@ -345,6 +345,18 @@ def test_a_row_as_the_model_sees_it(tmp_path: Path, tiny_folder: Path, capsys: p
     assert main(["data", "show", str(path), "--row", "9", "--base", str(tiny_folder)]) == 2
 
 
+def test_a_row_is_shown_at_the_place_that_a_finding_names(tmp_path: Path, tiny_folder: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text('text,label\n"one\ntwo",yes\nthree,no\n,maybe\n')
+    data = DataSettings(path=path, prompt="{text}", completion="{label}")
+    row = show(ShowRowSettings(data=data, base=str(tiny_folder), at=f"{path}:4"))
+    assert (row.where, row.learned) == (f"{path}:4", ("no<|im_end|>",))
+    with pytest.raises(DataError, match=r"row 3 \(.*rows\.csv:5\) cannot be used"):
+        show(ShowRowSettings(data=data, base=str(tiny_folder), at=f"{path}:5"))
+    with pytest.raises(DataError, match=r"has no row at '.*rows\.csv:3'"):
+        show(ShowRowSettings(data=data, base=str(tiny_folder), at=f"{path}:3"))
+
+
 def test_a_row_as_json_names_what_is_learned_and_what_is_not(
     tmp_path: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -239,10 +239,14 @@ class _Page(HTMLParser):
 def check_page(text: str) -> None:
     """A page runs nothing, fetches nothing, and forbids both."""
     page = _Page(text)
-    assert page.policy.startswith("default-src 'none'; style-src 'unsafe-inline'")
+    assert page.policy.startswith("default-src 'none'; style-src 'sha256-")
     assert "script-src" not in page.policy
+    assert "unsafe" not in page.policy
+    assert not ACTING.search(text), ascii(text)
     assert not page.tags & {"script", "img", "iframe", "object", "embed", "link", "form", "base", "a"}
-    assert not {name for name in page.attributes if name.startswith("on") or name in ("src", "srcset", "action")}
+    assert not {
+        name for name in page.attributes if name.startswith("on") or name in ("src", "srcset", "action", "style")
+    }
     assert text.index("Content-Security-Policy") < text.index("<style")  # it holds for what comes after it
     assert "url(" not in re.sub(r"url\(#[\w-]+\)", "", text)
 

@@ -49,10 +49,16 @@ def alone(path: str | os.PathLike[str], wait: bool = True) -> Iterator[bool]:
 
 def in_use(path: str | os.PathLike[str]) -> bool:
     """Whether a process has locked the file or folder now. Without locks none is seen."""
+    return locked_by_another(path) is True
+
+
+def locked_by_another(path: str | os.PathLike[str]) -> bool | None:
+    """The same; None where there are no locks to tell it by."""
     handle = open_to_lock(path)
     if handle is None:
-        return False
+        return None
     try:
-        return take(handle, shared=True) is False
+        free = take(handle, shared=True)
+        return None if free is None else not free
     finally:
         os.close(handle)

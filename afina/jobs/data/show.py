@@ -17,6 +17,8 @@ from afina.measure.pages.data_pages import Rendered, rendered, row_page
 class ShowRowSettings(PageSettings):
     row: int = setting(1, metavar="N", ge=1)
     """Number of the row."""
+    at: str | None = setting(None, metavar="PLACE", instead_of="row")
+    """Place of the row, as findings of `data check` name it: rows.csv:12."""
     data: DataSettings = section(only=(*READING, "learn"))
 
 
@@ -50,18 +52,20 @@ def show(settings: ShowRowSettings, listener: Listener = ignore) -> ShowRowResul
 
 
 def _rendered(settings: ShowRowSettings, remarks: Remarks) -> Rendered:
-    data, row = settings.data, settings.row
+    data, row, place = settings.data, settings.row, settings.at
     tokenizer, _ = find_tokenizer(settings, data, needed=True)
     assert tokenizer is not None
     for number, found in enumerate(map_examples(data, Notes(), needs_completion=True), 1):
-        if number < row:
+        if number < row if place is None else found.location != place:
             continue
         if isinstance(found, Rejected):
-            raise DataError(f"row {row} ({found.location}) cannot be used: {found.reason}", "fix it")
+            raise DataError(f"row {number} ({found.location}) cannot be used: {found.reason}", "fix it")
         try:
             return rendered(tokenizer, render(tokenizer, found, remarks))
         except Unusable as reason:
-            raise DataError(f"row {row} ({found.location}) cannot be used: {reason}", "fix it") from reason
+            raise DataError(f"row {number} ({found.location}) cannot be used: {reason}", "fix it") from reason
+    if place is not None:
+        raise DataError(f"{data.path} has no row at {place!r}", "give a place as `afina data check` names it")
     raise DataError(f"{data.path} has fewer than {counted(row, 'row')}", "give a smaller --row")
 
 

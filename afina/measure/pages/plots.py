@@ -3,6 +3,7 @@
 import functools
 import io
 import logging
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -199,7 +200,14 @@ def _svg(figure: Any, axes: Any) -> str:
     out = io.StringIO()
     figure.savefig(out, format="svg", metadata={"Date": None})
     text = out.getvalue()
-    return text[text.index("<svg") :]
+    text = re.sub(r"<style.*?</style>", "", text[text.index("<svg") :], flags=re.DOTALL)
+    return re.sub(r' style="([^"]*)"', _as_attributes, text)
+
+
+def _as_attributes(style: re.Match[str]) -> str:
+    """A style as attributes of its element: a page that allows its own stylesheet alone would not read it."""
+    parts = (each.partition(":") for each in style[1].split(";") if each.strip())
+    return "".join(f' {name.strip()}="{value.strip()}"' for name, _, value in parts)
 
 
 def _running_mean(values: Sequence[float], window: int = 10) -> list[float]:

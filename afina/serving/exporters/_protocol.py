@@ -128,6 +128,11 @@ class Exporter(Protocol):
         """How it is typed."""
         return f"{self.name}:{self.argument}" if self.argument else self.name
 
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """The arguments among which one chooses; none where it is any name."""
+        return () if self.argument else ("",)
+
     def misread(self, argument: str) -> str:
         """What is wrong with the argument by itself; "" where nothing is."""
         return "" if not argument or self.argument else "it takes nothing after the name"

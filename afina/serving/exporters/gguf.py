@@ -36,6 +36,10 @@ class _Gguf(Exporter):
     def usage(self) -> str:
         return f"gguf:TYPE ({', '.join(TYPES)})"
 
+    @property
+    def choices(self) -> tuple[str, ...]:
+        return tuple(TYPES)
+
     def misread(self, argument: str) -> str:
         return "" if argument in TYPES else f"its type is one of {', '.join(TYPES)}"
 

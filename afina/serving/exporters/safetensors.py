@@ -25,6 +25,10 @@ class _Safetensors(Exporter):
     def usage(self) -> str:
         return f"safetensors (or safetensors:{'|'.join(DTYPES)})"
 
+    @property
+    def choices(self) -> tuple[str, ...]:
+        return ("",)  # the base's own precision
+
     def misread(self, argument: str) -> str:
         return "" if not argument or argument in DTYPES else f"its precision is one of {', '.join(DTYPES)}"
 

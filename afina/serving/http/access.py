@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Literal
+from typing import Literal
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -28,7 +28,7 @@ ANSWERED = "afina.served"  # under which a request's `Served` stands in its scop
 REFUSED = "afina.refused"  # and under this why it may not do what an admin may; None: it may
 Level = Literal["none", "user", "admin"]
 
-_LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
+LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 _KEY = re.compile(r"[\x21-\x7e]{8,512}")
 _ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 _KEYS_BYTES = 1 << 20
@@ -61,7 +61,7 @@ class Access:
 
     keys: tuple[bytes, ...] = ()
     admin_keys: tuple[bytes, ...] = ()
-    hosts: frozenset[str] | None = frozenset(_LOOPBACK)
+    hosts: frozenset[str] | None = frozenset(LOOPBACK)
     origins: frozenset[str] = frozenset()
 
     @classmethod
@@ -77,7 +77,7 @@ class Access:
                 "give --key-file FILE with a key in it (`openssl rand -hex 24 > FILE`), or leave --host at 127.0.0.1",
             )
         names = frozenset(name.lower() for name in allowed_hosts)
-        hosts = names | {*_LOOPBACK} if is_loopback(host) or names else None
+        hosts = names | {*LOOPBACK} if is_loopback(host) or names else None
         return cls(keys, admin, hosts, frozenset(origin.rstrip("/").lower() for origin in origins))
 
     def level(self, authorization: str) -> Level:
@@ -124,7 +124,7 @@ class Guard:
         if scope["type"] != "http":  # there is no WebSocket here
             await send({"type": "websocket.close", "code": 1008})
             return
-        headers = _headers(scope)
+        headers = header_values(scope)
         given = headers.get("x-request-id", [""])[0]
         served = Served(given if _ID.fullmatch(given) else f"req_{secrets.token_hex(12)}", scope["method"], "unknown")
         scope[ANSWERED] = served
@@ -152,7 +152,7 @@ class Guard:
 
     def _check(self, path: str, headers: dict[str, list[str]]) -> HttpError | None:
         """What an admin's route answers; raises what all do."""
-        self._check_names(headers)
+        check_names(headers, self.access.hosts, self.access.origins)
         authorization = headers.get("authorization", [""])
         level = self.access.level(authorization[0]) if len(authorization) == 1 else "none"
         if level == "none" and path not in OPEN:
@@ -167,21 +167,26 @@ class Guard:
         )
         return None if level == "admin" else HttpError(403, f"this needs an admin's key: {remedy}", "admin_key_needed")
 
-    def _check_names(self, headers: dict[str, list[str]]) -> None:
-        hosts = headers.get("host", [])
-        if len(hosts) != 1:
-            raise HttpError(400, "a request has one Host")
-        host = hosts[0].lower()
-        name = host.rpartition(":")[0] if re.search(r":\d+$", host) else host
-        if self.access.hosts is not None and name not in self.access.hosts:
-            raise HttpError(403, "the server is not called by this name (Host); --allowed-hosts names others")
-        for origin in headers.get("origin", []):
-            page = origin.lower()
-            if page not in self.access.origins and page.partition("://")[2] != host:
-                raise HttpError(403, "pages of this site (Origin) may not call the server")
+
+def check_names(
+    headers: dict[str, list[str]], hosts: frozenset[str] | None, origins: frozenset[str] = frozenset()
+) -> None:
+    """By which name the server is called, and by whose pages (DNS rebinding, CSRF). Raises `HttpError`."""
+    called = headers.get("host", [])
+    if len(called) != 1:
+        raise HttpError(400, "a request has one Host")
+    host = called[0].lower()
+    name = host.rpartition(":")[0] if re.search(r":\d+$", host) else host
+    if hosts is not None and name not in hosts:
+        raise HttpError(403, "the server is not called by this name (Host); --allowed-hosts names others")
+    for origin in headers.get("origin", []):
+        page = origin.lower()
+        if page not in origins and page.partition("://")[2] != host:
+            raise HttpError(403, "pages of this site (Origin) may not call the server")
 
 
-def _headers(scope: dict[str, Any] | Scope) -> dict[str, list[str]]:
+def header_values(scope: Scope) -> dict[str, list[str]]:
+    """All values of each header, by its name in small letters."""
     found: dict[str, list[str]] = {}
     for name, value in scope["headers"]:
         found.setdefault(name.decode("latin-1").lower(), []).append(value.decode("latin-1"))

@@ -5,11 +5,12 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from afina.core.errors import counted
-from afina.ui.common import View, console
+from afina.ui.common import View, console, plain_table
 
 if TYPE_CHECKING:
     from afina.jobs.data.check import CheckDataResult, CheckDataSettings
     from afina.jobs.data.prepare import PrepareDataResult, PrepareDataSettings
+    from afina.jobs.data.preview import PreviewDataResult, PreviewDataSettings
     from afina.jobs.data.show import ShowRowResult, ShowRowSettings
 
 _WIDTH = 70  # characters of a text that is shown in one line
@@ -74,7 +75,25 @@ def _show_prepared(settings: "PrepareDataSettings", result: "PrepareDataResult")
             print(f"{counted(rows, 'row')} in {settings.out / part}.{settings.prepare.format}")
 
 
+def _show_preview(settings: "PreviewDataSettings", result: "PreviewDataResult") -> None:
+    """Prints the first rows as a table, and what would be asked and answered."""
+    out = console(whole_lines=True)
+    grid = plain_table()
+    for name in result.columns:
+        grid.add_column(Text(name))
+    for row in result.rows:
+        grid.add_row(*(Text(_short(row.get(name, ""))) for name in result.columns))
+    out.print(grid)
+    for where, why in result.rejected[:10]:
+        out.print(f"  not used: {where}: {why}", markup=False)
+    for name, value in result.mapping.items():
+        out.print(f"{name}: {value}", markup=False)
+    if result.reason:
+        out.print(result.reason, markup=False)
+
+
 VIEWS = {
+    "data preview": View(_show_preview),
     "data check": View(_show_check, exit_code=lambda result: 0 if result.ready else 1),
     "data show": View(_show_row),
     "data prepare": View(_show_prepared, json=False),

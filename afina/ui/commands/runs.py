@@ -1,4 +1,4 @@
-"""`afina runs`: list, show, diff."""
+"""`afina runs`: list, show, diff, forms."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,6 +8,7 @@ from afina.ui.common import View, console, in_words, plain_table
 
 if TYPE_CHECKING:
     from afina.jobs.runs.diff import DiffRunsResult, DiffRunsSettings
+    from afina.jobs.runs.forms import FormsOfRunResult, FormsOfRunSettings
     from afina.jobs.runs.list import ListRunsResult, ListRunsSettings
     from afina.jobs.runs.show import ShowRunResult, ShowRunSettings
 
@@ -68,4 +69,24 @@ def _show_diff(settings: "DiffRunsSettings", result: "DiffRunsResult") -> None:
     out.print(result.words, markup=False)
 
 
-VIEWS = {"runs list": View(_show_list), "runs show": View(_show_run), "runs diff": View(_show_diff)}
+def _show_forms(settings: "FormsOfRunSettings", result: "FormsOfRunResult") -> None:
+    """Prints a line per form that is possible, then what stands against the others."""
+    out = console()
+    grid = plain_table()
+    grid.add_column("form")
+    grid.add_column("MB", justify="right")
+    for name, form in result.forms.items():
+        if not form.problems:
+            grid.add_row(name, f"{form.bytes / 1e6:,.1f}")
+    out.print(grid)
+    for name, form in result.forms.items():
+        for problem in form.problems:
+            out.print(f"not {name}: {problem}", markup=False)
+
+
+VIEWS = {
+    "runs list": View(_show_list),
+    "runs show": View(_show_run),
+    "runs diff": View(_show_diff),
+    "runs forms": View(_show_forms),
+}

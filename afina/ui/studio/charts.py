@@ -1,0 +1,96 @@
+"""Charts as SVG text in the page's own colours, while work is done; reports have those of `measure.pages.plots`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+from afina.core.events import Event, HeldOut, Step
+
+_WIDTH, _HEIGHT, _LEFT, _BOTTOM = 720, 260, 56, 30
+_MOST_POINTS = 400
+Point = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Curves:
+    """The losses of a training: (step, loss) in nats per token, and those of the held-out rows by the measure."""
+
+    training: list[Point]
+    held_out: list[Point]
+    measure: str
+
+    @classmethod
+    def of(cls, events: Sequence[Event]) -> "Curves":
+        """Training is smoothed over ten steps."""
+        steps = [e for e in events if isinstance(e, Step)]
+        kept = [*range(0, len(steps), max(1, len(steps) // _MOST_POINTS))]
+        if steps and kept[-1] != len(steps) - 1:
+            kept.append(len(steps) - 1)
+        near = [(steps[i].step, steps[max(0, i - 9) : i + 1]) for i in kept]
+        smooth = [(float(step), sum(e.loss for e in few) / len(few)) for step, few in near]
+        held_out = [e for e in events if isinstance(e, HeldOut)]
+        return cls(smooth, [(float(e.step), e.value) for e in held_out], held_out[-1].measure if held_out else "loss")
+
+    def svg(self, title: str) -> str:
+        """Empty where there are too few points."""
+        shown = self.training + (self.held_out if self.measure == "loss" else [])
+        if len(self.training) < 2:
+            return ""
+        frame = _Frame(shown)
+        parts = [frame.axes()]
+        parts.append(f'<polyline class="a" points="{frame.points(self.training)}"/>')
+        if self.measure == "loss" and self.held_out:
+            parts.append(f'<polyline class="b" points="{frame.points(self.held_out)}"/>')
+            parts += [f'<circle class="dot" cx="{x:.1f}" cy="{y:.1f}" r="4"/>' for x, y in map(frame.at, self.held_out)]
+        return svg(title, "".join(parts))
+
+
+def svg(title: str, inner: str, height: int = _HEIGHT) -> str:
+    """A chart that is named for those who hear it; a table beside it has its numbers."""
+    return f'<svg class="chart" viewBox="0 0 {_WIDTH} {height}" role="img" aria-label="{escape(title)}">{inner}</svg>'
+
+
+def bars(title: str, values: Sequence[tuple[str, float]], width: int = 220) -> str:
+    """A bar for each (name, value), with the value at its end."""
+    most = max((value for _, value in values), default=0.0) or 1.0
+    rows = []
+    for i, (name, value) in enumerate(values):
+        y, long = 24 * i, (_WIDTH - width - 90) * value / most
+        rows.append(
+            f'<text x="0" y="{y + 16}">{escape(name[:32])}</text>'
+            f'<rect class="bar" x="{width}" y="{y + 4}" width="{long:.1f}" height="16"/>'
+            f'<text x="{width + long + 6:.1f}" y="{y + 16}">{value:,.4g}</text>'
+        )
+    return svg(title, "".join(rows), 24 * len(values) + 4)
+
+
+class _Frame:
+    """Where points of steps and losses stand."""
+
+    def __init__(self, points: Sequence[Point]) -> None:
+        self.most_x = max(x for x, _ in points) or 1.0
+        self.most_y = 1.05 * max(y for _, y in points) or 1.0
+
+    def at(self, point: Point) -> Point:
+        x, y = point
+        across, up = (_WIDTH - _LEFT - 10) * x / self.most_x, (_HEIGHT - _BOTTOM - 10) * y / self.most_y
+        return _LEFT + across, _HEIGHT - _BOTTOM - up
+
+    def points(self, points: Sequence[Point]) -> str:
+        return " ".join(f"{x:.1f},{y:.1f}" for x, y in map(self.at, points))
+
+    def axes(self) -> str:
+        lines = []
+        for i in range(5):
+            value = self.most_y * i / 4
+            _, y = self.at((0, value))
+            kind = "axis" if i == 0 else "grid"
+            lines.append(f'<line class="{kind}" x1="{_LEFT}" x2="{_WIDTH - 10}" y1="{y:.1f}" y2="{y:.1f}"/>')
+            lines.append(f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{value:.2f}</text>')
+        lines += [
+            f'<text x="{self.at((self.most_x * i / 4, 0))[0]:.1f}" y="{_HEIGHT - 8}" '
+            f'text-anchor="{"middle" if i < 4 else "end"}">'
+            f"{self.most_x * i / 4:.0f}</text>"
+            for i in range(1, 5)
+        ]
+        return "".join(lines)

@@ -1,0 +1,117 @@
+"""What a base and a training are chosen for: the data as they were read, forecasts, and folders for new runs."""
+
+import os
+import re
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+from unicodedata import normalize
+
+from afina.core.config import build
+from afina.core.errors import InputError
+from afina.jobs import JOBS
+from afina.ui.studio.view import Call, Words
+from afina.ui.studio.work import Work
+
+_FRESH = 600.0  # seconds for which what was forecast is believed: other programs take memory, and give it back
+_LONGEST = 24 * 60.0  # minutes that a choice may be asked to take
+_NAME = 90  # letters of a file's name that runs on it are called by
+
+
+@dataclass(frozen=True)
+class Data:
+    """The file called `name` that was chosen, at `path` if it is there, and the newest look at all of its rows as the
+    file is now."""
+
+    name: str
+    path: Path | None
+    check: Work | None
+
+    @classmethod
+    def chosen(cls, call: Call) -> "Data":
+        name = call.text("data")
+        try:
+            path = call.workspace.data_file(name) if name else None
+        except InputError:
+            path = None
+        check = call.queue.of(name, ("data check",)) if path else None
+        return cls(name, path, check if check and path and _since(check, path.stat().st_ctime) else None)
+
+    @property
+    def missing(self) -> str:
+        """What stands against a training with them, as a key of texts, or nothing."""
+        if self.path is None:
+            return "gone" if self.name else "no_data"
+        if self.check is None or self.check.state in ("failed", "stopped", "died"):
+            return "unseen"
+        if not self.check.ended:
+            return "checking"
+        return "" if self.check.result["ready"] else "not_ready"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """How they are read, as they were looked at."""
+        found: dict[str, Any] = self.check.settings["data"] if self.check else {}
+        return found
+
+    @property
+    def languages(self) -> dict[str, int]:
+        """In how many rows each language was seen, the most frequent first."""
+        found = {} if self.missing or self.check is None else self.check.result["languages"]
+        return {code: rows for code, rows in found.items() if code != "?"}
+
+
+def forecast(call: Call, data: Data, base: str, method: str, run: Mapping[str, Any]) -> Work:
+    """The work that forecasts a training of `base` with the settings `run`, in which the data are: one that was done
+    lately, or a new one. Raises `SettingsError` where the settings are wrong."""
+    since = max(data.path.stat().st_ctime if data.path else 0.0, time.time() - _FRESH)
+    return lately(call, "fit", {"base": base, "method": method, "run": dict(run)}, data.name, since)
+
+
+def lately(call: Call, job: str, settings: dict[str, Any], about: str, since: float | None = None) -> Work:
+    """The newest work of these settings that was begun `since` then, or a new one."""
+    checked = build(JOBS[job].load().settings, settings)
+    asked = checked.model_dump(mode="json", exclude_unset=True)
+    since = time.time() - _FRESH if since is None else since
+    for work in call.queue.all():
+        if work.job == job and _since(work, since) and work.settings == asked:
+            return work
+    return call.queue.add(job, checked, about)
+
+
+def _since(work: Work, then: float) -> bool:
+    return (work.folder / "work.json").stat().st_mtime >= then
+
+
+def alphabetical(words: Words, codes: Iterable[str]) -> list[tuple[str, str]]:
+    """Languages by their code and name, in the order of their names."""
+    return sorted(((code, words.language_name(code)) for code in codes), key=lambda each: each[1].casefold())
+
+
+def new_run(call: Call, data: Data, suffix: str = "") -> Path:
+    """A folder for a run on the data, which no other piece of work has or waits for."""
+    return new_run_named(call, Path(data.name).stem, suffix)
+
+
+def new_run_named(call: Call, name: str, suffix: str = "") -> Path:
+    """The same by the letters of `name` that a served model's name may have."""
+    given, runs = {work.about for work in call.queue.all()}, call.workspace.runs
+    letters = normalize("NFKD", name).encode("ascii", "ignore").decode()
+    plain = (re.sub(r"[^\w-]+", "-", letters).strip("-_")[:_NAME] or "run") + suffix
+    names = (plain if number == 1 else f"{plain}-{number}" for number in count(1))
+    return next(runs / each for each in names if each not in given and not os.path.lexists(runs / each))
+
+
+def minutes_asked(call: Call) -> float:
+    """How long a choice or a search may take. Raises `InputError`."""
+    given = call.text("minutes").replace(",", ".")
+    try:
+        found = float(given)
+    except ValueError:
+        found = 0.0
+    if not 0 < found <= _LONGEST:
+        raise InputError(f"{given[:20]!r} is no number of minutes", f"give one from 1 to {_LONGEST:.0f}")
+    return found

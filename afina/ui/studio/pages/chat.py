@@ -1,0 +1,314 @@
+"""Talking to a run beside its base: one box, and an answer of each, written in one batch by a server of their own.
+
+The server is a piece of work (`serve`) that this page alone has the key of; there is one at a time. Which answer is
+better is kept in `preferences.jsonl` of the workspace, from which a model can learn later.
+"""
+
+import json
+import os
+import re
+import secrets
+import time
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import Response
+
+from afina.core.errors import AfinaError, InputError, writing
+from afina.core.events import Notice
+from afina.core.files import jsonl_rows, read_json
+from afina.core.text import json_text
+from afina.serving.http.errors import HttpError, JsonResponse
+from afina.ui.studio.guard import JSON
+from afina.ui.studio.pages.runs import entries
+from afina.ui.studio.relay import Relayed, Server
+from afina.ui.studio.view import Call, Page, Route, go, quoted
+from afina.ui.studio.work import SERVING, Work
+
+PREFERENCES = "preferences.jsonl"
+_KEY = "chat.key"  # among the page's own records
+_LISTENING = re.compile(r"listening at http://127\.0\.0\.1:(\d{1,5})")
+_FEWEST = 64  # tokens that an answer may have: a base needs more than an adapter that says one word
+_EXAMPLES = 3
+_ABOUT = "/chat"  # after the run's name: what a server of chats is about, and not one that the user opened for programs
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0)
+State = Literal["none", "loading", "ready", "failed"]
+
+
+@dataclass(frozen=True)
+class Chat:
+    """The chat of a run: its server's work, if any. `other` is the run that a server is open for instead."""
+
+    name: str
+    path: Path
+    work: Work | None
+    state: State
+    server: Server | None
+    seconds: float
+    other: str = ""
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the adapter records of itself; nothing for those of other programs."""
+        file = self.path / "adapter" / "afina.json"
+        found = read_json(file) if file.is_file() else {}
+        return found if isinstance(found, dict) else {}
+
+    @property
+    def system(self) -> list[dict[str, str]]:
+        """The message with which it was trained."""
+        text = (self.facts.get("data") or {}).get("system")
+        return [{"role": "system", "content": text}] if text else []
+
+    @property
+    def most(self) -> int:
+        """Tokens of an answer."""
+        return max(_FEWEST, int(self.facts.get("max_new_tokens", _FEWEST)))
+
+    def prompt(self, row: int) -> str:
+        """What was asked in a row of its evaluation."""
+        return next(iter(self._prompts(row - 1, row)), "")
+
+    def examples(self) -> list[str]:
+        return self._prompts(0, _EXAMPLES)
+
+    def _prompts(self, first: int, end: int) -> list[str]:
+        file = self.path / "predictions.jsonl"
+        return [str(row["prompt"]) for row in islice(jsonl_rows(file), first, end)] if file.is_file() else []
+
+
+def _look(call: Call) -> Chat:
+    """Raises `InputError` where there is no such run."""
+    name = call.path("name")
+    path = call.workspace.run(name)
+    servers = _servers(call)
+    own = next((work for work in servers if _is_for(work, path)), None)
+    open_now = next((work for work in servers if not work.ended), None)
+    other = open_now.about.removesuffix(_ABOUT) if open_now and open_now is not own else ""
+    if own is None or (own.ended and own.state not in ("failed", "died")) or (own.ended and other):
+        return Chat(name, path, None, "none", None, 0.0, other)
+    seconds = time.time() - (own.folder / "work.json").stat().st_mtime
+    if own.ended:
+        return Chat(name, path, own, "failed", None, seconds)
+    port = next((int(found[1]) for event in own.events() if (found := _listening(event))), 0)
+    server = Server(port, _key_file(call).read_text().strip()) if port else None
+    return Chat(name, path, own, "ready" if server else "loading", server, seconds, other)
+
+
+def _listening(event: Any) -> re.Match[str] | None:
+    return _LISTENING.fullmatch(event.text) if isinstance(event, Notice) else None
+
+
+def _servers(call: Call) -> list[Work]:
+    """The servers of chats, open and ended, the newest first."""
+    key = str(call.workspace.own / _KEY)
+    return [work for work in call.queue.all() if work.job == SERVING and work.settings.get("key_file") == key]
+
+
+def _is_for(work: Work, path: Path) -> bool:
+    return str(next(iter(work.settings["runs"]), "")) == str(path)
+
+
+def _key_file(call: Call) -> Path:
+    """Holds the key of the chats' servers; it lasts, so that a new server of pages knows those that run."""
+    path = call.workspace.own / _KEY
+    if not path.exists():
+        with writing(path):
+            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_LINK, 0o600)
+            with os.fdopen(handle, "w") as file:
+                file.write(f"{secrets.token_hex(24)}\n")
+    return path
+
+
+def _start(call: Call) -> Response:
+    """Opens the chat of a run, with that of another adapter beside it where one is named, and closes others."""
+    name, also = call.path("name"), call.text("also")
+    runs = [call.workspace.run(each) for each in ([name, also] if also else [name])]
+    settings: dict[str, Any] = {"runs": [str(run) for run in runs], "port": 0, "key_file": str(_key_file(call))}
+    if call.text("alone"):
+        settings["merge"] = runs[0].name
+    has_one = False
+    for work in _servers(call):
+        if not work.ended and work.settings == settings:
+            has_one = True
+        elif not work.ended:
+            call.queue.stop(work)
+    if not has_one:
+        call.queue.add(SERVING, settings, f"{name}{_ABOUT}")
+    return go(f"/runs/{quoted(name)}/chat", row=call.text("row"))
+
+
+def _stop(call: Call) -> Response:
+    for work in _servers(call):
+        if not work.ended:
+            call.queue.stop(work)
+    return go(f"/runs/{quoted(call.path('name'))}")
+
+
+def _state(call: Call) -> Response:
+    chat = _look(call)
+    return JsonResponse({"state": chat.state, "seconds": round(chat.seconds)}, headers={"cache-control": "no-store"})
+
+
+async def _show(call: Call) -> Response:
+    chat = await run_in_threadpool(_look, call)
+    row = call.text("row")
+    prompt = await run_in_threadpool(chat.prompt, int(row)) if row.isdecimal() and 0 < len(row) < 8 else ""
+    return await _page(call, chat, await _models(call, chat), prompt=prompt)
+
+
+async def _models(call: Call, chat: Chat) -> list[dict[str, Any]]:
+    """What the server has, the base first."""
+    if chat.server is None:
+        return []
+    try:
+        (found,) = await chat.server.told(call.request, "/v1/models", [None])
+        return list(found["data"])
+    except (InputError, KeyError, TypeError):  # it ends just now
+        return []
+
+
+async def _page(call: Call, chat: Chat, models: list[dict[str, Any]], **values: Any) -> Response:
+    labels: list[str] = next((each["afina"]["labels"] for each in models if each["afina"].get("labels")), [])
+    shown = {"prompt": "", "answers": [], "classes": [], "temperature": "0", "seed": "0"} | values
+    return await run_in_threadpool(
+        lambda: call.page(
+            "chat.html", step="judge", chat=chat, name=chat.name, models=models, labels=labels,
+            examples=chat.examples(), others=_others(call, chat) if chat.state != "ready" else [],
+            shared=json_text([[each["model"], each["text"]] for each in shown["answers"]]), **shown,
+        )
+    )  # fmt: skip
+
+
+def _others(call: Call, chat: Chat) -> list[str]:
+    """Runs whose adapter can answer beside this one's: of the same base, as far as the lists say."""
+    found = entries(call)
+    base = next((each.get("base") for each in found if each["name"] == chat.name), None)
+    return [each["name"] for each in found if each["name"] != chat.name and base and each.get("base") == base
+            and each["method"] == "lora" and each["state"] == "complete"]  # fmt: skip
+
+
+async def _ask(call: Call) -> Response:
+    """The page with all answers, for browsers without script."""
+    chat = await run_in_threadpool(_look, call)
+    server, prompt = _server(chat), str(call.form.get("prompt", ""))
+    models = await _models(call, chat)
+    shown = {name: call.text(name, "0") for name in ("temperature", "seed")}
+    if models and models[0]["afina"].get("labels"):
+        (told,) = await server.told(call.request, "/v1/classify", [{"model": models[0]["id"], "input": prompt}])
+        found = _checked(told)["data"][0]["probabilities"]
+        classes = sorted(found.items(), key=lambda each: -each[1])
+        return await _page(call, chat, models, prompt=prompt, classes=classes)
+    said = [{"role": "user", "content": prompt}]
+    questions = [_question(chat, each["id"], said, _number(call, float, "temperature"), _number(call, int, "seed"))
+                 for each in models]  # fmt: skip
+    told = await server.told(call.request, "/v1/chat/completions", questions)
+    answers = [
+        {
+            "model": model["id"],
+            "text": _checked(each)["choices"][0]["message"]["content"] or "",
+            "is_cut": each["choices"][0]["finish_reason"] == "length",
+        }
+        for model, each in zip(models, told, strict=True)
+    ]
+    return await _page(call, chat, models, prompt=prompt, answers=answers, **shown)
+
+
+def _checked(told: Any) -> Any:
+    """An answer of the server. Raises `InputError` where it is an error."""
+    if "error" in told:
+        raise InputError(str(told["error"]["message"]))
+    return told
+
+
+def _server(chat: Chat) -> Server:
+    if chat.server is None:
+        raise InputError("the chat is not open", "start it, and wait until it is loaded")
+    return chat.server
+
+
+def _number(call: Call, kind: type[Any], name: str) -> Any:
+    given = call.form.get(name, 0)
+    try:
+        return kind(given.strip().replace(",", ".") or 0 if isinstance(given, str) else given)
+    except (ValueError, TypeError, OverflowError):
+        raise InputError(f"{name} is {str(given)[:20]!r}, which is no number", "give a number such as 0") from None
+
+
+def _question(chat: Chat, model: str, said: list[Any], temperature: float, seed: int) -> dict[str, Any]:
+    """What a model is asked: all of them the same, after the message with which the run was trained."""
+    has_system = any(isinstance(each, dict) and each.get("role") == "system" for each in said)
+    messages = said if has_system else [*chat.system, *said]
+    return {
+        "model": model, "messages": messages, "max_tokens": chat.most, "temperature": temperature, "seed": seed,
+    }  # fmt: skip
+
+
+async def _answer(call: Call) -> Response:
+    """One model's answer, as it is written; those of the others are asked for beside it, and share its batch."""
+    try:
+        chat = await run_in_threadpool(_look, call)
+        said, model = call.form.get("messages"), call.form.get("model")
+        if not isinstance(said, list) or not isinstance(model, str):
+            raise InputError("a question has a model and messages")
+        asked = _question(chat, model, said, _number(call, float, "temperature"), _number(call, int, "seed"))
+        exchange = await _server(chat).ask("/v1/chat/completions", asked | {"stream": True})
+    except AfinaError as error:
+        return HttpError(400, str(error)).response()
+    return Relayed(call.request, exchange)
+
+
+def _prefer(call: Call) -> Response:
+    """Keeps which answer is better. Raises `InputError` where there is nothing to choose."""
+    name, prompt = call.path("name"), str(call.form.get("prompt", ""))
+    call.workspace.run(name)
+    answers = _pairs(call.form.get("answers", ""))
+    number = call.text("chosen")
+    if not number.isdecimal() or len(number) > 1 or int(number) >= len(answers) or not prompt.strip():
+        raise InputError("no answer was chosen", "ask something, and choose one of the answers")
+    model, chosen = answers[int(number)]
+    lines = [
+        {"prompt": prompt, "chosen": chosen, "rejected": text, "chosen_model": model, "rejected_model": other}
+        for other, text in answers
+        if other != model and text != chosen
+    ]
+    if not lines:
+        raise InputError("the answers are the same", "ask something on which they differ")
+    path = call.workspace.root / PREFERENCES
+    with writing(path):
+        handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | _NO_LINK, 0o600)
+        try:
+            os.write(handle, "".join(f"{json_text(line)}\n" for line in lines).encode())
+        finally:
+            os.close(handle)
+    if call.request.headers.get("content-type", "").startswith(JSON):
+        return Response(status_code=204)
+    return go(f"/runs/{quoted(name)}/chat", kept="yes")
+
+
+def _pairs(text: Any) -> list[tuple[str, str]]:
+    """The models and their answers. Raises `InputError`."""
+    try:
+        found = [(model, answer) for model, answer in json.loads(text)]
+    except (ValueError, TypeError, RecursionError):
+        found = []
+    if not all(isinstance(each, str) for pair in found for each in pair):
+        found = []
+    return found
+
+
+PAGE = Page(
+    "chat",
+    (
+        Route("GET", "/runs/{name:path}/chat/state", _state),
+        Route("GET", "/runs/{name:path}/chat", _show),
+        Route("POST", "/runs/{name:path}/chat", _ask),
+        Route("POST", "/runs/{name:path}/chat/start", _start),
+        Route("POST", "/runs/{name:path}/chat/stop", _stop),
+        Route("POST", "/runs/{name:path}/chat/answer", _answer),
+        Route("POST", "/runs/{name:path}/chat/better", _prefer),
+    ),
+)

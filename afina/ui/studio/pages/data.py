@@ -1,0 +1,190 @@
+"""The data: files brought and chosen, previewed, what is asked and answered, what a check finds, rows as seen."""
+
+import json
+import os
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import ClientDisconnect
+from starlette.responses import PlainTextResponse, Response
+
+from afina.core.config import build
+from afina.core.device import cache_folder
+from afina.core.errors import AfinaError, InputError, OutputError, writing
+from afina.core.process.temporary import replacing
+from afina.jobs import JOBS
+from afina.models.sources.source import is_local
+from afina.ui.studio.view import Call, Page, Route, go, quick, quoted
+from afina.ui.studio.work import Work
+
+_MOST_BYTES = 16_000_000_000  # of a file that is brought
+_SPARED = 1_000_000_000  # bytes of the disk that stay free
+_LOOK = 1 << 26  # bytes after which that is looked at again
+_ASKED = ("prompt", "completion", "system", "map", "kind", "encoding")  # settings of data that the page can set
+_SHOWN_ROWS = 8
+
+
+def _list(call: Call) -> Response:
+    return call.page("data_list.html", step="data", files=call.workspace.data_files())
+
+
+async def _upload(call: Call) -> Response:
+    """Writes what is sent to a file of the workspace, as it comes."""
+    try:
+        with call.workspace.new_data_file(call.path("name")) as path:
+            if not _is_readable(path):
+                raise InputError(
+                    f"{path.name!r} is no file of examples by its name",
+                    "bring CSV, TSV, JSONL, JSON, Excel (.xlsx), Parquet, Arrow or text, also compressed",
+                )
+            await _store(path, call.request.stream())
+    except AfinaError as error:
+        return PlainTextResponse(str(error), 400)
+    except ClientDisconnect:
+        return PlainTextResponse("", 499)
+    return Response(json.dumps({"page": f"/data/{quoted(path.name)}"}), media_type="application/json")
+
+
+def _is_readable(path: Path) -> bool:
+    from afina.data.files.file import suffix_of
+    from afina.data.formats import suffixes
+
+    return suffix_of(path) in suffixes()
+
+
+async def _store(path: Path, parts: AsyncIterator[bytes]) -> None:
+    count = 0
+    with writing(path), replacing(path) as part, part.open("wb") as file:
+        async for piece in parts:
+            if count % _LOOK < len(piece) and shutil.disk_usage(path.parent).free < _SPARED:
+                raise OutputError("the disk is nearly full", "make room, and bring the file again")
+            count += len(piece)
+            if count > _MOST_BYTES:
+                raise OutputError(f"{path.name} has more than {_MOST_BYTES / 1e9:.0f} GB", "bring a part of it")
+            await run_in_threadpool(file.write, piece)
+        if not count:
+            raise InputError(f"{path.name} is empty", "bring a file with examples")
+        await run_in_threadpool(_to_disk, file)
+
+
+def _to_disk(file: BinaryIO) -> None:
+    """Takes long for a large one: done here, closing it does not keep other requests waiting."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _show(call: Call) -> Response:
+    return _page(call, call.workspace.reading(call.path("name")))
+
+
+def _page(call: Call, reading: dict[str, Any], status: int = 200) -> Response:
+    """The file's first rows and mapping at once, read as `reading` says; what is found in all rows is looked for
+    beside."""
+    name = call.path("name")
+    path = call.workspace.data_file(name)
+    values: dict[str, Any] = {"name": name, "step": "data", "reading": reading, "folder": f"{path.parent}{os.sep}"}
+    try:
+        settings = {"rows": _SHOWN_ROWS, "data": {"path": str(path)} | _readable(reading)}
+        preview = quick("data preview", settings)
+    except AfinaError as error:
+        return call.page("data_file.html", status, problem=error, check=None, row=None, **values)
+    mapping = preview.mapping | reading
+    check = _check(call, name, path, mapping)
+    return call.page(
+        "data_file.html", problem=None, preview=preview, mapping=mapping, check=check, tasks=_tasks(),
+        found=check.result if check.state == "done" else None, row=_row(call, path, mapping), **values,
+    )  # fmt: skip
+
+
+def _readable(settings: dict[str, Any]) -> dict[str, Any]:
+    """Without what decides how answers are scored alone."""
+    return {name: value for name, value in settings.items() if name != "kind"}
+
+
+def _check(call: Call, name: str, path: Path, mapping: dict[str, Any]) -> Work:
+    """The newest check of the file as it is and is read; begun where there is none, in the place of another."""
+    data = {"path": str(path)} | {key: mapping[key] for key in _ASKED if mapping.get(key)}
+    found = call.queue.of(name, ("data check",))
+    changed = path.stat().st_ctime  # whichever time a copy brought along as that of its content
+    if found and found.settings.get("data") == data and (found.folder / "work.json").stat().st_mtime >= changed:
+        return found
+    if found and not found.ended:
+        call.queue.stop(found)
+    return call.queue.add("data check", {"data": data}, name)
+
+
+def _row(call: Call, path: Path, mapping: dict[str, Any]) -> Any:
+    """The row that is asked for by its number or place, as the model sees it; the error that says why there is none;
+    or an empty text where no base is on this disk by whose tokens it could be shown: none is fetched for it."""
+    number, place = call.text("row"), call.text("at")
+    if not {"row", "at"} & call.form.keys():
+        return None
+    base = next((name for name in quick("models list", {}).root if is_local(name, cache_folder())), "")
+    if not base:
+        return base
+    wanted = int(number) if number.isdecimal() and len(number) < 10 else 1
+    asked = {"at": f"{path.parent}{os.sep}{place}"} if place else {"row": max(1, wanted)}
+    try:
+        return quick("data show", asked | {"base": base, "data": {"path": str(path)} | _readable(mapping)})
+    except AfinaError as error:
+        return error
+
+
+def _tasks() -> tuple[str, ...]:
+    from typing import get_args
+
+    from afina.data.layouts import Kind
+
+    return tuple(get_args(Kind))
+
+
+def _read_so(call: Call) -> Response:
+    """Keeps how the file is to be read, once it can be; an empty form forgets it."""
+    name = call.path("name")
+    path = call.workspace.data_file(name)
+    given = {key: call.form[key] for key in _ASKED if call.text(key)}
+    try:
+        build(JOBS["data check"].load().settings, {"data": {"path": str(path)} | given})
+        quick("data preview", {"rows": 1, "data": {"path": str(path)} | _readable(given)})
+    except AfinaError:
+        return _page(call, given, 400)
+    call.workspace.keep_reading(name, given)
+    return go(f"/data/{quoted(name)}")
+
+
+def _check_again(call: Call) -> Response:
+    """Begins the check anew, where it was killed or stopped."""
+    name = call.workspace.data_file(call.path("name")).name
+    found = call.queue.of(name, ("data check",))
+    if found and found.ended:
+        call.queue.add("data check", found.settings, name)
+    return go(f"/data/{quoted(name)}")
+
+
+def _delete(call: Call) -> Response:
+    """Takes the file out of the workspace. Raises `InputError` where it was not agreed to."""
+    path = call.workspace.data_file(call.path("name"))
+    if call.text("sure") != "yes":
+        raise InputError(f"{path.name} was not deleted", "tick the box beside the button first")
+    with writing(path):
+        path.unlink()
+    with suppress(OSError):
+        call.workspace.keep_reading(path.name, {})
+    return go("/data")
+
+
+PAGE = Page(
+    "data",
+    (
+        Route("GET", "/data", _list),
+        Route("POST", "/upload/{name}", _upload),
+        Route("GET", "/data/{name}", _show),
+        Route("POST", "/data/{name}/reading", _read_so),
+        Route("POST", "/data/{name}/check", _check_again),
+        Route("POST", "/data/{name}/delete", _delete),
+    ),
+)

@@ -1,0 +1,154 @@
+"""A run judged: whether it is better than its base, where it errs, what it forgot; and what can be done with it next.
+
+Comparisons, searches and choices of a base lie among the runs, and have a page that says what came of them.
+"""
+
+import re
+from base64 import b64encode
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from starlette.responses import Response
+
+from afina.core.config import read_yaml
+from afina.core.errors import AfinaError, InputError
+from afina.core.events import read_events
+from afina.core.files import jsonl_rows, read_json
+from afina.ui.studio import scores
+from afina.ui.studio.charts import Curves
+from afina.ui.studio.pages._preparing import minutes_asked, new_run_named
+from afina.ui.studio.pages.runs import at_work, entries
+from afina.ui.studio.view import Call, Page, Route, go, quick
+from afina.ui.studio.workspace import Workspace
+
+_FILES = ("report.html", "comparison.html", "tuning.html")  # pages of one file that jobs write
+_FOUND = {"compare": "comparison.json", "tune": "tuning.json", "choose": "choice.json"}
+_POLICY = "default-src 'none'; style-src {}; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; sandbox"
+_STYLE = re.compile(rb"<style>(.*?)</style>", re.DOTALL)
+_KEPT = ("base", "revision", "task", "template", "seed")  # of a run's settings, with those of its data
+
+
+def _choose(call: Call) -> Response:
+    found = [entry for entry in entries(call) if entry["state"] != "unreadable"]
+    return call.page("judge_list.html", step="judge", entries=found)
+
+
+def _show(call: Call) -> Response:
+    name = call.path("name")
+    if not (call.workspace.runs / name).is_dir() and (work := at_work(call, name)):
+        return go(f"/work/{work.id}")  # it has written nothing yet
+    path = call.workspace.run(name)
+    if (path / "search.yaml").is_file():
+        return _show_search(call, name, path)
+    work = at_work(call, name) or at_work(call, name, ("eval",))
+    values: dict[str, Any] = {"step": "judge", "name": name, "work": work}
+    try:
+        shown = quick("runs show", {"run": path})
+    except AfinaError as error:
+        return call.page("judge_run.html", problem=error, shown=None, evaluation=None, **values)
+    evaluation = read_json(path / "evaluation.json") if (path / "evaluation.json").is_file() else None
+    own = _data_file(call.workspace, shown.data)
+    return call.page(
+        "judge_run.html", problem=None, shown=shown, evaluation=evaluation, own=own, file=Path(shown.data).name,
+        others=[file for file in call.workspace.data_files() if file != own],
+        curves=Curves.of(read_events(path / "metrics.jsonl") if (path / "metrics.jsonl").is_file() else []),
+        has_adapter=(path / "adapter" / "adapter_config.json").is_file(), report=(path / "report.html").is_file(),
+        **(_judged(call, path, evaluation) if evaluation else {}), **values,
+    )  # fmt: skip
+
+
+def _judged(call: Call, path: Path, evaluation: dict[str, Any]) -> dict[str, Any]:
+    """What the page shows of an evaluation."""
+    words, difference = call.words, evaluation["difference"][evaluation["main_metric"]]
+    answers = list(jsonl_rows(path / "predictions.jsonl")) if (path / "predictions.jsonl").is_file() else []
+    wanted = [i for i in evaluation.get("groups", {}).get("worst", []) if i < len(answers)]
+    return {
+        "verdict": scores.verdict(words, evaluation),
+        "tone": scores.tone(difference),
+        "trivial": scores.trivial(words, evaluation),
+        "rows": list(scores.rows(words, evaluation)),
+        "details": list(scores.details(words, evaluation)),
+        "forgotten": scores.forgotten(words, evaluation),
+        "worst": [(i, answers[i]) for i in wanted],
+        "evaluated_on": Path(evaluation["data"]).name,
+    }
+
+
+def _data_file(workspace: Workspace, told: str) -> Path | None:
+    """The file that a run was trained on; None where it is not in the workspace any more."""
+    return next((file for file in workspace.data_files() if str(file) == told), None)
+
+
+def _show_search(call: Call, name: str, path: Path) -> Response:
+    record = read_yaml(path / "search.yaml")
+    what = str(record.get("search"))
+    file = path / _FOUND.get(what, "search.yaml")
+    found = entries(call)
+    below = [entry for entry in found if entry["name"].startswith(f"{name}/")]
+    own = next((entry for entry in found if entry["name"] == name), {})
+    return call.page(
+        "judge_search.html", step="judge", name=name, what=what, own=own, below=below, work=at_work(call, name),
+        told=read_json(file) if file.suffix == ".json" and file.is_file() else None,
+        page=next((each for each in _FILES if (path / each).is_file()), ""),
+        metric=lambda key: scores.metric(call.words, key),
+        score=lambda key, value: scores.score(call.words, key, value),
+    )  # fmt: skip
+
+
+def _file(call: Call) -> Response:
+    """The page that a job wrote, as it is; it may have its own stylesheet, and nothing else."""
+    folder = call.workspace.run(call.path("name"))
+    path = next((folder / each for each in _FILES if (folder / each).is_file()), None)
+    if path is None or path.is_symlink():
+        raise InputError(f"{call.path('name')} has no report", "evaluate it first")
+    content = path.read_bytes()
+    styles = " ".join(f"'sha256-{b64encode(sha256(each).digest()).decode()}'" for each in _STYLE.findall(content))
+    headers = {"content-security-policy": _POLICY.format(styles or "'none'"), "cache-control": "no-store"}
+    return Response(content, media_type="text/html; charset=utf-8", headers=headers)
+
+
+def _evaluate(call: Call) -> Response:
+    """Scores the run on another file. Raises `InputError`, as the others."""
+    name, file = call.path("name"), call.workspace.data_file(call.text("file"))
+    encoding = call.workspace.reading(file.name).get("encoding")
+    settings = {"run": call.workspace.run(name), "data": file} | ({"encoding": encoding} if encoding else {})
+    return go(f"/work/{call.queue.add('eval', settings, name).id}")
+
+
+def _compare(call: Call) -> Response:
+    """Trains the other methods on the same rows."""
+    return _search(call, "compare")
+
+
+def _tune(call: Call) -> Response:
+    """Looks for better settings on the same rows."""
+    return _search(call, "tune")
+
+
+def _search(call: Call, job: str) -> Response:
+    path = call.workspace.run(call.path("name"))
+    shown = quick("runs show", {"run": path})
+    if _data_file(call.workspace, shown.data) is None:
+        raise InputError(
+            "the file that it was trained on is not in the workspace", "bring it again under its name, and train again"
+        )
+    config = read_yaml(path / "config.yaml")
+    out = new_run_named(call, path.name, f"-{job}")
+    values = {key: config[key] for key in _KEPT if config.get(key) is not None}
+    values["data"] = {key: value for key, value in config["data"].items() if value not in (None, {}, [])}
+    settings = {"minutes": minutes_asked(call), "run": values | {"out": out}}
+    return go(f"/work/{call.queue.add(job, settings, out.name).id}")
+
+
+PAGE = Page(
+    "judge",
+    (
+        Route("GET", "/judge", _choose),
+        Route("GET", "/runs/{name:path}/report.html", _file),
+        Route("GET", "/runs/{name:path}", _show),
+        Route("POST", "/runs/{name:path}/evaluate", _evaluate),
+        Route("POST", "/runs/{name:path}/compare", _compare),
+        Route("POST", "/runs/{name:path}/tune", _tune),
+    ),
+)

@@ -1,0 +1,114 @@
+"""A piece of work while it is done: how far it is, what happens, its end; and the stream that tells of each event."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+from starlette.responses import Response, StreamingResponse
+
+from afina.core.events import Notice, Progress, Step
+from afina.ui.studio.charts import Curves
+from afina.ui.studio.view import Call, Page, Route, go, quoted
+from afina.ui.studio.work import ENDED, Work, whole_lines
+
+_LOOK, _PING = 0.15, 10.0  # seconds between two looks at the file of events, and of silence before a sign of life
+_RETRY = 1000  # milliseconds after which a browser asks again where the server is away
+_NOTICES = 12
+
+
+def _show(call: Call) -> Response:
+    work = call.queue[call.path("id")]
+    return call.page("work.html", work=work, step=_step(work), **_live(call, work))
+
+
+def _fragment(call: Call) -> Response:
+    work = call.queue[call.path("id")]
+    return call.page("work_live.html", work=work, **_live(call, work))
+
+
+def _step(work: Work) -> str:
+    return "ship" if work.job in ("export", "serve") else "judge" if work.job == "eval" else "train"
+
+
+def _live(call: Call, work: Work) -> dict[str, Any]:
+    """What the page shows of how far it is."""
+    events = work.events()
+    steps = [e for e in events if isinstance(e, Step)]
+    progress = next((e for e in reversed(events) if isinstance(e, Progress | Step)), None)
+    return {
+        "state": work.state,
+        "curves": Curves.of(events),
+        "last": steps[-1] if steps else None,
+        "progress": progress if isinstance(progress, Progress) else None,
+        "notices": [e for e in events if isinstance(e, Notice)][-_NOTICES:],
+        "outcome": outcome(call, work),
+    }
+
+
+def outcome(call: Call, work: Work) -> str:
+    """The address of the page that shows what came of it, or nothing."""
+    if work.state not in ("done", "stopped"):
+        return ""
+    if work.job == "export":
+        return f"/ship/{quoted(work.about)}"
+    if work.job == "data check":
+        return f"/data/{quoted(work.about)}"
+    is_run = work.about and (call.workspace.runs / work.about).is_dir()
+    return f"/runs/{quoted(work.about)}" if is_run else ""
+
+
+def _stop(call: Call) -> Response:
+    work = call.queue[call.path("id")]
+    call.queue.stop(work)
+    return go(f"/work/{work.id}")
+
+
+def _resume(call: Call) -> Response:
+    """Goes on with a training or a search that was cut off, as a new piece of work on the same."""
+    work = call.queue[call.path("id")]
+    if work.job in ("train", "train --resume"):
+        again = call.queue.add("train --resume", {"run": str(call.workspace.run(work.about))}, work.about)
+    else:
+        again = call.queue.add(work.job, work.settings, work.about)
+    return go(f"/work/{again.id}")
+
+
+async def _events(call: Call) -> Response:
+    work = call.queue[call.path("id")]
+    given = call.request.headers.get("last-event-id", "0")
+    headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+    start = int(given) if given.isdecimal() and len(given) < 18 else 0
+    return StreamingResponse(_frames(call, work, start), media_type="text/event-stream", headers=headers)
+
+
+async def _frames(call: Call, work: Work, at: int) -> AsyncIterator[bytes]:
+    """The newest event whenever there are new ones, numbered by where the file then ends, and each state."""
+    path, state, silent = work.folder / "events.jsonl", "", 0.0
+    yield b"retry: %d\n\n" % _RETRY
+    while not await call.request.is_disconnected():
+        now = await asyncio.to_thread(lambda: work.state)
+        lines, at = await asyncio.to_thread(whole_lines, path, at)
+        if lines:
+            yield b"id: %d\nevent: news\ndata: %b\n\n" % (at, lines[-1])
+        if now != state:
+            yield b"event: state\ndata: %b\n\n" % now.encode()
+            state = now
+        if state in ENDED:  # it was so before the lines were read: these were all
+            return
+        silent = 0.0 if lines else silent + _LOOK
+        if silent >= _PING:
+            yield b": ping\n\n"
+            silent = 0.0
+        await asyncio.sleep(_LOOK)
+
+
+PAGE = Page(
+    "work",
+    (
+        Route("GET", "/work/{id}", _show),
+        Route("GET", "/work/{id}/live", _fragment),
+        Route("GET", "/work/{id}/events", _events),
+        Route("POST", "/work/{id}/stop", _stop),
+        Route("POST", "/work/{id}/resume", _resume),
+    ),
+)

@@ -1,0 +1,183 @@
+// What pages do beyond what forms can: live progress, files that are dropped, chats that are streamed, lines to copy.
+
+// Progress: the page says where its fragment and its events are; each event renews the fragment.
+const ended = ["done", "failed", "stopped", "died"];
+for (const live of document.querySelectorAll("[data-live]")) {
+  if (ended.includes(live.dataset.state)) continue;
+  const say = document.querySelector("[data-say]");
+  let events = null, isOver = false, isRenewing = false, isOld = false, said = 0;
+  const renew = async () => {
+    const answer = await fetch(live.dataset.live).catch(() => null); // the server is away: its events come again with it
+    if (!answer?.ok) return;
+    const open = [...live.querySelectorAll("details")].map((each) => each.open);
+    const focused = live.contains(document.activeElement) ? document.activeElement.textContent : null;
+    live.innerHTML = await answer.text(); // rendered by the server, where all text is escaped
+    copyable(live);
+    live.querySelectorAll("details").forEach((each, i) => { if (i < open.length) each.open = open[i]; });
+    if (focused) [...live.querySelectorAll("button, a, summary")].find((each) => each.textContent === focused)?.focus();
+    if (say && (isOver || Date.now() - said > 10000)) {
+      said = Date.now();
+      say.textContent = live.querySelector("[data-summary]")?.textContent ?? "";
+    }
+  };
+  const soon = async () => {
+    isOld = true;
+    if (isRenewing) return;
+    isRenewing = true;
+    for (let pause = 100; isOld;) {
+      await new Promise((done) => setTimeout(done, pause));
+      isOld = false;
+      const begun = performance.now();
+      await renew();
+      pause = Math.min(300, Math.max(100, 2 * (performance.now() - begun))); // the processor is the training's
+    }
+    isRenewing = false;
+  };
+  const listen = () => { // a tab that nobody sees needs no connection, of which a browser has six
+    events?.close();
+    if (document.hidden || isOver) return;
+    events = new EventSource(live.dataset.events);
+    events.addEventListener("news", soon);
+    events.addEventListener("state", (event) => {
+      isOver = ended.includes(event.data);
+      if (isOver) events.close();
+      if (isOver && live.dataset.then !== undefined) location.reload();
+      else soon();
+    });
+  };
+  document.addEventListener("visibilitychange", listen);
+  listen();
+}
+
+// Files: dropped or chosen, sent as they are.
+for (const drop of document.querySelectorAll("[data-upload]")) {
+  const input = drop.querySelector("input[type=file]");
+  const told = drop.querySelector("[data-told]");
+  const send = async (file) => {
+    told.textContent = `${file.name} …`;
+    const request = new XMLHttpRequest();
+    request.open("POST", drop.dataset.upload + encodeURIComponent(file.name));
+    request.setRequestHeader("content-type", "application/octet-stream");
+    request.upload.onprogress = (event) => { told.textContent = `${file.name}: ${Math.floor((100 * event.loaded) / event.total)} %`; };
+    request.onload = () => {
+      if (request.status === 200) location.assign(JSON.parse(request.responseText).page);
+      else told.textContent = request.responseText;
+    };
+    request.onerror = () => { told.textContent = drop.dataset.failed; };
+    request.send(file);
+  };
+  input.addEventListener("change", () => { if (input.files[0]) send(input.files[0]); });
+  for (const name of ["dragover", "dragleave", "drop"]) {
+    drop.addEventListener(name, (event) => {
+      event.preventDefault();
+      drop.classList.toggle("over", name === "dragover");
+      if (name === "drop" && event.dataTransfer.files[0]) send(event.dataTransfer.files[0]);
+    });
+  }
+}
+
+// Lines to copy.
+function copyable(root) {
+  for (const block of root.querySelectorAll("pre.copy")) {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.textContent = document.body.dataset.copy;
+    button.addEventListener("click", async () => {
+      await navigator.clipboard.writeText(block.textContent);
+      button.textContent = document.body.dataset.copied;
+    });
+    block.after(button);
+  }
+}
+copyable(document);
+
+// What was sent is not sent again by a second click.
+document.addEventListener("submit", (event) => {
+  if (event.defaultPrevented || (event.submitter?.formMethod || event.target.method) !== "post") return;
+  if (event.target.dataset.sent) event.preventDefault();
+  event.target.dataset.sent = "yes";
+});
+
+// A server that is being loaded: the page comes again once that is over.
+for (const wait of document.querySelectorAll("[data-wait]")) {
+  const look = async () => {
+    try {
+      const answer = await fetch(wait.dataset.wait);
+      const now = answer.ok ? await answer.json() : null;
+      if (now && now.state !== "loading") return location.reload();
+      if (now) wait.querySelector("[data-seconds]").textContent = now.seconds;
+    } catch { /* the page's server is away: it is asked again */ }
+    setTimeout(look, 1000);
+  };
+  setTimeout(look, 1000);
+}
+
+// Chats: all models are asked at one time, and their answers are shown as they come.
+for (const chat of document.querySelectorAll("[data-chat]")) {
+  const form = chat.querySelector("form"), leave = chat.querySelector("[data-leave]");
+  const better = chat.querySelector("[data-better]"), say = chat.querySelector("[data-say]");
+  const acting = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u202a-\u202e\u2066-\u2069]/g;
+  const shown = (text) => text.replace(acting, (sign) => "\\u" + sign.charCodeAt(0).toString(16).padStart(4, "0"));
+  let leaving = null;
+  const answer = async (section, body) => {
+    const box = section.querySelector("[data-answer]"), note = section.querySelector("[data-note]");
+    let text = "", rest = "";
+    box.textContent = note.textContent = "";
+    const take = (line) => {
+      if (!line.startsWith("data: {")) return;
+      const frame = JSON.parse(line.slice(6));
+      if (frame.error) throw new Error(frame.error.message);
+      const choice = frame.choices[0];
+      if (choice?.delta?.content) box.textContent = shown(text += choice.delta.content);
+      if (choice?.finish_reason === "length") note.textContent = chat.dataset.cut;
+    };
+    try {
+      const reply = await fetch(`${chat.dataset.chat}/answer`, {
+        method: "POST", headers: { "content-type": "application/json" }, signal: leaving.signal,
+        body: JSON.stringify({ ...body, model: section.dataset.model }),
+      });
+      if (!reply.ok) throw new Error((await reply.json().catch(() => null))?.error?.message ?? chat.dataset.failed);
+      const reader = reply.body.pipeThrough(new TextDecoderStream()).getReader();
+      for (let part = await reader.read(); !part.done; part = await reader.read()) {
+        const lines = (rest + part.value).split("\n");
+        rest = lines.pop();
+        lines.forEach(take);
+      }
+    } catch (error) {
+      if (error.name !== "AbortError") note.textContent = error instanceof TypeError ? chat.dataset.failed : shown(error.message);
+    }
+    return [section.dataset.model, text];
+  };
+  form.addEventListener("submit", async (event) => {
+    event.preventDefault();
+    leaving?.abort();
+    const own = (leaving = new AbortController());
+    const given = new FormData(form), prompt = given.get("prompt");
+    const body = { messages: [{ role: "user", content: prompt }], temperature: given.get("temperature"), seed: given.get("seed") };
+    leave.hidden = false;
+    if (better) {
+      better.hidden = true;
+      better.querySelector("fieldset").disabled = false;
+      better.querySelector("[data-told]").textContent = better.dataset.help;
+    }
+    const answers = await Promise.all([...chat.querySelectorAll("[data-model]")].map((each) => answer(each, body)));
+    if (own !== leaving) return;
+    leave.hidden = true;
+    say.textContent = chat.dataset.done;
+    if (!better || own.signal.aborted) return;
+    better.elements.prompt.value = prompt;
+    better.elements.answers.value = JSON.stringify(answers);
+    better.hidden = new Set(answers.map((each) => each[1])).size < 2;
+  });
+  leave.addEventListener("click", () => leaving?.abort());
+  better?.addEventListener("submit", async (event) => {
+    event.preventDefault();
+    const told = better.querySelector("[data-told]");
+    const chosen = Object.fromEntries(new FormData(better, event.submitter));
+    const reply = await fetch(better.action, {
+      method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(chosen),
+    }).catch(() => null);
+    told.textContent = reply?.ok ? better.dataset.kept : chat.dataset.failed;
+    better.querySelector("fieldset").disabled = Boolean(reply?.ok); // once is enough
+  });
+}

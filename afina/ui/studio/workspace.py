@@ -1,0 +1,141 @@
+"""The folder that the page works in: data, runs, exports, its own records. Nothing outside it is read or written."""
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from afina.core.errors import InputError, OutputError, writing
+from afina.core.files import read_json, write_json
+from afina.core.process.locks import open_to_lock, take
+from afina.data.files.file import suffix_of
+from afina.data.formats import suffixes
+
+_OWN = ".studio"
+_SECRET_BYTES = 32
+_LONGEST_NAME = 120
+_RESERVED = frozenset('/\\:*?"<>|')
+
+
+class Workspace:
+    """`data`: files of examples; `runs`: what trainings, comparisons and searches wrote; `exports`: models for other
+    programs; `own`: the page's records. Raises `OutputError` where it cannot be written, or another page has it."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.resolve()
+        self.data, self.runs, self.exports = (self.root / name for name in ("data", "runs", "exports"))
+        self.own = self.root / _OWN
+        self.work, self._readings = self.own / "work", self.own / "data"
+        with writing(self.root):
+            for folder in (self.data, self.runs, self.exports, self.work, self._readings):
+                folder.mkdir(parents=True, exist_ok=True)
+            self.own.chmod(0o700)
+        self._coming, self._naming = set[Path](), Lock()
+        self._lock = open_to_lock(self.own)
+        if self._lock is not None and take(self._lock) is False:
+            self.close()
+            raise OutputError(f"another page is open on {self.root}", "use it, end it, or give another --workspace")
+
+    def close(self) -> None:
+        """Lets another page have it."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def secret(self) -> bytes:
+        """What the cookies and forms of this workspace are made of; it lasts, so that a new server knows its tabs."""
+        path = self.own / "secret"
+        with writing(path):
+            try:
+                handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            except FileExistsError:
+                found = path.read_bytes()
+                if len(found) == _SECRET_BYTES:
+                    return found
+                path.unlink()
+                return self.secret()
+            with os.fdopen(handle, "wb") as file:
+                file.write(made := secrets.token_bytes(_SECRET_BYTES))
+        return made
+
+    def data_files(self) -> list[Path]:
+        """Files of examples in the workspace and its folder `data`, by name."""
+        found = {path.name: path for folder in (self.root, self.data) for path in _files(folder)}
+        return [found[name] for name in sorted(found, key=str.lower)]
+
+    def data_file(self, name: str) -> Path:
+        """Raises `InputError` where there is none of this name."""
+        for path in self.data_files():
+            if path.name == name:
+                return path
+        raise InputError(f"there is no file {name!r} in the workspace", "choose one that is listed, or bring it again")
+
+    @contextmanager
+    def new_data_file(self, name: str) -> Iterator[Path]:
+        """Where a file that is brought goes, which the block writes: under its own name, with a number where that is
+        taken, or is another's that comes meanwhile."""
+        plain = self.checked_name(name)
+        stem, dot, rest = plain.partition(".")
+        with self._naming:
+            names = (plain if number == 1 else f"{stem}-{number}{dot}{rest}" for number in range(1, 10_000))
+            path = next((path for each in names if self._is_free(path := self.data / each)), None)
+            if path is None:
+                raise InputError(f"there are ten thousand files named like {plain!r}", "give it another name")
+            self._coming.add(path)
+        try:
+            yield path
+        finally:
+            self._coming.discard(path)
+
+    def _is_free(self, path: Path) -> bool:
+        return path not in self._coming and not any(map(os.path.lexists, (path, self.root / path.name)))
+
+    def run(self, name: str) -> Path:
+        """The run `name`, which may lie in a comparison or a search: `sweep/lora`. Raises `InputError`."""
+        path = self.runs
+        for part in name.split("/"):
+            path /= self.checked_name(part)
+        if path.is_symlink() or not path.is_dir() or not path.resolve().is_relative_to(self.runs.resolve()):
+            raise InputError(f"there is no run {name!r} in the workspace", "choose one that is listed")
+        return path
+
+    def run_name(self, path: Path) -> str:
+        """The name of a run's folder, as `run` takes it."""
+        return path.resolve().relative_to(self.runs.resolve()).as_posix()
+
+    def new_folder(self, folder: Path, name: str) -> Path:
+        """`name` in `runs` or `exports`, with a number where it is taken."""
+        plain = self.checked_name(name)
+        for number in range(1, 100_000):
+            path = folder / (plain if number == 1 else f"{plain}-{number}")
+            if not os.path.lexists(path):
+                return path
+        raise InputError(f"there are too many folders named {plain!r}", "delete some, or give another name")
+
+    def reading(self, name: str) -> dict[str, Any]:
+        """How a file is read, as it was said on the page: settings of data by name."""
+        path = self._readings / f"{self.checked_name(name)}.json"
+        found = read_json(path) if path.is_file() else {}
+        return found if isinstance(found, dict) else {}
+
+    def keep_reading(self, name: str, settings: dict[str, Any]) -> None:
+        write_json(self._readings / f"{self.checked_name(name)}.json", settings)
+
+    @staticmethod
+    def checked_name(name: str) -> str:
+        """A name that is one file's or folder's. Raises `InputError`."""
+        bad = not name.isprintable() or name != name.strip() or name.startswith(".") or _RESERVED & set(name)
+        if bad or not 0 < len(name.encode()) <= _LONGEST_NAME:
+            what = "letters, digits, spaces, dots, hyphens and underscores, not beginning with a dot"
+            raise InputError(f"{name[:80]!r} is no name for a file", f"give one of up to {_LONGEST_NAME} bytes: {what}")
+        return name
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    known = suffixes()
+    for path in folder.iterdir():
+        if path.is_file() and not path.is_symlink() and not path.name.startswith(".") and suffix_of(path) in known:
+            yield path

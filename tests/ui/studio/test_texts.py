@@ -1,0 +1,191 @@
+"""The words of the page: each there in both languages, used, filled in alike, and none outside of the catalogue."""
+
+import ast
+import re
+from collections.abc import Iterator
+from html import unescape
+from pathlib import Path
+from string import Formatter
+
+import pytest
+from jinja2 import Environment, nodes
+
+from afina.ui.studio import view
+from afina.ui.studio.view import HERE, LANGUAGES, Words, language_of, texts
+
+TEMPLATES = sorted((HERE / "templates").glob("*.html"))
+MODULES = sorted(HERE.rglob("*.py"))
+# What is no word of a language: names, units, what is typed.
+NAMES = {"Afina", "GB", "curl", "Python", "SHA"}
+SAID = ("aria-label", "placeholder", "title", "alt", "label", "data-failed")  # attributes that people meet
+
+
+def _fields(text: str) -> set[str]:
+    return {name for _, name, _, _ in Formatter().parse(text) if name is not None}
+
+
+def _called(template: Path) -> Iterator[tuple[str, bool, set[str] | None]]:
+    """Each use of a text: its key, whether that is only how the key begins, and what is filled in (None: unknown)."""
+    tree = Environment(extensions=[]).parse(template.read_text(encoding="utf-8"))
+    for call in tree.find_all(nodes.Call):
+        name = call.node
+        if (
+            isinstance(name, nodes.Getattr)
+            and isinstance(name.node, nodes.Name)
+            and (name.node.name, name.attr) == ("t", "has")
+        ):
+            given = None
+        elif isinstance(name, nodes.Name) and name.name == "t":
+            given = None if call.dyn_kwargs else {each.key for each in call.kwargs}
+        else:
+            continue
+        for key, is_beginning in _keys(call.args[0]):
+            yield key, is_beginning, given
+
+
+def _keys(node: nodes.Node) -> Iterator[tuple[str, bool]]:
+    if isinstance(node, nodes.Const):
+        yield node.value, False
+    elif isinstance(node, nodes.CondExpr):
+        yield from _keys(node.expr1)
+        if node.expr2:
+            yield from _keys(node.expr2)
+    elif isinstance(node, nodes.Concat) and isinstance(node.nodes[0], nodes.Const):
+        yield node.nodes[0].value, True
+
+
+def _in_python() -> Iterator[tuple[str, bool]]:
+    """What looks like a key in the modules: text with a file of texts before its dot, whole or a beginning."""
+    files = {key.partition(".")[0] for key in texts()}
+    for path in MODULES:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            if isinstance(node, ast.JoinedStr) and node.values and isinstance(node.values[0], ast.Constant):
+                text, is_beginning = str(node.values[0].value), True
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                text, is_beginning = node.value, False
+            else:
+                continue
+            if re.fullmatch(r"[a-z]+\.[\w]*", text) and text.partition(".")[0] in files:
+                yield text, is_beginning
+                yield text, True
+
+
+def test_each_text_is_there_in_each_language_and_filled_in_alike() -> None:
+    for key, said in texts().items():
+        assert {*said} == {*LANGUAGES}, key
+        fields = {language: _fields(text) for language, text in said.items()}
+        assert fields["en"] == fields["pt"], key
+        ends = {text.replace(text.strip(), "…") for text in said.values()}
+        assert len(ends) == 1, key  # some go on in the midst of a line
+        for text in said.values():
+            assert text, key
+            assert not re.search(r"[<>]|&\w+;", text), key
+
+
+def test_no_text_was_left_as_it_was() -> None:
+    """A long text that is the same in both languages was forgotten."""
+    same = [key for key, said in texts().items() if said["en"] == said["pt"] and len(said["en"].split()) > 2]
+    assert not same
+
+
+@pytest.mark.parametrize("template", TEMPLATES, ids=lambda path: path.stem)
+def test_templates_use_texts_that_there_are(template: Path) -> None:
+    for key, is_beginning, given in _called(template):
+        matching = [known for known in texts() if (known.startswith(key) if is_beginning else known == key)]
+        assert matching, key
+        for known in matching:
+            needed = _fields(texts()[known]["en"])
+            assert given is None or key.endswith(".") or needed <= given, known
+            assert given is None or is_beginning or given <= needed, known
+
+
+def test_every_text_is_used() -> None:
+    used = {(key, is_beginning) for template in TEMPLATES for key, is_beginning, _ in _called(template)} | {
+        *_in_python()
+    }
+    whole = {key for key, is_beginning in used if not is_beginning}
+    beginnings = tuple(key for key, is_beginning in used if is_beginning and not key.endswith("."))
+    by_steps = {f"{name}.{step}" for name in ("layout", "home") for step in view.STEPS}
+    terms = {f"terms.{name}{end}" for name in _terms() for end in ("", "_means")}
+    open_files = {key.removesuffix(".") for key, is_beginning in used if is_beginning and key.endswith(".")}
+    words = _words_of_the_code()
+
+    def is_loose(key: str) -> bool:
+        """`t("judge." ~ each ~ "_help")` is used for whatever word of the code begins the rest."""
+        file, _, name = key.partition(".")
+        return file in open_files and any(name == word or name.startswith(f"{word}_") for word in words)
+
+    known = whole | by_steps | terms
+    assert not [key for key in texts() if key not in known and not key.startswith(beginnings) and not is_loose(key)]
+
+
+def _terms() -> set[str]:
+    found = set[str]()
+    for template in TEMPLATES:
+        found |= {*re.findall(r'term\(t, "(\w+)"\)', template.read_text(encoding="utf-8"))}
+    return found
+
+
+def _words_of_the_code() -> set[str]:
+    """Words in quotes, of which keys may be made: `t("judge." ~ each)`."""
+    found = set[str]()
+    for path in [*TEMPLATES, *MODULES]:
+        found |= {*re.findall(r'"(\w+)"', path.read_text(encoding="utf-8"))}
+    return found
+
+
+def test_the_terms_that_pages_explain_are_there() -> None:
+    for name in _terms():
+        assert {f"terms.{name}", f"terms.{name}_means"} <= {*texts()}
+
+
+@pytest.mark.parametrize("template", TEMPLATES, ids=lambda path: path.stem)
+def test_templates_have_no_text_of_their_own(template: Path) -> None:
+    source = re.sub(r"\{#.*?#\}|\{%.*?%\}", "", template.read_text(encoding="utf-8"), flags=re.DOTALL)
+    source = re.sub(r"\{\{.*?\}\}", "", source, flags=re.DOTALL)
+    shown = [unescape(re.sub(r"<[^>]*>", " ", source))]
+    shown += [value for name, value in re.findall(r'([\w-]+)="([^"]*)"', source) if name in SAID]
+    words = {word for text in shown for word in re.findall(r"\w+", text) if re.fullmatch(r"[^\W\d_]{2,}", word)}
+    assert not words - NAMES
+
+
+def test_the_script_has_no_words() -> None:
+    """It shows what the page gave it."""
+    source = (HERE / "static" / "studio.js").read_text(encoding="utf-8")
+    source = re.sub(r"^\s*//.*|\s// .*|/\*.*?\*/", "", source, flags=re.MULTILINE)
+    assert not re.search(r"textContent = [^;]*[\"'`][A-Za-z]{2}", source)
+    assert ".lang " not in source
+
+
+@pytest.mark.parametrize(
+    ("accepted", "language"),
+    [
+        ("", "en"), ("pt-BR,pt;q=0.9,en;q=0.8", "pt"), ("en-GB, pt; q=0.9", "en"), ("de, pt;q=0.5, en;q=0.4", "pt"),
+        ("fr", "en"), ("*", "en"), ("pt;q=0", "en"), ("pt;q=0.1,en;q=0.10", "pt"), ("PT", "pt"), ("pt;q=x", "pt"),
+        (";q=1,,", "en"), ("\x00", "en"), ("en;q=0.1,pt;q=1", "pt"),
+    ],
+)  # fmt: skip
+def test_the_language_is_the_browsers(accepted: str, language: str) -> None:
+    assert language_of(accepted) == language
+
+
+def test_numbers_times_and_sizes_are_written_as_the_language_does() -> None:
+    en, pt = Words("en"), Words("pt")
+    assert (en.number(12345.678, 2), pt.number(12345.678, 2)) == ("12,345.68", "12.345,68")
+    assert [en.time(seconds) for seconds in (42, 210, 7560, 400_000)] == ["42 s", "3.5 min", "2.1 h", "5 days"]
+    assert [pt.time(seconds) for seconds in (42, 210, 7560, 400_000)] == ["42 s", "3,5 min", "2,1 h", "5 dias"]
+    assert [en.bytes(count) for count in (0, 999, 1500, 2_340_000, 5e9)] == [
+        "0 B",
+        "999 B",
+        "1.5 kB",
+        "2.3 MB",
+        "5.0 GB",
+    ]
+    assert pt.bytes(1500) == "1,5 kB"
+
+
+def test_what_is_filled_in_shows_what_would_act() -> None:
+    assert Words("en")("data.sentence", prompt="\x1b[31m{x}", completion="\u202e") == (
+        r"The model reads “\x1b[31m{x}” and answers “\u202e”. What stands in braces is a column."
+    )
