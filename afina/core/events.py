@@ -2,7 +2,6 @@
 the one form of what was examined: a machine, a run and whatever else."""
 
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cache
@@ -11,8 +10,8 @@ from typing import Literal, TypeAlias
 
 from pydantic import TypeAdapter, ValidationError
 
-from afina.core.errors import InputError, brief, writing
-from afina.core.files import jsonl_rows, write_jsonl
+from afina.core.errors import InputError, brief
+from afina.core.files import append_text, jsonl_rows, write_jsonl
 
 
 @dataclass(frozen=True)
@@ -108,7 +107,6 @@ Listener: TypeAlias = Callable[[Event], None]
 
 _KINDS = {cls.__name__.lower(): cls for cls in (Notice, Progress, Step, HeldOut, Done)}
 _RECORDED = (Step, HeldOut, Done)
-_NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 
 
 def minutes(seconds: float) -> str:
@@ -132,13 +130,7 @@ class MetricsFile:
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, _RECORDED):
-            line = json.dumps(row(event)) + "\n"
-            with writing(self.path):
-                handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | _NO_LINK, 0o666)
-                try:
-                    os.write(handle, line.encode())
-                finally:
-                    os.close(handle)
+            append_text(self.path, json.dumps(row(event)) + "\n")
 
 
 def forget_after(path: Path, step: int) -> list[Step | HeldOut]:

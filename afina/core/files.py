@@ -244,6 +244,17 @@ def jsonl_rows(path: Path) -> Iterator[dict[str, Any]]:
         raise InputError(f"cannot read {path}: {getattr(error, 'strerror', None) or brief(error)}") from error
 
 
+def append_text(path: Path, text: str, mode: int = 0o666) -> None:
+    """Adds whole lines to a file in one write, so that those of two writers stay apart; `mode` is of a new file. A link
+    is not followed. Raises `OutputError`."""
+    with writing(path):
+        handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), mode)
+        try:
+            os.write(handle, text.encode())
+        finally:
+            os.close(handle)
+
+
 def sha256_of_all(files: Iterable[Path]) -> str:
     """Hex digest over the names of files and the digests of their contents."""
     total = hashlib.sha256()

@@ -40,11 +40,15 @@ def environment(folder: Path) -> "Environment":
     return made
 
 
+def style_source(style: bytes) -> str:
+    """By what a security policy allows one stylesheet."""
+    return f"'sha256-{b64encode(sha256(style).digest()).decode()}'"
+
+
 def render_page(template: str, **values: Any) -> str:
     """The page that `templates/<template>` makes of `values`, in one file: it holds the stylesheet, which its security
     policy allows by its hash."""
     style = (TEMPLATES / "page.css").read_text(encoding="utf-8")
-    digest = b64encode(sha256(style.encode()).digest()).decode()
     made = environment(TEMPLATES)
     made.finalize = _shown
-    return made.get_template(template).render(style=style, style_hash=digest, **values)
+    return made.get_template(template).render(style=style, source=style_source(style.encode()), **values)

@@ -5,7 +5,6 @@ import logging
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from inspect import iscoroutinefunction
-from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -19,6 +18,7 @@ from starlette.types import ASGIApp
 
 from afina.core.errors import AfinaError, InputError
 from afina.core.limits import REQUEST_BYTES
+from afina.measure.pages.rendering import TEMPLATES
 from afina.serving.http.body import parse
 from afina.serving.http.errors import HttpError
 from afina.ui.studio.guard import BYTES, FORM, JSON, Guard
@@ -120,11 +120,5 @@ async def _static(request: Request) -> Response:
     name = request.path_params["name"]
     if name not in _STATIC:
         raise HTTPException(404)
-    return FileResponse(static_file(name), media_type=_STATIC[name], headers={"cache-control": "no-cache"})
-
-
-def static_file(name: str) -> Path:
-    """The stylesheet that all pages share lies with the reports."""
-    from afina.measure.pages.rendering import TEMPLATES
-
-    return TEMPLATES / name if name == "page.css" else HERE / "static" / name
+    folder = TEMPLATES if name == "page.css" else HERE / "static"  # the stylesheet that reports have too lies with them
+    return FileResponse(folder / name, media_type=_STATIC[name], headers={"cache-control": "no-cache"})

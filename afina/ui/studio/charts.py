@@ -32,7 +32,8 @@ class Curves:
         return cls(smooth, [(float(e.step), e.value) for e in held_out], held_out[-1].measure if held_out else "loss")
 
     def svg(self, title: str) -> str:
-        """Empty where there are too few points."""
+        """A chart that is named for those who hear it; a table beside it has its numbers. Empty where there are too few
+        points."""
         shown = self.training + (self.held_out if self.measure == "loss" else [])
         if len(self.training) < 2:
             return ""
@@ -42,26 +43,8 @@ class Curves:
         if self.measure == "loss" and self.held_out:
             parts.append(f'<polyline class="b" points="{frame.points(self.held_out)}"/>')
             parts += [f'<circle class="dot" cx="{x:.1f}" cy="{y:.1f}" r="4"/>' for x, y in map(frame.at, self.held_out)]
-        return svg(title, "".join(parts))
-
-
-def svg(title: str, inner: str, height: int = _HEIGHT) -> str:
-    """A chart that is named for those who hear it; a table beside it has its numbers."""
-    return f'<svg class="chart" viewBox="0 0 {_WIDTH} {height}" role="img" aria-label="{escape(title)}">{inner}</svg>'
-
-
-def bars(title: str, values: Sequence[tuple[str, float]], width: int = 220) -> str:
-    """A bar for each (name, value), with the value at its end."""
-    most = max((value for _, value in values), default=0.0) or 1.0
-    rows = []
-    for i, (name, value) in enumerate(values):
-        y, long = 24 * i, (_WIDTH - width - 90) * value / most
-        rows.append(
-            f'<text x="0" y="{y + 16}">{escape(name[:32])}</text>'
-            f'<rect class="bar" x="{width}" y="{y + 4}" width="{long:.1f}" height="16"/>'
-            f'<text x="{width + long + 6:.1f}" y="{y + 16}">{value:,.4g}</text>'
-        )
-    return svg(title, "".join(rows), 24 * len(values) + 4)
+        view = f'viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(title)}"'
+        return f'<svg class="chart" {view}>{"".join(parts)}</svg>'
 
 
 class _Frame:

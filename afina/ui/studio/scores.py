@@ -10,7 +10,7 @@ from typing import Any
 
 from afina.measure.metric import percent
 from afina.measure.pages.summary import interval, label, number, table
-from afina.ui.studio.view import Words
+from afina.ui.studio.view import SIGNS, Words
 
 _STATES = {"better": "better", "worse": "worse", "not distinguishable": "same", "too few rows to tell": "few"}
 _TONES = {"better": "good", "worse": "bad"}
@@ -18,7 +18,6 @@ _NUMBER = re.compile(r"\d[\d.,]*")
 _ENGLISH = {" points": "points", " to ": "to", "undefined": "undefined", "not timed": "absent"}
 _MATRIX = 12  # labels at most of which each pair is shown; of more the most frequent mistakes
 _MISTAKES = 12
-_SIGNS = str.maketrans(",.", ".,")
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ def local(words: Words, text: str) -> str:
     """Scores, differences and intervals as the language writes them."""
     for english, key in _ENGLISH.items():
         text = text.replace(english, words(f"judge.{key}"))
-    return _NUMBER.sub(lambda found: found[0].translate(_SIGNS), text) if words.language == "pt" else text
+    return _NUMBER.sub(lambda found: found[0].translate(SIGNS), text) if words.language == "pt" else text
 
 
 def metric(words: Words, name: str) -> str:

@@ -26,6 +26,7 @@ HERE = Path(__file__).parent
 LANGUAGES = ("en", "pt")
 STEPS = ("data", "base", "train", "judge", "ship")
 Method = Literal["GET", "POST"]
+SIGNS = str.maketrans(",.", ".,")  # from English numbers to Portuguese ones
 _NO_STORE = {"cache-control": "no-store"}
 
 
@@ -70,7 +71,7 @@ class Words:
 
     def number(self, value: float, digits: int = 0) -> str:
         shown = f"{value:,.{digits}f}"
-        return shown.translate(str.maketrans(",.", ".,")) if self.language == "pt" else shown
+        return shown.translate(SIGNS) if self.language == "pt" else shown
 
     def time(self, seconds: float) -> str:
         """42 s, 3.5 min, 2.1 h."""

@@ -23,7 +23,7 @@ import psutil
 
 from afina.core.config import Settings, build, command
 from afina.core.errors import InputError
-from afina.core.events import Event, parse
+from afina.core.events import Event, Notice, parse
 from afina.core.files import read_json, write_json
 from afina.core.process.children import python
 from afina.core.process.locks import locked_by_another
@@ -35,6 +35,7 @@ ENDED: tuple[State, ...] = ("done", "failed", "stopped", "died")
 HEAVY = frozenset({"train", "train --resume", "compare", "tune", "choose", "eval", "export"})
 FORECASTS = frozenset({"fit"})  # which measure the machine where nobody has: beside another, wrongly
 SERVING = "serve"
+_LISTENING = "listening at "  # what a server says before its address
 _SAME_START = 2.0  # seconds by which two readings of when a process began may differ, where there are no locks
 _TAIL = 4_000  # bytes of the log that are shown
 _KEPT = 200  # pieces of heavy work that have ended, and as many others, of which the records stay
@@ -99,6 +100,11 @@ class Work:
     @property
     def about(self) -> str:
         return str(self.record["about"])
+
+    @property
+    def asked_at(self) -> float:
+        """When it was recorded, in seconds since the epoch."""
+        return (self.folder / "work.json").stat().st_mtime
 
     @property
     def heavy(self) -> bool:
@@ -181,6 +187,12 @@ class Work:
             return self._told.read()
         self.__dict__.pop("_told", None)
         return _Told(self.folder / "events.jsonl").read()
+
+    @property
+    def address(self) -> str:
+        """Where it serves, as it told once it listened, or nothing."""
+        told = (each.text for each in reversed(self.events()) if isinstance(each, Notice))
+        return next((text.removeprefix(_LISTENING) for text in told if text.startswith(_LISTENING)), "")
 
     @cached_property
     def _told(self) -> _Told:

@@ -1,31 +1,18 @@
 """One piece of work in a process of its own: `python -m afina.ui.studio.worker FOLDER` (see `work`)."""
 
-import os
 import sys
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from afina.core.errors import AfinaError, Interrupted, writing
+from afina.core.errors import AfinaError, Interrupted
 from afina.core.events import Event, row
-from afina.core.files import read_json, write_json
+from afina.core.files import append_text, read_json, write_json
 from afina.core.process.homes import cache_home
 from afina.core.process.interrupt import interrupt_on_all_signals
 from afina.core.process.locks import open_to_lock, take
 from afina.core.text import json_text
-
-
-class _Events:
-    """Appends events to a file, whole lines only."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-
-    def __call__(self, event: Event) -> None:
-        with writing(self._path):
-            os.write(self._handle, f"{json_text(row(event))}\n".encode())
 
 
 def main(folder: Path) -> int:
@@ -39,9 +26,8 @@ def main(folder: Path) -> int:
     own = psutil.Process()
     interrupt_on_all_signals()
     try:
-        write_json(
-            folder / "process.json", {"pid": own.pid, "began": own.create_time()}
-        )  # from now on it may be stopped
+        # From now on it may be stopped.
+        write_json(folder / "process.json", {"pid": own.pid, "began": own.create_time()})
         cache_home()
         write_json(folder / "result.json", _done(folder))
         return 0
@@ -61,13 +47,15 @@ def _done(folder: Path) -> Any:
 
     work = read_json(folder / "work.json")
     job = JOBS[work["job"]].load()
-    return json_object(job.function(build(job.settings, work["settings"]), _Events(folder / "events.jsonl")))
+
+    def tell(event: Event) -> None:
+        append_text(folder / "events.jsonl", f"{json_text(row(event))}\n", 0o600)
+
+    return json_object(job.function(build(job.settings, work["settings"]), tell))
 
 
 def _tell(folder: Path, error: AfinaError) -> int:
-    told: dict[str, Any] = {"kind": type(error).__name__, "problems": error.problems, "remedy": error.remedy}
-    columns = getattr(error, "mapping", None)
-    write_json(folder / "error.json", told | ({"mapping": columns} if columns else {}))
+    write_json(folder / "error.json", {"kind": type(error).__name__, **error.json()["error"]})
     print(error, file=sys.stderr)
     return error.exit_code
 

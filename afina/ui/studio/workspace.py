@@ -2,7 +2,7 @@
 
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
@@ -61,6 +61,17 @@ class Workspace:
                 file.write(made := secrets.token_bytes(_SECRET_BYTES))
         return made
 
+    def key_file(self, name: str) -> Path:
+        """The file `name` among the page's own records, with a key that a model is served with; it lasts, so that what
+        knows it goes on working."""
+        path = self.own / name
+        with writing(path):
+            handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o600)
+            with os.fdopen(handle, "r+") as file:
+                if not file.read().strip():
+                    file.write(f"{secrets.token_urlsafe(24)}\n")
+        return path
+
     def data_files(self) -> list[Path]:
         """Files of examples in the workspace and its folder `data`, by name."""
         found = {path.name: path for folder in (self.root, self.data) for path in _files(folder)}
@@ -106,12 +117,12 @@ class Workspace:
         """The name of a run's folder, as `run` takes it."""
         return path.resolve().relative_to(self.runs.resolve()).as_posix()
 
-    def new_folder(self, folder: Path, name: str) -> Path:
-        """`name` in `runs` or `exports`, with a number where it is taken."""
+    def new_folder(self, folder: Path, name: str, taken: Collection[str] = ()) -> Path:
+        """`name` in `runs` or `exports`, with a number where it is `taken` or there already."""
         plain = self.checked_name(name)
         for number in range(1, 100_000):
             path = folder / (plain if number == 1 else f"{plain}-{number}")
-            if not os.path.lexists(path):
+            if path.name not in taken and not os.path.lexists(path):
                 return path
         raise InputError(f"there are too many folders named {plain!r}", "delete some, or give another name")
 
@@ -134,8 +145,12 @@ class Workspace:
         return name
 
 
+def holds_examples(path: Path) -> bool:
+    """Whether a file is one of examples, by its name."""
+    return suffix_of(path) in suffixes()
+
+
 def _files(folder: Path) -> Iterator[Path]:
-    known = suffixes()
     for path in folder.iterdir():
-        if path.is_file() and not path.is_symlink() and not path.name.startswith(".") and suffix_of(path) in known:
+        if path.is_file() and not path.is_symlink() and not path.name.startswith(".") and holds_examples(path):
             yield path

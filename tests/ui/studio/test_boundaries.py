@@ -18,8 +18,7 @@ from afina.ui.studio.app import make_app
 from afina.ui.studio.exported import Exported
 from afina.ui.studio.guard import Keys
 from afina.ui.studio.pages import PAGES
-from afina.ui.studio.pages.ship import _key_file
-from afina.ui.studio.view import Call, Studio
+from afina.ui.studio.view import Studio
 from afina.ui.studio.work import Queue, Work
 from afina.ui.studio.workspace import Workspace
 
@@ -203,12 +202,11 @@ def test_a_workspace_is_one_pages(studio: Studio) -> None:
 
 
 def test_the_key_of_a_served_model_is_its_users_alone(studio: Studio) -> None:
-    call = Call(studio, None, {})  # type: ignore[arg-type]
-    path = Path(_key_file(call))
+    path = studio.workspace.key_file("serve.key")
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert len(path.read_text().strip()) >= 32
     before = path.read_text()
-    assert (_key_file(call), path.read_text()) == (str(path), before)
+    assert (studio.workspace.key_file("serve.key"), path.read_text()) == (path, before)
 
 
 def test_another_process_with_its_number_is_not_the_work(studio: Studio) -> None:

@@ -98,7 +98,7 @@ def test_the_server_is_the_pages_alone(open_chat: Visitor) -> None:
     assert stat.S_IMODE((workspace.own / "chat.key").stat().st_mode) == 0o600
     (work,) = open_chat.studio.queue.all()
     assert (work.heavy, work.settings["port"], open_chat.studio.queue.running) == (False, 0, None)
-    port = next(int(found[1]) for event in work.events() if (found := chat._listening(event)))
+    port = int(work.address.rpartition(":")[2])
     connection = HTTPConnection("127.0.0.1", port, timeout=20)
     connection.request("GET", "/v1/models")
     assert connection.getresponse().status == 401

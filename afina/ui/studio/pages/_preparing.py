@@ -1,11 +1,9 @@
 """What a base and a training are chosen for: the data as they were read, forecasts, and folders for new runs."""
 
-import os
 import re
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
 from typing import Any
 from unicodedata import normalize
@@ -38,7 +36,7 @@ class Data:
         except InputError:
             path = None
         check = call.queue.of(name, ("data check",)) if path else None
-        return cls(name, path, check if check and path and _since(check, path.stat().st_ctime) else None)
+        return cls(name, path, check if check and path and check.asked_at >= path.stat().st_ctime else None)
 
     @property
     def missing(self) -> str:
@@ -77,13 +75,9 @@ def lately(call: Call, job: str, settings: dict[str, Any], about: str, since: fl
     asked = checked.model_dump(mode="json", exclude_unset=True)
     since = time.time() - _FRESH if since is None else since
     for work in call.queue.all():
-        if work.job == job and _since(work, since) and work.settings == asked:
+        if work.job == job and work.asked_at >= since and work.settings == asked:
             return work
     return call.queue.add(job, checked, about)
-
-
-def _since(work: Work, then: float) -> bool:
-    return (work.folder / "work.json").stat().st_mtime >= then
 
 
 def alphabetical(words: Words, codes: Iterable[str]) -> list[tuple[str, str]]:
@@ -98,11 +92,10 @@ def new_run(call: Call, data: Data, suffix: str = "") -> Path:
 
 def new_run_named(call: Call, name: str, suffix: str = "") -> Path:
     """The same by the letters of `name` that a served model's name may have."""
-    given, runs = {work.about for work in call.queue.all()}, call.workspace.runs
+    taken = {work.about for work in call.queue.all()}
     letters = normalize("NFKD", name).encode("ascii", "ignore").decode()
     plain = (re.sub(r"[^\w-]+", "-", letters).strip("-_")[:_NAME] or "run") + suffix
-    names = (plain if number == 1 else f"{plain}-{number}" for number in count(1))
-    return next(runs / each for each in names if each not in given and not os.path.lexists(runs / each))
+    return call.workspace.new_folder(call.workspace.runs, plain, taken)
 
 
 def minutes_asked(call: Call) -> float:

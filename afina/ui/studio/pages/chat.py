@@ -5,9 +5,6 @@ better is kept in `preferences.jsonl` of the workspace, from which a model can l
 """
 
 import json
-import os
-import re
-import secrets
 import time
 from dataclasses import dataclass
 from itertools import islice
@@ -17,9 +14,8 @@ from typing import Any, Literal
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
-from afina.core.errors import AfinaError, InputError, writing
-from afina.core.events import Notice
-from afina.core.files import jsonl_rows, read_json
+from afina.core.errors import AfinaError, InputError
+from afina.core.files import append_text, jsonl_rows, read_json
 from afina.core.text import json_text
 from afina.serving.http.errors import HttpError, JsonResponse
 from afina.ui.studio.guard import JSON
@@ -30,11 +26,9 @@ from afina.ui.studio.work import SERVING, Work
 
 PREFERENCES = "preferences.jsonl"
 _KEY = "chat.key"  # among the page's own records
-_LISTENING = re.compile(r"listening at http://127\.0\.0\.1:(\d{1,5})")
 _FEWEST = 64  # tokens that an answer may have: a base needs more than an adapter that says one word
 _EXAMPLES = 3
 _ABOUT = "/chat"  # after the run's name: what a server of chats is about, and not one that the user opened for programs
-_NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 State = Literal["none", "loading", "ready", "failed"]
 
 
@@ -90,16 +84,12 @@ def _look(call: Call) -> Chat:
     other = open_now.about.removesuffix(_ABOUT) if open_now and open_now is not own else ""
     if own is None or (own.ended and own.state not in ("failed", "died")) or (own.ended and other):
         return Chat(name, path, None, "none", None, 0.0, other)
-    seconds = time.time() - (own.folder / "work.json").stat().st_mtime
+    seconds = time.time() - own.asked_at
     if own.ended:
         return Chat(name, path, own, "failed", None, seconds)
-    port = next((int(found[1]) for event in own.events() if (found := _listening(event))), 0)
-    server = Server(port, _key_file(call).read_text().strip()) if port else None
+    port = own.address.rpartition(":")[2]
+    server = Server(int(port), call.workspace.key_file(_KEY).read_text().strip()) if port else None
     return Chat(name, path, own, "ready" if server else "loading", server, seconds, other)
-
-
-def _listening(event: Any) -> re.Match[str] | None:
-    return _LISTENING.fullmatch(event.text) if isinstance(event, Notice) else None
 
 
 def _servers(call: Call) -> list[Work]:
@@ -112,22 +102,12 @@ def _is_for(work: Work, path: Path) -> bool:
     return str(next(iter(work.settings["runs"]), "")) == str(path)
 
 
-def _key_file(call: Call) -> Path:
-    """Holds the key of the chats' servers; it lasts, so that a new server of pages knows those that run."""
-    path = call.workspace.own / _KEY
-    if not path.exists():
-        with writing(path):
-            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_LINK, 0o600)
-            with os.fdopen(handle, "w") as file:
-                file.write(f"{secrets.token_hex(24)}\n")
-    return path
-
-
 def _start(call: Call) -> Response:
     """Opens the chat of a run, with that of another adapter beside it where one is named, and closes others."""
     name, also = call.path("name"), call.text("also")
     runs = [call.workspace.run(each) for each in ([name, also] if also else [name])]
-    settings: dict[str, Any] = {"runs": [str(run) for run in runs], "port": 0, "key_file": str(_key_file(call))}
+    key = str(call.workspace.key_file(_KEY))
+    settings: dict[str, Any] = {"runs": [str(run) for run in runs], "port": 0, "key_file": key}
     if call.text("alone"):
         settings["merge"] = runs[0].name
     has_one = False
@@ -277,13 +257,7 @@ def _prefer(call: Call) -> Response:
     ]
     if not lines:
         raise InputError("the answers are the same", "ask something on which they differ")
-    path = call.workspace.root / PREFERENCES
-    with writing(path):
-        handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | _NO_LINK, 0o600)
-        try:
-            os.write(handle, "".join(f"{json_text(line)}\n" for line in lines).encode())
-        finally:
-            os.close(handle)
+    append_text(call.workspace.root / PREFERENCES, "".join(f"{json_text(line)}\n" for line in lines), 0o600)
     if call.request.headers.get("content-type", "").startswith(JSON):
         return Response(status_code=204)
     return go(f"/runs/{quoted(name)}/chat", kept="yes")

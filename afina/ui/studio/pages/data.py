@@ -1,12 +1,11 @@
 """The data: files brought and chosen, previewed, what is asked and answered, what a check finds, rows as seen."""
 
-import json
 import os
 import shutil
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, get_args
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
@@ -16,10 +15,13 @@ from afina.core.config import build
 from afina.core.device import cache_folder
 from afina.core.errors import AfinaError, InputError, OutputError, writing
 from afina.core.process.temporary import replacing
+from afina.data.layouts import Kind
 from afina.jobs import JOBS
 from afina.models.sources.source import is_local
+from afina.serving.http.errors import JsonResponse
 from afina.ui.studio.view import Call, Page, Route, go, quick, quoted
 from afina.ui.studio.work import Work
+from afina.ui.studio.workspace import holds_examples
 
 _MOST_BYTES = 16_000_000_000  # of a file that is brought
 _SPARED = 1_000_000_000  # bytes of the disk that stay free
@@ -36,7 +38,7 @@ async def _upload(call: Call) -> Response:
     """Writes what is sent to a file of the workspace, as it comes."""
     try:
         with call.workspace.new_data_file(call.path("name")) as path:
-            if not _is_readable(path):
+            if not holds_examples(path):
                 raise InputError(
                     f"{path.name!r} is no file of examples by its name",
                     "bring CSV, TSV, JSONL, JSON, Excel (.xlsx), Parquet, Arrow or text, also compressed",
@@ -46,14 +48,7 @@ async def _upload(call: Call) -> Response:
         return PlainTextResponse(str(error), 400)
     except ClientDisconnect:
         return PlainTextResponse("", 499)
-    return Response(json.dumps({"page": f"/data/{quoted(path.name)}"}), media_type="application/json")
-
-
-def _is_readable(path: Path) -> bool:
-    from afina.data.files.file import suffix_of
-    from afina.data.formats import suffixes
-
-    return suffix_of(path) in suffixes()
+    return JsonResponse({"page": f"/data/{quoted(path.name)}"})
 
 
 async def _store(path: Path, parts: AsyncIterator[bytes]) -> None:
@@ -95,7 +90,7 @@ def _page(call: Call, reading: dict[str, Any], status: int = 200) -> Response:
     mapping = preview.mapping | reading
     check = _check(call, name, path, mapping)
     return call.page(
-        "data_file.html", problem=None, preview=preview, mapping=mapping, check=check, tasks=_tasks(),
+        "data_file.html", problem=None, preview=preview, mapping=mapping, check=check, tasks=get_args(Kind),
         found=check.result if check.state == "done" else None, row=_row(call, path, mapping), **values,
     )  # fmt: skip
 
@@ -110,7 +105,7 @@ def _check(call: Call, name: str, path: Path, mapping: dict[str, Any]) -> Work:
     data = {"path": str(path)} | {key: mapping[key] for key in _ASKED if mapping.get(key)}
     found = call.queue.of(name, ("data check",))
     changed = path.stat().st_ctime  # whichever time a copy brought along as that of its content
-    if found and found.settings.get("data") == data and (found.folder / "work.json").stat().st_mtime >= changed:
+    if found and found.settings.get("data") == data and found.asked_at >= changed:
         return found
     if found and not found.ended:
         call.queue.stop(found)
@@ -132,14 +127,6 @@ def _row(call: Call, path: Path, mapping: dict[str, Any]) -> Any:
         return quick("data show", asked | {"base": base, "data": {"path": str(path)} | _readable(mapping)})
     except AfinaError as error:
         return error
-
-
-def _tasks() -> tuple[str, ...]:
-    from typing import get_args
-
-    from afina.data.layouts import Kind
-
-    return tuple(get_args(Kind))
 
 
 def _read_so(call: Call) -> Response:

@@ -4,8 +4,6 @@ Comparisons, searches and choices of a base lie among the runs, and have a page 
 """
 
 import re
-from base64 import b64encode
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ from afina.core.config import read_yaml
 from afina.core.errors import AfinaError, InputError
 from afina.core.events import read_events
 from afina.core.files import jsonl_rows, read_json
+from afina.measure.pages.rendering import style_source
 from afina.ui.studio import scores
 from afina.ui.studio.charts import Curves
 from afina.ui.studio.pages._preparing import minutes_asked, new_run_named
@@ -103,7 +102,7 @@ def _file(call: Call) -> Response:
     if path is None or path.is_symlink():
         raise InputError(f"{call.path('name')} has no report", "evaluate it first")
     content = path.read_bytes()
-    styles = " ".join(f"'sha256-{b64encode(sha256(each).digest()).decode()}'" for each in _STYLE.findall(content))
+    styles = " ".join(map(style_source, _STYLE.findall(content)))
     headers = {"content-security-policy": _POLICY.format(styles or "'none'"), "cache-control": "no-store"}
     return Response(content, media_type="text/html; charset=utf-8", headers=headers)
 

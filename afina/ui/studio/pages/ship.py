@@ -1,25 +1,21 @@
 """Shipping: a run in the forms of other programs, with what each takes and loses, and at an address of this machine."""
 
 import json
-import os
-import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from starlette.responses import HTMLResponse, Response
+from starlette.responses import Response
 
-from afina.core.errors import InputError, writing
-from afina.core.events import Notice
+from afina.core.errors import InputError
 from afina.core.text import shell_word
 from afina.ui.studio.exported import Exported, exports_of
 from afina.ui.studio.view import Call, Page, Route, go, quick, quoted
-from afina.ui.studio.work import Work
-from afina.ui.studio.workspace import Workspace
+from afina.ui.studio.work import SERVING, Work
 
 _FORMS = "runs forms"
-_LISTENING = "listening at "
+_KEY = "serve.key"  # among the page's own records
 _HUB = "hub:"
 _WITH_CARD = ("safetensors", "gguf:Q8_0", "gguf:Q4_K_M")  # what may go to the hub in the place of the adapter
 
@@ -67,7 +63,7 @@ def _look(call: Call, name: str, path: Path) -> Work:
     """What forms the run can take, by a job of its own: it imports much. Begun again where the run has changed."""
     found = call.queue.of(name, (_FORMS,))
     changed = max((file.stat().st_mtime for file in path.glob("adapter/*.json")), default=0.0)
-    if found and (found.folder / "work.json").stat().st_mtime >= changed:
+    if found and found.asked_at >= changed:
         return found
     return call.queue.add(_FORMS, {"run": str(path)}, name)
 
@@ -158,31 +154,16 @@ def _serve(call: Call) -> Response:
     path = call.workspace.run(name)
     found = _served(call, name)
     if found is None or found.ended:
-        settings: dict[str, Any] = {"runs": [str(path)], "port": call.text("port") or "0", "key_file": _key_file(call)}
+        key = str(call.workspace.key_file(_KEY))
+        settings: dict[str, Any] = {"runs": [str(path)], "port": call.text("port") or "0", "key_file": key}
         if call.text("alone") == "yes":
             settings["merge"] = _model(name)
-        call.queue.add("serve", settings, name)
+        call.queue.add(SERVING, settings, name)
     return go(f"/ship/{quoted(name)}#serve")
 
 
 def _served(call: Call, name: str) -> Work | None:
-    return call.queue.of(name, ("serve",))
-
-
-def _key_file(call: Call) -> str:
-    """The file of the key that each request needs: no other program of this machine's users is let in. It stays, so
-    that what was copied from the page goes on working."""
-    path = _key_path(call.workspace)
-    with writing(path):
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-        with os.fdopen(handle, "r+") as file:
-            if not file.read().strip():
-                file.write(f"{secrets.token_urlsafe(24)}\n")
-    return str(path)
-
-
-def _key_path(workspace: Workspace) -> Path:
-    return workspace.own / "serve.key"
+    return call.queue.of(name, (SERVING,))
 
 
 def _model(name: str) -> str:
@@ -192,19 +173,17 @@ def _model(name: str) -> str:
 
 def _live(call: Call) -> Response:
     work = call.queue[call.path("id")]
-    if work.job != "serve":
+    if work.job != SERVING:
         raise InputError(f"{work.id} serves nothing", "look in the list of runs")
-    values = _serving(call, work)
-    return HTMLResponse(call.html("ship_serve.html", name=work.about, **values), headers={"cache-control": "no-store"})
+    return call.page("ship_serve.html", name=work.about, **_serving(call, work))
 
 
 def _serving(call: Call, work: Work | None) -> dict[str, Any]:
     """What is shown of a server: its address once it listens, its key, and lines that ask it."""
-    told = [e.text for e in work.events() if isinstance(e, Notice) and e.text.startswith(_LISTENING)] if work else []
-    if work is None or work.state != "running" or not told:
+    if work is None or work.state != "running" or not (address := work.address):
         return {"served": work, "address": ""}
-    key = _key_path(call.workspace).read_text(encoding="utf-8").strip()
-    address, look = told[-1].removeprefix(_LISTENING), call.queue.of(work.about, (_FORMS,))
+    key = call.workspace.key_file(_KEY).read_text(encoding="utf-8").strip()
+    look = call.queue.of(work.about, (_FORMS,))
     task = look.result["task"] if look and look.state == "done" else "causal"
     curl, python = _lines(address, key, _model(work.about), task, call.words("ship.question"))
     return {"served": work, "address": address, "key": key, "model": _model(work.about), "curl": curl, "python": python}
