@@ -15,6 +15,8 @@ RANK, ALPHA, RATE = 16, 32, 2e-4
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 TICKETS = Path(__file__).parents[1] / "afina/examples/tickets_train.jsonl"
 Rows = list[dict[str, list[int]]]
+PEERS = {"peft", "trl", "litgpt", "llama"}
+ENVIRONMENT = dict(os.environ)  # as the user has it: `import afina` sets how threads wait, which peers do not have
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
@@ -110,7 +112,8 @@ def worker(
 ) -> Any:
     """What `script` prints as its last line when it runs as the worker `name`, in a process of its own."""
     command = [str(python), script, "--worker", name, "--shared", str(options.shared), "--precision", options.precision]
-    paths = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}  # LitGPT's environment has no Afina
+    environment = ENVIRONMENT if name.partition(":")[0] in PEERS else os.environ
+    paths = {**environment, "PYTHONPATH": str(Path(__file__).parent.parent)}  # LitGPT's environment has no Afina
     done = subprocess.run([*command, *flags], capture_output=True, text=True, env=paths)
     if done.returncode:
         raise SystemExit(f"{name} failed:\n{done.stderr[-3000:]}")

@@ -14,7 +14,6 @@ that after the first tenth. Then it is killed (-9) and started anew: the same an
 import argparse
 import asyncio
 import json
-import os
 import random
 import re
 import signal
@@ -30,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from common import ENVIRONMENT
 from load_malformed import CHAT, KINDS, NO_HTTP, TEXT, admin_kinds, request
 
 KEY = "an-admins-key"
@@ -402,7 +402,7 @@ class Server:
 
     def __init__(self, folder: Path, *arguments: str, command: Sequence[str] = AFINA, **environment: str) -> None:
         self.log = (folder / f"server.{time.monotonic_ns()}").open("w+")
-        paths = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "NO_COLOR": "1", **environment}
+        paths = {**ENVIRONMENT, "PYTHONPATH": str(Path(__file__).parents[1]), "NO_COLOR": "1", **environment}
         self.process = subprocess.Popen([*command, *arguments], stdout=self.log, stderr=self.log, env=paths)
         end = time.monotonic() + 120
         while not (found := re.search(r"http://127\.0\.0\.1:(\d+)", self.said)):

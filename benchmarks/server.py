@@ -7,8 +7,8 @@ round; ratios are medians over the rounds, of tokens a second beside `batcher`.
 
     batcher    Batcher.step in a loop, the texts decoded: what a program does in process
     engine     LocalService: an engine's thread, and readers in an event loop (must be 0.9 or more)
-    http       the same over HTTP with events, on loopback; the client is a process of its own, whose processor time is
-               told (must be 0.9 or more, of a client that costs nothing)
+    http       the same over HTTP with events, on loopback; the client is wrk, written in C (apt-get install wrk),
+               whose processor time is told (must be 0.9 or more); where wrk is not installed, a process of Python's
     first      seconds to the first token of one prompt when idle, beside reading it with the batcher
 
 Then an adapter of rank 16 is loaded, asked and unloaded so many times; resident memory after the first tenth of the
@@ -19,7 +19,10 @@ import argparse
 import asyncio
 import gc
 import json
+import re
 import resource
+import shutil
+import signal
 import socket
 import statistics
 import subprocess
@@ -35,6 +38,7 @@ from load_malformed import TEXT, request
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 TOKENS = 64
+WRK = shutil.which("wrk")
 
 
 def main() -> None:
@@ -56,7 +60,8 @@ def main() -> None:
     print(f"{found['machine']}; {found['precision']}; {options.streams} answers of {TOKENS} tokens at one time")
     for way, row in found["ways"].items():
         print(f"{way:>10} {row['tokens_per_second']:7.0f} tokens/s  {row['ratio']:.3f}")
-    print(f"the client of http took {found['client_seconds']:.2f} s of {found['http_seconds']:.2f} s")
+    took = f"{found['client_seconds']:.2f} s of processor time in {found['http_seconds']:.2f} s"
+    print(f"the client of http ({found['client']}) took {took}")
     print(f"first token after {1000 * found['first']:.0f} ms, {found['first_ratio']:.2f} of reading the prompt")
     print(f"{options.cycles} cycles: resident memory {found['cycles_mb']:+.1f} MB")
 
@@ -104,6 +109,7 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
             }
             for way, found in speeds.items()
         },
+        "client": "wrk" if WRK else "Python",
         "http_seconds": statistics.median(seconds for seconds, _ in clients[1:]),
         "client_seconds": statistics.median(busy for _, busy in clients[1:]),
         "first": first,
@@ -191,10 +197,31 @@ def over_http(port: int, model: str, texts: list[str]) -> tuple[float, float]:
         {"model": model, "prompt": text, "max_tokens": TOKENS, "ignore_eos": True, "stream": True, "temperature": 0}
         for text in texts
     ]
+    if WRK:
+        return over_wrk(port, bodies)
     command = [sys.executable, __file__, "--client", str(port)]
     done = subprocess.run(command, input=json.dumps(bodies), capture_output=True, text=True, check=True)
     seconds, busy = map(float, done.stdout.split())
     return seconds, busy
+
+
+def over_wrk(port: int, bodies: list[dict[str, Any]]) -> tuple[float, float]:
+    with tempfile.NamedTemporaryFile("w", suffix=".jsonl") as file:
+        file.writelines(json.dumps(body) + "\n" for body in bodies)
+        file.flush()
+        script = Path(__file__).parent / "wrk.lua"
+        where = f"http://127.0.0.1:{port}/v1/completions"
+        command = [WRK, "-t1", f"-c{len(bodies)}", "-d300", "--timeout", "300", "-s", script, where, "--", file.name]
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout
+            found = next(filter(None, (re.match(r"all answers in ([\d.]+) s", line) for line in process.stdout)), None)
+            process.send_signal(signal.SIGINT)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    if not found:
+        raise SystemExit("wrk did not get its answers")
+    used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return float(found[1]), used
 
 
 def client(port: int, bodies: list[dict[str, Any]]) -> None:

@@ -14,7 +14,7 @@ from afina.core.device import keep_freed_memory, precision_of
 from afina.core.errors import AdapterError, SettingsError, counted
 from afina.core.events import Listener, Notice, Progress, ignore
 from afina.core.job import Job
-from afina.core.text import command_line
+from afina.core.text import command_line, visible
 from afina.lora.merging import merge_in_place
 from afina.models.footprint import free_bytes
 from afina.models.load import Base, load_base
@@ -27,6 +27,7 @@ from afina.serving.probe import overhead
 from afina.serving.service import NoMemory
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+_TOLD = 4  # folders that are left out, by name
 _SWITCH = 0.0005  # seconds after which one thread gives way: the engine's waits for the other's less
 
 
@@ -139,6 +140,11 @@ def prepared(settings: ServeSettings, listener: Listener = ignore) -> LocalServi
         )
     roots = (settings.adapters,) if settings.adapters else ()
     service = LocalService(base, limits, roots, alone, listener)
+    if misnamed := service.registry.misnamed():
+        names = ", ".join(visible(repr(each.name)) for each in misnamed[:_TOLD])
+        more = f" and {len(misnamed) - _TOLD} more" if len(misnamed) > _TOLD else ""
+        wanted = "a name of letters (a to z), digits, '.', '_' and '-' can be asked for: rename them"
+        listener(Notice(f"left out of {settings.adapters}: {names}{more}; only {wanted}", warning=True))
     service.start()
     if alone is None and runs and not is_merged(next(iter(runs.values()))):
         try:

@@ -121,6 +121,11 @@ class Registry:
                 found |= dict.fromkeys(each.name for each in sorted(root.iterdir()) if self.find(each.name))
         return list(found)
 
+    def misnamed(self) -> list[Path]:
+        """The folders of adapters in the roots that no request can name."""
+        folders = (each for root in self.roots if root.is_dir() for each in sorted(root.iterdir()))
+        return [each for each in folders if not _NAME.fullmatch(each.name) and adapter_in(each) is not None]
+
     def unknown(self, name: str) -> UnknownModel:
         shown = name if len(name) <= 100 else f"{name[:99]}…"
         return UnknownModel(f"there is no model {shown!r}.{near(name[:200], self.names())}")

@@ -1,12 +1,13 @@
 """Charts as SVG text in the page's own colours, while work is done; reports have those of `measure.pages.plots`."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
 from afina.core.events import Event, HeldOut, Step
 
-_WIDTH, _HEIGHT, _LEFT, _BOTTOM = 720, 260, 56, 30
+_WIDTH, _HEIGHT, _LEFT, _BOTTOM = 720, 260, 64, 34
 _MOST_POINTS = 400
 Point = tuple[float, float]
 
@@ -52,7 +53,9 @@ class _Frame:
 
     def __init__(self, points: Sequence[Point]) -> None:
         self.most_x = max(x for x, _ in points) or 1.0
-        self.most_y = 1.05 * max(y for _, y in points) or 1.0
+        self.tick_x = max(1.0, _round_tick(self.most_x))
+        self.tick_y = _round_tick(max(y for _, y in points) or 1.0)
+        self.most_y = self.tick_y * math.ceil(max(y for _, y in points) / self.tick_y or 1.0)
 
     def at(self, point: Point) -> Point:
         x, y = point
@@ -64,16 +67,21 @@ class _Frame:
 
     def axes(self) -> str:
         lines = []
-        for i in range(5):
-            value = self.most_y * i / 4
-            _, y = self.at((0, value))
+        digits = max(0, -math.floor(math.log10(self.tick_y)))
+        for i in range(round(self.most_y / self.tick_y) + 1):
+            _, y = self.at((0, i * self.tick_y))
             kind = "axis" if i == 0 else "grid"
             lines.append(f'<line class="{kind}" x1="{_LEFT}" x2="{_WIDTH - 10}" y1="{y:.1f}" y2="{y:.1f}"/>')
-            lines.append(f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{value:.2f}</text>')
-        lines += [
-            f'<text x="{self.at((self.most_x * i / 4, 0))[0]:.1f}" y="{_HEIGHT - 8}" '
-            f'text-anchor="{"middle" if i < 4 else "end"}">'
-            f"{self.most_x * i / 4:.0f}</text>"
-            for i in range(1, 5)
-        ]
+            label = f"{i * self.tick_y:.{digits}f}"
+            lines.append(f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{label}</text>')
+        for i in range(int(self.most_x / self.tick_x) + 1):
+            x, _ = self.at((i * self.tick_x, 0))
+            anchor = "end" if x > _WIDTH - 40 else "middle"
+            lines.append(f'<text x="{x:.1f}" y="{_HEIGHT - 8}" text-anchor="{anchor}">{i * self.tick_x:.0f}</text>')
         return "".join(lines)
+
+
+def _round_tick(most: float) -> float:
+    """The distance of labels that people can count with, 1, 2 or 5 times a power of ten: three to six up to `most`."""
+    power = 10.0 ** math.floor(math.log10(most / 3))
+    return power * max(times for times in (1, 2, 5) if times * power <= most / 3)
