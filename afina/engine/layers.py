@@ -8,9 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from afina.core.errors import BaseModelError
-from afina.engine import ops
 from afina.engine.blocks import Blocks
-from afina.engine.kernels import Kernels
+from afina.engine.ops.by_torch import Ops
 
 
 class RmsNorm(nn.Module):
@@ -27,12 +26,12 @@ class RmsNorm(nn.Module):
         return weight + self.offset if self.offset else weight
 
 
-def add_norm(norm: Any, x_TC: Tensor, added_TC: Tensor | None, fused: Kernels | None) -> tuple[Tensor, Tensor]:
+def add_norm(norm: Any, x_TC: Tensor, added_TC: Tensor | None, ops: Ops) -> tuple[Tensor, Tensor]:
     """(h, norm(h)) with h = x + added; without a norm (h, h)."""
     if isinstance(norm, RmsNorm):
         if added_TC is None:
-            return x_TC, ops.rms_norm(fused, x_TC, norm.scale(), norm.eps)
-        return ops.add_rms_norm(fused, x_TC, added_TC, norm.scale(), norm.eps)
+            return x_TC, ops.rms_norm(x_TC, norm.scale(), norm.eps)
+        return ops.add_rms_norm(x_TC, added_TC, norm.scale(), norm.eps)
     h_TC = x_TC if added_TC is None else x_TC + added_TC
     return h_TC, h_TC if norm is None else norm(h_TC)
 

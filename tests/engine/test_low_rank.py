@@ -5,7 +5,7 @@ import torch
 
 from afina.core.device import cache_folder
 from afina.engine import kernels
-from afina.engine.low_rank import outer_product
+from afina.engine.ops.by_cpp import CppOps
 
 
 @pytest.mark.parametrize("rows", [1, 2, 33, 256, 259, 600])
@@ -18,6 +18,6 @@ def test_outer_products(rows: int, width: int, rank: int) -> None:
     torch.manual_seed(0)
     x = torch.randn(rows, width + 32).to(torch.bfloat16)[:, 16 : 16 + width]
     low = torch.randn(rows, rank).to(torch.bfloat16)
-    found = outer_product(x, low, 0.5, library)
+    found = CppOps(library).outer_product(x, low, 0.5)
     assert found.shape == (width, rank)
     torch.testing.assert_close(found.double(), 0.5 * x.double().T @ low.double(), rtol=1e-4, atol=1e-4)
