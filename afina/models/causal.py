@@ -86,9 +86,9 @@ class DecoderModel:
         if missing := -len(ids_T) % ops.ROUND:
             ids_T = F.pad(ids_T, (0, missing))
             segments = segments.and_a_root(missing)
-        at_M, place_N = packed.at_N.unique(return_inverse=True)
+        at_M = packed.at_M
         x_MC, added_MC = self.module(ids_T, segments, at_N=F.pad(at_M, (0, -len(at_M) % ops.ROUND)))
-        return self.module.normed(x_MC, added_MC).index_select(0, place_N)
+        return self.module.normed(x_MC, added_MC).index_select(0, packed.place_N)
 
     def start(self, slots: int, room: int, kept: int = 0) -> ActiveSequences:
         return DecoderSequences(self.module, slots, room, kept)
