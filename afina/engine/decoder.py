@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from afina.core.device import sent
 from afina.core.updates import Updates
 from afina.engine.architecture import Architecture, Rope
 from afina.engine.blocks import BlockLinear, Blocks
@@ -118,6 +119,12 @@ class DecoderLayer(nn.Module):
         if state.cache is None:
             return state.ops.attend(qkv_TE, spec, rotation, state.segments)
         return state.cache.attend(self.index, qkv_TE, spec, rotation, state.segments, state.ops)
+
+
+def _drops(layer: nn.Module) -> bool:
+    """Whether it draws random numbers in training, which are to be drawn again where it is computed again. To keep
+    their state is a wait for a card otherwise, once a layer."""
+    return any(isinstance(each, nn.Dropout) and each.p > 0 for each in layer.modules())
 
 
 def _norm(arch: Architecture) -> nn.Module:
@@ -241,12 +248,13 @@ class Decoder(nn.Module):
     ) -> tuple[Tensor, ForwardState]:
         """The token embeddings (T, C), and what the layers share."""
         names = self.arch.names
-        positions = cache.positions(segments) if cache else segments.positions_T
         x = self.get_submodule(names.embedding)(ids_T)
+        positions = cache.positions(segments) if cache else segments.positions_T
+        there = sent(positions, x.device) if cache else segments.on(x.device, "positions_T")
         if names.positions:
-            x = x + self.get_submodule(names.positions)(positions.to(ids_T.device).long())
+            x = x + self.get_submodule(names.positions)(there.long())
         lengths = cache.lengths_T(segments) if cache else segments.lengths_T
-        rotations = self._rotations(positions, lengths, x.device)
+        rotations = self._rotations(positions, there, lengths)
         steady = cache is not None and cache.used
         return x, ForwardState(self.ops_for(x), segments, rotations, cache, steady, updates)
 
@@ -257,7 +265,9 @@ class Decoder(nn.Module):
         for layer in layers:
             wanted_N = at_N if layer is layers[-1] else None
             if self.checkpointing and self.training and torch.is_grad_enabled():
-                x, added = checkpoint(layer, x, added, state, wanted_N, use_reentrant=False)
+                x, added = checkpoint(
+                    layer, x, added, state, wanted_N, use_reentrant=False, preserve_rng_state=_drops(layer)
+                )
             else:
                 x, added = layer(x, added, state, wanted_N)
         assert added is not None
@@ -279,18 +289,20 @@ class Decoder(nn.Module):
         cap = self.arch.logit_cap
         return torch.tanh(scores_NV / cap) * cap if cap else scores_NV
 
-    def _rotations(self, positions_T: Tensor, lengths_T: Tensor, device: torch.device) -> dict[int, Rotation]:
+    def _rotations(self, positions_T: Tensor, there_T: Tensor, lengths_T: Tensor) -> dict[int, Rotation]:
+        """By layer, of tokens at these positions, which are `there` on the device, too."""
         tables: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
         rotations = {}
         needed = int(positions_T.max()) + 1
         for index, rope in enumerate(self.arch.ropes):
             if id(rope) not in tables:
-                cosines, sines = self._table(rope, needed, device)
-                rows_T = positions_T
+                cosines, sines = self._table(rope, needed, there_T.device)
+                rows_T, rows_there_T = positions_T, there_T
                 if rope.original is not None:  # by each row's own length: a pack gives what its rows give alone
                     rows_T = positions_T + (lengths_T > rope.original).int() * (len(cosines) // 2)
+                    rows_there_T = sent(rows_T, there_T.device)
                 expect_below(len(cosines), rows_T)
-                tables[id(rope)] = (cosines, sines, rows_T.to(device))
+                tables[id(rope)] = (cosines, sines, rows_there_T)
             norms: tuple[Tensor | None, Tensor | None] = (None, None)
             if self.arch.specs[index].norm:
                 attention = getattr(self.decoder_layers()[index], self.arch.names.attention)

@@ -272,7 +272,7 @@ class _JoinedFunction(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, product: _JoinedProduct, *_: Tensor) -> Tensor:
         y, low = product.forward(x)
         ctx.product = product
-        ctx.save_for_backward(x, low)
+        ctx.save_for_backward(x, None if low is None else low.clone())  # as a view it would keep all outputs alive
         return y
 
     @staticmethod

@@ -1,6 +1,7 @@
 """The decoder's own layers: norms, token embeddings, GPT-2's linear layer. T tokens, C channels, V tokens of the
 vocabulary."""
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -36,6 +37,12 @@ def add_norm(norm: Any, x_TC: Tensor, added_TC: Tensor | None, ops: Ops) -> tupl
     return h_TC, h_TC if norm is None else norm(h_TC)
 
 
+@cache
+def _rounded(number: float, dtype: torch.dtype) -> float:
+    """As a tensor of this dtype would hold it."""
+    return torch.tensor(number, dtype=dtype).item()
+
+
 class Embedding(nn.Embedding):
     """Token embeddings (V, C), times `embed_scale` where the model has one."""
 
@@ -52,7 +59,7 @@ class Embedding(nn.Embedding):
                 f"the text holds token {int(ids.max())}; the base has embeddings of {self.num_embeddings}",
                 "its tokenizer and its weights do not belong together: leave such tokens out, or choose another base",
             ) from error
-        return x if self.embed_scale == 1.0 else x * torch.tensor(self.embed_scale, dtype=x.dtype, device=x.device)
+        return x if self.embed_scale == 1.0 else x * _rounded(self.embed_scale, x.dtype)
 
     def _rows(self, ids: Tensor) -> Tensor:
         return super().forward(ids)

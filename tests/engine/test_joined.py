@@ -99,3 +99,15 @@ def test_few_rows_are_the_layers(rows: int, rank: int, dtype: torch.dtype, kind:
         assert joined._product is not None
         assert joined._product.few_rows(x) is not None
     assert (found.float() - exact).abs().max() <= (1e-5 if dtype == torch.float32 else 0.02) * exact.abs().max()
+
+
+@pytest.mark.parametrize("by", [True, False], ids=["kernels", "torch"])
+def test_what_is_kept_for_the_backward_pass_does_not_keep_the_outputs(by: bool) -> None:
+    module, x = owner(16), torch.randn(64, 48, requires_grad=True)
+    kept: list[torch.Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        y = JoinedLinear(module, "q", "k", "v")(x, chosen(CPU, cache_folder()) if by else TORCH)
+    assert y.requires_grad
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in kept}
+    assert y.untyped_storage().data_ptr() not in storages
+    assert sum(storages.values()) == x.nbytes + 64 * 2 * 16 * 4  # and x Aᵀ of two adapters

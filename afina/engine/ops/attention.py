@@ -11,25 +11,35 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from afina.engine.ops.cards import varlen
 from afina.engine.ops.rotary import AttentionSpec, Rotation, rotate_by_torch
 from afina.engine.ops.segments import Segments
 
 
 def attend_by_torch(qkv_TE: Tensor, spec: AttentionSpec, rotation: Rotation | None, segments: Segments) -> Tensor:
-    """`Ops.attend` in torch on any device. The segments' queries are spread over a padded batch, and beside them the
-    keys and values of their paths. Padding comes last: where no segment has an ancestor the causal mask hides it."""
-    v_THD = qkv_TE[:, spec.qk_size :].unflatten(1, (-1, spec.head_dim))
+    """`Ops.attend` in torch on any device."""
+    q_TE, k_TE, v_TE = qkv_TE.split((spec.q_size, spec.kv_size, spec.kv_size), 1)
+    v_THD = v_TE.unflatten(1, (-1, spec.head_dim))
     if rotation is None:
-        q_THD, k_THD = (
-            x.unflatten(1, (-1, spec.head_dim))
-            for x in (qkv_TE[:, : spec.q_size], qkv_TE[:, spec.q_size : spec.qk_size])
-        )
+        q_THD, k_THD = (x_TE.unflatten(1, (-1, spec.head_dim)) for x_TE in (q_TE, k_TE))
     else:
         q_THD, k_THD = rotate_by_torch(qkv_TE, spec, rotation)
-    device = qkv_TE.device
-    segment_T, position_T = segments.rows_T.to(device), segments.positions_T.to(device).long()
-    start_S, paths = segments.starts_tensor.to(device).long(), segments.paths.to(device)
-    own_T = position_T - start_S[segment_T]
+    return attend_rotated(q_THD, k_THD, v_THD, spec, segments)
+
+
+def attend_rotated(q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, spec: AttentionSpec, segments: Segments) -> Tensor:
+    """`Ops.attend` after rotation; (T, H·D)."""
+    if varlen.takes(q_THD, spec, segments):
+        return varlen.attend(q_THD, k_THD, v_THD, spec, segments)
+    return _attend_padded(q_THD, k_THD, v_THD, spec, segments)
+
+
+def _attend_padded(q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, spec: AttentionSpec, segments: Segments) -> Tensor:
+    """The segments' queries are spread over a padded batch, and beside them the keys and values of their paths. Padding
+    comes last: where no segment has an ancestor the causal mask hides it."""
+    device = q_THD.device
+    segment_T, own_T = segments.on(device, "rows_T"), segments.on(device, "places_T")
+    start_S, paths = segments.on(device, "starts_tensor"), segments.on(device, "paths")
     q_SQHD = q_THD.new_zeros(len(paths), segments.longest, *q_THD.shape[1:])
     q_SQHD = q_SQHD.index_put((segment_T, own_T), q_THD)
     mask_SQK = None
@@ -79,11 +89,11 @@ def attend_cached_by_torch(qk_TE: Tensor, v_TE: Tensor, spec: AttentionSpec, pas
     keys, values = past.keys, past.values
     device = keys.device
     slots, before = past.slots_S.to(device).long(), past.before_S.to(device).long()
-    rows, own = segments.rows_T.to(device), segments.positions_T.to(device).long()
+    longest = int((past.before_S + segments.lengths_S).max())  # on the host
+    rows, own = segments.on(device, "rows_T"), segments.on(device, "places_T")
     at = before[rows] + own
     keys[slots[rows], :, at] = qk_TE[:, spec.q_size :].unflatten(1, (spec.kv_heads, -1))
     values[slots[rows], :, at] = v_TE.unflatten(1, (spec.kv_heads, -1))
-    longest = int(at.max()) + 1
     last = before[:, None] + torch.arange(segments.longest, device=device)  # position of each query
     at = torch.arange(longest, device=device)
     seen = at <= last[..., None]

@@ -37,4 +37,4 @@ class LowRankUpdate:
 
 def outer_product_by_torch(x_TN: Tensor, low_TR: Tensor, scale: float) -> Tensor:
     """`Ops.outer_product` in torch on any device."""
-    return (x_TN.T @ low_TR).float().mul_(scale)
+    return (x_TN.T.float() @ low_TR.float()).mul_(scale)
