@@ -26,12 +26,28 @@ ROWS = Segments((0, 6, 7, 12))
 FOREST = Segments((0, 5, 8, 12), (-1, 0, 0))
 
 
+@pytest.fixture(autouse=True)
+def _no_rows_of_padding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter is slow."""
+    monkeypatch.setattr("afina.engine.ops.losses.ROUND", 1)
+
+
 def adapted(name: str, folder: Path) -> DecoderModel:
     model = ours(name, folder, kernels=False)
     inject(model.module, LoraConfig(rank=4))
     randomise(model.module)
     model.module.train()
     return model
+
+
+def test_ranks_are_filled_up(tmp_path: Path) -> None:
+    """So that rows of joined outputs begin where fast kernels can read."""
+    model = adapted("llama", tmp_path)
+    joined = model.module.decoder_layers()[0]._qkv
+    for own, ranks in ((TORCH, 12), (BY_TRITON, 16)):
+        product = joined._prepare([joined._owner._modules[name] for name in joined._names], own)
+        assert len(product.low) == ranks
+        assert not product.low[12:].any()
 
 
 def step(model: DecoderModel, own: ops.Ops, segments: Segments) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -43,7 +59,7 @@ def step(model: DecoderModel, own: ops.Ops, segments: Segments) -> tuple[torch.T
 
 
 def forward(model: DecoderModel, at_N: torch.Tensor, segments: Segments) -> torch.Tensor:
-    """The loss of three labels, without the padding that saves a matrix library its shapes."""
+    """The loss of three labels."""
     module = model.module
     hidden = module.normed(*module(IDS, segments, at_N=at_N))
     return ops.summed_cross_entropy(module.ops_for(hidden), hidden, module.get_output_embeddings().weight, IDS[:3])
