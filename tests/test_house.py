@@ -59,7 +59,7 @@ def test_whatever_opens_runs_or_writes_something_is_in_the_table_of_boundaries()
 
 
 # The device's own room, the backend of kernels for cards, and those from which it is still to go.
-_CARDS = ("core/device/", "engine/ops/triton", "forecast/machines.py", "forecast/speed.py")
+_CARDS = ("core/device/", "engine/ops/cards/", "forecast/machines.py", "forecast/speed.py")
 
 
 def test_no_room_but_the_device_s_knows_kinds_of_cards() -> None:

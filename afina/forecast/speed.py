@@ -22,7 +22,7 @@ from afina.core.errors import InputError, OutputError
 from afina.core.files import read_json, write_atomic, write_json
 from afina.core.layers import evaluation_mode
 from afina.core.machine import OtherPrograms
-from afina.engine import kernels, ops
+from afina.engine import ops
 from afina.engine.blocks import quantise
 from afina.engine.ops import Segments
 from afina.lora.adapters import unload
@@ -154,13 +154,13 @@ def _kept(cache: Path) -> dict[str, Any]:
 
 def _measure(device: torch.device, dtype: torch.dtype, cache: Path) -> Speed:
     keep_freed_memory()
-    fused = kernels.load(cache) if device.type == "cpu" else None
-    models = {width: _model(width, layers, device, dtype, fused) for width, layers in _LAYERS.items()}
+    own = ops.chosen(device, cache)
+    models = {width: _model(width, layers, device, dtype, own) for width, layers in _LAYERS.items()}
     timings = _Timings()
     for _ in range(_ROUNDS):
         for width, model in models.items():
             _layers(timings, width, model)
-        _attention(timings, models[_MIDDLE], fused)
+        _attention(timings, models[_MIDDLE], own)
         _head(timings, models[_MIDDLE])
         if device.type == "cpu":
             _unpack(timings, dtype)
@@ -191,7 +191,7 @@ class _Timings:
         return _SLOWDOWN * min(self._found[name])
 
 
-def _model(width: int, layers: int, device: torch.device, dtype: torch.dtype, fused: Any) -> DecoderModel:
+def _model(width: int, layers: int, device: torch.device, dtype: torch.dtype, own: ops.Ops) -> DecoderModel:
     """Random layers such as those of Llama's family."""
     from transformers import LlamaConfig
 
@@ -202,7 +202,7 @@ def _model(width: int, layers: int, device: torch.device, dtype: torch.dtype, fu
         hidden_size=width, intermediate_size=3 * width, num_hidden_layers=layers, num_attention_heads=heads,
         num_key_value_heads=heads // 2, vocab_size=_WORDS, tie_word_embeddings=True,
     )  # fmt: skip
-    module = decoder_skeleton(config, architecture_of(config), fused).to(dtype).to_empty(device=device)
+    module = decoder_skeleton(config, architecture_of(config), own).to(dtype).to_empty(device=device)
     module.tie()
     with torch.no_grad():
         for parameter in module.parameters():
@@ -293,7 +293,7 @@ def _adam(timings: _Timings, module: nn.Module) -> None:
     timings.time("adam", lambda: optimizer.step(1e-5, 1.0))
 
 
-def _attention(timings: _Timings, model: DecoderModel, fused: Any) -> None:
+def _attention(timings: _Timings, model: DecoderModel, own: ops.Ops) -> None:
     """Attention over one long row, and over short rows."""
     spec = model.module.arch.specs[0]
     like = next(model.module.parameters())
@@ -301,7 +301,7 @@ def _attention(timings: _Timings, model: DecoderModel, fused: Any) -> None:
     leaf = values.clone().requires_grad_()
 
     def attend(qkv: Tensor, row: int) -> Tensor:
-        return ops.attend(fused, qkv, spec, None, Segments(tuple(range(0, _LONG + 1, row))))
+        return own.attend(qkv, spec, None, Segments(tuple(range(0, _LONG + 1, row))))
 
     def back(row: int) -> None:
         attend(leaf, row).sum().backward()

@@ -31,6 +31,7 @@ from afina.data.quality.checks import Checker
 from afina.data.rows import placed
 from afina.data.splits import Splits, read_splits
 from afina.data.template import Row
+from afina.engine.ops import TORCH
 from afina.forecast.machines import this_machine
 from afina.forecast.remedies import refuse_what_cannot_fit
 from afina.forecast.workload import ONE_ROW, room_for
@@ -100,7 +101,7 @@ class Assembled:
             lengths=lengths,
             hidden_size=base.facts.hidden_size,
             activation_bytes=activation_bytes(
-                module, base.dtype, int(max(lengths)), getattr(module, "fused", None) is not None
+                module, base.dtype, int(max(lengths)), getattr(module, "ops", TORCH) is not TORCH
             ),
             free_bytes=free_bytes(next(module.parameters()).device),
             precision=precision_of(base.dtype),
