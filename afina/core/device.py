@@ -5,9 +5,10 @@ import json
 import platform
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import psutil
 import torch
@@ -18,6 +19,8 @@ from afina.core.files import check_writable, write_json
 from afina.core.process.children import program
 from afina.core.process.homes import cache_home, lasts
 
+KINDS = ("cpu", "cuda", "mps")  # of devices
+HOST = torch.device("cpu")
 PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -112,6 +115,48 @@ def _product_seconds(dtype: torch.dtype, device: torch.device) -> float:
         y.sum().item()  # waits for a device that computes on its own time
         times.append(time.perf_counter() - start)
     return min(times)  # what else runs on the machine only ever adds
+
+
+def device_name(device: torch.device) -> str:
+    """A card's name as its driver gives it; another device's kind."""
+    if device.type == "cpu":
+        return "the processor"
+    return str(torch.cuda.get_device_name(device)) if device.type == "cuda" else device.type
+
+
+def overlaps(device: torch.device) -> bool:
+    """Whether the host may go on while `device` computes. Not asked of Apple's MPS, which has no pinned memory."""
+    return device.type == "cuda"
+
+
+def wait_for(device: torch.device) -> None:
+    """Waits until `device` has done what was asked of it."""
+    if device.type != "cpu":
+        of: Any = torch.get_device_module(device)
+        of.synchronize()
+
+
+def later(values: torch.Tensor) -> Callable[[], torch.Tensor]:
+    """Sends `values` to the host, where the function that is returned gives them: it waits only if they have not
+    arrived by then."""
+    if not overlaps(values.device):
+        host = values.cpu()
+        return lambda: host
+    host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+    host.copy_(values, non_blocking=True)
+    event = torch.cuda.Event()
+    event.record(torch.cuda.current_stream(values.device))
+
+    def arrived() -> torch.Tensor:
+        event.synchronize()
+        return host
+
+    return arrived
+
+
+def sent(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Numbers of the host on `device`, which fetches them by itself."""
+    return values.pin_memory().to(device, non_blocking=True) if overlaps(device) else values.to(device)
 
 
 def processor() -> str:

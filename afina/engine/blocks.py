@@ -7,6 +7,7 @@ files, and NF4.
 
 import threading
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch.nn import functional as F
 
 from afina.core.errors import BaseModelError
 from afina.core.layers import is_conv1d, replace
-from afina.engine import kernels
+from afina.engine import formats, kernels
 from afina.engine.kernels import Kernels
 
 Q8_0, NF4 = 8, 1000
@@ -94,14 +95,7 @@ class Blocks(nn.Module):
     def _dequantised_by_torch(self) -> Tensor:
         if self.kind == NF4:
             return _nf4_numbers(self.data, self.columns)
-        if self.kind == Q8_0:
-            blocks = self.data.unflatten(1, (-1, 34))
-            steps, counts = blocks[..., :2].contiguous().view(torch.float16), blocks[..., 2:].view(torch.int8)
-            numbers: Tensor = steps.float() * counts
-            return numbers.flatten(1)
-        import gguf
-
-        return torch.from_numpy(gguf.dequantize(self.data.cpu().numpy(), gguf.GGMLQuantizationType(self.kind)))
+        return formats.numbers_of(self.data, self.kind)
 
 
 def _row_bytes(kind: int, columns: int) -> int | None:
@@ -123,10 +117,7 @@ def quantise(weight_RK: Tensor, kind: str, dtype: torch.dtype) -> Blocks | None:
         return None
     if kind == "nf4":
         return Blocks(_nf4(weight_RK.float().contiguous()), NF4, columns, dtype)
-    import gguf
-
-    data = gguf.quantize(weight_RK.detach().float().cpu().numpy(), gguf.GGMLQuantizationType.Q8_0)
-    return Blocks(torch.from_numpy(data).to(weight_RK.device), Q8_0, columns, dtype)
+    return Blocks(formats.q8_0_of(weight_RK.detach().float()), Q8_0, columns, dtype)
 
 
 def nf4_levels() -> Tensor:
@@ -139,6 +130,12 @@ def nf4_levels() -> Tensor:
     return (levels / levels.abs().max()).sort().values.float()
 
 
+@lru_cache
+def _levels_on(device: torch.device) -> Tensor:
+    with torch.inference_mode(False):  # training may use them later
+        return nf4_levels().to(device)
+
+
 def _nf4(weight_RK: Tensor) -> Tensor:
     """Rows of NF4. Scales, the largest magnitude of each block of 64, are quantised too: to a byte, between a row's
     smallest and largest scale."""
@@ -148,9 +145,9 @@ def _nf4(weight_RK: Tensor) -> Tensor:
     step = (scales.amax(1, keepdim=True) - least) / 255
     codes = ((scales - least) / step.clamp(min=1e-30)).round()
     scales = (least + step * codes)[..., None]
-    levels = nf4_levels().to(weight_RK.device)
+    levels = _levels_on(weight_RK.device)
     middles = (levels[1:] + levels[:-1]) / 2
-    q = torch.bucketize(blocks / scales.clamp(min=1e-30), middles).to(torch.uint8)
+    q = torch.bucketize(blocks / scales.clamp(min=1e-30), middles, out_int32=True).to(torch.uint8)
     q = q[..., : NF4_BLOCK // 2] | q[..., NF4_BLOCK // 2 :] << 4
     head = torch.cat([least, step], 1).view(torch.uint8)
     return torch.cat([head, codes.to(torch.uint8), q.flatten(1)], 1)
@@ -162,7 +159,7 @@ def _nf4_numbers(data: Tensor, columns: int) -> Tensor:
     scales = least + step * data[:, 8 : 8 + blocks]
     q = data[:, 8 + blocks :].unflatten(1, (blocks, -1))
     indices = torch.cat([q & 15, q >> 4], 2).long()
-    numbers: Tensor = nf4_levels().to(data.device)[indices] * scales[..., None]
+    numbers: Tensor = _levels_on(data.device)[indices] * scales[..., None]
     return numbers.flatten(1)
 
 
