@@ -8,15 +8,16 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from afina.core.config import Result, Settings, build, changed, section, setting
-from afina.core.device import cache_folder
+from afina.core.device import KINDS, cache_folder
 from afina.core.errors import InputError
 from afina.core.events import Listener, Notice, ignore
 from afina.core.job import Job
 from afina.data.settings import DataSettings
 from afina.data.splits import read_splits
+from afina.forecast.cards import MACHINES
 from afina.forecast.estimate import Forecast, forecast_training
 from afina.forecast.expected import NO_DATA, expected_workload
-from afina.forecast.machines import MACHINES, Machine, libraries, named, this_machine
+from afina.forecast.machines import Machine, libraries, named, this_machine
 from afina.forecast.memory import GB
 from afina.forecast.remedies import remedies, smaller
 from afina.forecast.workload import Workload
@@ -61,7 +62,8 @@ class FitSettings(Settings):
     method: ForecastMethod | None = setting(None, metavar="METHOD")
     """Only this; by default all four."""
     machine: str | None = setting(None, "--device", metavar="DEVICE")
-    """Only there: cpu, cuda, mps, or a machine by name (24gb, 80gb, laptop); by default this machine, then those."""
+    """Only there: cpu, cuda, mps, or a machine by name (24gb, 80gb, laptop; by default this machine, then those), or a
+    card (h100, a100, l4, t4, rtx4090, …)."""
     run: RunSettings = section(
         RunSettings(data=DataSettings(path=NO_DATA)),
         without=(
@@ -160,7 +162,7 @@ def _forecasts(
     if base.is_local and not base.file_bytes:
         listener(Notice(f"{base.name} has no weights: this is a forecast by its configuration alone", warning=True))
     workload = expected_workload(base, settings, splits, listener)
-    if machine and machine.partition(":")[0] not in ("cpu", "cuda", "mps"):
+    if machine and machine.partition(":")[0] not in KINDS:
         machines = [named(machine)]
     else:
         machines = [this_machine(cache, machine, settings.precision, listener=listener)]
