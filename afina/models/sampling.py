@@ -254,7 +254,7 @@ def _drawn(scores_NV: Tensor, samplers: Sequence[Sampler], whole: bool) -> Tenso
     sooner than it tells whether the first few are enough."""
     how = samplers[0].sampling
     temperature = _column(samplers, lambda how: max(how.temperature, _COLDEST), scores_NV)
-    cooled_NV = (scores_NV - scores_NV.amax(-1, keepdim=True)) / temperature
+    cooled_NV = (scores_NV - scores_NV.amax(-1, keepdim=True)).div_(temperature)
     top_p = _column(samplers, lambda how: how.top_p, scores_NV)
     ids_NK = None
     if how.top_k:
@@ -271,15 +271,15 @@ def _drawn(scores_NV: Tensor, samplers: Sequence[Sampler], whole: bool) -> Tenso
     if how.top_p < 1:
         beyond = p_NK.cumsum(-1) - p_NK >= top_p
         beyond[:, 0] = False  # the first token that reaches top_p is kept
-        p_NK = p_NK.masked_fill(beyond, 0)
+        p_NK.masked_fill_(beyond, 0)
     if any(sampler.sampling.min_p for sampler in samplers):
         least = _column(samplers, lambda how: how.min_p, p_NK)
-        p_NK = p_NK.masked_fill(p_NK < least * p_NK.amax(-1, keepdim=True), 0)
+        p_NK.masked_fill_(p_NK < least * p_NK.amax(-1, keepdim=True), 0)
     # As torch.multinomial draws one: argmax p / q, with q of an exponential distribution; here each row has its stream.
     q_NK = torch.empty_like(p_NK)
     for q_K, sampler in zip(q_NK, samplers, strict=True):
         q_K.exponential_(generator=sampler.generator)
-    at_N = (p_NK / q_NK).argmax(-1)
+    at_N = torch.div(p_NK, q_NK, out=q_NK).argmax(-1)
     return at_N if ids_NK is None else ids_NK.gather(1, at_N[:, None])[:, 0]
 
 
