@@ -216,9 +216,8 @@ def _family(part: Part, family: str) -> None:
         base.model.module.eval()
         with torch.no_grad():
             logits = base.model.label_logits(pack(rows, next(base.model.module.parameters()).device)).cpu()
-        answers = generate(base, [row.input_ids[:20] for row in rows], 12)
-        found.append((float(loss), own, logits, answers))
-    (loss, grads, logits, _), (other, others, their_logits, _) = found
+        found.append((float(loss), own, logits))
+    (loss, grads, logits), (other, others, their_logits) = found
     part.check(f"{family}: loss", abs(other / loss - 1), 1e-4)
     part.check(f"{family}: logits", _distance(their_logits, logits), 1e-3)
     part.check(f"{family}: gradients", max(map(_distance, others, grads)), 5e-3)
@@ -248,10 +247,9 @@ def _in_blocks(part: Part, quantize: str) -> None:
     """A quantised base there, against the same numbers in full."""
     base = _pair(part, _wide())[1]
     quantise_linears(base.model.module, quantize, torch.float32)
-    kept, rows = _losses(base), _rows()
+    kept = _losses(base)
     dequantise(base.model.module)
     part.check(f"{quantize}: losses against the same numbers in full", _distance(kept, _losses(base)), 1e-3)
-    assert len(rows) == 6
 
 
 def _losses(base: Base) -> torch.Tensor:
