@@ -110,7 +110,7 @@ class Memory:
 
     def __exit__(self, *_: object) -> None:
         if self._device.type == "cuda":
-            self.gb = torch.cuda.max_memory_reserved(self._device) / 1e9
+            self.gb = torch.cuda.max_memory_allocated(self._device) / 1e9
 
 
 def limit(place: Place) -> float:

@@ -154,6 +154,11 @@ def later(values: torch.Tensor) -> Callable[[], torch.Tensor]:
     return arrived
 
 
+def widest(device: torch.device) -> torch.dtype:
+    """The format in which `device` computes most precisely."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def sent(values: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Numbers of the host on `device`, which fetches them by itself."""
     return values.pin_memory().to(device, non_blocking=True) if overlaps(device) else values.to(device)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from afina.core.device import later, overlaps, sent
+from afina.core.device import later, overlaps, sent, widest
 from afina.core.errors import AfinaError, NonFiniteLogits
 
 _COLDEST = 1e-30  # temperatures below are this one: fp32 knows no smaller divisor
@@ -315,7 +315,7 @@ def _changed(scores_PV: Tensor, samplers: Sequence[Sampler]) -> tuple[Tensor, di
         in_order = ids_PL.sort(-1).values
         counts = torch.searchsorted(in_order, ids_PL, right=True) - torch.searchsorted(in_order, ids_PL)
         frequency, presence = (
-            _column(samplers, value, torch.empty(0, dtype=torch.float64, device=device))
+            _column(samplers, value, torch.empty(0, dtype=widest(device), device=device))
             for value in (lambda how: how.frequency_penalty, lambda how: how.presence_penalty)
         )
         scores_PW.scatter_(1, ids_PL, scores_PW.gather(1, ids_PL) - (presence + frequency * counts).float())
