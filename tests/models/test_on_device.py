@@ -13,17 +13,18 @@ from gguf_files import write
 from transformers import AutoModelForCausalLM
 
 from afina.engine.blocks import Blocks
-from afina.models import load_base
+from afina.models import load, load_base
 from afina.models.formats import gguf as gguf_reader
 from afina.models.formats import gguf_models, safetensors_files
 from afina.models.formats.gguf import GGUF
 
 
 @pytest.fixture(autouse=True)
-def _unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whether numbers are finite cannot be asked of numbers that are nowhere."""
+def _nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether numbers are finite cannot be asked of numbers that are nowhere, and nobody can name such a device."""
     for module in (safetensors_files, gguf_models, gguf_reader):
         monkeypatch.setattr(module, "check_numbers", lambda *_: None)
+    monkeypatch.setattr(load, "pick_device", lambda _: torch.device("meta"))
 
 
 def wide(folder: Path) -> Path:
@@ -52,7 +53,7 @@ def test_one_tensor_at_a_time_is_in_the_hosts_memory(quantize, tmp_path: Path, m
             yield name, tensor
 
     monkeypatch.setattr(safetensors_files, "_tensors", watched)
-    base = load_base(str(wide(tmp_path)), precision="bf16", device="meta", quantize=quantize)
+    base = load_base(str(wide(tmp_path)), precision="bf16", quantize=quantize)
     assert len(met) > 15
     assert places(base.model.module) == {"meta"}
     held = [each for each in base.model.module.modules() if isinstance(each, Blocks)]
@@ -64,7 +65,7 @@ def test_one_tensor_at_a_time_is_in_the_hosts_memory(quantize, tmp_path: Path, m
 def test_a_gguf_files_blocks_are_dequantised_there(quantize, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "model.gguf", "llama", "Q4_1")
     monkeypatch.setattr(gguf, "dequantize", lambda *_: pytest.fail("dequantised by the host"))
-    base = load_base(str(tmp_path / "model.gguf"), precision="bf16", device="meta", quantize=quantize)
+    base = load_base(str(tmp_path / "model.gguf"), precision="bf16", quantize=quantize)
     assert places(base.model.module) == {"meta"}
 
 
