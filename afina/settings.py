@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import model_validator
 
 from afina.core.config import LISTED, Settings, changed, merge, nest, setting
-from afina.core.device import Compute
+from afina.core.device import Compute, Precision
 from afina.core.errors import SettingsError
 from afina.core.registry import OneOf
 from afina.core.task import Task, TaskName
@@ -51,8 +51,12 @@ class RunSettings(Settings):
     """With method last: how many layers."""
     seed: int = setting(0, ge=0, lt=2**32)
     """Decides the sample, the split, the order of rows and the adapter's initial weights."""
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """Number format of the computation; auto measures once which is faster here."""
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    """Number format of the computation; auto takes the 16 bits that a card was made for, and measures once which is
+    faster on the processor (where fp16 is slow)."""
+    tf32: bool = False
+    """On a card, products of fp32 may round their factors to 10 bits, several times as fast; off, since whoever asks
+    for fp32 wants its bits, and bf16 is faster still."""
     template: Path | None = None
     """File with a chat template (Jinja) in the place of the base's own."""
     quantize: Quantize | None = None
@@ -62,7 +66,7 @@ class RunSettings(Settings):
     export: Annotated[tuple[str, ...], LISTED] = setting((), metavar="FORM,FORM")
     """After training, write the model for other programs into the run's folder `export` (see `afina export`)."""
     device: str | None = None
-    """cpu, cuda, mps; by default the best that is there."""
+    """cpu, cuda (of several cards cuda:0, cuda:1 …), mps; by default the best that is there."""
     threads: int | None = setting(None, ge=1)
     """Processor threads; by default one per core."""
     allow_swap: bool = False
@@ -107,7 +111,7 @@ class Facts:
     hidden_size: int
     activation_bytes: int
     free_bytes: int
-    precision: Literal["bf16", "fp32"]
+    precision: Precision
     precision_reason: str
     threads: int
     base: str

@@ -58,8 +58,8 @@ def run(options: argparse.Namespace) -> dict[str, float]:
     from afina.lora import LoraConfig, disabled, inject, merge
     from afina.models.load import load_base
     from afina.training import TrainingSettings
+    from afina.training.accumulation import gradients
     from afina.training.checkpoint import State, write
-    from afina.training.loop import gradients
     from afina.training.objectives import OBJECTIVES
     from afina.training.optimizer import Optimizer
 

@@ -41,7 +41,6 @@ from gpu_models import (
     full_rows,
     limit,
     ours,
-    own_kernels,
     profile_of,
     say,
     short_rows,
@@ -50,9 +49,10 @@ from gpu_models import (
     tokens_of,
 )
 
-from afina.core.device import wait_for
+from afina.core.device import cache_folder, wait_for
 from afina.data.batch import pack
 from afina.data.template import Row
+from afina.engine import ops
 from afina.engine.blocks import GGML_FORMATS, Blocks, quantise, quantise_linears
 from afina.engine.families import architecture_of
 from afina.lora import LoraConfig, inject
@@ -61,7 +61,7 @@ from afina.models import generate
 from afina.models.load import Base
 from afina.models.sampling import Sampling
 from afina.models.skeleton import decoder_skeleton
-from afina.training.loop import gradients
+from afina.training.accumulation import gradients
 from afina.training.objectives import OBJECTIVES
 
 NEW = 64  # tokens of an answer whose speed is measured
@@ -190,9 +190,12 @@ def _pair(part: Part, config: Any) -> tuple[Base, Base]:
     """The same random model on the processor, with its kernels, and on the device; adapted, with updates that are
     something."""
     pair = []
-    host, there = torch.device("cpu"), part.place.device
-    for device, fused in ((host, own_kernels(host)), (there, None if there == host else own_kernels(there))):
-        module = decoder_skeleton(config, architecture_of(config), fused).to_empty(device="cpu")
+    host, there, folder = torch.device("cpu"), part.place.device, cache_folder()
+    for device, own in (
+        (host, ops.chosen(host, folder)),
+        (there, ops.TORCH if there == host else ops.chosen(there, folder)),
+    ):
+        module = decoder_skeleton(config, architecture_of(config), own).to_empty(device="cpu")
         module.tie()
         filled(module)
         module.requires_grad_(False).eval()

@@ -13,7 +13,7 @@ from torch import nn
 
 from afina.core.device import cache_folder, device_name, wait_for
 from afina.data.template import Row
-from afina.engine import kernels
+from afina.engine import ops
 from afina.engine.blocks import quantise_linears
 from afina.engine.decoder import Decoder
 from afina.engine.families import architecture_of
@@ -21,7 +21,7 @@ from afina.lora import LoraConfig, inject
 from afina.models.causal import DecoderModel
 from afina.models.load import Base
 from afina.models.skeleton import decoder_skeleton
-from afina.training.loop import gradients
+from afina.training.accumulation import gradients
 from afina.training.objectives import OBJECTIVES
 from afina.training.optimizer import Optimizer
 
@@ -145,10 +145,6 @@ def timed(function: Callable[[], Any], place: Place, seconds: float) -> float:
     return (time.perf_counter() - begun) / count
 
 
-def own_kernels(device: torch.device) -> Any:
-    return kernels.load(cache_folder()) if device.type == "cpu" else None
-
-
 class Silent:
     """In the place of a tokenizer: nothing stops, and nothing is written."""
 
@@ -180,7 +176,7 @@ def filled(module: nn.Module, seed: int = 0) -> None:
 def ours(shape: Shape, place: Place, quantize: str | None = None, adapted: bool = True) -> Base:
     """Our decoder with random weights, adapted in all linear layers."""
     config = shape.config()
-    module = decoder_skeleton(config, architecture_of(config), own_kernels(place.device)).to(place.dtype)
+    module = decoder_skeleton(config, architecture_of(config), ops.chosen(place.device, cache_folder())).to(place.dtype)
     module = module.to_empty(device=place.device)
     module.tie()
     filled(module)

@@ -47,7 +47,7 @@ def train_rows(options: argparse.Namespace, length: int) -> dict[str, float]:
     from afina.lora import LoraConfig, inject
     from afina.models.load import load_base
     from afina.training import TrainingSettings
-    from afina.training.loop import gradients
+    from afina.training.accumulation import gradients
     from afina.training.objectives import OBJECTIVES
 
     keep_freed_memory()

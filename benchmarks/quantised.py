@@ -77,7 +77,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     from afina.models.generation import generate
     from afina.models.load import load_base
     from afina.training import TrainingSettings
-    from afina.training.loop import gradients
+    from afina.training.accumulation import gradients
     from afina.training.objectives import OBJECTIVES
     from afina.training.optimizer import Optimizer
 
@@ -109,7 +109,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     for step in range(options.steps):
         part = rows[step * options.batch : (step + 1) * options.batch]
         started = time.perf_counter()
-        losses.append(gradients(base, part, OBJECTIVES["supervised"], TrainingSettings().tokens_per_pass)[0])
+        loss, _ = gradients(base, part, OBJECTIVES["supervised"], TrainingSettings().tokens_per_pass)
+        losses.append(loss.item())
         optimizer.step(RATE * min(1.0, (step + 1) / 10), 1.0)
         seconds.append(time.perf_counter() - started)
         tokens.append(sum(len(row.input_ids) for row in part))

@@ -70,7 +70,7 @@ def run_afina(options: argparse.Namespace) -> dict[str, Any]:
     from afina.lora import LoraConfig, inject
     from afina.models.load import load_base
     from afina.training import TrainingSettings, make_plan, mean_loss
-    from afina.training.loop import gradients
+    from afina.training.accumulation import gradients
     from afina.training.objectives import OBJECTIVES
     from afina.training.optimizer import Optimizer
     from afina.training.plan import PlanFacts

@@ -117,7 +117,7 @@ def run_afina(options: argparse.Namespace) -> dict[str, float]:
     from afina.data.template import Row
     from afina.lora import LoraConfig, inject
     from afina.models.load import load_base
-    from afina.training.loop import gradients
+    from afina.training.accumulation import gradients
     from afina.training.objectives import OBJECTIVES
     from afina.training.optimizer import Optimizer
     from afina.training.settings import TrainingSettings
@@ -132,7 +132,7 @@ def run_afina(options: argparse.Namespace) -> dict[str, float]:
         rows = [Row(row["ids"], row["labels"], "") for row in group]
         loss, _ = gradients(base, rows, OBJECTIVES["supervised"], TrainingSettings().tokens_per_pass)
         optimizer.step(RATE, max_norm=1.0)
-        return loss
+        return loss.item()
 
     return timed(step, batches(options))
 

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 # For models this small threads only wait for each other; so also in the processes that tests start.
 os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["TRITON_INTERPRET"] = "1"  # Triton's kernels run on the processor: read where they are defined
 
 import pytest
 import torch

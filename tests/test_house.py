@@ -58,6 +58,28 @@ def test_whatever_opens_runs_or_writes_something_is_in_the_table_of_boundaries()
         assert (ROOT / name).exists() or (PACKAGE / name).exists(), name
 
 
+# The device's own room, the backend of kernels for cards, and those from which it is still to go.
+_CARDS = ("core/device/", "engine/ops/cards/", "forecast/machines.py", "forecast/speed.py")
+
+
+def test_no_room_but_the_device_s_knows_kinds_of_cards() -> None:
+    """In what a module does: texts that a user reads (docstrings of settings) name them."""
+    kinds = re.compile("cuda|nvidia", re.IGNORECASE)
+    found = []
+    for path in MODULES:
+        name, text = path.relative_to(PACKAGE).as_posix(), path.read_text(encoding="utf-8")
+        if name.startswith(_CARDS) or not kinds.search(text):
+            continue
+        nodes = list(ast.walk(ast.parse(text)))
+        read_by_users = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
+        for node in nodes:
+            said = [str(getattr(node, key)) for key in ("attr", "id", "arg", "value") if hasattr(node, key)]
+            names = isinstance(node, ast.Name | ast.Attribute | ast.arg | ast.keyword | ast.Constant)
+            if names and id(node) not in read_by_users and kinds.search(said[0]):
+                found.append(f"{name}:{node.lineno}: {said[0]}")
+    assert not found, "\n".join(found)
+
+
 _COUNTED = re.compile(
     r" (rows|tokens|columns|files|steps|trials|bases|answers|prompts|questions|classes|layers|tensors|examples|texts|"
     r"items|lines|workers|adapters|weights|replies|conversations|seeds|groups|cores|characters|bytes|fields|names)\b"

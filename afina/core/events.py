@@ -46,7 +46,8 @@ class Progress:
 
 @dataclass(frozen=True)
 class Step:
-    """One optimiser step. `loss` is the mean over the step's labelled tokens, in nats."""
+    """One optimiser step. `loss` is the mean over the step's labelled tokens, in nats. `memory_gb` is what the process
+    holds on the run's device, `host_gb` beside it where that is a card."""
 
     step: int
     total: int
@@ -58,6 +59,7 @@ class Step:
     memory_gb: float
     seconds: float
     seconds_left: float
+    host_gb: float | None = None
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,9 @@ class Done:
     """Training ended after `steps`, because of `reason`: completed, early stopping, interrupted or pruned (a trial of a
     search).
 
-    Memory is resident memory: at most, and before the data and the base were loaded.
+    Memory is that of the run's device (resident memory of the processor, what torch reserved on a card): at most, and
+    before the data and the base were loaded. `host_peak_gb` is resident memory where the device is a card.
+    `skipped_steps` are those whose gradients were too large for fp16.
     """
 
     steps: int
@@ -100,6 +104,8 @@ class Done:
     tokens_per_second: float
     peak_memory_gb: float
     start_memory_gb: float = 0.0
+    host_peak_gb: float | None = None
+    skipped_steps: int = 0
 
 
 Event: TypeAlias = Notice | Progress | Step | HeldOut | Done
@@ -176,7 +182,7 @@ def row(event: Event) -> dict[str, object]:
         values = {"step": event.step, **event.numbers, "best": event.best}
         if (event.measure, event.lower_is_better) != ("loss", True):
             values |= {"measure": event.measure, "lower_is_better": event.lower_is_better}
-    return {"event": type(event).__name__.lower(), **values}
+    return {"event": type(event).__name__.lower(), **{k: value for k, value in values.items() if value is not None}}
 
 
 def parse(row: dict[str, object]) -> Event:

@@ -14,19 +14,30 @@ import psutil
 import torch
 
 from afina.core.config import Settings
-from afina.core.device import compiler, processor, processor_features
+from afina.core.device import (
+    VISIBLE,
+    Card,
+    compiler,
+    gpu_build,
+    memory_free,
+    memory_limit,
+    processor,
+    processor_features,
+    unused_card,
+    usable_cards,
+)
 from afina.version import __version__
 
 _PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "huggingface_hub", "gguf", "numpy", "pydantic")
 # What the processor can that decides how fast products are, by the names of Linux's /proc/cpuinfo (ARM's among them).
 _FEATURES = ("amx_bf16", "amx_tile", "avx512_bf16", "avx512f", "avx2", "bf16", "asimd")
-_SETTINGS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "HF_HUB_OFFLINE", "HF_ENDPOINT", "CUDA_VISIBLE_DEVICES")
+_SETTINGS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "HF_HUB_OFFLINE", "HF_ENDPOINT", VISIBLE)
 _PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 
 
 class MachineFacts(Settings):
     """Memory and disk in bytes; `memory_limit` is what this process may use, `load` how many processes want the
-    processor now."""
+    processor now, `gpu_build` what cards torch is built for. `unused_gpu`: why a card is not used, and what to do."""
 
     afina: str
     python: str
@@ -44,9 +55,9 @@ class MachineFacts(Settings):
     disk_free: dict[str, int]
     writable: dict[str, bool]
     compiler: str | None
-    cuda_build: str | None
-    gpus: tuple[str, ...]
-    gpu_devices: bool
+    gpu_build: str | None
+    gpus: tuple[Card, ...]
+    unused_gpu: tuple[str, str] | None
     settings: dict[str, str]
     proxies: bool
 
@@ -93,9 +104,9 @@ def look(places: dict[str, Path]) -> MachineFacts:
             name: _existing(path).is_dir() and os.access(_existing(path), os.W_OK) for name, path in places.items()
         },
         compiler=Path(program).name if (program := compiler()) else None,
-        cuda_build=torch.version.cuda,
-        gpus=tuple(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())),
-        gpu_devices=any(Path("/dev").glob("nvidia[0-9]*")),
+        gpu_build=gpu_build(),
+        gpus=usable_cards(),
+        unused_gpu=unused_card(),
         settings={name: _shown(name) for name in _SETTINGS if name in os.environ},
         proxies=any(os.environ.get(name) or os.environ.get(name.lower()) for name in _PROXIES),
     )
@@ -104,25 +115,6 @@ def look(places: dict[str, Path]) -> MachineFacts:
 def _shown(name: str) -> str:
     """A variable's value, or only that it is set where that might be an address of somebody's."""
     return "set" if name == "HF_ENDPOINT" else os.environ[name]
-
-
-def memory_limit() -> int:
-    """Bytes of memory that processes here may use: the machine's, or less where a container is given less."""
-    found = [int(psutil.virtual_memory().total)]
-    for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        with suppress(OSError, ValueError):  # no such file, or "max"
-            found.append(int(Path(file).read_text()))
-    return min(found)
-
-
-def memory_free() -> int:
-    """Bytes of memory that could be taken now, within what a container may use."""
-    free = int(psutil.virtual_memory().available)
-    with suppress(OSError, ValueError, StopIteration):  # not in a container, or with no limit
-        lines = Path("/sys/fs/cgroup/memory.stat").read_text().splitlines()
-        taken = next(int(line.split()[1]) for line in lines if line.startswith("anon "))
-        free = min(free, memory_limit() - taken)
-    return max(0, free)
 
 
 def usable_cores() -> int:

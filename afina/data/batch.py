@@ -3,21 +3,57 @@
 import hashlib
 import random
 from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from itertools import chain
+from typing import TypeVar
 
 import torch
+from torch import Tensor
 
+from afina.core.device import host_buffer, overlaps, use
 from afina.data.template import Row
 from afina.engine import forest
+from afina.engine.ops import Segments
 from afina.models.model import IGNORE_INDEX, Packed
 
+T = TypeVar("T")
 # `Model.shares`: a number for each row of so many tokens; rows of the same share what they begin with.
 Shares = Callable[[Sequence[int]], list[int] | None]
 
 
+@dataclass(frozen=True)
+class HostPack:
+    """A pass as it is made on the host: all its whole numbers in one buffer, so that a card fetches them in one copy.
+
+    Of M places at which anything is labelled, N labels: the token ids (T), the places in order (M), of each label (N)
+    its place, which of the M that is, itself, and in how many rows it is. Then for each row which of the N it has.
+    """
+
+    numbers: Tensor
+    sizes: tuple[int, ...]
+    segments: Segments
+    weighted: bool
+    rows: tuple[Tensor, ...]
+
+    def to(self, device: torch.device) -> Packed:
+        """The pass on `device`. Nobody waits for the copy."""
+        numbers = self.numbers.to(device, non_blocking=True)
+        ids_T, at_M, at_N, place_N, labels_N, counts_N = numbers.split(self.sizes)
+        weights_N = counts_N.float() if self.weighted else None
+        return Packed(ids_T, self.segments, at_N, labels_N, at_M, place_N, weights_N, self.rows)
+
+
 def pack(rows: Sequence[Row], device: torch.device, shares: Shares | None = None) -> Packed:
+    """The rows in one pass, on `device`: see `host_pack`."""
+    return host_pack(rows, device, shares).to(device)
+
+
+def host_pack(rows: Sequence[Row], device: torch.device, shares: Shares | None = None) -> HostPack:
     """The rows in one pass: what several begin with once, where the model `shares`. A token carries the labels of those
-    that follow it, so that logits and labels meet in place."""
+    that follow it, so that logits and labels meet in place. Made on the host, in memory from which `device` fetches
+    it."""
     ids = [row.input_ids for row in rows]
     kinds = _kinds(rows, shares)
     found = forest.plant(ids, kinds)
@@ -28,17 +64,52 @@ def pack(rows: Sequence[Row], device: torch.device, shares: Shares | None = None
         of_rows.append([pair for pair in pairs if pair[1] != IGNORE_INDEX])
         for pair in of_rows[-1]:
             counts[pair] = counts.get(pair, 0) + 1
-    numbers = {pair: n for n, pair in enumerate(sorted(counts))}
-    at, labels = torch.tensor(list(numbers), dtype=torch.int64, device=device).reshape(-1, 2).unbind(1)
-    weights = torch.tensor([float(counts[pair]) for pair in numbers], device=device)
-    return Packed(
-        torch.tensor(found.ids, device=device),
+    labelled = sorted(counts)
+    numbers = {pair: n for n, pair in enumerate(labelled)}
+    places = {at: m for m, at in enumerate(dict.fromkeys(at for at, _ in labelled))}
+    parts = (
+        found.ids,
+        list(places),
+        [at for at, _ in labelled],
+        [places[at] for at, _ in labelled],
+        [label for _, label in labelled],
+        [counts[pair] for pair in labelled],
+    )
+    return HostPack(
+        host_buffer(list(chain.from_iterable(parts)), device),
+        tuple(map(len, parts)),
         found.segments,
-        at.contiguous(),
-        labels.contiguous(),
-        None if kinds is None or not (weights > 1).any() else weights,
+        kinds is not None and any(count > 1 for count in counts.values()),
         tuple(torch.tensor([numbers[pair] for pair in pairs], dtype=torch.long) for pairs in of_rows),
     )
+
+
+class Ahead(Iterator[T]):
+    """What `items` gives. Where `device` computes on its own time, a thread makes each item while the one before it is
+    worked on; else it is made when it is asked for."""
+
+    def __init__(self, items: Iterator[T], device: torch.device) -> None:
+        self._items = items
+        self._thread = ThreadPoolExecutor(1, "afina-ahead", use, (device,)) if overlaps(device) else None
+        self._next: Future[T | None] | None = None
+
+    def __next__(self) -> T:
+        if self._thread is None:
+            return next(self._items)
+        found = (self._next or self._thread.submit(next, self._items, None)).result()
+        if found is None:
+            raise StopIteration
+        self._next = self._thread.submit(next, self._items, None)
+        return found
+
+    def settle(self) -> None:
+        """Waits until nothing is being made: what that reads may be changed after it."""
+        if self._next:
+            wait([self._next])
+
+    def close(self) -> None:
+        if self._thread:
+            self._thread.shutdown(cancel_futures=True)
 
 
 def passes(

@@ -7,7 +7,6 @@ files, and NF4.
 
 import threading
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -16,25 +15,13 @@ from torch.nn import functional as F
 
 from afina.core.errors import BaseModelError
 from afina.core.layers import is_conv1d, replace
-from afina.engine import formats, kernels
-from afina.engine.kernels import Kernels
+from afina.engine import formats
+from afina.engine.ops.by_torch import Ops
+from afina.engine.ops.choice import loaded
+from afina.engine.ops.unpack import GGML_FORMATS as GGML_FORMATS
+from afina.engine.ops.unpack import NF4, Q8_0, nf4_levels_on, row_bytes
+from afina.engine.ops.unpack import NF4_BLOCK as NF4_BLOCK
 
-Q8_0, NF4 = 8, 1000
-# ggml's numbers (https://github.com/ggml-org/ggml) of the formats that cpp/blocks.cpp can read: name, numbers and bytes
-# of a block.
-GGML_FORMATS = {
-    2: ("Q4_0", 32, 18),
-    3: ("Q4_1", 32, 20),
-    6: ("Q5_0", 32, 22),
-    7: ("Q5_1", 32, 24),
-    8: ("Q8_0", 32, 34),
-    10: ("Q2_K", 256, 84),
-    11: ("Q3_K", 256, 110),
-    12: ("Q4_K", 256, 144),
-    13: ("Q5_K", 256, 176),
-    14: ("Q6_K", 256, 210),
-}
-NF4_BLOCK = 64
 TILE = 1 << 22  # numbers of a large matrix that are dequantised at one time
 
 
@@ -46,7 +33,7 @@ class Blocks(nn.Module):
 
     def __init__(self, data: Tensor, kind: int, columns: int, dtype: torch.dtype) -> None:
         super().__init__()
-        if data.dtype != torch.uint8 or data.dim() != 2 or data.shape[1] != _row_bytes(kind, columns):
+        if data.dtype != torch.uint8 or data.dim() != 2 or data.shape[1] != row_bytes(kind, columns):
             raise ValueError(f"a row of {columns} numbers in format {kind} is not {tuple(data.shape)[1:]} bytes")
         self.kind, self.columns, self.dtype = kind, columns, dtype
         self.register_buffer("data", data, persistent=False)
@@ -73,18 +60,9 @@ class Blocks(nn.Module):
         return Blocks(self.data[rows], self.kind, self.columns, self.dtype)
 
     @torch.no_grad()
-    def dequantise_into(self, out_RK: Tensor, fused: Kernels | None = None) -> None:
+    def dequantise_into(self, out_RK: Tensor, ops: Ops | None = None) -> None:
         """Writes the dequantised matrix into `out_RK`, whose rows may be strided."""
-        fused = fused or (kernels.loaded() if kernels.can_run(out_RK) else None)
-        if fused is None:
-            out_RK.copy_(self._dequantised_by_torch())
-            return
-        data = self.data.contiguous()
-        kernels.expect(out_RK.dtype, (out_RK, self.shape))
-        fused.call(
-            "unpack", data, data.shape[1], self.kind, out_RK, out_RK.stride(0), *out_RK.shape, torch.get_num_threads(),
-            dtype=out_RK.dtype,
-        )  # fmt: skip
+        (ops or loaded(out_RK)).unpack(self.data.contiguous(), self.kind, out_RK)
 
     def dequantised(self, dtype: torch.dtype | None = None) -> Tensor:
         """The matrix at full precision, (rows, columns), in its own memory."""
@@ -92,18 +70,34 @@ class Blocks(nn.Module):
         self.dequantise_into(out)
         return out
 
-    def _dequantised_by_torch(self) -> Tensor:
-        if self.kind == NF4:
-            return _nf4_numbers(self.data, self.columns)
-        return formats.numbers_of(self.data, self.kind)
+    def product(self, x_TK: Tensor) -> Tensor:
+        """x Wᵀ, (T, R)."""
+        if self.numel() <= TILE:
+            return F.linear(x_TK, self._in_scratch())
+        y = x_TK.new_empty(len(x_TK), self.rows)
+        for rows, tile in self.tiles():
+            y[:, rows] = F.linear(x_TK, tile._in_scratch())
+        return y
 
+    def product_back(self, dy_TR: Tensor) -> Tensor:
+        """dy W, (T, K)."""
+        if self.numel() <= TILE:
+            return dy_TR @ self._in_scratch()
+        dx = torch.zeros(len(dy_TR), self.columns, device=dy_TR.device)
+        for rows, tile in self.tiles():
+            dx += dy_TR[:, rows] @ tile._in_scratch()
+        return dx.to(dy_TR.dtype)
 
-def _row_bytes(kind: int, columns: int) -> int | None:
-    """Bytes of a row of so many numbers; None where they do not fill whole blocks."""
-    if kind == NF4:  # the smallest scale and the step, a scale a block, two numbers a byte
-        return None if columns % NF4_BLOCK else 8 + columns // NF4_BLOCK + columns // 2
-    _, numbers, size = GGML_FORMATS[kind]
-    return None if columns % numbers else columns // numbers * size
+    def tiles(self) -> "list[tuple[slice, Blocks]]":
+        """The matrix in slices of rows of at most TILE numbers each."""
+        rows = max(1, TILE // self.columns)
+        return [(slice(at, at + rows), self.take(slice(at, at + rows))) for at in range(0, self.rows, rows)]
+
+    def _in_scratch(self) -> Tensor:
+        """The dequantised matrix in the shared scratch, valid until the next call."""
+        out = scratch(self.rows, self.columns, self)
+        self.dequantise_into(out)
+        return out
 
 
 # ------------------------------------------------------------------------------------------------ quantisation
@@ -120,22 +114,6 @@ def quantise(weight_RK: Tensor, kind: str, dtype: torch.dtype) -> Blocks | None:
     return Blocks(formats.q8_0_of(weight_RK.detach().float()), Q8_0, columns, dtype)
 
 
-def nf4_levels() -> Tensor:
-    """The 16 levels: quantiles of a normal distribution (Dettmers et al. 2023, https://arxiv.org/abs/2305.14314,
-    section 3)."""
-    ends = (0.9677083, 9), (0.9677083, 8)
-    above, below = (torch.special.ndtri(torch.linspace(at, 0.5, n, dtype=torch.float64))[:-1] for at, n in ends)
-    levels = torch.cat([above, -below, torch.zeros(1, dtype=torch.float64)])
-    # The denser side is the positive one: nine levels with its end, eight on the other.
-    return (levels / levels.abs().max()).sort().values.float()
-
-
-@lru_cache
-def _levels_on(device: torch.device) -> Tensor:
-    with torch.inference_mode(False):  # training may use them later
-        return nf4_levels().to(device)
-
-
 def _nf4(weight_RK: Tensor) -> Tensor:
     """Rows of NF4. Scales, the largest magnitude of each block of 64, are quantised too: to a byte, between a row's
     smallest and largest scale."""
@@ -145,22 +123,12 @@ def _nf4(weight_RK: Tensor) -> Tensor:
     step = (scales.amax(1, keepdim=True) - least) / 255
     codes = ((scales - least) / step.clamp(min=1e-30)).round()
     scales = (least + step * codes)[..., None]
-    levels = _levels_on(weight_RK.device)
+    levels = nf4_levels_on(weight_RK.device)
     middles = (levels[1:] + levels[:-1]) / 2
     q = torch.bucketize(blocks / scales.clamp(min=1e-30), middles, out_int32=True).to(torch.uint8)
     q = q[..., : NF4_BLOCK // 2] | q[..., NF4_BLOCK // 2 :] << 4
     head = torch.cat([least, step], 1).view(torch.uint8)
     return torch.cat([head, codes.to(torch.uint8), q.flatten(1)], 1)
-
-
-def _nf4_numbers(data: Tensor, columns: int) -> Tensor:
-    blocks = columns // NF4_BLOCK
-    least, step = data[:, :8].contiguous().view(torch.float32).split(1, 1)
-    scales = least + step * data[:, 8 : 8 + blocks]
-    q = data[:, 8 + blocks :].unflatten(1, (blocks, -1))
-    indices = torch.cat([q & 15, q >> 4], 2).long()
-    numbers: Tensor = _levels_on(data.device)[indices] * scales[..., None]
-    return numbers.flatten(1)
 
 
 # ------------------------------------------------------------------------------------------------ layers
@@ -177,19 +145,6 @@ def scratch(rows: int, columns: int, like: Blocks) -> Tensor:
         with torch.inference_mode(False):  # training may use it later
             scratches[key] = torch.empty(rows * columns, dtype=like.dtype, device=like.data.device)
     return scratches[key][: rows * columns].view(rows, columns)
-
-
-def tiles(blocks: Blocks) -> "list[tuple[slice, Blocks]]":
-    """The matrix in slices of rows of at most TILE numbers each."""
-    rows = max(1, TILE // blocks.columns)
-    return [(slice(at, at + rows), blocks.take(slice(at, at + rows))) for at in range(0, blocks.rows, rows)]
-
-
-def _in_scratch(blocks: Blocks) -> Tensor:
-    """The dequantised matrix in the shared scratch, valid until the next call."""
-    out = scratch(blocks.rows, blocks.columns, blocks)
-    blocks.dequantise_into(out)
-    return out
 
 
 Quantiser = Callable[[str, Tensor], Tensor | Blocks]  # what a weight, by its name, becomes as it is read
@@ -228,32 +183,12 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, blocks: Blocks) -> Tensor:
         ctx.blocks = blocks
-        return product(x.flatten(0, -2), blocks).view(*x.shape[:-1], blocks.rows)
+        return blocks.product(x.flatten(0, -2)).view(*x.shape[:-1], blocks.rows)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Any:
-        dx = product_back(dy.flatten(0, -2), ctx.blocks)
+        dx = ctx.blocks.product_back(dy.flatten(0, -2))
         return dx.view(*dy.shape[:-1], ctx.blocks.columns), None
-
-
-def product(x_TK: Tensor, blocks: Blocks) -> Tensor:
-    """x Wᵀ, (T, R)."""
-    if blocks.numel() <= TILE:
-        return F.linear(x_TK, _in_scratch(blocks))
-    y = x_TK.new_empty(len(x_TK), blocks.rows)
-    for rows, tile in tiles(blocks):
-        y[:, rows] = F.linear(x_TK, _in_scratch(tile))
-    return y
-
-
-def product_back(dy_TR: Tensor, blocks: Blocks) -> Tensor:
-    """dy W, (T, K)."""
-    if blocks.numel() <= TILE:
-        return dy_TR @ _in_scratch(blocks)
-    dx = torch.zeros(len(dy_TR), blocks.columns, device=dy_TR.device)
-    for rows, tile in tiles(blocks):
-        dx += dy_TR[:, rows] @ _in_scratch(tile)
-    return dx.to(dy_TR.dtype)
 
 
 def weight_bytes(module: nn.Module) -> int:

@@ -11,23 +11,23 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from afina.core.device import sent
 from afina.core.updates import Updates
-from afina.engine import ops
 from afina.engine.architecture import Architecture, Rope
 from afina.engine.blocks import BlockLinear, Blocks
 from afina.engine.joined import JoinedLinear
-from afina.engine.kernels import Kernels, can_run, expect_below
+from afina.engine.kernels import expect_below
 from afina.engine.kv_cache import Cache
 from afina.engine.layers import BlockEmbedding, Conv1D, Embedding, RmsNorm, add_norm
 from afina.engine.mixed import PackedUpdates, Place, RowUpdates
-from afina.engine.ops import Rotation, Segments
+from afina.engine.ops import ACTIVATIONS, NORM_ALL_HEADS, TORCH, Ops, Rotation, Segments
 
 
 @dataclass(frozen=True)
 class ForwardState:
     """What all layers of one forward pass share. With a `cache`, the tokens' keys and values are added to it."""
 
-    fused: Kernels | None
+    ops: Ops
     segments: Segments
     rotations: dict[int, Rotation]
     cache: Cache | None = None
@@ -55,7 +55,7 @@ class DecoderLayer(nn.Module):
             attention.add_module(name, projection(arch.hidden, size, arch.qkv_bias))
         attention.add_module(names.out, projection(spec.q_size, arch.hidden, arch.out_bias))
         if spec.norm:
-            together = spec.norm == ops.NORM_ALL_HEADS
+            together = spec.norm == NORM_ALL_HEADS
             q_width, k_width = (spec.q_size, spec.kv_size) if together else (spec.head_dim, spec.head_dim)
             attention.add_module("q_norm", RmsNorm(q_width, spec.eps, arch.norm_offset))
             attention.add_module("k_norm", RmsNorm(k_width, spec.eps, arch.norm_offset))
@@ -90,7 +90,7 @@ class DecoderLayer(nn.Module):
         if at_N is not None:
             x_TC, seen_TC = x_TC.index_select(0, at_N), seen_TC.index_select(0, at_N)
             state = state if state.updates is None else replace(state, updates=state.updates.at(at_N))
-        attended_TC = self._out(seen_TC, state.fused, state.steady, state.updates)
+        attended_TC = self._out(seen_TC, state.ops, state.steady, state.updates)
         attended_TC = self._after(names.after_attention_norm, attended_TC, state)
         if self.arch.parallel:
             _, y_TC = self._normed(names.mlp_norm, x_TC, None, state)
@@ -99,26 +99,32 @@ class DecoderLayer(nn.Module):
         return x_TC, self._after(names.after_mlp_norm, self._mlp(y_TC, state), state)
 
     def _normed(self, name: str | None, x: Tensor, added: Tensor | None, state: ForwardState) -> tuple[Tensor, Tensor]:
-        return add_norm(getattr(self, name) if name else None, x, added, state.fused)
+        return add_norm(getattr(self, name) if name else None, x, added, state.ops)
 
     def _after(self, name: str | None, x: Tensor, state: ForwardState) -> Tensor:
         return self._normed(name, x, None, state)[1]
 
     def _mlp(self, y_TC: Tensor, state: ForwardState) -> Tensor:
-        up = self._up(y_TC, state.fused, state.steady, state.updates)
+        up = self._up(y_TC, state.ops, state.steady, state.updates)
         activation = self.arch.activation
-        inner = ops.gated(state.fused, up, activation) if self.arch.gated else ops.ACTIVATIONS[activation](up)
-        return self._down(inner, state.fused, state.steady, state.updates)
+        inner = state.ops.gated(up, activation) if self.arch.gated else ACTIVATIONS[activation](up)
+        return self._down(inner, state.ops, state.steady, state.updates)
 
     def _attend(self, y_TC: Tensor, state: ForwardState) -> Tensor:
         spec = self.spec
-        qkv_TE = self._qkv(y_TC, state.fused, state.steady, state.updates)
+        qkv_TE = self._qkv(y_TC, state.ops, state.steady, state.updates)
         if self.arch.interleaved:
             qkv_TE = qkv_TE.unflatten(1, (spec.heads, 3, spec.head_dim)).transpose(1, 2).flatten(1)
         rotation = state.rotations.get(self.index)
         if state.cache is None:
-            return ops.attend(state.fused, qkv_TE, spec, rotation, state.segments)
-        return state.cache.attend(self.index, qkv_TE, spec, rotation, state.segments, state.fused)
+            return state.ops.attend(qkv_TE, spec, rotation, state.segments)
+        return state.cache.attend(self.index, qkv_TE, spec, rotation, state.segments, state.ops)
+
+
+def _drops(layer: nn.Module) -> bool:
+    """Whether it draws random numbers in training, which are to be drawn again where it is computed again. To keep
+    their state is a wait for a card otherwise, once a layer."""
+    return any(isinstance(each, nn.Dropout) and each.p > 0 for each in layer.modules())
 
 
 def _norm(arch: Architecture) -> nn.Module:
@@ -130,9 +136,9 @@ def _norm(arch: Architecture) -> nn.Module:
 class Decoder(nn.Module):
     """A decoder-only language model. `config` is what transformers parsed; module paths are those of transformers."""
 
-    def __init__(self, arch: Architecture, config: Any, fused: Kernels | None) -> None:
+    def __init__(self, arch: Architecture, config: Any, ops: Ops) -> None:
         super().__init__()
-        self.arch, self.config, self.fused = arch, config, fused
+        self.arch, self.config, self.ops = arch, config, ops
         self.checkpointing = False  # keep only each layer's input for the backward pass, and recompute the rest
         self._tables: dict[int, tuple[Rope, Tensor, Tensor]] = {}
         self._prepared: WeakKeyDictionary[Updates, PackedUpdates] = WeakKeyDictionary()
@@ -201,9 +207,9 @@ class Decoder(nn.Module):
     def get_output_embeddings(self) -> Any:
         return self.get_submodule(self.arch.names.head)
 
-    def kernels_for(self, x: Tensor) -> Kernels | None:
-        """The fused kernels, where there are any and `x` is on the processor in a dtype that they know."""
-        return self.fused if can_run(x) else None
+    def ops_for(self, x: Tensor) -> Ops:
+        """The operations, in torch where those of this decoder are not for the device or the dtype of `x`."""
+        return self.ops if self.ops.takes(x) else TORCH
 
     def decoder_layers(self) -> Any:
         return self.get_submodule(self.arch.names.layers)
@@ -223,7 +229,7 @@ class Decoder(nn.Module):
         """The updates as the products of this decoder need them, made once as long as they live. Raises `AdapterError`
         with all that has no place here."""
         like = torch.empty(0, dtype=self.dtype, device=next(self.parameters()).device)
-        kind = like.dtype, like.device, self.kernels_for(like)
+        kind = like.dtype, like.device, self.ops_for(like).kernels
         packed = self._prepared.get(updates)
         if packed is None or not packed.suits(*kind):
             packed = self._prepared[updates] = PackedUpdates(updates.factors, self.places(), *kind)
@@ -242,14 +248,15 @@ class Decoder(nn.Module):
     ) -> tuple[Tensor, ForwardState]:
         """The token embeddings (T, C), and what the layers share."""
         names = self.arch.names
-        positions = cache.positions(segments) if cache else segments.positions_T
         x = self.get_submodule(names.embedding)(ids_T)
+        positions = cache.positions(segments) if cache else segments.positions_T
+        there = sent(positions, x.device) if cache else segments.on(x.device, "positions_T")
         if names.positions:
-            x = x + self.get_submodule(names.positions)(positions.to(ids_T.device).long())
+            x = x + self.get_submodule(names.positions)(there.long())
         lengths = cache.lengths_T(segments) if cache else segments.lengths_T
-        rotations = self._rotations(positions, lengths, x.device)
+        rotations = self._rotations(positions, there, lengths)
         steady = cache is not None and cache.used
-        return x, ForwardState(self.kernels_for(x), segments, rotations, cache, steady, updates)
+        return x, ForwardState(self.ops_for(x), segments, rotations, cache, steady, updates)
 
     def through(self, x: Tensor, state: ForwardState, at_N: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """`forward` from the token embeddings on."""
@@ -258,7 +265,9 @@ class Decoder(nn.Module):
         for layer in layers:
             wanted_N = at_N if layer is layers[-1] else None
             if self.checkpointing and self.training and torch.is_grad_enabled():
-                x, added = checkpoint(layer, x, added, state, wanted_N, use_reentrant=False)
+                x, added = checkpoint(
+                    layer, x, added, state, wanted_N, use_reentrant=False, preserve_rng_state=_drops(layer)
+                )
             else:
                 x, added = layer(x, added, state, wanted_N)
         assert added is not None
@@ -266,7 +275,7 @@ class Decoder(nn.Module):
 
     def normed(self, x_TC: Tensor, added_TC: Tensor) -> Tensor:
         """The final norm of the residual stream, for the positions given."""
-        return add_norm(self.get_submodule(self.arch.names.final_norm), x_TC, added_TC, self.kernels_for(x_TC))[1]
+        return add_norm(self.get_submodule(self.arch.names.final_norm), x_TC, added_TC, self.ops_for(x_TC))[1]
 
     def logits(self, hidden_NC: Tensor, updates_N: RowUpdates | None = None) -> Tensor:
         """(N, V), in the dtype of `hidden_NC`."""
@@ -274,24 +283,26 @@ class Decoder(nn.Module):
 
     def scores(self, hidden_NC: Tensor, updates_N: RowUpdates | None = None) -> Tensor:
         """(N, V), the logits before their cap."""
-        return self._head(hidden_NC, self.kernels_for(hidden_NC), updates=updates_N)
+        return self._head(hidden_NC, self.ops_for(hidden_NC), updates=updates_N)
 
     def capped(self, scores_NV: Tensor) -> Tensor:
         cap = self.arch.logit_cap
         return torch.tanh(scores_NV / cap) * cap if cap else scores_NV
 
-    def _rotations(self, positions_T: Tensor, lengths_T: Tensor, device: torch.device) -> dict[int, Rotation]:
+    def _rotations(self, positions_T: Tensor, there_T: Tensor, lengths_T: Tensor) -> dict[int, Rotation]:
+        """By layer, of tokens at these positions, which are `there` on the device, too."""
         tables: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
         rotations = {}
         needed = int(positions_T.max()) + 1
         for index, rope in enumerate(self.arch.ropes):
             if id(rope) not in tables:
-                cosines, sines = self._table(rope, needed, device)
-                rows_T = positions_T
+                cosines, sines = self._table(rope, needed, there_T.device)
+                rows_T, rows_there_T = positions_T, there_T
                 if rope.original is not None:  # by each row's own length: a pack gives what its rows give alone
                     rows_T = positions_T + (lengths_T > rope.original).int() * (len(cosines) // 2)
+                    rows_there_T = sent(rows_T, there_T.device)
                 expect_below(len(cosines), rows_T)
-                tables[id(rope)] = (cosines, sines, rows_T.to(device))
+                tables[id(rope)] = (cosines, sines, rows_there_T)
             norms: tuple[Tensor | None, Tensor | None] = (None, None)
             if self.arch.specs[index].norm:
                 attention = getattr(self.decoder_layers()[index], self.arch.names.attention)

@@ -12,15 +12,14 @@ rows of 192, of which the last 32 are x Aᵀ; q's y is columns 0 to 64 plus colu
 """
 
 import copy
+from functools import cached_property
 from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from afina.core.errors import AdapterError
-from afina.engine import kernels
 from afina.engine.blocks import BlockLinear
 from afina.engine.joined_weights import (
     DenseWeights,
@@ -32,14 +31,11 @@ from afina.engine.joined_weights import (
     storage_of,
     weight_OI,
 )
-from afina.engine.kernels import Kernels
 from afina.engine.layers import Conv1D
-from afina.engine.low_rank import LowRankLayer, LowRankUpdate, outer_product
 from afina.engine.mixed import Place, RowUpdates
-
-# Rows up to which a product is bound by reading the weights from memory, and our own kernel is faster than the matrix
-# library.
-FEW = 24 if torch.cpu._is_amx_tile_supported() else 32
+from afina.engine.ops.by_torch import TORCH, Ops
+from afina.engine.ops.few_rows import FewRows, Part
+from afina.engine.ops.low_rank import LowRankLayer, LowRankUpdate
 
 
 class JoinedLinear:
@@ -55,7 +51,7 @@ class JoinedLinear:
         self._product: _JoinedProduct | None = None  # reused while nothing changes
 
     def __call__(
-        self, x_TI: Tensor, fused: Kernels | None = None, steady: bool = False, updates: RowUpdates | None = None
+        self, x_TI: Tensor, ops: Ops = TORCH, steady: bool = False, updates: RowUpdates | None = None
     ) -> Tensor:
         """`steady` promises that no layer has changed since the last call, which saves checking. With `updates`, which
         some of the tokens have and which get no gradients, layers must have no adapter of their own; raises
@@ -64,8 +60,8 @@ class JoinedLinear:
         reusable = not (torch.is_grad_enabled() or self._owner.training)
         product = self._product if reusable else None
         layers = self._owner._modules
-        if product is None or not (steady or product.is_current(tuple(layers[name] for name in self._names), fused)):
-            product = self._prepare([layers[name] for name in self._names], fused)
+        if product is None or not (steady or product.is_current(tuple(layers[name] for name in self._names), ops)):
+            product = self._prepare([layers[name] for name in self._names], ops)
             if product is None:
                 self._product = None
                 _expect_bare(updates is None)
@@ -73,9 +69,10 @@ class JoinedLinear:
             self._product = product if reusable else None
             _expect_bare(updates is None or not product.updates)
         if not torch.is_grad_enabled() or not (x_TI.requires_grad or product.is_trained()):
-            y = product.few_rows(x_TI) if product.suits_few_rows(x_TI) else product.forward(x_TI)[0]
+            few = product.few_rows(x_TI)
+            y = product.forward(x_TI)[0] if few is None else few
             if updates is not None:
-                updates.add(self._number, x_TI, y, fused)
+                updates.add(self._number, x_TI, y, ops.kernels)
             return y
         assert updates is None, "they get no gradients"
         return _JoinedFunction.apply(x_TI, product, *product.parameters())  # type: ignore[no-any-return, no-untyped-call]
@@ -90,7 +87,7 @@ class JoinedLinear:
 
     @torch.inference_mode(False)  # training may use these tensors later
     @torch.no_grad()
-    def _prepare(self, layers: list[Any], fused: Kernels | None) -> "_JoinedProduct | None":
+    def _prepare(self, layers: list[Any], ops: Ops) -> "_JoinedProduct | None":
         """The product of the layers as they are now; None where they cannot be joined."""
         if not all(_is_joinable(layer) for layer in layers):
             return None
@@ -103,7 +100,7 @@ class JoinedLinear:
             low = torch.empty(
                 ranks, input_size(frozen[0]), dtype=dtype_of(frozen[0]), device=storage_of(frozen[0]).device
             )
-            weights = QuantisedWeights(frozen, low, fused)
+            weights = QuantisedWeights(frozen, low, ops)
         else:
             joined = self._joined_weights(frozen, ranks)
             weights, low = DenseWeights(frozen, joined), joined[sum(output_sizes(frozen)) :]
@@ -112,7 +109,7 @@ class JoinedLinear:
             low[at : at + len(adapter.lora_a)].copy_(adapter.lora_a)
             at += len(adapter.lora_a)
         bias = self._joined_bias(frozen, sum(output_sizes(frozen)) + ranks, low.dtype)
-        return _JoinedProduct(tuple(layers), frozen, adapters, weights, low, bias, fused)
+        return _JoinedProduct(tuple(layers), frozen, adapters, weights, low, bias, ops)
 
     def _joined_weights(self, frozen: list[Any], ranks: int) -> Tensor:
         """Ŵ, made anew where the layers' weights are no longer its rows or where it has too few rows for the adapters'
@@ -195,23 +192,22 @@ class _JoinedProduct:
 
     def __init__(
         self, layers: tuple[Any, ...], frozen: list[Any], adapters: list[LowRankLayer | None],
-        weights: DenseWeights | QuantisedWeights, low_RI: Tensor, bias: Tensor | None, fused: Kernels | None,
+        weights: DenseWeights | QuantisedWeights, low_RI: Tensor, bias: Tensor | None, ops: Ops,
     ) -> None:  # fmt: skip
         self.layers, self.frozen, self.adapters = layers, frozen, adapters
-        self.weights, self.low, self.bias, self.fused = weights, low_RI, bias, fused
+        self.weights, self.low, self.bias, self.ops = weights, low_RI, bias, ops
         self.outputs = output_sizes(frozen)
         self.total = sum(self.outputs)
-        # (update, its columns of y, its columns of x Aᵀ)
-        self.updates: list[tuple[LowRankUpdate, slice, slice]] = []
+        # (update, its s, its columns of y, its columns of x Aᵀ)
+        self.updates: list[tuple[LowRankUpdate, float, slice, slice]] = []
         column = rank = 0
         for adapter, n in zip(adapters, self.outputs, strict=True):
             if adapter is not None:
-                update = LowRankUpdate(adapter, n, low_RI.dtype, fused)
-                self.updates.append((update, slice(column, column + n), slice(rank, rank + update.rank)))
-                rank += update.rank
+                update, r = ops.low_rank(adapter.lora_b, adapter.scaling, low_RI.dtype), adapter.lora_b.shape[1]
+                columns, ranks = slice(column, column + n), slice(rank, rank + r)
+                self.updates.append((update, adapter.scaling, columns, ranks))
+                rank += r
             column += n
-        fast = low_RI.shape[1] % kernels.LANES == 0 and all(update.is_fused for update, _, _ in self.updates)
-        self.outer_fused = fused if fast else None  # for dA
         self._wrappers = [layer for layer, own in zip(layers, frozen, strict=True) if layer is not own]
         self._storages = [storage_of(layer) for layer in frozen]
         # Layers that are disabled may be of any kind.
@@ -219,7 +215,6 @@ class _JoinedProduct:
             p for layer in self._wrappers if hasattr(layer, "lora_a") for p in (layer.lora_a, layer.lora_b)
         ]
         self._state = self._current_state()
-        self._slices: tuple[Any, list[Tensor]] | None = None
 
     def _current_state(self) -> list[Any]:
         return [
@@ -229,9 +224,9 @@ class _JoinedProduct:
             *[layer.enabled for layer in self._wrappers],
         ]
 
-    def is_current(self, layers: tuple[Any, ...], fused: Kernels | None) -> bool:
+    def is_current(self, layers: tuple[Any, ...], ops: Ops) -> bool:
         """Whether these are the layers, with weights that have not changed."""
-        if layers != self.layers or (fused is None) != (self.fused is None) or self._current_state() != self._state:
+        if layers != self.layers or ops is not self.ops or self._current_state() != self._state:
             return False
         return all(storage_of(layer) is own for layer, own in zip(self.frozen, self._storages, strict=True))
 
@@ -249,61 +244,27 @@ class _JoinedProduct:
         if not self.updates:
             return joined, None
         y, low = joined[:, : self.total], joined[:, self.total :]
-        for update, outputs, ranks in self.updates:
+        for update, _, outputs, ranks in self.updates:
             update.add(y[:, outputs], low[:, ranks])
         return y, low
 
-    def suits_few_rows(self, x_TI: Tensor) -> bool:
-        """Whether `few_rows` can take the product, and is the faster one."""
-        return (
-            self.fused is not None
-            and x_TI.shape[0] <= FEW
-            and x_TI.dtype == self.low.dtype
-            and x_TI.shape[1] % (2 * kernels.LANES) == 0
-            and self.weights.row_major
-        )
+    def few_rows(self, x_TI: Tensor) -> Tensor | None:
+        """y (T, O) for few rows, where there is a faster way to it than `forward`."""
+        if x_TI.shape[0] > self.ops.few or x_TI.dtype != self.low.dtype or self._few_rows is None:
+            return None
+        return self._few_rows.product(x_TI)
 
-    def few_rows(self, x_TI: Tensor) -> Tensor:
-        """y (T, O) for few rows: the weights are read once, as fast as memory gives them, the updates in the same
-        sums."""
-        assert self.fused is not None
-        slices, _ = self._slices or self._output_slices()
-        y = x_TI.new_empty(x_TI.shape[0], self.total)
-        kernels.expect(self.low.dtype, (x_TI, (len(y), self.low.shape[1])))
-        self.fused.call(
-            "few_rows", x_TI, x_TI.stride(0), self.bias, y, self.total, slices, len(slices),
-            *x_TI.shape, torch.get_num_threads(),
-        )  # fmt: skip
-        return y
-
-    def _output_slices(self) -> tuple[Any, list[Tensor]]:
-        """The kernel's description of each layer and its update, and the tensors that it points to, which must stay
-        alive."""
-        slices, tensors = [], []
-        column = rank_at = 0
-        width = self.low.shape[1]
-        for layer, n in zip(self.frozen, self.outputs, strict=True):
-            shape = layer.blocks.shape if isinstance(layer, BlockLinear) else tuple(weight_OI(layer).shape)
-            if shape != (n, width):
-                raise IndexError(f"a layer's weights are {shape}, expected {(n, width)}")
-        kernels.expect(self.low.dtype, (self.low, (len(self.low), width)))
-        if self.bias is not None:
-            kernels.expect(self.low.dtype, (self.bias, (self.total + len(self.low),)))
-        for adapter, n, address in zip(self.adapters, self.outputs, self.weights.addresses(), strict=True):
-            if adapter is None:
-                slices.append(kernels.OutputSlice(column, column + n, 0, None, None, *address))
-            else:
-                rank = adapter.lora_b.shape[1]
-                b = F.pad(
-                    (adapter.lora_b.detach() * adapter.scaling).to(self.low.dtype), (0, -rank % (2 * kernels.LANES))
-                )
-                a = self.low[rank_at].data_ptr()
-                slices.append(kernels.OutputSlice(column, column + n, rank, a, b.data_ptr(), *address))
-                tensors.append(b)
-                rank_at += rank
-            column += n
-        self._slices = (kernels.OutputSlice * len(slices))(*slices), tensors
-        return self._slices
+    @cached_property
+    def _few_rows(self) -> FewRows | None:
+        parts = []
+        updates = iter(self.updates)
+        for adapter, n, (weights, kind) in zip(self.adapters, self.outputs, self.weights.stored(), strict=True):
+            a_RI = b_OR = None
+            if adapter is not None:
+                _, scaling, _, ranks = next(updates)
+                a_RI, b_OR = self.low[ranks], (adapter.lora_b.detach() * scaling).to(self.low.dtype)
+            parts.append(Part(n, weights, kind, a_RI, b_OR))
+        return self.ops.few_rows(parts, self.low.shape[1], self.bias)
 
 
 class _JoinedFunction(torch.autograd.Function):
@@ -311,7 +272,7 @@ class _JoinedFunction(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, product: _JoinedProduct, *_: Tensor) -> Tensor:
         y, low = product.forward(x)
         ctx.product = product
-        ctx.save_for_backward(x, low)
+        ctx.save_for_backward(x, None if low is None else low.clone())  # as a view it would keep all outputs alive
         return y
 
     @staticmethod
@@ -324,12 +285,13 @@ class _JoinedFunction(torch.autograd.Function):
         else:
             joined = _widened(dy, product.total + len(product.low))
             dy, dlow = joined[:, : product.total], joined[:, product.total :]
-            for update, outputs, ranks in product.updates:
+            for update, _, outputs, ranks in product.updates:
                 update.project(dy[:, outputs], dlow[:, ranks])
             dx = product.weights.product_back(joined) if ctx.needs_input_grad[0] else None
-            da = outer_product(x, dlow, 1.0, product.outer_fused)
-            for update, outputs, ranks in product.updates:
-                grads += (da[:, ranks].T, update.gradient(dy[:, outputs], low[:, ranks]))
+            da = product.ops.outer_product(x, dlow, 1.0)
+            for _, scaling, outputs, ranks in product.updates:
+                db = product.ops.outer_product(dy[:, outputs], low[:, ranks], scaling)
+                grads += (da[:, ranks].T, db)
         own = []
         for layer, d in zip(product.frozen, dy.split(product.outputs, 1), strict=True):
             if storage_of(layer).requires_grad:

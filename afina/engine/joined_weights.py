@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from afina.engine import blocks, kernels
-from afina.engine.blocks import BlockLinear
-from afina.engine.kernels import Kernels
+from afina.engine import blocks
+from afina.engine.blocks import BlockLinear, Blocks
 from afina.engine.layers import Conv1D
+from afina.engine.ops.by_torch import Ops
 
 
 def is_transposed(layer: Any) -> bool:
@@ -53,7 +53,6 @@ class DenseWeights:
 
     def __init__(self, frozen: list[Any], joined: Tensor) -> None:
         self.joined = joined
-        self.row_major = joined.is_contiguous()
         self._outputs = output_sizes(frozen)
 
     def product(self, x_TI: Tensor, bias: Tensor | None) -> Tensor:
@@ -64,22 +63,19 @@ class DenseWeights:
         """dy Ŵ, (T, I)."""
         return dy_TO @ self.joined
 
-    def addresses(self) -> list[tuple[int, int, int]]:
-        """Address, bytes per row and format of each layer's weights."""
-        row = self.joined.stride(0) * self.joined.element_size()
-        start = self.joined.data_ptr()
-        return [(start + row * sum(self._outputs[:i]), row, kernels.NUMBERS) for i in range(len(self._outputs))]
+    def stored(self) -> list[tuple[Tensor, int | None]]:
+        """Each layer's weights, and their format: None, for they are numbers."""
+        return [(weights, None) for weights in self.joined[: sum(self._outputs)].split(self._outputs)]
 
 
 class QuantisedWeights:
     """Ŵ dequantised from the layers' blocks, into the scratch that all layers share, whenever a product needs it."""
 
-    def __init__(self, frozen: list[Any], low_RI: Tensor, fused: Kernels | None) -> None:
-        self._frozen, self._low, self._fused = frozen, low_RI, fused
-        self.row_major = all(isinstance(layer, BlockLinear) or weight_OI(layer).is_contiguous() for layer in frozen)
+    def __init__(self, frozen: list[Any], low_RI: Tensor, ops: Ops) -> None:
+        self._frozen, self._low, self._ops = frozen, low_RI, ops
         alone = len(frozen) == 1 and not len(low_RI)
         # Too large to be dequantised at one time: the output head.
-        self._large = frozen[0].blocks if alone and frozen[0].blocks.numel() > blocks.TILE else None
+        self._large: Blocks | None = frozen[0].blocks if alone and frozen[0].blocks.numel() > blocks.TILE else None
 
     def _dequantised(self) -> Tensor:
         outputs = output_sizes(self._frozen)
@@ -88,7 +84,7 @@ class QuantisedWeights:
         at = 0
         for layer, n in zip(self._frozen, outputs, strict=True):
             if isinstance(layer, BlockLinear):
-                layer.blocks.dequantise_into(out[at : at + n], self._fused)
+                layer.blocks.dequantise_into(out[at : at + n], self._ops)
             else:
                 out[at : at + n] = weight_OI(layer)
             at += n
@@ -99,18 +95,16 @@ class QuantisedWeights:
         """x Ŵᵀ, (T, O + R)."""
         if self._large is None:
             return F.linear(x_TI, self._dequantised(), bias)
-        y = blocks.product(x_TI, self._large)
+        y = self._large.product(x_TI)
         return y if bias is None else y + bias
 
     def product_back(self, dy_TO: Tensor) -> Tensor:
         """dy Ŵ, (T, I)."""
-        return dy_TO @ self._dequantised() if self._large is None else blocks.product_back(dy_TO, self._large)
+        return dy_TO @ self._dequantised() if self._large is None else self._large.product_back(dy_TO)
 
-    def addresses(self) -> list[tuple[int, int, int]]:
-        """Address, bytes per row and format of each layer's weights."""
-        found = []
-        for layer in self._frozen:
-            storage = storage_of(layer)
-            kind = layer.blocks.kind if isinstance(layer, BlockLinear) else kernels.NUMBERS
-            found.append((storage.data_ptr(), storage.stride(0) * storage.element_size(), kind))
-        return found
+    def stored(self) -> list[tuple[Tensor, int | None]]:
+        """Each layer's weights or their blocks, and the format of these."""
+        return [
+            (layer.blocks.data, layer.blocks.kind) if isinstance(layer, BlockLinear) else (weight_OI(layer), None)
+            for layer in self._frozen
+        ]

@@ -6,9 +6,7 @@ T new tokens, packed; S sequences; H heads of D, Hkv of them of keys and values.
 import torch
 from torch import Tensor
 
-from afina.engine import ops
-from afina.engine.kernels import Kernels
-from afina.engine.ops import AttentionSpec, Past, Rotation, Segments
+from afina.engine.ops import AttentionSpec, Ops, Past, Rotation, Segments
 
 
 class Cache:
@@ -98,11 +96,10 @@ class Cache:
         return (self._before + segments.lengths_S)[segments.rows_T]
 
     def attend(
-        self, layer: int, qkv_TE: Tensor, spec: AttentionSpec, rotation: Rotation | None, segments: Segments,
-        fused: Kernels | None,
-    ) -> Tensor:  # fmt: skip
+        self, layer: int, qkv_TE: Tensor, spec: AttentionSpec, rotation: Rotation | None, segments: Segments, ops: Ops
+    ) -> Tensor:
         """Attention of the new tokens, (T, H·D), to their past and to themselves; their keys and values are added to
         the cache."""
-        qk_TE = ops.rotate(fused, qkv_TE, spec, rotation)
+        qk_TE = ops.rotate(qkv_TE, spec, rotation)
         past = Past(*self._layers[layer], self._slots, self._before)
-        return ops.attend_cached(fused, qk_TE, qkv_TE[:, spec.qk_size :], spec, past, segments)
+        return ops.attend_cached(qk_TE, qkv_TE[:, spec.qk_size :], spec, past, segments)

@@ -1,6 +1,7 @@
 """The decoder's own layers: norms, token embeddings, GPT-2's linear layer. T tokens, C channels, V tokens of the
 vocabulary."""
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -8,9 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from afina.core.errors import BaseModelError
-from afina.engine import ops
 from afina.engine.blocks import Blocks
-from afina.engine.kernels import Kernels
+from afina.engine.ops.by_torch import Ops
 
 
 class RmsNorm(nn.Module):
@@ -27,14 +27,20 @@ class RmsNorm(nn.Module):
         return weight + self.offset if self.offset else weight
 
 
-def add_norm(norm: Any, x_TC: Tensor, added_TC: Tensor | None, fused: Kernels | None) -> tuple[Tensor, Tensor]:
+def add_norm(norm: Any, x_TC: Tensor, added_TC: Tensor | None, ops: Ops) -> tuple[Tensor, Tensor]:
     """(h, norm(h)) with h = x + added; without a norm (h, h)."""
     if isinstance(norm, RmsNorm):
         if added_TC is None:
-            return x_TC, ops.rms_norm(fused, x_TC, norm.scale(), norm.eps)
-        return ops.add_rms_norm(fused, x_TC, added_TC, norm.scale(), norm.eps)
+            return x_TC, ops.rms_norm(x_TC, norm.scale(), norm.eps)
+        return ops.add_rms_norm(x_TC, added_TC, norm.scale(), norm.eps)
     h_TC = x_TC if added_TC is None else x_TC + added_TC
     return h_TC, h_TC if norm is None else norm(h_TC)
+
+
+@cache
+def _rounded(number: float, dtype: torch.dtype) -> float:
+    """As a tensor of this dtype would hold it."""
+    return torch.tensor(number, dtype=dtype).item()
 
 
 class Embedding(nn.Embedding):
@@ -53,7 +59,7 @@ class Embedding(nn.Embedding):
                 f"the text holds token {int(ids.max())}; the base has embeddings of {self.num_embeddings}",
                 "its tokenizer and its weights do not belong together: leave such tokens out, or choose another base",
             ) from error
-        return x if self.embed_scale == 1.0 else x * torch.tensor(self.embed_scale, dtype=x.dtype, device=x.device)
+        return x if self.embed_scale == 1.0 else x * _rounded(self.embed_scale, x.dtype)
 
     def _rows(self, ids: Tensor) -> Tensor:
         return super().forward(ids)

@@ -272,12 +272,13 @@ class DecoderSequences:
         def step() -> Tensor:
             return module.scores(module.normed(*module.through(x_BC, state)), updates)
 
-        if state.fused is None or key != self._stepped:
+        kernels = state.ops.kernels
+        if kernels is None or key != self._stepped:
             self._stepped, self._tape = key, None
             return step()
         if self._tape is None:
             tape = Tape(inputs)
-            scores_BV = tape.record(state.fused, step).clone()
+            scores_BV = tape.record(kernels, step).clone()
             self._tape = tape
             return scores_BV
         return step() if self._tape.spoiled else self._tape.repeat(*inputs).clone()

@@ -19,7 +19,7 @@ from afina.core.errors import InputError, OutputError
 from afina.core.files import read_json, write_atomic, write_json
 from afina.core.layers import evaluation_mode
 from afina.core.machine import OtherPrograms
-from afina.engine import kernels, ops
+from afina.engine import ops
 from afina.engine.blocks import quantise
 from afina.engine.ops import Segments
 from afina.forecast.speed import DISTURBED, Rates, Speed, Width
@@ -124,8 +124,7 @@ def _kept(cache: Path) -> dict[str, Any]:
 def _measure(device: torch.device, dtype: torch.dtype, cache: Path) -> Speed:
     keep_freed_memory()
     sizes = _sizes(device)
-    fused = kernels.load(cache) if device.type == "cpu" else None
-    bench = _Benchmark(sizes, device, dtype, fused)
+    bench = _Benchmark(sizes, device, dtype, ops.chosen(device, cache))
     for _ in range(_ROUNDS):
         bench.round()
     return bench.speed(_write(cache))
@@ -176,8 +175,8 @@ class _Benchmark:
     apart. In the first round, memory and products are made ready.
     """
 
-    def __init__(self, sizes: _Sizes, device: torch.device, dtype: torch.dtype, fused: Any) -> None:
-        self.sizes, self.device, self.dtype, self.fused = sizes, device, dtype, fused
+    def __init__(self, sizes: _Sizes, device: torch.device, dtype: torch.dtype, own: ops.Ops) -> None:
+        self.sizes, self.device, self.dtype, self.own = sizes, device, dtype, own
         self.models = {width: self._model(width, layers) for width, layers in sizes.layers.items()}
         self.middle = self.models[sizes.middle]
         self._found: dict[Any, list[float]] = {}
@@ -199,7 +198,7 @@ class _Benchmark:
             hidden_size=width, intermediate_size=3 * width, num_hidden_layers=layers, num_attention_heads=heads,
             num_key_value_heads=heads // 2, vocab_size=self.sizes.words, tie_word_embeddings=True,
         )  # fmt: skip
-        module = decoder_skeleton(config, architecture_of(config), self.fused).to(self.dtype)
+        module = decoder_skeleton(config, architecture_of(config), self.own).to(self.dtype)
         module = module.to_empty(device=self.device)
         module.tie()
         with torch.no_grad():
@@ -268,7 +267,7 @@ class _Benchmark:
         leaf = values.clone().requires_grad_()
 
         def attend(qkv: Tensor, row: int) -> Tensor:
-            return ops.attend(self.fused, qkv, spec, None, Segments(tuple(range(0, long + 1, row))))
+            return self.own.attend(qkv, spec, None, Segments(tuple(range(0, long + 1, row))))
 
         def back(row: int) -> None:
             attend(leaf, row).sum().backward()

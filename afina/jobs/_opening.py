@@ -11,7 +11,7 @@ class OpenSettings(Settings):
     run: Path = setting(..., positional="RUN")
     """Folder that `afina train` wrote, or an adapter's folder."""
     device: str | None = None
-    """cpu, cuda, mps; by default the best that is there."""
+    """cpu, cuda (of several cards cuda:0, cuda:1 …), mps; by default the best that is there."""
     cache_dir: Path | None = setting(None, metavar="DIR")
     """Where downloaded models are kept."""
     base: str | None = None

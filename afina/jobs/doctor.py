@@ -103,11 +103,7 @@ def judge(m: MachineFacts) -> Iterator[Finding]:
     for name, may in m.writable.items():
         if not may:
             yield Finding(f"writing to {name}", "wrong", "not permitted", _elsewhere(name, "change its permissions"))
-    yield Finding(
-        "torch",
-        "ok",
-        f"{m.versions.get('torch', 'absent')}, {f'for CUDA {m.cuda_build}' if m.cuda_build else 'without CUDA'}",
-    )
+    yield Finding("torch", "ok", f"{m.versions.get('torch', 'absent')}, for {m.gpu_build or 'the processor alone'}")
     yield from _gpus(m)
     for line in m.outdated:
         yield Finding("packages", "wrong", line, f"pip install --upgrade {line.split()[0]!r}")
@@ -144,19 +140,24 @@ def _threads(m: MachineFacts) -> Finding:
 
 
 def _gpus(m: MachineFacts) -> Iterator[Finding]:
+    for card in m.gpus:
+        free = f"{card.free / GB:.1f} of {card.memory / GB:.1f} GB free"
+        few = card.free < _FEW_MEMORY
+        yield Finding(
+            f"GPU {card.device}",
+            "warning" if few else "ok",
+            f"{card.name}: {free}, {card.precision} ({card.reason})",
+            "end other programs on it, or give --device cpu" if few else "",
+        )
     if m.gpus:
-        yield Finding("GPU", "ok", ", ".join(m.gpus))
-    elif m.gpu_devices and m.cuda_build is None:
         yield Finding(
             "GPU",
             "warning",
-            "there is one, but this torch is built without CUDA",
-            "install torch from https://pytorch.org with CUDA",
+            "what Afina does on cards was tested with an interpreter and stand-ins so far, on no card",
+            "compare what matters with --device cpu, and tell us what differs",
         )
-    elif m.cuda_build and m.settings.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
-        yield Finding("GPU", "warning", "CUDA_VISIBLE_DEVICES hides it", "unset CUDA_VISIBLE_DEVICES")
-    elif m.gpu_devices:
-        yield Finding("GPU", "warning", "there is one, but torch cannot use it", "update the graphics driver")
+    elif m.unused_gpu:
+        yield Finding("GPU", "warning", *m.unused_gpu)
     else:
         yield Finding("GPU", "ok", "none; the processor does the work")
 

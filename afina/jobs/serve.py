@@ -73,7 +73,7 @@ class ServeSettings(Settings):
     log_requests: bool = setting(False, "--log-requests")
     """A line on standard error for each request."""
     device: str | None = None
-    """cpu, cuda, mps; by default the best that is there."""
+    """cpu, cuda (of several cards cuda:0, cuda:1 …), mps; by default the best that is there."""
     cache_dir: Path | None = setting(None, metavar="DIR")
     """Where downloaded models are kept."""
 

@@ -47,8 +47,7 @@ class DecoderModel:
     def summed_loss(self, packed: Packed) -> Tensor:
         hidden_NC, labels_N, weights_N = self._hidden(packed), packed.labels_N, packed.weights_N
         if (head_VC := self._plain_head()) is not None:
-            fused = self.module.kernels_for(hidden_NC)
-            return ops.summed_cross_entropy(fused, hidden_NC, head_VC, labels_N, weights_N)
+            return ops.summed_cross_entropy(self.module.ops_for(hidden_NC), hidden_NC, head_VC, labels_N, weights_N)
         total = hidden_NC.new_zeros((), dtype=torch.float32)
         for at in range(0, len(labels_N), ops.CHUNK):  # the backward pass recomputes a chunk's logits
             part = slice(at, at + ops.CHUNK)
@@ -71,7 +70,7 @@ class DecoderModel:
     def label_losses(self, packed: Packed) -> Tensor:
         hidden_NC, labels_N = self._hidden(packed), packed.labels_N
         if (head_VC := self._plain_head()) is not None and not torch.is_grad_enabled():
-            return ops.cross_entropies(self.module.kernels_for(hidden_NC), hidden_NC, head_VC, labels_N)
+            return ops.cross_entropies(self.module.ops_for(hidden_NC), hidden_NC, head_VC, labels_N)
         parts = zip(hidden_NC.split(ops.CHUNK), labels_N.split(ops.CHUNK), strict=True)
         return torch.cat([token_losses(self.module.logits(hidden), labels) for hidden, labels in parts])
 
@@ -87,9 +86,9 @@ class DecoderModel:
         if missing := -len(ids_T) % ops.ROUND:
             ids_T = F.pad(ids_T, (0, missing))
             segments = segments.and_a_root(missing)
-        at_M, place_N = packed.at_N.unique(return_inverse=True)
+        at_M = packed.at_M
         x_MC, added_MC = self.module(ids_T, segments, at_N=F.pad(at_M, (0, -len(at_M) % ops.ROUND)))
-        return self.module.normed(x_MC, added_MC).index_select(0, place_N)
+        return self.module.normed(x_MC, added_MC).index_select(0, packed.place_N)
 
     def start(self, slots: int, room: int, kept: int = 0) -> ActiveSequences:
         return DecoderSequences(self.module, slots, room, kept)

@@ -5,9 +5,8 @@ from typing import Any
 
 import torch
 
-from afina.core.device import LARGE_BLOCK
+from afina.core.device import LARGE_BLOCK, memory_free
 from afina.core.layers import is_conv1d
-from afina.core.machine import memory_free
 from afina.engine import ops
 from afina.engine.blocks import NF4_BLOCK, linear_layers
 from afina.engine.decoder import Decoder
@@ -135,6 +134,4 @@ def quantised_layers(module: Any, quantize: Quantize, heads: Sequence[str] = ())
 
 def free_bytes(device: torch.device) -> int:
     """Bytes of memory that could be allocated now."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return memory_free()
+    return memory_free(device)

@@ -10,7 +10,7 @@ import torch
 from afina.core.device import PRECISIONS, cache_folder, pick_device, pick_dtype
 from afina.core.errors import BaseModelError, SettingsError, counted
 from afina.core.task import SEQ2SEQ, Task, TaskName, task_named
-from afina.engine import kernels
+from afina.engine import kernels, ops
 from afina.engine.blocks import parameter_count, quantise_linears
 from afina.engine.decoder import Decoder
 from afina.engine.kernels import Kernels
@@ -119,8 +119,8 @@ def load_base(  # noqa: PLR0913 - each by its name
         if template is not None:
             raise BaseModelError(f"base {name!r} has no chat, so no chat template", "leave --template out")
         return _encoder(source, chosen, tuple(classes), on, (dtype, reason), quantize)
-    fused = kernels.load(cache) if on.type == "cpu" else None
-    read = read_causal(source, dtype, fused, quantize, on)
+    own = ops.chosen(on, cache)
+    read = read_causal(source, dtype, own, quantize, on)
     module, tok = read.module, read.tokenizer
     if template is not None:
         tok = tokenizer.with_template(tok, template)
@@ -129,7 +129,7 @@ def load_base(  # noqa: PLR0913 - each by its name
             f"base {name!r}: the tokenizer has more tokens than the model", "choose a base whose files agree"
         )
     module.requires_grad_(False).eval().to(on)
-    engine = _engine(on, fused, read.fallback_reason) + _quantised(module, quantize, dtype)
+    engine = _engine(on, own.kernels, read.fallback_reason) + _quantised(module, quantize, dtype)
     engine += "".join(f"; {note}" for note in (read.note, *unusual_formats(source.path)) if note)
     model = wrapped(module, chosen, tok.pad_id)
     return Base(model, tok, _facts(source, module), dtype, reason, engine, read.fallback_reason is not None)

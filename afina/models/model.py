@@ -22,13 +22,15 @@ Quantize = Literal["nf4", "int8", "keep"]  # how frozen weights are quantised; k
 @dataclass(frozen=True)
 class Packed:
     """Rows in one pass, what they share once. The token at `at_N` predicts `labels_N`: where rows part, one token
-    predicts several. `weights_N` says in how many rows (None: in one each), and `rows` which of the N each row has, in
-    its order."""
+    predicts several. `at_M` are the places of `at_N`, each once and in order, and `place_N` which of them each is.
+    `weights_N` says in how many rows (None: in one each), and `rows` which of the N each row has, in its order."""
 
     ids_T: Tensor
     segments: Segments
     at_N: Tensor
     labels_N: Tensor
+    at_M: Tensor
+    place_N: Tensor
     weights_N: Tensor | None = None
     rows: tuple[Tensor, ...] = ()
 
@@ -47,7 +49,7 @@ def unshared(ids_T: Tensor, labels_T: Tensor, segments: Segments) -> Packed:
     """Rows that share nothing. Each of `labels_T` stands at the token that predicts it; `IGNORE_INDEX` where there is
     none."""
     at_N = (labels_T != IGNORE_INDEX).nonzero().squeeze(1)
-    return Packed(ids_T, segments, at_N, labels_T[at_N])
+    return Packed(ids_T, segments, at_N, labels_T[at_N], at_N, torch.arange(len(at_N), device=at_N.device))
 
 
 @dataclass(frozen=True)

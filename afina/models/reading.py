@@ -15,7 +15,7 @@ from afina.engine.blocks import Blocks, quantiser_for
 from afina.engine.decoder import Decoder
 from afina.engine.families import architecture_of
 from afina.engine.joined_weights import weight_OI
-from afina.engine.kernels import Kernels
+from afina.engine.ops import Ops
 from afina.models import tokenizer
 from afina.models.formats import gguf_models, safetensors_files
 from afina.models.formats.checks import check_numbers
@@ -40,12 +40,12 @@ class ReadModel:
 
 
 def read_causal(
-    source: Source, dtype: torch.dtype, fused: Kernels | None, quantize: Quantize | None, device: torch.device
+    source: Source, dtype: torch.dtype, ops: Ops, quantize: Quantize | None, device: torch.device
 ) -> ReadModel:
     """The model of `source` with its weights in `dtype`, or quantised as they are read. Those of Afina's decoder are
     read one by one onto `device`; transformers reads all of them into the host's memory first. Raises
     `BaseModelError`."""
-    return (_from_gguf if source.is_gguf else _from_folder)(source, dtype, fused, quantize, device)
+    return (_from_gguf if source.is_gguf else _from_folder)(source, dtype, ops, quantize, device)
 
 
 def chat_tokenizer(source: Source) -> Tokenizer:
@@ -69,7 +69,7 @@ def _stop_ids(source: Source) -> list[int]:
 
 
 def _from_folder(
-    source: Source, dtype: torch.dtype, fused: Kernels | None, quantize: Quantize | None, device: torch.device
+    source: Source, dtype: torch.dtype, ops: Ops, quantize: Quantize | None, device: torch.device
 ) -> ReadModel:
     config = config_of(source)
     tok = chat_tokenizer(source)
@@ -77,7 +77,7 @@ def _from_folder(
         arch = architecture_of(config)
     except Unsupported as reason:
         return ReadModel(_in_transformers(source, config, dtype), tok, str(reason))
-    module = decoder_skeleton(config, arch, fused)
+    module = decoder_skeleton(config, arch, ops)
     if quantised_by(source.path):
         other = _in_transformers(source, config, dtype).to(dtype)
         return ReadModel(_filled(source, module, other.state_dict()), tok)
@@ -99,14 +99,14 @@ def _in_transformers(source: Source, config: Any, dtype: torch.dtype) -> Any:
 
 
 def _from_gguf(
-    source: Source, dtype: torch.dtype, fused: Kernels | None, quantize: Quantize | None, device: torch.device
+    source: Source, dtype: torch.dtype, ops: Ops, quantize: Quantize | None, device: torch.device
 ) -> ReadModel:
     keep = quantize == "keep"
     file = read_gguf(source.path)
     tok = tokenizer.from_gguf(file, source.path)
     config = gguf_models.read_config(file)
     if config:
-        module = decoder_skeleton(config, architecture_of(config), fused)
+        module = decoder_skeleton(config, architecture_of(config), ops)
         quantiser = quantiser_for(module, quantize, dtype)
         weights = gguf_models.read_weights(file, config, module.state_dict(), dtype, quantiser, keep, device)
         if keep and not any(isinstance(weight, Blocks) for weight in weights.values()):
@@ -120,7 +120,7 @@ def _from_gguf(
         arch: Architecture = architecture_of(other.config)
     except Unsupported as reason:
         return ReadModel(other, tok, str(reason))
-    return ReadModel(_filled(source, decoder_skeleton(other.config, arch, fused), other.state_dict()), tok)
+    return ReadModel(_filled(source, decoder_skeleton(other.config, arch, ops), other.state_dict()), tok)
 
 
 def _gguf_in_transformers(source: Source, architecture: str | None, dtype: torch.dtype) -> Any:

@@ -15,7 +15,7 @@ from afina.core.task import CAUSAL, CLASSIFY, SEQ2SEQ, TASKS, Task, TaskName, ta
 from afina.engine.architecture import Architecture, Unsupported, checking_configuration
 from afina.engine.decoder import Decoder
 from afina.engine.families import architecture_of
-from afina.engine.kernels import Kernels
+from afina.engine.ops import TORCH, Ops
 from afina.models.formats import gguf, gguf_models
 from afina.models.formats.checks import check_counts
 from afina.models.formats.number_formats import check_number_formats
@@ -119,7 +119,7 @@ def build_skeleton(config: Any, task: Task, classes: int = 0) -> Any:
     if not task.continues_text:
         return _other_skeleton(config, task, classes)
     try:
-        return decoder_skeleton(config, architecture_of(config), None)
+        return decoder_skeleton(config, architecture_of(config))
     except Unsupported:
         return causal_skeleton(config)
 
@@ -144,9 +144,9 @@ def need_classes(classes: Sequence[str]) -> None:
 
 
 @checking_configuration()
-def decoder_skeleton(config: Any, arch: Architecture, fused: Kernels | None) -> Decoder:
+def decoder_skeleton(config: Any, arch: Architecture, ops: Ops = TORCH) -> Decoder:
     with torch.device("meta"):
-        return Decoder(arch, config, fused)
+        return Decoder(arch, config, ops)
 
 
 @checking_configuration()

@@ -9,7 +9,15 @@ import torch
 from torch import Tensor
 
 from afina.core.config import changed
-from afina.core.device import cache_folder, keep_freed_memory, precision_of
+from afina.core.device import (
+    cache_folder,
+    fitting,
+    keep_freed_memory,
+    pick_device,
+    precision_of,
+    set_arithmetic,
+    unused_card,
+)
 from afina.core.errors import AdapterError, BaseModelError, DataError, SettingsError
 from afina.core.events import Listener, Notice, ignore
 from afina.core.layers import is_conv1d
@@ -23,6 +31,7 @@ from afina.data.quality.checks import Checker
 from afina.data.rows import placed
 from afina.data.splits import Splits, read_splits
 from afina.data.template import Row
+from afina.engine.ops import TORCH
 from afina.forecast.machines import this_machine
 from afina.forecast.remedies import refuse_what_cannot_fit
 from afina.forecast.workload import ONE_ROW, room_for
@@ -39,8 +48,8 @@ from afina.models.skeleton import Skeleton, read_skeleton
 from afina.models.templates import read_template
 from afina.runs.facts import adapter_folder, check_base, load_name, read_facts
 from afina.settings import Facts, Resolved, RunSettings, adapter_config, resolve
+from afina.training.accumulation import gradients
 from afina.training.baselines import baseline
-from afina.training.loop import gradients
 from afina.training.loss import mean_loss
 from afina.training.objectives import OBJECTIVES
 
@@ -92,7 +101,7 @@ class Assembled:
             lengths=lengths,
             hidden_size=base.facts.hidden_size,
             activation_bytes=activation_bytes(
-                module, base.dtype, int(max(lengths)), getattr(module, "fused", None) is not None
+                module, base.dtype, int(max(lengths)), getattr(module, "ops", TORCH) is not TORCH
             ),
             free_bytes=free_bytes(next(module.parameters()).device),
             precision=precision_of(base.dtype),
@@ -158,9 +167,16 @@ def assemble(settings: RunSettings, listener: Listener) -> Assembled:
         )
     if settings.threads:
         torch.set_num_threads(settings.threads)
+    device = pick_device(settings.device)
+    if not settings.device and (unused := unused_card()):
+        listener(Notice(f"{unused.problem}: {unused.remedy}; or give --device cpu", warning=True))
+    if settings.train.deterministic and device.type == "cpu":
+        listener(Notice("--train.deterministic changes nothing here: the processor adds in one order always"))
+    set_arithmetic(device, settings.tf32, settings.train.deterministic)
     quantised = changed(settings, {"quantize": stored or settings.quantize})
     skeleton = _guarded(quantised, splits.answers.classes)
-    base = load(quantised, splits.answers.classes)
+    with fitting(device, f"base {settings.base!r}", "`afina fit BASE DATA` says what would, and which settings help"):
+        base = load(quantised, splits.answers.classes)
     data = render_splits(splits, base.tokenizer, base.facts.context_length, settings.cache_dir, listener)
     return Assembled(settings, base, data, splits, skeleton)
 

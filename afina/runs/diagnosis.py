@@ -8,10 +8,10 @@ from itertools import pairwise
 from pathlib import Path
 
 from afina.core.config import build
+from afina.core.device import memory_limit
 from afina.core.errors import SettingsError, counted
 from afina.core.events import Finding
 from afina.core.layers import not_finite
-from afina.core.machine import memory_limit
 from afina.core.task import TASKS
 from afina.core.text import command_line
 from afina.lora.peft_files import WEIGHTS
@@ -52,7 +52,7 @@ def _end(run: RunFiles) -> Iterator[Finding]:
             yield Finding("metrics.jsonl", "wrong", found, "restore it from a copy; the adapter does not need it")
         return
     if run.done is None:
-        most = max((step.memory_gb for step in run.steps), default=0.0)
+        most = max((step.memory_gb if step.host_gb is None else step.host_gb for step in run.steps), default=0.0)
         limit = memory_limit() / 1e9
         last = f"after step {run.steps[-1].step} of {run.steps[-1].total}" if run.steps else "before its first step"
         if most > _NEARLY_ALL * limit:

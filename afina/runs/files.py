@@ -6,7 +6,7 @@ A model names what later readers rely on, requires no more than that, and keeps 
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from afina.core.config import read_yaml
+from afina.core.device import Precision
 from afina.core.errors import InputError, brief
 from afina.core.events import Done, Finding, HeldOut, Step, end_of, read_events
 from afina.core.files import jsonl_rows, read_json, read_text
@@ -119,7 +120,7 @@ class AdapterFacts(Recorded):
     data: dict[str, Annotated[str, Field(max_length=COLUMN_TEMPLATE_CHARACTERS)] | None]
     kind: Kind
     max_new_tokens: int = Field(ge=1, le=NEW_TOKENS)
-    precision: Literal["bf16", "fp32"]
+    precision: Precision
     quantize: Quantize | None = None
     task: TaskName = CAUSAL.name
     classes: list[str] = []

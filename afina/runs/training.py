@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from afina.core.config import build, changed, merge, read_yaml
-from afina.core.device import memory_gb
+from afina.core.device import memory_gb, pick_device
 from afina.core.errors import AdapterError, InputError, Interrupted, counted, writing
 from afina.core.events import Done, Event, Listener, MetricsFile, Notice, forget_after, ignore, minutes
 from afina.core.files import leads_out, write_json, write_jsonl, write_yaml
@@ -102,7 +102,7 @@ def resume_run(folder: Path | str, listener: Listener = ignore) -> TrainedRun:
 def _train(run_folder: RunFolder, settings: RunSettings, listener: Listener, *, resuming: bool) -> TrainedRun:
     trackers = Trackers(settings.track, listener)
     import_libraries()
-    start = memory_gb()
+    start = memory_gb(pick_device(settings.device))
     assembled = assemble(settings, listener)
     run = _Run(assembled, assembled.adapt(settings, listener), run_folder, resuming)
     run.announce(listener)

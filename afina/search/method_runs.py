@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from afina.core.config import build, changed
-from afina.core.device import memory_gb, peak_memory_gb
+from afina.core.device import memory_gb, peak_memory_gb, pick_device
 from afina.core.errors import NonFiniteLoss, RunFailed
 from afina.core.events import Listener, Notice
 from afina.core.files import write_json
@@ -31,16 +31,18 @@ def ask_base(settings: dict[str, Any], folder: str, shots: bool, listener: Liste
     """Evaluates the base as it is, or with some training rows before each prompt; writes the evaluation into
     `folder`.
     """
+    wanted = build(RunSettings, settings)
     import_libraries()
-    start = memory_gb()
-    assembled = assemble(build(RunSettings, settings), listener)
+    device = pick_device(wanted.device)
+    start = memory_gb(device)
+    assembled = assemble(wanted, listener)
     if shots and not assembled.base.task.writes_text:
         raise RunFailed("a classifier has no prompt in which it could be shown examples")
     asked = assembled.asked()
     plain = other = cached_outputs(assembled.base, asked, listener, "base", assembled.cache)
     if shots:
         other = outputs_of(assembled.base, after_examples(assembled, asked, listener), listener, "few-shot")
-    cost = {"peak_memory_gb": peak_memory_gb(), "start_memory_gb": start}
+    cost = {"peak_memory_gb": peak_memory_gb(device), "start_memory_gb": start}
     write_json(Path(folder) / "cost.json", cost)
     record(Path(folder), evaluate_outputs(asked, plain, other))
 

@@ -11,6 +11,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from afina.core.device import random_states as device_states
+from afina.core.device import set_random_states as set_device_states
 from afina.core.files import write_tensors
 from afina.core.world import World
 from afina.data.template import Row
@@ -24,8 +26,8 @@ class State:
 
     `best` is the lowest cost so far (`HeldOut.cost`: the held-out loss in supervised learning) and `best_weights` the
     weights that have it; `since_best` counts the evaluations after it. `tokens` and `step_seconds` are those of the
-    steps, `seconds` those of everything. `random` holds the state of the random numbers by device, of the processes
-    after the first with their rank (`cpu`, `cpu1`).
+    steps, `seconds` those of everything. `random` holds the state of the random numbers by kind of device, of the
+    processes after the first with their rank (`cpu`, `cpu1`). `scale` is that of the loss, where the base is in fp16.
     """
 
     step: int = 0
@@ -38,6 +40,7 @@ class State:
     best_weights: dict[str, Tensor] = field(default_factory=dict)
     moments: dict[str, Tensor] = field(default_factory=dict)
     random: dict[str, Tensor] = field(default_factory=dict)
+    scale: dict[str, Tensor] = field(default_factory=dict)
 
 
 _TENSORS = tuple(f.name for f in fields(State) if f.default_factory is dict)
@@ -52,25 +55,20 @@ def fingerprint(rows: Sequence[Row], *others: Any) -> str:
     return digest.hexdigest()
 
 
-def random_states(world: World) -> dict[str, Tensor]:
-    """The state of the random numbers of all processes, for `State.random`."""
-    own = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        own["cuda"] = torch.cuda.get_rng_state()
-    every = enumerate(world.exchange(own))
-    return {_key(device, rank): state for rank, states in every for device, state in states.items()}
+def random_states(world: World, device: torch.device) -> dict[str, Tensor]:
+    """The state of the random numbers of all processes, each on its `device`, for `State.random`."""
+    every = enumerate(world.exchange(device_states(device)))
+    return {_key(kind, rank): state for rank, states in every for kind, state in states.items()}
 
 
-def set_random_state(states: dict[str, Tensor], world: World) -> None:
+def set_random_state(states: dict[str, Tensor], world: World, device: torch.device) -> None:
     """Puts this process's random numbers where `random_states` found them."""
-    torch.set_rng_state(states[_key("cpu", world.rank)])
-    cuda = states.get(_key("cuda", world.rank))
-    if cuda is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(cuda)
+    kinds = ("cpu", device.type)
+    set_device_states({k: states[_key(k, world.rank)] for k in kinds if _key(k, world.rank) in states}, device)
 
 
-def _key(device: str, rank: int) -> str:
-    return f"{device}{rank or ''}"
+def _key(kind: str, rank: int) -> str:
+    return f"{kind}{rank or ''}"
 
 
 def write(folder: Path, state: State, mark: str) -> None:

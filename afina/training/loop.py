@@ -2,49 +2,57 @@
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
-from itertools import chain, count, islice
+from itertools import chain, count, groupby, islice
+from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
-from afina.core.device import memory_gb, peak_memory_gb
-from afina.core.errors import NonFiniteLoss, NothingTrains, OutOfMemory, counted
+from afina.core.device import (
+    fitting,
+    forget_peak,
+    is_deterministic,
+    later,
+    memory_gb,
+    overlaps,
+    peak_memory_gb,
+    same_random_numbers,
+    wait_for,
+)
+from afina.core.errors import NonFiniteLoss, NothingTrains, RunFailed, brief, counted
 from afina.core.events import Done, Event, HeldOut, Listener, Notice, Step
 from afina.core.process.interrupt import StopRequest
 from afina.core.world import SINGLE, World
-from afina.data.batch import numbered
+from afina.data.batch import Ahead, numbered
 from afina.data.template import Row
 from afina.models.load import Base
 from afina.training import checkpoint
+from afina.training.accumulation import MicroBatch, add_gradients, gradients, micro_batches
 from afina.training.checkpoint import State, random_states, set_random_state
-from afina.training.objectives import OBJECTIVES, Objective, U
+from afina.training.loss import device_of
+from afina.training.loss_scale import LossScale, is_too_small
+from afina.training.objectives import OBJECTIVES, Objective
 from afina.training.optimizer import Optimizer
 from afina.training.plan import Plan
 from afina.training.schedule import learning_rate
 from afina.training.settings import TrainingSettings
 
 
-def gradients(
-    base: Base, units: Sequence[U], objective: Objective[U], max_tokens: int, max_units: int | None = None,
-    world: World = SINGLE,
-) -> tuple[float, int]:  # fmt: skip
-    """Adds the gradients of the mean loss over the `units` of all processes; that loss, and the tokens read.
+class _Taken(NamedTuple):
+    """A step that was taken, whose numbers (loss, norm of the gradient, and those of the loss scale) may still be on
+    their way from the device. `tokens` are those of all steps so far."""
 
-    The units go in micro-batches of up to `max_tokens` tokens and `max_units` units, with the result of a single one.
-    """
-    weight = world.sum(sum(objective.weight(unit) for unit in units))
-    loss, tokens = 0.0, 0
-    for numbers, _ in objective.passes(base, units, max_tokens, max_units):
-        group = [units[i] for i in numbers]
-        part = objective.loss(base, group) / weight
-        part.backward()
-        loss += part.item()
-        tokens += sum(objective.lengths(group))
-    world.sum_gradients(p for p in base.model.module.parameters() if p.requires_grad)
-    return world.sum(loss), world.sum(tokens)
+    step: int
+    units: Sequence[Any]
+    rate: float
+    tokens: int
+    numbers: Callable[[], Tensor]
 
 
 @dataclass
@@ -81,6 +89,10 @@ class Trainer:
     _watched: Sequence[Any] = field(init=False, repr=False)
     _prompts: Sequence[int] | None = field(init=False, repr=False)
     _optimizer: Optimizer = field(init=False, repr=False)
+    _scale: LossScale | None = field(init=False, repr=False)
+    _device: torch.device = field(init=False, repr=False)
+    _ahead: Ahead[MicroBatch] = field(init=False, repr=False)
+    _taken: deque[_Taken] = field(init=False, repr=False)
     _now: State = field(init=False, repr=False)
     _started: float = field(init=False, repr=False)
 
@@ -97,7 +109,11 @@ class Trainer:
         self._units, self._watched = self._objective.units(self.train), self._objective.units(self.held_out)
         prompts = (self._objective.prompt(unit) for unit in self._units)
         self._prompts = numbered(prompts) if settings.group_prompts else None
-        self._optimizer = Optimizer(module, settings.weight_decay, settings.lora_plus_ratio, settings.optimizer)
+        self._device, self._taken = device_of(self.base), deque()
+        self._scale = LossScale(self._device) if self.base.dtype == torch.float16 else None
+        self._optimizer = Optimizer(
+            module, settings.weight_decay, settings.lora_plus_ratio, settings.optimizer, self._scale
+        )
         self._now, self._started = self.state or State(), time.monotonic()
         stop = StopRequest()
         with stop.listening():
@@ -105,22 +121,48 @@ class Trainer:
         if reason != "interrupted":
             self._optimizer.set_weights(self._now.best_weights)
         self._save()
-        now = self._now
-        rate = now.tokens / now.step_seconds if now.step_seconds else 0.0
-        done = Done(now.step, reason, self._seconds(), now.tokens, rate, peak_memory_gb(), self.start_memory_gb)
+        done = self._done(reason)
         self._tell(done)
         return done
 
+    def _done(self, reason: str) -> Done:
+        now, host = self._now, None if self._device.type == "cpu" else peak_memory_gb()
+        skipped = 0 if self._scale is None else int(self._scale.skipped)
+        if skipped:
+            self._tell(Notice(f"{counted(skipped, 'step was', 'steps were')} skipped: gradients too large for fp16"))
+        return Done(
+            steps=now.step,
+            reason=reason,
+            seconds=self._seconds(),
+            tokens=now.tokens,
+            tokens_per_second=now.tokens / now.step_seconds if now.step_seconds else 0.0,
+            peak_memory_gb=peak_memory_gb(self._device),
+            start_memory_gb=self.start_memory_gb,
+            host_peak_gb=host,
+            skipped_steps=skipped,
+        )
+
     def _train(self, stop: StopRequest) -> str:
+        forget_peak(self._device)
         if self.rehearse:
             self._rehearse()
+        if self.checkpoints is not None and not is_deterministic(self._device):
+            self._tell(
+                Notice("if this run is cut off and resumed, it ends with the same adapter up to rounding; "
+                       "--train.deterministic makes that bit for bit, and slower")
+            )  # fmt: skip
         self._begin()
         self.base.model.module.train()
+        self._ahead = Ahead(self._micro_batches(self._now.step), self._device)
+        with closing(self._ahead):
+            return self._take_steps(stop)
+
+    def _take_steps(self, stop: StopRequest) -> str:
         now, patience, agree = self._now, self.settings.early_stopping, self.world.agree
-        for units in self._steps(now.step):
+        for _, made in groupby(self._ahead, attrgetter("step")):
             if patience and agree(now.since_best >= patience):
                 return "early stopping"
-            self._train_step(units)
+            self._train_step(made)
             evaluated = now.step % self.plan.eval_steps == 0 or now.step == self.plan.steps
             found = self._evaluate() if evaluated else None
             if agree(stop.asked):
@@ -142,59 +184,100 @@ class Trainer:
             return
         self._optimizer.set_weights(self.state.weights)
         self._optimizer.set_moments(self.state.moments)
-        set_random_state(self.state.random, self.world)
+        if self._scale is not None and self.state.scale:
+            self._scale.set_state(self.state.scale)
+        set_random_state(self.state.random, self.world, self._device)
         self._tell(Notice(f"resuming after step {self.state.step} of {self.plan.steps}"))
 
-    def _steps(self, done: int) -> Iterator[list[Any]]:
-        """This process's units of each optimiser step after the first `done`; every epoch in an order of its own."""
-        lengths = self._objective.lengths(self._units)
+    def _micro_batches(self, done: int) -> Iterator[MicroBatch]:
+        """This process's micro-batches of each optimiser step after the first `done`; every epoch in an order of its
+        own."""
+        lengths, settings = self._objective.lengths(self._units), self.settings
         epochs = (self.plan.batches(lengths, self.seed, epoch, self._prompts) for epoch in count())
-        for numbers in islice(chain.from_iterable(epochs), done, self.plan.steps):
-            yield [self._units[i] for i in self.world.share(numbers)]
+        for step, numbers in enumerate(islice(chain.from_iterable(epochs), done, self.plan.steps), done):
+            units = [self._units[i] for i in self.world.share(numbers)]
+            yield from micro_batches(
+                self.base, units, self._objective, settings.tokens_per_pass, settings.micro_batch_size, step
+            )
 
-    def _train_step(self, units: list[Any]) -> None:
+    def _train_step(self, made: Iterator[MicroBatch]) -> None:
         begun = time.monotonic()
         now, settings = self._now, self.settings
         rate = learning_rate(now.step, self.plan, settings) if self.rates is None else self.rates[now.step]
-        loss, tokens = gradients(
-            self.base, units, self._objective, settings.tokens_per_pass, settings.micro_batch_size, self.world
-        )
+        first = next(made)
+        loss, tokens = add_gradients(
+            self.base, first.units, chain([first], made), self._objective, self.world,
+            None if self._scale is None else self._scale.factor,
+        )  # fmt: skip
         norm = self._optimizer.step(rate, settings.max_grad_norm)
         now.step += 1
         now.tokens += tokens
-        now.step_seconds += time.monotonic() - begun
-        self._check(loss, norm, units)
+        scale = [] if self._scale is None else [self._scale.factor]
+        numbers = later(torch.stack([loss, *(each.to(loss) for each in (norm, *scale))]))
+        self._taken.append(_Taken(now.step, first.units, rate, now.tokens, numbers))
+        self._catch_up(begun, 1 if overlaps(self._device) else 0)
+
+    def _settle(self) -> None:
+        """Catches up with a device that computes on its own time, before anything but the next step."""
+        self._ahead.settle()
+        if self._taken:
+            self._catch_up(time.monotonic(), 0)
+
+    def _catch_up(self, begun: float, behind: int) -> None:
+        """Tells of the steps that were taken, but for the last ones that the device may be `behind`. The time since
+        `begun` is that of the steps."""
+        read = []
+        while len(self._taken) > behind:
+            taken = self._taken.popleft()
+            read.append((taken, taken.numbers().tolist()))
+        self._now.step_seconds += time.monotonic() - begun
+        for taken, numbers in read:
+            self._tell_step(taken, *numbers)
+
+    def _tell_step(self, taken: _Taken, loss: float, norm: float, factor: float | None = None) -> None:
+        step = taken.step
+        if factor is not None and math.isfinite(loss) and not math.isfinite(norm) and not is_too_small(factor):
+            norm = 0.0
+            self._tell(
+                Notice(
+                    f"step {step} is skipped: its gradients are too large for fp16; the loss scale is now {factor:g}"
+                )
+            )
+        else:
+            self._check(taken, loss, norm)
         seconds = self._seconds()
         self._tell(
             Step(
-                step=now.step,
+                step=step,
                 total=self.plan.steps,
-                epoch=now.step / self.plan.steps_per_epoch,
+                epoch=step / self.plan.steps_per_epoch,
                 loss=loss,
-                learning_rate=rate,
+                learning_rate=taken.rate,
                 grad_norm=norm,
-                tokens_per_second=now.tokens / now.step_seconds,
-                memory_gb=memory_gb(),
+                tokens_per_second=taken.tokens / self._now.step_seconds,
+                memory_gb=memory_gb(self._device),
                 seconds=seconds,
-                seconds_left=seconds / now.step * (self.plan.steps - now.step),
+                seconds_left=seconds / step * (self.plan.steps - step),
+                host_gb=None if self._device.type == "cpu" else memory_gb(),
             )
         )
 
-    def _check(self, loss: float, norm: float, units: list[Any]) -> None:
-        step = self._now.step
+    def _check(self, taken: _Taken, loss: float, norm: float) -> None:
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise NonFiniteLoss(
-                f"step {step}: the loss is {loss}, the norm of its gradient {norm}; the batch was "
-                f"{', '.join(unit.location for unit in units)}",
+                f"step {taken.step}: the loss is {loss}, the norm of its gradient {norm}; the batch was "
+                f"{', '.join(unit.location for unit in taken.units)}",
                 "lower --train.learning_rate, or use --precision fp32; the best adapter so far, if any, is kept",
             )
-        if step == 1 and norm == 0:
+        if taken.step == 1 and norm == 0:
             raise NothingTrains(
                 "step 1: no gradient reaches the adapter", "choose other layers with --lora.target_modules"
             )
 
     def _evaluate(self) -> HeldOut:
         """Tells the held-out measure, and saves if it is the best. Step 0 is before the first."""
+        if self._now.step:
+            self._settle()
         now, objective = self._now, self._objective
         sums = objective.sums(self.base, self.world.share(self._watched))
         numbers = objective.numbers([self.world.sum(each) for each in sums])
@@ -224,20 +307,23 @@ class Trainer:
         units = [self._units[i] for i in numbers]
         largest = max(objective.passes(self.base, units, *limits), key=lambda group: group.tokens)
         longest = [units[i] for i in largest.rows]
-        devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
         module.train()
         begun = time.monotonic()
-        with torch.random.fork_rng(devices=devices):
+        what = f"the longest micro-batch ({counted(largest.tokens, 'token')}, with {longest[-1].location})"
+        remedy = (
+            "`afina fit BASE DATA` with the same flags says what would; --train.checkpoint_activations true, "
+            "a lower --train.tokens_per_pass or --data.max_length need less"
+        )
+        with same_random_numbers(self._device), fitting(self._device, what, remedy):
             try:
                 gradients(self.base, longest, objective, *limits)
+                wait_for(self._device)
             except RuntimeError as error:
-                if not (isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)):
+                if not settings.deterministic or "deterministic" not in str(error):
                     raise
-                raise OutOfMemory(
-                    f"the longest micro-batch ({counted(largest.tokens, 'token')}, with {longest[-1].location}) "
-                    "does not fit into memory",
-                    "`afina fit BASE DATA` with the same flags says what would; --train.checkpoint_activations true, "
-                    "a lower --train.tokens_per_pass or --data.max_length need less",
+                raise RunFailed(
+                    f"--train.deterministic: torch has no such form of an operation of this base ({brief(error)})",
+                    "leave it out: a run that is resumed is then the same up to rounding",
                 ) from error
         module.zero_grad(set_to_none=True)
         seconds = time.monotonic() - begun
@@ -255,6 +341,7 @@ class Trainer:
             self.save()
 
     def _checkpoint(self) -> None:
+        self._settle()
         if self.checkpoints is None:
             return
         state = replace(
@@ -262,7 +349,8 @@ class Trainer:
             seconds=self._seconds(),
             weights=self._optimizer.weights(),
             moments=self._optimizer.moments(),
-            random=random_states(self.world),
+            random=random_states(self.world, self._device),
+            scale={} if self._scale is None else self._scale.state(),
         )
         if self.world.main:
             checkpoint.write(self.checkpoints, state, self.mark)

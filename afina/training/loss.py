@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import torch
 
+from afina.core.device import later, widest
 from afina.core.layers import evaluation_mode
 from afina.data.batch import pack, passes
 from afina.data.template import Row
@@ -24,13 +25,14 @@ def device_of(base: Base) -> torch.device:
 
 def summed_loss(base: Base, rows: Sequence[Row]) -> tuple[float, int]:
     """The loss summed over all labelled tokens of `rows`, in nats, and how many these are."""
-    total, tokens = 0.0, 0
+    device = device_of(base)
+    total, tokens = torch.zeros((), dtype=widest(device), device=device), 0
     with torch.no_grad(), evaluation_mode(base.model.module):
         for group, _ in passes(rows, TOKENS, shares=base.model.shares):
-            packed = pack([rows[i] for i in group], device_of(base), base.model.shares)
-            total += base.model.summed_loss(packed).item()
-            tokens += packed.labelled
-    return total, tokens
+            packed = pack([rows[i] for i in group], device, base.model.shares)
+            total += base.model.summed_loss(packed)  # read once, in the end: a card goes on with the next pass
+            tokens += sum(map(len, packed.rows))
+    return total.item(), tokens
 
 
 def mean_loss(base: Base, rows: Sequence[Row]) -> float:
@@ -41,11 +43,13 @@ def mean_loss(base: Base, rows: Sequence[Row]) -> float:
 
 def row_losses(base: Base, rows: Sequence[Row]) -> list[tuple[float, int]]:
     """The loss of each row summed over its labelled tokens, in nats, and how many these are, in the order of `rows`."""
-    losses = [(0.0, 0)] * len(rows)
+    losses, reads = [(0.0, 0)] * len(rows), []
     with torch.no_grad(), evaluation_mode(base.model.module):
         for group, _ in passes(rows, TOKENS, shares=base.model.shares):
             packed = pack([rows[i] for i in group], device_of(base), base.model.shares)
-            found = base.model.label_losses(packed).cpu()
-            for i, labelled in zip(group, packed.rows, strict=True):
-                losses[i] = float(found[labelled].sum()), len(labelled)
+            reads.append((group, packed.rows, later(base.model.label_losses(packed))))
+    for group, of_rows, read in reads:
+        found = read()
+        for i, labelled in zip(group, of_rows, strict=True):
+            losses[i] = float(found[labelled].sum()), len(labelled)
     return losses

@@ -1,9 +1,13 @@
 """The optimiser over whatever is trainable: masters, parameter groups, clipping, and its state for checkpoints."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
+from afina.core.device import overlaps
 from afina.lora.injection import factor_pairs, fast_parameters, undecayed_parameters
+from afina.training.loss_scale import LossScale
 from afina.training.optimizers import OPTIMIZERS
 
 
@@ -12,10 +16,13 @@ class Optimizer:
 
     Weight decay is for weights trained in full, not for adapters. `lora_plus` is the learning rate of every B over that
     of the rest (LoRA+, Hayou et al. 2024, https://arxiv.org/abs/2402.12354, section 4). `kind` names one of
-    `OPTIMIZERS`.
+    `OPTIMIZERS`. With a `scale` the gradients are those of the loss times its factor.
     """
 
-    def __init__(self, module: nn.Module, weight_decay: float, lora_plus: float = 1.0, kind: str = "adamw") -> None:
+    def __init__(
+        self, module: nn.Module, weight_decay: float, lora_plus: float = 1.0, kind: str = "adamw",
+        scale: LossScale | None = None,
+    ) -> None:  # fmt: skip
         spec = OPTIMIZERS[kind]
         self._own = {name: p for name, p in module.named_parameters() if p.requires_grad}
         self._masters = {
@@ -31,24 +38,37 @@ class Optimizer:
         self._shares = [share for _, share in groups]
         master_of = {id(own): self._masters[name] for name, own in self._own.items()}
         factors = [(master_of[id(a)], master_of[id(b)]) for a, b in factor_pairs(module)]
-        self._inner = spec.build(
+        self._inner: Any = spec.build(
             [{"params": masters, "weight_decay": decay} for (decay, _), masters in groups.items()], factors
         )
+        self._scale = scale
 
-    def step(self, learning_rate: float, max_norm: float) -> float:
-        """Takes a step along the gradients, scaled down to `max_norm`, and drops them; their norm before scaling.
+    def step(self, learning_rate: float, max_norm: float) -> Tensor:
+        """Takes a step along the gradients, scaled down to `max_norm`, and drops them; their norm before that (a
+        scalar on their device).
 
-        Where that is not finite nothing is changed.
+        Where that is not finite nothing is changed. A card decides that by itself if the optimiser has a step for it
+        (torch's fused AdamW); else it is waited for.
         """
         for name, parameter in self._own.items():
             master = self._masters[name]
             if master is not parameter and parameter.grad is not None:
                 master.grad, parameter.grad = parameter.grad.float(), None
-        norm = float(torch.nn.utils.clip_grad_norm_(self._masters.values(), max_norm, foreach=True))
-        if norm - norm == 0:
-            for group, share in zip(self._inner.param_groups, self._shares, strict=True):
-                group["lr"] = learning_rate * share
+        if self._scale is not None:
+            gradients = [master.grad for master in self._masters.values() if master.grad is not None]
+            if gradients:
+                torch._foreach_mul_(gradients, 1 / self._scale.factor)
+        norm = torch.nn.utils.clip_grad_norm_(self._masters.values(), max_norm)
+        overflowed = (~norm.isfinite()).float()
+        for group, share in zip(self._inner.param_groups, self._shares, strict=True):
+            group["lr"] = learning_rate * share
+        if overlaps(norm.device) and getattr(self._inner, "_step_supports_amp_scaling", False):
+            self._inner.found_inf = overflowed
             self._inner.step()
+        elif not overflowed:
+            self._inner.step()
+        if self._scale is not None:
+            self._scale.update(overflowed)
         self._inner.zero_grad(set_to_none=True)
         with torch.no_grad():
             for name, parameter in self._own.items():

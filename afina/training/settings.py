@@ -59,5 +59,8 @@ class TrainingSettings(Settings):
     """Steps between two evaluations on the held-out rows; by default a fifth of the run."""
     checkpoint_steps: int = setting(50, ge=1)
     """Most steps that a killed run loses: how often its state is saved for `--resume`, beside every evaluation."""
+    deterministic: bool = False
+    """On a card, add in one order only, so that a run that is resumed ends with the same bits; slower. The processor
+    does so always, and this changes nothing there."""
     early_stopping: int = setting(3, ge=0)
     """Stop after this many evaluations in a row without improvement; 0 never stops."""

@@ -121,7 +121,7 @@ def test_precision_is_measured_once_and_kept(tmp_path: Path, monkeypatch: pytest
     assert device.pick_dtype("fp32", cpu, tmp_path)[0] == torch.float32
     assert device.pick_dtype("bf16", cpu, tmp_path)[0] == torch.bfloat16
     seconds = {torch.float32: 3.0, torch.bfloat16: 1.0}
-    monkeypatch.setattr(device, "_product_seconds", lambda dtype, _: seconds[dtype])
+    monkeypatch.setattr(device.formats, "_product_seconds", lambda dtype: seconds[dtype])
     assert device.pick_dtype("auto", cpu, tmp_path)[0] == torch.bfloat16
     seconds[torch.bfloat16] = 3.0
     assert device.pick_dtype("auto", cpu, tmp_path)[0] == torch.bfloat16  # as kept

@@ -20,7 +20,7 @@ from afina.engine import blocks, kernels
 from afina.engine.blocks import NF4, BlockLinear, Blocks, nf4_levels, parameter_count, quantise, quantise_linears
 from afina.engine.formats import numbers_of
 from afina.engine.joined import JoinedLinear
-from afina.engine.ops import Segments
+from afina.engine.ops import Segments, chosen
 from afina.lora import LoraConfig, inject, merge
 from afina.lora.merging import dequantise
 from afina.models import load_base
@@ -141,17 +141,17 @@ def owner(kind: str) -> nn.Module:
 @pytest.mark.parametrize("kind", ["blocks", "mixed"])
 @pytest.mark.parametrize("rows", [1, 2, 5, 32, 50])
 def test_joined_layers_over_blocks_are_those_over_numbers(kind: str, rows: int) -> None:
-    library = kernels.load(cache_folder())
+    own_ops = chosen(torch.device("cpu"), cache_folder())
     module, plain = owner(kind), owner(kind)
     dequantise(plain)
     x = torch.randn(rows, 128, generator=torch.Generator().manual_seed(rows)).to(torch.bfloat16)
     with torch.no_grad():
-        found, expected = (JoinedLinear(each.eval(), "q", "k", "v")(x, library) for each in (module, plain))
+        found, expected = (JoinedLinear(each.eval(), "q", "k", "v")(x, own_ops) for each in (module, plain))
     assert (found.float() - expected.float()).abs().max() <= 2e-2 * expected.float().abs().max()
     grads = []
     for each in (module, plain):
         own = x.clone().requires_grad_()
-        JoinedLinear(each.train(), "q", "k", "v")(own, library).square().sum().backward()
+        JoinedLinear(each.train(), "q", "k", "v")(own, own_ops).square().sum().backward()
         grads.append([own.grad, each.q.lora_a.grad, each.v.lora_b.grad])
     for a, b in zip(*grads, strict=True):
         assert torch.allclose(a.float(), b.float(), rtol=1e-3, atol=1e-2 * float(b.abs().max()))

@@ -16,18 +16,18 @@ from afina.engine.blocks import GGML_FORMATS, NF4, Blocks, quantise
 from afina.engine.families import architecture_of
 from afina.engine.kv_cache import Cache
 from afina.engine.layers import BlockEmbedding, Embedding
-from afina.engine.low_rank import outer_product
 from afina.engine.ops import NORM_EACH_HEAD, AttentionSpec, Rotation, Segments
+from afina.engine.ops.by_cpp import CppOps
 
 SPEC = AttentionSpec(4, 2, 8, 8, 8**-0.5)
 
 
 @pytest.fixture(scope="module")
-def fused() -> kernels.Kernels:
+def fused() -> CppOps:
     found = kernels.load(cache_folder())
     if found is None:
         pytest.skip("there is no C++ compiler")
-    return found
+    return CppOps(found)
 
 
 BAD_SPECS: list[dict[str, Any]] = [
@@ -121,37 +121,38 @@ def test_a_cache_takes_what_it_has_room_for() -> None:
         cache.begin([1], Segments((0, 1)))
 
 
-def test_kernels_refuse_tensors_that_do_not_fit(fused: kernels.Kernels) -> None:
+def test_kernels_refuse_tensors_that_do_not_fit(fused: CppOps) -> None:
     x, segments = torch.randn(6, 64), Segments((0, 6))
     rotation = Rotation(torch.ones(8, 4), torch.zeros(8, 4), torch.arange(6, dtype=torch.int32))
     qkv = torch.randn(6, SPEC.qk_size + SPEC.kv_size)
-    ops.attend(fused, qkv, SPEC, rotation, segments)
+    fused.attend(qkv, SPEC, rotation, segments)
     blocks = quantise(torch.randn(4, 64), "int8", torch.float32)
     assert blocks is not None
     normed = replace(SPEC, norm=NORM_EACH_HEAD)
     cache = Cache((SPEC,), 1, 8, torch.float32, torch.device("cpu"))
     cache.begin([0], segments)
     calls = {
-        "a norm's weight": lambda: ops.rms_norm(fused, x, torch.ones(63), 1e-6),
-        "what is added": lambda: ops.add_rms_norm(fused, x, x[:5], torch.ones(64), 1e-6),
-        "another dtype": lambda: ops.add_rms_norm(fused, x, x.bfloat16(), torch.ones(64), 1e-6),
-        "columns apart": lambda: ops.rms_norm(fused, x[:, ::2], torch.ones(32), 1e-6),
-        "too few columns": lambda: ops.attend(fused, qkv[:, 1:], SPEC, rotation, segments),
-        "too few tokens": lambda: ops.attend(fused, qkv[:5], SPEC, None, segments),
-        "angles of another width": lambda: ops.attend(fused, qkv, replace(SPEC, rotary_dim=4), rotation, segments),
-        "no norm's weight": lambda: ops.rotate(
-            fused, qkv, normed, replace(rotation, q_weight=torch.ones(7), k_weight=torch.ones(8))
+        "a norm's weight": lambda: fused.rms_norm(x, torch.ones(63), 1e-6),
+        "what is added": lambda: fused.add_rms_norm(x, x[:5], torch.ones(64), 1e-6),
+        "another dtype": lambda: fused.add_rms_norm(x, x.bfloat16(), torch.ones(64), 1e-6),
+        "columns apart": lambda: fused.rms_norm(x[:, ::2], torch.ones(32), 1e-6),
+        "too few columns": lambda: fused.attend(qkv[:, 1:], SPEC, rotation, segments),
+        "too few tokens": lambda: fused.attend(qkv[:5], SPEC, None, segments),
+        "angles of another width": lambda: fused.attend(qkv, replace(SPEC, rotary_dim=4), rotation, segments),
+        "no norm's weight": lambda: fused.rotate(
+            qkv, normed, replace(rotation, q_weight=torch.ones(7), k_weight=torch.ones(8))
         ),
-        "positions of other rows": lambda: ops.rotate(
-            fused, qkv, SPEC, replace(rotation, rows_T=torch.arange(5, dtype=torch.int32))
+        "positions of other rows": lambda: fused.rotate(
+            qkv, SPEC, replace(rotation, rows_T=torch.arange(5, dtype=torch.int32))
         ),
         "a cache of other heads": lambda: cache.attend(0, qkv, replace(SPEC, kv_heads=4), None, segments, fused),
         "labels": lambda: ops.summed_cross_entropy(fused, x, torch.randn(10, 64), torch.full((6,), 10)),
         "negative labels": lambda: ops.summed_cross_entropy(fused, x, torch.randn(10, 64), torch.full((6,), -1)),
         "rows of blocks": lambda: blocks.dequantise_into(torch.empty(3, 64), fused),
         "columns of blocks": lambda: blocks.dequantise_into(torch.empty(4, 32), fused),
-        "ranks": lambda: outer_product(x.bfloat16(), x[:5, :16].bfloat16(), 1.0, fused),
     }
+    if fused.kernels.multiplies_pairs:
+        calls["ranks"] = lambda: fused.outer_product(x.bfloat16(), x[:5, :16].bfloat16(), 1.0)
     for call in calls.values():
         with pytest.raises(IndexError, match="expect"):
             call()

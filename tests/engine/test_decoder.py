@@ -12,7 +12,7 @@ from afina.engine import families
 from afina.engine.architecture import Unsupported
 from afina.engine.decoder import Decoder
 from afina.engine.families import Family, architecture_of
-from afina.engine.ops import Segments
+from afina.engine.ops import TORCH, Segments
 from afina.lora import LoraConfig, inject, merge
 from afina.models.causal import DecoderModel, TransformersModel
 from afina.models.load import load_base
@@ -85,9 +85,9 @@ def ours(name: str, folder: Path, kernels: bool) -> DecoderModel:
     byte_tokenizer().save_pretrained(folder)
     model = load_base(str(folder), precision="fp32", device="cpu").model
     assert isinstance(model, DecoderModel)
-    if kernels and model.module.fused is None:
+    if kernels and model.module.ops is TORCH:
         pytest.skip("there is no C++ compiler here")
-    model.module.fused = model.module.fused if kernels else None
+    model.module.ops = model.module.ops if kernels else TORCH
     return model
 
 
@@ -287,8 +287,8 @@ def test_bf16_is_near_fp32(tmp_path: Path) -> None:
     a, b = exact.label_logits(packed), rounded.label_logits(packed).float()
     assert b.dtype == torch.float32
     assert (a - b).abs().max() < 0.03 * a.abs().max()
-    for fused in (rounded.module.fused, None):
-        rounded.module.fused = fused
+    for each in (rounded.module.ops, TORCH):
+        rounded.module.ops = each
         loss = rounded.summed_loss(packed).item()
         assert loss == pytest.approx(F.cross_entropy(a, packed.labels_N, reduction="sum").item(), rel=0.01)
 

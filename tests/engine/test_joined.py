@@ -7,10 +7,13 @@ import torch
 from torch import nn
 
 from afina.core.device import cache_folder
-from afina.engine import kernels
 from afina.engine.blocks import BlockLinear, quantise
-from afina.engine.joined import FEW, JoinedLinear
+from afina.engine.joined import JoinedLinear
+from afina.engine.ops import TORCH, chosen
+from afina.engine.ops.by_cpp import CppOps
 from afina.lora import LoraConfig, inject
+
+CPU = torch.device("cpu")
 
 
 class Found(NamedTuple):
@@ -55,8 +58,8 @@ def test_joined_is_the_layers_side_by_side(
     for layer in (module.q.base, module.k, module.v.base):
         layer.to(dtype)
     joined = JoinedLinear(module, "q", "k", "v")
-    library = kernels.load(cache_folder()) if fused else None
-    found = run(module, lambda x: joined(x, library), tokens, dtype)
+    own = chosen(CPU, cache_folder()) if fused else TORCH
+    found = run(module, lambda x: joined(x, own), tokens, dtype)
     assert found.grads.keys() == expected.grads.keys()
     pairs = [(found.y, expected.y), (found.dx, expected.dx)]
     pairs += [(found.grads[name], value) for name, value in expected.grads.items()]
@@ -64,13 +67,13 @@ def test_joined_is_the_layers_side_by_side(
         assert (a - b).abs().max() <= tolerance * b.abs().max()
 
 
-@pytest.mark.parametrize("rows", [1, 2, 3, 4, 7, FEW])
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 7, CppOps.few])
 @pytest.mark.parametrize("rank", [0, 5, 16, 40])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kind", [None, "nf4", "int8"])
 def test_few_rows_are_the_layers(rows: int, rank: int, dtype: torch.dtype, kind: str | None) -> None:
-    library = kernels.load(cache_folder())
-    if library is None:
+    own = chosen(CPU, cache_folder())
+    if own is TORCH:
         pytest.skip("no compiler here")
     torch.manual_seed(0)
     module = nn.Module()
@@ -92,7 +95,19 @@ def test_few_rows_are_the_layers(rows: int, rank: int, dtype: torch.dtype, kind:
         for layer in module.children():
             getattr(layer, "base", layer).to(dtype)
         joined = JoinedLinear(module, "q", "k", "v")
-        found = joined(x, library)
+        found = joined(x, own)
         assert joined._product is not None
-        assert joined._product.suits_few_rows(x)
+        assert joined._product.few_rows(x) is not None
     assert (found.float() - exact).abs().max() <= (1e-5 if dtype == torch.float32 else 0.02) * exact.abs().max()
+
+
+@pytest.mark.parametrize("by", [True, False], ids=["kernels", "torch"])
+def test_what_is_kept_for_the_backward_pass_does_not_keep_the_outputs(by: bool) -> None:
+    module, x = owner(16), torch.randn(64, 48, requires_grad=True)
+    kept: list[torch.Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        y = JoinedLinear(module, "q", "k", "v")(x, chosen(CPU, cache_folder()) if by else TORCH)
+    assert y.requires_grad
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in kept}
+    assert y.untyped_storage().data_ptr() not in storages
+    assert sum(storages.values()) == x.nbytes + 64 * 2 * 16 * 4  # and x Aᵀ of two adapters

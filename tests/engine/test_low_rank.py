@@ -1,11 +1,12 @@
-"""The products with one narrow side against torch's in fp64."""
+"""The products with one narrow side against fp64."""
 
 import pytest
 import torch
 
 from afina.core.device import cache_folder
 from afina.engine import kernels
-from afina.engine.low_rank import outer_product
+from afina.engine.ops import TORCH
+from afina.engine.ops.by_cpp import CppOps
 
 
 @pytest.mark.parametrize("rows", [1, 2, 33, 256, 259, 600])
@@ -18,6 +19,14 @@ def test_outer_products(rows: int, width: int, rank: int) -> None:
     torch.manual_seed(0)
     x = torch.randn(rows, width + 32).to(torch.bfloat16)[:, 16 : 16 + width]
     low = torch.randn(rows, rank).to(torch.bfloat16)
-    found = outer_product(x, low, 0.5, library)
+    found = CppOps(library).outer_product(x, low, 0.5)
     assert found.shape == (width, rank)
+    torch.testing.assert_close(found.double(), 0.5 * x.double().T @ low.double(), rtol=1e-4, atol=1e-4)
+
+
+def test_sums_of_bf16_are_not_rounded_to_it_by_torch() -> None:
+    torch.manual_seed(0)
+    x, low = torch.randn(300, 40).to(torch.bfloat16), torch.randn(300, 5).to(torch.bfloat16)
+    found = TORCH.outer_product(x, low, 0.5)
+    assert found.dtype == torch.float32
     torch.testing.assert_close(found.double(), 0.5 * x.double().T @ low.double(), rtol=1e-4, atol=1e-4)

@@ -20,6 +20,8 @@ from afina.engine.blocks import BlockLinear, quantise
 from afina.engine.joined import JoinedLinear
 from afina.engine.layers import Conv1D
 from afina.engine.mixed import PackedUpdates, Place, RowUpdates
+from afina.engine.ops import TORCH
+from afina.engine.ops.by_cpp import CppOps
 from afina.engine.tape import Tape
 from afina.lora import LoraConfig, inject
 from afina.models.causal import DecoderModel
@@ -114,8 +116,9 @@ def test_beside_frozen_layers_and_blocks(kind: str | None, rows: int, fused: ker
     x = torch.randn(rows, 128)
     segments = [packed if i % 3 else None for i in range(rows)]
     with torch.inference_mode():
-        plain = joined(x, fused)
-        y = joined(x, fused, updates=RowUpdates.of(segments, torch.ones(rows, dtype=torch.int32)))
+        by = TORCH if fused is None else CppOps(fused)
+        plain = joined(x, by)
+        y = joined(x, by, updates=RowUpdates.of(segments, torch.ones(rows, dtype=torch.int32)))
     wanted = expected(x, plain, [own if each else None for each in segments])
     assert (y - wanted).abs().max() <= 1e-5 * wanted.abs().max()
 
@@ -142,7 +145,7 @@ def test_rows_are_what_the_adapter_in_place_gives(name: str, tmp_path: Path) -> 
     some = row_adapter(model.module, "some", 3, paths=sorted(model.module.places())[::2])
     found = steps(model, PROMPTS, [every, None, some, None, some])
     by_torch = copy.deepcopy(model)
-    by_torch.module.fused = None
+    by_torch.module.ops = TORCH
     assert (steps(by_torch, PROMPTS, [every, None, some, None, some]) - found).abs().max() < 2e-4
     for own, rows in ((None, [1, 3]), (every, [0]), (some, [2, 4])):
         alone = copy.deepcopy(model)

@@ -12,6 +12,7 @@ from conftest import write_rows
 from safetensors.torch import load_file, save_file
 
 import afina
+from afina.core.device import Card
 from afina.core.errors import InputError
 from afina.core.events import Finding
 from afina.core.machine import MachineFacts, look
@@ -37,9 +38,9 @@ HEALTHY = MachineFacts(
     disk_free={"cache": 10**11, "this folder": 10**11},
     writable={"cache": True, "this folder": True},
     compiler="c++",
-    cuda_build=None,
+    gpu_build=None,
     gpus=(),
-    gpu_devices=False,
+    unused_gpu=None,
     settings={},
     proxies=False,
 )
@@ -53,13 +54,7 @@ PLANTED = {
     "full disk": ({"disk_free": {"cache": 10**8}}, "disk of cache", "--cache-dir"),
     "cache that cannot be written": ({"writable": {"cache": False}}, "writing to cache", "--cache-dir"),
     "folder that cannot be written": ({"writable": {"this folder": False}}, "writing to this folder", "--out"),
-    "GPU that torch was not built for": ({"gpu_devices": True}, "GPU", "with CUDA"),
-    "GPU that is hidden": (
-        {"cuda_build": "13", "gpu_devices": True, "settings": {"CUDA_VISIBLE_DEVICES": ""}},
-        "GPU",
-        "unset",
-    ),
-    "GPU without its driver": ({"cuda_build": "13", "gpu_devices": True}, "GPU", "driver"),
+    "GPU that is not used": ({"unused_gpu": ("its driver is old", "update the driver")}, "GPU", "driver"),
     "old package": ({"outdated": ("torch 2.1, needed is >=2.6",)}, "packages", "pip install --upgrade 'torch'"),
 }
 
@@ -77,6 +72,16 @@ def test_planted_fault(change: dict, what: str, remedy: str) -> None:
     found = ill(list(judge(HEALTHY.model_copy(update=change))))
     assert list(found) == [what]
     assert remedy in found[what].remedy
+
+
+def test_cards_are_told_with_their_memory_and_that_none_was_tried() -> None:
+    card = Card(device="cuda:1", name="NVIDIA T4", memory=16 * 10**9, free=10**9, precision="fp16", reason="it is old")
+    machine = HEALTHY.model_copy(update={"gpus": (card, card.model_copy(update={"device": "cuda:0", "free": 10**10}))})
+    found = {each.what: each for each in judge(machine)}
+    assert (found["GPU cuda:1"].state, found["GPU cuda:0"].state) == ("warning", "ok")
+    assert found["GPU cuda:0"].found == "NVIDIA T4: 10.0 of 16.0 GB free, fp16 (it is old)"
+    assert "on no card" in found["GPU"].found
+    assert "GPU cuda:0" not in {each.what for each in judge(HEALTHY)}
 
 
 def test_real_faults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -99,7 +99,7 @@ def test_an_alignment_that_is_none_is_refused(alignment: int | str, tmp_path: Pa
 def test_a_matrix_that_is_turned_is_not_taken_for_its_blocks(tmp_path: Path) -> None:
     write(tmp_path / "whole.gguf", "llama", "Q8_0")
     file = GGUF(tmp_path / "whole.gguf")
-    module = decoder_skeleton(read_config(file), architecture_of(read_config(file)), None)
+    module = decoder_skeleton(read_config(file), architecture_of(read_config(file)))
     weights = read_weights(file, module.config, module.state_dict(), torch.float32, keep=True)
     name = "model.layers.0.self_attn.k_proj.weight"
     assert weights[name].shape == (128, 256)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from serving_client import Client, listening
 
-from afina.core import device
+from afina.core.device import formats
 from afina.jobs.serve import ServeSettings, prepared
 from afina.serving.http import Access, make_app
 
@@ -17,7 +17,7 @@ import load
 
 
 def test_three_hundred_requests_of_every_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device, "_bf16_speedup", lambda *_: 1.0)
+    monkeypatch.setattr(formats, "_bf16_speedup", lambda *_: 1.0)
     load.make(tmp_path)
     runs = tuple(tmp_path / "runs" / name for name in load.PINNED)
     service = prepared(ServeSettings(runs=runs, adapters=tmp_path / "adapters", memory=load.MEMORY))

@@ -16,7 +16,7 @@ from afina.data.load import Dataset
 from afina.lora import LoraConfig, adapter_state, inject
 from afina.models.load import Base, load_base
 from afina.training import TrainingSettings, mean_loss
-from afina.training.loop import gradients
+from afina.training.accumulation import gradients
 from afina.training.objectives import OBJECTIVES
 
 
@@ -60,7 +60,7 @@ def test_gradients_of_one_step_to_1e_5(data, tiny: Base) -> None:
         tiny.model.module.zero_grad()
         loss, read = gradients(tiny, rows, OBJECTIVES["supervised"], tokens, most)
         assert read == sum(len(row.input_ids) for row in rows)
-        found.append([torch.tensor(loss), *(p.grad.clone() for p in tiny.model.module.parameters() if p.requires_grad)])
+        found.append([loss, *(p.grad.clone() for p in tiny.model.module.parameters() if p.requires_grad)])
     for other in found[1:]:
         assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(found[0], other, strict=True))
 

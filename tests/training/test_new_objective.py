@@ -20,7 +20,8 @@ from afina.data.settings import DataSettings
 from afina.data.template import Row
 from afina.lora import LoraConfig, inject, load_adapter
 from afina.models.load import Base, load_base
-from afina.training.loop import gradients
+from afina.models.model import Packed
+from afina.training.accumulation import gradients
 from afina.training.loss import device_of
 from afina.training.objectives import OBJECTIVES
 from afina.training.objectives.supervised import Supervised
@@ -36,10 +37,12 @@ class Smoothed(Supervised):
     def weight(self, unit: Row) -> float:
         return 1.0
 
-    def loss(self, base: Base, units: Sequence[Row]) -> Tensor:
+    def batch(self, base: Base, units: Sequence[Row]) -> list[Packed]:
+        return [pack([row], device_of(base)) for row in units]
+
+    def loss(self, base: Base, batch: list[Packed]) -> Tensor:
         total = torch.zeros(())
-        for row in units:
-            packed = pack([row], device_of(base))
+        for packed in batch:
             labels_N = packed.labels_N
             total = total + F.cross_entropy(base.model.label_logits(packed).float(), labels_N, label_smoothing=0.1)
         return total
@@ -104,7 +107,7 @@ def test_a_row_weighs_the_same_however_long_its_answer(settings: dict, tiny: Bas
     """The gradients follow the objective's weights, not the labelled tokens."""
     inject(tiny.model.module, LoraConfig(rank=4))
     rows = [Row([5, 6, 7], [-100, 6, 7], "a:1"), Row([8, 9, 10, 11, 12], [-100, 9, 10, 11, 12], "a:2")]
-    alone = [gradients(tiny, [row], Smoothed(), 100)[0] for row in rows]
+    alone = [gradients(tiny, [row], Smoothed(), 100)[0].item() for row in rows]
     together, tokens = gradients(tiny, rows, Smoothed(), 1)
-    assert together == pytest.approx(sum(alone) / 2, rel=1e-5)
+    assert together.item() == pytest.approx(sum(alone) / 2, rel=1e-5)
     assert tokens == 8

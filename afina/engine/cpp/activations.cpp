@@ -1,4 +1,4 @@
-// Gated activations: activations.py.
+// Gated activations: ops/by_cpp.py.
 
 #include "functions.h"
 

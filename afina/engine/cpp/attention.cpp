@@ -1,4 +1,4 @@
-// Attention within segments, in training and against the cache: attention.py.
+// Attention within segments, in training and against the cache: ops/by_cpp.py.
 
 #include <cmath>
 

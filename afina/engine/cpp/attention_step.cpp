@@ -1,4 +1,4 @@
-// Attention of one new token per row to the cache: attention.py.
+// Attention of one new token per row to the cache: ops/by_cpp.py.
 
 #include <cmath>
 

@@ -1,4 +1,4 @@
-// Cross-entropy: losses.py.
+// Cross-entropy: ops/by_cpp.py.
 
 #include <cmath>
 

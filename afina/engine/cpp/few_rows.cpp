@@ -1,4 +1,4 @@
-// Joined products with few rows, which are bound by reading the weights: joined.py.
+// Joined products with few rows, which are bound by reading the weights: ops/by_cpp.py.
 
 #include <vector>
 

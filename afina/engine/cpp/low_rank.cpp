@@ -1,4 +1,4 @@
-// Low-rank updates, in bf16 dot products: low_rank.py.
+// Low-rank updates, in bf16 dot products: ops/by_cpp.py.
 //
 // Products with one side of 16 or so, for which a matrix library's blocks are too large. Pairs of neighbours are
 // multiplied and added at once, so one operand of each product is laid out in pairs. Ranks are multiples of LANES,

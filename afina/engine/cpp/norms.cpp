@@ -1,4 +1,4 @@
-// RMSNorm of a sum: norms.py.
+// RMSNorm of a sum: ops/by_cpp.py.
 
 #include <cmath>
 #include <vector>

@@ -1,4 +1,4 @@
-// Norms and rotation of queries and keys: rotary.py.
+// Norms and rotation of queries and keys: ops/by_cpp.py.
 
 #include <cmath>
 #include <vector>

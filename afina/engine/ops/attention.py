@@ -5,102 +5,41 @@ T tokens, packed; S rows; H heads of D, Hkv of them of keys and values; E = (H +
 side by side.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from afina.engine import kernels
-from afina.engine.kernels import Kernels
-from afina.engine.ops._autograd import apply, empty_with_stride
-from afina.engine.ops.rotary import AttentionSpec, Rotation, rotary_struct, rotate, rotate_by_torch
+from afina.engine.ops.cards import varlen
+from afina.engine.ops.rotary import AttentionSpec, Rotation, rotate_by_torch
 from afina.engine.ops.segments import Segments
 
 
-def attend(
-    fused: Kernels | None, qkv_TE: Tensor, spec: AttentionSpec, rotation: Rotation | None, segments: Segments
-) -> Tensor:
-    """Causal attention of each segment to its ancestors and to itself; (T, H·D). Queries and keys are rotated here.
-
-    Costs what the rows cost one by one, not the square of the pass's length.
-    """
-    if fused is None or (rotation is not None and rotation.trains_norms):
-        return _attend_by_torch(qkv_TE, spec, rotation, segments)
-    out: Tensor = apply(_Attention, fused, qkv_TE, spec, rotation, segments)
-    return out
-
-
-def _attention_struct(qk: Tensor, v: Tensor, spec: AttentionSpec, segments: Segments) -> kernels.Attention:
-    """What the kernels need to attend. Raises `IndexError` where shapes do not fit."""
-    tokens = segments.bounds[-1]
-    kernels.expect(qk.dtype, (qk, (tokens, spec.qk_size)), (v, (tokens, spec.kv_size)))
-    return kernels.Attention(
-        len(segments.lengths),
-        segments.bounds_tensor.data_ptr(),
-        segments.starts_tensor.data_ptr(),
-        segments.parents_tensor.data_ptr(),
-        len(segments.trees_tensor) - 1,
-        segments.trees_tensor.data_ptr(),
-        spec.c_heads(),
-        spec.scale,
-        spec.window,
-        spec.cap,
-        torch.get_num_threads(),
-    )
-
-
-class _Attention(torch.autograd.Function):
-    """Formulas: attention.cpp. qkv, the output and log Σ exp of the scores are saved; the rest is recomputed."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, fused: Kernels, qkv: Tensor, spec: AttentionSpec, rotation: Rotation | None, segments: Segments
-    ) -> Tensor:
-        qk = rotate(fused, qkv, spec, rotation)
-        k, v = qk[:, spec.q_size :], qkv[:, spec.qk_size :]
-        out, lse = qk.new_empty(len(qk), spec.q_size), torch.empty(len(qk), spec.heads)
-        struct = _attention_struct(qk, v, spec, segments)
-        fused.call("attention_forward", qk, qk.stride(0), k, k.stride(0), v, v.stride(0), out, lse, struct)
-        ctx.fused, ctx.spec, ctx.rotation, ctx.segments = fused, spec, rotation, segments
-        ctx.save_for_backward(qkv, out, lse)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, dout: Tensor) -> Any:
-        qkv, out, lse = ctx.saved_tensors
-        fused, spec, rotation, segments = ctx.fused, ctx.spec, ctx.rotation, ctx.segments
-        dout = dout.contiguous()
-        qk = rotate(fused, qkv, spec, rotation)
-        k, v = qk[:, spec.q_size :], qkv[:, spec.qk_size :]
-        d = empty_with_stride(qkv)
-        struct = _attention_struct(qk, v, spec, segments)
-        kernels.expect(out.dtype, (dout, tuple(out.shape)))
-        fused.call(
-            "attention_backward", qk, qk.stride(0), k, k.stride(0), v, v.stride(0), out, lse, dout, d, d.stride(0),
-            struct,
-        )  # fmt: skip
-        if rotation is not None:
-            rotary = rotary_struct(qkv, spec, rotation)  # d and qkv share their stride
-            fused.call("rotary_backward", d, qkv, d.stride(0), rotary, len(d), torch.get_num_threads())
-        return None, d, None, None, None
-
-
-def _attend_by_torch(qkv_TE: Tensor, spec: AttentionSpec, rotation: Rotation | None, segments: Segments) -> Tensor:
-    """The segments' queries are spread over a padded batch, and beside them the keys and values of their paths. Padding
-    comes last: where no segment has an ancestor the causal mask hides it."""
-    v_THD = qkv_TE[:, spec.qk_size :].unflatten(1, (-1, spec.head_dim))
+def attend_by_torch(qkv_TE: Tensor, spec: AttentionSpec, rotation: Rotation | None, segments: Segments) -> Tensor:
+    """`Ops.attend` in torch on any device."""
+    q_TE, k_TE, v_TE = qkv_TE.split((spec.q_size, spec.kv_size, spec.kv_size), 1)
+    v_THD = v_TE.unflatten(1, (-1, spec.head_dim))
     if rotation is None:
-        q_THD, k_THD = (
-            x.unflatten(1, (-1, spec.head_dim))
-            for x in (qkv_TE[:, : spec.q_size], qkv_TE[:, spec.q_size : spec.qk_size])
-        )
+        q_THD, k_THD = (x_TE.unflatten(1, (-1, spec.head_dim)) for x_TE in (q_TE, k_TE))
     else:
         q_THD, k_THD = rotate_by_torch(qkv_TE, spec, rotation)
-    device = qkv_TE.device
-    segment_T, position_T = segments.rows_T.to(device), segments.positions_T.to(device).long()
-    start_S, paths = segments.starts_tensor.to(device).long(), segments.paths.to(device)
-    own_T = position_T - start_S[segment_T]
+    return attend_rotated(q_THD, k_THD, v_THD, spec, segments)
+
+
+def attend_rotated(q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, spec: AttentionSpec, segments: Segments) -> Tensor:
+    """`Ops.attend` after rotation; (T, H·D)."""
+    if varlen.takes(q_THD, spec, segments):
+        return varlen.attend(q_THD, k_THD, v_THD, spec, segments)
+    return _attend_padded(q_THD, k_THD, v_THD, spec, segments)
+
+
+def _attend_padded(q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, spec: AttentionSpec, segments: Segments) -> Tensor:
+    """The segments' queries are spread over a padded batch, and beside them the keys and values of their paths. Padding
+    comes last: where no segment has an ancestor the causal mask hides it."""
+    device = q_THD.device
+    segment_T, own_T = segments.on(device, "rows_T"), segments.on(device, "places_T")
+    start_S, paths = segments.on(device, "starts_tensor"), segments.on(device, "paths")
     q_SQHD = q_THD.new_zeros(len(paths), segments.longest, *q_THD.shape[1:])
     q_SQHD = q_SQHD.index_put((segment_T, own_T), q_THD)
     mask_SQK = None
@@ -146,44 +85,15 @@ class Past(NamedTuple):
     before_S: Tensor
 
 
-def attend_cached(
-    fused: Kernels | None, qk_TE: Tensor, v_TE: Tensor, spec: AttentionSpec, past: Past, segments: Segments
-) -> Tensor:
-    """Attention, after rotation, of segments to their past and to themselves; (T, H·D). Their keys and values join the
-    past."""
-    if fused is None:
-        return _attend_cached_by_torch(qk_TE, v_TE, spec, past, segments)
-    out = qk_TE.new_empty(qk_TE.shape[0], spec.q_size)
-    one_each = len(segments.lengths) == qk_TE.shape[0]
-    struct = _attention_struct(qk_TE, v_TE, spec, segments)
-    _check_past(qk_TE.dtype, spec, past, segments)
-    fused.call(
-        "attention_step" if one_each else "attention_read", qk_TE, qk_TE.stride(0), v_TE, v_TE.stride(0),
-        past.keys, past.values, past.keys.shape[2], past.slots_S, past.before_S, out, struct,
-    )  # fmt: skip
-    return out
-
-
-def _check_past(dtype: torch.dtype, spec: AttentionSpec, past: Past, segments: Segments) -> None:
-    """Raises `IndexError` where segments and cache do not fit. That each has room is checked once for all layers
-    (`Cache.begin`)."""
-    slots, _, room, _ = past.keys.shape
-    shape = (slots, spec.kv_heads, room, spec.head_dim)
-    kernels.expect(dtype, (past.keys, shape), (past.values, shape))
-    kernels.expect(torch.int32, *((each, (len(segments.lengths),)) for each in (past.slots_S, past.before_S)))
-    if not (past.keys.is_contiguous() and past.values.is_contiguous()):
-        raise IndexError("the cache is not contiguous")
-
-
-def _attend_cached_by_torch(qk_TE: Tensor, v_TE: Tensor, spec: AttentionSpec, past: Past, segments: Segments) -> Tensor:
+def attend_cached_by_torch(qk_TE: Tensor, v_TE: Tensor, spec: AttentionSpec, past: Past, segments: Segments) -> Tensor:
     keys, values = past.keys, past.values
     device = keys.device
     slots, before = past.slots_S.to(device).long(), past.before_S.to(device).long()
-    rows, own = segments.rows_T.to(device), segments.positions_T.to(device).long()
+    longest = int((past.before_S + segments.lengths_S).max())  # on the host
+    rows, own = segments.on(device, "rows_T"), segments.on(device, "places_T")
     at = before[rows] + own
     keys[slots[rows], :, at] = qk_TE[:, spec.q_size :].unflatten(1, (spec.kv_heads, -1))
     values[slots[rows], :, at] = v_TE.unflatten(1, (spec.kv_heads, -1))
-    longest = int(at.max()) + 1
     last = before[:, None] + torch.arange(segments.longest, device=device)  # position of each query
     at = torch.arange(longest, device=device)
     seen = at <= last[..., None]

@@ -1,69 +1,69 @@
 """Cross-entropy over the vocabulary, in chunks. N labelled positions, C channels, V tokens of the vocabulary."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from afina.engine import blocks, kernels
-from afina.engine.blocks import Blocks
-from afina.engine.kernels import Kernels
+if TYPE_CHECKING:
+    from afina.engine.ops.by_torch import Ops
 
 CHUNK = 256  # labelled positions whose logits exist at one time
 ROUND = 64  # rows of products are padded to a multiple of this: the matrix library keeps some MB for each new shape
 _HEAD_ROWS = 4096  # of the output head, whose gradients are added at one time
 
 
+class QuantisedHead(Protocol):
+    """An output head (V, C) in blocks (`blocks.Blocks`), which are dequantised tile by tile."""
+
+    @property
+    def shape(self) -> tuple[int, int]: ...
+
+    def product(self, x_NC: Tensor) -> Tensor:
+        """x Wᵀ, (N, V)."""
+
+    def product_back(self, dy_NV: Tensor) -> Tensor:
+        """dy W, (N, C)."""
+
+
 def summed_cross_entropy(
-    fused: Kernels | None, hidden_NC: Tensor, head_VC: Tensor | Blocks, labels_N: Tensor,
-    weights_N: Tensor | None = None,
-) -> Tensor:  # fmt: skip
+    ops: "Ops", hidden_NC: Tensor, head_VC: Tensor | QuantisedHead, labels_N: Tensor, weights_N: Tensor | None = None
+) -> Tensor:
     """Σ −log p(label), each times its weight where there are any, with logits = hidden · headᵀ, in chunks: no (tokens ×
     vocabulary) tensor ever exists.
 
-    A head in blocks is dequantised tile by tile. The gradient of a frozen head's input, (softmax − onehot) · head, is
-    formed in the forward pass, while the logits exist.
+    The gradient of a frozen head's input, (softmax − onehot) · head, is formed in the forward pass, while the logits
+    exist.
     """
     if isinstance(head_VC, Tensor) and not torch.is_grad_enabled():  # autograd functions do not see that
         head_VC = head_VC.detach()
-    loss: Tensor = _CrossEntropy.apply(fused, hidden_NC, head_VC, labels_N, weights_N)  # type: ignore[no-untyped-call]
+    loss: Tensor = _CrossEntropy.apply(ops, hidden_NC, head_VC, labels_N, weights_N)  # type: ignore[no-untyped-call]
     return loss
 
 
 @torch.no_grad()
-def cross_entropies(fused: Kernels | None, hidden_NC: Tensor, head_VC: Tensor | Blocks, labels_N: Tensor) -> Tensor:
+def cross_entropies(ops: "Ops", hidden_NC: Tensor, head_VC: Tensor | QuantisedHead, labels_N: Tensor) -> Tensor:
     """−log p(label) of each (N), in nats, in fp32, without gradients; the logits of a chunk at a time."""
     losses_N = torch.empty(len(labels_N), device=hidden_NC.device)
-    if fused is not None:
-        kernels.expect(torch.int64, (labels_N, (len(hidden_NC),)))
-        kernels.expect_below(head_VC.shape[0], labels_N)
+    ops.check_labels(labels_N, len(hidden_NC), head_VC.shape[0])
     memory = hidden_NC.new_empty(min(CHUNK, len(labels_N)), head_VC.shape[0])  # fresh pages for each chunk take longer
     for start in range(0, len(labels_N), CHUNK):
         chunk = slice(start, start + CHUNK)
         logits = _logits(hidden_NC[chunk], head_VC, memory)
-        _chunk_losses(fused, logits, labels_N[chunk], losses_N[chunk], False)
+        ops.chunk_losses(logits, labels_N[chunk], losses_N[chunk], False)
     return losses_N
 
 
-def _logits(hidden_NC: Tensor, head_VC: Tensor | Blocks, memory: Tensor) -> Tensor:
+def _logits(hidden_NC: Tensor, head_VC: Tensor | QuantisedHead, memory: Tensor) -> Tensor:
     """Of a chunk, in `memory` where that can be."""
-    if isinstance(head_VC, Blocks):
-        return blocks.product(hidden_NC, head_VC)
-    return torch.mm(hidden_NC, head_VC.T, out=memory[: len(hidden_NC)])
+    if isinstance(head_VC, Tensor):
+        return torch.mm(hidden_NC, head_VC.T, out=memory[: len(hidden_NC)])
+    return head_VC.product(hidden_NC)
 
 
-def _chunk_losses(
-    fused: Kernels | None, logits_NV: Tensor, labels_N: Tensor, losses_N: Tensor, gradient: bool
-) -> Tensor:
-    """Writes `losses_N`; softmax − onehot where the `gradient` is wanted, perhaps in the place of the logits."""
-    if fused is not None:
-        logits_NV = logits_NV.contiguous()
-        fused.call(
-            "cross_entropy", logits_NV, labels_N, losses_N, len(logits_NV), logits_NV.shape[1], int(gradient),
-            torch.get_num_threads(),
-        )  # fmt: skip
-        return logits_NV
+def chunk_losses_by_torch(logits_NV: Tensor, labels_N: Tensor, losses_N: Tensor, gradient: bool) -> Tensor:
+    """`Ops.chunk_losses` in torch on any device."""
     log_p = logits_NV.float().log_softmax(-1)
     losses_N.copy_(F.nll_loss(log_p, labels_N, reduction="none"))
     if gradient:
@@ -74,13 +74,11 @@ def _chunk_losses(
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, fused: Kernels | None, hidden: Tensor, head: Tensor | Blocks, labels: Tensor, weights: Tensor | None
+        ctx: Any, ops: "Ops", hidden: Tensor, head: Tensor | QuantisedHead, labels: Tensor, weights: Tensor | None
     ) -> Tensor:
         wanted, weighted = ctx.needs_input_grad[1], ctx.needs_input_grad[2]
         ctx.rows = len(labels)
-        if fused is not None:
-            kernels.expect(torch.int64, (labels, (len(hidden),)))
-            kernels.expect_below(head.shape[0], labels)
+        ops.check_labels(labels, len(hidden), head.shape[0])
         if missing := -ctx.rows % ROUND:  # rows of zeros, whose losses and gradients are dropped
             hidden, labels = F.pad(hidden, (0, 0, 0, missing)), F.pad(labels, (0, missing))
         dhidden = torch.empty_like(hidden) if wanted else None
@@ -90,11 +88,12 @@ class _CrossEntropy(torch.autograd.Function):
         for start in range(0, len(labels), CHUNK):
             chunk = slice(start, start + CHUNK)
             x = hidden[chunk]
-            logits = _chunk_losses(fused, _logits(x, head, memory), labels[chunk], losses[chunk], wanted or weighted)
-            if dhidden is not None and isinstance(head, Blocks):
-                dhidden[chunk] = blocks.product_back(logits, head)
-            elif dhidden is not None and isinstance(head, Tensor):
-                torch.mm(logits, head, out=dhidden[chunk])
+            logits = ops.chunk_losses(_logits(x, head, memory), labels[chunk], losses[chunk], wanted or weighted)
+            if dhidden is not None:
+                if isinstance(head, Tensor):
+                    torch.mm(logits, head, out=dhidden[chunk])
+                else:
+                    dhidden[chunk] = head.product_back(logits)
             if dhead is not None:  # in slices: adding another dtype makes a copy of the summand in fp32
                 if weights is not None:
                     own = weights[chunk]

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from afina.engine import kernels
-from afina.engine.kernels import Kernels
 from afina.engine.limits import MOST_HEADS, MOST_POSITIONS, WIDEST_HEAD, finite, whole
 from afina.engine.ops.norms import rms_norm_by_torch
 
@@ -63,9 +61,6 @@ class AttentionSpec:
         """Outputs of the key layer, and of the value layer."""
         return self.kv_heads * self.head_dim
 
-    def c_heads(self) -> kernels.Heads:
-        return kernels.Heads(self.heads, self.kv_heads, self.head_dim, self.rotary_dim)
-
 
 @dataclass(frozen=True)
 class Rotation:
@@ -81,22 +76,6 @@ class Rotation:
     @property
     def trains_norms(self) -> bool:
         return any(w is not None and w.requires_grad for w in (self.q_weight, self.k_weight))
-
-
-def rotate(fused: Kernels | None, qkv_TE: Tensor, spec: AttentionSpec, rotation: Rotation | None) -> Tensor:
-    """Queries and keys, normed and rotated, side by side: (T, (H + Hkv)·D).
-
-    Rotation: Su et al. 2021, https://arxiv.org/abs/2104.09864; the two halves of a head's first `rotary_dim` are the
-    pairs.
-    """
-    if rotation is None:
-        return qkv_TE[:, : spec.qk_size]
-    if fused is None:
-        return torch.cat([x_THD.flatten(1) for x_THD in rotate_by_torch(qkv_TE, spec, rotation)], 1)
-    out = qkv_TE.new_empty(len(qkv_TE), spec.qk_size)
-    struct = rotary_struct(qkv_TE, spec, rotation)
-    fused.call("rotary_forward", qkv_TE, qkv_TE.stride(0), out, struct, len(out), torch.get_num_threads())
-    return out
 
 
 def rotate_by_torch(qkv_TE: Tensor, spec: AttentionSpec, rotation: Rotation) -> tuple[Tensor, Tensor]:
@@ -116,20 +95,3 @@ def rotate_by_torch(qkv_TE: Tensor, spec: AttentionSpec, rotation: Rotation) -> 
 
     q, k = qkv_TE[:, : spec.q_size], qkv_TE[:, spec.q_size : spec.qk_size]
     return rotated(q, rotation.q_weight), rotated(k, rotation.k_weight)
-
-
-def rotary_struct(qkv_TE: Tensor, spec: AttentionSpec, rotation: Rotation) -> kernels.Rotary:
-    """What the kernels need to rotate `qkv_TE`. Raises `IndexError` where shapes do not fit."""
-    kernels.expect(qkv_TE.dtype, (qkv_TE, (len(qkv_TE), spec.qk_size + spec.kv_size)))
-    kernels.expect(torch.int32, (rotation.rows_T, (len(qkv_TE),)))
-    shape = (len(rotation.cosines), spec.rotary_dim // 2)
-    kernels.expect(torch.float32, (rotation.cosines, shape), (rotation.sines, shape))
-    if spec.norm:
-        each = spec.norm == NORM_EACH_HEAD
-        widths = (spec.head_dim, spec.head_dim) if each else (spec.q_size, spec.kv_size)
-        for weight, width in zip((rotation.q_weight, rotation.k_weight), widths, strict=True):
-            assert weight is not None, "a norm has weights"
-            kernels.expect(torch.float32, (weight, (width,)))
-    tensors = (rotation.cosines, rotation.sines, rotation.rows_T, rotation.q_weight, rotation.k_weight)
-    addresses = (None if t is None else t.data_ptr() for t in tensors)
-    return kernels.Rotary(*addresses, spec.c_heads(), spec.norm, spec.eps)

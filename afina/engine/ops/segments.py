@@ -10,8 +10,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from afina.core.device import sent
 
 NO_PARENT = -1
 
@@ -41,6 +44,20 @@ class Segments:
                 raise ValueError(f"segment {s} continues {parent}, which is not on the way to the one before it")
             path.append(s)
 
+    def on(self, device: torch.device, name: str) -> Tensor:
+        """The tensor called `name` on a device, sent there once, and without waiting for the device."""
+        own: Tensor = getattr(self, name)
+        if own.device == device:
+            return own
+        key = name, device
+        if key not in self._sent:
+            self._sent[key] = sent(own, device)
+        return self._sent[key]
+
+    @cached_property
+    def _sent(self) -> dict[tuple[str, torch.device], Tensor]:
+        return {}
+
     def and_a_root(self, tokens: int) -> "Segments":
         """With one more segment of its own."""
         return Segments((*self.bounds, self.bounds[-1] + tokens), (*self.parents, NO_PARENT) if self.parents else ())
@@ -60,6 +77,16 @@ class Segments:
         for parent in self.parents or (NO_PARENT,) * len(self.lengths):
             starts.append(0 if parent == NO_PARENT else starts[parent] + self.lengths[parent])
         return starts
+
+    @cached_property
+    def ends(self) -> list[int]:
+        """The position in its row at which each segment ends."""
+        return [start + length for start, length in zip(self.starts, self.lengths, strict=True)]
+
+    @cached_property
+    def deepest(self) -> int:
+        """Tokens of the longest row."""
+        return max(self.ends)
 
     @cached_property
     def depths(self) -> list[int]:
@@ -94,12 +121,17 @@ class Segments:
     @cached_property
     def rows_T(self) -> Tensor:
         """The segment that each token belongs to."""
-        return torch.arange(len(self.bounds) - 1).repeat_interleave(self.lengths_S)
+        return torch.from_numpy(np.repeat(np.arange(len(self.lengths)), self.lengths))
+
+    @cached_property
+    def places_T(self) -> Tensor:
+        """Where each token stands in its segment."""
+        return torch.arange(self.bounds[-1]) - self.bounds_tensor[self.rows_T]
 
     @cached_property
     def lengths_T(self) -> Tensor:
         """The length of the longest row that each token belongs to."""
-        longest = [start + length for start, length in zip(self.starts, self.lengths, strict=True)]
+        longest = list(self.ends)
         for s in range(len(self.parents) - 1, -1, -1):
             if (parent := self.parents[s]) != NO_PARENT:
                 longest[parent] = max(longest[parent], longest[s])
@@ -108,15 +140,13 @@ class Segments:
     @cached_property
     def positions_T(self) -> Tensor:
         """Where each token stands in its row."""
-        offsets = torch.arange(self.bounds[-1], dtype=torch.int32) - self.bounds_tensor[self.rows_T]
-        return offsets + self.starts_tensor[self.rows_T]
+        return self.places_T.int() + self.starts_tensor[self.rows_T]
 
     @cached_property
     def paths(self) -> Tensor:
         """Of each segment the numbers of the tokens that its ancestors and it have, in order: (S, longest path), padded
         with 0 at the end."""
-        ends = self.starts_tensor + self.lengths_S
-        found = torch.zeros(len(self.lengths), int(ends.max()), dtype=torch.int64)
+        found = torch.zeros(len(self.lengths), self.deepest, dtype=torch.int64)
         for s, (start, length) in enumerate(zip(self.starts, self.lengths, strict=True)):
             if start:
                 found[s, :start] = found[self.parents[s], :start]

@@ -58,7 +58,7 @@ def contents(base: Base) -> Contents:
         why = "" if layout is None else f" (it runs {base.engine})"
         raise BaseModelError(f"no GGUF file is written of a model of type {model_type!r}{why}, only of {known}", _ELSE)
     arch, config = module.arch, module.config
-    state = decoder_skeleton(config, arch, None).state_dict()
+    state = decoder_skeleton(config, arch).state_dict()
     head = f"{arch.names.head}.weight"
     if _shares_head(module):
         del state[head]

@@ -61,8 +61,13 @@ class Objective(Protocol[U]):
         """The units in groups for one forward pass each, of up to `max_tokens` tokens that the base
         computes (a longer unit goes alone) and `max_units` units."""
 
-    def loss(self, base: "Base", units: Sequence[U]) -> "Tensor":
-        """The summed loss (a scalar in fp32) of one forward pass over a micro-batch, to be differentiated."""
+    def batch(self, base: "Base", units: Sequence[U]) -> Any:
+        """What `loss` reads of a micro-batch, made on the host: on a card, by a thread while it computes the one
+        before."""
+
+    def loss(self, base: "Base", batch: Any) -> "Tensor":
+        """The summed loss (a scalar in fp32) of one forward pass over a `batch`, to be differentiated. Nothing in it
+        reads from the device."""
 
     def sums(self, base: "Base", units: Sequence[U]) -> Sequence[float]:
         """What `numbers` needs of `units`, all sums over them, without gradients and in evaluation mode."""

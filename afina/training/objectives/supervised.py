@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from afina.data.batch import pack, passes
+from afina.data.batch import HostPack, host_pack, passes
 from afina.data.store import lengths
 from afina.data.template import Row
 from afina.engine.forest import Group
@@ -34,8 +34,11 @@ class Supervised:
     def passes(self, base: Base, units: Sequence[Row], max_tokens: int, max_units: int | None) -> list[Group]:
         return passes(units, max_tokens, max_units, base.model.shares)
 
-    def loss(self, base: Base, units: Sequence[Row]) -> Tensor:
-        return base.model.summed_loss(pack(units, device_of(base), base.model.shares))
+    def batch(self, base: Base, units: Sequence[Row]) -> HostPack:
+        return host_pack(units, device_of(base), base.model.shares)
+
+    def loss(self, base: Base, batch: HostPack) -> Tensor:
+        return base.model.summed_loss(batch.to(device_of(base)))
 
     def sums(self, base: Base, units: Sequence[Row]) -> Sequence[float]:
         return summed_loss(base, units)

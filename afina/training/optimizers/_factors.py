@@ -19,6 +19,7 @@ class FactorOptimizer(torch.optim.AdamW):
 
     def __init__(self, groups: list[dict[str, Any]], factors: Sequence[Pair]) -> None:
         super().__init__(groups, fused=True)
+        self._step_supports_amp_scaling = False  # `change` cannot be skipped on a card: it must know before it
         self._stacks: dict[Any, list[Pair]] = {}
         for a_RI, b_OR in factors:
             self._stacks.setdefault((a_RI.shape, b_OR.shape, a_RI.device), []).append((a_RI, b_OR))

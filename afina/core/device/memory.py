@@ -1,0 +1,97 @@
+"""Memory of a device: what this process holds there, at most so far, and what is free."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+
+from afina.core.device.cards import device_name
+from afina.core.device.host import host_free, host_limit, peak_resident, resident
+from afina.core.errors import OutOfMemory
+
+GB = 1e9
+HOST = torch.device("cpu")
+
+
+class DeviceMemory(NamedTuple):
+    """Bytes of a device. `allocated` by this process for tensors; `reserved` by torch for them and those to come; the
+    `most` that was reserved; `free` of all `limit`, as the driver says. Of the host, what is resident is all three."""
+
+    allocated: int
+    reserved: int
+    most: int
+    free: int
+    limit: int
+
+
+def device_memory(device: torch.device = HOST) -> DeviceMemory:
+    """A look at the device's memory, by torch's counters and its driver's."""
+    if device.type == "cpu":
+        now = resident()
+        return DeviceMemory(now, now, peak_resident(), host_free(), host_limit())
+    of: Any = torch.get_device_module(device)
+    if device.type == "mps":  # the host's memory, of which Metal advises how much to take; it counts no peak
+        reserved, limit = of.driver_allocated_memory(), of.recommended_max_memory()
+        free = max(0, min(limit - reserved, host_free()))
+        return DeviceMemory(of.current_allocated_memory(), reserved, reserved, free, limit)
+    free, limit = of.mem_get_info(device)
+    held = (of.memory_allocated(device), of.memory_reserved(device), of.max_memory_reserved(device))
+    return DeviceMemory(*held, free, limit)
+
+
+def memory_gb(device: torch.device = HOST) -> float:
+    """What this process holds on the device now, in GB: resident memory of the host, else what torch has reserved."""
+    if device.type == "cpu":
+        return resident() / GB
+    of: Any = torch.get_device_module(device)
+    return float(of.driver_allocated_memory() if device.type == "mps" else of.memory_reserved(device)) / GB
+
+
+def peak_memory_gb(device: torch.device = HOST) -> float:
+    """The most that `memory_gb` was, in GB; on a card since `forget_peak`."""
+    return (peak_resident() if device.type == "cpu" else device_memory(device).most) / GB
+
+
+def forget_peak(device: torch.device) -> None:
+    """The peak is counted from now on, where it can be: of the host, it is that of the process."""
+    if device.type not in ("cpu", "mps"):
+        torch.get_device_module(device).reset_peak_memory_stats(device)
+
+
+def memory_free(device: torch.device = HOST) -> int:
+    """Bytes that could be allocated now: what the driver has free, and what torch keeps of tensors that are gone."""
+    if device.type == "cpu":
+        return host_free()
+    now = device_memory(device)
+    return now.free + now.reserved - now.allocated
+
+
+def memory_limit(device: torch.device = HOST) -> int:
+    """Bytes of memory that processes may use there."""
+    return host_limit() if device.type == "cpu" else device_memory(device).limit
+
+
+def memory_in_words(device: torch.device) -> str:
+    """'memory', or 'the memory of cuda:0 (NVIDIA T4: 15.8 GB, of which other programs have 9.1 GB)'."""
+    if device.type == "cpu":
+        return "memory"
+    now = device_memory(device)
+    others = max(0, now.limit - now.free - now.reserved)
+    return (
+        f"the memory of {device} ({device_name(device)}: {now.limit / GB:.1f} GB, of which other programs have "
+        f"{others / GB:.1f} GB)"
+    )
+
+
+@contextmanager
+def fitting(device: torch.device, what: str, remedy: str) -> Iterator[None]:
+    """Turns what torch raises where memory is short inside the block into `OutOfMemory`, which says that `what` does
+    not fit, and where."""
+    try:
+        yield
+    except RuntimeError as error:
+        said = str(error)
+        if not (isinstance(error, torch.OutOfMemoryError) or "allocate memory" in said or "out of memory" in said):
+            raise
+        raise OutOfMemory(f"{what} does not fit into {memory_in_words(device)}", remedy) from error

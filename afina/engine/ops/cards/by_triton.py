@@ -1,0 +1,225 @@
+"""The operations on cards that Triton compiles for (CUDA, ROCm), in the kernels beside this, forward and backward.
+
+They keep for the backward pass what the processor's keep (by_cpp.py), and gradients lie as their tensors do, with the
+same room beside them. T tokens, packed.
+"""
+
+from functools import cache
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from afina.engine.ops._autograd import apply, empty_with_stride
+from afina.engine.ops.activations import GATES
+from afina.engine.ops.attention import attend_rotated
+from afina.engine.ops.by_torch import Ops
+from afina.engine.ops.cards import TYPES
+from afina.engine.ops.cards.activations import gated_backward, gated_forward
+from afina.engine.ops.cards.losses import cross_entropy
+from afina.engine.ops.cards.norms import rms_backward, rms_forward
+from afina.engine.ops.cards.rotary import rotary_backward, rotary_forward
+from afina.engine.ops.cards.unpack import unpack_blocks, unpack_nf4
+from afina.engine.ops.rotary import AttentionSpec, Rotation
+from afina.engine.ops.segments import Segments
+from afina.engine.ops.unpack import GGML_FORMATS, NF4, NF4_BLOCK, nf4_levels
+
+_SUMS_IN_FP32 = hasattr(torch.ops.aten.mm, "dtype")  # torch from 2.8 on: products of bf16 that are not rounded to it
+DTYPES = torch.float32, torch.bfloat16, torch.float16
+_GATED_BLOCK, _WORDS_BLOCK, _UNPACKED = 1024, 8192, 1024  # numbers of a row that a program takes at one time
+
+
+class TritonOps(Ops):
+    """`devices`: the types of device that tensors may be on. Matrix products are torch's."""
+
+    def __init__(self, devices: tuple[str, ...] = TYPES) -> None:
+        self._devices = devices
+
+    def takes(self, x: Tensor) -> bool:
+        return x.device.type in self._devices and x.dtype in DTYPES
+
+    def rms_norm(self, x_TC: Tensor, weight_C: Tensor, eps: float) -> Tensor:
+        y: Tensor = apply(_RmsNorm, x_TC, None, weight_C, eps)
+        return y
+
+    def add_rms_norm(self, x_TC: Tensor, added_TC: Tensor, weight_C: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        both: tuple[Tensor, Tensor] = apply(_RmsNorm, x_TC, added_TC, weight_C, eps)
+        return both
+
+    def gated(self, gate_up_TI: Tensor, kind: str) -> Tensor:
+        out: Tensor = apply(_Gated, gate_up_TI, GATES[kind][0])
+        return out
+
+    def rotate(self, qkv_TE: Tensor, spec: AttentionSpec, rotation: Rotation | None) -> Tensor:
+        if rotation is None or rotation.trains_norms:
+            return super().rotate(qkv_TE, spec, rotation)
+        out = qkv_TE.new_empty(len(qkv_TE), spec.qk_size)
+        _rotate(qkv_TE, out, spec, rotation)
+        return out
+
+    def attend(self, qkv_TE: Tensor, spec: AttentionSpec, rotation: Rotation | None, segments: Segments) -> Tensor:
+        if rotation is None or rotation.trains_norms:
+            return super().attend(qkv_TE, spec, rotation, segments)
+        q_THD, k_THD, v_THD = apply(_Rotate, qkv_TE, spec, rotation)
+        return attend_rotated(q_THD, k_THD, v_THD, spec, segments)
+
+    def chunk_losses(self, logits_NV: Tensor, labels_N: Tensor, losses_N: Tensor, gradient: bool) -> Tensor:
+        words = logits_NV.shape[1]
+        block = min(triton.next_power_of_2(words), _WORDS_BLOCK)
+        _launch(
+            cross_entropy, (len(logits_NV),), logits_NV, logits_NV.stride(0), labels_N, losses_N, words,
+            GRADIENT=gradient, BLOCK=block, num_warps=_warps(block),
+        )  # fmt: skip
+        return logits_NV
+
+    def unpack(self, data: Tensor, kind: int, out_RK: Tensor) -> None:
+        rows, columns = out_RK.shape
+        numbers = NF4_BLOCK if kind == NF4 else GGML_FORMATS[kind][1]
+        count, blocks = columns // numbers, _UNPACKED // numbers
+        grid = rows, triton.cdiv(count, blocks)
+        to = data, data.stride(0), out_RK, out_RK.stride(0), count
+        if kind == NF4:
+            _launch(unpack_nf4, grid, *to, _levels(data.device), BLOCKS=blocks)
+        else:
+            size = GGML_FORMATS[kind][2]
+            _launch(unpack_blocks, grid, *to, KIND=kind, NUMBERS=numbers, BYTES=size, BLOCKS=blocks)
+
+    def outer_product(self, x_TN: Tensor, low_TR: Tensor, scale: float) -> Tensor:
+        if x_TN.dtype == torch.float32 or not (x_TN.is_cuda and _SUMS_IN_FP32):
+            return super().outer_product(x_TN, low_TR, scale)
+        return torch.mm(x_TN.T, low_TR, out_dtype=torch.float32).mul_(scale)
+
+
+def _launch(kernel: Any, grid: tuple[int, ...], first: Tensor, *others: Any, **constants: Any) -> None:
+    """On the device that `core.device.use` made the current one."""
+    kernel[grid](first, *others, **constants)
+
+
+def _warps(block: int) -> int:
+    """For a program of so many numbers, a power of two: some eight of them for each thread."""
+    return min(max(block // 256, 1), 16)
+
+
+@cache
+def _levels(device: torch.device) -> Tensor:
+    with torch.inference_mode(False):  # training may use it later
+        return nf4_levels().to(device)
+
+
+class _RmsNorm(torch.autograd.Function):
+    """With s = (mean h² + eps)^−½:  dh = s·(w ∘ dy) − h·s³·mean(w ∘ dy ∘ h),  dw = Σ_T dy ∘ h·s."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, added: Tensor | None, weight: Tensor, eps: float) -> Any:
+        rows, n = x.shape
+        weight = weight.float()
+        y, rstd = x.new_empty(rows, n), x.new_empty(rows, dtype=torch.float32)
+        h = torch.empty_like(y) if added is not None else x
+        last = x if added is None else added
+        block = triton.next_power_of_2(n)
+        _launch(
+            rms_forward, (rows,), x, x.stride(0), last, last.stride(0), weight, h, y, rstd, n, eps,
+            SUM=added is not None, BLOCK=block, num_warps=_warps(block),
+        )  # fmt: skip
+        ctx.save_for_backward(h, weight, rstd)
+        ctx.stride, ctx.added = last.stride(0), added is not None
+        ctx.set_materialize_grads(False)
+        return y if added is None else (h, y)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> Any:
+        h, weight, rstd = ctx.saved_tensors
+        dh, dy = grads if ctx.added else (None, grads[0])
+        if dy is None:
+            return dh, dh if ctx.added else None, None, None
+        rows, n = h.shape
+        dy, used = _in_rows(dy), h if dh is None else _in_rows(dh)
+        dx = h.new_empty(rows, ctx.stride)[:, :n]
+        block = triton.next_power_of_2(n)
+        _launch(
+            rms_backward, (rows,), dy, dy.stride(0), used, used.stride(0), h, h.stride(0), weight, rstd, dx,
+            dx.stride(0), n, USED=dh is not None, BLOCK=block, num_warps=_warps(block),
+        )  # fmt: skip
+        dw = (dy.float() * h.float() * rstd[:, None]).sum(0) if ctx.needs_input_grad[2] else None
+        return dx, dx if ctx.added else None, dw, None
+
+
+class _Gated(torch.autograd.Function):
+    """out = g·σ(a(g))·u:  du = dout·g·σ,  dg = dout·u·(σ + g·σ(1 − σ)·a′(g)), with a(g) = g for SiLU."""
+
+    @staticmethod
+    def forward(ctx: Any, gate_up: Tensor, kind: int) -> Tensor:
+        rows, n = gate_up.shape[0], gate_up.shape[1] // 2
+        out = gate_up.new_empty(rows, n)
+        grid = rows, triton.cdiv(n, _GATED_BLOCK)
+        _launch(gated_forward, grid, gate_up, gate_up.stride(0), out, n, GELU=bool(kind), BLOCK=_GATED_BLOCK)
+        ctx.kind = kind
+        ctx.save_for_backward(gate_up)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, dout: Tensor) -> Any:
+        (gate_up,) = ctx.saved_tensors
+        d, dout = empty_with_stride(gate_up), _in_rows(dout)
+        n = dout.shape[1]
+        _launch(
+            gated_backward, (len(d), triton.cdiv(n, _GATED_BLOCK)), gate_up, gate_up.stride(0), dout, dout.stride(0), d,
+            n, GELU=bool(ctx.kind), BLOCK=_GATED_BLOCK,
+        )  # fmt: skip
+        return d, None
+
+
+class _Rotate(torch.autograd.Function):
+    """q (T, H, D), k and v (T, Hkv, D) of the joined qkv. Without a norm, queries and keys are rotated in place, for
+    nobody else reads the joined product, and nothing is kept: rotating back needs the angles alone."""
+
+    @staticmethod
+    def forward(ctx: Any, qkv: Tensor, spec: AttentionSpec, rotation: Rotation) -> Any:
+        to = qkv.new_empty(len(qkv), spec.qk_size) if spec.norm else qkv
+        _rotate(qkv, to, spec, rotation)
+        ctx.spec, ctx.rotation, ctx.shape, ctx.stride = spec, rotation, qkv.shape, qkv.stride(0)
+        ctx.save_for_backward(qkv if spec.norm else None)
+        parts = to[:, : spec.q_size], to[:, spec.q_size : spec.qk_size], qkv[:, spec.qk_size :]
+        return tuple(part.unflatten(1, (-1, spec.head_dim)) for part in parts)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        (x,) = ctx.saved_tensors
+        dq, dk, dv = (grad.flatten(1) for grad in grads)
+        rows, width = ctx.shape
+        d = dq.new_empty(rows, ctx.stride)[:, :width]
+        x = d if x is None else x
+        strides = dq.stride(0), dk.stride(0), dv.stride(0)
+        arguments, constants = _angles(ctx.spec, ctx.rotation)
+        rests = ctx.spec.rotary_dim < ctx.spec.head_dim
+        _launch(
+            rotary_backward, (rows, 3), dq, dk, dv, *strides, x, x.stride(0), d, d.stride(0), *arguments, RESTS=rests,
+            **constants,
+        )  # fmt: skip
+        return d, None, None
+
+
+def _rotate(x: Tensor, out: Tensor, spec: AttentionSpec, rotation: Rotation) -> None:
+    """Writes queries and keys, normed and rotated, into the first columns of `out`, which may be x."""
+    arguments, constants = _angles(spec, rotation)
+    rests = spec.rotary_dim < spec.head_dim and out is not x
+    grid = len(x), 2
+    _launch(rotary_forward, grid, x, x.stride(0), out, out.stride(0), *arguments, RESTS=rests, **constants)
+
+
+def _angles(spec: AttentionSpec, rotation: Rotation) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """What both kernels of rotary.py need beside the tensors."""
+    none = rotation.cosines  # in the place of weights, where there is no norm to read them
+    weights = (none if w is None else w for w in (rotation.q_weight, rotation.k_weight))
+    pairs = spec.rotary_dim // 2
+    numbers = spec.heads, spec.kv_heads, spec.head_dim, pairs, spec.eps
+    heads, block = triton.next_power_of_2(spec.heads), triton.next_power_of_2(pairs)
+    rest = triton.next_power_of_2(max(spec.head_dim - spec.rotary_dim, 1))
+    constants = {"NORM": spec.norm, "HEADS": heads, "PAIRS": block, "REST": rest, "num_warps": _warps(heads * block)}
+    return (rotation.cosines, rotation.sines, rotation.rows_T, *weights, *numbers), constants
+
+
+def _in_rows(x: Tensor) -> Tensor:
+    """The numbers of a row side by side."""
+    return x if x.stride(-1) == 1 else x.contiguous()

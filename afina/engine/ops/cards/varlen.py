@@ -1,0 +1,67 @@
+"""Attention on the pack itself, without padding: torch's flash attention over rows of any lengths, on cards.
+
+T tokens, packed; H heads of D, Hkv of them of keys and values. Roots alone: a segment with a parent would have more
+keys than queries, in two places of the pack, and has `attention.attend_rotated`'s other way; so have scores with a cap.
+"""
+
+import inspect
+from functools import cache
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from afina.engine.ops.rotary import AttentionSpec
+from afina.engine.ops.segments import Segments
+
+_LEAST_CAPABILITY, _HOPPER = (8, 0), (9, 0)
+_WIDEST, _STEP = 256, 8  # numbers of a head: up to, and a multiple of
+
+
+def takes(q_THD: Tensor, spec: AttentionSpec, segments: Segments) -> bool:
+    """Whether `attend` can take these: by what is asked, then by device and by torch's version."""
+    return (
+        q_THD.is_cuda
+        and q_THD.dtype in (torch.float16, torch.bfloat16)
+        and not spec.cap
+        and not any(segments.starts)
+        and spec.head_dim <= _WIDEST
+        and spec.head_dim % _STEP == 0
+        and capability(q_THD.device) >= _LEAST_CAPABILITY
+        and library(q_THD.device) is not None
+    )
+
+
+def attend(q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, spec: AttentionSpec, segments: Segments) -> Tensor:
+    """Causal attention of each root to itself; (T, H·D)."""
+    of = library(q_THD.device)
+    assert of is not None, "asked of `takes`"
+    bounds = segments.on(q_THD.device, "bounds_tensor")
+    window = (spec.window - 1 if spec.window else -1, 0)  # keys before a query's own, and after
+    out: Tensor = of.varlen_attn(
+        q_THD, k_THD, v_THD, bounds, bounds, segments.longest, segments.longest, scale=spec.scale, window_size=window,
+        enable_gqa=spec.heads != spec.kv_heads,
+    )  # fmt: skip
+    return out.flatten(1)
+
+
+@cache
+def capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
+
+
+@cache
+def library(device: torch.device) -> Any:
+    """torch's module of it, where this version has one that knows all that is asked of it here; FlashAttention 3 is
+    made the one that computes, where it is installed and the card is of the generation that it is for."""
+    try:
+        from torch.nn.attention import activate_flash_attention_impl, varlen
+    except ImportError:  # torch before 2.11
+        return None
+    found: Any = varlen
+    if not {"scale", "window_size", "enable_gqa"} <= inspect.signature(found.varlen_attn).parameters.keys():
+        return None
+    if find_spec("flash_attn_interface") is not None and capability(device) == _HOPPER:
+        activate_flash_attention_impl("FA3")
+    return found

@@ -1,0 +1,98 @@
+"""A whole decoder with Triton's operations, run by its interpreter on the processor: against torch's, and without a
+wait for what would be on a card."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from _waits import Waits
+from test_decoder import ours, randomise
+
+from afina.engine import ops
+from afina.engine.ops import TORCH, Segments
+from afina.lora import LoraConfig, inject
+from afina.models.causal import DecoderModel
+
+pytest.importorskip("triton", reason="Triton is not installed")
+
+from afina.engine.ops.cards import by_triton
+
+BY_TRITON = by_triton.TritonOps(devices=("cpu",))
+IDS = torch.randint(3, 259, (12,), generator=torch.Generator().manual_seed(0))
+ROWS = Segments((0, 6, 7, 12))
+FOREST = Segments((0, 5, 8, 12), (-1, 0, 0))
+
+
+def adapted(name: str, folder: Path) -> DecoderModel:
+    model = ours(name, folder, kernels=False)
+    inject(model.module, LoraConfig(rank=4))
+    randomise(model.module)
+    model.module.train()
+    return model
+
+
+def step(model: DecoderModel, own: ops.Ops, segments: Segments) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    model.module.ops = own
+    model.module.zero_grad()
+    loss = forward(model, torch.tensor([1, 4, 9]), segments)
+    loss.backward()
+    return loss.detach(), {name: p.grad for name, p in model.module.named_parameters() if p.grad is not None}
+
+
+def forward(model: DecoderModel, at_N: torch.Tensor, segments: Segments) -> torch.Tensor:
+    """The loss of three labels, without the padding that saves a matrix library its shapes."""
+    module = model.module
+    hidden = module.normed(*module(IDS, segments, at_N=at_N))
+    return ops.summed_cross_entropy(module.ops_for(hidden), hidden, module.get_output_embeddings().weight, IDS[:3])
+
+
+@pytest.mark.parametrize(("name", "segments"), [("llama", ROWS), ("qwen3", FOREST), ("gemma3", ROWS), ("olmo2", ROWS)])
+def test_a_step_is_torchs(name: str, segments: Segments, tmp_path: Path) -> None:
+    model = adapted(name, tmp_path)
+    loss, grads = step(model, TORCH, segments)
+    found, own = step(model, BY_TRITON, segments)
+    assert found.item() == pytest.approx(loss.item(), rel=1e-5)
+    assert own.keys() == grads.keys()
+    for name, grad in grads.items():
+        assert (own[name] - grad).abs().max() <= 1e-4 * grad.abs().max(), name
+
+
+@pytest.mark.parametrize("own", [TORCH, BY_TRITON], ids=["torch", "triton"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_nothing_waits_for_a_card_in_a_pass(
+    own: ops.Ops, checkpointing: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Forward and backward, from token ids on the card to gradients there."""
+    model = adapted("gemma3", tmp_path)
+    module = model.module
+    module.ops, module.checkpointing = own, checkpointing
+    at_N = torch.tensor([1, 4, 9])
+    waits = Waits(IDS, at_N, *module.parameters(), *module.buffers())
+    launch = by_triton._launch
+
+    def launched(*arguments, **constants) -> None:
+        with waits.allowed():  # the interpreter reads what a card would
+            launch(*arguments, **constants)
+        for each in arguments:
+            if isinstance(each, torch.Tensor):
+                waits.put(each)
+
+    monkeypatch.setattr(by_triton, "_launch", launched)
+    with waits:
+        loss = forward(model, at_N, ROWS)
+        loss.backward()
+    assert waits.found == []
+    with waits:
+        loss.item()
+    assert len(waits.found) == 1  # it counts
+
+
+def test_they_compile_for_cards(tmp_path: Path) -> None:
+    """In a process without the interpreter: for NVIDIA's cards from the A100 on, and for AMD's MI300."""
+    environment = os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
+    script = Path(__file__).parents[1] / "compiled_kernels.py"
+    done = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True)
+    assert not done.returncode, done.stderr[-2000:]
