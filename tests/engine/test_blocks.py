@@ -17,10 +17,11 @@ from transformers import BertForSequenceClassification
 from afina.core.device import cache_folder
 from afina.core.errors import AdapterError, BaseModelError, SettingsError
 from afina.engine import blocks, kernels
-from afina.engine.blocks import NF4, BlockLinear, Blocks, nf4_levels, parameter_count, quantise, quantise_linears
+from afina.engine.blocks import NF4, BlockLinear, Blocks, parameter_count, quantise, quantise_linears
 from afina.engine.formats import numbers_of
 from afina.engine.joined import JoinedLinear
 from afina.engine.ops import Segments, chosen
+from afina.engine.ops.unpack import nf4_levels
 from afina.lora import LoraConfig, inject, merge
 from afina.lora.merging import dequantise
 from afina.models import load_base
