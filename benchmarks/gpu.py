@@ -412,7 +412,7 @@ def _forecast(part: Part, shape: Shape, length: int, per_pass: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         begun = time.monotonic()
         found = measured(place.device, place.dtype, Path(folder))
-    machine = Machine("here", free_bytes(place.device), 0, place.dtype, found, False)
+    machine = Machine("here", free_bytes(place.device), 0, place.dtype, found, fused=True, heap=False)
     train = TrainingSettings(batch_size=32, tokens_per_pass=per_pass, checkpoint_activations=False)
     lora = LoraConfig(rank=RANK, alpha=ALPHA, target_modules=tuple(TARGETS))
     settings = RunSettings(base="x", data=DataSettings(path=NO_DATA), train=train, lora=lora)

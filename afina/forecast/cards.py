@@ -13,7 +13,8 @@ import torch
 class PublishedMachine:
     """A machine by its published figures: bytes that are free for a training, floating-point operations per second,
     bytes per second from memory. `products` is the share of the operations that large matrix products reach, measured
-    by others where that is known. `dtype` is the format that it computes in: without units for bf16, fp16.
+    by others where that is known. `dtype` is the format that it computes in: without units for bf16, fp16. `kernels`:
+    whether ours run there (Triton's).
     """
 
     title: str
@@ -22,6 +23,7 @@ class PublishedMachine:
     bandwidth: float
     products: float = 0.8
     dtype: torch.dtype = torch.bfloat16
+    kernels: bool = True
 
 
 CARDS = {
@@ -33,7 +35,7 @@ CARDS = {
     "a100-40": PublishedMachine("A100, 40 GB", 39e9, 312e12, 1555e9, 0.811),
     "l40s": PublishedMachine("L40S, 48 GB", 46.5e9, 362e12, 864e9),
     "l4": PublishedMachine("L4, 24 GB", 23e9, 121e12, 300e9),
-    "v100": PublishedMachine("V100 SXM, 32 GB", 31.5e9, 125e12, 900e9, 0.76, torch.float16),
+    "v100": PublishedMachine("V100 SXM, 32 GB", 31.5e9, 125e12, 900e9, 0.76, torch.float16, kernels=False),
     "t4": PublishedMachine("T4, 16 GB", 15e9, 65e12, 320e9, dtype=torch.float16),
     "rtx5090": PublishedMachine("RTX 5090, 32 GB", 31.5e9, 209.5e12, 1792e9),
     "rtx4090": PublishedMachine("RTX 4090, 24 GB", 23.5e9, 165.2e12, 1008e9, 0.97),
@@ -43,6 +45,6 @@ CARDS = {
 MACHINES = {
     "24gb": CARDS["rtx4090"],
     "80gb": CARDS["a100"],
-    "laptop": PublishedMachine("a laptop of 16 GB (Apple M4)", 12e9, 2.9e12, 120e9, 1.0),
+    "laptop": PublishedMachine("a laptop of 16 GB (Apple M4)", 12e9, 2.9e12, 120e9, 1.0, kernels=False),
 }
 PROCESSOR = PublishedMachine("a processor", 0, 8e11, 2e10, 1.0)  # assumed where nothing was measured

@@ -11,6 +11,7 @@ import torch
 from afina.core.device import KINDS, compiler, device_name, memory_gb, pick_device, pick_dtype
 from afina.core.errors import SettingsError, near
 from afina.core.events import Listener, Notice, ignore
+from afina.engine import ops
 from afina.forecast.benchmark import is_calm, known, measured
 from afina.forecast.cards import CARDS, MACHINES, PROCESSOR, PublishedMachine
 from afina.forecast.speed import Rates, Speed, Width
@@ -23,7 +24,8 @@ class Machine:
     """A machine with the memory and speed that a forecast needs.
 
     `available` are the bytes that the process can have, of which its `libraries` take some before anything is loaded.
-    `device` is where passes may be timed; None where that is not wanted, or not possible.
+    `fused`: there are kernels of our own, which keep less for the backward pass. `heap`: freed memory lies in a heap
+    that other sizes do not fill. `device` is where passes may be timed; None where that is not wanted, or not possible.
     """
 
     name: str
@@ -32,6 +34,7 @@ class Machine:
     dtype: torch.dtype
     speed: Speed
     fused: bool
+    heap: bool
     device: torch.device | None = None
 
 
@@ -61,6 +64,7 @@ def this_machine(
     if measure and speed and speed.was_disturbed:
         listener(Notice(f"other programs used {speed.others:.1f} processors while this machine's speed was measured"))
     on_cpu = on.type == "cpu"
+    fused = compiler() is not None if on_cpu else ops.chosen(on, cache) is not ops.TORCH
     held = int(memory_gb() * 1e9) if on_cpu else 0
     return Machine(
         _name(on),
@@ -68,7 +72,8 @@ def this_machine(
         before if on_cpu else int(_CONTEXT),
         dtype,
         speed or _estimated(PROCESSOR if on_cpu else CARDS["rtx3090"]),
-        on_cpu and compiler() is not None,
+        fused,
+        heap=on_cpu and fused,
         device=on if measure else None,
     )
 
@@ -99,8 +104,9 @@ def named(name: str) -> Machine:
             f"it takes {', '.join((*KINDS, *known_ones))}",
         )
     return Machine(
-        published.title, int(published.free), int(_CONTEXT), published.dtype, _estimated(published), fused=False
-    )
+        published.title, int(published.free), int(_CONTEXT), published.dtype, _estimated(published),
+        fused=published.kernels, heap=False,
+    )  # fmt: skip
 
 
 def _estimated(published: PublishedMachine) -> Speed:

@@ -122,5 +122,7 @@ def test_a_device_of_this_machine_is_called_by_its_name(cache: Path, monkeypatch
     monkeypatch.setattr(machines, "free_bytes", {card: 15}.get)
     for module in (machines, benchmark):
         monkeypatch.setattr(module, "device_name", lambda _: "A card")
-    found = this_machine(cache, "cuda:1", measure=False)
-    assert (found.name, found.available, found.fused) == ("cuda:1, A card", 15, False)
+    for own, fused in ((machines.ops.TORCH, False), (object(), True)):
+        monkeypatch.setattr(machines.ops, "chosen", lambda *_, own=own: own)
+        found = this_machine(cache, "cuda:1", measure=False)
+        assert (found.name, found.available, found.fused, found.heap) == ("cuda:1, A card", 15, fused, False)
