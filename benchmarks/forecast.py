@@ -118,7 +118,7 @@ def main() -> None:
 def warm() -> None:
     """Measures the machine now: a shared one is not as fast from one minute to the next."""
     from afina.core.device import cache_folder, pick_device, pick_dtype
-    from afina.forecast.speed import measured
+    from afina.forecast.benchmark import measured
 
     path = cache_folder() / "speed.json"
     path.unlink(missing_ok=True)

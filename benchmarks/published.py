@@ -4,13 +4,14 @@ measured here.
 python benchmarks/published.py
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 from afina.data.settings import DataSettings
 from afina.forecast.estimate import Forecast, forecast_training
 from afina.forecast.machines import named
 from afina.forecast.workload import Workload
-from afina.jobs.fit import NO_DATA, chosen
+from afina.jobs.fit import NO_DATA, with_method
 from afina.lora.config import LoraConfig
 from afina.models.skeleton import Skeleton, read_skeleton
 from afina.settings import RunSettings
@@ -61,7 +62,9 @@ def foreseen(
     settings = RunSettings(base=name, data=DataSettings(path=NO_DATA), train=train, lora=lora)
     work = Workload([tokens] * 64, 1.0, tokens, 0, 0.0, 0, 0.0, 0)
     base = read_skeleton(name, cache_dir=Path("none"))
-    return base, forecast_training(base, chosen(settings, method), work, named(machine))
+    return base, forecast_training(
+        base, with_method(settings, method), work, replace(named(machine), fused=False)
+    )  # of programs whose operations are torch's
 
 
 def main() -> None:

@@ -15,10 +15,11 @@ from torch.nn import functional as F
 
 from afina.core.errors import BaseModelError
 from afina.core.layers import is_conv1d, replace
+from afina.engine import formats
 from afina.engine.ops.by_torch import Ops
 from afina.engine.ops.choice import loaded
 from afina.engine.ops.unpack import GGML_FORMATS as GGML_FORMATS
-from afina.engine.ops.unpack import NF4, Q8_0, nf4_levels, row_bytes
+from afina.engine.ops.unpack import NF4, Q8_0, nf4_levels_on, row_bytes
 from afina.engine.ops.unpack import NF4_BLOCK as NF4_BLOCK
 
 TILE = 1 << 22  # numbers of a large matrix that are dequantised at one time
@@ -110,10 +111,7 @@ def quantise(weight_RK: Tensor, kind: str, dtype: torch.dtype) -> Blocks | None:
         return None
     if kind == "nf4":
         return Blocks(_nf4(weight_RK.float().contiguous()), NF4, columns, dtype)
-    import gguf
-
-    data = gguf.quantize(weight_RK.detach().float().cpu().numpy(), gguf.GGMLQuantizationType.Q8_0)
-    return Blocks(torch.from_numpy(data).to(weight_RK.device), Q8_0, columns, dtype)
+    return Blocks(formats.q8_0_of(weight_RK.detach().float()), Q8_0, columns, dtype)
 
 
 def _nf4(weight_RK: Tensor) -> Tensor:
@@ -125,9 +123,9 @@ def _nf4(weight_RK: Tensor) -> Tensor:
     step = (scales.amax(1, keepdim=True) - least) / 255
     codes = ((scales - least) / step.clamp(min=1e-30)).round()
     scales = (least + step * codes)[..., None]
-    levels = nf4_levels().to(weight_RK.device)
+    levels = nf4_levels_on(weight_RK.device)
     middles = (levels[1:] + levels[:-1]) / 2
-    q = torch.bucketize(blocks / scales.clamp(min=1e-30), middles).to(torch.uint8)
+    q = torch.bucketize(blocks / scales.clamp(min=1e-30), middles, out_int32=True).to(torch.uint8)
     q = q[..., : NF4_BLOCK // 2] | q[..., NF4_BLOCK // 2 :] << 4
     head = torch.cat([least, step], 1).view(torch.uint8)
     return torch.cat([head, codes.to(torch.uint8), q.flatten(1)], 1)

@@ -69,6 +69,7 @@ class DecoderSequences:
         self._held = [_Held() for _ in range(slots)]
         self._free = list(range(slots))  # those used longest ago first
         self._sequences: list[_Sequence] = []
+        self._decoded: list[_Held] = []  # of the sequences that were last decoded, in their order
         self._one_each = Segments((0,))
         self._stepped: Any = None  # what the last step of one token each depended on
         self._tape: Tape | None = None
@@ -239,12 +240,15 @@ class DecoderSequences:
         sequences = [sequence for sequence in self._sequences if sequence.is_read]
         if len(self._one_each.lengths) != len(ids_B):
             self._one_each = Segments(tuple(range(len(ids_B) + 1)))
-        for sequence, token in zip(sequences, ids_B.tolist(), strict=True):
-            self._held[sequence.slot].tokens.append(token)
+        self._decoded = [self._held[sequence.slot] for sequence in sequences]
         updates = self._begin(self._one_each, sequences)
         scores_BV = self._step(ids_B.to(self._device), self._one_each, updates)
         self._cache.end(self._one_each)
         return self._module.capped(scores_BV)
+
+    def record(self, ids: Sequence[int]) -> None:
+        for held, token in zip(self._decoded, ids, strict=True):
+            held.tokens.append(token)
 
     def _begin(self, segments: Segments, sequences: list[_Sequence]) -> RowUpdates | None:
         """Makes the cache ready for a pass of these segments, each of one of the sequences; the tokens' updates."""

@@ -8,10 +8,13 @@ from pathlib import Path
 
 import torch
 
-from afina.core.device import compiler, memory_gb, pick_device, pick_dtype
+from afina.core.device import KINDS, compiler, device_name, memory_gb, pick_device, pick_dtype
 from afina.core.errors import SettingsError, near
 from afina.core.events import Listener, Notice, ignore
-from afina.forecast.speed import Rates, Speed, Width, is_calm, known, measured
+from afina.engine import ops
+from afina.forecast.benchmark import is_calm, known, measured
+from afina.forecast.cards import CARDS, MACHINES, PROCESSOR, PublishedMachine
+from afina.forecast.speed import Rates, Speed, Width
 from afina.models.footprint import element_size, free_bytes
 from afina.models.load import import_libraries
 
@@ -21,7 +24,8 @@ class Machine:
     """A machine with the memory and speed that a forecast needs.
 
     `available` are the bytes that the process can have, of which its `libraries` take some before anything is loaded.
-    `device` is where passes may be timed; None where that is not wanted, or not possible.
+    `fused`: there are kernels of our own, which keep less for the backward pass. `heap`: freed memory lies in a heap
+    that other sizes do not fill. `device` is where passes may be timed; None where that is not wanted, or not possible.
     """
 
     name: str
@@ -30,31 +34,18 @@ class Machine:
     dtype: torch.dtype
     speed: Speed
     fused: bool
+    heap: bool
     device: torch.device | None = None
 
 
-@dataclass(frozen=True)
-class PublishedMachine:
-    """A machine by its published figures: bytes that are free for a training, floating-point operations per second
-    (dense, in 16 bits), bytes per second from memory.
-    """
-
-    title: str
-    free: float
-    operations: float
-    bandwidth: float
-
-
-MACHINES = {
-    "24gb": PublishedMachine("a card of 24 GB (RTX 4090)", 23.5e9, 165e12, 1008e9),
-    "80gb": PublishedMachine("a card of 80 GB (A100)", 79e9, 312e12, 2039e9),
-    "laptop": PublishedMachine("a laptop of 16 GB (Apple M4)", 12e9, 2.9e12, 120e9),
-}
-_ROUGH = PublishedMachine("a processor", 0, 8e11, 2e10)  # assumed where nothing was measured
-_UTILISATION = 0.5  # of a card's published operations: fine-tunings of 7 B models reach 0.38 to 0.68
+_UTILISATION = 0.6  # of what large products reach: all of a layer's products, and what stands between them
 _CONTEXT = 0.6e9  # bytes of a card's memory that its libraries hold
 _WRITE = 1e-9
 _LAUNCH = 4e-4  # seconds per layer and pass: some forty kernels, of ten microseconds each
+# Bytes that are read and written for each token beside the products, times the width and over the layer's parameters:
+# activations of 2.5 bytes, of which a forward pass moves two such amounts, and both passes six.
+_KEPT, _MOVED = 2.5, (2, 6)
+_WIDTHS = (512, 1024, 2048, 4096, 8192, 16384)
 
 
 def this_machine(
@@ -68,22 +59,28 @@ def this_machine(
     dtype, _ = pick_dtype(precision, on, cache)
     speed = known(on, dtype, cache)
     if measure and (speed is None or (speed.was_disturbed and is_calm())):
-        listener(Notice("measuring how fast this machine is, once (some ten seconds)"))
+        listener(Notice(f"measuring how fast {_name(on)} is, once (some ten seconds)"))
         speed = measured(on, dtype, cache)
     if measure and speed and speed.was_disturbed:
         listener(Notice(f"other programs used {speed.others:.1f} processors while this machine's speed was measured"))
-    held = int(memory_gb() * 1e9)
-    available = free_bytes(on) + (held if on.type == "cpu" else 0)
     on_cpu = on.type == "cpu"
+    fused = compiler() is not None if on_cpu else ops.chosen(on, cache) is not ops.TORCH
+    held = int(memory_gb() * 1e9) if on_cpu else 0
     return Machine(
-        "this machine",
-        available,
+        _name(on),
+        free_bytes(on) + held,
         before if on_cpu else int(_CONTEXT),
         dtype,
-        speed or _estimated(_ROUGH),
-        on_cpu and compiler() is not None,
+        speed or _estimated(PROCESSOR if on_cpu else CARDS["rtx3090"]),
+        fused,
+        heap=on_cpu and fused,
         device=on if measure else None,
     )
+
+
+def _name(device: torch.device) -> str:
+    """How forecasts call the place where they are for; the card's name where it is one."""
+    return "this machine" if device.type == "cpu" else f"{device}, {device_name(device)}"
 
 
 _before: list[int] = []
@@ -98,31 +95,41 @@ def libraries() -> int:
 
 
 def named(name: str) -> Machine:
-    """The machine called `name` in `MACHINES`. Raises `SettingsError`."""
-    if name not in MACHINES:
+    """The machine called `name` in `MACHINES` or `CARDS`. Raises `SettingsError`."""
+    known_ones = MACHINES | CARDS
+    published = known_ones.get(name.lower())
+    if published is None:
         raise SettingsError(
-            f"--device {name!r} is no device or machine.{near(name, list(MACHINES))}",
-            f"it takes cpu, cuda, mps, {', '.join(MACHINES)}",
+            f"--device {name!r} is no device or machine.{near(name.lower(), list(known_ones))}",
+            f"it takes {', '.join((*KINDS, *known_ones))}",
         )
-    published = MACHINES[name]
     return Machine(
-        published.title, int(published.free), int(_CONTEXT), torch.bfloat16, _estimated(published), fused=False
-    )
+        published.title, int(published.free), int(_CONTEXT), published.dtype, _estimated(published),
+        fused=published.kernels, heap=False,
+    )  # fmt: skip
 
 
 def _estimated(published: PublishedMachine) -> Speed:
-    """Per parameter and token: two operations forward, two for the input's gradient, two for the weight's. Every pass
-    reads all weights from memory; the optimiser reads and writes six numbers of four bytes for each that is trained.
+    """Per parameter and token: two operations forward, two for the input's gradient, two for the weight's, and what
+    stands between the products, which is bound by memory. Every pass reads all weights from memory; the optimiser
+    reads and writes six numbers of four bytes for each that is trained.
     """
-    operation, byte = 1 / (_UTILISATION * published.operations), 1 / published.bandwidth
-    size = element_size(torch.bfloat16)
+    operation = 1 / (_UTILISATION * published.products * published.operations)
+    byte, size = 1 / published.bandwidth, element_size(published.dtype)
 
-    def rates(products: int) -> Rates:
-        return Rates(a_pass=products * size * byte, a_token=2 * products * operation)
+    def width(channels: int) -> Width:
+        forward, both = (moved * _KEPT / channels * byte for moved in _MOVED)
 
-    width = Width(forward=rates(1), adapted=rates(1), lora=rates(2), full=rates(3), few=size * byte)
+        def rates(products: int, between: float) -> Rates:
+            return Rates(a_pass=products * size * byte, a_token=2 * products * operation + between)
+
+        return Width(
+            forward=rates(1, forward), adapted=rates(1, forward), lora=rates(2, both), full=rates(3, both),
+            few=size * byte,
+        )  # fmt: skip
+
     return Speed(
-        widths={1024: width},
+        widths={channels: width(channels) for channels in _WIDTHS},
         attention=(4 * operation, 14 * operation),
         head=(2 * operation, 4 * operation, 6 * operation),
         adam=6 * 4 * byte,

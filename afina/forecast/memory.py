@@ -108,7 +108,7 @@ def with_micro_batches(fixed: Memory, case: Case, batches: MicroBatches, recompu
     if base.task.writes_text:
         cache += slots * (workload.longest + workload.most_new) * model_bytes.cache_bytes(module, dtype)
     fragments: float = 0
-    if case.machine.fused:
+    if case.machine.heap:
         fragments = (
             _FRAGMENTATION
             * per_token

@@ -57,15 +57,19 @@ class Seconds:
         seconds: float = forward + found.depth * max(0.0, lora * through - forward)
         if self.case.settings.method in RATE_AS_FULL:
             seconds += found.depth * self.parameters * max(0.0, whole - through)
-        if self.recompute:
-            seconds += found.depth * forward
-        attention = speed.attention[0] + found.depth * (speed.attention[1] - speed.attention[0])
+        again = found.depth if self.recompute else 0.0  # the share of the layers that are computed twice
+        seconds += again * forward
+        attention = (1 + again) * speed.attention[0] + found.depth * (speed.attention[1] - speed.attention[0])
         seconds += attention * batches.square * self.channels
         kind = 2 if self.case.settings.method in ("full", "head") else 1 if found.depth else 0
         labelled = max(batches.labelled, batches.count * ROUND / 2) if self.case.base.is_decoder else batches.labelled
         seconds += labelled * self.words * self.hidden * speed.head[kind]
-        seconds += batches.count * (1 + found.depth) * (self.unpack + self.layers * speed.launch)
-        return seconds * self.slower.training
+        passes = batches.count * (1 + again + found.depth)
+        return self._run(seconds + passes * self.unpack, passes) * self.slower.training
+
+    def _run(self, seconds: float, passes: float) -> float:
+        """The time of so many passes through the layers: a card runs kernels while later ones are launched."""
+        return max(seconds, passes * self.layers * self.speed.launch)
 
     def steps(self, count: int) -> float:
         optimizer = OPTIMIZERS[self.case.settings.train.optimizer]
@@ -77,8 +81,7 @@ class Seconds:
         layers = self.parameters * (passes * rates.a_pass + tokens * rates.a_token)
         attention = self.speed.attention[0] * square * self.channels
         head = labelled * self.words * self.hidden * self.speed.head[0]
-        seconds: float = layers + attention + head + passes * (self.unpack + self.layers * self.speed.launch)
-        return seconds * self.slower.reading
+        return self._run(layers + attention + head + passes * self.unpack, passes) * self.slower.reading
 
     def evaluation(self) -> float:
         """One evaluation of the held-out loss."""
@@ -108,15 +111,26 @@ class Seconds:
             return 2 * read
         general = sum(len(text) for name in LANGUAGES for text in paragraphs(name)) / CHARACTERS
         read += self.reading(general, -(-general // TOKENS), 0, general)
-        step = (
-            self.parameters * self.width.few
-            + MAX_BATCH_SIZE * self.words * self.hidden * self.speed.head[0]
-            + self.unpack
-        )
         steps: float = (workload.asked / MAX_BATCH_SIZE + ALONE) * (
             min(workload.most_new, 2 * workload.answer) + workload.answer
         )
-        return float(2 * read + steps * step * self.slower.reading)
+        return float(2 * read + self._steps(steps, MAX_BATCH_SIZE))
+
+    def samples(self) -> float:
+        """The answers to the few prompts that are asked after an evaluation."""
+        workload, count = self.case.workload, self.case.settings.train.samples
+        if not count:
+            return 0.0
+        prompts = count * workload.prompt
+        read = self.reading(prompts, 1, prompts * workload.prompt / 2, count)
+        steps = min(workload.most_new, 2 * workload.answer) if self.case.base.task.writes_text else 0
+        return float(read + self._steps(steps, count))
+
+    def _steps(self, steps: float, rows: int) -> float:
+        """So many tokens more of each of `rows` answers."""
+        few = self.parameters * self.width.few
+        seconds: float = few + rows * self.words * self.hidden * self.speed.head[0] + self.unpack
+        return self._run(steps * seconds, steps) * self.slower.reading
 
 
 def _layer_parameters(module: Any) -> int:

@@ -14,8 +14,8 @@ from torch import nn
 from afina.core.errors import BaseModelError, reading
 from afina.core.task import Task
 from afina.engine.ops import Segments
+from afina.forecast.benchmark import reading_pass, seconds_of, training_pass
 from afina.forecast.seconds import ALIKE, Seconds, Slower
-from afina.forecast.speed import reading_pass, seconds_of, training_pass
 from afina.forecast.workload import Case, MicroBatches, numbers_trained
 from afina.lora.config import LoraConfig
 from afina.lora.injection import inject
@@ -90,8 +90,8 @@ def _timed(  # noqa: PLR0913 - what a timing depends on
             inject(model.module, _adapter(model.module, method))
         for _ in range(_ROUNDS):
             for layers, model in models.items():
-                found.setdefault((layers, True), []).append(seconds_of(training_pass(model, packed)))
-                found.setdefault((layers, False), []).append(seconds_of(reading_pass(model, packed)))
+                found.setdefault((layers, True), []).append(seconds_of(training_pass(model, packed), device))
+                found.setdefault((layers, False), []).append(seconds_of(reading_pass(model, packed), device))
     return [(min(found[layers, True]), min(found[layers, False])) for layers in _LAYERS]
 
 

@@ -14,9 +14,10 @@ from afina.core.events import Listener, Notice, ignore
 from afina.core.job import Job
 from afina.data.settings import DataSettings
 from afina.data.splits import read_splits
+from afina.forecast.cards import MACHINES
 from afina.forecast.estimate import Forecast, forecast_training
 from afina.forecast.expected import NO_DATA, expected_workload
-from afina.forecast.machines import MACHINES, Machine, libraries, named, this_machine
+from afina.forecast.machines import Machine, libraries, named, this_machine
 from afina.forecast.memory import GB
 from afina.forecast.remedies import remedies, smaller
 from afina.forecast.workload import Workload
@@ -61,7 +62,8 @@ class FitSettings(Settings):
     method: ForecastMethod | None = setting(None, metavar="METHOD")
     """Only this; by default all four."""
     machine: str | None = setting(None, "--device", metavar="DEVICE")
-    """Only there: cpu, cuda, mps, or a machine by name (24gb, 80gb, laptop); by default this machine, then those."""
+    """Only there: cpu, cuda, mps, or a machine by name (24gb, 80gb, laptop; by default this machine, then those), or a
+    card (h100, a100, l4, t4, rtx4090, …)."""
     run: RunSettings = section(
         RunSettings(data=DataSettings(path=NO_DATA)),
         without=(

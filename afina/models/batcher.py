@@ -6,20 +6,23 @@ N requests that get a token; V vocabulary.
 
 from collections import deque
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from time import monotonic
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from afina.core.device import overlaps, sent
 from afina.core.errors import counted
 from afina.core.updates import Updates
 from afina.models.detokeniser import Detokeniser
 from afina.models.model import ActiveSequences, Answer, Writer
-from afina.models.sampling import GREEDY, Likelihood, Sampler, Sampling, finite_likeliest, likelihoods, not_numbers
+from afina.models.sampling import GREEDY, Choice, Likelihood, Likelihoods, Sampler, Sampling, choose, likelihoods
 from afina.models.tokenizer import Tokenizer
 
 MAX_BATCH_SIZE = 32  # active sequences
+_NO_TOKEN = -1  # what a prompt never holds
 PREFILL_TOKENS = 4096  # prompt tokens that a step reads, where nobody waits for the next token
 
 
@@ -41,6 +44,9 @@ class Request:
         self.prompt_ids, self.max_new_tokens, self.updates = list(prompt_ids), max_new_tokens, updates
         self.sampling, self.top = sampling, top
         self.token_ids: list[int] = []
+        self.chosen = 0  # tokens, also those that the host does not know yet
+        self.last: Tensor  # of them, on the device
+        self.known = _NO_TOKEN  # the last of them that the host knows
         self.generated = 0  # tokens, the stop token included
         self.cached = 0  # tokens of the prompt that were read before
         self.is_read = False  # the prompt, whole
@@ -65,6 +71,22 @@ class Request:
     def fail(self, fault: Exception) -> None:
         self.finish_reason, self.fault = "fault", fault
 
+    @property
+    def needs_its_tokens(self) -> bool:
+        """Whether it cannot go on before the host knows its tokens."""
+        return self.sampling.constraint is not None or not self.max_new_tokens
+
+
+@dataclass(frozen=True)
+class _Unread:
+    """Tokens that were chosen for requests, and that the host does not know yet; of the requests at `told` their
+    likelihoods."""
+
+    requests: list[Request]
+    choice: Choice
+    told: list[int]
+    likelihoods: Likelihoods | None
+
 
 class Batcher:
     """Generates for many requests at one time.
@@ -77,7 +99,11 @@ class Batcher:
     change. `max_tokens` is what the cache has room for, as many for each request as the longest of them needs (None:
     for whatever is asked). The model's module has to be in evaluation mode. Not for several threads.
 
-    Cost: a step is one forward pass over a token of each active sequence, and one over the prompts that are read.
+    Where the host may go on while the device computes, it reads the tokens of a step while the device computes the
+    next one, of which it drops what follows a stop: the same answers, a step later.
+
+    Cost: a step is one forward pass over a token of each active sequence, and one over the prompts that are read; on
+    such a device, one more pass in all.
     """
 
     def __init__(
@@ -87,6 +113,8 @@ class Batcher:
         self.kept, self.prefill_tokens, self.max_tokens = kept, prefill_tokens, max_tokens
         self.model, self.tokenizer, self.max_batch_size = model, tokenizer, max_batch_size
         self._device = next(model.module.parameters()).device
+        self._late = overlaps(self._device)
+        self._unread: list[_Unread] = []
         self._echoing: deque[tuple[Request, Iterator[Tensor]]] = deque()  # whose prompts are scored
         self._waiting: deque[Request] = deque()
         self._active: list[Request] = []
@@ -109,7 +137,9 @@ class Batcher:
         """Adds a request that was made elsewhere, as `submit` does."""
         own = tokenizer or self.tokenizer
         request.stop_ids, request.text = own.stop_ids, Detokeniser(own, request.sampling.stop)
-        request.sampler = Sampler(request.sampling, self._device, sorted(own.stop_ids))
+        request.sampler = Sampler(
+            request.sampling, self._device, sorted(own.stop_ids), request.prompt_ids, request.token_ids
+        )
         if request.echo:
             scores = self.model.prompt_logits(request.prompt_ids, request.updates, self.prefill_tokens)
             self._echoing.append((request, scores))
@@ -147,16 +177,35 @@ class Batcher:
         that have another token, or are over."""
         changed = self._echo() if self._echoing else []
         if going_on := [request for request in self._active if request.is_read]:
-            assert self._sequences is not None
-            last_B = torch.tensor([request.token_ids[-1] for request in going_on], device=self._device)
-            changed += self._next(going_on, self._sequences.decode(last_B))
-            self._drop_finished()
+            changed += self._decode(going_on)
         self._enter()
         if any(not request.is_read for request in self._active):
             assert self._sequences is not None
             indices, logits_NV = self._sequences.read(self.prefill_tokens)
-            changed += self._next([self._active[i] for i in indices], logits_NV) if indices else []
+            if indices:
+                self._choose([self._active[i] for i in indices], logits_NV)
+            if not self._late or any(request.needs_its_tokens for request in self._active):
+                changed += self._read_tokens()
             self._drop_finished()
+        return changed
+
+    def _decode(self, requests: list[Request]) -> list[Request]:
+        """Gives each of the requests whose prompt is read another token; those of which the host knows another."""
+        assert self._sequences is not None
+        if all(request.chosen >= request.max_new_tokens for request in requests):  # and the host knows not all of them
+            changed = self._read_tokens()
+            self._drop_finished()
+            return changed
+        logits_BV = self._sequences.decode(torch.stack([request.last for request in requests]))
+        earlier, self._unread = self._unread, []
+        self._choose(requests, logits_BV)
+        chosen, self._unread = self._unread, earlier
+        changed = self._read_tokens()  # while the device computes
+        self._sequences.record([request.known for request in requests])
+        self._unread = chosen
+        if not self._late or any(request.needs_its_tokens for request in self._active):
+            changed += self._read_tokens()
+        self._drop_finished()
         return changed
 
     def _echo(self) -> list[Request]:
@@ -232,39 +281,47 @@ class Batcher:
         room = max(self._shape[1], *(request.tokens for request in entering))
         return (slots, room) if self.max_tokens is None or slots * room <= self.max_tokens else None
 
-    def _next(self, requests: list[Request], logits_NV: Tensor) -> list[Request]:
-        """Gives each of the requests the token that follows, or a fault."""
-        best = finite_likeliest(logits_NV)
-        told: list[tuple[int, int]] = []
-        for i, (request, token) in enumerate(zip(requests, best, strict=True)):
-            if not request.is_read:
-                request.is_read, request.read = True, monotonic()
-            try:
-                if token is None:
-                    raise not_numbers()
-                if not request.max_new_tokens:
-                    request.finish_reason = "length"
-                    continue
-                if not request.sampling.is_argmax:
-                    token = request.sampler.choose(logits_NV[i], request.prompt_ids, request.token_ids)
-                self._append(request, token)
-            except Exception as fault:  # whatever a constraint raises, others have nothing to do with it
-                request.fail(fault)
-                continue
-            if request.top is not None and len(request.token_ids) == request.generated:
-                told.append((i, token))
+    def _choose(self, requests: list[Request], logits_NV: Tensor) -> None:
+        """Chooses the token that follows for each of the requests."""
+        choice = choose([request.sampler for request in requests], logits_NV)
+        for request, token in zip(requests, choice.tokens_B.unbind(), strict=True):
+            request.is_read, request.last, request.chosen = True, token, request.chosen + 1
+        told = [i for i, request in enumerate(requests) if request.top is not None]
+        found = None
         if told:
-            rows = [i for i, _ in told]
-            most = max(requests[i].top or 0 for i in rows)
-            for i, found in zip(rows, likelihoods(logits_NV[rows], [t for _, t in told], most), strict=True):
-                own = Likelihood(found.id, found.logprob, found.top[: requests[i].top])
-                requests[i].likelihoods.append(own)
-        return requests
+            rows = sent(torch.tensor(told), logits_NV.device)
+            most = max(requests[i].top or 0 for i in told)
+            found = Likelihoods(logits_NV[rows], choice.tokens_B[rows], most)
+        self._unread.append(_Unread(requests, choice, told, found))
+
+    def _read_tokens(self) -> list[Request]:
+        """Gives the requests the tokens that were chosen for them, or a fault; those that have another, or are over."""
+        changed: list[Request] = []
+        unread, self._unread = self._unread, []
+        for each in unread:
+            likely = dict(zip(each.told, each.likelihoods.read() if each.likelihoods else (), strict=True))
+            for i, (request, token) in enumerate(zip(each.requests, each.choice.read(), strict=True)):
+                if request.finish_reason is not None:
+                    continue  # what was chosen after a stop
+                request.read = request.read or monotonic()
+                changed.append(request)
+                if isinstance(token, Exception):
+                    request.known = _NO_TOKEN
+                    request.fail(token)
+                elif not request.max_new_tokens:
+                    request.finish_reason = "length"
+                else:
+                    self._append(request, token)
+                    if request.top is not None and len(request.token_ids) == request.generated:
+                        found = likely[i]
+                        request.likelihoods.append(Likelihood(found.id, found.logprob, found.top[: request.top]))
+        return changed
 
     def _append(self, request: Request, token: int) -> None:
         """Adds the token to the answer, or finishes the request."""
         how = request.sampling
         request.generated += 1
+        request.known = token
         if token in request.stop_ids and not how.ignore_eos:
             request.finish_reason, request.stop_reason = "stop", token
             return
@@ -280,6 +337,7 @@ class Batcher:
         if len(remaining) < len(self._active):
             assert self._sequences is not None
             self._active = [self._active[i] for i in remaining]
+            self._unread = self._unread if self._active else []
             if self.busy or self.kept is not None:
                 self._sequences.retain(remaining)
             else:
@@ -288,7 +346,7 @@ class Batcher:
     def drop_active(self) -> list[Request]:
         """Takes the active requests away, unfinished, and frees what is kept, after a pass that failed as a whole.
         Where none is active, it is the one that has waited longest."""
-        active, self._active = self._active, []
+        active, self._active, self._unread = self._active, [], []
         if not active and self._waiting:
             active = [self._waiting.popleft()]
         self._free()

@@ -214,6 +214,9 @@ class _TransformersSequences:
         self._mask_BT = torch.cat([self._mask_BT, self._mask_BT.new_ones(len(ids_B), 1)], 1)
         return self._read(ids_B[:, None])
 
+    def record(self, ids: Sequence[int]) -> None:
+        """Nothing is kept of sequences that are over."""
+
     def reserve(self, room: int) -> None:
         """The cache of transformers grows by itself."""
 

@@ -113,18 +113,14 @@ def load_base(  # noqa: PLR0913 - each by its name
     on = pick_device(device)
     dtype, reason = pick_dtype(precision, on, cache)
     chosen = task_named(task) if task else task_of(source)
-    if quantize == "keep" and (not source.is_gguf or on.type != "cpu"):
-        kind = "one" if source.is_gguf else "none"
-        raise BaseModelError(
-            f"--quantize keep is for GGUF files, on the processor; base {name!r} is {kind}, on {on.type}",
-            "use --quantize nf4 or int8",
-        )
+    if quantize == "keep" and not source.is_gguf:
+        raise BaseModelError(f"--quantize keep is for GGUF files; base {name!r} is none", "use --quantize nf4 or int8")
     if not chosen.continues_text:
         if template is not None:
             raise BaseModelError(f"base {name!r} has no chat, so no chat template", "leave --template out")
         return _encoder(source, chosen, tuple(classes), on, (dtype, reason), quantize)
     own = ops.chosen(on, cache)
-    read = read_causal(source, dtype, own, quantize)
+    read = read_causal(source, dtype, own, quantize, on)
     module, tok = read.module, read.tokenizer
     if template is not None:
         tok = tokenizer.with_template(tok, template)

@@ -110,7 +110,10 @@ class ActiveSequences(Protocol):
 
     def decode(self, ids_B: Tensor) -> Tensor:
         """Appends a token to each sequence whose prompt is read; the logits (B, V) of their next. Sequences whose
-        prompt is not read whole wait."""
+        prompt is not read whole wait. `record` follows, before other sequences are added."""
+
+    def record(self, ids: Sequence[int]) -> None:
+        """Which tokens the last `decode` appended: on a device they are computed before the host knows them."""
 
     def reserve(self, room: int) -> None:
         """Makes memory for sequences of so many tokens, prompts included, where there is less."""

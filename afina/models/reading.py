@@ -39,9 +39,13 @@ class ReadModel:
     note: str = ""
 
 
-def read_causal(source: Source, dtype: torch.dtype, ops: Ops, quantize: Quantize | None) -> ReadModel:
-    """The model of `source` with its weights in `dtype`, or quantised as they are read. Raises `BaseModelError`."""
-    return (_from_gguf if source.is_gguf else _from_folder)(source, dtype, ops, quantize)
+def read_causal(
+    source: Source, dtype: torch.dtype, ops: Ops, quantize: Quantize | None, device: torch.device
+) -> ReadModel:
+    """The model of `source` with its weights in `dtype`, or quantised as they are read. Those of Afina's decoder are
+    read one by one onto `device`; transformers reads all of them into the host's memory first. Raises
+    `BaseModelError`."""
+    return (_from_gguf if source.is_gguf else _from_folder)(source, dtype, ops, quantize, device)
 
 
 def chat_tokenizer(source: Source) -> Tokenizer:
@@ -64,7 +68,9 @@ def _stop_ids(source: Source) -> list[int]:
         return [end] if isinstance(end, int) else [int(each) for each in end or ()]
 
 
-def _from_folder(source: Source, dtype: torch.dtype, ops: Ops, quantize: Quantize | None) -> ReadModel:
+def _from_folder(
+    source: Source, dtype: torch.dtype, ops: Ops, quantize: Quantize | None, device: torch.device
+) -> ReadModel:
     config = config_of(source)
     tok = chat_tokenizer(source)
     try:
@@ -76,7 +82,7 @@ def _from_folder(source: Source, dtype: torch.dtype, ops: Ops, quantize: Quantiz
         other = _in_transformers(source, config, dtype).to(dtype)
         return ReadModel(_filled(source, module, other.state_dict()), tok)
     quantiser = quantiser_for(module, quantize, dtype)
-    weights = safetensors_files.read_weights(source.path, arch, dtype, quantiser)
+    weights = safetensors_files.read_weights(source.path, arch, dtype, quantiser, device)
     filled = _filled(source, module, weights)
     own = "its files hold an output head of their own, which is used, though config.json ties it to the embeddings"
     return ReadModel(filled, tok, note=own if arch.tied and not filled.arch.tied else "")
@@ -92,7 +98,9 @@ def _in_transformers(source: Source, config: Any, dtype: torch.dtype) -> Any:
     return module
 
 
-def _from_gguf(source: Source, dtype: torch.dtype, ops: Ops, quantize: Quantize | None) -> ReadModel:
+def _from_gguf(
+    source: Source, dtype: torch.dtype, ops: Ops, quantize: Quantize | None, device: torch.device
+) -> ReadModel:
     keep = quantize == "keep"
     file = read_gguf(source.path)
     tok = tokenizer.from_gguf(file, source.path)
@@ -100,7 +108,7 @@ def _from_gguf(source: Source, dtype: torch.dtype, ops: Ops, quantize: Quantize 
     if config:
         module = decoder_skeleton(config, architecture_of(config), ops)
         quantiser = quantiser_for(module, quantize, dtype)
-        weights = gguf_models.read_weights(file, config, module.state_dict(), dtype, quantiser, keep)
+        weights = gguf_models.read_weights(file, config, module.state_dict(), dtype, quantiser, keep, device)
         if keep and not any(isinstance(weight, Blocks) for weight in weights.values()):
             raise BaseModelError(f"--quantize keep: {source.path} contains no blocks", "use --quantize nf4 or int8")
         return ReadModel(_filled(source, module, weights), tok)

@@ -62,5 +62,8 @@ class TrainingSettings(Settings):
     deterministic: bool = False
     """On a card, add in one order only, so that a run that is resumed ends with the same bits; slower. The processor
     does so always, and this changes nothing there."""
+    samples: int = setting(0, ge=0, le=100)
+    """How many prompts of the evaluation are answered after each look at the held-out rows, to be seen while it trains:
+    it takes as long as the longest answer, and decides nothing. Plain text has no prompts."""
     early_stopping: int = setting(3, ge=0)
     """Stop after this many evaluations in a row without improvement; 0 never stops."""

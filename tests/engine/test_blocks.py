@@ -17,9 +17,11 @@ from transformers import BertForSequenceClassification
 from afina.core.device import cache_folder
 from afina.core.errors import AdapterError, BaseModelError, SettingsError
 from afina.engine import blocks, kernels
-from afina.engine.blocks import NF4, BlockLinear, Blocks, nf4_levels, parameter_count, quantise, quantise_linears
+from afina.engine.blocks import NF4, BlockLinear, Blocks, parameter_count, quantise, quantise_linears
+from afina.engine.formats import numbers_of
 from afina.engine.joined import JoinedLinear
 from afina.engine.ops import Segments, chosen
+from afina.engine.ops.unpack import nf4_levels
 from afina.lora import LoraConfig, inject, merge
 from afina.lora.merging import dequantise
 from afina.models import load_base
@@ -83,6 +85,25 @@ def test_int8_is_off_by_about_half_a_step(how) -> None:
     step = w.view(7, 3, 32).abs().amax(2) / 127
     assert ((found.dequantised() - w).abs().view(7, 3, 32) <= step[..., None] * 0.57).all()
     assert found.data.numel() == w.numel() // 32 * 34
+
+
+def test_int8_has_the_bytes_of_ggml() -> None:
+    w = torch.randn(9, 640, generator=torch.Generator().manual_seed(0)) * torch.logspace(-30, 4, 9)[:, None]
+    w[3, 64:96] = 0
+    w[4, :32] = torch.tensor([127.0, 0.5, -0.5, 1.5, *[2.5] * 28])  # halves, which round away from zero
+    expected = gguf.quantize(w.numpy(), gguf.GGMLQuantizationType.Q8_0)
+    found = quantise(w, "int8", torch.float32)
+    assert found is not None
+    assert torch.equal(found.data, torch.from_numpy(expected))
+
+
+@pytest.mark.parametrize("number", blocks.GGML_FORMATS)
+def test_rows_of_any_shape_are_read(number: int) -> None:
+    _, numbers, size = blocks.GGML_FORMATS[number]
+    raw = torch.randint(0, 256, (2, 3, 2 * size), dtype=torch.uint8, generator=torch.Generator().manual_seed(number))
+    found = numbers_of(raw, number)
+    assert found.shape == (2, 3, 2 * numbers)
+    assert torch.equal(found[1, 2].nan_to_num(), numbers_of(raw[1, 2], number).nan_to_num())
 
 
 @pytest.mark.parametrize("tile", [blocks.TILE, 64 * 128])

@@ -16,9 +16,9 @@ from afina.core.task import task_named
 from afina.data.settings import DataSettings
 from afina.engine.ops import Segments
 from afina.forecast import through_transformers
+from afina.forecast.benchmark import reading_pass, training_pass
 from afina.forecast.machines import this_machine
 from afina.forecast.seconds import ALIKE, Seconds
-from afina.forecast.speed import reading_pass, training_pass
 from afina.forecast.workload import MicroBatches, Workload, case_of
 from afina.lora.injection import inject
 from afina.models.load import wrapped
@@ -30,7 +30,7 @@ ROWS, LENGTH, LAYERS = 6, 48, 8
 ONE_PASS = MicroBatches(1, ROWS * LENGTH, ROWS * LENGTH**2 / 2, 0, ROWS * LENGTH, False)
 
 
-def operations(function: Callable[[], Any]) -> float:
+def operations(function: Callable[[], Any], device: torch.device) -> float:
     with FlopCounterMode(display=False) as counter:
         function()
     return counter.get_total_flops() / 1e9
@@ -71,7 +71,7 @@ def test_what_few_layers_take_tells_what_all_take(
     labels = torch.full_like(ids, IGNORE_INDEX)
     labels[:, slice(0, 1) if task.needs_classes else slice(LENGTH - answered, LENGTH)] = 1
     packed = unshared(ids.flatten(), labels.flatten(), Segments(tuple(range(0, ROWS * LENGTH + 1, LENGTH))))
-    trained, read = operations(training_pass(whole, packed)), operations(reading_pass(whole, packed))
+    trained, read = (operations(each(whole, packed), machine.device) for each in (training_pass, reading_pass))
     assert found.training * own.training(ONE_PASS) == pytest.approx(trained, rel=0.1)
     assert found.reading * own.reading(ONE_PASS.tokens, 1, ONE_PASS.square, 0) == pytest.approx(read, rel=0.1)
 

@@ -10,7 +10,7 @@ from afina.core.errors import NonFiniteLogits
 from afina.models import Base, generate
 from afina.models.batcher import Batcher, Request
 from afina.models.causal import TransformersModel
-from afina.models.sampling import GREEDY, Sampling, likeliest
+from afina.models.sampling import GREEDY, Choice, Sampling, likeliest
 
 HOW = [GREEDY, Sampling(temperature=1.5, seed=3), Sampling(temperature=1.2, top_p=0.8, repetition_penalty=1.3, seed=4)]
 
@@ -165,6 +165,99 @@ def test_a_fault_is_its_own_requests_alone(base: Base, prompts: list[list[int]])
         batcher.answer(bad)
     for request, prompt in zip(good, prompts, strict=False):
         assert batcher.answer(request) == generate(base, [prompt], 12)[0]
+
+
+@pytest.fixture
+def behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a device that computes while the host goes on."""
+    monkeypatch.setattr("afina.models.batcher.overlaps", lambda _: True)
+
+
+def test_tokens_that_are_read_a_step_late_are_the_same(
+    base: Base, prompts: list[list[int]], request: pytest.FixtureRequest
+) -> None:
+    """Answers that stop by themselves, at a string, at their limit, of no token, with a constraint, and cancelled."""
+    text = generate(base, [prompts[2]], 12)[0].text
+    kinds = [
+        (12, GREEDY), (1, GREEDY), (12, Sampling(stop=(text[2:4],))), (0, GREEDY), (7, HOW[1]), (12, HOW[2]),
+        (9, Sampling(min_tokens=9, frequency_penalty=0.5)), (2, HOW[1]),
+    ]  # fmt: skip
+    asked = [(prompts[i % len(prompts)], *kinds[i % len(kinds)]) for i in range(2 * len(kinds))]
+
+    told: list[torch.Tensor] = []
+
+    def all_of(more: list) -> list:
+        batcher = Batcher(base.model, base.tokenizer, max_batch_size=5)
+        found = [batcher.submit(*each, top=2 if i % 3 else None) for i, each in enumerate([*asked, *more])]
+        seen = dict.fromkeys(found, 0)
+        while batcher.busy:
+            for each in batcher.step():
+                seen[each] += 1
+        assert all(each.generated == seen[each] for each in found if each.max_new_tokens and each.fault is None)
+        assert batcher._unread == []
+        likely = [each for request in found for each in request.likelihoods]
+        told.append(torch.tensor([each.logprob for each in likely]))
+        return [
+            (each.token_ids, each.finish_reason, each.stop_reason, each.text.text, each.generated, *ids)
+            for each in found
+            for ids in [[(one.id, len(one.top)) for one in each.likelihoods]]
+        ]
+
+    class Even:
+        def allowed(self, token_ids):
+            return torch.arange(259) % 2 == 0
+
+    constrained = [(prompts[1], 8, Sampling(constraint=Even())), (prompts[3], 5, GREEDY)]
+    now = [all_of([]), all_of(constrained)]
+    request.getfixturevalue("behind")
+    assert [all_of([]), all_of(constrained)] == now
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(told[:2], told[2:], strict=True))  # in other company
+
+
+@pytest.mark.usefixtures("behind")
+def test_the_next_step_is_asked_for_before_the_last_is_read(
+    tiny: Base, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[str] = []
+    decode, read = type(tiny.model.start(1, 1)).decode, Choice.read
+    monkeypatch.setattr(
+        "afina.engine.sequences.DecoderSequences.decode", lambda *of: order.append("ask") or decode(*of)
+    )
+    monkeypatch.setattr(Choice, "read", lambda *of: order.append("read") or read(*of))
+    batcher = Batcher(tiny.model, tiny.tokenizer)
+    request = batcher.submit(prompts[0], 4, Sampling(ignore_eos=True))
+    while batcher.busy:
+        batcher.step()
+    assert order == ["ask", "read", "ask", "read", "ask", "read", "read"]
+    assert len(request.token_ids) == 4
+    kept = Batcher(tiny.model, tiny.tokenizer, kept=1 << 20)  # what is held of a sequence is known though read late
+    first = kept.submit(prompts[0], 6, Sampling(ignore_eos=True))
+    while kept.busy:
+        kept.step()
+    again = kept.submit([*prompts[0], *first.token_ids, 5], 1)
+    while kept.busy:
+        kept.step()
+    assert again.cached >= len(prompts[0]) + 5
+
+
+@pytest.mark.usefixtures("behind")
+def test_a_request_that_is_given_up_or_faulty_gets_no_token_that_was_chosen_before(
+    tiny: Base, prompts: list[list[int]]
+) -> None:
+    batcher = Batcher(tiny.model, tiny.tokenizer)
+    one, other = (batcher.submit(prompt, 12, Sampling(ignore_eos=True)) for prompt in prompts[:2])
+    for _ in range(3):
+        batcher.step()
+    batcher.cancel(one)
+    assert (len(one.token_ids), one.chosen) == (2, 3)
+    while batcher.busy:
+        assert one not in batcher.step()
+    assert len(one.token_ids) == 2
+    assert batcher.answer(other) == generate(tiny, [prompts[1]], 12, Sampling(ignore_eos=True))[0]
+    batcher.submit(prompts[0], 5)
+    batcher.step()
+    assert batcher.drop_active()
+    assert not batcher.busy
 
 
 def test_likelihoods_are_transformers(base: Base, prompts: list[list[int]]) -> None:

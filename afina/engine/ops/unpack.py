@@ -1,7 +1,11 @@
 """Formats of numbers in blocks, and how they are read: those of GGUF files, and NF4. R rows of K numbers each."""
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
+
+from afina.engine.formats import numbers_of
 
 Q8_0, NF4 = 8, 1000
 # ggml's numbers (https://github.com/ggml-org/ggml) of the formats that cpp/blocks.cpp can read: name, numbers and bytes
@@ -39,19 +43,16 @@ def nf4_levels() -> Tensor:
     return (levels / levels.abs().max()).sort().values.float()
 
 
-def unpack_by_torch(data: Tensor, kind: int, columns: int) -> Tensor:
-    """The numbers (R, K) of the blocks `data` (R, bytes) in fp32. Those of ggml's formats but Q8_0 come by way of the
-    processor."""
-    if kind == NF4:
-        return _nf4_numbers(data, columns)
-    if kind == Q8_0:
-        blocks = data.unflatten(1, (-1, 34))
-        steps, counts = blocks[..., :2].contiguous().view(torch.float16), blocks[..., 2:].view(torch.int8)
-        numbers: Tensor = steps.float() * counts
-        return numbers.flatten(1)
-    import gguf
+@lru_cache
+def nf4_levels_on(device: torch.device) -> Tensor:
+    """`nf4_levels` on a device, sent there once."""
+    with torch.inference_mode(False):  # training may use them later
+        return nf4_levels().to(device)
 
-    return torch.from_numpy(gguf.dequantize(data.cpu().numpy(), gguf.GGMLQuantizationType(kind)))
+
+def unpack_by_torch(data: Tensor, kind: int, columns: int) -> Tensor:
+    """The numbers (R, K) of the blocks `data` (R, bytes) in fp32."""
+    return _nf4_numbers(data, columns) if kind == NF4 else numbers_of(data, kind)
 
 
 def _nf4_numbers(data: Tensor, columns: int) -> Tensor:
@@ -60,5 +61,5 @@ def _nf4_numbers(data: Tensor, columns: int) -> Tensor:
     scales = least + step * data[:, 8 : 8 + blocks]
     q = data[:, 8 + blocks :].unflatten(1, (blocks, -1))
     indices = torch.cat([q & 15, q >> 4], 2).long()
-    numbers: Tensor = nf4_levels().to(data.device)[indices] * scales[..., None]
+    numbers: Tensor = nf4_levels_on(data.device)[indices] * scales[..., None]
     return numbers.flatten(1)

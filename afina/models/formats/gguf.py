@@ -1,4 +1,5 @@
-"""Reads a GGUF file: metadata, and tensors, dequantised by the `gguf` package or in their blocks.
+"""Reads a GGUF file: metadata, and tensors, dequantised (types of `engine.formats` there, others by the `gguf`
+package), or in their blocks.
 
 The header is parsed here because the package's own reader takes seconds for a vocabulary of 50,000 tokens.
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
@@ -16,14 +17,17 @@ from typing import Any
 import numpy as np
 import torch
 
+from afina.core.device import HOST
 from afina.core.errors import BaseModelError, reading
 from afina.core.files import check_regular
 from afina.engine.blocks import GGML_FORMATS, Blocks
+from afina.engine.formats import numbers_of
 from afina.models.formats.checks import check_numbers
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
 _LARGEST_ALIGNMENT = 1 << 16
+_WHOLE = {0: torch.float32, 1: torch.float16, 30: torch.bfloat16}  # ggml's numbers of what is not in blocks
 # Where the scales of a block lie, in fp16, by the formats of GGML_FORMATS: bytes from the first to before the last.
 _SCALES = {
     2: (0, 2),
@@ -134,24 +138,27 @@ class GGUF:
             return [self._value(item) for _ in range(count)]
         return self._take(f"<{_SCALARS[kind]}")[0]
 
-    def tensor(self, name: str) -> torch.Tensor:
-        """The tensor in fp32. Raises `BaseModelError` where the file is damaged."""
+    def tensor(self, name: str, device: torch.device = HOST) -> torch.Tensor:
+        """The tensor in fp32, on `device`, where it is dequantised too. Raises `BaseModelError` where the file is
+        damaged."""
+        info, raw = self.tensors[name], self._raw(name)
+        if info.kind in _WHOLE:
+            return torch.from_numpy(raw.copy()).to(device).view(_WHOLE[info.kind]).float()
+        if info.kind in GGML_FORMATS:
+            return numbers_of(torch.from_numpy(raw.copy()).to(device), info.kind)
         from gguf import GGMLQuantizationType, dequantize
 
-        info, raw = self.tensors[name], self._raw(name)
-        if info.kind == GGMLQuantizationType.F32:
-            return torch.from_numpy(raw.reshape(-1).view(np.float32).reshape(info.shape).copy())
         with np.errstate(invalid="ignore"):  # what is not finite is told by its name, once all is read
             values = dequantize(raw, GGMLQuantizationType(info.kind))
-        return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
+        return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32)).to(device)
 
-    def blocks(self, name: str, dtype: torch.dtype) -> Blocks | None:
-        """The matrix in the file's blocks; None where the tensor is no matrix, or not quantised. Raises as `tensor`
-        does."""
+    def blocks(self, name: str, dtype: torch.dtype, device: torch.device = HOST) -> Blocks | None:
+        """The matrix in the file's blocks, on `device`; None where the tensor is no matrix, or not quantised. Raises
+        as `tensor` does."""
         info = self.tensors[name]
         if info.kind not in GGML_FORMATS or len(info.shape) != 2:
             return None
-        raw = torch.from_numpy(self._raw(name).copy())
+        raw = torch.from_numpy(self._raw(name).copy()).to(device)
         first, last = _SCALES[info.kind]
         scales = raw.unflatten(1, (-1, GGML_FORMATS[info.kind][2]))[..., first:last]
         check_numbers(self.path, {name: scales.contiguous().view(torch.float16)})

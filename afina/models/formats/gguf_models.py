@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from afina.core.device import HOST
 from afina.core.errors import BaseModelError, reading
 from afina.engine.blocks import Blocks, Quantiser, full_precision
 from afina.engine.families import AS_IT_IS, GgufLayout, Stored, family_of_gguf
@@ -65,9 +66,10 @@ def architecture_name(file: GGUF) -> str | None:
 
 def read_weights(
     file: GGUF, config: Any, names: Iterable[str], dtype: torch.dtype, quantiser: Quantiser = full_precision,
-    keep: bool = False,
+    keep: bool = False, device: torch.device = HOST,
 ) -> dict[str, Tensor | Blocks]:  # fmt: skip
-    """The weights among transformers' `names` that the file has, each in `dtype` and then as `quantiser` gives it.
+    """The weights among transformers' `names` that the file has, each in `dtype` and then as `quantiser` gives it, on
+    `device`, where all this is done: one tensor at a time passes through the host.
 
     With `keep`, matrices stay in the file's blocks, (outputs, inputs). Tensors beyond `names` come under their own
     names.
@@ -81,9 +83,9 @@ def read_weights(
         if stored in ROPE_TENSORS:
             continue
         name, lies = by_file.get(stored, stored), stored_as(layout, stored)
-        blocks = file.blocks(stored, dtype) if keep else None
+        blocks = file.blocks(stored, dtype, device) if keep else None
         if blocks is None:
-            weight = lies.restored(file.tensor(stored), config).to(dtype).contiguous()
+            weight = lies.restored(file.tensor(stored, device), config).to(dtype).contiguous()
             check_numbers(file.path, {stored: weight})
             found[name] = quantiser(name, weight)
         else:

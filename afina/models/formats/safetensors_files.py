@@ -11,6 +11,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from afina.core.device import HOST
 from afina.core.errors import BaseModelError, InputError, reading
 from afina.core.files import read_json
 from afina.engine.architecture import Architecture
@@ -21,10 +22,11 @@ _AT_ONCE = 128 << 20  # bytes of a file that are mapped at one time
 
 
 def read_weights(
-    folder: Path, arch: Architecture, dtype: torch.dtype, quantiser: Quantiser = full_precision
-) -> dict[str, Tensor | Blocks]:
+    folder: Path, arch: Architecture, dtype: torch.dtype, quantiser: Quantiser = full_precision,
+    device: torch.device = HOST,
+) -> dict[str, Tensor | Blocks]:  # fmt: skip
     """All weights in `folder` by transformers' names, each in `dtype` and then as `quantiser` gives it, in its own
-    memory.
+    memory on `device`, where all this is done: one tensor at a time passes through the host.
 
     Raises `BaseModelError`.
     """
@@ -38,7 +40,8 @@ def read_weights(
         for stored, tensor in _tensors(path, each):
             name = arch.renamed.get(stored, stored)
             name = root + name if bare and not name.startswith(arch.names.head) else name
-            weight = tensor.to(dtype, copy=True)
+            moved = tensor.to(device)  # as it is in the file: torch would otherwise convert it before, on the host
+            weight = moved.to(dtype, copy=moved is tensor)
             check_numbers(path, {stored: weight})
             found[name] = quantiser(name, weight)
     return found

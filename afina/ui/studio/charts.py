@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from html import escape
 
 from afina.core.events import Event, HeldOut, Step
+from afina.ui.studio.words import Words
 
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM = 720, 260, 64, 34
 _MOST_POINTS = 400
@@ -32,14 +33,14 @@ class Curves:
         held_out = [e for e in events if isinstance(e, HeldOut)]
         return cls(smooth, [(float(e.step), e.value) for e in held_out], held_out[-1].measure if held_out else "loss")
 
-    def svg(self, title: str) -> str:
-        """A chart that is named for those who hear it; a table beside it has its numbers. Empty where there are too few
-        points."""
+    def svg(self, words: Words, title: str) -> str:
+        """A chart that is named for those who hear it; a table beside it has its numbers, which are written as in the
+        language of `words`. Empty where there are too few points."""
         shown = self.training + (self.held_out if self.measure == "loss" else [])
         if len(self.training) < 2:
             return ""
         frame = _Frame(shown)
-        parts = [frame.axes()]
+        parts = [frame.axes(words)]
         parts.append(f'<polyline class="a" points="{frame.points(self.training)}"/>')
         if self.measure == "loss" and self.held_out:
             parts.append(f'<polyline class="b" points="{frame.points(self.held_out)}"/>')
@@ -65,19 +66,21 @@ class _Frame:
     def points(self, points: Sequence[Point]) -> str:
         return " ".join(f"{x:.1f},{y:.1f}" for x, y in map(self.at, points))
 
-    def axes(self) -> str:
+    def axes(self, words: Words) -> str:
         lines = []
         digits = max(0, -math.floor(math.log10(self.tick_y)))
         for i in range(round(self.most_y / self.tick_y) + 1):
             _, y = self.at((0, i * self.tick_y))
             kind = "axis" if i == 0 else "grid"
             lines.append(f'<line class="{kind}" x1="{_LEFT}" x2="{_WIDTH - 10}" y1="{y:.1f}" y2="{y:.1f}"/>')
-            label = f"{i * self.tick_y:.{digits}f}"
+            label = words.number(i * self.tick_y, digits)
             lines.append(f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{label}</text>')
         for i in range(int(self.most_x / self.tick_x) + 1):
             x, _ = self.at((i * self.tick_x, 0))
             anchor = "end" if x > _WIDTH - 40 else "middle"
-            lines.append(f'<text x="{x:.1f}" y="{_HEIGHT - 8}" text-anchor="{anchor}">{i * self.tick_x:.0f}</text>')
+            lines.append(
+                f'<text x="{x:.1f}" y="{_HEIGHT - 8}" text-anchor="{anchor}">{words.number(i * self.tick_x)}</text>'
+            )
         return "".join(lines)
 
 

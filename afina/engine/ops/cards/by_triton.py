@@ -4,7 +4,6 @@ They keep for the backward pass what the processor's keep (by_cpp.py), and gradi
 same room beside them. T tokens, packed.
 """
 
-from functools import cache
 from typing import Any
 
 import torch
@@ -23,7 +22,7 @@ from afina.engine.ops.cards.rotary import rotary_backward, rotary_forward
 from afina.engine.ops.cards.unpack import unpack_blocks, unpack_nf4
 from afina.engine.ops.rotary import AttentionSpec, Rotation
 from afina.engine.ops.segments import Segments
-from afina.engine.ops.unpack import GGML_FORMATS, NF4, NF4_BLOCK, nf4_levels
+from afina.engine.ops.unpack import GGML_FORMATS, NF4, NF4_BLOCK, nf4_levels_on
 
 _SUMS_IN_FP32 = hasattr(torch.ops.aten.mm, "dtype")  # torch from 2.8 on: products of bf16 that are not rounded to it
 DTYPES = torch.float32, torch.bfloat16, torch.float16
@@ -82,7 +81,7 @@ class TritonOps(Ops):
         grid = rows, triton.cdiv(count, blocks)
         to = data, data.stride(0), out_RK, out_RK.stride(0), count
         if kind == NF4:
-            _launch(unpack_nf4, grid, *to, _levels(data.device), BLOCKS=blocks)
+            _launch(unpack_nf4, grid, *to, nf4_levels_on(data.device), BLOCKS=blocks)
         else:
             size = GGML_FORMATS[kind][2]
             _launch(unpack_blocks, grid, *to, KIND=kind, NUMBERS=numbers, BYTES=size, BLOCKS=blocks)
@@ -101,12 +100,6 @@ def _launch(kernel: Any, grid: tuple[int, ...], first: Tensor, *others: Any, **c
 def _warps(block: int) -> int:
     """For a program of so many numbers, a power of two: some eight of them for each thread."""
     return min(max(block // 256, 1), 16)
-
-
-@cache
-def _levels(device: torch.device) -> Tensor:
-    with torch.inference_mode(False):  # training may use it later
-        return nf4_levels().to(device)
 
 
 class _RmsNorm(torch.autograd.Function):
