@@ -149,7 +149,7 @@ class Trainer:
         if self.checkpoints is not None and not is_deterministic(self._device):
             self._tell(
                 Notice("if this run is cut off and resumed, it ends with the same adapter up to rounding; "
-                       "--train.deterministic true makes that bit for bit, and slower")
+                       "--train.deterministic makes that bit for bit, and slower")
             )  # fmt: skip
         self._begin()
         self.base.model.module.train()

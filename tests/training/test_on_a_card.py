@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 from _waits import Waits
+from conftest import save_tiny
 from torch import Tensor
 from trainers import colour_data, train_adapter
 
-from afina.core.errors import NonFiniteLoss, OutOfMemory
+from afina.core.errors import NonFiniteLoss, OutOfMemory, RunFailed
 from afina.core.events import Event, HeldOut, Notice, Step
 from afina.data.batch import Ahead, HostPack
 from afina.data.load import Dataset
@@ -19,6 +20,7 @@ from afina.engine import kernels
 from afina.lora import LoraConfig, adapter_state, inject
 from afina.models.load import Base, load_base
 from afina.training import loop, loss_scale
+from afina.training.accumulation import gradients
 from afina.training.checkpoint import read_latest
 from afina.training.loop import Trainer
 from afina.training.loss_scale import LossScale
@@ -100,11 +102,20 @@ def test_the_counter_counts() -> None:
         assert waits.found, name
 
 
+@pytest.mark.parametrize(
+    ("precision", "config", "how"),
+    [
+        ("fp16", {}, {}),
+        ("bf16", {"modules_to_save": ("layers.1.mlp.down_proj", "norm")}, {"micro_batch_size": None}),
+        ("fp32", {}, {"share": False, "checkpoint_activations": True}),
+    ],
+)
 def test_a_step_reads_nothing_from_the_card_but_late(
-    card: Card, fresh, data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    card: Card, fresh, data: Dataset, monkeypatch: pytest.MonkeyPatch, precision: str, config: Any, how: Any
 ) -> None:
+    """With loss scaling; with weights trained in full, and their masters; with activations computed again."""
     monkeypatch.setattr(kernels, "load", lambda cache: None)
-    base, waits, to, step = fresh("fp16"), card.waits, HostPack.to, Trainer._train_step
+    base, waits, to, step = fresh(precision, **config), card.waits, HostPack.to, Trainer._train_step
     for parameter in base.model.module.parameters():
         waits.put(parameter)
 
@@ -113,17 +124,30 @@ def test_a_step_reads_nothing_from_the_card_but_late(
         return to(packed, device)
 
     def counted_step(trainer: Trainer, made: Any) -> None:
-        assert trainer._scale is not None
-        waits.put(trainer._scale.factor)
+        if trainer._scale is not None:
+            waits.put(trainer._scale.factor)
         with waits:
             step(trainer, made)
 
     monkeypatch.setattr(HostPack, "to", sent)
     monkeypatch.setattr(Trainer, "_train_step", counted_step)
-    done = train_adapter(base, data, None, **HOW)
+    done = train_adapter(base, data, None, **HOW | {"epochs": 1} | how)
     assert card.read.count("read") == card.read.count("asked") == done.steps > 5
     assert waits._there
     assert not waits.found, "\n".join(dict.fromkeys(waits.found))
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma3"])
+def test_the_gradients_of_a_step_need_no_numbers(kind: str, data: Dataset, tmp_path: Path) -> None:
+    """On torch's meta device, which has none: all is on the base's device, and nothing is read from it."""
+    base = load_base(str(save_tiny(tmp_path / kind, kind)), precision="bf16", device="cpu")
+    inject(base.model.module, LoraConfig(rank=4))
+    base.model.module.to("meta").train()
+    loss, tokens = gradients(base, data.train[:8], Supervised(), 100)
+    assert (loss.device.type, tokens) == ("meta", sum(len(row.input_ids) for row in data.train[:8]))
+    found = [p.grad for p in base.model.module.parameters() if p.requires_grad]
+    assert {g.device.type for g in found if g is not None} == {"meta"}
+    assert None not in found
 
 
 def test_steps_are_told_one_late_and_are_the_same(card: Card, fresh, data: Dataset, tmp_path: Path) -> None:
@@ -260,7 +284,7 @@ def test_fp16_learns_as_fp32_does(fresh, data: Dataset) -> None:
 
 
 def test_steps_too_large_for_fp16_are_skipped_said_and_counted(
-    fresh, data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    card: Card, fresh, data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also by a run that is resumed, which ends with the same bits."""
     monkeypatch.setattr(loss_scale, "_FIRST", 2.0**26)
@@ -321,6 +345,30 @@ def test_a_run_on_the_processor_asks_no_card(fresh, data: Dataset, tmp_path: Pat
     assert found
     assert set(found[0].random) == {"cpu"}
     assert (done.host_peak_gb, done.skipped_steps) == (None, 0)
+
+
+def test_whether_a_resumed_run_has_the_same_bits_is_said_once(
+    fresh, data: Dataset, tmp_path: Path, monkeypatch
+) -> None:
+    for same in (True, False):
+        monkeypatch.setattr(loop, "is_deterministic", lambda device, same=same: same)
+        events: list[Event] = []
+        train_adapter(fresh(), data, tmp_path, events.append, **HOW | {"epochs": 1})
+        said = [e for e in events if isinstance(e, Notice) and "up to rounding" in e.text]
+        assert len(said) == (0 if same else 1)
+
+
+def test_an_operation_without_a_deterministic_form_is_said_before_the_first_step(
+    fresh, data: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> Tensor:
+        raise RuntimeError("scatter_cuda does not have a deterministic implementation, but you set …")
+
+    monkeypatch.setattr(Supervised, "loss", refuse)
+    with pytest.raises(RunFailed, match=r"--train.deterministic.*scatter_cuda"):
+        train_adapter(fresh(), data, None, **HOW, deterministic=True)
+    with pytest.raises(RuntimeError, match=r"^scatter"):
+        train_adapter(fresh(), data, None, **HOW)
 
 
 def test_what_does_not_fit_is_said_with_the_memory_of_the_device(fresh, data: Dataset, monkeypatch) -> None:
