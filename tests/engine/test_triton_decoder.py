@@ -10,6 +10,7 @@ import pytest
 import torch
 from _waits import Waits
 from test_decoder import ours, randomise
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from afina.engine import ops
 from afina.engine.ops import TORCH, Segments
@@ -104,6 +105,34 @@ def test_nothing_waits_for_a_card_in_a_pass(
     with waits:
         loss.item()
     assert len(waits.found) == 1  # it counts
+
+
+class _Sent(TorchDispatchMode):
+    """What goes to another device inside `with`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: list[tuple[int, ...]] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten._to_copy.default and kwargs and kwargs.get("device"):
+            self.shapes.append(tuple(args[0].shape))
+        return func(*args, **(kwargs or {}))
+
+
+def test_what_layers_share_is_sent_once(tmp_path: Path) -> None:
+    """To torch's device without numbers, of which nothing can be read."""
+    model = adapted("gemma3", tmp_path)
+    module = model.module.to("meta")
+    module.ops = TORCH
+    ids, at_N = IDS.to("meta"), torch.empty(3, dtype=torch.int64, device="meta")
+    for table in (2 * 2, 0):  # cosines and sines of two kinds of layers: once for all passes
+        segments = Segments(ROWS.bounds)
+        with _Sent() as sent:
+            sum(module(ids, segments, at_N=at_N)).sum().backward()
+        tokens = [shape for shape in sent.shapes if shape == (12,)]
+        assert len(tokens) == 3  # positions, segments and places in them
+        assert len(sent.shapes) == 3 + 1 + table  # and the segments' paths
 
 
 def test_they_compile_for_cards(tmp_path: Path) -> None:
