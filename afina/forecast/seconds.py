@@ -108,15 +108,26 @@ class Seconds:
             return 2 * read
         general = sum(len(text) for name in LANGUAGES for text in paragraphs(name)) / CHARACTERS
         read += self.reading(general, -(-general // TOKENS), 0, general)
-        step = (
-            self.parameters * self.width.few
-            + MAX_BATCH_SIZE * self.words * self.hidden * self.speed.head[0]
-            + self.unpack
-        )
         steps: float = (workload.asked / MAX_BATCH_SIZE + ALONE) * (
             min(workload.most_new, 2 * workload.answer) + workload.answer
         )
-        return float(2 * read + steps * step * self.slower.reading)
+        return float(2 * read + steps * self._step(MAX_BATCH_SIZE))
+
+    def samples(self) -> float:
+        """The answers to the few prompts that are asked after an evaluation."""
+        workload, count = self.case.workload, self.case.settings.train.samples
+        if not count:
+            return 0.0
+        prompts = count * workload.prompt
+        read = self.reading(prompts, 1, prompts * workload.prompt / 2, count)
+        steps = min(workload.most_new, 2 * workload.answer) if self.case.base.task.writes_text else 0
+        return float(read + steps * self._step(count))
+
+    def _step(self, rows: int) -> float:
+        """One token more of `rows` answers."""
+        few = self.parameters * self.width.few
+        seconds: float = few + rows * self.words * self.hidden * self.speed.head[0] + self.unpack
+        return seconds * self.slower.reading
 
 
 def _layer_parameters(module: Any) -> int:

@@ -59,5 +59,8 @@ class TrainingSettings(Settings):
     """Steps between two evaluations on the held-out rows; by default a fifth of the run."""
     checkpoint_steps: int = setting(50, ge=1)
     """Most steps that a killed run loses: how often its state is saved for `--resume`, beside every evaluation."""
+    samples: int = setting(0, ge=0, le=100)
+    """How many prompts of the evaluation are answered after each look at the held-out rows, to be seen while it trains:
+    it takes as long as the longest answer, and decides nothing. Plain text has no prompts."""
     early_stopping: int = setting(3, ge=0)
     """Stop after this many evaluations in a row without improvement; 0 never stops."""
