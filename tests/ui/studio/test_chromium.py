@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 from conftest import USER_CACHE, own_cache
+from forked import Forked
 from studio_works import gone, until
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs afina[page] (Playwright)")
@@ -39,27 +40,32 @@ SLOW = 1_200_000  # milliseconds that a training may take
 
 
 class Server:
-    """`afina studio` on a workspace, as it is typed: at the same port each time that it starts."""
+    """`afina studio` on a workspace, as it is typed: at the same port each time that it starts. Where it is `typed`,
+    it and its work import the libraries; else they have them."""
 
-    def __init__(self, workspace: Path, cache: Path) -> None:
-        self.workspace, self.cache, self.port = workspace, cache, 0
+    def __init__(self, workspace: Path, cache: Path, typed: bool) -> None:
+        self.workspace, self.cache, self.typed, self.port = workspace, cache, typed, 0
         self.start()
 
     def start(self) -> None:
         words = ["studio", "--workspace", str(self.workspace), "--port", str(self.port), "--no-browser"]
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "afina", *words], stdout=subprocess.PIPE, text=True,
-            env={name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
-            | {"AFINA_CACHE": str(self.cache)},  # the speed of this many threads is measured once
-        )  # fmt: skip
-        self.entrance = self.process.stdout.readline().strip()
+        own = {"AFINA_CACHE": str(self.cache)}
+        ours, theirs = os.pipe()
+        with open(theirs, "w") as stdout:
+            if self.typed:  # the speed of this many threads is measured once
+                env = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"} | own
+                self.process = subprocess.Popen([sys.executable, "-m", "afina", *words], stdout=stdout, env=env)
+            else:
+                code = "import studio_works; studio_works.serve()"
+                self.process = Forked(words, stdout=stdout, code=code, env=dict(os.environ) | own)
+        with open(ours) as said:
+            self.entrance = said.readline().strip()
         self.address = self.entrance.partition("/?")[0]
         self.port = int(self.address.rpartition(":")[2])
 
     def kill(self) -> None:
-        self.process.kill()
+        self.process.send_signal(signal.SIGKILL)
         self.process.wait()
-        self.process.stdout.close()
 
     def work(self) -> Path:
         """The folder of the newest work."""
@@ -129,7 +135,7 @@ def server(folder: Path, tmp_path_factory: pytest.TempPathFactory, on_starter: b
     cache = USER_CACHE if on_starter else own_cache(tmp_path_factory.mktemp("cached") / "cache")
     if not on_starter:
         (cache / "models").unlink()  # nothing is forecast for bases that nobody chose
-    made = Server(folder / "workspace", cache)
+    made = Server(folder / "workspace", cache, typed=on_starter)
     yield made
     made.end()
 
