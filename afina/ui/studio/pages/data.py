@@ -156,6 +156,9 @@ def _delete(call: Call) -> Response:
     path = call.workspace.data_file(call.path("name"))
     if call.text("sure") != "yes":
         raise Refused("not_sure", name=path.name)
+    check = call.queue.of(path.name, ("data check",))
+    if check and not check.ended:
+        call.queue.stop(check)
     with writing(path):
         path.unlink()
     with suppress(OSError):
