@@ -344,8 +344,10 @@ def test_a_chat_beside_the_base(walked: Walked, browser: Browser) -> None:
     page = browser.tab(walked["run"])
     page.click("text=Talk to it")
     page.wait_for_selector("textarea[name=prompt]", timeout=SLOW)
-    sent: list[Any] = []
-    page.on("request", lambda request: request.url.endswith("/answer") and sent.append(request.post_data_json))
+    page.evaluate(  # notes what is sent
+        """() => { const real = window.fetch; window.sent = [];
+        window.fetch = (url, how) => { window.sent.push(JSON.parse(how.body).messages); return real(url, how); } }"""
+    )
     for number, prompt in enumerate(("O pacote não chegou 12", "Fui cobrado duas vezes 12"), 1):
         page.fill("textarea[name=prompt]", prompt)
         page.click("button:has-text('Ask')")
@@ -354,10 +356,10 @@ def test_a_chat_beside_the_base(walked: Walked, browser: Browser) -> None:
         assert page.locator("[data-model]").count() == 2 * number
         assert page.input_value("textarea[name=prompt]") == ""
     answers = page.locator("[data-turn='0'] [data-answer]").all_inner_texts()
-    for body, answer in zip(sent[2:], answers, strict=True):  # each goes on from its own answer, if it gave one
-        said = [each["content"] for each in body["messages"]]
+    sent = page.evaluate("window.sent")
+    for said, answer in zip(sent[2:], answers, strict=True):  # each goes on from its own answer, if it gave one
         assert len(said) == (3 if answer else 1)
-        assert said[-1] == "Fui cobrado duas vezes 12"
+        assert said[-1] == {"role": "user", "content": "Fui cobrado duas vezes 12"}
     assert any(answers)
     assert not _faults(page)
     better = page.locator("[data-better]:visible")
@@ -368,6 +370,7 @@ def test_a_chat_beside_the_base(walked: Walked, browser: Browser) -> None:
     page.click("text=Begin anew")
     page.wait_for_selector("[data-turn]", state="detached")
     page.click("text=Close the chat")
+    page.wait_for_url(f"**{walked['run']}")
     page.close()
     assert not browser.wrong
 
