@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
-from forked import Forked
+from forked import Forked, ForkedWorker
 
 from afina.core.config import Result, Settings
 from afina.core.errors import InputError, Interrupted
@@ -22,7 +22,7 @@ from afina.core.process.interrupt import StopRequest
 from afina.jobs import JOBS
 from afina.ui.studio import work as works
 
-PATIENCE = 60.0  # seconds after which a test gives up
+PATIENCE = 120.0  # seconds after which a test gives up
 
 
 class WaitSettings(Settings):
@@ -93,8 +93,10 @@ def forking() -> Iterator[None]:
 
 def work() -> None:
     from afina.forecast import machines
+    from afina.runs import worker
     from afina.ui.studio.worker import main
 
+    worker.subprocess = SimpleNamespace(Popen=ForkedWorker, PIPE=subprocess.PIPE)
     machines.measured = lambda *_: machines._estimated(machines._ROUGH)  # which takes ten seconds
 
     if "wait" not in JOBS:
