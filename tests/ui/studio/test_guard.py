@@ -239,7 +239,7 @@ def _ask(port: int, path: str, cookie: str = "") -> http.client.HTTPResponse:
 
 
 def test_a_server_of_its_own(tmp_path: Path) -> None:
-    """It prints its address, keeps its workspace to itself, and the next one knows who was let in."""
+    """It prints its address, has work done, keeps its workspace to itself, and the next one knows who was let in."""
     workspace = tmp_path / "workspace"
     with _server(workspace) as (process, port, token):
         until(lambda: _listens(port))
@@ -251,6 +251,9 @@ def test_a_server_of_its_own(tmp_path: Path) -> None:
         assert [_ask(port, "/", each).status for each in (cookie, "", cookie[:-1])] == [200, 403, 403]
         assert "server" not in {name.lower() for name, _ in _ask(port, "/", cookie).getheaders()}
         assert stat.S_IMODE((workspace / ".studio" / "secret").stat().st_mode) == 0o600
+        (workspace / "rows.csv").write_text("q,a\n" + "x,y\n" * 60)
+        assert _ask(port, "/data/rows.csv", cookie).status == 200  # its rows are looked at by a process of their own
+        until(lambda: [*workspace.glob(".studio/work/*/result.json")])
         second = subprocess.run(
             [sys.executable, "-m", "afina", "studio", "--workspace", str(workspace), "--port", "0", "--no-browser"],
             capture_output=True, text=True, timeout=60, env=os.environ,
