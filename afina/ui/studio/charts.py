@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from html import escape
 
 from afina.core.events import Event, HeldOut, Step
+from afina.ui.studio.words import Words
 
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM = 720, 260, 56, 30
 _MOST_POINTS = 400
@@ -31,14 +32,14 @@ class Curves:
         held_out = [e for e in events if isinstance(e, HeldOut)]
         return cls(smooth, [(float(e.step), e.value) for e in held_out], held_out[-1].measure if held_out else "loss")
 
-    def svg(self, title: str) -> str:
-        """A chart that is named for those who hear it; a table beside it has its numbers. Empty where there are too few
-        points."""
+    def svg(self, words: Words, title: str) -> str:
+        """A chart that is named for those who hear it; a table beside it has its numbers, which are written as in the
+        language of `words`. Empty where there are too few points."""
         shown = self.training + (self.held_out if self.measure == "loss" else [])
         if len(self.training) < 2:
             return ""
         frame = _Frame(shown)
-        parts = [frame.axes()]
+        parts = [frame.axes(words)]
         parts.append(f'<polyline class="a" points="{frame.points(self.training)}"/>')
         if self.measure == "loss" and self.held_out:
             parts.append(f'<polyline class="b" points="{frame.points(self.held_out)}"/>')
@@ -62,18 +63,18 @@ class _Frame:
     def points(self, points: Sequence[Point]) -> str:
         return " ".join(f"{x:.1f},{y:.1f}" for x, y in map(self.at, points))
 
-    def axes(self) -> str:
+    def axes(self, words: Words) -> str:
         lines = []
         for i in range(5):
             value = self.most_y * i / 4
             _, y = self.at((0, value))
             kind = "axis" if i == 0 else "grid"
             lines.append(f'<line class="{kind}" x1="{_LEFT}" x2="{_WIDTH - 10}" y1="{y:.1f}" y2="{y:.1f}"/>')
-            lines.append(f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{value:.2f}</text>')
+            lines.append(f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{words.number(value, 2)}</text>')
         lines += [
             f'<text x="{self.at((self.most_x * i / 4, 0))[0]:.1f}" y="{_HEIGHT - 8}" '
             f'text-anchor="{"middle" if i < 4 else "end"}">'
-            f"{self.most_x * i / 4:.0f}</text>"
+            f"{words.number(self.most_x * i / 4)}</text>"
             for i in range(1, 5)
         ]
         return "".join(lines)
