@@ -262,11 +262,11 @@ def _goes_on(page: Any, browser: Browser) -> None:
     """The server is killed and started again: training goes on meanwhile, and the tab afterwards, by itself."""
     server = browser.server
     events = server.work() / "events.jsonl"
+    shown = page.inner_text("dl.numbers")
     server.kill()
     size = events.stat().st_size
     until(lambda: events.stat().st_size > size)
     server.start()
-    shown = page.inner_text("dl.numbers")
     page.wait_for_function("shown => document.querySelector('dl.numbers').innerText !== shown", arg=shown)
     browser.wrong.clear()  # that nobody answered was said
 
