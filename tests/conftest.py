@@ -214,18 +214,22 @@ def forked_workers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def forked_work(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The same of work of the page; there is a heavy job `wait` (studio_works.py)."""
-    from studio_works import WAIT, ForkedWork
+def forked_work() -> Iterator[None]:
+    """The same of work of the page; there is a heavy job `wait`."""
+    from studio_works import forking
 
-    from afina.jobs import JOBS
-    from afina.ui.studio import work
-
-    monkeypatch.setattr(work, "subprocess", SimpleNamespace(Popen=ForkedWork, DEVNULL=subprocess.DEVNULL))
-    monkeypatch.setattr(work, "HEAVY", work.HEAVY | {"wait"})
-    with JOBS.added(WAIT):
+    with forking():
         yield
-    ForkedWork.end_all()
+
+
+@pytest.fixture(scope="session")
+def coloured(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace of the page with the run `colours`, which those who use it leave as it was (`studio_opened.tidy`)."""
+    from studio_opened import trained
+
+    root = tmp_path_factory.mktemp("studio") / "workspace"
+    trained(root, tiny_folder)
+    return root
 
 
 @pytest.fixture

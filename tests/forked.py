@@ -41,9 +41,11 @@ EVERYTHING = (
     "afina.jobs.resume",
     "afina.jobs.train",
     "afina.jobs.generate",
+    "afina.jobs.serve",
     "afina.ui.cli",
     "afina.ui.commands.train",
     "afina.ui.progress",
+    "afina.ui.studio.app",
 )
 # What takes long of transformers' imports, without itself and the hub's library, which read the environment when
 # imported.
@@ -59,6 +61,7 @@ TORCH = (
 )
 
 
+_RUN = "FORKED_RUN"  # in the environment: which servers are those of this run
 _started: list[subprocess.Popen[bytes]] = []  # the servers that are ours
 
 
@@ -78,8 +81,9 @@ class Forked:
         **more: Any,
     ) -> None:
         """`more`: `env`, `code` to run instead of a command, `file_limit` in bytes."""
-        request = {"argv": list(arguments), "cwd": str(cwd or Path.cwd()), "env": dict(os.environ), **more}
         address = _server(imported, tuple(sorted((preset or {}).items())))
+        env = {**more.pop("env", os.environ), _RUN: os.environ[_RUN]}
+        request = {"argv": list(arguments), "cwd": str(cwd or Path.cwd()), "env": env, **more}
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.connect(address)
         payload = json.dumps(request).encode()
@@ -160,9 +164,10 @@ def _read(connection: socket.socket, count: int) -> bytes:
 @cache
 def _server(imported: tuple[str, ...], preset: tuple[tuple[str, str], ...]) -> str:
     """The address of the server that has these modules, which is started when it is first needed."""
-    run = os.environ.get("PYTEST_XDIST_TESTRUNUID")
-    owner = os.getppid() if run else os.getpid()
-    name = hashlib.sha256(repr((run or owner, imported, preset)).encode()).hexdigest()[:16]
+    xdist = os.environ.get("PYTEST_XDIST_TESTRUNUID")
+    owner = os.getppid() if xdist else os.getpid()
+    run = os.environ.setdefault(_RUN, xdist or str(owner))  # children that start others use the same server
+    name = hashlib.sha256(repr((run, imported, preset)).encode()).hexdigest()[:16]
     folder = Path(tempfile.gettempdir()) / f"afina-{name}"
     folder.mkdir(mode=0o700, exist_ok=True)
     address = str(folder / "server")

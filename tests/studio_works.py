@@ -2,13 +2,17 @@
 
 import os
 import signal
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
-from forked import Forked
+import pytest
+from forked import Forked, ForkedWorker
 
 from afina.core.config import Result, Settings
 from afina.core.errors import InputError, Interrupted
@@ -16,8 +20,9 @@ from afina.core.events import Listener, Progress, ignore
 from afina.core.job import Job
 from afina.core.process.interrupt import StopRequest
 from afina.jobs import JOBS
+from afina.ui.studio import work as works
 
-PATIENCE = 60.0  # seconds after which a test gives up
+PATIENCE = 120.0  # seconds after which a test gives up
 
 
 class WaitSettings(Settings):
@@ -76,12 +81,35 @@ class ForkedWork(Forked):
         cls.made.clear()
 
 
+@contextmanager
+def forking() -> Iterator[None]:
+    """Inside the block work of the page begins with the libraries imported, and there is the heavy job `wait`."""
+    with pytest.MonkeyPatch.context() as patch, JOBS.added(WAIT):
+        patch.setattr(works, "subprocess", SimpleNamespace(Popen=ForkedWork, DEVNULL=subprocess.DEVNULL))
+        patch.setattr(works, "HEAVY", works.HEAVY | {"wait"})
+        yield
+        ForkedWork.end_all()
+
+
 def work() -> None:
+    from afina.forecast import machines
+    from afina.runs import worker
     from afina.ui.studio.worker import main
+
+    worker.subprocess = SimpleNamespace(Popen=ForkedWorker, PIPE=subprocess.PIPE)
+    machines.measured = lambda *_: machines._estimated(machines._ROUGH)  # which takes ten seconds
 
     if "wait" not in JOBS:
         JOBS.add(WAIT)
     sys.exit(main(Path(sys.argv[1])))
+
+
+def serve() -> None:
+    """`afina studio`, whose work has the libraries at once."""
+    from afina.ui.cli import main
+
+    works.subprocess = SimpleNamespace(Popen=ForkedWork, DEVNULL=subprocess.DEVNULL)
+    sys.exit(main())
 
 
 def until(holds: Callable[[], Any], what: str = "") -> Any:

@@ -88,6 +88,25 @@ class HeldOut:
 
 
 @dataclass(frozen=True)
+class Sample:
+    """A prompt, the right answer to it, and what was answered."""
+
+    prompt: str
+    expected: str
+    answer: str
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What the model in training, as it is after `step` steps, answers to a few held-out prompts, and how long that
+    took."""
+
+    step: int
+    samples: tuple[Sample, ...]
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Done:
     """Training ended after `steps`, because of `reason`: completed, early stopping, interrupted or pruned (a trial of a
     search).
@@ -108,11 +127,11 @@ class Done:
     skipped_steps: int = 0
 
 
-Event: TypeAlias = Notice | Progress | Step | HeldOut | Done
+Event: TypeAlias = Notice | Progress | Step | HeldOut | Answers | Done
 Listener: TypeAlias = Callable[[Event], None]
 
-_KINDS = {cls.__name__.lower(): cls for cls in (Notice, Progress, Step, HeldOut, Done)}
-_RECORDED = (Step, HeldOut, Done)
+_KINDS = {cls.__name__.lower(): cls for cls in (Notice, Progress, Step, HeldOut, Answers, Done)}
+_RECORDED = (Step, HeldOut, Answers, Done)
 
 
 def minutes(seconds: float) -> str:
@@ -139,14 +158,14 @@ class MetricsFile:
             append_text(self.path, json.dumps(row(event)) + "\n")
 
 
-def forget_after(path: Path, step: int) -> list[Step | HeldOut]:
+def forget_after(path: Path, step: int) -> list[Step | HeldOut | Answers]:
     """Takes out of `metrics.jsonl` what came after `step`, which a run that is resumed from there writes again; returns
     it, but for the end."""
     if not path.exists():
         return []
     before, gone = [], []
     for line, event in _read(path):
-        if isinstance(event, Step | HeldOut):
+        if isinstance(event, Step | HeldOut | Answers):
             if event.step > step:
                 gone.append(event)
             else:

@@ -84,7 +84,7 @@ def forecast_training(base: Skeleton, settings: RunSettings, workload: Workload,
     weights = 4 * trained.numbers  # and as many of the best step
     state = 2 * weights + trained.numbers * (optimizer.master_bytes + optimizer.moment_bytes)
     written = (evaluations - 1 + plan.steps // settings.train.checkpoint_steps) * state + evaluations * saved
-    evaluating = evaluations * (seconds.evaluation() + seconds.reference_logits())
+    evaluating = evaluations * (seconds.evaluation() + seconds.reference_logits() + seconds.samples())
     return Forecast(
         settings=settings,
         memory=with_micro_batches(fixed, case, batches, plan.checkpoint_activations),

@@ -14,7 +14,7 @@ from uuid import uuid4
 from pydantic import BaseModel
 
 from afina.core.errors import InputError, SettingsError
-from afina.core.events import Done, Event, HeldOut, Listener, Notice, Step
+from afina.core.events import Answers, Done, Event, HeldOut, Listener, Notice, Step
 from afina.core.files import read_json, write_json
 from afina.core.tracker import TRACKERS, Log, TrackedRun
 
@@ -35,7 +35,9 @@ class Trackers:
         self._end: dict[str, float] = {}
         self._logs: dict[str, Log] = {}
 
-    def open(self, folder: Path, config: dict[str, Any], first: int = 0, again: Sequence[Step | HeldOut] = ()) -> None:
+    def open(
+        self, folder: Path, config: dict[str, Any], first: int = 0, again: Sequence[Step | HeldOut | Answers] = ()
+    ) -> None:
         """Starts a run in each, with its settings; or continues it at step `first`. What was logged of later steps,
         before it was cut off, comes `again`.
         """

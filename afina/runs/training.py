@@ -36,6 +36,7 @@ from afina.models.load import import_libraries
 from afina.runs.assemble import Assembled, assemble, load
 from afina.runs.facts import facts_of, read_facts, save_tokenizer, write_facts
 from afina.runs.folder import CHECKPOINTS, RUN_FILES, RunFolder, is_complete, record
+from afina.runs.samples import answers_of
 from afina.runs.tracking import Trackers
 from afina.settings import Resolved, RunSettings
 from afina.training.checkpoint import State, fingerprint, read_latest
@@ -321,6 +322,7 @@ class _Run:
             state=state,
             mark=mark,
             start_memory_gb=start_memory_gb,
+            answers=answers_of(self.base, self.asked, settings.train.samples),
             world=self.world,
         )
         return trainer.run()

@@ -62,9 +62,10 @@ class Trainer:
     `save` is called whenever the held-out measure is the best so far; at the end, with the best weights back in place;
     and when the run is interrupted. With `state`, the run is resumed from there. Checkpoints go to the folder
     `checkpoints`, where one is given, with the fingerprint `mark`. `rehearse`: the largest micro-batch is tried before
-    the first step. A trial among many ends where `hopeless`, asked after each evaluation, says so. `rates` take the
-    place of the schedule. `first_look`: the held-out rows are evaluated before the first step too. Of the processes of
-    `world` only the main one saves, writes checkpoints and tells the listener.
+    the first step. A trial among many ends where `hopeless`, asked after each evaluation, says so. `answers` gives what
+    is told after it of the model as it is by then. `rates` take the place of the schedule. `first_look`: the held-out
+    rows are evaluated before the first step too. Of the processes of `world` only the main one saves, writes
+    checkpoints and tells the listener.
     """
 
     base: Base
@@ -80,6 +81,7 @@ class Trainer:
     mark: str = ""
     start_memory_gb: float = 0.0
     hopeless: Callable[[HeldOut], bool] | None = None
+    answers: Callable[[int], Event] | None = None
     rates: Sequence[float] | None = None
     first_look: bool = True
     rehearse: bool = True
@@ -294,6 +296,8 @@ class Trainer:
         elif now.step > 0:
             now.since_best += 1
         self._tell(found)
+        if self.answers and self.world.main:
+            self._tell(self.answers(now.step))
         return found
 
     def _rehearse(self) -> None:

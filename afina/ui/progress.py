@@ -9,8 +9,8 @@ from typing import Any
 from rich.progress import Progress as RichProgress
 from rich.progress import TextColumn
 
-from afina.core.errors import counted
-from afina.core.events import Done, Event, HeldOut, Notice, Progress, Step, minutes
+from afina.core.errors import counted, shortened
+from afina.core.events import Answers, Done, Event, HeldOut, Notice, Progress, Step, minutes
 from afina.ui.output import Output
 
 _SECONDS_BETWEEN_LINES = 15.0
@@ -56,6 +56,10 @@ class Display:
                 self._held_out = f"  held out {event.value:.3f}"
                 best = ", the best of training so far" if event.best else ""
                 self._say(f"after step {event.step}: held-out {event.measure} {event.value:.3f}{best}")
+            case Answers():
+                for each in event.samples:
+                    said = "right" if each.answer == each.expected else f"expected {shortened(each.expected)}"
+                    self._say(f"  {shortened(each.prompt)}: {shortened(each.answer)} ({said})")
             case Progress():
                 self._tick(f"{event.stage}: {event.done} of {event.total}", event.done == event.total)
             case Done():

@@ -22,13 +22,15 @@ class ListModelsSettings(Settings):
     licence: str | None = setting(None, "--license", metavar="WHICH")
     """`commercial`, or the name of a licence."""
     fits: bool = False
-    """Models that LoRA adapts in this machine's memory, with what that takes."""
+    """Models that LoRA adapts in the memory that is free here, with the least that it takes."""
+    memory: bool = False
+    """Add the least memory in which LoRA adapts each; some seconds for all of them."""
     cache_dir: Path | None = setting(None, metavar="DIR")
     """Where downloaded models are kept."""
 
 
 class ListModelsResult(RootModel[dict[str, dict[str, Any]]]):
-    """The facts of each model by its name; with `fits`, `needs_gb` too."""
+    """The facts of each model by its name; with `fits` or `memory`, `needs_gb` too where it is known."""
 
 
 def list(settings: ListModelsSettings, listener: Listener = ignore) -> ListModelsResult:
@@ -38,14 +40,14 @@ def list(settings: ListModelsSettings, listener: Listener = ignore) -> ListModel
     found = select(known_models().values(), settings.task, settings.language, commercial)
     if settings.licence and not commercial:
         found = [entry for entry in found if entry.licence == settings.licence]
-    if not settings.fits:
-        return ListModelsResult({entry.name: entry_facts(entry) for entry in found})
-    from afina.forecast.expected import bases_that_fit
+    facts = {entry.name: entry_facts(entry) for entry in found}
+    if not (settings.fits or settings.memory):
+        return ListModelsResult(facts)
+    from afina.forecast.expected import bases_that_fit, least_memory
 
-    needs = bases_that_fit(found, cache_folder(settings.cache_dir))
-    return ListModelsResult(
-        {e.name: entry_facts(e) | {"needs_gb": needs[e.name] / 1e9} for e in found if e.name in needs}
-    )
+    needs = (bases_that_fit if settings.fits else least_memory)(found, cache_folder(settings.cache_dir))
+    told = {name: facts[name] | {"needs_gb": bytes / 1e9} for name, bytes in needs.items()}
+    return ListModelsResult(told if settings.fits else facts | told)
 
 
 def _check(settings: ListModelsSettings) -> None:

@@ -5,13 +5,14 @@ The facts are in `catalogue.yaml`, each with the address where it was read.
 
 from collections.abc import Iterable
 from functools import cache
-from importlib.resources import files
+from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
 from afina.core.config import Settings
 
+CATALOGUE = Path(__file__).with_name("catalogue.yaml")
 Kind = Literal["base", "instruct", "encoder", "seq2seq"]
 Commercial = Literal["yes", "terms", "no"]  # terms: allowed under conditions
 # What a model may be wanted for; encoders name classes only, encoder-decoders rewrite a text.
@@ -96,8 +97,7 @@ class Entry(Settings):
 @cache
 def _file() -> tuple[dict[str, Licence], dict[str, Entry]]:
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where libyaml is
-    text = files("afina.models.sources").joinpath("catalogue.yaml").read_text("utf-8")
-    tree = yaml.load(text, loader)  # noqa: S506 - a safe one
+    tree = yaml.load(CATALOGUE.read_text("utf-8"), loader)  # noqa: S506 - a safe one
     entries = [Entry.model_validate(each) for each in tree["models"]]
     known = {name: Licence.model_validate(each) for name, each in tree["licences"].items()}
     return known, {entry.name: entry for entry in entries}

@@ -14,15 +14,15 @@ if TYPE_CHECKING:
     from afina.serving.http.access import Access as Access
     from afina.serving.http.access import Served as Served
     from afina.serving.http.app import make_app as make_app
-    from afina.serving.http.server import bind as bind
     from afina.serving.http.server import run as run
+    from afina.serving.http.sockets import bind as bind
 
 __getattr__, __all__ = exports(
     __name__,
     {
         "Access": "afina.serving.http.access",
         "Served": "afina.serving.http.access",
-        "bind": "afina.serving.http.server",
+        "bind": "afina.serving.http.sockets",
         "make_app": "afina.serving.http.app",
         "run": "afina.serving.http.server",
     },

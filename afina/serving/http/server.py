@@ -1,4 +1,4 @@
-"""Uvicorn around the application: a socket that is bound before anything is said, and an orderly end."""
+"""Uvicorn around the application, with an orderly end."""
 
 import asyncio
 import signal
@@ -13,11 +13,11 @@ import uvicorn
 from starlette.applications import Starlette
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from afina.core.errors import SettingsError
 from afina.core.events import Listener, Notice, ignore
 from afina.core.text import json_text
 from afina.serving.http.errors import HttpError
 from afina.serving.http.route import Context
+from afina.serving.http.sockets import taken
 
 GRACE = 30.0  # seconds that what runs has to end by itself
 _LOOKS, _LOOK = 40, 0.05  # for what is still being sent, and the seconds between them
@@ -46,29 +46,8 @@ def run(
         try:
             held.listen(config.backlog)
         except OSError as error:
-            raise _taken(host, port, error) from error
+            raise taken(host, port, error) from error
         server.run(sockets=[held])
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """A socket for `run`, before anything that takes long. Raises `SettingsError` where the address cannot be had."""
-    name = host.strip("[]")
-    family = socket.AF_INET6 if ":" in name else socket.AF_INET
-    found = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        found.bind((name, port))
-    except (OSError, OverflowError, UnicodeError) as error:
-        found.close()
-        raise _taken(host, port, error) from error
-    return found
-
-
-def _taken(host: str, port: int, error: Exception) -> SettingsError:
-    reason = getattr(error, "strerror", None) or str(error)
-    return SettingsError(
-        f"cannot listen on {host}:{port}: {reason.lower()}", "give another --port (0: any that is free) or --host"
-    )
 
 
 class _Protocol(H11Protocol):

@@ -35,7 +35,7 @@ def _show_list(settings: Settings, result: "ListModelsResult") -> None:
         print(
             f"{name:32} {size(entry.parameters):>6}  {entry.kind:8} {entry.context_length:>7,} tokens  "
             f"{entry.licence}{_SHORT_USE[entry.commercial]}; {enumerated(entry.languages, 6)}"
-            + (f"; LoRA in {facts['needs_gb']:.1f} GB" if memory else "")
+            + (f"; LoRA in {facts['needs_gb']:.1f} GB" if "needs_gb" in facts else "")
         )
     if any(facts["commercial"] == "terms" for facts in found.values()):
         print("under conditions: commercial use is allowed within limits; `afina models show NAME` says which")

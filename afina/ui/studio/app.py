@@ -3,11 +3,13 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext, suppress
 from inspect import iscoroutinefunction
+from socket import socket
 from typing import Any
 from urllib.parse import parse_qsl
 
+import uvicorn
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -16,20 +18,33 @@ from starlette.responses import FileResponse, Response
 from starlette.routing import Route as StarletteRoute
 from starlette.types import ASGIApp
 
-from afina.core.errors import AfinaError, InputError
+from afina.core.errors import AfinaError
 from afina.core.limits import REQUEST_BYTES
 from afina.measure.pages.rendering import TEMPLATES
 from afina.serving.http.body import parse
 from afina.serving.http.errors import HttpError
-from afina.ui.studio.guard import BYTES, FORM, JSON, Guard
+from afina.ui.studio.guard import BYTES, FORM, JSON, Guard, Keys
 from afina.ui.studio.pages import PAGES
-from afina.ui.studio.view import HERE, Call, Route, Studio
+from afina.ui.studio.view import Call, Route, Studio
+from afina.ui.studio.words import HERE, Refused
+from afina.ui.studio.work import Queue
+from afina.ui.studio.workspace import Workspace
 
 _LOG = logging.getLogger("afina.studio")
 _LOOKS = 0.5  # seconds between two looks at what may start
 _STATIC = {
     "page.css": "text/css", "studio.css": "text/css", "studio.js": "text/javascript", "icon.svg": "image/svg+xml",
 }  # fmt: skip
+
+
+def serve(workspace: Workspace, token: str, held: socket) -> None:
+    """Serves the pages at a socket that listens, until SIGINT or SIGTERM."""
+    studio = Studio(workspace, Queue(workspace.work), Keys(workspace.secret(), token))
+    config = uvicorn.Config(  # what fails is told of by the application
+        make_app(studio), log_config=None, log_level="critical", access_log=False, server_header=False, ws="none",
+        loop="asyncio", timeout_graceful_shutdown=1, proxy_headers=False,
+    )  # fmt: skip
+    uvicorn.Server(config).run(sockets=[held])
 
 
 def make_app(studio: Studio) -> ASGIApp:
@@ -43,12 +58,11 @@ def make_app(studio: Studio) -> ASGIApp:
 
     async def failed(request: Request, error: Exception) -> Response:
         _LOG.error("a page failed", exc_info=error)
-        shown = InputError("the page failed; the terminal says why", "go back, and tell us what you did")
-        return Call(studio, request, {}).refusal(shown, 500)
+        return Call(studio, request, {}).refusal(Refused("failed", 500))
 
     async def absent(request: Request, error: Exception) -> Response:
         status = error.status_code if isinstance(error, HTTPException) else 404
-        return Call(studio, request, {}).refusal(InputError(f"there is no page {request.url.path[:200]!r}"), status)
+        return Call(studio, request, {}).refusal(Refused("no_page", status, path=request.url.path[:200]))
 
     routes = [_endpoint(studio, route) for page in PAGES for route in page.routes]
     app = Starlette(
@@ -78,20 +92,23 @@ def _endpoint(studio: Studio, route: Route) -> StarletteRoute:
             if iscoroutinefunction(route.handler):
                 found: Response = await route.handler(call)
             else:
-                found = await run_in_threadpool(route.handler, call)  # type: ignore[arg-type]
+                found = await run_in_threadpool(_handled, route, call)
             return found
         except AfinaError as error:
             return await run_in_threadpool(call.refusal, error)
-        except HttpError as error:
-            return await run_in_threadpool(call.refusal, InputError(str(error)), error.status)
         except ClientDisconnect:
             return Response(status_code=499)
 
     return StarletteRoute(route.path, endpoint, methods=[route.method])
 
 
+def _handled(route: Route, call: Call) -> Any:
+    with call.studio.changing if route.method == "POST" else nullcontext():
+        return route.handler(call)
+
+
 async def _fields(studio: Studio, request: Request) -> Mapping[str, Any]:
-    """What a form or a JSON object says; nothing of a file that is brought. Raises `HttpError`."""
+    """What a form or a JSON object says; nothing of a file that is brought. Raises `Refused`."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == BYTES:
         return {}
@@ -99,20 +116,20 @@ async def _fields(studio: Studio, request: Request) -> Mapping[str, Any]:
     async for part in request.stream():
         content += part
         if len(content) > REQUEST_BYTES:
-            raise HttpError(413, "the form is too large")
+            raise Refused("form_large", 413)
     if kind == JSON:
-        found = parse(bytes(content))
-        if not isinstance(found, dict):
-            raise HttpError(400, "expected an object")
-        return found
+        with suppress(HttpError):  # what is wrong with it, no person wrote
+            if isinstance(found := parse(bytes(content)), dict):
+                return found
+        raise Refused("form_unread")
     assert kind == FORM
     try:
         fields = parse_qsl(content.decode(), keep_blank_values=True, strict_parsing=bool(content), max_num_fields=500)
     except ValueError:
-        raise HttpError(400, "the form cannot be read") from None
+        raise Refused("form_unread") from None
     found = dict(fields)
     if found.pop("form_token", "") != studio.keys.form:
-        raise HttpError(403, "the form is from another page: reload this one, and send it again")
+        raise Refused("form_foreign", 403)
     return found
 
 

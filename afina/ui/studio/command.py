@@ -6,19 +6,14 @@ from contextlib import closing
 from pathlib import Path
 from threading import Timer
 
-import uvicorn
-
 from afina.core.config import Result, Settings, setting
 from afina.core.events import Listener, Notice, ignore
 from afina.core.job import Job
-from afina.serving.http.server import bind
-from afina.ui.studio.app import make_app
-from afina.ui.studio.guard import Keys
-from afina.ui.studio.view import Studio
-from afina.ui.studio.work import Queue
+from afina.serving.http.sockets import bind
 from afina.ui.studio.workspace import Workspace
 
 _HOST = "127.0.0.1"
+_WAITING = 128  # connections at most that wait until they are taken
 _SOON = 0.5  # seconds until the browser is opened
 
 
@@ -44,21 +39,18 @@ def studio(settings: StudioSettings, listener: Listener = ignore) -> StudioResul
     taken."""
     with closing(Workspace(settings.workspace)) as workspace, bind(_HOST, settings.port) as held:
         token = secrets.token_urlsafe(24)
-        found = Studio(workspace, Queue(workspace.work), Keys(workspace.secret(), token))
         plain = f"http://{_HOST}:{held.getsockname()[1]}/"
         address = f"{plain}?token={token}"
-        config = uvicorn.Config(  # what fails is told of by the application
-            make_app(found), log_config=None, log_level="critical", access_log=False, server_header=False, ws="none",
-            loop="asyncio", timeout_graceful_shutdown=1, proxy_headers=False,
-        )  # fmt: skip
-        held.listen(config.backlog)
+        held.listen(_WAITING)
         print(address, flush=True)
         listener(Notice(f"the pages of {workspace.root}; Ctrl-C ends them, and not what is being trained"))
         if not settings.no_browser:
             opening = Timer(_SOON, webbrowser.open, [address])
             opening.daemon = True
             opening.start()
-        uvicorn.Server(config).run(sockets=[held])
+        from afina.ui.studio.app import serve  # imports the libraries: some seconds, in which the browser waits
+
+        serve(workspace, token, held)
     return StudioResult(address=plain)
 
 

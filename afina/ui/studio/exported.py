@@ -10,7 +10,7 @@ from afina.core.errors import InputError
 from afina.core.files import read_json, read_text, sha256
 from afina.measure.pages.summary import interval
 from afina.ui.studio.scores import local, metric, score
-from afina.ui.studio.view import Words
+from afina.ui.studio.words import Words
 
 _RECORD, _GUIDE = "export.json", "EXPORT.md"
 _GUIDE_BYTES = 1 << 20

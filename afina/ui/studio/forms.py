@@ -13,6 +13,7 @@ from afina.ui.studio.workspace import Workspace
 # for, and trackers, which tell other machines.
 _NOT_SHOWN = frozenset(
     {"base", "out", "overwrite", "device", "cache_dir", "template", "adapter", "force", "export", "track"}
+    | {"train.samples"}
 )
 _DATA = frozenset(  # the other settings of data say how the file is read, which is kept with it
     {"learn", "references", "limit", "held_out", "eval_path", "held_out_rows", "test", "test_path", "test_rows", "seed"}

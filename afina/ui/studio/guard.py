@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from afina.core.limits import REQUEST_BYTES
 from afina.serving.http.access import LOOPBACK, check_names, header_values
 from afina.serving.http.errors import HttpError
+from afina.ui.studio.words import Words, language_of
 
 FORM, JSON, BYTES = "application/x-www-form-urlencoded", "application/json", "application/octet-stream"
 _CHANGING = frozenset({"POST"})
@@ -26,7 +27,6 @@ _HEADERS = (
     (b"cross-origin-opener-policy", b"same-origin"),
     (b"cross-origin-resource-policy", b"same-origin"),
 )
-_KNOCK = "This page needs the whole address that `afina studio` printed, with its token. Copy it from the terminal.\n"
 
 
 class Keys:
@@ -73,7 +73,8 @@ class Guard:
         cookies = "; ".join(headers.get("cookie", [])).split("; ")
         own = f"{_cookie_name(headers)}={self.keys.cookie}"
         if not any(_same(each, own) for each in cookies) and not any(_same(each, self.keys.token) for each in tokens):
-            return PlainTextResponse(_KNOCK, 403)
+            words = Words(language_of(", ".join(headers.get("accept-language", []))))
+            return PlainTextResponse(f"{words('layout.knock')}\n", 403)
         if tokens:  # of the server before, perhaps: who has the cookie is in
             return self._let_in(scope["path"], query)
         return _wrong_body(scope, headers) if scope["method"] in _CHANGING else None

@@ -15,17 +15,15 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from afina.core.errors import InputError
 from afina.core.limits import REPLY_BYTES
 from afina.core.text import json_text
 from afina.serving.http.errors import HttpError
 from afina.serving.http.route import gone
+from afina.ui.studio.words import Refused
 
 _HOST = "127.0.0.1"
 _CONNECT = 5.0  # seconds
 _READ = 1 << 16  # bytes at once
-_GONE = "the server of the chat has ended"
-_REMEDY = "start the chat again"
 
 
 class Exchange:
@@ -41,12 +39,12 @@ class Exchange:
             self._writer.write(self._connection.send(event) or b"")
 
     def close(self) -> None:
-        """At once, whatever is still to come: who waits for it gets `InputError`."""
+        """At once, whatever is still to come: who waits for it gets `Refused`."""
         self.is_closed = True
         self._writer.transport.abort()
 
     async def begin(self) -> None:
-        """Waits for the head of the answer. Raises `InputError`."""
+        """Waits for the head of the answer. Raises `Refused`."""
         event = await self._next()
         while not isinstance(event, h11.Response):
             event = await self._next()
@@ -54,31 +52,31 @@ class Exchange:
         self.kind = next((value.decode("latin-1") for name, value in event.headers if name == b"content-type"), "")
 
     async def parts(self) -> AsyncIterator[bytes]:
-        """The body as it comes. Raises `InputError` where it breaks off."""
+        """The body as it comes. Raises `Refused` where it breaks off."""
         while not isinstance(event := await self._next(), h11.EndOfMessage):
             if isinstance(event, h11.Data):
                 yield bytes(event.data)
 
     async def whole(self) -> Any:
-        """All of a body of JSON. Raises `InputError`."""
+        """All of a body of JSON. Raises `Refused`."""
         content = bytearray()
         async for part in self.parts():
             content += part
             if len(content) > REPLY_BYTES:
-                raise InputError("the server of the chat says too much", _REMEDY)
+                raise Refused("chat_odd")
         try:
             return json.loads(content)
         except (ValueError, RecursionError) as error:
-            raise InputError("the server of the chat does not answer as Afina's do", _REMEDY) from error
+            raise Refused("chat_odd") from error
 
     async def _next(self) -> Any:
         try:
             while (event := self._connection.next_event()) is h11.NEED_DATA:
                 self._connection.receive_data(await self._reader.read(_READ))
         except (h11.RemoteProtocolError, OSError) as error:
-            raise InputError(_GONE, _REMEDY) from error
+            raise Refused("chat_ended") from error
         if isinstance(event, h11.ConnectionClosed):
-            raise InputError(_GONE, _REMEDY)
+            raise Refused("chat_ended")
         return event
 
 
@@ -90,12 +88,12 @@ class Server:
     key: str
 
     async def ask(self, path: str, body: dict[str, Any] | None = None) -> Exchange:
-        """Sends a request: a POST where it has a body. Raises `InputError` where nobody listens."""
+        """Sends a request: a POST where it has a body. Raises `Refused` where nobody listens."""
         try:
             async with asyncio.timeout(_CONNECT):
                 reader, writer = await asyncio.open_connection(_HOST, self.port)
         except (OSError, TimeoutError) as error:
-            raise InputError(_GONE, _REMEDY) from error
+            raise Refused("chat_ended") from error
         content = b"" if body is None else json_text(body).encode()
         headers = [
             ("host", f"{_HOST}:{self.port}"), ("authorization", f"Bearer {self.key}"), ("connection", "close"),
@@ -106,7 +104,7 @@ class Server:
         return exchange
 
     async def told(self, request: Request, path: str, bodies: Sequence[dict[str, Any] | None]) -> list[Any]:
-        """The answers to several requests, which are asked at one time: each its JSON. Raises `InputError`."""
+        """The answers to several requests, which are asked at one time: each its JSON. Raises `Refused`."""
 
         async def whole(exchange: Exchange) -> Any:
             await exchange.begin()
@@ -152,7 +150,7 @@ class Relayed(Response):
                 async for part in exchange.parts():
                     await send({"type": "http.response.body", "body": part, "more_body": True})
                 await send({"type": "http.response.body", "body": b""})
-            except InputError as error:
+            except Refused as error:
                 if not exchange.is_closed:  # else nobody is there to be told
                     await self._tell(HttpError(502, str(error)), scope, receive, send)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from afina.measure.metric import percent
 from afina.measure.pages.summary import interval, label, number, table
-from afina.ui.studio.view import SIGNS, Words
+from afina.ui.studio.words import SIGNS, Words
 
 _STATES = {"better": "better", "worse": "worse", "not distinguishable": "same", "too few rows to tell": "few"}
 _TONES = {"better": "good", "worse": "bad"}

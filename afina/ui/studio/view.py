@@ -1,86 +1,28 @@
 """What a page is made with: its words in the reader's language, its templates, and what a request is about."""
 
-import re
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, cached_property
-from pathlib import Path
+from threading import Lock
 from typing import Any, Literal
 from urllib.parse import quote, urlencode
 
-import yaml
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from afina.core.config import build
 from afina.core.errors import AfinaError
-from afina.core.events import minutes
 from afina.core.text import visible
 from afina.jobs import JOBS
 from afina.measure.pages.rendering import environment
 from afina.ui.studio.guard import Keys
+from afina.ui.studio.words import HERE, Refused, Words, language_of
 from afina.ui.studio.work import Queue
 from afina.ui.studio.workspace import Workspace
 
-HERE = Path(__file__).parent
-LANGUAGES = ("en", "pt")
 STEPS = ("data", "base", "train", "judge", "ship")
 Method = Literal["GET", "POST"]
-SIGNS = str.maketrans(",.", ".,")  # from English numbers to Portuguese ones
 _NO_STORE = {"cache-control": "no-store"}
-
-
-@cache
-def texts() -> dict[str, dict[str, str]]:
-    """By key (`file.name`) the text in each language, from the files in `texts/`."""
-    found: dict[str, dict[str, str]] = {}
-    for path in sorted((HERE / "texts").glob("*.yaml")):
-        for name, said in yaml.safe_load(path.read_text(encoding="utf-8")).items():
-            found[f"{path.stem}.{name}"] = said
-    return found
-
-
-def language_of(accepted: str) -> str:
-    """The first language of an `Accept-Language` that there are words in."""
-    ranked = []
-    for position, part in enumerate(accepted.split(",")):
-        name, _, weight = part.replace(" ", "").partition(";q=")
-        quality = float(weight) if re.fullmatch(r"[01](\.\d{0,3})?", weight, re.ASCII) else 1.0
-        ranked += [(-quality, position, name.split("-")[0].lower())] if quality else []
-    return next((name for _, _, name in sorted(ranked) if name in LANGUAGES), LANGUAGES[0])
-
-
-class Words:
-    """`words("data.title", rows=3)` is the text of a key in one language, with what is put into it; what is put in
-    shows control characters as signs."""
-
-    def __init__(self, language: str) -> None:
-        self.language = language
-
-    def __call__(self, key: str, **values: Any) -> str:
-        text = texts()[key][self.language]
-        return text.format_map({name: visible(str(value)) for name, value in values.items()}) if values else text
-
-    def has(self, key: str) -> bool:
-        return key in texts()
-
-    def language_name(self, code: str) -> str:
-        """A language by its name."""
-        key = f"languages.of_{code}"
-        return self(key) if self.has(key) else code
-
-    def number(self, value: float, digits: int = 0) -> str:
-        shown = f"{value:,.{digits}f}"
-        return shown.translate(SIGNS) if self.language == "pt" else shown
-
-    def time(self, seconds: float) -> str:
-        """42 s, 3.5 min, 2.1 h."""
-        shown = minutes(seconds)
-        return shown.replace(".", ",").replace("days", "dias") if self.language == "pt" else shown
-
-    def bytes(self, count: float) -> str:
-        unit, size = next(((u, s) for u, s in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)) if count >= s), ("B", 1.0))
-        return f"{self.number(count / size, 1 if size > 1 else 0)} {unit}"
 
 
 @dataclass(frozen=True)
@@ -90,6 +32,8 @@ class Studio:
     workspace: Workspace
     queue: Queue
     keys: Keys
+    changing: Lock = field(default_factory=Lock)
+    """Held by what changes something: two clicks find one name, and begin one piece of work."""
 
 
 @dataclass(frozen=True)
@@ -135,9 +79,15 @@ class Call:
         found: str = made.render(**shared | values)
         return found
 
-    def refusal(self, error: AfinaError, status: int = 400) -> Response:
+    def refusal(self, error: AfinaError) -> Response:
         """A page that says what is wrong, and what to do."""
-        return self.page("error.html", status, error=error)
+        return self.page("error.html", error.status if isinstance(error, Refused) else 400, error=error)
+
+    def told(self, error: AfinaError) -> str:
+        """The same on lines."""
+        if not isinstance(error, Refused):
+            return str(error)
+        return "\n".join(filter(None, error.said(self.words)))
 
 
 def go(path: str, **query: Any) -> Response:

@@ -7,13 +7,14 @@ lives, which holds the folder's lock.
 """
 
 import json
+import os
 import secrets
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from threading import Lock, RLock
@@ -29,6 +30,7 @@ from afina.core.process.children import python
 from afina.core.process.locks import locked_by_another
 from afina.core.process.temporary import remove
 from afina.jobs import JOBS
+from afina.ui.studio.words import Refused
 
 State = Literal["waiting", "running", "done", "failed", "stopped", "died"]
 ENDED: tuple[State, ...] = ("done", "failed", "stopped", "died")
@@ -75,6 +77,7 @@ class Work:
     """One piece of work. `about` is the name of the run or file that it is about."""
 
     folder: Path
+    _ended: list[State] = field(default_factory=list, init=False, compare=False, repr=False)  # once it is known
 
     @property
     def id(self) -> str:
@@ -120,12 +123,14 @@ class Work:
 
     @property
     def _end(self) -> State | None:
-        """As its process told it."""
+        """As its process told it; what has ended is not looked at again."""
+        if self._ended:
+            return self._ended[0]
         if (self.folder / "result.json").exists():
-            return "done"
-        if (self.folder / "error.json").exists():
-            return "stopped" if self.error["kind"] == _STOPPED["kind"] else "failed"
-        return None
+            self._ended.append("done")
+        elif (self.folder / "error.json").exists():
+            self._ended.append("stopped" if self.error["kind"] == _STOPPED["kind"] else "failed")
+        return next(iter(self._ended), None)
 
     @property
     def ended(self) -> bool:
@@ -220,22 +225,23 @@ class Queue:
         return self[folder.name]
 
     def __getitem__(self, id: str) -> Work:
-        """Raises `InputError` where there is no such work."""
+        """Raises `Refused` where there is no such work."""
         found = next((work for work in self.all() if work.id == id), None)
         if found is None:
-            raise InputError(f"there is no work {id[:40]!r}", "look in the list of runs")
+            raise Refused("no_work", id=id[:40])
         return found
 
     def all(self) -> list[Work]:
         """The newest first, without those whose record is damaged."""
         with self._lock:
-            ids = sorted((path.parent.name for path in self.folder.glob("*/work.json")), reverse=True)
-            self._works = {id: self._works.get(id) or Work(self.folder / id) for id in ids}
-            return [work for work in self._works.values() if work.is_whole]
+            ids = sorted(os.listdir(self.folder), reverse=True)
+            known = {id: self._works.get(id) or Work(self.folder / id) for id in ids}
+            self._works = {id: work for id, work in known.items() if work.is_whole}
+            return list(self._works.values())
 
-    def of(self, about: str, jobs: Sequence[str]) -> Work | None:
-        """The newest work of these jobs on `about`."""
-        return next((work for work in self.all() if work.about == about and work.job in jobs), None)
+    def of(self, about: str, jobs: Sequence[str], which: Callable[[Work], bool] = lambda _: True) -> Work | None:
+        """The newest work of these jobs on `about`, of those for `which` that holds."""
+        return next((work for work in self.all() if work.about == about and work.job in jobs and which(work)), None)
 
     @property
     def running(self) -> Work | None:

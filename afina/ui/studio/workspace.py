@@ -8,11 +8,12 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from afina.core.errors import InputError, OutputError, writing
+from afina.core.errors import OutputError, writing
 from afina.core.files import read_json, write_json
 from afina.core.process.locks import open_to_lock, take
 from afina.data.files.file import suffix_of
 from afina.data.formats import suffixes
+from afina.ui.studio.words import Refused
 
 _OWN = ".studio"
 _SECRET_BYTES = 32
@@ -78,11 +79,11 @@ class Workspace:
         return [found[name] for name in sorted(found, key=str.lower)]
 
     def data_file(self, name: str) -> Path:
-        """Raises `InputError` where there is none of this name."""
+        """Raises `Refused` where there is none of this name."""
         for path in self.data_files():
             if path.name == name:
                 return path
-        raise InputError(f"there is no file {name!r} in the workspace", "choose one that is listed, or bring it again")
+        raise Refused("no_file", name=name)
 
     @contextmanager
     def new_data_file(self, name: str) -> Iterator[Path]:
@@ -94,7 +95,7 @@ class Workspace:
             names = (plain if number == 1 else f"{stem}-{number}{dot}{rest}" for number in range(1, 10_000))
             path = next((path for each in names if self._is_free(path := self.data / each)), None)
             if path is None:
-                raise InputError(f"there are ten thousand files named like {plain!r}", "give it another name")
+                raise Refused("too_many", name=plain)
             self._coming.add(path)
         try:
             yield path
@@ -105,12 +106,12 @@ class Workspace:
         return path not in self._coming and not any(map(os.path.lexists, (path, self.root / path.name)))
 
     def run(self, name: str) -> Path:
-        """The run `name`, which may lie in a comparison or a search: `sweep/lora`. Raises `InputError`."""
+        """The run `name`, which may lie in a comparison or a search: `sweep/lora`. Raises `Refused`."""
         path = self.runs
         for part in name.split("/"):
             path /= self.checked_name(part)
         if path.is_symlink() or not path.is_dir() or not path.resolve().is_relative_to(self.runs.resolve()):
-            raise InputError(f"there is no run {name!r} in the workspace", "choose one that is listed")
+            raise Refused("no_run", name=name)
         return path
 
     def run_name(self, path: Path) -> str:
@@ -124,7 +125,7 @@ class Workspace:
             path = folder / (plain if number == 1 else f"{plain}-{number}")
             if path.name not in taken and not os.path.lexists(path):
                 return path
-        raise InputError(f"there are too many folders named {plain!r}", "delete some, or give another name")
+        raise Refused("too_many", name=plain)
 
     def reading(self, name: str) -> dict[str, Any]:
         """How a file is read, as it was said on the page: settings of data by name."""
@@ -137,11 +138,10 @@ class Workspace:
 
     @staticmethod
     def checked_name(name: str) -> str:
-        """A name that is one file's or folder's. Raises `InputError`."""
+        """A name that is one file's or folder's. Raises `Refused`."""
         bad = not name.isprintable() or name != name.strip() or name.startswith(".") or _RESERVED & set(name)
         if bad or not 0 < len(name.encode()) <= _LONGEST_NAME:
-            what = "letters, digits, spaces, dots, hyphens and underscores, not beginning with a dot"
-            raise InputError(f"{name[:80]!r} is no name for a file", f"give one of up to {_LONGEST_NAME} bytes: {what}")
+            raise Refused("no_name", name=name[:80], bytes=_LONGEST_NAME)
         return name
 
 

@@ -15,7 +15,7 @@ from serving_client import USER, listening, serving
 from afina.core.errors import SettingsError
 from afina.serving.http.openapi import description
 from afina.serving.http.routes import ROUTES
-from afina.serving.http.server import bind
+from afina.serving.http.sockets import bind
 
 
 @contextmanager

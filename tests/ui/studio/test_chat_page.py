@@ -5,6 +5,7 @@ import json
 import stat
 import time
 from collections.abc import Iterator
+from html import escape
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,15 @@ from typing import Any
 import pytest
 from serving_client import USER, listening, serving
 from starlette.requests import Request
-from studio_opened import PT, Visitor, opened, trained
+from studio_opened import PT, Visitor, opened, tidy
+from studio_works import forking
 
 from afina.core.errors import InputError
 from afina.core.files import read_jsonl, write_json
 from afina.data.layouts import recognise
+from afina.data.mapping import map_examples
+from afina.data.rows import Notes
+from afina.data.settings import DataSettings
 from afina.models.load import Base
 from afina.ui.studio.pages import chat
 from afina.ui.studio.relay import Relayed, Server
@@ -27,16 +32,9 @@ _SOON = 60  # seconds in which a server is loaded on a busy machine
 
 
 @pytest.fixture(scope="module")
-def made(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("studio") / "workspace"
-    trained(root, tiny_folder)
-    return root
-
-
-@pytest.fixture(scope="module")
-def open_chat(made: Path) -> Iterator[Visitor]:
+def open_chat(coloured: Path) -> Iterator[Visitor]:
     """The page with the chat of `colours`, whose server is a process of its own."""
-    with opened(made) as visitor:
+    with forking(), opened(coloured) as visitor:
         assert "Start the chat" in visitor.get(HERE).text
         assert visitor.fill(f"{HERE}/start", row="2").headers["location"] == f"{HERE}?row=2"
         loading = visitor.get(HERE, headers=PT).text
@@ -55,6 +53,7 @@ def open_chat(made: Path) -> Iterator[Visitor]:
             time.sleep(0.05)
         assert work.state == "done"
         assert "Start the chat" in visitor.get(HERE).text
+    tidy(coloured)
 
 
 def asked(visitor: Visitor, **more: Any) -> Any:
@@ -117,45 +116,56 @@ def closed(tmp_path: Path) -> Iterator[Visitor]:
         yield visitor
 
 
-def answers(*texts: str) -> str:
-    return json.dumps([[f"model{i}", text] for i, text in enumerate(texts)])
+def said(*turns: tuple[str, ...]) -> str:
+    """What the page sends of a chat: of each turn the question, and the models' answers."""
+    return json.dumps([[prompt, [[f"model{i}", text] for i, text in enumerate(texts)]] for prompt, *texts in turns])
 
 
 def test_what_is_better_is_kept_and_can_be_learned_from(closed: Visitor) -> None:
     kept = closed.studio.workspace.root / chat.PREFERENCES
-    found = closed.fill(f"{HERE}/better", prompt="a1", answers=answers("red", HOSTILE), chosen="1")
-    assert found.headers["location"] == f"{HERE}?kept=yes"
-    body = {"prompt": "a2", "answers": answers("red", "blue", "red"), "chosen": "0"}
-    assert closed.post(f"{HERE}/better", json=body).status_code == 204
-    expected = {"prompt": "a1", "chosen": HOSTILE, "rejected": "red", "chosen_model": "model1",
-                "rejected_model": "model0"}  # fmt: skip
-    rows = read_jsonl(kept)
-    assert (rows[0], len(rows)) == (expected, 2)  # what equals the chosen one is not rejected
+    history = said(("a1", "red", HOSTILE), ("a2", "blue", "red", "blue"))
+    shown = closed.fill(f"{HERE}/better", history=history, turn="0", chosen="1")
+    assert shown.status_code == 200
+    assert closed.post(f"{HERE}/better", json={"history": history, "turn": "1", "chosen": "0"}).status_code == 204
+    first, second = read_jsonl(kept)  # what equals the chosen one is not rejected
+    system, asked = {"role": "system", "content": "Be brief."}, {"role": "user", "content": "a1"}
+
+    def answer(text: str) -> dict[str, str]:
+        return {"role": "assistant", "content": text}
+
+    assert first == {
+        "prompt": [system, asked], "chosen": [answer(HOSTILE)], "rejected": [answer("red")],
+        "chosen_model": "model1", "rejected_model": "model0", "rejected_prompt": [system, asked],
+    }  # fmt: skip
+    next_one = {"role": "user", "content": "a2"}
+    assert second["prompt"] == [system, asked, answer("red"), next_one]
+    assert second["rejected_prompt"] == [system, asked, answer(HOSTILE), next_one]
     assert stat.S_IMODE(kept.stat().st_mode) == 0o600
-    layout = recognise(list(rows[0]), rows)
-    assert layout is not None
-    assert (layout.name, layout.prompt, layout.completion) == (
-        "preference pairs, the chosen one learned", "{prompt}", "{chosen}"
-    )  # fmt: skip
     assert kept in closed.studio.workspace.data_files()
+    assert recognise(list(first), [first, second]).name == "preference pairs, the chosen one learned"
+    *_, last = (row for row in map_examples(DataSettings(path=kept), Notes(), needs_completion=True))
+    assert (last.messages, last.completion, last.unlearned) == (tuple(second["prompt"]), "blue", (2,))
 
 
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"chosen": "2"}, {"chosen": "-1"}, {"chosen": ""}, {"prompt": " "}, {"answers": "[]"}, {"answers": "{"},
-        {"answers": '[["a", 1], ["b", 2]]'}, {"answers": answers("red", "red")}, {"answers": "[1, 2]"},
+        {"chosen": "2"}, {"chosen": "-1"}, {"chosen": ""}, {"turn": "1"}, {"turn": ""}, {"turn": "²"},
+        {"history": said((" ", "red", "blue"))}, {"history": "[]"}, {"history": "{"}, {"history": "[1, 2]"},
+        {"history": '[["a1", [["a", 1], ["b", 2]]]]'}, {"history": said(("a1", "red", "red"))}, {"history": ""},
+        {"history": "[" * 5_000}, {"history": said(*[("a1", "red", "blue")] * 201)},
     ],
 )  # fmt: skip
 def test_what_is_no_preference_is_not_kept(closed: Visitor, wrong: dict[str, str]) -> None:
-    fields = {"prompt": "a1", "answers": answers("red", "blue"), "chosen": "0"} | wrong
+    fields = {"history": said(("a1", "red", "blue")), "turn": "0", "chosen": "0"} | wrong
     assert closed.fill(f"{HERE}/better", **fields).status_code == 400
     assert not (closed.studio.workspace.root / chat.PREFERENCES).exists()
 
 
 def test_preferences_are_not_written_through_a_link(closed: Visitor, tmp_path: Path) -> None:
     (closed.studio.workspace.root / chat.PREFERENCES).symlink_to(tmp_path / "elsewhere")
-    assert closed.fill(f"{HERE}/better", prompt="a", answers=answers("red", "blue"), chosen="0").status_code == 400
+    found = closed.fill(f"{HERE}/better", history=said(("a", "red", "blue")), turn="0", chosen="0")
+    assert found.status_code == 400
     assert not (tmp_path / "elsewhere").exists()
 
 
@@ -229,6 +239,8 @@ def test_all_are_asked_the_same_as_in_training(closed: Visitor, monkeypatch: pyt
         "seed": 5,
     }
     assert heard[1][1] == [{"model": name} | expected for name in ("b", "colours")]
+    history = json.dumps([["a07", [["b", HOSTILE], ["colours", HOSTILE]]]])
+    assert f'name="history" value="{escape(history)}"' in html.replace("&#34;", "&quot;")
     assert html.count("&lt;script&gt;alert(1)&lt;/script&gt;\\x1b[31m\\u202e</p>") == 2
     assert "Cut off" in html
     assert "data-better" in html
@@ -239,6 +251,25 @@ def test_all_are_asked_the_same_as_in_training(closed: Visitor, monkeypatch: pyt
 
 def asking(receive: Any) -> Request:
     return Request({"type": "http", "method": "POST", "headers": [], "path": "/", "query_string": b""}, receive)
+
+
+def test_each_goes_on_from_its_own_answers(closed: Visitor, monkeypatch: pytest.MonkeyPatch) -> None:
+    models = {"data": [{"id": "b", "parent": None, "afina": {}}, {"id": "colours", "parent": "b", "afina": {}}]}
+    answer = {"choices": [{"message": {"content": "violet"}, "finish_reason": "stop"}]}
+    heard = ready(closed, monkeypatch, [models, answer, answer, models])
+    before = json.dumps([["a07", [["b", "<b>"], ["colours", "red"]]], ["a08", [["b", ""], ["colours", "blue"]]]])
+    html = closed.fill(HERE, prompt="a09", history=before).text
+    roles = [[(each["role"], each["content"]) for each in body["messages"]] for body in heard[1][1]]
+    asked = [("user", f"a0{i}") for i in (7, 8, 9)]
+    system = ("system", "Be brief.")
+    assert roles[0] == [system, asked[0], ("assistant", "<b>"), asked[2]]  # it gave no answer to the second
+    assert roles[1] == [system, asked[0], ("assistant", "red"), asked[1], ("assistant", "blue"), asked[2]]
+    assert html.count("data-better") == 4  # of three turns, the last without a choice, and of one to come
+    assert html.count("data-better hidden") == 2
+    assert f'href="{HERE}" data-anew>' in html
+    kept = closed.fill(f"{HERE}/better", history=before, turn="0", chosen="1").text
+    assert ">Kept in preferences.jsonl.</p>" in kept
+    assert "a08" in kept
 
 
 def test_who_leaves_ends_what_is_written_for_them(tiny: Base) -> None:

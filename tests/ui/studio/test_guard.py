@@ -1,4 +1,4 @@
-"""Who may ask, route by route, and from one server of a workspace to the next; test_boundaries.py has the rest."""
+"""Who may ask, route by route, and from one server of a workspace to the next."""
 
 import http.client
 import os
@@ -28,7 +28,7 @@ ROUTES = [(route.method, route.path) for page in pages.PAGES for route in page.r
 ROUTES += [("GET", "/static/{name}"), ("GET", "/nowhere")]
 LEADS_OUT = (
     "..%2f..%2f..%2fetc%2fpasswd", "%2e%2e%2f%2e%2e%2fetc", "%2e%2e", "..%5c..%5cetc", "%00", "a%00.csv", "%2fetc",
-    ".studio", ".studio%2fsecret", "runs%2f..%2f..%2f.studio", "~", "$HOME", "%252e%252e%252f",
+    ".studio", ".studio%2fsecret", "runs%2f..%2f..%2f.studio", "~", "$HOME", "%252e%252e%252f", "work.py",
 )  # fmt: skip
 
 
@@ -56,6 +56,13 @@ def test_nobody_asks_without_the_cookie(method: str, path: str, page: Visitor) -
         assert found.status_code == 403, cookie
         assert found.headers["content-security-policy"] == POLICY
         assert "set-cookie" not in found.headers
+
+
+@pytest.mark.parametrize("query", ["", "?token=", "?token=wrong", "?token=the-toke", "?token=the-tokenn"])
+def test_without_the_token_nobody_is_let_in(query: str, page: Visitor) -> None:
+    found = _raw(page.studio).get(f"/{query}", headers={"accept-language": "pt"})
+    assert (found.status_code, "set-cookie" in found.headers) == (403, False)
+    assert "Copie-o do terminal." in found.text
 
 
 @pytest.mark.parametrize(("method", "path"), [each for each in ROUTES if "{" in each[1]])
@@ -89,12 +96,32 @@ def test_what_changes_something_needs_its_form(method: str, path: str, page: Vis
         assert page.post(name, content=b"{}", headers={"content-type": kind}).status_code == 415, kind
     for token in ("", "form_token=", f"form_token={right}0", f"form_token={right[:-1]}", f"token={right}"):
         assert page.post(name, content=token, headers=FORM).status_code == 403, token
+    for form in ("&".join("a=b" for _ in range(600)).encode(), b"\xff=%ff"):
+        assert page.post(name, content=form, headers=FORM).status_code == 400, form
     for body in ("[]", "1", "{", '{"a":' * 100, '"\\ud800"'):
         found = page.post(name, content=body, headers={"content-type": "application/json"})
         assert found.status_code == 400, body
     for length in (str(REQUEST_BYTES + 1), "9" * 30, "9" * 5_000, "-1", "x", "1e3"):
         found = page.post(name, content=b"a=b", headers=FORM | {"content-length": length})
         assert found.status_code == 413, length
+
+
+def test_a_body_of_unknown_length_has_a_limit(page: Visitor) -> None:
+    parts = iter([b"a="] + [b"x" * 65_536] * (REQUEST_BYTES // 65_536 + 1))
+    assert page.post("/data/rows.csv/delete", content=parts, headers=FORM).status_code == 413
+
+
+@pytest.mark.parametrize(
+    "forged", [{"origin": "http://evil.example"}, {"origin": "http://127.0.0.1:8091"}, {"sec-fetch-site": "same-site"}]
+)
+def test_forms_of_other_sites_change_nothing(forged: dict[str, str], page: Visitor) -> None:
+    kept = page.studio.workspace.data / "kept.csv"
+    kept.write_text("a,b\n1,2\n")
+    form = f"form_token={page.studio.keys.form}&sure=yes"
+    assert page.post("/data/kept.csv/delete", content=form, headers=FORM | forged).status_code == 403
+    assert kept.exists()
+    assert page.post("/data/kept.csv/delete", content=form, headers=FORM, follow_redirects=False).status_code == 303
+    assert not kept.exists()
 
 
 @pytest.mark.parametrize("method", ["PUT", "DELETE", "PATCH", "OPTIONS", "HEAD"])
@@ -212,7 +239,7 @@ def _ask(port: int, path: str, cookie: str = "") -> http.client.HTTPResponse:
 
 
 def test_a_server_of_its_own(tmp_path: Path) -> None:
-    """It prints its address, keeps its workspace to itself, and the next one knows who was let in."""
+    """It prints its address, has work done, keeps its workspace to itself, and the next one knows who was let in."""
     workspace = tmp_path / "workspace"
     with _server(workspace) as (process, port, token):
         until(lambda: _listens(port))
@@ -220,9 +247,13 @@ def test_a_server_of_its_own(tmp_path: Path) -> None:
         assert (entered.status, entered.getheader("location")) == (303, "/")
         cookie = entered.getheader("set-cookie").partition(";")[0]
         assert cookie.startswith(f"afina-{port}=")
+        assert token not in cookie
         assert [_ask(port, "/", each).status for each in (cookie, "", cookie[:-1])] == [200, 403, 403]
         assert "server" not in {name.lower() for name, _ in _ask(port, "/", cookie).getheaders()}
         assert stat.S_IMODE((workspace / ".studio" / "secret").stat().st_mode) == 0o600
+        (workspace / "rows.csv").write_text("q,a\n" + "x,y\n" * 60)
+        assert _ask(port, "/data/rows.csv", cookie).status == 200  # its rows are looked at by a process of their own
+        until(lambda: [*workspace.glob(".studio/work/*/result.json")])
         second = subprocess.run(
             [sys.executable, "-m", "afina", "studio", "--workspace", str(workspace), "--port", "0", "--no-browser"],
             capture_output=True, text=True, timeout=60, env=os.environ,

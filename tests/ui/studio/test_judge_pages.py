@@ -1,6 +1,5 @@
 """Runs listed, judged, compared and deleted on the page; comparisons and searches shown; reports given as they are."""
 
-import json
 import re
 import shutil
 from collections.abc import Iterator
@@ -10,37 +9,62 @@ from typing import Any
 
 import pytest
 import yaml
-from studio_opened import PT, Visitor, opened, trained
+from studio_opened import PT, Visitor, english, opened, tidy
 
 from afina.core.files import read_json, read_jsonl, write_json, write_jsonl
 from afina.core.process.locks import alone
+from afina.core.text import json_text
 from afina.ui.studio import scores
-from afina.ui.studio.view import Words, texts
+from afina.ui.studio.words import Words
 
 HOSTILE = "<script>alert(1)</script>\x1b[31m\u202e"
 
 
-@pytest.fixture(scope="module")
-def made(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("studio") / "workspace"
-    trained(root, tiny_folder)
-    return root
-
-
 @pytest.fixture
-def page(made: Path) -> Iterator[Visitor]:
+def page(coloured: Path) -> Iterator[Visitor]:
     """A workspace with the run `colours`; nothing that a test adds to it stays."""
-    with opened(made, works=False) as visitor:
+    with opened(coloured, works=False) as visitor:
         yield visitor
-    for folder in (made / "runs", made / ".studio" / "work"):
-        for path in folder.iterdir():
-            if path.name != "colours":
-                shutil.rmtree(path)
+    tidy(coloured)
 
 
 def text_of(html: str) -> str:
     """What is read on a page."""
     return " ".join(unescape(re.sub(r"<[^>]+>", " ", html)).split())
+
+
+def test_no_english_is_left_for_those_who_read_portuguese(page: Visitor, coloured: Path) -> None:
+    """But for what jobs say, which is marked as English: on a run and its list, on searches, on work of each state, on
+    a file with findings, and on refusals."""
+    search(page, "tune", tuning={"words": ["The best beats the defaults."], "next_hour": ["more rows"]})
+    tried = [{"base": "tiny", "probe": None, "failed": "too large"}]
+    search(page, "choose", choice={"metric": "accuracy", "best": None, "tried": tried})
+    lora = {"metric": "accuracy", "quality": 0.9, "interval": [0.8, 0.95], "seconds": 90, "peak_memory_gb": 1.5}
+    compared = {"methods": {"lora": lora, "full": {"failed": "it is too large"}}, "metric": "accuracy"}
+    search(page, "compare", comparison=compared | {"recommended": "lora", "words": ["Use lora."]})
+    run = second(page)
+    evaluation = read_json(run / "evaluation.json")
+    write_json(run / "evaluation.json", evaluation | {"findings": ["It is not what it was."]})
+    (second(page, "broken") / "evaluation.json").write_text("{")
+    queue, told = page.studio.queue, (coloured / "runs" / "colours" / "metrics.jsonl").read_text()
+    progress = {"event": "progress", "stage": "answers of the adapted model", "done": 1, "total": 2}
+    notice = {"event": "notice", "text": "what the rows say", "warning": True}
+    settings = {"base": "x", "data": {"path": "rows.csv"}}
+    works = [queue.add("train", settings, f"treino{i}") for i in range(3)]
+    write_json(works[0].folder / "process.json", {"pid": 1, "began": 1})
+    write_json(works[1].folder / "error.json", {"kind": "OutOfMemory", "problems": ["large"], "remedy": "be less"})
+    for each in works:
+        (each.folder / "events.jsonl").write_text("".join(f"{json_text(e)}\n" for e in (progress, notice)) + told)
+    pages = ["/runs", "/judge", "/runs/colours", "/runs/again", "/runs/broken", "/runs/tune", "/runs/choose",
+             "/runs/compare", "/runs/colours/chat", "/ship", "/ship/colours", "/runs-diff?first=colours&second=again",
+             "/runs-diff?first=colours&second=colours", "/runs/nada", "/nowhere", "/", "/data", "/data/colours.jsonl",
+             "/data/nada.csv", "/base?data=colours.jsonl", "/train?data=colours.jsonl&base=x",
+             *(f"/work/{each.id}" for each in works)]  # fmt: skip
+    left = {path: found for path in pages if (found := english(page.get(path, headers=PT).text))}
+    assert not left
+    assert "linhas reservadas" in page.get("/runs/colours", headers=PT).text
+    assert "Faltou memória." in page.get(f"/work/{works[1].id}", headers=PT).text
+    assert "Resposta certa:" in page.get(f"/work/{works[0].id}", headers=PT).text
 
 
 def second(page: Visitor, name: str = "again") -> Path:
@@ -49,11 +73,11 @@ def second(page: Visitor, name: str = "again") -> Path:
     return found
 
 
-def test_a_run_is_judged_in_a_sentence_of_the_readers_language(page: Visitor, made: Path) -> None:
+def test_a_run_is_judged_in_a_sentence_of_the_readers_language(page: Visitor, coloured: Path) -> None:
     found = page.get("/runs/colours")
     assert found.status_code == 200
     told = text_of(found.text)
-    evaluation = read_json(made / "runs" / "colours" / "evaluation.json")
+    evaluation = read_json(coloured / "runs" / "colours" / "evaluation.json")
     difference = evaluation["difference"]["accuracy"]
     assert difference["verdict"] == "better"
     shown = f"{100 * evaluation['adapted']['accuracy']:.1f} % accuracy instead of 0.0 % (+"
@@ -84,9 +108,9 @@ def test_the_worst_rows_are_shown_as_text(page: Visitor) -> None:
     assert 'href="/runs/again/chat?row=3"' in html
 
 
-def test_a_report_is_given_as_it_is_under_its_own_policy(page: Visitor, made: Path) -> None:
+def test_a_report_is_given_as_it_is_under_its_own_policy(page: Visitor, coloured: Path) -> None:
     found = page.get("/runs/colours/report.html")
-    assert found.content == (made / "runs" / "colours" / "report.html").read_bytes()
+    assert found.content == (coloured / "runs" / "colours" / "report.html").read_bytes()
     policy = found.headers["content-security-policy"]
     own = re.search(r"style-src ('sha256-[^']+')", found.text)
     assert own
@@ -96,7 +120,7 @@ def test_a_report_is_given_as_it_is_under_its_own_policy(page: Visitor, made: Pa
     run = second(page)
     (run / "report.html").unlink()
     assert page.get("/runs/again/report.html").status_code == 400
-    (run / "report.html").symlink_to(made / "data" / "colours.jsonl")
+    (run / "report.html").symlink_to(coloured / "data" / "colours.jsonl")
     assert page.get("/runs/again/report.html").status_code == 400
 
 
@@ -165,19 +189,19 @@ def test_a_run_is_deleted_only_when_asked_and_free(page: Visitor) -> None:
     assert [path.name for path in page.studio.workspace.runs.iterdir() if path.name != "sweep"] == ["colours"]
 
 
-def test_what_to_do_next_is_put_into_the_queue(page: Visitor, made: Path) -> None:
-    (made / "more.csv").write_text("q,a\na1,red\n")
+def test_what_to_do_next_is_put_into_the_queue(page: Visitor, coloured: Path) -> None:
+    (coloured / "more.csv").write_text("q,a\na1,red\n")
     try:
         page.studio.workspace.keep_reading("more.csv", {"encoding": "cp1252"})
         assert "more.csv" in page.get("/runs/colours").text
         page.fill("/runs/colours/evaluate", file="more.csv")
         work = page.studio.queue.of("colours", ("eval",))
         assert work is not None
-        run = str(made.resolve() / "runs" / "colours")
-        assert work.settings == {"run": run, "data": str(made.resolve() / "more.csv"), "encoding": "cp1252"}
+        run = str(coloured.resolve() / "runs" / "colours")
+        assert work.settings == {"run": run, "data": str(coloured.resolve() / "more.csv"), "encoding": "cp1252"}
         assert page.fill("/runs/colours/evaluate", file="../x.csv").status_code == 400
     finally:
-        (made / "more.csv").unlink()
+        (coloured / "more.csv").unlink()
     for job in ("compare", "tune"):
         assert page.fill(f"/runs/colours/{job}", minutes="many").status_code == 400
         found = page.fill(f"/runs/colours/{job}", minutes="2,5")
@@ -186,18 +210,18 @@ def test_what_to_do_next_is_put_into_the_queue(page: Visitor, made: Path) -> Non
         assert found.headers["location"] == f"/work/{work.id}"
         assert work.settings["minutes"] == 2.5
         assert work.settings["run"]["data"]["prompt"] == "{q}"
-        assert work.settings["run"]["out"] == str(made.resolve() / "runs" / f"colours-{job}")
+        assert work.settings["run"]["out"] == str(coloured.resolve() / "runs" / f"colours-{job}")
         assert "--minutes 2.5" in work.command
 
 
-def test_without_its_data_a_run_is_not_compared(page: Visitor, made: Path) -> None:
-    data = made / "data" / "colours.jsonl"
-    data.rename(made / "colours.hidden")
+def test_without_its_data_a_run_is_not_compared(page: Visitor, coloured: Path) -> None:
+    data = coloured / "data" / "colours.jsonl"
+    data.rename(coloured / "colours.hidden")
     try:
         assert "is not in the workspace any more" in page.get("/runs/colours").text
         assert page.fill("/runs/colours/tune", minutes="2").status_code == 400
     finally:
-        (made / "colours.hidden").rename(data)
+        (coloured / "colours.hidden").rename(data)
 
 
 def search(page: Visitor, job: str, finished: bool = True, **files: Any) -> Path:
@@ -290,11 +314,3 @@ def test_structured_answers_are_told_field_by_field() -> None:
     confusion = {"confusion": {"labels": many, "counts": counts}}
     (table,) = scores.details(Words("en"), {"base": {}, "adapted": confusion, "main_metric": "accuracy"})
     assert table.lines == [("l3", ["something else", "7"])]
-
-
-def test_all_words_are_there_in_both_languages() -> None:
-    for key, said in texts().items():
-        assert set(said) == {"en", "pt"}, key
-        fields = [set(re.findall(r"{(\w+)}", text)) for text in said.values()]
-        assert fields[0] == fields[1], key
-    assert json.dumps(texts())

@@ -194,6 +194,22 @@ def test_an_upload_is_listed_first(shop: Shop) -> None:
     assert shop.post("/publish/run", repository="me/model", **{"with": "/etc"}).status_code == 400
 
 
+def test_uploads_that_wait_have_folders_of_their_own(shop: Shop) -> None:
+    outs = []
+    for repository in ("me/one", "me/two"):
+        shop.post("/publish/run", repository=repository, base_model="owner/base")
+        outs.append(shop.newest().settings["out"])
+    assert len({*outs}) == 2
+    tried = shop.newest()
+    listed = {"repository": "me/two", "visibility": "private", "files": {"a.bin": 1_500}, "uploaded": False}
+    write_json(tried.folder / "result.json", {"published": {"hub:me/two": listed}})
+    begun = shop.post("/publish/run", upload="yes", tried=tried.id).headers["location"]
+    assert begun == f"/work/{shop.newest().id}"
+    count = len(shop.studio.queue.all())
+    assert shop.post("/publish/run", upload="yes", tried=tried.id).status_code == 400  # it goes on already
+    assert len(shop.studio.queue.all()) == count
+
+
 def test_a_model_at_an_address(shop: Shop) -> None:
     assert shop.post("/serve/run", port="0", alone="yes").headers["location"] == "/ship/run#serve"
     work = shop.newest()

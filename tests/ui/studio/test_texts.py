@@ -10,8 +10,9 @@ from string import Formatter
 import pytest
 from jinja2 import Environment, nodes
 
+from afina.core.errors import AfinaError
 from afina.ui.studio import view
-from afina.ui.studio.view import HERE, LANGUAGES, Words, language_of, texts
+from afina.ui.studio.words import HERE, LANGUAGES, Words, language_of, texts
 
 TEMPLATES = sorted((HERE / "templates").glob("*.html"))
 MODULES = sorted(HERE.rglob("*.py"))
@@ -37,9 +38,11 @@ def _called(template: Path) -> Iterator[tuple[str, bool, set[str] | None]]:
             given = None
         elif isinstance(name, nodes.Name) and name.name == "t":
             given = None if call.dyn_kwargs else {each.key for each in call.kwargs}
+        elif isinstance(name, nodes.Name) and name.name == "english":
+            given = None
         else:
             continue
-        for key, is_beginning in _keys(call.args[0]):
+        for key, is_beginning in _keys(call.args[name.name == "english" if isinstance(name, nodes.Name) else 0]):
             yield key, is_beginning, given
 
 
@@ -116,7 +119,7 @@ def test_every_text_is_used() -> None:
         file, _, name = key.partition(".")
         return file in open_files and any(name == word or name.startswith(f"{word}_") for word in words)
 
-    known = whole | by_steps | terms
+    known = whole | by_steps | terms | {f"found.{code}" for code in _codes()} | {f"kinds.{name}" for name in _errors()}
     assert not [key for key in texts() if key not in known and not key.startswith(beginnings) and not is_loose(key)]
 
 
@@ -125,6 +128,27 @@ def _terms() -> set[str]:
     for template in TEMPLATES:
         found |= {*re.findall(r'term\(t, "(\w+)"\)', template.read_text(encoding="utf-8"))}
     return found
+
+
+def _codes() -> set[str]:
+    """What data checks find, by its codes."""
+    begin = r"DataFinding\(\s*|\.warn\(\s*|_PAIRED: |doubt\([^)]*?,\s*"
+    found = set[str]()
+    for path in (HERE.parents[1] / "data").rglob("*.py"):
+        found |= {*re.findall(rf'(?:{begin})"([a-z_ ]+)"', path.read_text(encoding="utf-8"))}
+    return {code.replace(" ", "_") for code in found | {"one word", "damaged", "personal"}}
+
+
+def _errors() -> set[str]:
+    found = [AfinaError]
+    for each in found:
+        found += each.__subclasses__()
+    return {each.__name__ for each in found if each.__module__ == AfinaError.__module__} - {"AfinaError"}
+
+
+def test_each_finding_and_each_kind_of_error_has_words() -> None:
+    assert {key for key in texts() if key.startswith("kinds.")} == {f"kinds.{name}" for name in _errors()}
+    assert not {f"found.{code}" for code in _codes()} - {*texts()} - {"found.no_tokenizer"}
 
 
 def _words_of_the_code() -> set[str]:

@@ -12,6 +12,8 @@ from studio_opened import PT, Visitor, opened
 
 import afina
 from afina.core.config import fields
+from afina.core.device import processor
+from afina.core.events import Answers
 from afina.core.files import write_json
 from afina.settings import RunSettings
 from afina.ui.studio import forms, plans
@@ -68,7 +70,7 @@ def finished(page: Visitor, work: Work) -> Work:
     return work
 
 
-def test_from_a_file_to_a_run(tmp_path: Path, tiny_folder: Path) -> None:
+def test_from_a_file_to_a_run(tmp_path: Path, tiny_folder: Path, forked_work: None) -> None:
     with opened(tmp_path / "workspace") as page:
         told = page.post("/upload/films.csv", content=ROWS.encode(), headers=BYTES)
         assert page.get(told.json()["page"]).status_code == 200
@@ -90,8 +92,12 @@ def test_from_a_file_to_a_run(tmp_path: Path, tiny_folder: Path) -> None:
         config = (run / "config.yaml").read_text()
         assert (run / "adapter" / "adapter_model.safetensors").is_file()
         assert (run / "evaluation.json").is_file()
+        assert {len(each.samples) for each in work.events() if isinstance(each, Answers)} == {3}
         assert re.search(r"^  rank: 4$", config, re.MULTILINE)
-        assert work.settings["train"] == {"rows": 90}  # a quarter of the 72 rows that are not held out, five times
+        assert work.settings["train"] == {
+            "rows": 90,
+            "samples": 3,
+        }  # a quarter of the 72 rows that are not held out, five times
         assert f"afina train {page.studio.workspace.data / 'films.csv'}" in work.command
 
 
@@ -205,12 +211,13 @@ def test_each_button_begins_its_job_in_a_folder_of_its_own(page: Visitor) -> Non
     ]  # fmt: skip
     short, plain, search, comparison = (work.settings for work in begun)
     assert plain["lora"] == {"rank": 4}
-    assert plain["train"] == {"eval_steps": 7}
+    assert plain["train"] == {"eval_steps": 7, "samples": 3}
     assert plain["out"] == str(page.studio.workspace.runs / "films-2")
     assert plain["data"]["completion"] == "{label}"
-    assert short["train"] == {"eval_steps": 7}  # there is time for all of it
+    assert short["train"] == plain["train"]  # there is time for all of it
     assert search["minutes"] == 16.0
     assert "lora" not in search["run"]
+    assert search["run"]["train"] == comparison["run"]["train"] == {"eval_steps": 7}
     assert comparison["run"]["lora"] == {"rank": 4}
 
 
@@ -247,19 +254,24 @@ def test_each_setting_that_is_shown_can_be_read() -> None:
     assert forms.typed_in({field.path: field.default for field in shown}) == {}
 
 
-def test_the_catalogue_is_filtered(page: Visitor) -> None:
+def test_the_catalogue_is_filtered(page: Visitor, monkeypatch: pytest.MonkeyPatch) -> None:
     brought(page)
     plain = page.get("/base?data=films.csv&asked=1").text
     some = page.get("/base?data=films.csv&asked=1&language=pt&licence=apache-2.0&task=translation").text
     assert plain.count('class="card"') > some.count('class="card"') > 5
     assert link("/train", data="films.csv", base="qwen3-0.6b").replace("&", "&amp;") in some
     assert "no task" in page.get("/base?task=nothing").text
-    reckoned = page.studio.queue.of("", ("models list",))
+    reckoned = page.studio.queue.of(processor(), ("models list",))
     assert reckoned is not None
-    write_json(reckoned.folder / "result.json", {"qwen3-0.6b": {"needs_gb": 3.5}})
+    assert reckoned.settings == {"memory": True}
+    write_json(reckoned.folder / "result.json", {"qwen3-0.6b": {"needs_gb": 3.5}, "qwen3-8b": {"needs_gb": 33.0}})
+    monkeypatch.setattr("afina.ui.studio.pages.base.free_bytes", lambda _: int(4e9))
     fitting = text_of(page.get("/base?data=films.csv").text)
     assert "Needs about 3.5 GB of memory" in fitting
     assert "Qwen3 8B" not in fitting
+    monkeypatch.setattr("afina.ui.studio.pages.base.free_bytes", lambda _: int(40e9))
+    assert "Qwen3 8B" in text_of(page.get("/base?data=films.csv").text)  # memory is free again, nothing is reckoned
+    assert [work.job for work in page.studio.queue.all()].count("models list") == 1
 
 
 def test_afina_chooses(page: Visitor) -> None:

@@ -189,8 +189,10 @@ def test_a_process_that_got_its_number_is_not_it(waiting: Waiting, monkeypatch: 
     work.process.kill()
     until(lambda: gone(pid))
     ours = psutil.Process()
-    write_json(work.folder / "process.json", {"pid": ours.pid, "began": ours.create_time()})
-    assert work.state == "died"
+    damaged = ([], {"pid": "x"}, {"pid": -1, "began": 0}, {"pid": 2**70, "began": 0})
+    for other in ({"pid": ours.pid, "began": ours.create_time()}, *damaged):
+        write_json(work.folder / "process.json", other)
+        assert work.state == "died"
 
 
 def test_a_new_server_sees_the_same_and_goes_on(waiting: Waiting) -> None:
@@ -243,7 +245,7 @@ def test_the_page_of_failed_work_shows_problem_remedy_and_log(page: Visitor) -> 
     for shown in ("it &lt;failed&gt;", "mend <code>it</code>", "the &lt;last&gt; line", r"\x1b[0m"):
         assert shown in text
     assert "x" * 5_000 not in text
-    assert f'action="/work/{work.id}/resume"' in text
+    assert 'action="/runs/first/resume"' in text
 
 
 def test_pages_of_each_state(page: Visitor) -> None:
@@ -255,13 +257,37 @@ def test_pages_of_each_state(page: Visitor) -> None:
     (page.studio.workspace.runs / "first").mkdir()
     stopped = page.get(f"/work/{work.id}").text
     assert 'href="/runs/first"' in stopped
-    page.fill(f"/work/{work.id}/resume")
+    page.fill("/runs/first/resume")
     assert (queue.all()[0].job, queue.all()[0].about) == ("train --resume", "first")
     died = queue.add("train", {"base": "x", "data": {"path": "rows.csv"}}, "second")
     write_json(died.folder / "process.json", {"pid": os.getpid(), "began": 1})
     assert "without a word" in page.get(f"/work/{died.id}").text
     assert page.get("/work/0000000000000-abcdef").status_code == 400
     assert "afina train rows.csv --base x" in page.get(f"/work/{work.id}").text
+
+
+def test_what_failed_before_it_had_a_folder_begins_again_once(page: Visitor) -> None:
+    queue = page.studio.queue
+    work = queue.add("train", {"base": "x", "data": {"path": "rows.csv"}}, "first")
+    write_json(work.folder / "error.json", {"kind": "SettingsError", "problems": ["it is wrong"], "remedy": ""})
+    again = page.fill("/runs/first/resume").headers["location"]
+    assert page.fill("/runs/first/resume").headers["location"] == again != f"/work/{work.id}"
+    assert (queue.all()[0].job, queue.all()[0].settings) == ("train", work.settings)
+    assert len(queue.all()) == 2
+    assert page.fill("/runs/none/resume").status_code == 400
+
+
+def test_what_has_ended_is_not_looked_at_again(waiting: Waiting, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in "abc":
+        waiting.queue.stop(waiting.add(name))
+    waiting.add("d")
+    waiting.until("d", "running")
+    waiting.queue.look()
+    looked = list[Path]()
+    exists = Path.exists
+    monkeypatch.setattr(Path, "exists", lambda path, **more: looked.append(path) or exists(path, **more))
+    waiting.queue.look()
+    assert {path.parent for path in looked} == {waiting.works["d"].folder}
 
 
 def test_damaged_records_are_left_out_and_old_ones_go(waiting: Waiting, monkeypatch: pytest.MonkeyPatch) -> None:

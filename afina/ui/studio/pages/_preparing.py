@@ -4,16 +4,18 @@ import re
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 from unicodedata import normalize
 
-from afina.core.config import build
-from afina.core.errors import InputError
+from afina.core.config import build, merge
 from afina.jobs import JOBS
-from afina.ui.studio.view import Call, Words
+from afina.ui.studio.view import Call, quick
+from afina.ui.studio.words import Refused, Words
 from afina.ui.studio.work import Work
 
+WATCHED = {"train": {"samples": 3}}  # settings of a training that is watched: prompts that it answers meanwhile
 _FRESH = 600.0  # seconds for which what was forecast is believed: other programs take memory, and give it back
 _LONGEST = 24 * 60.0  # minutes that a choice may be asked to take
 _NAME = 90  # letters of a file's name that runs on it are called by
@@ -33,7 +35,7 @@ class Data:
         name = call.text("data")
         try:
             path = call.workspace.data_file(name) if name else None
-        except InputError:
+        except Refused:
             path = None
         check = call.queue.of(name, ("data check",)) if path else None
         return cls(name, path, check if check and path and check.asked_at >= path.stat().st_ctime else None)
@@ -66,18 +68,23 @@ def forecast(call: Call, data: Data, base: str, method: str, run: Mapping[str, A
     """The work that forecasts a training of `base` with the settings `run`, in which the data are: one that was done
     lately, or a new one. Raises `SettingsError` where the settings are wrong."""
     since = max(data.path.stat().st_ctime if data.path else 0.0, time.time() - _FRESH)
-    return lately(call, "fit", {"base": base, "method": method, "run": dict(run)}, data.name, since)
+    settings = {"base": base, "method": method, "run": merge(dict(run), WATCHED)}
+    return lately(call, "fit", settings, data.name, since)
 
 
-def lately(call: Call, job: str, settings: dict[str, Any], about: str, since: float | None = None) -> Work:
-    """The newest work of these settings that was begun `since` then, or a new one."""
+def lately(call: Call, job: str, settings: dict[str, Any], about: str, since: float) -> Work:
+    """The newest work of these settings on `about` that was begun `since` then, or a new one."""
     checked = build(JOBS[job].load().settings, settings)
     asked = checked.model_dump(mode="json", exclude_unset=True)
-    since = time.time() - _FRESH if since is None else since
-    for work in call.queue.all():
-        if work.job == job and work.asked_at >= since and work.settings == asked:
-            return work
-    return call.queue.add(job, checked, about)
+    found = call.queue.of(about, (job,), lambda work: work.asked_at >= since and work.settings == asked)
+    return found or call.queue.add(job, checked, about)
+
+
+@cache
+def catalogue() -> dict[str, dict[str, Any]]:
+    """The facts of each base that is known by name."""
+    found: dict[str, dict[str, Any]] = quick("models list", {}).root
+    return found
 
 
 def alphabetical(words: Words, codes: Iterable[str]) -> list[tuple[str, str]]:
@@ -99,12 +106,12 @@ def new_run_named(call: Call, name: str, suffix: str = "") -> Path:
 
 
 def minutes_asked(call: Call) -> float:
-    """How long a choice or a search may take. Raises `InputError`."""
+    """How long a choice or a search may take. Raises `Refused`."""
     given = call.text("minutes").replace(",", ".")
     try:
         found = float(given)
     except ValueError:
         found = 0.0
     if not 0 < found <= _LONGEST:
-        raise InputError(f"{given[:20]!r} is no number of minutes", f"give one from 1 to {_LONGEST:.0f}")
+        raise Refused("minutes", given=given[:20], most=f"{_LONGEST:.0f}")
     return found

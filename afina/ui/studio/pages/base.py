@@ -6,10 +6,11 @@ from typing import Any
 
 from starlette.responses import Response
 
-from afina.core.device import cache_folder
-from afina.models.sources.catalogue import TASKS, licences
+from afina.core.device import cache_folder, pick_device, processor
+from afina.models.footprint import free_bytes
+from afina.models.sources.catalogue import CATALOGUE, TASKS, licences
 from afina.models.sources.source import is_local
-from afina.ui.studio.pages._preparing import Data, alphabetical, forecast, lately, minutes_asked, new_run
+from afina.ui.studio.pages._preparing import Data, alphabetical, catalogue, forecast, lately, minutes_asked, new_run
 from afina.ui.studio.view import Call, Page, Route, go, quick
 from afina.ui.studio.work import Work
 
@@ -38,9 +39,9 @@ def _show(call: Call) -> Response:
     data = Data.chosen(call)
     wanted = {name: call.text(name) for name in ("task", "language", "licence")}
     fitting = call.text("fits") == "yes" or "asked" not in call.form
-    listed = quick("models list", {name: value for name, value in wanted.items() if value}).root
-    every = quick("models list", {}).root
-    reckoned = lately(call, "models list", {"fits": True}, "")
+    filters, every = {name: value for name, value in wanted.items() if value}, catalogue()
+    listed = quick("models list", filters).root if filters else every
+    reckoned = lately(call, "models list", {"memory": True}, processor(), CATALOGUE.stat().st_mtime)
     needs = _needs(reckoned)
     here = {name for name in every if is_local(name, cache_folder())}
     seen, pending = _forecasts(call, data, [name for name in listed if name in here])
@@ -56,10 +57,12 @@ def _show(call: Call) -> Response:
 
 
 def _needs(reckoned: Work) -> dict[str, float]:
-    """The memory that each base that fits takes here, in GB; empty while that is reckoned."""
+    """The memory that each base takes that fits now, in GB; empty while that is reckoned, once for a machine and a
+    catalogue."""
     if reckoned.state != "done":
         return {}
-    return {name: facts["needs_gb"] for name, facts in reckoned.result.items()}
+    free = free_bytes(pick_device()) / 1e9
+    return {name: facts["needs_gb"] for name, facts in reckoned.result.items() if facts.get("needs_gb", free) < free}
 
 
 def _forecasts(call: Call, data: Data, names: list[str]) -> tuple[dict[str, dict[str, Any]], Work | None]:

@@ -1,13 +1,15 @@
 """Talking to a run beside its base: one box, and an answer of each, written in one batch by a server of their own.
 
-The server is a piece of work (`serve`) that this page alone has the key of; there is one at a time. Which answer is
-better is kept in `preferences.jsonl` of the workspace, from which a model can learn later.
+The server is a piece of work (`serve`) that this page alone has the key of; there is one at a time. What was said is
+kept in the page, and sent along: each model goes on from its own answers. Which answer is better is kept in
+`preferences.jsonl` of the workspace, from which a model can learn later.
 """
 
 import json
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +24,7 @@ from afina.ui.studio.guard import JSON
 from afina.ui.studio.pages.runs import entries
 from afina.ui.studio.relay import Relayed, Server
 from afina.ui.studio.view import Call, Page, Route, go, quoted
+from afina.ui.studio.words import Refused
 from afina.ui.studio.work import SERVING, Work
 
 PREFERENCES = "preferences.jsonl"
@@ -29,7 +32,44 @@ _KEY = "chat.key"  # among the page's own records
 _FEWEST = 64  # tokens that an answer may have: a base needs more than an adapter that says one word
 _EXAMPLES = 3
 _ABOUT = "/chat"  # after the run's name: what a server of chats is about, and not one that the user opened for programs
+_TURNS = 200  # of one chat
 State = Literal["none", "loading", "ready", "failed"]
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A question and the answers to it, each with the name of the model that gave it."""
+
+    prompt: str
+    answers: tuple[tuple[str, str], ...]
+
+    @property
+    def differ(self) -> bool:
+        return len({text for _, text in self.answers}) > 1
+
+
+def _messages(turns: Sequence[Turn], model: str, prompt: str) -> list[dict[str, str]]:
+    """What a model is sent: the questions that it answered, with its answers, and the next one."""
+    said = [(turn.prompt, text) for turn in turns if (text := dict(turn.answers).get(model))]
+    found = [
+        {"role": role, "content": text} for pair in said for role, text in zip(("user", "assistant"), pair, strict=True)
+    ]
+    return [*found, {"role": "user", "content": prompt}]
+
+
+def _turns(text: Any) -> list[Turn]:
+    """What was said before, as the page sends it: each question with pairs of a model and its answer. Raises
+    `Refused`."""
+    try:
+        found = [
+            Turn(prompt, tuple((model, answer) for model, answer in answers)) for prompt, answers in json.loads(text)
+        ]
+    except (ValueError, TypeError, RecursionError):
+        raise Refused("history_unread") from None
+    texts = [each for turn in found for each in (turn.prompt, *chain.from_iterable(turn.answers))]
+    if len(found) > _TURNS or not all(isinstance(each, str) for each in texts):
+        raise Refused("history_unread")
+    return found
 
 
 @dataclass(frozen=True)
@@ -75,7 +115,7 @@ class Chat:
 
 
 def _look(call: Call) -> Chat:
-    """Raises `InputError` where there is no such run."""
+    """Raises `Refused` where there is no such run."""
     name = call.path("name")
     path = call.workspace.run(name)
     servers = _servers(call)
@@ -153,12 +193,13 @@ async def _models(call: Call, chat: Chat) -> list[dict[str, Any]]:
 
 async def _page(call: Call, chat: Chat, models: list[dict[str, Any]], **values: Any) -> Response:
     labels: list[str] = next((each["afina"]["labels"] for each in models if each["afina"].get("labels")), [])
-    shown = {"prompt": "", "answers": [], "classes": [], "temperature": "0", "seed": "0"} | values
+    shown: dict[str, Any] = {"prompt": "", "turns": [], "cut": (), "classes": [], "kept": None} | values
+    shown |= {name: call.text(name, "0") or "0" for name in ("temperature", "seed")}
+    history = json_text([[turn.prompt, turn.answers] for turn in shown["turns"]])
     return await run_in_threadpool(
         lambda: call.page(
-            "chat.html", step="judge", chat=chat, name=chat.name, models=models, labels=labels,
-            examples=chat.examples(), others=_others(call, chat) if chat.state != "ready" else [],
-            shared=json_text([[each["model"], each["text"]] for each in shown["answers"]]), **shown,
+            "chat.html", step="judge", chat=chat, name=chat.name, models=models, labels=labels, history=history,
+            examples=chat.examples(), others=_others(call, chat) if chat.state != "ready" else [], **shown,
         )
     )  # fmt: skip
 
@@ -176,25 +217,20 @@ async def _ask(call: Call) -> Response:
     chat = await run_in_threadpool(_look, call)
     server, prompt = _server(chat), str(call.form.get("prompt", ""))
     models = await _models(call, chat)
-    shown = {name: call.text(name, "0") for name in ("temperature", "seed")}
     if models and models[0]["afina"].get("labels"):
         (told,) = await server.told(call.request, "/v1/classify", [{"model": models[0]["id"], "input": prompt}])
         found = _checked(told)["data"][0]["probabilities"]
         classes = sorted(found.items(), key=lambda each: -each[1])
         return await _page(call, chat, models, prompt=prompt, classes=classes)
-    said = [{"role": "user", "content": prompt}]
-    questions = [_question(chat, each["id"], said, _number(call, float, "temperature"), _number(call, int, "seed"))
-                 for each in models]  # fmt: skip
+    turns = _turns(call.form.get("history", "[]"))
+    temperature, seed = _number(call, float, "temperature"), _number(call, int, "seed")
+    names = [model["id"] for model in models]
+    questions = [_question(chat, name, _messages(turns, name, prompt), temperature, seed) for name in names]
     told = await server.told(call.request, "/v1/chat/completions", questions)
-    answers = [
-        {
-            "model": model["id"],
-            "text": _checked(each)["choices"][0]["message"]["content"] or "",
-            "is_cut": each["choices"][0]["finish_reason"] == "length",
-        }
-        for model, each in zip(models, told, strict=True)
-    ]
-    return await _page(call, chat, models, prompt=prompt, answers=answers, **shown)
+    choices = {name: _checked(each)["choices"][0] for name, each in zip(names, told, strict=True)}
+    said = Turn(prompt, tuple((name, choice["message"]["content"] or "") for name, choice in choices.items()))
+    cut = [name for name, choice in choices.items() if choice["finish_reason"] == "length"]
+    return await _page(call, chat, models, turns=[*turns, said], cut=cut)
 
 
 def _checked(told: Any) -> Any:
@@ -206,7 +242,7 @@ def _checked(told: Any) -> Any:
 
 def _server(chat: Chat) -> Server:
     if chat.server is None:
-        raise InputError("the chat is not open", "start it, and wait until it is loaded")
+        raise Refused("chat_closed")
     return chat.server
 
 
@@ -215,7 +251,7 @@ def _number(call: Call, kind: type[Any], name: str) -> Any:
     try:
         return kind(given.strip().replace(",", ".") or 0 if isinstance(given, str) else given)
     except (ValueError, TypeError, OverflowError):
-        raise InputError(f"{name} is {str(given)[:20]!r}, which is no number", "give a number such as 0") from None
+        raise Refused("no_number", name=call.words(f"chat.{name}"), given=str(given)[:20]) from None
 
 
 def _question(chat: Chat, model: str, said: list[Any], temperature: float, seed: int) -> dict[str, Any]:
@@ -233,7 +269,7 @@ async def _answer(call: Call) -> Response:
         chat = await run_in_threadpool(_look, call)
         said, model = call.form.get("messages"), call.form.get("model")
         if not isinstance(said, list) or not isinstance(model, str):
-            raise InputError("a question has a model and messages")
+            raise Refused("no_question")
         asked = _question(chat, model, said, _number(call, float, "temperature"), _number(call, int, "seed"))
         exchange = await _server(chat).ask("/v1/chat/completions", asked | {"stream": True})
     except AfinaError as error:
@@ -241,37 +277,44 @@ async def _answer(call: Call) -> Response:
     return Relayed(call.request, exchange)
 
 
-def _prefer(call: Call) -> Response:
-    """Keeps which answer is better. Raises `InputError` where there is nothing to choose."""
-    name, prompt = call.path("name"), str(call.form.get("prompt", ""))
-    call.workspace.run(name)
-    answers = _pairs(call.form.get("answers", ""))
-    number = call.text("chosen")
-    if not number.isdecimal() or len(number) > 1 or int(number) >= len(answers) or not prompt.strip():
-        raise InputError("no answer was chosen", "ask something, and choose one of the answers")
-    model, chosen = answers[int(number)]
-    lines = [
-        {"prompt": prompt, "chosen": chosen, "rejected": text, "chosen_model": model, "rejected_model": other}
-        for other, text in answers
-        if other != model and text != chosen
-    ]
+async def _prefer(call: Call) -> Response:
+    """Keeps which answer is better, and shows the chat as it was. Raises `Refused` where there is nothing to choose."""
+    chat = await run_in_threadpool(_look, call)
+    turns = _turns(call.form.get("history", ""))
+    number, chosen = (
+        int(given) if given.isdecimal() and len(given) < 4 else _TURNS
+        for given in (call.text("turn"), call.text("chosen"))
+    )
+    if number >= len(turns) or chosen >= len(turns[number].answers) or not turns[number].prompt.strip():
+        raise Refused("none_chosen")
+    lines = "".join(f"{json_text(line)}\n" for line in _preferences(chat, turns[:number], turns[number], chosen))
     if not lines:
-        raise InputError("the answers are the same", "ask something on which they differ")
-    append_text(call.workspace.root / PREFERENCES, "".join(f"{json_text(line)}\n" for line in lines), 0o600)
+        raise Refused("same_answers")
+    await run_in_threadpool(append_text, call.workspace.root / PREFERENCES, lines, 0o600)
     if call.request.headers.get("content-type", "").startswith(JSON):
         return Response(status_code=204)
-    return go(f"/runs/{quoted(name)}/chat", kept="yes")
+    return await _page(call, chat, await _models(call, chat), turns=turns, kept=number)
 
 
-def _pairs(text: Any) -> list[tuple[str, str]]:
-    """The models and their answers. Raises `InputError`."""
-    try:
-        found = [(model, answer) for model, answer in json.loads(text)]
-    except (ValueError, TypeError, RecursionError):
-        found = []
-    if not all(isinstance(each, str) for pair in found for each in pair):
-        found = []
-    return found
+def _preferences(chat: Chat, before: Sequence[Turn], turn: Turn, number: int) -> Iterator[dict[str, Any]]:
+    """A line for each answer that is worse than the chosen one, as conversations of preferences are written: `prompt`
+    is all that the chosen model was sent, and `rejected_prompt` the same of the other, whose own answers came before
+    it."""
+    model, chosen = turn.answers[number]
+
+    def sent(name: str) -> list[dict[str, str]]:
+        return [*chat.system, *_messages(before, name, turn.prompt)]
+
+    for other, rejected in turn.answers:
+        if other != model and rejected != chosen:
+            yield {
+                "prompt": sent(model),
+                "chosen": [{"role": "assistant", "content": chosen}],
+                "rejected": [{"role": "assistant", "content": rejected}],
+                "chosen_model": model,
+                "rejected_model": other,
+                "rejected_prompt": sent(other),
+            }
 
 
 PAGE = Page(

@@ -13,13 +13,15 @@ from starlette.responses import PlainTextResponse, Response
 
 from afina.core.config import build
 from afina.core.device import cache_folder
-from afina.core.errors import AfinaError, InputError, OutputError, writing
+from afina.core.errors import AfinaError, writing
 from afina.core.process.temporary import replacing
 from afina.data.layouts import Kind
 from afina.jobs import JOBS
 from afina.models.sources.source import is_local
 from afina.serving.http.errors import JsonResponse
+from afina.ui.studio.pages._preparing import catalogue
 from afina.ui.studio.view import Call, Page, Route, go, quick, quoted
+from afina.ui.studio.words import Refused
 from afina.ui.studio.work import Work
 from afina.ui.studio.workspace import holds_examples
 
@@ -39,13 +41,10 @@ async def _upload(call: Call) -> Response:
     try:
         with call.workspace.new_data_file(call.path("name")) as path:
             if not holds_examples(path):
-                raise InputError(
-                    f"{path.name!r} is no file of examples by its name",
-                    "bring CSV, TSV, JSONL, JSON, Excel (.xlsx), Parquet, Arrow or text, also compressed",
-                )
+                raise Refused("no_examples", name=path.name)
             await _store(path, call.request.stream())
     except AfinaError as error:
-        return PlainTextResponse(str(error), 400)
+        return PlainTextResponse(call.told(error), 400)
     except ClientDisconnect:
         return PlainTextResponse("", 499)
     return JsonResponse({"page": f"/data/{quoted(path.name)}"})
@@ -56,13 +55,13 @@ async def _store(path: Path, parts: AsyncIterator[bytes]) -> None:
     with writing(path), replacing(path) as part, part.open("wb") as file:
         async for piece in parts:
             if count % _LOOK < len(piece) and shutil.disk_usage(path.parent).free < _SPARED:
-                raise OutputError("the disk is nearly full", "make room, and bring the file again")
+                raise Refused("disk_full")
             count += len(piece)
             if count > _MOST_BYTES:
-                raise OutputError(f"{path.name} has more than {_MOST_BYTES / 1e9:.0f} GB", "bring a part of it")
+                raise Refused("file_large", name=path.name, gigabytes=f"{_MOST_BYTES / 1e9:.0f}")
             await run_in_threadpool(file.write, piece)
         if not count:
-            raise InputError(f"{path.name} is empty", "bring a file with examples")
+            raise Refused("file_empty", name=path.name)
         await run_in_threadpool(_to_disk, file)
 
 
@@ -118,7 +117,7 @@ def _row(call: Call, path: Path, mapping: dict[str, Any]) -> Any:
     number, place = call.text("row"), call.text("at")
     if not {"row", "at"} & call.form.keys():
         return None
-    base = next((name for name in quick("models list", {}).root if is_local(name, cache_folder())), "")
+    base = next((name for name in catalogue() if is_local(name, cache_folder())), "")
     if not base:
         return base
     wanted = int(number) if number.isdecimal() and len(number) < 10 else 1
@@ -153,10 +152,13 @@ def _check_again(call: Call) -> Response:
 
 
 def _delete(call: Call) -> Response:
-    """Takes the file out of the workspace. Raises `InputError` where it was not agreed to."""
+    """Takes the file out of the workspace. Raises `Refused` where it was not agreed to."""
     path = call.workspace.data_file(call.path("name"))
     if call.text("sure") != "yes":
-        raise InputError(f"{path.name} was not deleted", "tick the box beside the button first")
+        raise Refused("not_sure", name=path.name)
+    check = call.queue.of(path.name, ("data check",))
+    if check and not check.ended:
+        call.queue.stop(check)
     with writing(path):
         path.unlink()
     with suppress(OSError):

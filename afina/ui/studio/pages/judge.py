@@ -10,7 +10,7 @@ from typing import Any
 from starlette.responses import Response
 
 from afina.core.config import read_yaml
-from afina.core.errors import AfinaError, InputError
+from afina.core.errors import AfinaError
 from afina.core.events import read_events
 from afina.core.files import jsonl_rows, read_json
 from afina.measure.pages.rendering import style_source
@@ -18,13 +18,16 @@ from afina.ui.studio import scores
 from afina.ui.studio.charts import Curves
 from afina.ui.studio.pages._preparing import minutes_asked, new_run_named
 from afina.ui.studio.pages.runs import at_work, entries
+from afina.ui.studio.pages.work import looks
 from afina.ui.studio.view import Call, Page, Route, go, quick
+from afina.ui.studio.words import Refused, Words
 from afina.ui.studio.workspace import Workspace
 
 _FILES = ("report.html", "comparison.html", "tuning.html")  # pages of one file that jobs write
 _FOUND = {"compare": "comparison.json", "tune": "tuning.json", "choose": "choice.json"}
 _POLICY = "default-src 'none'; style-src {}; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; sandbox"
 _STYLE = re.compile(rb"<style>(.*?)</style>", re.DOTALL)
+_SPLIT = re.compile(r"(.*) \((held-out|test) split\)", re.DOTALL)
 _KEPT = ("base", "revision", "task", "template", "seed")  # of a run's settings, with those of its data
 
 
@@ -48,10 +51,12 @@ def _show(call: Call) -> Response:
         return call.page("judge_run.html", problem=error, shown=None, evaluation=None, **values)
     evaluation = read_json(path / "evaluation.json") if (path / "evaluation.json").is_file() else None
     own = _data_file(call.workspace, shown.data)
+    events = read_events(path / "metrics.jsonl") if (path / "metrics.jsonl").is_file() else []
+    curves = Curves.of(events)
     return call.page(
         "judge_run.html", problem=None, shown=shown, evaluation=evaluation, own=own, file=Path(shown.data).name,
         others=[file for file in call.workspace.data_files() if file != own],
-        curves=Curves.of(read_events(path / "metrics.jsonl") if (path / "metrics.jsonl").is_file() else []),
+        curves=curves, measure=scores.metric(call.words, curves.measure), answers=looks(events),
         has_adapter=(path / "adapter" / "adapter_config.json").is_file(), report=(path / "report.html").is_file(),
         **(_judged(call, path, evaluation) if evaluation else {}), **values,
     )  # fmt: skip
@@ -70,8 +75,14 @@ def _judged(call: Call, path: Path, evaluation: dict[str, Any]) -> dict[str, Any
         "details": list(scores.details(words, evaluation)),
         "forgotten": scores.forgotten(words, evaluation),
         "worst": [(i, answers[i]) for i in wanted],
-        "evaluated_on": Path(evaluation["data"]).name,
+        "evaluated_on": _source(words, Path(evaluation["data"]).name),
     }
+
+
+def _source(words: Words, name: str) -> str:
+    """Where the rows of an evaluation are from."""
+    found = _SPLIT.fullmatch(name)
+    return words(f"judge.{found[2].replace('-', '_')}", data=found[1]) if found else name
 
 
 def _data_file(workspace: Workspace, told: str) -> Path | None:
@@ -100,7 +111,7 @@ def _file(call: Call) -> Response:
     folder = call.workspace.run(call.path("name"))
     path = next((folder / each for each in _FILES if (folder / each).is_file()), None)
     if path is None or path.is_symlink():
-        raise InputError(f"{call.path('name')} has no report", "evaluate it first")
+        raise Refused("no_report", name=call.path("name"))
     content = path.read_bytes()
     styles = " ".join(map(style_source, _STYLE.findall(content)))
     headers = {"content-security-policy": _POLICY.format(styles or "'none'"), "cache-control": "no-store"}
@@ -108,7 +119,7 @@ def _file(call: Call) -> Response:
 
 
 def _evaluate(call: Call) -> Response:
-    """Scores the run on another file. Raises `InputError`, as the others."""
+    """Scores the run on another file. Raises `Refused`, as the others."""
     name, file = call.path("name"), call.workspace.data_file(call.text("file"))
     encoding = call.workspace.reading(file.name).get("encoding")
     settings = {"run": call.workspace.run(name), "data": file} | ({"encoding": encoding} if encoding else {})
@@ -129,9 +140,7 @@ def _search(call: Call, job: str) -> Response:
     path = call.workspace.run(call.path("name"))
     shown = quick("runs show", {"run": path})
     if _data_file(call.workspace, shown.data) is None:
-        raise InputError(
-            "the file that it was trained on is not in the workspace", "bring it again under its name, and train again"
-        )
+        raise Refused("data_gone")
     config = read_yaml(path / "config.yaml")
     out = new_run_named(call, path.name, f"-{job}")
     values = {key: config[key] for key in _KEPT if config.get(key) is not None}

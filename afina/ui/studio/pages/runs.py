@@ -6,12 +6,13 @@ from typing import Any
 
 from starlette.responses import Response
 
-from afina.core.errors import InputError, writing
+from afina.core.errors import writing
 from afina.core.files import read_json
 from afina.core.process.locks import in_use
 from afina.core.process.temporary import remove_at_once
 from afina.ui.studio import scores
 from afina.ui.studio.view import Call, Page, Route, go, quick
+from afina.ui.studio.words import Refused
 from afina.ui.studio.work import Work
 
 _WRITERS = ("train", "train --resume", "compare", "tune", "choose")
@@ -45,30 +46,28 @@ def at_work(call: Call, name: str, jobs: tuple[str, ...] = _WRITERS) -> Work | N
 
 
 def _resume(call: Call) -> Response:
-    """Goes on with a training that was cut off, or with a search, as it was begun. Raises `InputError` where the page
-    did not begin that search."""
+    """Goes on with a training that was cut off, or with a search, as it was begun; begins again one that failed before
+    it had a folder. Raises `Refused` where the page did not begin that search."""
     name = call.path("name")
-    path = call.workspace.run(name)
     if work := at_work(call, name):
         return go(f"/work/{work.id}")
-    if (path / "search.yaml").is_file():
-        before = call.queue.of(name, ("compare", "tune", "choose"))
-        if before is None:
-            entry = next(each for each in quick("runs list", {"folder": path}).root if each["run"] == str(path))
-            raise InputError(
-                f"{name} was not begun from this page", f"in a terminal, `{entry.get('resume', '')}` resumes it"
-            )
-        again = call.queue.add(before.job, before.settings, name)
-    else:
-        again = call.queue.add("train --resume", {"run": path}, name)
-    return go(f"/work/{again.id}")
+    before = call.queue.of(name, _WRITERS)
+    if before and not (call.workspace.runs / name).is_dir():
+        return go(f"/work/{call.queue.add(before.job, before.settings, name).id}")
+    path = call.workspace.run(name)
+    if not (path / "search.yaml").is_file():
+        return go(f"/work/{call.queue.add('train --resume', {'run': path}, name).id}")
+    if before is None:
+        entry = next(each for each in quick("runs list", {"folder": path}).root if each["run"] == str(path))
+        raise Refused("begun_elsewhere", name=name, command=entry.get("resume", ""))
+    return go(f"/work/{call.queue.add(before.job, before.settings, name).id}")
 
 
 def _differences(call: Call) -> Response:
     """Two runs side by side; the fields of the address say which."""
     first, second = call.text("first"), call.text("second")
     if first == second:
-        raise InputError("the two runs are one and the same", "choose two that differ")
+        raise Refused("same_run")
     found = quick("runs diff", {"first": call.workspace.run(first), "second": call.workspace.run(second)})
     told = [
         (scores.metric(call.words, name), *(scores.score(call.words, name, each) for each in pair))
@@ -85,16 +84,16 @@ def _differences(call: Call) -> Response:
 
 
 def _delete(call: Call) -> Response:
-    """Takes a run, or a search with the runs in it, out of the workspace. Raises `InputError` where it was not agreed
+    """Takes a run, or a search with the runs in it, out of the workspace. Raises `Refused` where it was not agreed
     to, or where somebody works in it."""
     name = call.path("name")
     path = call.workspace.run(name)
     if call.text("sure") != "yes":
-        raise InputError(f"{name} was not deleted", "tick the box beside the button first")
+        raise Refused("not_sure", name=name)
     if any(in_use(each) for each in _folders(call.workspace.runs, path)):
-        raise InputError(f"{name} is being written", "stop that first, or wait for its end")
+        raise Refused("being_written", name=name)
     if work := next((each for each in call.queue.all() if not each.ended and _is_in(each.about, name)), None):
-        raise InputError(f"{name} is in use: {work.job}", "stop that first")
+        raise Refused("in_use", name=name, job=call.words(f"work.job_{work.job.split()[0]}"))
     with writing(path):
         remove_at_once(path)
     return go("/runs")

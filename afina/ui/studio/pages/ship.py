@@ -12,6 +12,7 @@ from afina.core.errors import InputError
 from afina.core.text import shell_word
 from afina.ui.studio.exported import Exported, exports_of
 from afina.ui.studio.view import Call, Page, Route, go, quick, quoted
+from afina.ui.studio.words import Refused
 from afina.ui.studio.work import SERVING, Work
 
 _FORMS = "runs forms"
@@ -111,7 +112,7 @@ def _export(call: Call) -> Response:
     look = _look(call, name, path)
     expected = look.result["forms"].get(form) if look.state == "done" else None
     if expected is None:
-        raise InputError(f"there is no form {form[:40]!r} to export", "choose one that is shown")
+        raise Refused("no_form", form=form[:40])
     if expected["problems"]:
         raise InputError(expected["problems"], "choose another form")
     return go(f"/work/{_queue(call, name, path, [form]).id}")
@@ -119,13 +120,20 @@ def _export(call: Call) -> Response:
 
 def _queue(call: Call, name: str, path: Path, to: list[str], **more: Any) -> Work:
     """An export into a new folder, which is named after the run and the form; or the one that goes on already."""
-    for work in _works(call, name):
-        if work.settings["to"] == to and not work.ended:
-            return work
     last = "hub" if to[-1].startswith(_HUB) else to[-1].replace(":", "-")
-    plain = f"{name.replace('/', '-')}-{last}"
-    settings = {"run": str(path), "to": to, "out": str(call.workspace.new_folder(call.workspace.exports, plain))}
-    return call.queue.add("export", settings | more, name)
+    taken = {Path(work.settings["out"]).name for work in call.queue.all() if work.job == "export"}
+    out = call.workspace.new_folder(call.workspace.exports, f"{name.replace('/', '-')}-{last}", taken)
+    return _once(call, name, {"run": str(path), "to": to, "out": str(out)} | more)
+
+
+def _once(call: Call, name: str, settings: dict[str, Any]) -> Work:
+    """An export, or the one that goes on already: into the same forms, tried or done."""
+
+    def asked(given: dict[str, Any]) -> tuple[Any, ...]:
+        return given["to"], given.get("dry_run", False)
+
+    going = (work for work in _works(call, name) if not work.ended and asked(work.settings) == asked(settings))
+    return next(going, None) or call.queue.add("export", settings, name)
 
 
 def _publish(call: Call) -> Response:
@@ -135,12 +143,11 @@ def _publish(call: Call) -> Response:
     if call.text("upload") == "yes":
         tried = _tried(call, name)
         if tried is None or tried.id != call.text("tried") or tried.state != "done":
-            raise InputError("nothing was uploaded: what would go was not listed", "list it first, and look at it")
-        work = call.queue.add("export", tried.settings | {"dry_run": False, "overwrite": True}, name)
-        return go(f"/work/{work.id}")
+            raise Refused("not_listed")
+        return go(f"/work/{_once(call, name, tried.settings | {'dry_run': False, 'overwrite': True}).id}")
     given = call.text("with")
     if given and given not in _WITH_CARD:
-        raise InputError(f"{given[:40]!r} is nothing that the page uploads", "choose one that is shown")
+        raise Refused("no_form", form=given[:40])
     more: dict[str, Any] = {"dry_run": True, "public": call.text("public") == "yes"}
     if base := call.text("base_model"):
         more["base_model"] = base
@@ -174,7 +181,7 @@ def _model(name: str) -> str:
 def _live(call: Call) -> Response:
     work = call.queue[call.path("id")]
     if work.job != SERVING:
-        raise InputError(f"{work.id} serves nothing", "look in the list of runs")
+        raise Refused("no_work", id=work.id)
     return call.page("ship_serve.html", name=work.about, **_serving(call, work))
 
 

@@ -13,8 +13,9 @@ from afina.jobs import JOBS
 from afina.settings import RunSettings
 from afina.ui.studio import plans
 from afina.ui.studio.forms import groups, typed_in, values
-from afina.ui.studio.pages._preparing import Data, alphabetical, forecast, new_run
-from afina.ui.studio.view import Call, Page, Route, go, link, quick
+from afina.ui.studio.pages._preparing import WATCHED, Data, alphabetical, catalogue, forecast, new_run
+from afina.ui.studio.view import Call, Page, Route, go, link
+from afina.ui.studio.words import Told
 from afina.ui.studio.work import Work
 
 _SPOKEN = 0.1  # of the rows: a language of the data with more matters until somebody says otherwise
@@ -85,7 +86,7 @@ def _foreseen(
         run.pop(name, None)
     work = forecast(call, data, base, method, run)
     if work.state == "failed":
-        raise InputError(work.error["problems"], work.error["remedy"])
+        raise Told(work.error)
     if not work.ended:
         return work, None, None
     if work.state != "done":
@@ -127,7 +128,7 @@ def _page(call: Call, asked: _Asked, status: int = 200) -> Response:
 
 def _languages(call: Call, asked: _Asked) -> dict[str, Any]:
     """The languages that can be chosen, and of those chosen what base and data lack."""
-    entries = quick("models list", {}).root
+    entries = catalogue()
     entry, chosen = entries.get(asked.base), asked.answers.languages
     known = {code for each in entries.values() for code in each["languages"]} | {*chosen}
     first = dict.fromkeys([*asked.data.languages, *plans.LANGUAGES])
@@ -172,7 +173,7 @@ def _work_of(asked: _Asked, job: str) -> tuple[dict[str, Any], str]:
     assert asked.plan
     run = asked.settings(job, asked.plan.settings)
     if job == "train":
-        return run, ""
+        return merge(run, WATCHED), ""
     return ({"minutes": asked.plan.minutes} if job == "tune" else {}) | {"run": run}, f"-{job}"
 
 

@@ -1,19 +1,27 @@
 """A piece of work while it is done: how far it is, what happens, its end; and the stream that tells of each event."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from starlette.responses import Response, StreamingResponse
 
-from afina.core.events import Notice, Progress, Step
+from afina.core.events import Answers, Event, Notice, Progress, Step
+from afina.ui.studio import scores
 from afina.ui.studio.charts import Curves
 from afina.ui.studio.view import Call, Page, Route, go, quoted
+from afina.ui.studio.words import Words
 from afina.ui.studio.work import ENDED, Work, whole_lines
 
 _LOOK, _PING = 0.15, 10.0  # seconds between two looks at the file of events, and of silence before a sign of life
 _RETRY = 1000  # milliseconds after which a browser asks again where the server is away
 _NOTICES = 12
+_LOOKS_SHOWN = 6  # of the model's answers while it learns: the first, and the last
+# What a job calls the work that it is at begins so; the others have no words here.
+_STAGES = {
+    "answers of the base": "answers_base", "answers of the adapted": "answers_adapted", "answers": "answers",
+    "rows prepared": "prepared", "reading and trying": "adapters", "reading ": "reading", "search": "search",
+}  # fmt: skip
 
 
 def _show(call: Call) -> Response:
@@ -35,14 +43,28 @@ def _live(call: Call, work: Work) -> dict[str, Any]:
     events = work.events()
     steps = [e for e in events if isinstance(e, Step)]
     progress = next((e for e in reversed(events) if isinstance(e, Progress | Step)), None)
+    curves = Curves.of(events)
     return {
         "state": work.state,
-        "curves": Curves.of(events),
+        "curves": curves,
+        "measure": scores.metric(call.words, curves.measure),
+        "answers": looks(events),
         "last": steps[-1] if steps else None,
         "progress": progress if isinstance(progress, Progress) else None,
+        "stage": _stage(call.words, progress.stage) if isinstance(progress, Progress) else "",
         "notices": [e for e in events if isinstance(e, Notice)][-_NOTICES:],
         "outcome": outcome(call, work),
     }
+
+
+def looks(events: Sequence[Event]) -> list[Answers]:
+    """What the model answered after its looks at the held-out rows: the first time, and the last times."""
+    found = [event for event in events if isinstance(event, Answers)]
+    return [*found[:1], *found[1:][1 - _LOOKS_SHOWN :]]
+
+
+def _stage(words: Words, told: str) -> str:
+    return words(f"work.stage_{next((key for begin, key in _STAGES.items() if told.startswith(begin)), 'other')}")
 
 
 def outcome(call: Call, work: Work) -> str:
@@ -61,16 +83,6 @@ def _stop(call: Call) -> Response:
     work = call.queue[call.path("id")]
     call.queue.stop(work)
     return go(f"/work/{work.id}")
-
-
-def _resume(call: Call) -> Response:
-    """Goes on with a training or a search that was cut off, as a new piece of work on the same."""
-    work = call.queue[call.path("id")]
-    if work.job in ("train", "train --resume"):
-        again = call.queue.add("train --resume", {"run": str(call.workspace.run(work.about))}, work.about)
-    else:
-        again = call.queue.add(work.job, work.settings, work.about)
-    return go(f"/work/{again.id}")
 
 
 async def _events(call: Call) -> Response:
@@ -109,6 +121,5 @@ PAGE = Page(
         Route("GET", "/work/{id}/live", _fragment),
         Route("GET", "/work/{id}/events", _events),
         Route("POST", "/work/{id}/stop", _stop),
-        Route("POST", "/work/{id}/resume", _resume),
     ),
 )

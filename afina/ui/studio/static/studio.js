@@ -112,17 +112,27 @@ for (const wait of document.querySelectorAll("[data-wait]")) {
   setTimeout(look, 1000);
 }
 
-// Chats: all models are asked at one time, and their answers are shown as they come.
+// Chats: all models are asked at one time, and their answers are shown as they come. What was said is kept here alone,
+// and sent along; each model goes on from its own answers.
 for (const chat of document.querySelectorAll("[data-chat]")) {
-  const form = chat.querySelector("form"), leave = chat.querySelector("[data-leave]");
-  const better = chat.querySelector("[data-better]"), say = chat.querySelector("[data-say]");
+  const form = chat.querySelector("[data-turns] ~ form"), leave = chat.querySelector("[data-leave]");
+  const say = chat.querySelector("[data-say]"), anew = chat.querySelector("[data-anew]");
+  const turns = JSON.parse(chat.dataset.history); // of each question, pairs of a model and its answer
   const acting = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u202a-\u202e\u2066-\u2069]/g;
   const shown = (text) => text.replace(acting, (sign) => "\\u" + sign.charCodeAt(0).toString(16).padStart(4, "0"));
   let leaving = null;
-  const answer = async (section, body) => {
+  const failed = (note, error) => {
+    note.textContent = chat.dataset.failed;
+    if (error instanceof TypeError) return; // nobody is there to say more
+    const said = document.createElement("span");
+    said.setAttribute("lang", "en");
+    said.textContent = ` ${shown(error.message)}`;
+    note.append(said);
+  };
+  const answer = async (section, body, signal) => {
     const box = section.querySelector("[data-answer]"), note = section.querySelector("[data-note]");
+    const model = section.dataset.model;
     let text = "", rest = "";
-    box.textContent = note.textContent = "";
     const take = (line) => {
       if (!line.startsWith("data: {")) return;
       const frame = JSON.parse(line.slice(6));
@@ -131,12 +141,17 @@ for (const chat of document.querySelectorAll("[data-chat]")) {
       if (choice?.delta?.content) box.textContent = shown(text += choice.delta.content);
       if (choice?.finish_reason === "length") note.textContent = chat.dataset.cut;
     };
+    const messages = turns.flatMap(([prompt, answers]) => {
+      const own = Object.fromEntries(answers)[model];
+      return own ? [{ role: "user", content: prompt }, { role: "assistant", content: own }] : [];
+    });
+    messages.push({ role: "user", content: body.prompt });
     try {
       const reply = await fetch(`${chat.dataset.chat}/answer`, {
-        method: "POST", headers: { "content-type": "application/json" }, signal: leaving.signal,
-        body: JSON.stringify({ ...body, model: section.dataset.model }),
+        method: "POST", headers: { "content-type": "application/json" }, signal,
+        body: JSON.stringify({ ...body, messages, model }),
       });
-      if (!reply.ok) throw new Error((await reply.json().catch(() => null))?.error?.message ?? chat.dataset.failed);
+      if (!reply.ok) throw new Error((await reply.json().catch(() => null))?.error?.message ?? "");
       const reader = reply.body.pipeThrough(new TextDecoderStream()).getReader();
       for (let part = await reader.read(); !part.done; part = await reader.read()) {
         const lines = (rest + part.value).split("\n");
@@ -144,40 +159,50 @@ for (const chat of document.querySelectorAll("[data-chat]")) {
         lines.forEach(take);
       }
     } catch (error) {
-      if (error.name !== "AbortError") note.textContent = error instanceof TypeError ? chat.dataset.failed : shown(error.message);
+      if (error.name !== "AbortError") failed(note, error);
     }
-    return [section.dataset.model, text];
+    return [model, text];
+  };
+  const begun = (prompt) => { // a place for a question and its answers
+    const made = chat.querySelector("template").content.firstElementChild.cloneNode(true);
+    made.dataset.turn = turns.length;
+    made.querySelector("[data-number]").textContent = turns.length + 1;
+    made.querySelector("[data-prompt]").textContent = shown(prompt);
+    chat.querySelector("[data-turns]").append(made);
+    return made;
   };
   form.addEventListener("submit", async (event) => {
     event.preventDefault();
-    leaving?.abort();
-    const own = (leaving = new AbortController());
-    const given = new FormData(form), prompt = given.get("prompt");
-    const body = { messages: [{ role: "user", content: prompt }], temperature: given.get("temperature"), seed: given.get("seed") };
-    leave.hidden = false;
-    if (better) {
-      better.hidden = true;
-      better.querySelector("fieldset").disabled = false;
-      better.querySelector("[data-told]").textContent = better.dataset.help;
-    }
-    const answers = await Promise.all([...chat.querySelectorAll("[data-model]")].map((each) => answer(each, body)));
-    if (own !== leaving) return;
+    if (leaving) return;
+    leaving = new AbortController();
+    const given = Object.fromEntries(new FormData(form));
+    const body = { prompt: given.prompt, temperature: given.temperature, seed: given.seed };
+    const place = begun(given.prompt);
+    leave.hidden = anew.hidden = false;
+    form.elements.prompt.value = "";
+    place.scrollIntoView({ block: "nearest" });
+    const sections = [...place.querySelectorAll("[data-model]")];
+    const answers = await Promise.all(sections.map((each) => answer(each, body, leaving.signal)));
+    leaving = null;
     leave.hidden = true;
+    say.textContent = "";
     say.textContent = chat.dataset.done;
-    if (!better || own.signal.aborted) return;
-    better.elements.prompt.value = prompt;
-    better.elements.answers.value = JSON.stringify(answers);
-    better.hidden = new Set(answers.map((each) => each[1])).size < 2;
+    if (answers.some((each) => each[1])) turns.push([given.prompt, answers]);
+    else form.elements.prompt.value ||= given.prompt; // to be asked again
+    const better = place.querySelector("[data-better]");
+    if (better) better.hidden = new Set(answers.map((each) => each[1])).size < 2;
   });
   leave.addEventListener("click", () => leaving?.abort());
-  better?.addEventListener("submit", async (event) => {
+  chat.addEventListener("submit", async (event) => {
+    const better = event.target.closest("[data-better]");
+    if (!better) return;
     event.preventDefault();
-    const told = better.querySelector("[data-told]");
-    const chosen = Object.fromEntries(new FormData(better, event.submitter));
+    const turn = better.closest("[data-turn]").dataset.turn, history = JSON.stringify(turns);
     const reply = await fetch(better.action, {
-      method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(chosen),
+      method: "POST", headers: { "content-type": "application/json" },
+      body: JSON.stringify({ history, turn, chosen: event.submitter.value }),
     }).catch(() => null);
-    told.textContent = reply?.ok ? better.dataset.kept : chat.dataset.failed;
+    better.querySelector("[data-told]").textContent = reply?.ok ? chat.dataset.kept : chat.dataset.failed;
     better.querySelector("fieldset").disabled = Boolean(reply?.ok); // once is enough
   });
 }

@@ -1,0 +1,99 @@
+"""The words of the page in the reader's language: texts by key, from the catalogue in `texts/`, and what is refused."""
+
+import re
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from afina.core.errors import AfinaError, InputError
+from afina.core.events import minutes
+from afina.core.text import visible
+
+HERE = Path(__file__).parent
+LANGUAGES = ("en", "pt")
+SIGNS = str.maketrans(",.", ".,")  # from English numbers to Portuguese ones
+
+
+@cache
+def texts() -> dict[str, dict[str, str]]:
+    """By key (`file.name`) the text in each language, from the files in `texts/`."""
+    found: dict[str, dict[str, str]] = {}
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where libyaml is
+    for path in sorted((HERE / "texts").glob("*.yaml")):
+        for name, said in yaml.load(path.read_text(encoding="utf-8"), loader).items():  # noqa: S506 - a safe one
+            found[f"{path.stem}.{name}"] = said
+    return found
+
+
+def language_of(accepted: str) -> str:
+    """The first language of an `Accept-Language` that there are words in."""
+    ranked = []
+    for position, part in enumerate(accepted.split(",")):
+        name, _, weight = part.replace(" ", "").partition(";q=")
+        quality = float(weight) if re.fullmatch(r"[01](\.\d{0,3})?", weight, re.ASCII) else 1.0
+        ranked += [(-quality, position, name.split("-")[0].lower())] if quality else []
+    return next((name for _, _, name in sorted(ranked) if name in LANGUAGES), LANGUAGES[0])
+
+
+class Words:
+    """`words("data.title", rows=3)` is the text of a key in one language, with what is put into it; what is put in
+    shows control characters as signs."""
+
+    def __init__(self, language: str) -> None:
+        self.language = language
+
+    def __call__(self, key: str, **values: Any) -> str:
+        text = texts()[key][self.language]
+        return text.format_map({name: visible(str(value)) for name, value in values.items()}) if values else text
+
+    def has(self, key: str) -> bool:
+        return key in texts()
+
+    def language_name(self, code: str) -> str:
+        """A language by its name."""
+        key = f"languages.of_{code}"
+        return self(key) if self.has(key) else code
+
+    def number(self, value: float, digits: int = 0) -> str:
+        shown = f"{value:,.{digits}f}"
+        return shown.translate(SIGNS) if self.language == "pt" else shown
+
+    def time(self, seconds: float) -> str:
+        """42 s, 3.5 min, 2.1 h."""
+        shown = minutes(seconds)
+        return shown.replace(".", ",").replace("days", "dias") if self.language == "pt" else shown
+
+    def bytes(self, count: float) -> str:
+        unit, size = next(((u, s) for u, s in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)) if count >= s), ("B", 1.0))
+        return f"{self.number(count / size, 1 if size > 1 else 0)} {unit}"
+
+    def kind(self, error: AfinaError | Mapping[str, Any]) -> str:
+        """What kind of refusal it is, in a sentence; of work that failed `error` is what its `error.json` holds."""
+        name = error["kind"] if isinstance(error, Mapping) else getattr(error, "kind", type(error).__name__)
+        key = f"kinds.{name}"
+        return self(key if self.has(key) else "kinds.InputError")
+
+
+class Refused(InputError):
+    """What the page itself does not do: `refused.KEY` says why, and `refused.KEY_remedy` what to do."""
+
+    def __init__(self, key: str, status: int = 400, **values: Any) -> None:
+        self.key, self.status, self.values = key, status, values
+        super().__init__(*self.said(Words(LANGUAGES[0])))
+
+    def said(self, words: Words) -> tuple[str, str]:
+        """The problem and the remedy."""
+        key = f"refused.{self.key}"
+        remedy = f"{key}_remedy"
+        return words(key, **self.values), words(remedy, **self.values) if words.has(remedy) else ""
+
+
+class Told(InputError):
+    """What a job that failed told in its `error.json`."""
+
+    def __init__(self, error: Mapping[str, Any]) -> None:
+        self.kind = str(error["kind"])
+        super().__init__(error["problems"], error["remedy"])
