@@ -97,7 +97,7 @@ def work() -> None:
     from afina.ui.studio.worker import main
 
     worker.subprocess = SimpleNamespace(Popen=ForkedWorker, PIPE=subprocess.PIPE)
-    machines.measured = lambda *_: machines._estimated(machines._ROUGH)  # which takes ten seconds
+    machines.measured = lambda *_: machines._estimated(machines.PROCESSOR)  # which takes ten seconds
 
     if "wait" not in JOBS:
         JOBS.add(WAIT)
