@@ -28,6 +28,7 @@ from afina.serving.metrics import Metrics
 from afina.serving.service import NoMemory, Piece, QueueFull, ServiceFault, TooLong, Wanted
 
 PREFILL_TOKENS = 256  # that a step reads, so that the others' next tokens wait no longer than for these
+UNWAITED_TOKENS = 2 * PREFILL_TOKENS  # where there are no others: a second, short pass would read all weights again
 T = TypeVar("T")
 
 
@@ -124,7 +125,7 @@ class Engine:
         model: Any = base.model  # an `Answerer` is asked in whole, by `call`
         self.token_bytes = cache_bytes(model.module, base.dtype)
         kept = None if limits.deterministic else limits.memory // 16
-        self.batcher = Batcher(model, base.tokenizer, limits.rows, kept=kept, prefill_tokens=PREFILL_TOKENS)
+        self.batcher = Batcher(model, base.tokenizer, limits.rows, kept=kept)
         self.adapter_bytes = 0  # of those that are loaded
         self.answers: set[Answer] = set()  # that are not over; of the event loop's thread
         self._of: dict[Request, Answer] = {}  # of the engine's thread
@@ -254,6 +255,8 @@ class Engine:
 
     def _step(self) -> None:
         self.batcher.max_tokens = self.most_tokens
+        waited = any(request.is_read for request in self.batcher.active)
+        self.batcher.prefill_tokens = PREFILL_TOKENS if waited else UNWAITED_TOKENS
         try:
             changed = self.batcher.step()
         except Exception as error:  # of the pass as a whole: none of its rows has an answer
