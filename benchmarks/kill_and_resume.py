@@ -33,7 +33,7 @@ from forked import Forked
 WEIGHTS = "adapter/adapter_model.safetensors"
 TIMED = {
     "tokens_per_second", "answers_per_second", "latency", "seconds", "seconds_left", "memory_gb", "start_memory_gb",
-    "peak_memory_gb",
+    "peak_memory_gb", "host_gb", "host_peak_gb",
 }  # fmt: skip
 PAGES = {"report.html", "adapter/README.md", "forecast.json"}  # which tell times; resumed runs have no forecast
 SETTINGS = [

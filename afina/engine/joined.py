@@ -95,6 +95,7 @@ class JoinedLinear:
         adapters: list[LowRankLayer | None] = [layer if getattr(layer, "enabled", False) else None for layer in layers]
         present = [a for a in adapters if a is not None]
         ranks = sum(a.lora_a.shape[0] for a in present)
+        ranks += -ranks % ops.ranks
         weights: DenseWeights | QuantisedWeights
         if any(isinstance(layer, BlockLinear) for layer in frozen):
             low = torch.empty(
@@ -108,6 +109,8 @@ class JoinedLinear:
         for adapter in present:
             low[at : at + len(adapter.lora_a)].copy_(adapter.lora_a)
             at += len(adapter.lora_a)
+        if at < len(low):
+            low[at:] = 0
         bias = self._joined_bias(frozen, sum(output_sizes(frozen)) + ranks, low.dtype)
         return _JoinedProduct(tuple(layers), frozen, adapters, weights, low, bias, ops)
 
@@ -208,6 +211,7 @@ class _JoinedProduct:
                 self.updates.append((update, adapter.scaling, columns, ranks))
                 rank += r
             column += n
+        self.ranks = rank  # the rows of `low` beyond are zeros
         self._wrappers = [layer for layer, own in zip(layers, frozen, strict=True) if layer is not own]
         self._storages = [storage_of(layer) for layer in frozen]
         # Layers that are disabled may be of any kind.
@@ -287,6 +291,8 @@ class _JoinedFunction(torch.autograd.Function):
             dy, dlow = joined[:, : product.total], joined[:, product.total :]
             for update, _, outputs, ranks in product.updates:
                 update.project(dy[:, outputs], dlow[:, ranks])
+            if product.ranks < len(product.low):
+                dlow[:, product.ranks :] = 0
             dx = product.weights.product_back(joined) if ctx.needs_input_grad[0] else None
             da = product.ops.outer_product(x, dlow, 1.0)
             for _, scaling, outputs, ranks in product.updates:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from afina.core.device import sent
 from afina.core.errors import AdapterError, counted, enumerated
 from afina.core.updates import Factors
 from afina.engine import kernels
@@ -181,8 +182,8 @@ class RowUpdates:
         assert (fused is None) == bool(self._packed), "packed for the other way to compute"
         if fused is None:
             for address, packed in self._packed.items():
-                rows = (self.addresses_T == address).nonzero().squeeze(1).to(x_TI.device)
-                packed.add(product, rows, x_TI, y_TO)
+                rows = (self.addresses_T == address).nonzero().squeeze(1)
+                packed.add(product, sent(rows, x_TI.device), x_TI, y_TO)
             return
         count = len(self.addresses_T)
         kernels.expect(torch.int64, (self.addresses_T, (count,)))

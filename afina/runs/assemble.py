@@ -175,8 +175,7 @@ def assemble(settings: RunSettings, listener: Listener) -> Assembled:
     set_arithmetic(device, settings.tf32, settings.train.deterministic)
     quantised = changed(settings, {"quantize": stored or settings.quantize})
     skeleton = _guarded(quantised, splits.answers.classes)
-    with fitting(device, f"base {settings.base!r}", "`afina fit BASE DATA` says what would, and which settings help"):
-        base = load(quantised, splits.answers.classes)
+    base = load(quantised, splits.answers.classes)
     data = render_splits(splits, base.tokenizer, base.facts.context_length, settings.cache_dir, listener)
     return Assembled(settings, base, data, splits, skeleton)
 
@@ -218,17 +217,19 @@ def _guarded(settings: RunSettings, classes: Sequence[str]) -> Skeleton | None:
 
 
 def load(settings: RunSettings, classes: Sequence[str]) -> Base:
-    return load_base(
-        settings.base,
-        revision=settings.revision,
-        precision=settings.precision,
-        device=settings.device,
-        cache_dir=settings.cache_dir,
-        task=settings.task,
-        classes=classes,
-        quantize=settings.quantize,
-        template=read_template(settings.template),
-    )
+    remedy = "`afina fit BASE DATA` says what would, and which settings help"
+    with fitting(pick_device(settings.device), f"base {settings.base!r}", remedy):
+        return load_base(
+            settings.base,
+            revision=settings.revision,
+            precision=settings.precision,
+            device=settings.device,
+            cache_dir=settings.cache_dir,
+            task=settings.task,
+            classes=classes,
+            quantize=settings.quantize,
+            template=read_template(settings.template),
+        )
 
 
 def _put_in(run: Assembled, settings: RunSettings, config: LoraConfig, listener: Listener) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from afina.core.config import build, changed
-from afina.core.device import cache_folder
+from afina.core.device import cache_folder, fitting, pick_device
 from afina.core.errors import AdapterError, BaseModelError
 from afina.core.events import Listener, Notice, ignore
 from afina.core.task import CAUSAL, TASKS, TaskName
@@ -187,15 +187,16 @@ def _load(
     template: str | None = None,
 ) -> Base:
     """Loads the base called `name` as it was in training."""
-    base = load_base(
-        name,
-        revision=revision,
-        precision=facts.get("precision", "auto"),
-        device=device,
-        cache_dir=cache_dir,
-        task=facts.get("task", "causal"),
-        classes=facts.get("classes", ()),
-        quantize=quantize,
-        template=template,
-    )
+    with fitting(pick_device(device), f"base {name!r}", "end other programs, or give --device cpu"):
+        base = load_base(
+            name,
+            revision=revision,
+            precision=facts.get("precision", "auto"),
+            device=device,
+            cache_dir=cache_dir,
+            task=facts.get("task", "causal"),
+            classes=facts.get("classes", ()),
+            quantize=quantize,
+            template=template,
+        )
     return replace(base, dtype_reason="as in training") if facts.get("precision", "auto") != "auto" else base

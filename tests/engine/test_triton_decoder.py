@@ -10,6 +10,7 @@ import pytest
 import torch
 from _waits import Waits
 from test_decoder import ours, randomise
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from afina.engine import ops
 from afina.engine.ops import TORCH, Segments
@@ -26,12 +27,28 @@ ROWS = Segments((0, 6, 7, 12))
 FOREST = Segments((0, 5, 8, 12), (-1, 0, 0))
 
 
+@pytest.fixture(autouse=True)
+def _no_rows_of_padding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter is slow."""
+    monkeypatch.setattr("afina.engine.ops.losses.ROUND", 1)
+
+
 def adapted(name: str, folder: Path) -> DecoderModel:
     model = ours(name, folder, kernels=False)
     inject(model.module, LoraConfig(rank=4))
     randomise(model.module)
     model.module.train()
     return model
+
+
+def test_ranks_are_filled_up(tmp_path: Path) -> None:
+    """So that rows of joined outputs begin where fast kernels can read."""
+    model = adapted("llama", tmp_path)
+    joined = model.module.decoder_layers()[0]._qkv
+    for own, ranks in ((TORCH, 12), (BY_TRITON, 16)):
+        product = joined._prepare([joined._owner._modules[name] for name in joined._names], own)
+        assert len(product.low) == ranks
+        assert not product.low[12:].any()
 
 
 def step(model: DecoderModel, own: ops.Ops, segments: Segments) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -43,7 +60,7 @@ def step(model: DecoderModel, own: ops.Ops, segments: Segments) -> tuple[torch.T
 
 
 def forward(model: DecoderModel, at_N: torch.Tensor, segments: Segments) -> torch.Tensor:
-    """The loss of three labels, without the padding that saves a matrix library its shapes."""
+    """The loss of three labels."""
     module = model.module
     hidden = module.normed(*module(IDS, segments, at_N=at_N))
     return ops.summed_cross_entropy(module.ops_for(hidden), hidden, module.get_output_embeddings().weight, IDS[:3])
@@ -88,6 +105,34 @@ def test_nothing_waits_for_a_card_in_a_pass(
     with waits:
         loss.item()
     assert len(waits.found) == 1  # it counts
+
+
+class _Sent(TorchDispatchMode):
+    """What goes to another device inside `with`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: list[tuple[int, ...]] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten._to_copy.default and kwargs and kwargs.get("device"):
+            self.shapes.append(tuple(args[0].shape))
+        return func(*args, **(kwargs or {}))
+
+
+def test_what_layers_share_is_sent_once(tmp_path: Path) -> None:
+    """To torch's device without numbers, of which nothing can be read."""
+    model = adapted("gemma3", tmp_path)
+    module = model.module.to("meta")
+    module.ops = TORCH
+    ids, at_N = IDS.to("meta"), torch.empty(3, dtype=torch.int64, device="meta")
+    for table in (2 * 2, 0):  # cosines and sines of two kinds of layers: once for all passes
+        segments = Segments(ROWS.bounds)
+        with _Sent() as sent:
+            sum(module(ids, segments, at_N=at_N)).sum().backward()
+        tokens = [shape for shape in sent.shapes if shape == (12,)]
+        assert len(tokens) == 3  # positions, segments and places in them
+        assert len(sent.shapes) == 3 + 1 + table  # and the segments' paths
 
 
 def test_they_compile_for_cards(tmp_path: Path) -> None:

@@ -85,6 +85,17 @@ def test_flash_attention_3_is_taken_on_its_cards(capability, installed: bool, ac
     assert activated == active
 
 
+def test_torchs_own_takes_views_of_the_joined_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its shapes, dtypes and gradients, without numbers: on torch's device that has none."""
+    own = pytest.importorskip("torch.nn.attention.varlen")
+    monkeypatch.setattr(varlen, "takes", lambda q_THD, spec, segments: True)
+    monkeypatch.setattr(varlen, "library", lambda device: own)
+    qkv = torch.empty(13, 144, dtype=torch.bfloat16, device="meta")[:, :128].requires_grad_()
+    out = TORCH.attend(qkv, SPEC, None, ROOTS)
+    assert (out.shape, out.dtype) == ((13, 64), torch.bfloat16)
+    assert torch.autograd.grad(out.sum(), qkv)[0].shape == qkv.shape
+
+
 def test_on_the_processor_it_is_not_asked_for() -> None:
     q_THD = torch.randn(13, 4, 16, dtype=torch.bfloat16)
     assert not varlen.takes(q_THD, SPEC, ROOTS)

@@ -346,9 +346,9 @@ def test_the_test_split_is_never_seen_by_the_search(settings: RunSettings, in_pr
     class Watched(Supervised):
         name = "watched"
 
-        def loss(self, base, units):
+        def batch(self, base, units):
             seen.update(row.location for row in units)
-            return super().loss(base, units)
+            return super().batch(base, units)
 
         def sums(self, base, units):
             seen.update(row.location for row in units)

@@ -8,11 +8,12 @@ import torch
 from conftest import write_rows
 
 from afina.core.device.cards import Unusable
-from afina.core.errors import InputError
+from afina.core.errors import InputError, OutOfMemory
 from afina.core.events import Event, Notice, ignore
 from afina.models.causal import DecoderModel
 from afina.runs import assemble as module
 from afina.runs.assemble import assemble
+from afina.runs.opening import open_run
 from afina.settings import RunSettings
 
 
@@ -50,3 +51,18 @@ def test_arithmetic_is_set_and_an_unused_card_is_said_before_the_base_is_loaded(
     assert found == [(cpu, False, False), (cpu, True, False), (cpu, False, True)]
     assert ["the driver is old: update it; or give --device cpu" in said for said in texts] == [False, True, True]
     assert [any("changes nothing here" in text for text in said) for said in texts] == [False, False, True]
+
+
+def test_a_base_that_does_not_fit_is_said_with_the_device(
+    tmp_path: Path, tiny_folder: Path, colours: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    for place in ("assemble", "opening"):
+        monkeypatch.setattr(f"afina.runs.{place}.load_base", full)
+    data, run = {"path": colours, "prompt": "{q}", "completion": "{a}"}, Path(__file__).parents[1] / "recorded/finished"
+    with pytest.raises(OutOfMemory, match=r"base '.*' does not fit into memory"):
+        assemble(RunSettings(base=str(tiny_folder), device="cpu", data=data), ignore)
+    with pytest.raises(OutOfMemory, match=r"base '.*' does not fit into memory"):
+        open_run(run, device="cpu", base=str(tiny_folder))

@@ -284,7 +284,7 @@ def test_fp16_learns_as_fp32_does(fresh, data: Dataset) -> None:
 
 
 def test_steps_too_large_for_fp16_are_skipped_said_and_counted(
-    fresh, data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    card: Card, fresh, data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also by a run that is resumed, which ends with the same bits."""
     monkeypatch.setattr(loss_scale, "_FIRST", 2.0**26)

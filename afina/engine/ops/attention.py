@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from afina.core.device import sent
 from afina.engine.ops.cards import varlen
 from afina.engine.ops.rotary import AttentionSpec, Rotation, rotate_by_torch
 from afina.engine.ops.segments import Segments
@@ -39,13 +40,14 @@ def _attend_padded(q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, spec: AttentionS
     comes last: where no segment has an ancestor the causal mask hides it."""
     device = q_THD.device
     segment_T, own_T = segments.on(device, "rows_T"), segments.on(device, "places_T")
-    start_S, paths = segments.on(device, "starts_tensor"), segments.on(device, "paths")
+    paths = segments.on(device, "paths")
     q_SQHD = q_THD.new_zeros(len(paths), segments.longest, *q_THD.shape[1:])
     q_SQHD = q_SQHD.index_put((segment_T, own_T), q_THD)
     mask_SQK = None
     if any(segments.starts):
         at = torch.arange(paths.shape[1], device=device)
-        query = start_S[:, None, None] + torch.arange(segments.longest, device=device)[:, None]
+        own = torch.arange(segments.longest, device=device)
+        query = segments.on(device, "starts_tensor")[:, None, None] + own[:, None]
         mask_SQK = (at <= query) & (query - at < (spec.window or paths.shape[1] + segments.longest))
         mask_SQK[..., 0] |= ~mask_SQK.any(-1)  # queries that are padding see something, so that they are finite
     out = dense_attention(
@@ -88,7 +90,7 @@ class Past(NamedTuple):
 def attend_cached_by_torch(qk_TE: Tensor, v_TE: Tensor, spec: AttentionSpec, past: Past, segments: Segments) -> Tensor:
     keys, values = past.keys, past.values
     device = keys.device
-    slots, before = past.slots_S.to(device).long(), past.before_S.to(device).long()
+    slots, before = sent(past.slots_S, device).long(), sent(past.before_S, device).long()
     longest = int((past.before_S + segments.lengths_S).max())  # on the host
     rows, own = segments.on(device, "rows_T"), segments.on(device, "places_T")
     at = before[rows] + own

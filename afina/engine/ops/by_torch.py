@@ -30,6 +30,7 @@ class Ops:
     """
 
     kernels: Kernels | None = None  # of the C++ implementation: tape.py records their calls, mixed.py packs for them
+    ranks = 1  # the ranks of joined adapters are filled up to a multiple of this, with zeros
     few = 0  # rows up to which a product is bound by reading the weights, and `few_rows` faster than the matrix library
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Ops":

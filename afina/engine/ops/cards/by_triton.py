@@ -32,6 +32,8 @@ _GATED_BLOCK, _WORDS_BLOCK, _UNPACKED = 1024, 8192, 1024  # numbers of a row tha
 class TritonOps(Ops):
     """`devices`: the types of device that tensors may be on. Matrix products are torch's."""
 
+    ranks = 16  # so that the rows of Ŵ's products begin at multiples of 16 bytes, which fast kernels need
+
     def __init__(self, devices: tuple[str, ...] = TYPES) -> None:
         self._devices = devices
 

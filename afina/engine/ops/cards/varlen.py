@@ -57,7 +57,7 @@ def library(device: torch.device) -> Any:
     made the one that computes, where it is installed and the card is of the generation that it is for."""
     try:
         from torch.nn.attention import activate_flash_attention_impl, varlen
-    except ImportError:  # torch before 2.11
+    except ImportError:  # an older torch
         return None
     found: Any = varlen
     if not {"scale", "window_size", "enable_gqa"} <= inspect.signature(found.varlen_attn).parameters.keys():
