@@ -131,7 +131,7 @@ def test_another_address_needs_a_key(folders: Path) -> None:
 
 
 def test_an_address_that_is_taken_is_said_before_anything_is_loaded(folders: Path) -> None:
-    http = pytest.importorskip("afina.serving.http.server", reason="needs afina[serve]")
+    http = pytest.importorskip("afina.serving.http.sockets", reason="needs afina[serve]")
     said: list = []
     with http.bind("127.0.0.1", 0) as held:
         held.listen()
