@@ -258,6 +258,7 @@ def test_the_catalogue_is_filtered(page: Visitor, monkeypatch: pytest.MonkeyPatc
     brought(page)
     plain = page.get("/base?data=films.csv&asked=1").text
     some = page.get("/base?data=films.csv&asked=1&language=pt&licence=apache-2.0&task=translation").text
+    assert plain.count('<option value="de">') == 1
     assert plain.count('class="card"') > some.count('class="card"') > 5
     assert link("/train", data="films.csv", base="qwen3-0.6b").replace("&", "&amp;") in some
     assert "no task" in page.get("/base?task=nothing").text

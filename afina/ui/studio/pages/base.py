@@ -46,7 +46,7 @@ def _show(call: Call) -> Response:
     here = {name for name in every if is_local(name, cache_folder())}
     seen, pending = _forecasts(call, data, [name for name in listed if name in here])
     cards = [_card(call, facts, name in here, needs.get(name), seen.get(name)) for name, facts in listed.items()]
-    spoken = (code for facts in every.values() for code in facts["languages"])
+    spoken = {code for facts in every.values() for code in facts["languages"]}
     return call.page(
         "base.html", step="base", data=data, wanted=wanted, fitting=fitting, files=call.workspace.data_files(),
         here=[card for card in cards if card.here],
