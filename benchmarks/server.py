@@ -212,23 +212,28 @@ def over_wrk(port: int, bodies: list[dict[str, Any]]) -> tuple[float, float]:
         script = Path(__file__).parent / "wrk.lua"
         where = f"http://127.0.0.1:{port}/v1/completions"
         command = [WRK, "-t1", f"-c{len(bodies)}", "-d300", "--timeout", "300", "-s", script, where, "--", file.name]
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        before = processor_seconds(resource.RUSAGE_CHILDREN)
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout
             found = next(filter(None, (re.match(r"all answers in ([\d.]+) s", line) for line in process.stdout)), None)
             process.send_signal(signal.SIGINT)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        used = processor_seconds(resource.RUSAGE_CHILDREN) - before
     if not found:
         raise SystemExit("wrk did not get its answers")
-    used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return float(found[1]), used
+
+
+def processor_seconds(of: int) -> float:
+    """Of this process, or of its children that have ended."""
+    used = resource.getrusage(of)
+    return used.ru_utime + used.ru_stime
 
 
 def client(port: int, bodies: list[dict[str, Any]]) -> None:
     """Sends all requests, reads all answers to their end, and looks at nothing in them."""
     import selectors
 
-    begun, busy = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF)
+    begun, before = time.perf_counter(), processor_seconds(resource.RUSAGE_SELF)
     selector = selectors.DefaultSelector()
     for body in bodies:
         connection = socket.create_connection(("127.0.0.1", port))
@@ -243,9 +248,7 @@ def client(port: int, bodies: list[dict[str, Any]]) -> None:
             if b"[DONE]" in key.data or not part:
                 selector.unregister(key.fileobj)
                 left -= 1
-    after = resource.getrusage(resource.RUSAGE_SELF)
-    used = after.ru_utime + after.ru_stime - busy.ru_utime - busy.ru_stime
-    print(time.perf_counter() - begun, used)
+    print(time.perf_counter() - begun, processor_seconds(resource.RUSAGE_SELF) - before)
 
 
 if __name__ == "__main__":

@@ -115,16 +115,16 @@ class Registry:
 
     def names(self) -> list[str]:
         """All that can be asked for, the base's among them."""
-        found = dict.fromkeys([self.base_name, *self._now])
-        for root in self.roots:
-            if root.is_dir():
-                found |= dict.fromkeys(each.name for each in sorted(root.iterdir()) if self.find(each.name))
-        return list(found)
+        in_roots = (each.name for each in self._listed() if self.find(each.name))
+        return list(dict.fromkeys([self.base_name, *self._now, *in_roots]))
 
     def misnamed(self) -> list[Path]:
         """The folders of adapters in the roots that no request can name."""
-        folders = (each for root in self.roots if root.is_dir() for each in sorted(root.iterdir()))
-        return [each for each in folders if not _NAME.fullmatch(each.name) and adapter_in(each) is not None]
+        return [each for each in self._listed() if not _NAME.fullmatch(each.name) and adapter_in(each) is not None]
+
+    def _listed(self) -> Iterator[Path]:
+        """What the roots have, each in the order of names."""
+        return (each for root in self.roots if root.is_dir() for each in sorted(root.iterdir()))
 
     def unknown(self, name: str) -> UnknownModel:
         shown = name if len(name) <= 100 else f"{name[:99]}…"
