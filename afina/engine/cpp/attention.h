@@ -36,8 +36,10 @@ struct Scratch {
         if ((long)pool.size() < size) pool.resize(size);
         next = pool.data();
     }
-    float *take(long n) {
-        float *piece = next;
+    template <class E = float>
+    E *take(long n) {
+        static_assert(sizeof(E) == sizeof(float));
+        E *piece = (E *)next;
         next += n;
         return piece;
     }
