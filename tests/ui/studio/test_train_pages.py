@@ -303,8 +303,8 @@ def test_folders_and_forecasts_are_not_shared(page: Visitor) -> None:
     first = forecast(call, data, "starter", "lora", run)
     assert forecast(call, data, "starter", "lora", run) is first
     assert forecast(call, data, "starter", "lora", run | {"seed": 1}) is not first
-    assert new_run(call, data).name == "films"
+    assert new_run(call, "films").name == "films"
     page.studio.queue.add("train", afina.RunSettings(data={"path": path}), "films")
-    assert new_run(call, data).name == "films-2"
+    assert new_run(call, "films").name == "films-2"
     (page.studio.workspace.runs / "films-2").mkdir()
-    assert new_run(call, data).name == "films-3"
+    assert new_run(call, "films").name == "films-3"

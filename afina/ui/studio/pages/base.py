@@ -10,7 +10,7 @@ from afina.core.device import cache_folder, pick_device, processor
 from afina.models.footprint import free_bytes
 from afina.models.sources.catalogue import CATALOGUE, TASKS, licences
 from afina.models.sources.source import is_local
-from afina.ui.studio.pages._preparing import Data, alphabetical, catalogue, forecast, lately, minutes_asked, new_run
+from afina.ui.studio.pages._preparing import Data, alphabetical, begin_run, catalogue, forecast, lately, minutes_asked
 from afina.ui.studio.view import Call, Page, Route, go, quick
 from afina.ui.studio.work import Work
 
@@ -102,13 +102,12 @@ def _choose(call: Call) -> Response:
     data = Data.chosen(call)
     if data.missing:
         return go("/base", data=data.name)
-    out = new_run(call, data, "-choose")
-    settings: dict[str, Any] = {"minutes": minutes_asked(call), "run": {"data": data.settings, "out": str(out)}}
+    settings: dict[str, Any] = {"minutes": minutes_asked(call), "run": {"data": data.settings}}
     if call.text("commercial") == "yes":
         settings["licence"] = "commercial"
     if call.text("download") == "yes":
         settings["download"] = True
-    return go(f"/work/{call.queue.add('choose', settings, call.workspace.run_name(out)).id}")
+    return begin_run(call, "choose", settings, data.stem)
 
 
 PAGE = Page("base", (Route("GET", "/base", _show), Route("POST", "/base/choose", _choose)))

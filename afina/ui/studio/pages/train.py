@@ -13,7 +13,7 @@ from afina.jobs import JOBS
 from afina.settings import RunSettings
 from afina.ui.studio import plans
 from afina.ui.studio.forms import groups, typed_in, values
-from afina.ui.studio.pages._preparing import WATCHED, Data, alphabetical, catalogue, forecast, new_run
+from afina.ui.studio.pages._preparing import WATCHED, Data, alphabetical, begin_run, catalogue, forecast
 from afina.ui.studio.view import Call, Page, Route, go, link
 from afina.ui.studio.words import Told
 from afina.ui.studio.work import Work
@@ -168,19 +168,18 @@ def _remedy(call: Call, asked: _Asked, remedy: plans.Remedy) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _work_of(asked: _Asked, job: str) -> tuple[dict[str, Any], str]:
-    """The settings of the job that the answers ask for, without a folder, and what its folder's name ends with."""
+def _work_of(asked: _Asked, job: str) -> dict[str, Any]:
+    """The settings of the job that the answers ask for, without a folder."""
     assert asked.plan
     run = asked.settings(job, asked.plan.settings)
     if job == "train":
-        return merge(run, WATCHED), ""
-    return ({"minutes": asked.plan.minutes} if job == "tune" else {}) | {"run": run}, f"-{job}"
+        return merge(run, WATCHED)
+    return ({"minutes": asked.plan.minutes} if job == "tune" else {}) | {"run": run}
 
 
 def _command(asked: _Asked) -> str:
     assert asked.plan
-    settings, _ = _work_of(asked, asked.plan.job)
-    return command(asked.plan.job, build(JOBS[asked.plan.job].load().settings, settings))
+    return command(asked.plan.job, build(JOBS[asked.plan.job].load().settings, _work_of(asked, asked.plan.job)))
 
 
 def _start(call: Call) -> Response:
@@ -199,11 +198,7 @@ def _begin(call: Call, asked: _Asked, job: str) -> Response:
         return _page(call, asked, 400)
     if asked.plan is None or not asked.fits:
         return go("/train", **asked.query)
-    settings, suffix = _work_of(asked, job)
-    out = new_run(call, asked.data, suffix)
-    run = settings if job == "train" else settings["run"]
-    run["out"] = str(out)
-    return go(f"/work/{call.queue.add(job, settings, call.workspace.run_name(out)).id}")
+    return begin_run(call, job, _work_of(asked, job), asked.data.stem)
 
 
 PAGE = Page(
