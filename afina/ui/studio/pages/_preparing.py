@@ -13,6 +13,7 @@ from starlette.responses import Response
 
 from afina.core.config import build, merge
 from afina.jobs import JOBS
+from afina.ui.studio.findings import Said, findings
 from afina.ui.studio.view import Call, go, quick
 from afina.ui.studio.words import Refused, Words
 from afina.ui.studio.work import Work
@@ -57,6 +58,12 @@ class Data:
         if not self.check.ended:
             return "checking"
         return "" if self.check.result["ready"] else "not_ready"
+
+    def errors(self, words: Words) -> list[Said]:
+        """What has to be mended in them, as the newest look found it."""
+        if self.missing != "not_ready" or self.check is None or self.path is None:
+            return []
+        return [each for each in findings(words, self.check.result, self.path) if each.severity == "error"]
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from afina.core.device import cache_folder, pick_device, processor
 from afina.models.footprint import free_bytes
 from afina.models.sources.catalogue import CATALOGUE, TASKS, licences
 from afina.models.sources.source import is_local
+from afina.ui.studio.findings import on_page
 from afina.ui.studio.pages._preparing import Data, alphabetical, begin_run, catalogue, forecast, lately, minutes_asked
 from afina.ui.studio.view import Call, Page, Route, go, quick
 from afina.ui.studio.work import Work
@@ -48,7 +49,8 @@ def _show(call: Call) -> Response:
     cards = [_card(call, facts, name in here, needs.get(name), seen.get(name)) for name, facts in listed.items()]
     spoken = {code for facts in every.values() for code in facts["languages"]}
     return call.page(
-        "base.html", step="base", data=data, wanted=wanted, fitting=fitting, files=call.workspace.data_files(),
+        "base.html", step="base", data=data, wanted=wanted, fitting=fitting, files=call.workspace.usable_files(),
+        errors=data.errors(call.words),
         here=[card for card in cards if card.here],
         others=[card for card in cards if not card.here and not (fitting and needs and card.needs_gb is None)],
         tasks=TASKS, licences=tuple(licences()), languages=alphabetical(call.words, spoken),
@@ -74,8 +76,8 @@ def _forecasts(call: Call, data: Data, names: list[str]) -> tuple[dict[str, dict
             return found, work
         if work.state == "done":
             found[name] = work.result["methods"]["lora"]
-        elif work.state == "failed":
-            found[name] = {"error": work.error["problems"][0]}
+        elif work.state == "failed" and data.path:
+            found[name] = {"error": on_page(call.words, work.error["problems"][0], data.path)}
     return found, None
 
 

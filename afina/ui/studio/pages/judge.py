@@ -55,7 +55,7 @@ def _show(call: Call) -> Response:
     curves = Curves.of(events)
     return call.page(
         "judge_run.html", problem=None, shown=shown, evaluation=evaluation, own=own, file=Path(shown.data).name,
-        others=[file for file in call.workspace.data_files() if file != own],
+        others=[file for file in call.workspace.usable_files() if file != own],
         curves=curves, measure=scores.metric(call.words, curves.measure), answers=looks(events),
         has_adapter=(path / "adapter" / "adapter_config.json").is_file(), report=(path / "report.html").is_file(),
         **(_judged(call, path, evaluation) if evaluation else {}), **values,
