@@ -135,7 +135,8 @@ def test_a_few_words_of_english_are_not_taken_for_another_language(text: str) ->
 def test_rows_that_are_too_long_are_treated_as_in_training(tmp_path: Path, tiny_folder: Path) -> None:
     """Named with their lengths; left out where that is asked for; cut where something is left of them."""
     rows = [
-        {"prompt": sentence(i) * (40 if i == 3 else 1), "completion": "y" * (600 if i == 7 else 1)} for i in range(60)
+        {"prompt": sentence(i) * (40 if i == 3 else 1), "completion": "yn"[i % 2] * (600 if i == 7 else 1)}
+        for i in range(60)
     ]
     path = write_rows(tmp_path / "long.jsonl", rows)
     seen = {}

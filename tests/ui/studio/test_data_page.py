@@ -144,7 +144,7 @@ def test_what_is_no_table_is_called_that_and_not_offered(page: Visitor) -> None:
     assert "é outra coisa com esse nome" in text
     listed = page.get("/data").text
     assert re.search(
-        r'photo\.csv</a>.*It cannot be read\..*PNG picture.*action="/data/photo\.csv/delete"', listed, re.DOTALL
+        r'Files that cannot be read.*photo\.csv</a>.*PNG picture.*action="/data/photo\.csv/delete"', listed, re.DOTALL
     )
     assert 'action="/data/films.csv/delete"' not in listed
     for address in ("/train", "/base"):
