@@ -4,7 +4,9 @@ AfinaError
 ├── InputError            exit 2: something given to us is wrong; nothing was changed
 │   ├── SettingsError     a flag, a key of a configuration file, or a combination of them
 │   ├── DataError         a file of examples
-│   │   └── Unmapped      a file whose columns do not say what is asked and what is answered
+│   │   ├── Unmapped      a file whose columns do not say what is asked and what is answered
+│   │   ├── NoTable       a file whose first bytes are those of a picture, an archive, a program …
+│   │   └── TooLong       rows of more tokens than the base can read, or than was allowed
 │   ├── BaseModelError    a base model that is missing, damaged or not supported
 │   ├── AdapterError      an adapter or run folder that does not fit
 │   ├── NonFiniteLogits   a model whose logits are NaN or infinite, so that no answer of it means anything
@@ -115,6 +117,12 @@ class Unmapped(DataError):
     def json(self) -> dict[str, Any]:
         suggestion = {"task": self.task, **self.mapping} if self.task else None
         return {"error": {**super().json()["error"], "suggestion": suggestion}}
+
+
+class NoTable(DataError): ...
+
+
+class TooLong(DataError): ...
 
 
 class BaseModelError(InputError): ...

@@ -2,6 +2,7 @@
 the one form of what was examined: a machine, a run and whatever else."""
 
 import json
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cache
@@ -37,7 +38,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Progress:
-    """Work that is not training: `done` of `total` units of `stage`."""
+    """Work that is not training: `done` of `total` units of `stage`; of how many nobody knows where `total` is 0."""
 
     stage: str
     done: int
@@ -131,6 +132,7 @@ Event: TypeAlias = Notice | Progress | Step | HeldOut | Answers | Done
 Listener: TypeAlias = Callable[[Event], None]
 
 _KINDS = {cls.__name__.lower(): cls for cls in (Notice, Progress, Step, HeldOut, Answers, Done)}
+_SECONDS_BETWEEN = 0.5  # two reports of a `Ticker`
 _RECORDED = (Step, HeldOut, Answers, Done)
 
 
@@ -145,6 +147,18 @@ def minutes(seconds: float) -> str:
 
 def ignore(event: Event) -> None:
     """The listener for callers who want no news."""
+
+
+class Ticker:
+    """Tells `listener` how far a piece of work is, every half second at most."""
+
+    def __init__(self, listener: Listener) -> None:
+        self._listener, self._last = listener, time.monotonic()
+
+    def __call__(self, stage: str, done: int, total: int = 0) -> None:
+        if (now := time.monotonic()) - self._last >= _SECONDS_BETWEEN:
+            self._last = now
+            self._listener(Progress(stage, done, total))
 
 
 class MetricsFile:

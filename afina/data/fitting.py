@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
-from afina.core.errors import DataError, counted
+from afina.core.errors import TooLong, counted
 from afina.data.conversation import Remarks
 from afina.data.mapping import Example, Unusable
 from afina.data.rows import Rejected, Rejections
@@ -38,6 +38,7 @@ class Fitter:
         self.tokenizer, self.max_length, self.too_long, self.context = tokenizer, max_length, too_long, context
         self.rejected, self.remarks = Rejections(), Remarks()
         self.rows = self.long = self.longest = 0
+        self.longest_at = ""
         self.cut = self.divided = 0
 
     def fit(self, examples: Iterable[Example]) -> list[tuple[Row, Example]]:
@@ -71,7 +72,9 @@ class Fitter:
             self.divided += 1
             pieces = divide(self.tokenizer, example, self.max_length)
             return [(row, piece) for piece in pieces for row in render(self.tokenizer, piece)]
-        self.long, self.longest = self.long + 1, max(self.longest, length)
+        self.long += 1
+        if length > self.longest:
+            self.longest, self.longest_at = length, example.location
         if self.too_long == "error":
             return []
         if self.too_long == "drop":
@@ -86,13 +89,13 @@ class Fitter:
         return [(row, example)]
 
     def check_lengths(self, settings: DataSettings) -> None:
-        """Raises `DataError` where rows were too long and that is an error."""
+        """Raises `TooLong` where rows were too long and that is an error."""
         if self.long and self.too_long == "error":
             remedy = "raise --data.max_length, or " if self.max_length < self.context else ""
-            raise DataError(
+            raise TooLong(
                 f"{settings.path}: {counted(self.long, 'row is')} longer than {self.max_length} "
                 f"tokens, of {self.rows:,} "
-                f"(the longest has {self.longest})",
+                f"(the longest has {self.longest}: {self.longest_at})",
                 f"{remedy}choose --data.too_long cut (shortens prompts, keeps answers) or drop",
             )
 

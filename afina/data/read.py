@@ -2,6 +2,7 @@
 
 import atexit
 import itertools
+import re
 import shutil
 import sys
 import tempfile
@@ -10,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from afina.core.errors import DataError, writing
+from afina.core.errors import DataError, NoTable, writing
 from afina.core.events import Listener, ignore
 from afina.core.files import check_fetched
 from afina.core.limits import MOST_REJECTED
@@ -21,6 +22,19 @@ from afina.data.formats._classes import ClassNames
 from afina.data.rows import Notes, Record, Rejected
 from afina.data.settings import DataSettings
 
+_NO_TABLES = {  # what files begin with that are called like data, and are none
+    rb"\x89PNG\r\n": "a PNG picture",
+    rb"\xff\xd8\xff": "a JPEG picture",
+    rb"GIF8[79]a": "a GIF picture",
+    rb"RIFF....WEBP": "a WebP picture",
+    rb"RIFF....(?:WAVE|AVI )|\x00\x00..ftyp|OggS\x00|ID3[\x02-\x04]\x00": "a recording",
+    rb"%PDF-": "a PDF document",
+    rb"\{\\rtf": "an RTF document",
+    rb"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1": "a file of an old Office, such as .xls or .doc",
+    rb"SQLite format 3\x00": "an SQLite database",
+    rb"\x7fELF|\xcf\xfa\xed\xfe": "a program",
+    rb"7z\xbc\xaf\x27\x1c|Rar!\x1a\x07": "an archive",
+}
 _UNNAMED = "csv"  # what standard input is, where it looks like nothing else
 
 
@@ -167,8 +181,14 @@ def _unread(found: FileSet, path: Path, part: str, files: list[Path]) -> list[st
 
 
 def _format_of(file: File) -> Format | None:
-    """By the file's first bytes where these are a format's own, else by its suffix."""
+    """By the file's first bytes where these are a format's own, else by its suffix. Raises `NoTable` where they are
+    those of something else."""
     start = file.start()
+    if what := next((what for mark, what in _NO_TABLES.items() if re.match(mark, start, re.DOTALL)), None):
+        raise NoTable(
+            f"data {file.name} is {what}, not a table of examples",
+            "give the table itself, as CSV or .xlsx for instance",
+        )
     by_bytes = (each for each in FORMATS if each.signature(start, file.suffix))
     by_suffix = (each for each in FORMATS if file.suffix in (*each.suffixes, *each.named_suffixes))
     return next(by_bytes, None) or next(by_suffix, None)

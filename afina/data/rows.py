@@ -147,6 +147,18 @@ class Flaw(Few):
         return f"{counted(self.count, 'row')}: {self.text}" + (f" ({values})" if values else "")
 
 
+@dataclass(frozen=True)
+class Told:
+    """A `line` on a file, with a `code` and what it names, for who says it in other words: how many rows it is about,
+    the first of them by location, and other `facts`."""
+
+    code: str
+    line: str
+    facts: dict[str, Any]
+    count: int = 0
+    rows: tuple[str, ...] = ()
+
+
 class Notes:
     """What was found out about files while they were read, and the layout that was recognised.
 
@@ -158,6 +170,7 @@ class Notes:
         self._said: list[str] = []
         self._counts: Counter[str] = Counter()
         self._flaws: dict[tuple[str, str], Flaw] = {}
+        self._told: dict[str, Told] = {}
         self._more = False  # than are kept
 
     def say(self, *lines: str) -> None:
@@ -169,6 +182,11 @@ class Notes:
                 self._said.append(line)
             else:
                 self._more = True
+
+    def tell(self, told: "Told") -> None:
+        """Keeps a line with what it names."""
+        self.say(told.line)
+        self._told[told.line] = told
 
     def doubt(self, problem: str, remedy: str, code: str) -> None:
         """Raises `DataError` where nobody collects doubts (each a code and a text)."""
@@ -201,8 +219,14 @@ class Notes:
         """Those that were found, each with its code."""
         return [(code, flaw) for (code, _), flaw in self._flaws.items() if len(flaw.values) >= flaw.least]
 
+    @property
+    def told(self) -> list["Told"]:
+        """Those of the lines of which it is known what they name."""
+        return [self._told[line] for line in self._said if line in self._told]
+
     def clear(self) -> None:
         self._flaws.clear()
+        self._told.clear()
         self._more = False
         self._said.clear()
         self._counts.clear()

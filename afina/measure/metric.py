@@ -96,8 +96,10 @@ def three_decimals(value: float, signed: bool = False) -> str:
 
 
 def of_any_size(value: float, signed: bool = False) -> str:
-    """Three decimals, or three digits from a thousand on."""
-    return f"{value:{'+' if signed else ''}.3g}" if abs(value) >= 1000 else three_decimals(value, signed)
+    """Three decimals, or three digits from a thousand on: 3,620,000."""
+    if abs(value) < 1000:
+        return three_decimals(value, signed)
+    return f"{float(f'{value:.3g}'):{'+' if signed else ''},.0f}"
 
 
 @dataclass(frozen=True)

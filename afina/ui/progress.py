@@ -61,7 +61,8 @@ class Display:
                     said = "right" if each.answer == each.expected else f"expected {shortened(each.expected)}"
                     self._say(f"  {shortened(each.prompt)}: {shortened(each.answer)} ({said})")
             case Progress():
-                self._tick(f"{event.stage}: {event.done} of {event.total}", event.done == event.total)
+                done = f"{event.done} of {event.total}" if event.total else f"{event.done:,}" if event.done else ""
+                self._tick(": ".join(filter(None, (event.stage, done))), event.done == event.total > 0)
             case Done():
                 self._held_out = ""
                 self._say(

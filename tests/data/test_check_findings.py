@@ -44,6 +44,14 @@ def test_an_empty_cell_in_a_template_is_a_finding(prompt: str, rows: list[str], 
         assert not any("is empty" in line for line in found.notes)  # said once
 
 
+def test_what_is_left_out_is_a_finding_that_names_it(tmp_path: Path) -> None:
+    found = checked(tmp_path / "a.csv", "Report\n\ntext,label,who\n" + "".join(f"t {i},{i % 2},x\n" for i in range(60)))
+    above, unused = finding(found, "before header"), finding(found, "unused")
+    assert (above.count, above.rows, above.facts) == (1, [f"{tmp_path / 'a.csv'}:1"], {"titles": ["Report"]})
+    assert unused.facts == {"columns": ["who"]}
+    assert not [line for line in found.notes if "left out" in line or "not used" in line]  # said once
+
+
 def test_holes_in_answers_contexts_and_what_stands_for_nothing(tmp_path: Path) -> None:
     text = "first,last,q\nAda,,who?\nAlan,Turing,and who?\nnan,Hopper,who else?\n"
     found = checked(tmp_path / "a.csv", text, prompt="{q}", completion="{first} {last}")

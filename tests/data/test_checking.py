@@ -121,6 +121,39 @@ def test_what_stands_in_the_way_of_training(tmp_path: Path, tiny_folder: Path) -
     assert main(["data", "check", str(tmp_path / "nowhere.csv")]) == 2
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Come on, do it", "As an idea", "No, on Sunday", "Do so", "me and an aunt", "Plus one", "printer broken", "No",
+        "in 14 days", "Es 3", "CD player",
+    ],
+)  # fmt: skip
+def test_a_few_words_of_english_are_not_taken_for_another_language(text: str) -> None:
+    assert language(text) in (None, "en")
+
+
+def test_rows_that_are_too_long_are_treated_as_in_training(tmp_path: Path, tiny_folder: Path) -> None:
+    """Named with their lengths; left out where that is asked for; cut where something is left of them."""
+    rows = [
+        {"prompt": sentence(i) * (40 if i == 3 else 1), "completion": "yn"[i % 2] * (600 if i == 7 else 1)}
+        for i in range(60)
+    ]
+    path = write_rows(tmp_path / "long.jsonl", rows)
+    seen = {}
+    for chosen in ("error", "drop", "cut"):
+        data = DataSettings(path=path, too_long=chosen)
+        result = check_data(CheckDataSettings(data=data, base=str(tiny_folder)))
+        (long,) = [each for each in result.findings if each.code == "too long"]
+        assert (long.count, long.rows) == (2, [f"{path}:4", f"{path}:8"])
+        assert long.facts["longest"] == max(long.facts["tokens"])
+        assert str(long.facts["longest"]) in long.text
+        seen[chosen] = (result.ready, long.severity, result.rows_kept, max(result.lengths.values()) > 512)
+        assert ("--data.too_long" in result.following) == (chosen != "error")
+    assert seen == {
+        "error": (False, "error", 60, True), "drop": (True, "note", 58, False), "cut": (True, "note", 59, False)
+    }  # fmt: skip
+
+
 def test_near_copies_by_the_share_of_common_runs() -> None:
     def runs(text: str) -> set[str]:
         return {text[i : i + 5] for i in range(len(text) - 4)}

@@ -9,7 +9,7 @@ import torch
 from conftest import byte_tokenizer, write_rows
 
 from afina.core.config import build
-from afina.core.errors import DataError, SettingsError
+from afina.core.errors import DataError, SettingsError, TooLong
 from afina.data.batch import epoch_order, pack, passes
 from afina.data.load import load_data
 from afina.data.mapping import ColumnTemplate, Unusable, columns, read_examples
@@ -250,7 +250,7 @@ def test_too_long_rows(tmp_path: Path, tiny) -> None:
     def load(**settings):
         return load_data(DataSettings(path=path, max_length=120, **settings), tiny)
 
-    with pytest.raises(DataError, match=r"(?s)1 row is longer than 120 tokens, of 20.*--data.too_long"):
+    with pytest.raises(TooLong, match=r"(?s)1 row is longer than 120 tokens, of 20 .*long\.jsonl:6.*--data.too_long"):
         load()
     dropped = load(too_long="drop")
     assert len(dropped.train) + len(dropped.held_out) == 19

@@ -9,9 +9,9 @@ import pyarrow.parquet
 import pytest
 from conftest import write_rows
 
+from afina.core import events
 from afina.core.errors import DataError
 from afina.core.events import Progress
-from afina.data.files import file as files
 from afina.data.parts import part_to_score, parted
 from afina.data.quality.checks import check
 from afina.data.read import read
@@ -339,7 +339,7 @@ def test_the_given_cases(shared: Path) -> None:
 def test_a_first_pass_over_a_large_file_shows_progress(
     suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(files, "_SECONDS_BETWEEN", 0.0)
+    monkeypatch.setattr(events, "_SECONDS_BETWEEN", 0.0)
     rows = [{"prompt": f"question {i} {i * 7919 % 104729}" * 9, "completion": "x"} for i in range(9000)]
     path = tmp_path / f"rows.{suffix}"
     if suffix == "parquet":

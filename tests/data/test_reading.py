@@ -114,7 +114,7 @@ def test_numbers_and_dates_of_a_sheet_are_text(tmp_path: Path) -> None:
         book.active.append(row)
     book.save(tmp_path / "a.xlsx")
     records, rejected, notes = rows(tmp_path / "a.xlsx")
-    assert records[0] == {"text": "good", "stars": "5", "day": "2024-03-01T00:00:00", "note": ""}
+    assert records[0] == {"text": "good", "stars": "5", "day": "2024-03-01", "note": ""}
     assert records[1] == {"text": "bad", "stars": "1.5", "day": "", "note": "x"}
     assert not rejected
     assert "left out before the header" in notes[0]
@@ -133,7 +133,7 @@ def test_what_stands_around_a_table_is_reported(tmp_path: Path) -> None:
         ("7", "it looks like a total, not like a row: 'Total 3 '"),
         ("8", "1 field, the header has 3"), ("9", "2 fields, the header has 3"),
     ]  # fmt: skip
-    assert sum("left out before the header" in line for line in notes) == 2
+    assert any("2 rows left out before the header: 'Estimativas', 'Período: 2019'" in line for line in notes)
 
 
 def test_headers(tmp_path: Path) -> None:

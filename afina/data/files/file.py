@@ -5,7 +5,6 @@ import gzip
 import hashlib
 import io
 import lzma
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from afina.core.errors import AfinaError, DataError, brief
-from afina.core.events import Listener, Progress, ignore
+from afina.core.events import Listener, Ticker, ignore
 from afina.core.files import sha256
 from afina.core.limits import UNPACKED_BYTES, UNPACKED_RATIO
 from afina.data.files.encodings import Encoding, find_encoding
@@ -26,7 +25,6 @@ STANDARD_INPUT = "-"
 COMPRESSED = (*_OPENERS, ".zst")
 _CHUNK = 1 << 20
 _BUFFER = 1 << 17
-_SECONDS_BETWEEN = 0.5  # two reports of how far a reading is
 _START = 4096  # bytes by which a format is recognised
 _IN_MEMORY = 64 << 20  # bytes: files up to this size are kept in memory from the first look until they are parsed
 
@@ -135,13 +133,11 @@ class File:
         )
 
     def _tell(self, what: str) -> Callable[[int], None]:
-        size, last = self.path.stat().st_size, time.monotonic()
+        size, tick = self.path.stat().st_size, Ticker(self.listener)
 
         def tell(at: int) -> None:
-            nonlocal last
-            if at < size and time.monotonic() - last >= _SECONDS_BETWEEN:
-                last = time.monotonic()
-                self.listener(Progress(f"reading {what} of {self.name}, per cent", 100 * at // size, 100))
+            if at < size:
+                tick(f"reading {what} of {self.name}, per cent", 100 * at // size, 100)
 
         return tell
 

@@ -8,9 +8,10 @@ from typing import TypeVar
 
 from afina.core.errors import DataError, counted, enumerated
 from afina.core.limits import COLUMNS, SAMPLE_CHARACTERS
-from afina.data.rows import Notes, Record, Rejected
+from afina.data.rows import Notes, Record, Rejected, Told
 
 SAMPLE = 400  # lines
+_SHOWN = 5  # rows before the header
 _NUMBER = re.compile(r"[-+]?[\d.,:/ %-]*\d[\d.,:/ %-]*")
 _TOTAL = re.compile(
     r"\W*(((sub|grand|sub-|zwischen)\s?)?tot(al|ais|als|ales|ali|ale|aal|aux)( geral| general| général)?"
@@ -50,8 +51,11 @@ def records(lines: Iterator[Line], name: str, notes: Notes, padded: bool) -> Ite
     width, _ = usual_width([len(row) for _, row in start])
     width = max(width, max((len(row) for _, row in start[:1]), default=0)) if padded else width
     first = next((i for i, (_, row) in enumerate(start) if len(row) == width), 0)
-    for number, row in start[:first]:
-        notes.say(f"{name}:{number}: left out before the header: {' '.join(row)[:60]!r}")
+    if first:
+        titles = [" ".join(filter(None, row))[:60] for _, row in start[:first]]
+        said = f"{counted(first, 'row')} left out before the header: {enumerated(list(map(repr, titles)), _SHOWN)}"
+        rows = tuple(f"{name}:{number}" for number, _ in start[:first][:_SHOWN])
+        notes.tell(Told("before header", f"{name}: {said}", {"titles": titles[:_SHOWN]}, first, rows))
     header, body = start[first][1], start[first + 1 :]
     if _is_header(header, body):
         names = _column_names(header, name, notes)

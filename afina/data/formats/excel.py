@@ -101,8 +101,8 @@ def _merged_downwards(sheet: Any) -> Merged:
 def _cell(value: Any) -> str:
     if value is None:
         return ""
-    if isinstance(value, datetime.date | datetime.time):
-        return value.isoformat()
+    if isinstance(value, datetime.datetime) and value.time() == datetime.time():  # so openpyxl reads a date
+        value = value.date()
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 

@@ -10,7 +10,7 @@ from afina.data.mapping.columns import ColumnTemplate, require, text_of
 from afina.data.mapping.example import Example, Turn, Unusable, check_unicode, said_of, texts_of
 from afina.data.mapping.messages import NO_TEXT, Say, system_text, tools_of, turns_of
 from afina.data.mapping.verdicts import Verdicts
-from afina.data.rows import Notes, Record
+from afina.data.rows import Notes, Record, Told
 from afina.data.settings import DataSettings
 from afina.models.tokenizer import Message
 
@@ -112,9 +112,11 @@ class Converter:
         remedy = "" if self.layout.conversation else " (name one in --prompt or --completion to use it)"
         if others:
             named = enumerated([repr(name) for name in others], _NAMED)
-            self.notes.say(f"{self.settings.path}: not used: {named}{remedy}")
+            line, facts = f"{self.settings.path}: not used: {named}{remedy}", {"columns": others}
+            self.notes.tell(Told("unused", line, facts) if remedy else Told("unused beside", line, facts))
         if media:
-            self.notes.say(f"{self.settings.path}: not used: {', '.join(map(repr, media))}, for only text can be read")
+            line = f"{self.settings.path}: not used: {', '.join(map(repr, media))}, for only text can be read"
+            self.notes.tell(Told("unread", line, {"columns": media}))
 
     def _note_holes(self, record: Record, example: Example) -> None:
         """Warns of cells that hold nothing where a template takes them in."""

@@ -11,7 +11,7 @@ import numpy as np
 
 from afina.core.config import changed
 from afina.core.errors import Unmapped, counted
-from afina.core.events import Listener, ignore
+from afina.core.events import Listener, Progress, Ticker, ignore
 from afina.data.conversation import Remarks
 from afina.data.mapping import Example, Unusable, map_examples, texts_of
 from afina.data.parts import part_words, parted
@@ -21,7 +21,7 @@ from afina.data.quality.signals import damaged, language, personal, repaired, sa
 from afina.data.read import OpenFiles, read
 from afina.data.rows import Few, Locations, Notes, Rejected, Rejections
 from afina.data.settings import DataSettings
-from afina.data.template import render
+from afina.data.template import render, shorten
 from afina.models.tokenizer import Tokenizer
 
 _SHOWN = 5
@@ -72,17 +72,24 @@ class Checker:
     """Gathers statistics of rows as they pass, in a fixed number of bytes per row; of the first `most` where that is
     given.
 
-    `tokenizer` is the base's: without it lengths are not checked.
+    `tokenizer` is the base's: without it lengths are not checked. Rows of more than `max_length` tokens are treated as
+    `too_long` says.
     """
 
-    def __init__(self, tokenizer: Tokenizer | None = None, max_length: int = 1024, most: int | None = None) -> None:
-        self.tokenizer, self.max_length, self.most = tokenizer, max_length, most
+    def __init__(
+        self,
+        tokenizer: Tokenizer | None = None,
+        max_length: int = 1024,
+        most: int | None = None,
+        too_long: str = "error",
+    ) -> None:
+        self.tokenizer, self.max_length, self.most, self.too_long = tokenizer, max_length, most, too_long
         self.rows_in = self.unusable = 0
         self.rejected, self.remarks = Rejections(), Remarks()
         self.locations = Locations()
         self.prompts, self.rows, self.sketches = Seen(), Seen(), Sketches()
         self.held_out_locations, self.held_out_prompts, self.held_out_sketches = Locations(), Seen(), Sketches()
-        self.lengths, self.answers = array("I"), array("I")
+        self.lengths, self.answers, self.long = array("I"), array("I"), array("I")
         self.labels: Counter[str] = Counter()
         self.languages: Counter[str] = Counter()
         self.few: dict[str, Few] = {}
@@ -132,12 +139,15 @@ class Checker:
         """Raises `Unusable` where the base's template or tokenizer cannot take the row."""
         answer = example.said
         if self.tokenizer is not None:
-            for row in render(self.tokenizer, example, self.remarks):
-                if len(row.input_ids) > self.max_length:
-                    self._note("long" if example.messages else "divided", example.location)
+            rows = render(self.tokenizer, example, self.remarks)
+            longest = max((len(row.input_ids) for row in rows), default=0)
+            if longest > self.max_length:
+                self._look_long(example, longest)
+            for row in rows:
                 if row.labelled >= self.max_length and example.messages:
                     self._note("lost", example.location)
-                self.lengths.append(len(row.input_ids))
+                cut = self.too_long == "cut" and example.messages
+                self.lengths.append(min(len(row.input_ids), self.max_length) if cut else len(row.input_ids))
                 self.answers.append(row.labelled)
             self.tokens += len(self.tokenizer.encode(example.source[:2000]))
             self.words += len(_WORDS.findall(example.source[:2000]))
@@ -161,6 +171,18 @@ class Checker:
             self.repair = self.repair or next((t for text in texts if damaged(text) and (t := repaired(text))), None)
         for kind in {kind for text in texts for kind, _, _ in personal(text)}:
             self._note(f"personal: {kind}", example.location)
+
+    def _look_long(self, example: Example, size: int) -> None:
+        """Raises `Unusable` where a row of `size` tokens is left out, or cannot be cut."""
+        if not example.messages:
+            self._note("divided", example.location)
+            return
+        self._note("long", example.location)
+        self.long.append(size)
+        if self.too_long == "drop":
+            raise Unusable(f"longer than {self.max_length} tokens (dropped, as asked)")
+        if self.too_long == "cut" and self.tokenizer is not None:
+            shorten(self.tokenizer, example, size - self.max_length)
 
     def findings(self, base: str = "the base", mapped: bool = True) -> list[DataFinding]:
         """What was found in the rows themselves. `base` is what messages call it; `mapped` says that their layout was
@@ -198,14 +220,18 @@ def check(
     `tokenizer` is the base's: without it lengths are not checked. With `settings.eval_path` rows that both files hold
     are found too, and of a set of files the parts are. Raises `DataError` where a file cannot be decoded."""
     path, settings = settings.path, parted(settings)
-    notes, checker, files = Notes(doubts=[]), Checker(tokenizer, max_length), OpenFiles(listener=listener)
-    unmapped: list[str] = []
+    notes, files = Notes(doubts=[]), OpenFiles(listener=listener)
+    checker = Checker(tokenizer, max_length, too_long=settings.too_long)
+    unmapped, counter = list[str](), Ticker(listener)
     for row in _tolerant(settings, notes, unmapped, files):
         checker.add(row)
+        counter("rows looked at", checker.rows_in)
+    listener(Progress("rows compared", 0, 0))
     findings = [DataFinding(code, "error", text) for code, text in dict.fromkeys(notes.doubts or ())]
     findings += [DataFinding("mapping", "error", text, checker.rows_in) for text in unmapped]
     findings += checker.findings(base, not unmapped)
     findings += [DataFinding(code, "warning", str(flaw), flaw.count, flaw.rows) for code, flaw in notes.flaws]
+    findings += [DataFinding(each.code, "note", each.line, each.count, [*each.rows], each.facts) for each in notes.told]
     others = [each for each in (settings.eval_path, settings.test_path) if each is not None]
     for other in others:
         asked = changed(settings, {"path": other, "eval_path": None, "test_path": None})
@@ -218,7 +244,7 @@ def check(
     errors = [finding for finding in findings if finding.severity == "error"]
     few = len(checker.labels) <= _MOST_LABELS and len(checker.labels) <= max(2, checker.kept // 5)
     layout = notes.layout.words() if notes.layout else None
-    found_elsewhere = {str(flaw) for _, flaw in notes.flaws}
+    found_elsewhere = {str(flaw) for _, flaw in notes.flaws} | {told.line for told in notes.told}
     return Check(
         path=str(path),
         rows_in=checker.rows_in,

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from afina.core.errors import counted
 
@@ -13,24 +13,31 @@ if TYPE_CHECKING:
 Severity = Literal["error", "warning", "note"]
 _SHOWN = 5
 _FEW_ROWS = 50
+_FEW_OF_LANGUAGE = 2  # rows that may be of another language by mistake
 _PERSONAL = {"e-mail": "an e-mail address", "CPF": "a CPF", "card": "a card number", "telephone": "a telephone number"}
 _MAYBE = ("none", "-", "?")  # what may be a label where answers are labels
 _JOINTS = (";", "|", ",")  # between the labels of a set
 _WORDS_OF_LABEL = 3
 _SETS = 0.1  # of the rows have more than one label, at least
+_DONE = {  # what is said of rows that are too long, by `too_long`
+    "error": "give --data.too_long cut or drop, or a larger --data.max_length if the base takes it",
+    "cut": "their questions are cut, the answers stay whole",
+    "drop": "left out, as asked",
+}
 _RECUR = 0.5  # of the labels stand in more than one set, at least
 
 
 @dataclass(frozen=True)
 class DataFinding:
     """One finding: an `error` prevents training, a `warning` deserves a look. `count` rows, the first of them by
-    location."""
+    location. `facts` are what `text` names, for who says it in other words."""
 
     code: str
     severity: Severity
     text: str
     count: int = 0
     rows: list[str] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)
 
 
 def judge(found: "Checker", base: str, mapped: bool) -> Iterator[DataFinding]:
@@ -62,14 +69,16 @@ def judge(found: "Checker", base: str, mapped: bool) -> Iterator[DataFinding]:
         if few := found.few.get(code):
             more = f"; one of them should read {found.repair[:60]!r}" if code == "damaged" and found.repair else ""
             if code != "one word" or few.count < kept:
-                yield DataFinding(code, severity, f"{few.count} {text}{more}", few.count, few.rows)
+                facts = {"repaired": found.repair[:60]} if more and found.repair else {}
+                yield DataFinding(code, severity, f"{few.count} {text}{more}", few.count, few.rows, facts)
     yield from _personal(found)
     known = {code: n for code, n in found.languages.items() if code != "?"}
-    if len(known) > 1 and sorted(known.values())[-2] > 0.05 * sum(known.values()):
-        shares = ", ".join(
-            f"{code} {n / sum(known.values()):.0%}" for code, n in found.languages.most_common() if code != "?"
-        )
-        yield DataFinding("languages", "note", f"the prompts are in several languages: {shares}", sum(known.values()))
+    if len(known) > 1 and sorted(known.values())[-2] > max(_FEW_OF_LANGUAGE, 0.05 * sum(known.values())):
+        total = sum(known.values())
+        shares = {code: n / total for code, n in found.languages.most_common() if code != "?"}
+        said = ", ".join(f"{code} {share:.0%}" for code, share in shares.items())
+        text = f"the prompts are in several languages: {said}"
+        yield DataFinding("languages", "note", text, total, facts={"shares": shares})
     yield from _answers(found, kept)
 
 
@@ -93,7 +102,7 @@ def _answers(found: "Checker", kept: int) -> Iterator[DataFinding]:
             f"all {kept} rows have the same answer, {answer[:40]!r}: there is nothing to tell apart, and nothing to "
             "learn but that: give rows with other answers, or take another column as the answer"
         )
-        yield DataFinding("one answer", "error", text, kept)
+        yield DataFinding("one answer", "error", text, kept, facts={"answer": answer[:40]})
     for what, few in found.few.items():
         if what.startswith("nothing: "):
             word = what.removeprefix("nothing: ")
@@ -102,7 +111,7 @@ def _answers(found: "Checker", kept: int) -> Iterator[DataFinding]:
                 f"{counted(few.count, 'answer is', 'answers are')} {word!r}, learned as it stands: where it means that "
                 "there is no answer, delete these rows or empty the cells; where it is a label, leave it"
             )
-            yield DataFinding("no answers", grave, text, few.count, few.rows)
+            yield DataFinding("no answers", grave, text, few.count, few.rows, {"answer": word})
     yield from _sets(found)
     if found.classes:
         (most, n), (least, m) = found.labels.most_common()[0], found.labels.most_common()[-1]
@@ -111,7 +120,8 @@ def _answers(found: "Checker", kept: int) -> Iterator[DataFinding]:
                 f"answers are unbalanced: {most[:40]!r} has {counted(n, 'row')}, {least[:40]!r} {m} "
                 f"(of {len(found.labels)} distinct ones)"
             )
-            yield DataFinding("balance", "note", text, kept)
+            facts = {"most": most[:40], "rows": n, "least": least[:40], "fewest": m, "labels": len(found.labels)}
+            yield DataFinding("balance", "note", text, kept, facts=facts)
 
 
 def _sets(found: "Checker") -> Iterator[DataFinding]:
@@ -133,7 +143,8 @@ def _sets(found: "Checker") -> Iterator[DataFinding]:
                 f"{len(answers)} combinations counts as an answer of its own: write the labels of every row in one "
                 "order, or a row for each label if one is to be learned at a time"
             )
-            yield DataFinding("label sets", "warning", text, sum(found.labels[answer] for answer in several))
+            count = sum(found.labels[answer] for answer in several)
+            yield DataFinding("label sets", "warning", text, count, facts={"labels": len(labels), "joint": joint})
             return
 
 
@@ -175,12 +186,15 @@ def _lengths(found: "Checker", kept: int, base: str) -> Iterator[DataFinding]:
     if found.tokenizer is None:
         return
     if long := found.few.get("long"):
+        longest = max(found.long)
         text = (
-            f"{counted(long.count, 'row is')} longer than {found.max_length} tokens (the "
-            f"longest has {max(found.lengths)}): "
-            "in training give --data.too_long cut or drop, or a larger --data.max_length if the base takes it"
+            f"{counted(long.count, 'row is')} longer than {found.max_length} tokens (the longest has {longest}): "
+            f"{_DONE[found.too_long]}"
         )
-        yield DataFinding("too long", "error", text, long.count, long.rows)
+        facts = {"most": found.max_length, "longest": longest, "tokens": list(found.long[:_SHOWN])}
+        facts["done"] = found.too_long
+        severity: Severity = "error" if found.too_long == "error" else "note"
+        yield DataFinding("too long", severity, text, long.count, long.rows, facts)
     if divided := found.few.get("divided"):
         text = (
             f"{counted(divided.count, 'text is')} longer than {found.max_length} tokens and will be divided into rows"
@@ -199,4 +213,4 @@ def _lengths(found: "Checker", kept: int, base: str) -> Iterator[DataFinding]:
         text = (
             f"{base} splits this language into {fertility:.1f} tokens per word: a base that knows it would learn faster"
         )
-        yield DataFinding("high_fertility", "warning", text, kept)
+        yield DataFinding("high_fertility", "warning", text, kept, facts={"pieces": fertility})

@@ -6,7 +6,7 @@ from typing import Any
 from pydantic import Field
 
 from afina.core.config import Result, fields, section
-from afina.core.events import Listener, ignore
+from afina.core.events import Listener, Progress, ignore
 from afina.core.files import check_writable, write_atomic
 from afina.core.job import Job
 from afina.core.text import command_line, shell_word
@@ -26,7 +26,7 @@ _SHOWN = 3
 
 
 class CheckDataSettings(PageSettings):
-    data: DataSettings = section(only=(*READING, "learn", "kind", "eval_path", "max_length"))
+    data: DataSettings = section(only=(*READING, "learn", "kind", "eval_path", "max_length", "too_long"))
 
 
 class CheckDataResult(Result):
@@ -63,6 +63,7 @@ def check(settings: CheckDataSettings, listener: Listener = ignore) -> CheckData
     if settings.html:
         check_writable(settings.html)
     data = settings.data
+    listener(Progress("loading the tokenizer", 0, 0))
     tokenizer, limit = find_tokenizer(settings, data)
     found = check_rows(data, tokenizer, limit, settings.base, listener)
     if tokenizer is None:
@@ -98,7 +99,12 @@ def _following(found: Check, settings: DataSettings, of_base: str) -> str:
     again = any(finding.code in ("duplicates", "near copies") for finding in found.findings)
     if not again or _has_parts(settings):
         return f"afina train {data}{''.join(flags.values())}{of_base}"
-    later = {"data.learn", "data.kind", "data.max_length"}  # what does not change the rows that are written
+    later = {
+        "data.learn",
+        "data.kind",
+        "data.max_length",
+        "data.too_long",
+    }  # what does not change the rows that are written
     reading = "".join(text.replace("--data.", "--") for path, text in flags.items() if path not in later)
     kept = "".join(text for path, text in flags.items() if path in later)
     return (

@@ -1,5 +1,7 @@
 """`data preview`: the first rows of DATA, its columns, and what would be asked and answered."""
 
+import json
+from contextlib import suppress
 from itertools import islice
 from typing import Any, Literal
 
@@ -8,7 +10,7 @@ from afina.core.errors import DataError
 from afina.core.events import Listener, Notice, ignore
 from afina.core.job import Job
 from afina.data.layouts import recognise
-from afina.data.mapping import text_of
+from afina.data.mapping import ColumnTemplate, Unusable
 from afina.data.read import read
 from afina.data.roles.suggestion import suggest
 from afina.data.rows import Notes, Record, Rejected
@@ -29,7 +31,8 @@ class PreviewDataResult(Result):
     path: str
     columns: tuple[str, ...]
     rows: tuple[dict[str, str], ...]
-    """Of each row its `location` under "", and the text of each value by column."""
+    """Of each row its `location` under "", and by column each value as people read it: the items of a list, the names
+    and values of an object."""
     rejected: tuple[tuple[str, str], ...]
     """Location and reason of what cannot be read among the rows that were looked at."""
     mapping: dict[str, str]
@@ -37,6 +40,9 @@ class PreviewDataResult(Result):
     known_by: Literal["given", "names", "values", "nothing"]
     """Whether the mapping was given, is told by the columns' names, likely by their values, or neither tells it."""
     reason: str
+    asked: str
+    answered: str
+    """The first row as the mapping has it asked and answered, where its templates say so."""
 
 
 def preview(settings: PreviewDataSettings, listener: Listener = ignore) -> PreviewDataResult:
@@ -51,6 +57,7 @@ def preview(settings: PreviewDataSettings, listener: Listener = ignore) -> Previ
     values = [row.values for row in records]
     columns = tuple(dict.fromkeys(name for row in values for name in row))
     mapping, known_by, reason = _mapping(data, columns, values)
+    asked, answered = _first(mapping, values)
     return PreviewDataResult(
         path=str(data.path),
         columns=columns,
@@ -59,11 +66,32 @@ def preview(settings: PreviewDataSettings, listener: Listener = ignore) -> Previ
         mapping=mapping,
         known_by=known_by,
         reason=reason,
+        asked=asked,
+        answered=answered,
     )
 
 
 def _shown(row: Record) -> dict[str, str]:
-    return {"": row.location} | {name: text_of(value)[:_CELL] for name, value in row.values.items()}
+    return {"": row.location} | {name: _read(value)[:_CELL] for name, value in row.values.items()}
+
+
+def _read(value: Any) -> str:
+    """A value as people read it; nothing where there is none."""
+    if isinstance(value, dict):
+        return "; ".join(f"{name}: {_read(each)}" for name, each in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(_read, value))
+    return "" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _first(mapping: dict[str, str], values: list[dict[str, Any]]) -> tuple[str, str]:
+    if not {"prompt", "completion"} <= mapping.keys():
+        return "", ""
+    prompt, completion = (ColumnTemplate(mapping[name], f"--{name}") for name in ("prompt", "completion"))
+    for row in values:
+        with suppress(Unusable):
+            return prompt.fill(row)[:_CELL], completion.fill(row)[:_CELL]
+    return "", ""
 
 
 def _mapping(

@@ -108,7 +108,7 @@ def left_out(values: Mapping[str, Any], job: str) -> list[str]:
 
 def unknown_to_data(languages: Sequence[str], counts: Mapping[str, int]) -> list[str]:
     """Of the languages that can be told those that hardly a row is in."""
-    rows = sum(counts.values()) or 1
+    rows = sum(counts.values())
     return [code for code in languages if code in LANGUAGES and counts.get(code, 0) < _SPOKEN * rows]
 
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from decimal import Decimal
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,24 @@ class Words:
         unit, size = next(((u, s) for u, s in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)) if count >= s), ("B", 1.0))
         return f"{self.number(count / size, 1 if size > 1 else 0)} {unit}"
 
+    def setting(self, path: str) -> str:
+        """What a setting of a run is called, by its dotted path."""
+        key = f"settings.{path}"
+        return self(key) if self.has(key) else path
+
+    def value(self, value: Any) -> str:
+        """A setting's value as one reads it: three digits of a number that is no whole one."""
+        if isinstance(value, bool):
+            return self("train.is_true" if value else "train.is_false")
+        if isinstance(value, float):
+            shown = f"{Decimal(f'{value:.3g}'):,f}"
+            return shown.translate(SIGNS) if self.language == "pt" else shown
+        if isinstance(value, list | tuple):
+            return ", ".join(map(self.value, value))
+        if isinstance(value, dict):
+            return ", ".join(f"{name}: {self.value(each)}" for name, each in value.items())
+        return self.number(value) if isinstance(value, int) else "—" if value is None else str(value)
+
     def kind(self, error: AfinaError | Mapping[str, Any]) -> str:
         """What kind of refusal it is, in a sentence; of work that failed `error` is what its `error.json` holds."""
         name = error["kind"] if isinstance(error, Mapping) else getattr(error, "kind", type(error).__name__)
@@ -91,8 +110,13 @@ class Refused(InputError):
         return words(key, **self.values), words(remedy, **self.values) if words.has(remedy) else ""
 
 
+def recorded(error: AfinaError) -> dict[str, Any]:
+    """An error as `error.json` holds it: its `kind`, `problems` and `remedy`."""
+    return {"kind": getattr(error, "kind", type(error).__name__), **error.json()["error"]}
+
+
 class Told(InputError):
-    """What a job that failed told in its `error.json`."""
+    """What was `recorded` of an error."""
 
     def __init__(self, error: Mapping[str, Any]) -> None:
         self.kind = str(error["kind"])

@@ -55,7 +55,9 @@ def _done(folder: Path) -> Any:
 
 
 def _tell(folder: Path, error: AfinaError) -> int:
-    write_json(folder / "error.json", {"kind": type(error).__name__, **error.json()["error"]})
+    from afina.ui.studio.words import recorded
+
+    write_json(folder / "error.json", recorded(error))
     print(error, file=sys.stderr)
     return error.exit_code
 

@@ -29,9 +29,9 @@ class Workspace:
         self.root = root.resolve()
         self.data, self.runs, self.exports = (self.root / name for name in ("data", "runs", "exports"))
         self.own = self.root / _OWN
-        self.work, self._readings = self.own / "work", self.own / "data"
+        self.work, self._readings, self._refusals = (self.own / name for name in ("work", "data", "refused"))
         with writing(self.root):
-            for folder in (self.data, self.runs, self.exports, self.work, self._readings):
+            for folder in (self.data, self.runs, self.exports, self.work, self._readings, self._refusals):
                 folder.mkdir(parents=True, exist_ok=True)
             self.own.chmod(0o700)
         self._coming, self._naming = set[Path](), Lock()
@@ -85,6 +85,10 @@ class Workspace:
                 return path
         raise Refused("no_file", name=name)
 
+    def usable_files(self) -> list[Path]:
+        """Files of examples without those that could not be read."""
+        return [path for path in self.data_files() if self.refusal(path) is None]
+
     @contextmanager
     def new_data_file(self, name: str) -> Iterator[Path]:
         """Where a file that is brought goes, which the block writes: under its own name, with a number where that is
@@ -135,6 +139,21 @@ class Workspace:
 
     def keep_reading(self, name: str, settings: dict[str, Any]) -> None:
         write_json(self._readings / f"{self.checked_name(name)}.json", settings)
+
+    def refusal(self, path: Path) -> dict[str, Any] | None:
+        """Why a file of data could not be read when it was last looked at, if it is as it was then: `kind`, `problems`
+        and `remedy`."""
+        record = self._refusals / f"{path.name}.json"
+        found = read_json(record) if record.is_file() else {}
+        return found["error"] if found.get("changed") == path.stat().st_ctime_ns else None
+
+    def keep_refusal(self, path: Path, error: dict[str, Any] | None) -> None:
+        """Keeps it, or with None forgets it."""
+        record = self._refusals / f"{path.name}.json"
+        if error is not None:
+            write_json(record, {"changed": path.stat().st_ctime_ns, "error": error})
+        elif record.exists():
+            record.unlink()
 
     @staticmethod
     def checked_name(name: str) -> str:

@@ -1,6 +1,7 @@
 """The page of a file: what is shown of good, bad, hostile and large ones, and what is said of how it is read."""
 
 import html
+import json
 import os
 import re
 import time
@@ -12,8 +13,11 @@ import pytest
 from studio_opened import PT, Visitor, opened
 from studio_works import until
 
+from afina.core.events import Progress, row
+from afina.core.files import write_json
 from afina.ui.studio.pages import data as data_page
 
+SENTENCE = "The model reads <code>text</code> and answers <code>label</code>."
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(1)>\x1b[31m\u202e&amp;"
 
 
@@ -64,7 +68,7 @@ def test_a_good_file_is_shown_guessed_and_found_ready(working: Visitor) -> None:
     write(working, "films.csv", films())
     first = shown(working, "films.csv")
     assert '<td class="text">this is a great film number 0</td>' in first
-    assert "The model reads “{text}” and answers “{label}”." in first
+    assert SENTENCE in first
     assert "data-events=" in first
     text = words(checked(working, "films.csv"))
     assert "It is ready for training. 60 rows: 60 can be used, 0 cannot." in text
@@ -81,7 +85,7 @@ def test_what_is_said_of_the_columns_is_kept(working: Visitor) -> None:
         "prompt": "Say {y}: <b>", "completion": "{z}", "kind": "generation"
     }  # fmt: skip
     text = shown(working, "odd.csv")
-    assert "reads “Say {y}: &lt;b&gt;” and answers “{z}”" in text
+    assert "reads Say <code>y</code>: &lt;b&gt; and answers <code>z</code>." in text
     assert '<option value="generation" selected>' in text
     assert "can be used" in words(checked(working, "odd.csv"))
     check = working.studio.queue.of("odd.csv", ("data check",))
@@ -94,7 +98,7 @@ def test_an_encoding_alone_leaves_the_columns_as_they_were_found(page: Visitor) 
     write(page, "films.csv", films().encode("cp1252"))
     page.fill("/data/films.csv/reading", encoding="cp1252")
     text = shown(page, "films.csv")
-    assert "The model reads “{text}” and answers “{label}”." in text
+    assert SENTENCE in text
     assert 'name="encoding" value="cp1252"' in text
 
 
@@ -127,11 +131,147 @@ def test_a_file_that_cannot_be_read_says_why(name: str, content: bytes, page: Vi
     assert f'action="/data/{name}/delete"' in text
 
 
+def test_what_is_no_table_is_called_that_and_not_offered(page: Visitor) -> None:
+    write(page, "photo.csv", b"\x89PNG\r\n\x1a\n" + bytes(range(256)))
+    write(page, "films.csv", films())
+    assert "Not looked at yet" in page.get("/data").text
+    for headers in ({}, PT):
+        text = shown(page, "photo.csv", **headers)
+        assert "photo.csv is a PNG picture, not a table of examples" in text
+        assert 'name="encoding"' not in text
+        assert not re.search(r"\s--\w", words(text))
+        assert str(page.studio.workspace.root) not in text
+    assert "é outra coisa com esse nome" in text
+    listed = page.get("/data").text
+    assert re.search(
+        r'Files that cannot be read.*photo\.csv</a>.*PNG picture.*action="/data/photo\.csv/delete"', listed, re.DOTALL
+    )
+    assert 'action="/data/films.csv/delete"' not in listed
+    for address in ("/train", "/base"):
+        offered = page.get(address).text
+        assert ("?data=films.csv" in offered, "?data=photo.csv" in offered) == (True, False)
+    write(page, "photo.csv", films())  # another file of that name is another file
+    assert page.studio.workspace.refusal(page.studio.workspace.data / "photo.csv") is None
+    assert SENTENCE in shown(page, "photo.csv")
+
+
+def test_flags_are_called_as_the_page_calls_what_they_set(page: Visitor) -> None:
+    write(page, "odd.csv", b"\x00\x01\x02\xff\xfe" * 99)
+    text = words(shown(page, "odd.csv"))
+    assert "data odd.csv is a binary file" in text
+    assert "name the right one with “Encoding of the file's text”, or save" in text
+    assert "“Codificação do texto do arquivo”" in words(shown(page, "odd.csv", **PT))
+
+
+def too_long(page: Visitor, name: str = "long.csv", **settings: str) -> None:
+    """A file, and a check of it that found rows that are too long."""
+    write(page, name, films())
+    path = str(page.studio.workspace.data / name)
+    data = {"path": path, "prompt": "{text}", "completion": "{label}", "kind": "classification"} | settings
+    facts = {"most": 1024, "longest": 5210, "tokens": [5210, 1100], "done": settings.get("too_long", "error")}
+    grave = "error" if facts["done"] == "error" else "note"
+    found = {
+        "code": "too long", "severity": grave, "text": "give --data.too_long cut", "count": 2,
+        "rows": [f"{path}:3", f"{path}:9"], "facts": facts,
+    }  # fmt: skip
+    work = page.studio.queue.add("data check", {"data": data}, name)
+    counts = {"rows_in": 60, "rows_kept": 60, "rows_reported": 0}
+    lists = {"notes": [], "reasons": [], "lengths": {}, "answers": {}, "languages": {"en": 60}}
+    write_json(work.folder / "result.json", {"ready": grave != "error", "findings": [found]} | counts | lists)
+
+
+def test_rows_that_are_too_long_are_named_with_a_choice_where_they_stop_one(page: Visitor) -> None:
+    too_long(page)
+    for address in ("/data/long.csv", "/train?data=long.csv&base=starter", "/base?data=long.csv"):
+        text = page.get(address).text
+        told = words(text)
+        assert "Rows are too long: 2. At most 1,024 tokens of a row are read, and the longest has 5,210." in told
+        assert "long.csv:3 (5,210 tokens), long.csv:9 (1,100 tokens)" in told
+        assert "--data" not in told
+        assert '<button name="too_long" value="drop">Leave these rows out</button>' in text
+        assert "Linhas" not in text
+    assert "a mais comprida tem 5.210" in page.get("/train?data=long.csv&base=starter", headers=PT).text
+    sent = page.fill("/data/long.csv/too-long", too_long="drop", to="train", base="starter")
+    assert sent.headers["location"] == "/train?data=long.csv&base=starter"
+    assert page.studio.workspace.reading("long.csv") == {"too_long": "drop"}
+    again = page.studio.queue.of("long.csv", ("data check",))
+    assert (again.settings["data"]["too_long"], again.settings["data"]["prompt"]) == ("drop", "{text}")
+    assert SENTENCE in shown(page, "long.csv")
+    assert page.studio.queue.of("long.csv", ("data check",)) == again
+    assert page.fill("/data/long.csv/too-long", too_long="<x>", to="//x").headers["location"] == "/data/long.csv"
+
+
+def test_what_became_of_rows_that_are_too_long_is_said(page: Visitor) -> None:
+    too_long(page, too_long="cut")
+    page.studio.workspace.keep_reading("long.csv", {"too_long": "cut"})
+    text = shown(page, "long.csv")
+    assert "Their questions are cut; the answers stay whole." in text
+    assert 'value="drop"' in text
+    assert 'value="cut"' not in text.replace('name="too_long" value="cut">', "", 1)  # kept with how it is read
+
+
+def test_columns_of_lists_and_objects_are_shown_as_people_read_them(page: Visitor) -> None:
+    rows = [
+        {
+            "utterance": f"a table for {i} on Sunday",
+            "asked": ["people"] if i % 2 else [],
+            "slots": {"people": str(i), "on": "Sunday"},
+        }
+        for i in range(40)
+    ]
+    write(page, "slots.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    page.fill("/data/slots.jsonl/reading", prompt="{asked[, ]} {utterance}", completion="{slots}")
+    text = shown(page, "slots.jsonl")
+    assert '<td class="text">people: 1; on: Sunday</td>' in text
+    assert "[]" not in text
+    assert "The model reads <code>asked</code> <code>utterance</code> and answers <code>slots</code>." in text
+    assert "In the first row it reads a table for 0 on Sunday and answers {" in words(text)
+
+
+def test_what_is_left_out_of_a_file_is_said_with_the_remedy(working: Visitor) -> None:
+    rows = (
+        films().replace("text,label", "text,label,who").replace("good\n", "good,Ana\n").replace("poor\n", "poor,Rui\n")
+    )
+    write(working, "report.csv", f"Films of the year\nby Ana\n{rows}")
+    text = words(checked(working, "report.csv"))
+    assert "Rows above the heading are left out: 2. They read: “Films of the year”, “by Ana”." in text
+    assert "Columns are not used. They are: “who”. To use one, write its name in braces" in text
+    assert "“Change it”" in text
+    shown_pt = shown(working, "report.csv", **PT)
+    assert "Linhas acima do cabeçalho ficam de fora: 2." in shown_pt
+    assert "left out" not in shown_pt
+    assert "not used" not in shown_pt
+
+
+@pytest.mark.parametrize(
+    ("events", "told"),
+    [
+        ([Progress("loading the tokenizer", 0, 0)], "First the vocabulary of a base is opened"),
+        (
+            [Progress("reading rows of /x/films.csv, per cent", 30, 100), Progress("rows looked at", 12_000, 0)],
+            "Rows looked at so far: 12,000 Reading the file, per cent: 30 of 100",
+        ),
+        ([Progress("rows looked at", 12_000, 0), Progress("rows compared", 0, 0)], "All rows are read, and"),
+    ],
+)  # fmt: skip
+def test_a_check_says_what_it_is_at(
+    events: list[Progress], told: str, page: Visitor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(page, "films.csv", films())
+    shown(page, "films.csv")
+    check = page.studio.queue.of("films.csv", ("data check",))
+    (check.folder / "events.jsonl").write_text("".join(json.dumps(row(each)) + "\n" for each in events))
+    monkeypatch.setattr(type(check), "state", "running")
+    text = words(page.get(f"/work/{check.id}/live").text)
+    assert text.startswith(f"All rows are being looked at … {told}")
+    assert "It runs." not in text
+
+
 def test_letters_that_were_damaged_are_found(working: Visitor) -> None:
     rows = "".join(f"Eu moro em SÃ£o Paulo hÃ¡ {i} anos,sim\nNÃ£o moro lÃ¡ hÃ¡ {i} anos,nÃ£o\n" for i in range(30))
     write(working, "cities.csv", f"text,label\n{rows}")
     text = words(checked(working, "cities.csv"))
-    assert "damaged by a wrong encoding" in text
+    assert "Letters are damaged in 60 rows" in text
     write(
         working, "latin.csv", "text,label\n" + "".join(f"ação número {i},é assim\nnão é {i},não\n" for i in range(60))
     )
@@ -149,11 +289,11 @@ def test_duplicates_conflicts_and_leaks_are_found_the_gravest_first(working: Vis
     ]
     write(working, "copies.csv", "".join([*copies, *near]))
     text = checked(working, "copies.csv")
-    assert "exact copies of others" in text
-    assert "different answers" in words(text) or "answer it differently" in words(text)
-    assert "would leak from train to test" in text
-    assert "e-mail address" in text
-    assert '<a href="?at=copies.csv%3A62#row">copies.csv:62</a>' in text
+    assert "Rows repeat others exactly: 19." in text
+    assert "The same question has different answers in 3 rows." in words(text)
+    assert "Questions are nearly those of other rows" in text
+    assert "They look like e-mail addresses." in text
+    assert '<a href="/data/copies.csv?at=copies.csv%3A62#row">copies.csv:62</a>' in text
     severities = re.findall(r'class="finding (error|warning|note)"', text)
     assert severities == sorted(severities, key=("error", "warning", "note").index)
 
@@ -269,7 +409,7 @@ def test_it_speaks_portuguese(page: Visitor) -> None:
     write(page, "films.csv", films())
     text = shown(page, "films.csv", **PT)
     assert '<html lang="pt">' in text
-    assert "O modelo lê “{text}” e responde “{label}”." in text
+    assert "O modelo lê <code>text</code> e responde <code>label</code>." in text
     assert "Todas as linhas estão sendo examinadas" in text
     for path in ("/", "/data"):
         assert '<html lang="pt">' in page.get(path, headers=PT).text

@@ -162,7 +162,7 @@ def test_two_runs_are_compared(page: Visitor) -> None:
     (run / "config.yaml").write_text(yaml.safe_dump(config))
     told = text_of(page.get("/runs-diff?first=colours&second=again").text)
     assert "The two cannot be told apart: +0.0 points accuracy may be chance" in told
-    assert "lora.rank 4 8" in told
+    assert "Size of the adapter (rank) 4 8" in told
     (run / "predictions.jsonl").unlink()
     assert "Their predictions are missing" in text_of(page.get("/runs-diff?first=colours&second=again").text)
     assert page.get("/runs-diff?first=colours&second=colours").status_code == 400

@@ -10,7 +10,9 @@ from string import Formatter
 import pytest
 from jinja2 import Environment, nodes
 
+from afina.core.config import fields
 from afina.core.errors import AfinaError
+from afina.settings import RunSettings
 from afina.ui.studio import view
 from afina.ui.studio.words import HERE, LANGUAGES, Words, language_of, texts
 
@@ -119,7 +121,15 @@ def test_every_text_is_used() -> None:
         file, _, name = key.partition(".")
         return file in open_files and any(name == word or name.startswith(f"{word}_") for word in words)
 
-    known = whole | by_steps | terms | {f"found.{code}" for code in _codes()} | {f"kinds.{name}" for name in _errors()}
+    labels = {f"settings.{info.path}" for info in fields(RunSettings)}
+    known = (
+        whole
+        | by_steps
+        | terms
+        | labels
+        | {f"found.{code}" for code in _codes()}
+        | {f"kinds.{name}" for name in _errors()}
+    )
     assert not [key for key in texts() if key not in known and not key.startswith(beginnings) and not is_loose(key)]
 
 
@@ -132,7 +142,7 @@ def _terms() -> set[str]:
 
 def _codes() -> set[str]:
     """What data checks find, by its codes."""
-    begin = r"DataFinding\(\s*|\.warn\(\s*|_PAIRED: |doubt\([^)]*?,\s*"
+    begin = r"DataFinding\(\s*|\.warn\(\s*|_PAIRED: |Told\(\s*|doubt\([^)]*?,\s*"
     found = set[str]()
     for path in (HERE.parents[1] / "data").rglob("*.py"):
         found |= {*re.findall(rf'(?:{begin})"([a-z_ ]+)"', path.read_text(encoding="utf-8"))}
@@ -209,7 +219,31 @@ def test_numbers_times_and_sizes_are_written_as_the_language_does() -> None:
     assert pt.bytes(1500) == "1,5 kB"
 
 
+def test_each_setting_of_a_run_has_a_label() -> None:
+    wanted = {f"settings.{info.path}" for info in fields(RunSettings)}
+    assert {key for key in texts() if key.startswith("settings.")} == wanted
+    assert Words("en").setting("lora.rank") == "Size of the adapter (rank)"
+    assert Words("en").setting("no.such") == "no.such"
+
+
+def test_values_of_settings_are_written_as_people_read_them() -> None:
+    en, pt = Words("en"), Words("pt")
+    values = (1.2518518518518518, False, 1e-05, 1600, "drop", None, [1, 0.5], {"a": 2.0}, 0.1)
+    assert [en.value(each) for each in values] == [
+        "1.25",
+        "no",
+        "0.00001",
+        "1,600",
+        "drop",
+        "—",
+        "1, 0.5",
+        "a: 2",
+        "0.1",
+    ]
+    assert [pt.value(each) for each in values[:4]] == ["1,25", "não", "0,00001", "1.600"]
+
+
 def test_what_is_filled_in_shows_what_would_act() -> None:
     assert Words("en")("data.sentence", prompt="\x1b[31m{x}", completion="\u202e") == (
-        r"The model reads “\x1b[31m{x}” and answers “\u202e”. What stands in braces is a column."
+        r"The model reads \x1b[31m{x} and answers \u202e. What is set apart is a column."
     )

@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any
 from unicodedata import normalize
 
+from starlette.responses import Response
+
 from afina.core.config import build, merge
 from afina.jobs import JOBS
-from afina.ui.studio.view import Call, quick
+from afina.ui.studio.findings import Said, findings
+from afina.ui.studio.view import Call, go, quick
 from afina.ui.studio.words import Refused, Words
 from afina.ui.studio.work import Work
 
@@ -41,6 +44,11 @@ class Data:
         return cls(name, path, check if check and path and check.asked_at >= path.stat().st_ctime else None)
 
     @property
+    def stem(self) -> str:
+        """What runs on them are called by."""
+        return Path(self.name).stem
+
+    @property
     def missing(self) -> str:
         """What stands against a training with them, as a key of texts, or nothing."""
         if self.path is None:
@@ -50,6 +58,12 @@ class Data:
         if not self.check.ended:
             return "checking"
         return "" if self.check.result["ready"] else "not_ready"
+
+    def errors(self, words: Words) -> list[Said]:
+        """What has to be mended in them, as the newest look found it."""
+        if self.missing != "not_ready" or self.check is None or self.path is None:
+            return []
+        return [each for each in findings(words, self.check.result, self.path) if each.severity == "error"]
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -92,13 +106,17 @@ def alphabetical(words: Words, codes: Iterable[str]) -> list[tuple[str, str]]:
     return sorted(((code, words.language_name(code)) for code in codes), key=lambda each: each[1].casefold())
 
 
-def new_run(call: Call, data: Data, suffix: str = "") -> Path:
-    """A folder for a run on the data, which no other piece of work has or waits for."""
-    return new_run_named(call, Path(data.name).stem, suffix)
+def begin_run(call: Call, job: str, settings: dict[str, Any], name: str) -> Response:
+    """Queues the job in a new folder for its run or search, which is called by `name`, and goes to its page."""
+    out = new_run(call, name, "" if job == "train" else f"-{job}")
+    run = settings if job == "train" else settings["run"]
+    run["out"] = str(out)
+    return go(f"/work/{call.queue.add(job, settings, call.workspace.run_name(out)).id}")
 
 
-def new_run_named(call: Call, name: str, suffix: str = "") -> Path:
-    """The same by the letters of `name` that a served model's name may have."""
+def new_run(call: Call, name: str, suffix: str = "") -> Path:
+    """A folder for a run, which no other piece of work has or waits for, by the letters of `name` that a served model's
+    name may have."""
     taken = {work.about for work in call.queue.all()}
     letters = normalize("NFKD", name).encode("ascii", "ignore").decode()
     plain = (re.sub(r"[^\w-]+", "-", letters).strip("-_")[:_NAME] or "run") + suffix

@@ -10,7 +10,8 @@ from afina.core.device import cache_folder, pick_device, processor
 from afina.models.footprint import free_bytes
 from afina.models.sources.catalogue import CATALOGUE, TASKS, licences
 from afina.models.sources.source import is_local
-from afina.ui.studio.pages._preparing import Data, alphabetical, catalogue, forecast, lately, minutes_asked, new_run
+from afina.ui.studio.findings import on_page
+from afina.ui.studio.pages._preparing import Data, alphabetical, begin_run, catalogue, forecast, lately, minutes_asked
 from afina.ui.studio.view import Call, Page, Route, go, quick
 from afina.ui.studio.work import Work
 
@@ -48,7 +49,8 @@ def _show(call: Call) -> Response:
     cards = [_card(call, facts, name in here, needs.get(name), seen.get(name)) for name, facts in listed.items()]
     spoken = {code for facts in every.values() for code in facts["languages"]}
     return call.page(
-        "base.html", step="base", data=data, wanted=wanted, fitting=fitting, files=call.workspace.data_files(),
+        "base.html", step="base", data=data, wanted=wanted, fitting=fitting, files=call.workspace.usable_files(),
+        errors=data.errors(call.words),
         here=[card for card in cards if card.here],
         others=[card for card in cards if not card.here and not (fitting and needs and card.needs_gb is None)],
         tasks=TASKS, licences=tuple(licences()), languages=alphabetical(call.words, spoken),
@@ -74,8 +76,8 @@ def _forecasts(call: Call, data: Data, names: list[str]) -> tuple[dict[str, dict
             return found, work
         if work.state == "done":
             found[name] = work.result["methods"]["lora"]
-        elif work.state == "failed":
-            found[name] = {"error": work.error["problems"][0]}
+        elif work.state == "failed" and data.path:
+            found[name] = {"error": on_page(call.words, work.error["problems"][0], data.path)}
     return found, None
 
 
@@ -102,13 +104,12 @@ def _choose(call: Call) -> Response:
     data = Data.chosen(call)
     if data.missing:
         return go("/base", data=data.name)
-    out = new_run(call, data, "-choose")
-    settings: dict[str, Any] = {"minutes": minutes_asked(call), "run": {"data": data.settings, "out": str(out)}}
+    settings: dict[str, Any] = {"minutes": minutes_asked(call), "run": {"data": data.settings}}
     if call.text("commercial") == "yes":
         settings["licence"] = "commercial"
     if call.text("download") == "yes":
         settings["download"] = True
-    return go(f"/work/{call.queue.add('choose', settings, call.workspace.run_name(out)).id}")
+    return begin_run(call, "choose", settings, data.stem)
 
 
 PAGE = Page("base", (Route("GET", "/base", _show), Route("POST", "/base/choose", _choose)))

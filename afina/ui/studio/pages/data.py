@@ -13,27 +13,45 @@ from starlette.responses import PlainTextResponse, Response
 
 from afina.core.config import build
 from afina.core.device import cache_folder
-from afina.core.errors import AfinaError, writing
+from afina.core.errors import AfinaError, NoTable, writing
 from afina.core.process.temporary import replacing
 from afina.data.layouts import Kind
 from afina.jobs import JOBS
 from afina.models.sources.source import is_local
 from afina.serving.http.errors import JsonResponse
+from afina.ui.studio.findings import findings, on_page, refused, sentence
 from afina.ui.studio.pages._preparing import catalogue
 from afina.ui.studio.view import Call, Page, Route, go, quick, quoted
-from afina.ui.studio.words import Refused
+from afina.ui.studio.words import Refused, recorded
 from afina.ui.studio.work import Work
 from afina.ui.studio.workspace import holds_examples
 
 _MOST_BYTES = 16_000_000_000  # of a file that is brought
 _SPARED = 1_000_000_000  # bytes of the disk that stay free
 _LOOK = 1 << 26  # bytes after which that is looked at again
-_ASKED = ("prompt", "completion", "system", "map", "kind", "encoding")  # settings of data that the page can set
+_ASKED = ("prompt", "completion", "system", "map", "kind", "encoding", "too_long")  # settings that the page can set
+_LATER = ("kind", "too_long")  # of them those that a preview has no use for
+_TOO_LONG = ("drop", "cut", "error")
 _SHOWN_ROWS = 8
 
 
 def _list(call: Call) -> Response:
-    return call.page("data_list.html", step="data", files=call.workspace.data_files())
+    files = call.workspace.data_files()
+    return call.page("data_list.html", step="data", files=[(path, *_state(call, path)) for path in files])
+
+
+def _state(call: Call, path: Path) -> tuple[str, AfinaError | None]:
+    """How far a file is, as the end of a key of texts; where it was refused, why."""
+    if found := call.workspace.refusal(path):
+        return "refused", refused(call.words, found, path)
+    check = call.queue.of(path.name, ("data check",))
+    if check is None or check.asked_at < path.stat().st_ctime:
+        return "unseen", None
+    if check.state == "failed":
+        return "refused", refused(call.words, check.error, path)
+    if check.state == "done":
+        return "ready" if check.result["ready"] else "not_ready", None
+    return "unseen" if check.ended else "checking", None
 
 
 async def _upload(call: Call) -> Response:
@@ -81,22 +99,40 @@ def _page(call: Call, reading: dict[str, Any], status: int = 200) -> Response:
     name = call.path("name")
     path = call.workspace.data_file(name)
     values: dict[str, Any] = {"name": name, "step": "data", "reading": reading, "folder": f"{path.parent}{os.sep}"}
+    kept = reading == call.workspace.reading(name)
     try:
         settings = {"rows": _SHOWN_ROWS, "data": {"path": str(path)} | _readable(reading)}
         preview = quick("data preview", settings)
     except AfinaError as error:
-        return call.page("data_file.html", status, problem=error, check=None, row=None, **values)
+        if kept:
+            call.workspace.keep_refusal(path, recorded(error))
+        return call.page(
+            "data_file.html", status, problem=refused(call.words, recorded(error), path),
+            is_text=not isinstance(error, NoTable), check=None, row=None, **values,
+        )  # fmt: skip
+    call.workspace.keep_refusal(path, None)
     mapping = preview.mapping | reading
     check = _check(call, name, path, mapping)
+    found = check.result if check.state == "done" else None
+
+    def told(which: str) -> list[str]:
+        return [on_page(call.words, each, path) for each in found[which]] if found else []
+
+    asks = mapping.get("prompt") and mapping.get("completion")
+    row = _row(call, path, mapping)
     return call.page(
         "data_file.html", problem=None, preview=preview, mapping=mapping, check=check, tasks=get_args(Kind),
-        found=check.result if check.state == "done" else None, row=_row(call, path, mapping), **values,
+        sentence=sentence(call.words, mapping["prompt"], mapping["completion"]) if asks else None,
+        found=found, findings=findings(call.words, found, path) if found else [],
+        reasons=told("reasons"), notes=told("notes"),
+        failed=refused(call.words, check.error, path) if check.state == "failed" else None,
+        row=refused(call.words, recorded(row), path) if isinstance(row, AfinaError) else row, **values,
     )  # fmt: skip
 
 
 def _readable(settings: dict[str, Any]) -> dict[str, Any]:
-    """Without what decides how answers are scored alone."""
-    return {name: value for name, value in settings.items() if name != "kind"}
+    """What decides how rows are read, and neither how answers are scored nor which rows are left out."""
+    return {name: value for name, value in settings.items() if name not in _LATER}
 
 
 def _check(call: Call, name: str, path: Path, mapping: dict[str, Any]) -> Work:
@@ -142,6 +178,20 @@ def _read_so(call: Call) -> Response:
     return go(f"/data/{quoted(name)}")
 
 
+def _too_long(call: Call) -> Response:
+    """Keeps what is to be done with rows that are too long, looks at all rows anew, and goes back to where it was
+    asked: the file's page, or the step `to`."""
+    name, chosen = call.path("name"), call.text("too_long")
+    path, reading = call.workspace.data_file(name), call.workspace.reading(name)
+    if chosen in _TOO_LONG:
+        reading |= {"too_long": chosen}
+        call.workspace.keep_reading(name, reading)
+        preview = quick("data preview", {"rows": 1, "data": {"path": str(path)} | _readable(reading)})
+        _check(call, name, path, preview.mapping | reading)
+    to = call.text("to")
+    return go(f"/{to}", data=name, base=call.text("base")) if to in ("base", "train") else go(f"/data/{quoted(name)}")
+
+
 def _check_again(call: Call) -> Response:
     """Begins the check anew, where it was killed or stopped."""
     name = call.workspace.data_file(call.path("name")).name
@@ -163,6 +213,7 @@ def _delete(call: Call) -> Response:
         path.unlink()
     with suppress(OSError):
         call.workspace.keep_reading(path.name, {})
+        call.workspace.keep_refusal(path, None)
     return go("/data")
 
 
@@ -173,6 +224,7 @@ PAGE = Page(
         Route("POST", "/upload/{name}", _upload),
         Route("GET", "/data/{name}", _show),
         Route("POST", "/data/{name}/reading", _read_so),
+        Route("POST", "/data/{name}/too-long", _too_long),
         Route("POST", "/data/{name}/check", _check_again),
         Route("POST", "/data/{name}/delete", _delete),
     ),

@@ -16,7 +16,7 @@ from afina.core.files import jsonl_rows, read_json
 from afina.measure.pages.rendering import style_source
 from afina.ui.studio import scores
 from afina.ui.studio.charts import Curves
-from afina.ui.studio.pages._preparing import minutes_asked, new_run_named
+from afina.ui.studio.pages._preparing import begin_run, minutes_asked
 from afina.ui.studio.pages.runs import at_work, entries
 from afina.ui.studio.pages.work import looks
 from afina.ui.studio.view import Call, Page, Route, go, quick
@@ -55,7 +55,7 @@ def _show(call: Call) -> Response:
     curves = Curves.of(events)
     return call.page(
         "judge_run.html", problem=None, shown=shown, evaluation=evaluation, own=own, file=Path(shown.data).name,
-        others=[file for file in call.workspace.data_files() if file != own],
+        others=[file for file in call.workspace.usable_files() if file != own],
         curves=curves, measure=scores.metric(call.words, curves.measure), answers=looks(events),
         has_adapter=(path / "adapter" / "adapter_config.json").is_file(), report=(path / "report.html").is_file(),
         **(_judged(call, path, evaluation) if evaluation else {}), **values,
@@ -142,11 +142,9 @@ def _search(call: Call, job: str) -> Response:
     if _data_file(call.workspace, shown.data) is None:
         raise Refused("data_gone")
     config = read_yaml(path / "config.yaml")
-    out = new_run_named(call, path.name, f"-{job}")
     values = {key: config[key] for key in _KEPT if config.get(key) is not None}
     values["data"] = {key: value for key, value in config["data"].items() if value not in (None, {}, [])}
-    settings = {"minutes": minutes_asked(call), "run": values | {"out": out}}
-    return go(f"/work/{call.queue.add(job, settings, out.name).id}")
+    return begin_run(call, job, {"minutes": minutes_asked(call), "run": values}, path.name)
 
 
 PAGE = Page(

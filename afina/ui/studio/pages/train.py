@@ -12,10 +12,11 @@ from afina.core.errors import AfinaError, InputError
 from afina.jobs import JOBS
 from afina.settings import RunSettings
 from afina.ui.studio import plans
+from afina.ui.studio.findings import refused
 from afina.ui.studio.forms import groups, typed_in, values
-from afina.ui.studio.pages._preparing import WATCHED, Data, alphabetical, catalogue, forecast, new_run
+from afina.ui.studio.pages._preparing import WATCHED, Data, alphabetical, begin_run, catalogue, forecast
 from afina.ui.studio.view import Call, Page, Route, go, link
-from afina.ui.studio.words import Told
+from afina.ui.studio.words import Refused, Told, recorded
 from afina.ui.studio.work import Work
 
 _SPOKEN = 0.1  # of the rows: a language of the data with more matters until somebody says otherwise
@@ -50,6 +51,8 @@ class _Asked:
                 found = _foreseen(call, data, base, answers, given)
             except AfinaError as error:
                 problem = error
+                if data.path and not isinstance(error, Refused):
+                    problem = refused(call.words, recorded(error), data.path)
         return cls(data, base, answers, typed, given, problem, *found)
 
     @property
@@ -70,7 +73,7 @@ class _Asked:
 
 
 def _run(data: Data, base: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    return merge(nest(dict(given)), {"base": base, "data": data.settings})
+    return merge({"base": base, "data": data.settings}, nest(dict(given)))
 
 
 def _foreseen(
@@ -110,17 +113,20 @@ def _page(call: Call, asked: _Asked, status: int = 200) -> Response:
     shared: dict[str, Any] = {"step": "train", "data": data, "base": asked.base}
     if data.missing or not asked.base:
         missing = data.missing or "no_base"
-        return call.page("train_missing.html", missing=missing, files=call.workspace.data_files(), **shared)
+        errors, files = data.errors(call.words), call.workspace.usable_files()
+        return call.page("train_missing.html", missing=missing, files=files, errors=errors, **shared)
     skipped = plans.left_out(asked.given, plan.job) if plan else []
     sent = {path: value for path, value in asked.given.items() if path not in skipped} | (plan.settings if plan else {})
+    named = call.words.setting
     return call.page(
         "train.html", status, asked=asked, plan=plan, seen=asked.seen, sent=sent,
-        skipped=skipped, not_compared=plans.left_out(asked.given, "compare"),
+        skipped=list(map(named, skipped)), not_compared=list(map(named, plans.left_out(asked.given, "compare"))),
         told=[_said(call, *each) for each in plan.told] if plan else [],
-        groups=groups(asked.typed), files=[each.name for each in call.workspace.data_files()],
+        groups=groups(asked.typed), files=[each.name for each in call.workspace.usable_files()],
         can_search=find_spec("optuna") is not None and find_spec("sklearn") is not None,
         qualities=plans.QUALITIES, minutes=plans.MINUTES, **_languages(call, asked),
         remedies=[_remedy(call, asked, each) for each in plans.remedies(asked.seen or {})],
+        not_too_long=[(each, link("/train", **asked.query | {"data.too_long": each})) for each in ("drop", "cut")],
         swap=link("/train", **asked.query | {"allow_swap": "true"}),
         command=_command(asked) if plan else "", **shared,
     )  # fmt: skip
@@ -168,19 +174,18 @@ def _remedy(call: Call, asked: _Asked, remedy: plans.Remedy) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _work_of(asked: _Asked, job: str) -> tuple[dict[str, Any], str]:
-    """The settings of the job that the answers ask for, without a folder, and what its folder's name ends with."""
+def _work_of(asked: _Asked, job: str) -> dict[str, Any]:
+    """The settings of the job that the answers ask for, without a folder."""
     assert asked.plan
     run = asked.settings(job, asked.plan.settings)
     if job == "train":
-        return merge(run, WATCHED), ""
-    return ({"minutes": asked.plan.minutes} if job == "tune" else {}) | {"run": run}, f"-{job}"
+        return merge(run, WATCHED)
+    return ({"minutes": asked.plan.minutes} if job == "tune" else {}) | {"run": run}
 
 
 def _command(asked: _Asked) -> str:
     assert asked.plan
-    settings, _ = _work_of(asked, asked.plan.job)
-    return command(asked.plan.job, build(JOBS[asked.plan.job].load().settings, settings))
+    return command(asked.plan.job, build(JOBS[asked.plan.job].load().settings, _work_of(asked, asked.plan.job)))
 
 
 def _start(call: Call) -> Response:
@@ -199,11 +204,7 @@ def _begin(call: Call, asked: _Asked, job: str) -> Response:
         return _page(call, asked, 400)
     if asked.plan is None or not asked.fits:
         return go("/train", **asked.query)
-    settings, suffix = _work_of(asked, job)
-    out = new_run(call, asked.data, suffix)
-    run = settings if job == "train" else settings["run"]
-    run["out"] = str(out)
-    return go(f"/work/{call.queue.add(job, settings, call.workspace.run_name(out)).id}")
+    return begin_run(call, job, _work_of(asked, job), asked.data.stem)
 
 
 PAGE = Page(

@@ -20,7 +20,8 @@ _LOOKS_SHOWN = 6  # of the model's answers while it learns: the first, and the l
 # What a job calls the work that it is at begins so; the others have no words here.
 _STAGES = {
     "answers of the base": "answers_base", "answers of the adapted": "answers_adapted", "answers": "answers",
-    "rows prepared": "prepared", "reading and trying": "adapters", "reading ": "reading", "search": "search",
+    "rows prepared": "prepared", "rows looked at": "looked_at", "rows compared": "compared",
+    "loading the tokenizer": "tokenizer", "reading and trying": "adapters", "reading ": "reading", "search": "search",
 }  # fmt: skip
 
 
@@ -42,7 +43,7 @@ def _live(call: Call, work: Work) -> dict[str, Any]:
     """What the page shows of how far it is."""
     events = work.events()
     steps = [e for e in events if isinstance(e, Step)]
-    progress = next((e for e in reversed(events) if isinstance(e, Progress | Step)), None)
+    progress = _progress(events)
     curves = Curves.of(events)
     return {
         "state": work.state,
@@ -50,8 +51,8 @@ def _live(call: Call, work: Work) -> dict[str, Any]:
         "measure": scores.metric(call.words, curves.measure),
         "answers": looks(events),
         "last": steps[-1] if steps else None,
-        "progress": progress if isinstance(progress, Progress) else None,
-        "stage": _stage(call.words, progress.stage) if isinstance(progress, Progress) else "",
+        "progress": next((each for each in progress if each.total), None),
+        "stages": [(_stage(call.words, each.stage), each) for each in progress],
         "notices": [e for e in events if isinstance(e, Notice)][-_NOTICES:],
         "outcome": outcome(call, work),
     }
@@ -61,6 +62,17 @@ def looks(events: Sequence[Event]) -> list[Answers]:
     """What the model answered after its looks at the held-out rows: the first time, and the last times."""
     found = [event for event in events if isinstance(event, Answers)]
     return [*found[:1], *found[1:][1 - _LOOKS_SHOWN :]]
+
+
+def _progress(events: Sequence[Event]) -> list[Progress]:
+    """The newest that work beside training told of how far it is; what it counts without an end stands beside what it
+    counts with one."""
+    newest = next((each for each in reversed(events) if isinstance(each, Progress | Step)), None)
+    if not isinstance(newest, Progress):
+        return []
+    other = (each for each in reversed(events) if isinstance(each, Progress) and bool(each.total) != bool(newest.total))
+    beside = next(other, None) if newest.done else None
+    return [newest, beside] if beside and beside.done else [newest]
 
 
 def _stage(words: Words, told: str) -> str:
