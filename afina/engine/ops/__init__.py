@@ -6,8 +6,9 @@ whose longer ones have a file each; by_cpp.py has them for the processor, cards/
 these two share. Each implementation is a subclass in a file of its own, with gradients derived by hand, and `chosen`
 (choice.py) gives a decoder its one: to add another is to add a file and to name it there.
 
-Public: `Ops`, `TORCH`, `chosen`; `Segments` (segments.py); `ACTIVATIONS`, `GATES` (activations.py); `AttentionSpec`,
-`Rotation` (rotary.py); `Past` (attention.py); `summed_cross_entropy`, `cross_entropies`, `CHUNK`, `ROUND` (losses.py).
+Public: `Ops`, `TORCH`, `chosen`, `why_torch`; `Segments` (segments.py); `ACTIVATIONS`, `GATES` (activations.py);
+`AttentionSpec`, `Rotation` (rotary.py); `Past` (attention.py); `summed_cross_entropy`, `cross_entropies`, `CHUNK`,
+`ROUND` (losses.py).
 """
 
 from afina.engine.ops.activations import ACTIVATIONS as ACTIVATIONS
@@ -16,6 +17,7 @@ from afina.engine.ops.attention import Past as Past
 from afina.engine.ops.by_torch import TORCH as TORCH
 from afina.engine.ops.by_torch import Ops as Ops
 from afina.engine.ops.choice import chosen as chosen
+from afina.engine.ops.choice import why_torch as why_torch
 from afina.engine.ops.losses import CHUNK as CHUNK
 from afina.engine.ops.losses import ROUND as ROUND
 from afina.engine.ops.losses import cross_entropies as cross_entropies
