@@ -54,7 +54,7 @@ class Cards:
         self.answer("device_count", 2)
         self.answer("get_device_name", "NVIDIA Test")
         self.answer("get_rng_state", torch.zeros(16, dtype=torch.uint8))
-        for name in ("set_rng_state", "reset_peak_memory_stats", "set_device", "synchronize"):
+        for name in ("set_rng_state", "empty_cache", "reset_peak_memory_stats", "set_device", "synchronize"):
             self.answer(name, None)
         patch.setattr(torch.cuda, "mem_get_info", lambda device: (self.free[torch.device(device).index or 0], 80 * GB))
         patch.setattr(torch.cuda, "get_device_capability", lambda device: self.capability)
@@ -189,7 +189,7 @@ def test_memory_is_that_of_the_device(two_cards: Cards) -> None:
     assert memory_free(CUDA) == (40 + 8 - 5) * GB  # what torch keeps of tensors that are gone is free, too
     assert memory_limit(CUDA) == 80 * GB
     forget_peak(CUDA)
-    assert two_cards.asked[-1] == ("reset_peak_memory_stats", (CUDA,))
+    assert two_cards.asked[-2:] == [("empty_cache", ()), ("reset_peak_memory_stats", (CUDA,))]
     assert memory_in_words(CUDA) == (
         "the memory of cuda:0 (NVIDIA Test: 80.0 GB, of which other programs have 32.0 GB)"
     )

@@ -336,7 +336,7 @@ def test_a_run_on_the_processor_asks_no_card(fresh, data: Dataset, tmp_path: Pat
 
     for name in (
         "current_device", "get_rng_state", "set_rng_state", "max_memory_allocated", "max_memory_reserved",
-        "memory_reserved", "mem_get_info", "synchronize", "set_device", "reset_peak_memory_stats",
+        "memory_reserved", "mem_get_info", "synchronize", "set_device", "empty_cache", "reset_peak_memory_stats",
     ):  # fmt: skip
         monkeypatch.setattr(torch.cuda, name, refuse)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

@@ -54,9 +54,12 @@ def peak_memory_gb(device: torch.device = HOST) -> float:
 
 
 def forget_peak(device: torch.device) -> None:
-    """The peak is counted from now on, where it can be: of the host, it is that of the process."""
+    """The peak is counted from now on, where it can be: of the host, it is that of the process. What is kept of tensors
+    that are gone is given back before, for it was the peak of something else."""
     if device.type not in ("cpu", "mps"):
-        torch.get_device_module(device).reset_peak_memory_stats(device)
+        of: Any = torch.get_device_module(device)
+        of.empty_cache()
+        of.reset_peak_memory_stats(device)
 
 
 def memory_free(device: torch.device = HOST) -> int:
