@@ -126,10 +126,10 @@ class DecoderLayer(nn.Module):
         return state.cache.attend(self.index, qkv_TE, spec, rotation, state.segments, state.ops)
 
 
-def _drops(layer: nn.Module) -> bool:
-    """Whether it draws random numbers in training, which are to be drawn again where it is computed again. To keep
-    their state is a wait for a card otherwise, once a layer."""
-    return any(isinstance(each, nn.Dropout) and each.p > 0 for each in layer.modules())
+def drops(module: nn.Module) -> bool:
+    """Whether it draws random numbers in training, which are to be drawn again where it is computed again. Keeping
+    their state is a wait for a card, each time."""
+    return any(isinstance(each, nn.Dropout) and each.p > 0 for each in module.modules())
 
 
 def _norm(arch: Architecture) -> nn.Module:
@@ -288,7 +288,7 @@ class Decoder(nn.Module):
             wanted_N = at_N if layer is layers[-1] else None
             if self.checkpointing and self.training and torch.is_grad_enabled():
                 x, added = checkpoint(
-                    layer, x, added, state, wanted_N, use_reentrant=False, preserve_rng_state=_drops(layer)
+                    layer, x, added, state, wanted_N, use_reentrant=False, preserve_rng_state=drops(layer)
                 )
             else:
                 x, added = layer(x, added, state, wanted_N)

@@ -7,8 +7,8 @@ these two share. Each implementation is a subclass in a file of its own, with gr
 (choice.py) gives a decoder its one: to add another is to add a file and to name it there.
 
 Public: `Ops`, `TORCH`, `chosen`, `why_torch`; `Segments` (segments.py); `ACTIVATIONS`, `GATES` (activations.py);
-`AttentionSpec`, `Rotation` (rotary.py); `Past` (attention.py); `summed_cross_entropy`, `cross_entropies`, `CHUNK`,
-`ROUND` (losses.py).
+`AttentionSpec`, `Rotation` (rotary.py); `Past` (attention.py); `summed_cross_entropy`, `cross_entropies`, `chunk_rows`,
+`CHUNK`, `ROUND` (losses.py).
 """
 
 from afina.engine.ops.activations import ACTIVATIONS as ACTIVATIONS
@@ -20,6 +20,7 @@ from afina.engine.ops.choice import chosen as chosen
 from afina.engine.ops.choice import why_torch as why_torch
 from afina.engine.ops.losses import CHUNK as CHUNK
 from afina.engine.ops.losses import ROUND as ROUND
+from afina.engine.ops.losses import chunk_rows as chunk_rows
 from afina.engine.ops.losses import cross_entropies as cross_entropies
 from afina.engine.ops.losses import summed_cross_entropy as summed_cross_entropy
 from afina.engine.ops.rotary import NO_NORM as NO_NORM
