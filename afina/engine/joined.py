@@ -293,7 +293,8 @@ class _JoinedFunction(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, product: _JoinedProduct, *_: Tensor) -> Tensor:
         y, low = product.forward(x)
         ctx.product = product
-        ctx.save_for_backward(x, None if low is None else low.clone())  # as a view it would keep all outputs alive
+        trained = low is not None or product.is_trained()
+        ctx.save_for_backward(x if trained else None, None if low is None else low.clone())  # no view of all outputs
         return y
 
     @staticmethod
