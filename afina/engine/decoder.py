@@ -184,7 +184,7 @@ class Decoder(nn.Module):
     def placing(self) -> Callable[[str, Tensor], Tensor]:
         """What puts a weight, by its name, as it is read, where its joined product reads it; others stay where they
         are."""
-        joined = {
+        joined: dict[str, tuple[JoinedLinear, str]] = {
             f"{self.arch.names.layers}.{i}.{path}.weight": own
             for i, layer in enumerate(self.decoder_layers())
             for path, own in layer.joined().items()

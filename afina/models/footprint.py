@@ -89,8 +89,8 @@ def cache_bytes(module: Any, dtype: torch.dtype) -> int:
 
 
 def logit_bytes(module: Any, dtype: torch.dtype, labelled: int, free: int = 0) -> int:
-    """Bytes of the logits that exist at one time in training, at `labelled` positions per micro-batch; more of them on a
-    card with `free` bytes."""
+    """Bytes of the logits that exist at one time in training, at `labelled` positions per micro-batch; more on a card
+    with `free` bytes."""
     if not isinstance(module, Decoder):
         return labelled * 8 * output_size(module)  # in fp32, and their gradient
     row = output_size(module) * element_size(dtype)

@@ -97,6 +97,8 @@ def test_a_card_without_triton_is_told_so_with_a_remedy(tmp_path: Path, monkeypa
     monkeypatch.setattr(choice, "_by_triton", choice._by_triton.__wrapped__)
     assert choice.chosen(torch.device("cuda"), tmp_path) is TORCH
     words = load._engine(torch.device("cuda"), None, None)
-    assert re.match(r"Afina's decoder on cuda by torch, for Triton cannot be imported \(.+\): slower, .+; install", words)
+    assert re.match(
+        r"Afina's decoder on cuda by torch, for Triton cannot be imported \(.+\): slower, .+; install", words
+    )
     for other in ("cpu", "mps"):
         assert "Triton" not in load._engine(torch.device(other), None, None)

@@ -2,9 +2,9 @@
 
 Comes in: packed activations (T tokens, rows one after another without padding). Goes out: the operation's result,
 differentiable. `Ops` (by_torch.py) is the protocol and, in torch, on any device, the definition of each operation,
-whose longer ones have a file each; by_cpp.py has them for the processor, cards/by_triton.py for cards, and fused.py what
-these two share. Each implementation is a subclass in a file of its own, with gradients derived by hand, and `chosen`
-(choice.py) gives a decoder its one: to add another is to add a file and to name it there.
+whose longer ones have a file each; by_cpp.py has them for the processor, cards/by_triton.py for cards, and fused.py
+what these two share. Each implementation is a subclass in a file of its own, with gradients derived by hand, and
+`chosen` (choice.py) gives a decoder its one: to add another is to add a file and to name it there.
 
 Public: `Ops`, `TORCH`, `chosen`, `why_torch`; `Segments` (segments.py); `ACTIVATIONS`, `GATES` (activations.py);
 `AttentionSpec`, `Rotation` (rotary.py); `Past` (attention.py); `summed_cross_entropy`, `cross_entropies`, `chunk_rows`,

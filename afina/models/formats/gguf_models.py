@@ -91,9 +91,7 @@ def read_weights(
     return found
 
 
-def _checked(
-    file: GGUF, name: str, lies: Stored, config: Any, dtype: torch.dtype, device: torch.device
-) -> Tensor:
+def _checked(file: GGUF, name: str, lies: Stored, config: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
     weight = lies.restored(file.tensor(name, device), config).to(dtype).contiguous()
     check_numbers(file.path, {name: weight})
     return weight

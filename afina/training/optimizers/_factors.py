@@ -39,7 +39,8 @@ class FactorOptimizer(torch.optim.AdamW):
 
     def gradients(self, factors: list[Tensor]) -> Tensor:
         """Those of `factors`, stacked; zeros in a step that changes nothing, for what is made of others may fail."""
-        return self._unless_skipped(torch.stack([f.grad for f in factors if f.grad is not None]), 0.0)
+        found: Tensor = self._unless_skipped(torch.stack([f.grad for f in factors if f.grad is not None]), 0.0)
+        return found
 
     def kept(self, factors: list[Tensor], name: str, *shape: int) -> Tensor:
         """The state `name` of `factors`, stacked, in the given shape; zeros before their first step."""
