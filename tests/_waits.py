@@ -18,7 +18,8 @@ from torch.utils._pytree import tree_leaves
 # By the names of ATen's operations, below Python: item, bool, int and float are the first.
 _READ = {
     "_local_scalar_dense", "is_nonzero", "equal", "nonzero", "nonzero_static", "masked_select", "unique_dim", "_unique",
-    "_unique2", "unique_consecutive", "bincount", "histc", "_linalg_check_errors", "_assert_async",
+    "_unique2", "unique_consecutive", "bincount", "histc", "_linalg_check_errors", "_linalg_eigh", "_linalg_svd",
+    "_assert_async",
 }  # fmt: skip
 # Of the processor's tensors these reach no operation.
 _PYTHON = {Tensor.tolist, Tensor.cpu, Tensor.numpy, Tensor.__array__}

@@ -3,6 +3,7 @@
 T tokens (packed), C channels, E = (H + 2·Hkv)·D outputs of the query, key and value layers, S rows of a pack.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -73,11 +74,15 @@ class DecoderLayer(nn.Module):
         ]
         self._qkv, self._out, self._up, self._down = joined
 
-    def places(self) -> dict[str, Place]:
-        """Where each linear layer stands, by its path in this layer."""
+    def joined(self) -> dict[str, tuple[JoinedLinear, str]]:
+        """What computes each linear layer, and its name there, by its path in this layer."""
         attention = self.arch.names.attention
         owners = (attention, self._qkv), (attention, self._out), ("mlp", self._up), ("mlp", self._down)
-        return {f"{owner}.{name}": place for owner, joined in owners for name, place in joined.places().items()}
+        return {f"{owner}.{name}": (joined, name) for owner, joined in owners for name in joined.places()}
+
+    def places(self) -> dict[str, Place]:
+        """Where each linear layer stands, by its path in this layer."""
+        return {path: joined.places()[name] for path, (joined, name) in self.joined().items()}
 
     def forward(
         self, x_TC: Tensor, added_TC: Tensor | None, state: ForwardState, at_N: Tensor | None = None
@@ -121,10 +126,10 @@ class DecoderLayer(nn.Module):
         return state.cache.attend(self.index, qkv_TE, spec, rotation, state.segments, state.ops)
 
 
-def _drops(layer: nn.Module) -> bool:
-    """Whether it draws random numbers in training, which are to be drawn again where it is computed again. To keep
-    their state is a wait for a card otherwise, once a layer."""
-    return any(isinstance(each, nn.Dropout) and each.p > 0 for each in layer.modules())
+def drops(module: nn.Module) -> bool:
+    """Whether it draws random numbers in training, which are to be drawn again where it is computed again. Keeping
+    their state is a wait for a card, each time."""
+    return any(isinstance(each, nn.Dropout) and each.p > 0 for each in module.modules())
 
 
 def _norm(arch: Architecture) -> nn.Module:
@@ -175,6 +180,23 @@ class Decoder(nn.Module):
         names = self.arch.names
         tied = self.config.tie_word_embeddings
         return {f"{names.head}.weight": f"{names.embedding}.weight"} if tied else {}
+
+    def placing(self) -> Callable[[str, Tensor], Tensor]:
+        """What puts a weight, by its name, as it is read, where its joined product reads it; others stay where they
+        are."""
+        joined: dict[str, tuple[JoinedLinear, str]] = {
+            f"{self.arch.names.layers}.{i}.{path}.weight": own
+            for i, layer in enumerate(self.decoder_layers())
+            for path, own in layer.joined().items()
+        }
+
+        def placed(name: str, weight: Tensor) -> Tensor:
+            if name not in joined:
+                return weight
+            product, own = joined[name]
+            return product.take(own, weight)
+
+        return placed
 
     def take_blocks(self, path: str, blocks: Blocks) -> None:
         """Replaces the linear layer or embedding at `path` by one over `blocks`."""
@@ -266,7 +288,7 @@ class Decoder(nn.Module):
             wanted_N = at_N if layer is layers[-1] else None
             if self.checkpointing and self.training and torch.is_grad_enabled():
                 x, added = checkpoint(
-                    layer, x, added, state, wanted_N, use_reentrant=False, preserve_rng_state=_drops(layer)
+                    layer, x, added, state, wanted_N, use_reentrant=False, preserve_rng_state=drops(layer)
                 )
             else:
                 x, added = layer(x, added, state, wanted_N)

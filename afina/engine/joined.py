@@ -37,6 +37,8 @@ from afina.engine.ops.by_torch import TORCH, Ops
 from afina.engine.ops.few_rows import FewRows, Part
 from afina.engine.ops.low_rank import LowRankLayer, LowRankUpdate
 
+_ROOM = 16  # ranks of each layer, for which weights that are read leave rows: the default of adapters
+
 
 class JoinedLinear:
     """The layers `names` of `owner`, applied to one input: (T, I) → (T, O), the outputs side by side.
@@ -84,6 +86,21 @@ class JoinedLinear:
         bounds = zip([0, *ends], ends, frozen, strict=False)
         places = [Place(self._number, begin, end, input_size(layer)) for begin, end, layer in bounds]
         return dict(zip(self._names, places, strict=True))
+
+    @torch.no_grad()
+    def take(self, name: str, weight: Tensor) -> Tensor:
+        """A weight of the layer `name`, as it is read, in its rows of Ŵ, which has room for adapters' A: so that
+        none is in memory twice. One of another shape than the layer's is given back."""
+        layer = getattr(self._owner, name)
+        if weight.shape != layer.weight.shape:
+            return weight
+        places = self.places()
+        place = places[name]
+        if self._weights is None:
+            rows = max(each.end for each in places.values()) + _ROOM * len(places)
+            self._weights = weight.new_empty(rows, place.inputs)
+        rows_OI = self._weights[place.begin : place.end]
+        return (rows_OI.T if is_transposed(layer) else rows_OI).copy_(weight)
 
     @torch.inference_mode(False)  # training may use these tensors later
     @torch.no_grad()
@@ -276,7 +293,8 @@ class _JoinedFunction(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, product: _JoinedProduct, *_: Tensor) -> Tensor:
         y, low = product.forward(x)
         ctx.product = product
-        ctx.save_for_backward(x, None if low is None else low.clone())  # as a view it would keep all outputs alive
+        trained = low is not None or product.is_trained()
+        ctx.save_for_backward(x if trained else None, None if low is None else low.clone())  # no view of all outputs
         return y
 
     @staticmethod

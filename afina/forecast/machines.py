@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from afina.core.device import KINDS, compiler, device_name, memory_gb, pick_device, pick_dtype
+from afina.core.device import KINDS, compiler, device_name, memory_gb, overlaps, pick_device, pick_dtype
 from afina.core.errors import SettingsError, near
 from afina.core.events import Listener, Notice, ignore
 from afina.engine import ops
@@ -26,6 +26,7 @@ class Machine:
     `available` are the bytes that the process can have, of which its `libraries` take some before anything is loaded.
     `fused`: there are kernels of our own, which keep less for the backward pass. `heap`: freed memory lies in a heap
     that other sizes do not fill. `device` is where passes may be timed; None where that is not wanted, or not possible.
+    `is_card`: larger chunks of logits where there is room.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Machine:
     fused: bool
     heap: bool
     device: torch.device | None = None
+    is_card: bool = False
 
 
 _UTILISATION = 0.6  # of what large products reach: all of a layer's products, and what stands between them
@@ -75,6 +77,7 @@ def this_machine(
         fused,
         heap=on_cpu and fused,
         device=on if measure else None,
+        is_card=overlaps(on),
     )
 
 
@@ -105,7 +108,7 @@ def named(name: str) -> Machine:
         )
     return Machine(
         published.title, int(published.free), int(_CONTEXT), published.dtype, _estimated(published),
-        fused=published.kernels, heap=False,
+        fused=published.kernels, heap=False, is_card=published.kernels,
     )  # fmt: skip
 
 

@@ -88,7 +88,8 @@ def with_micro_batches(fixed: Memory, case: Case, batches: MicroBatches, recompu
     transient = model_bytes.working_bytes(module, dtype)
     activations = batches.largest * max(per_token + transient / 2, transient)
     words = model_bytes.output_size(module)
-    logits = model_bytes.logit_bytes(module, dtype, max(1, round(batches.largest * workload.labelled)))
+    free = case.machine.available if case.machine.is_card else 0
+    logits = model_bytes.logit_bytes(module, dtype, max(1, round(batches.largest * workload.labelled)), free)
     head = words * int(base.config.hidden_size)
     if case.settings.method in ("full", "head") and base.task.continues_text:
         logits += (4 + size) * head  # the head's gradient in fp32, and in its own format

@@ -16,7 +16,7 @@ from afina.core.errors import AdapterError
 from afina.core.updates import Updates
 from afina.engine import ops
 from afina.engine.blocks import BlockLinear, Blocks
-from afina.engine.decoder import Decoder
+from afina.engine.decoder import Decoder, drops
 from afina.engine.sequences import DecoderSequences, prompt_logits
 from afina.models.model import IGNORE_INDEX, ActiveSequences, Packed, token_losses
 
@@ -38,7 +38,7 @@ class DecoderModel:
     def shares(self, lengths: Sequence[int]) -> list[int] | None:
         """None under dropout, which changes the same token of each row in its own way. Rows longer than some rotation's
         original length have other angles than those that are not."""
-        dropout = self.module.training and any(isinstance(m, nn.Dropout) and m.p > 0 for m in self.module.modules())
+        dropout = self.module.training and drops(self.module)
         if dropout or not self.sharing:
             return None
         limits = {rope.original for rope in self.module.arch.ropes if rope.original is not None}
@@ -48,11 +48,17 @@ class DecoderModel:
         hidden_NC, labels_N, weights_N = self._hidden(packed), packed.labels_N, packed.weights_N
         if (head_VC := self._plain_head()) is not None:
             return ops.summed_cross_entropy(self.module.ops_for(hidden_NC), hidden_NC, head_VC, labels_N, weights_N)
-        total = hidden_NC.new_zeros((), dtype=torch.float32)
-        for at in range(0, len(labels_N), ops.CHUNK):  # the backward pass recomputes a chunk's logits
-            part = slice(at, at + ops.CHUNK)
+        total, rows = (
+            hidden_NC.new_zeros((), dtype=torch.float32),
+            ops.chunk_rows(hidden_NC, self.module.arch.vocabulary),
+        )
+        again = drops(self.module.get_output_embeddings())
+        for at in range(0, len(labels_N), rows):  # the backward pass recomputes a chunk's logits
+            part = slice(at, at + rows)
             own = None if weights_N is None else weights_N[part]
-            total = total + checkpoint(self._chunk_loss, hidden_NC[part], labels_N[part], own, use_reentrant=False)
+            total = total + checkpoint(
+                self._chunk_loss, hidden_NC[part], labels_N[part], own, use_reentrant=False, preserve_rng_state=again
+            )
         return total
 
     def _chunk_loss(self, hidden_NC: Tensor, labels_N: Tensor, weights_N: Tensor | None) -> Tensor:
@@ -71,7 +77,8 @@ class DecoderModel:
         hidden_NC, labels_N = self._hidden(packed), packed.labels_N
         if (head_VC := self._plain_head()) is not None and not torch.is_grad_enabled():
             return ops.cross_entropies(self.module.ops_for(hidden_NC), hidden_NC, head_VC, labels_N)
-        parts = zip(hidden_NC.split(ops.CHUNK), labels_N.split(ops.CHUNK), strict=True)
+        rows = ops.chunk_rows(hidden_NC, self.module.arch.vocabulary)
+        parts = zip(hidden_NC.split(rows), labels_N.split(rows), strict=True)
         return torch.cat([token_losses(self.module.logits(hidden), labels) for hidden, labels in parts])
 
     def label_logits(self, packed: Packed) -> Tensor:

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from afina.core.device import LARGE_BLOCK, memory_free
+from afina.core.device import LARGE_BLOCK, memory_free, rows_within
 from afina.core.layers import is_conv1d
 from afina.engine import ops
 from afina.engine.blocks import NF4_BLOCK, linear_layers
@@ -88,12 +88,14 @@ def cache_bytes(module: Any, dtype: torch.dtype) -> int:
     return 2 * element_size(dtype) * int(module.config.num_hidden_layers) * int(module.config.hidden_size)
 
 
-def logit_bytes(module: Any, dtype: torch.dtype, labelled: int) -> int:
-    """Bytes of the logits that exist at one time in training, at `labelled` positions per micro-batch."""
+def logit_bytes(module: Any, dtype: torch.dtype, labelled: int, free: int = 0) -> int:
+    """Bytes of the logits that exist at one time in training, at `labelled` positions per micro-batch; more on a card
+    with `free` bytes."""
     if not isinstance(module, Decoder):
         return labelled * 8 * output_size(module)  # in fp32, and their gradient
-    rows = min(ops.CHUNK, -(-labelled // ops.ROUND) * ops.ROUND)
-    return rows * output_size(module) * element_size(dtype)
+    row = output_size(module) * element_size(dtype)
+    rows = min(rows_within(free, row, ops.CHUNK), -(-labelled // ops.ROUND) * ops.ROUND)
+    return rows * row
 
 
 def output_size(module: Any) -> int:

@@ -11,7 +11,7 @@ import torch
 from afina.core.errors import BaseModelError, reading
 from afina.core.files import read_json
 from afina.engine.architecture import Architecture, Unsupported
-from afina.engine.blocks import Blocks, quantiser_for
+from afina.engine.blocks import Blocks, Quantiser, quantiser_for
 from afina.engine.decoder import Decoder
 from afina.engine.families import architecture_of
 from afina.engine.joined_weights import weight_OI
@@ -81,7 +81,7 @@ def _from_folder(
     if quantised_by(source.path):
         other = _in_transformers(source, config, dtype).to(dtype)
         return ReadModel(_filled(source, module, other.state_dict()), tok)
-    quantiser = quantiser_for(module, quantize, dtype)
+    quantiser = _quantiser(module, quantize, dtype)
     weights = safetensors_files.read_weights(source.path, arch, dtype, quantiser, device)
     filled = _filled(source, module, weights)
     own = "its files hold an output head of their own, which is used, though config.json ties it to the embeddings"
@@ -98,6 +98,11 @@ def _in_transformers(source: Source, config: Any, dtype: torch.dtype) -> Any:
     return module
 
 
+def _quantiser(module: Decoder, quantize: Quantize | None, dtype: torch.dtype) -> Quantiser:
+    """What becomes of each weight as it is read: those that stay as they are go where joined products read them."""
+    return quantiser_for(module, quantize, dtype) if quantize else module.placing()
+
+
 def _from_gguf(
     source: Source, dtype: torch.dtype, ops: Ops, quantize: Quantize | None, device: torch.device
 ) -> ReadModel:
@@ -107,7 +112,7 @@ def _from_gguf(
     config = gguf_models.read_config(file)
     if config:
         module = decoder_skeleton(config, architecture_of(config), ops)
-        quantiser = quantiser_for(module, quantize, dtype)
+        quantiser = _quantiser(module, quantize, dtype)
         weights = gguf_models.read_weights(file, config, module.state_dict(), dtype, quantiser, keep, device)
         if keep and not any(isinstance(weight, Blocks) for weight in weights.values()):
             raise BaseModelError(f"--quantize keep: {source.path} contains no blocks", "use --quantize nf4 or int8")

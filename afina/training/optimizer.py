@@ -47,8 +47,8 @@ class Optimizer:
         """Takes a step along the gradients, scaled down to `max_norm`, and drops them; their norm before that (a
         scalar on their device).
 
-        Where that is not finite nothing is changed. A card decides that by itself if the optimiser has a step for it
-        (torch's fused AdamW); else it is waited for.
+        Where that is not finite nothing is changed. A card decides that by itself if the optimiser has a step for it,
+        as all of ours have; else it is waited for.
         """
         for name, parameter in self._own.items():
             master = self._masters[name]

@@ -18,6 +18,7 @@ from afina.core.device import (
     host_buffer,
     is_deterministic,
     later,
+    memory,
     memory_free,
     memory_gb,
     memory_in_words,
@@ -26,6 +27,8 @@ from afina.core.device import (
     pick_device,
     pick_dtype,
     random_states,
+    rows_at_once,
+    rows_within,
     sent,
     set_arithmetic,
     set_random_states,
@@ -54,7 +57,7 @@ class Cards:
         self.answer("device_count", 2)
         self.answer("get_device_name", "NVIDIA Test")
         self.answer("get_rng_state", torch.zeros(16, dtype=torch.uint8))
-        for name in ("set_rng_state", "reset_peak_memory_stats", "set_device", "synchronize"):
+        for name in ("set_rng_state", "empty_cache", "reset_peak_memory_stats", "set_device", "synchronize"):
             self.answer(name, None)
         patch.setattr(torch.cuda, "mem_get_info", lambda device: (self.free[torch.device(device).index or 0], 80 * GB))
         patch.setattr(torch.cuda, "get_device_capability", lambda device: self.capability)
@@ -189,7 +192,7 @@ def test_memory_is_that_of_the_device(two_cards: Cards) -> None:
     assert memory_free(CUDA) == (40 + 8 - 5) * GB  # what torch keeps of tensors that are gone is free, too
     assert memory_limit(CUDA) == 80 * GB
     forget_peak(CUDA)
-    assert two_cards.asked[-1] == ("reset_peak_memory_stats", (CUDA,))
+    assert two_cards.asked[-2:] == [("empty_cache", ()), ("reset_peak_memory_stats", (CUDA,))]
     assert memory_in_words(CUDA) == (
         "the memory of cuda:0 (NVIDIA Test: 80.0 GB, of which other programs have 32.0 GB)"
     )
@@ -300,3 +303,20 @@ def test_numbers_from_a_card_are_waited_for_when_they_are_read(
     assert done == ["pinned: True", "recorded in the queue of cpu"]
     assert read().tolist() == [0, 1, 2]
     assert done[-1] == "waited"
+
+
+def test_rows_at_one_time_follow_the_free_memory_of_a_card(two_cards: Cards, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [rows_within(free, 1000, 256) for free in (0, 10**6, 33 * 10**6, 70 * 10**6, 10**12)] == [
+        256, 256, 512, 1024, 4096,
+    ]  # fmt: skip
+    memory._rows_on.cache_clear()
+    words = 128_000 * 2
+    assert rows_at_once(HOST, words, 256) == 256
+    assert rows_at_once(SECOND, words, 256) == 4096  # 1 GB of the 73 GB that are free
+    two_cards.free[1] = 20 * GB
+    assert rows_at_once(SECOND, words, 256) == 4096  # asked once
+    memory._rows_on.cache_clear()
+    assert rows_at_once(SECOND, words, 256) == 1024
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
+    assert rows_at_once(SECOND, words, 256) == 256
+    memory._rows_on.cache_clear()

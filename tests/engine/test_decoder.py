@@ -14,6 +14,7 @@ from afina.engine.decoder import Decoder
 from afina.engine.families import Family, architecture_of
 from afina.engine.ops import TORCH, Segments
 from afina.lora import LoraConfig, inject, merge
+from afina.models import causal
 from afina.models.causal import DecoderModel, TransformersModel
 from afina.models.load import load_base
 from afina.models.model import IGNORE_INDEX, Packed, unshared
@@ -217,6 +218,31 @@ def test_packed_equals_unpacked_and_checkpointed_equals_not(tmp_path: Path) -> N
         assert again == pytest.approx(loss, rel=1e-6)
         for a, b in zip(found, expected, strict=True):
             assert (a - b).abs().max() <= 1e-5 * b.abs().max()
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_logits_are_computed_again_with_the_same_random_numbers(
+    dropout: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whose state is read, which is a wait for a card, only where some are drawn."""
+    model, packed = ours("qwen2", tmp_path, True), batch()
+    inject(model.module, LoraConfig(rank=4, dropout=dropout, target_modules=("lm_head",)))
+    randomise(model.module)
+    model.module.train()
+    reads: list[int] = []
+    state = torch.get_rng_state
+    monkeypatch.setattr(torch, "get_rng_state", lambda: reads.append(1) or state())
+    found = []
+    for again in (True, False):
+        if not again:
+            assert bool(reads) == bool(dropout)
+            monkeypatch.setattr(causal, "checkpoint", lambda function, *of, **_: function(*of))
+        torch.manual_seed(0)
+        model.module.zero_grad()
+        model.summed_loss(packed).backward()
+        found.append([p.grad for p in model.module.parameters() if p.grad is not None])
+    assert len(found[0]) == 2
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
 def test_the_order_of_rows_in_a_pack_does_not_matter(tmp_path: Path) -> None:

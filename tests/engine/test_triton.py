@@ -1,6 +1,5 @@
 """Triton's kernels, run by its interpreter on the processor, against their twins in torch: values and gradients."""
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import torch
 from torch import Tensor
 
 from afina.engine.blocks import GGML_FORMATS, NF4, quantise
-from afina.engine.ops import TORCH, AttentionSpec, Rotation, Segments, choice, chosen
+from afina.engine.ops import TORCH, AttentionSpec, Rotation, Segments, chosen
 from afina.engine.ops.unpack import row_bytes
 
 pytest.importorskip("triton", reason="Triton is not installed")
@@ -180,8 +179,6 @@ def test_another_dtype_or_device_is_torchs() -> None:
     assert not TritonOps().takes(torch.empty(1))
 
 
-def test_a_card_gets_them_where_triton_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_card_gets_them_where_triton_is_installed(tmp_path: Path) -> None:
     assert isinstance(chosen(torch.device("cuda:1"), tmp_path), TritonOps)
     assert chosen(torch.device("mps"), tmp_path) is TORCH
-    monkeypatch.setitem(sys.modules, "afina.engine.ops.cards.by_triton", None)  # importing it fails
-    assert choice._by_triton.__wrapped__() is TORCH

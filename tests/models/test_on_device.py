@@ -1,6 +1,8 @@
 """Weights on their way to another device than the processor: on torch's `meta`, which computes shapes and holds
 nothing."""
 
+import re
+import sys
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +15,7 @@ from gguf_files import write
 from transformers import AutoModelForCausalLM
 
 from afina.engine.blocks import Blocks
+from afina.engine.ops import TORCH, choice
 from afina.models import load, load_base
 from afina.models.formats import gguf as gguf_reader
 from afina.models.formats import gguf_models, safetensors_files
@@ -87,3 +90,15 @@ def test_tensors_are_those_of_the_gguf_package(kind: str, tmp_path: Path) -> Non
     found = GGUF(tmp_path / "a.gguf").tensor("x")
     assert found.dtype == torch.float32
     assert torch.equal(found, torch.from_numpy(gguf.dequantize(raw, number)))
+
+
+def test_a_card_without_triton_is_told_so_with_a_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "afina.engine.ops.cards.by_triton", None)  # importing it fails
+    monkeypatch.setattr(choice, "_by_triton", choice._by_triton.__wrapped__)
+    assert choice.chosen(torch.device("cuda"), tmp_path) is TORCH
+    words = load._engine(torch.device("cuda"), None, None)
+    assert re.match(
+        r"Afina's decoder on cuda by torch, for Triton cannot be imported \(.+\): slower, .+; install", words
+    )
+    for other in ("cpu", "mps"):
+        assert "Triton" not in load._engine(torch.device(other), None, None)

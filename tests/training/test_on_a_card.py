@@ -203,17 +203,37 @@ def test_a_step_that_is_not_finite_is_skipped_without_asking(card: Card) -> None
     assert {float(v) for k, v in optimizer.moments().items() if k.endswith("step")} == {2.0}
 
 
-@pytest.mark.parametrize("kind", ["muon", "riemannian"])
-def test_optimisers_of_factors_wait_and_skip_too(card: Card, kind: str) -> None:
-    model = torch.nn.Sequential(torch.nn.Linear(4, 4))
-    inject(model, LoraConfig(rank=2, target_modules=("0",)))
-    optimizer = Optimizer(model, 0.0, kind=kind)
-    before = {k: v.clone() for k, v in optimizer.weights().items()}
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.grad = torch.full_like(parameter, float("inf"))
-    optimizer.step(0.1, 1.0)
-    assert all(torch.equal(v, before[k]) for k, v in optimizer.weights().items())
+@pytest.mark.parametrize(
+    ("kind", "waits"), [("adamw", 0), ("muon", 0), ("riemannian", 0), ("lora_pro", 1), ("lora_rite", 6)]
+)
+def test_optimisers_of_factors_skip_by_themselves_too(card: Card, kind: str, waits: int) -> None:
+    """With the numbers of the processor's, where it is asked whether a step is finite. Eigenvalues are waited for."""
+
+    def made() -> tuple[torch.nn.Module, Optimizer]:
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(6, 4))
+        inject(model, LoraConfig(rank=2, target_modules=("0",)))
+        model[0].lora_b.data.normal_()
+        return model, Optimizer(model, 0.0, kind=kind)
+
+    (ours, optimizer), (plain, expected) = made(), made()
+    for value in (float("inf"), 1.0, 2.0, float("nan"), -1.0):
+        for model in (ours, plain):
+            torch.manual_seed(3)
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter.grad = value * torch.rand_like(parameter)
+        with pytest.MonkeyPatch.context() as processor:
+            processor.setattr("afina.training.optimizer.overlaps", lambda device: False)
+            expected.step(0.1, 1.0)
+        counted = Waits(*(p.grad for p in ours.parameters() if p.grad is not None), *ours.parameters())
+        with counted:
+            optimizer.step(0.1, 1.0)
+        assert len(counted.found) == waits, counted.found
+        for name, weight in expected.weights().items():
+            assert torch.equal(weight, optimizer.weights()[name])
+        for name, moment in expected.moments().items():
+            assert torch.equal(moment, optimizer.moments()[name])
 
 
 def test_what_is_made_ahead_is_what_would_be_made(card: Card) -> None:
@@ -336,7 +356,7 @@ def test_a_run_on_the_processor_asks_no_card(fresh, data: Dataset, tmp_path: Pat
 
     for name in (
         "current_device", "get_rng_state", "set_rng_state", "max_memory_allocated", "max_memory_reserved",
-        "memory_reserved", "mem_get_info", "synchronize", "set_device", "reset_peak_memory_stats",
+        "memory_reserved", "mem_get_info", "synchronize", "set_device", "empty_cache", "reset_peak_memory_stats",
     ):  # fmt: skip
         monkeypatch.setattr(torch.cuda, name, refuse)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

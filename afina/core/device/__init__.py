@@ -4,8 +4,8 @@ Comes in: the device that a user named, or none. Goes out: the device of the run
 its memory and its random numbers, and how numbers come from it without waiting. Other rooms ask for these by the run's
 device, and know no kind of card; whether there are cards at all is asked here alone. `choice`: the device, and folders
 for what is kept. `formats`: the number format, and what its products round to. `cards`: names, and why a card cannot be
-used. `memory`: held, at most, free. `queue`: what computes on its own time, and random numbers. `host`: the processor,
-its compiler, and the memory beside it.
+used. `memory`: held, at most, free, and rows for what is free. `queue`: what computes on its own time, and random
+numbers. `host`: the processor, its compiler, and the memory beside it.
 """
 
 from afina.core.device.cards import VISIBLE as VISIBLE
@@ -41,6 +41,8 @@ from afina.core.device.memory import memory_gb as memory_gb
 from afina.core.device.memory import memory_in_words as memory_in_words
 from afina.core.device.memory import memory_limit as memory_limit
 from afina.core.device.memory import peak_memory_gb as peak_memory_gb
+from afina.core.device.memory import rows_at_once as rows_at_once
+from afina.core.device.memory import rows_within as rows_within
 from afina.core.device.queue import host_buffer as host_buffer
 from afina.core.device.queue import later as later
 from afina.core.device.queue import overlaps as overlaps

@@ -2,15 +2,18 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
 
 from afina.core.device.cards import device_name
+from afina.core.device.formats import is_deterministic
 from afina.core.device.host import host_free, host_limit, peak_resident, resident
 from afina.core.errors import OutOfMemory
 
 GB = 1e9
+_SHARE, _MOST_TIMES = 64, 16  # of rows that are computed at one time: of the free memory, and over the least
 HOST = torch.device("cpu")
 
 
@@ -54,9 +57,12 @@ def peak_memory_gb(device: torch.device = HOST) -> float:
 
 
 def forget_peak(device: torch.device) -> None:
-    """The peak is counted from now on, where it can be: of the host, it is that of the process."""
+    """The peak is counted from now on, where it can be: of the host, it is that of the process. What is kept of tensors
+    that are gone is given back before, for it was the peak of something else."""
     if device.type not in ("cpu", "mps"):
-        torch.get_device_module(device).reset_peak_memory_stats(device)
+        of: Any = torch.get_device_module(device)
+        of.empty_cache()
+        of.reset_peak_memory_stats(device)
 
 
 def memory_free(device: torch.device = HOST) -> int:
@@ -65,6 +71,26 @@ def memory_free(device: torch.device = HOST) -> int:
         return host_free()
     now = device_memory(device)
     return now.free + now.reserved - now.allocated
+
+
+def rows_within(free: int, row_bytes: int, least: int) -> int:
+    """Rows of so many bytes that are computed at one time where `free` bytes are: `least`, or times a power of two what
+    a small share of the memory holds."""
+    times = min(free // (_SHARE * row_bytes * least), _MOST_TIMES)
+    return least << max(0, times.bit_length() - 1)
+
+
+def rows_at_once(device: torch.device, row_bytes: int, least: int) -> int:
+    """Rows of so many bytes that are computed at one time on `device`: a card takes more, where its memory allows it,
+    to read once what all of them need. The processor does not, and nor does a card whose results are to have the same
+    bits in every run."""
+    return least if device.type != "cuda" or is_deterministic(device) else _rows_on(device, row_bytes, least)
+
+
+@cache
+def _rows_on(card: torch.device, row_bytes: int, least: int) -> int:
+    """Asked once: other shapes in every pass would leave holes in its memory."""
+    return rows_within(memory_free(card), row_bytes, least)
 
 
 def memory_limit(device: torch.device = HOST) -> int:

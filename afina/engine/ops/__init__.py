@@ -2,12 +2,13 @@
 
 Comes in: packed activations (T tokens, rows one after another without padding). Goes out: the operation's result,
 differentiable. `Ops` (by_torch.py) is the protocol and, in torch, on any device, the definition of each operation,
-whose longer ones have a file each; by_cpp.py has them for the processor, cards/by_triton.py for cards. Each
-implementation is a subclass in a file of its own, with gradients derived by hand, and `chosen` (choice.py) gives a
-decoder its one: to add another is to add a file and to name it there.
+whose longer ones have a file each; by_cpp.py has them for the processor, cards/by_triton.py for cards, and fused.py
+what these two share. Each implementation is a subclass in a file of its own, with gradients derived by hand, and
+`chosen` (choice.py) gives a decoder its one: to add another is to add a file and to name it there.
 
-Public: `Ops`, `TORCH`, `chosen`; `Segments` (segments.py); `ACTIVATIONS`, `GATES` (activations.py); `AttentionSpec`,
-`Rotation` (rotary.py); `Past` (attention.py); `summed_cross_entropy`, `cross_entropies`, `CHUNK`, `ROUND` (losses.py).
+Public: `Ops`, `TORCH`, `chosen`, `why_torch`; `Segments` (segments.py); `ACTIVATIONS`, `GATES` (activations.py);
+`AttentionSpec`, `Rotation` (rotary.py); `Past` (attention.py); `summed_cross_entropy`, `cross_entropies`, `chunk_rows`,
+`CHUNK`, `ROUND` (losses.py).
 """
 
 from afina.engine.ops.activations import ACTIVATIONS as ACTIVATIONS
@@ -16,8 +17,10 @@ from afina.engine.ops.attention import Past as Past
 from afina.engine.ops.by_torch import TORCH as TORCH
 from afina.engine.ops.by_torch import Ops as Ops
 from afina.engine.ops.choice import chosen as chosen
+from afina.engine.ops.choice import why_torch as why_torch
 from afina.engine.ops.losses import CHUNK as CHUNK
 from afina.engine.ops.losses import ROUND as ROUND
+from afina.engine.ops.losses import chunk_rows as chunk_rows
 from afina.engine.ops.losses import cross_entropies as cross_entropies
 from afina.engine.ops.losses import summed_cross_entropy as summed_cross_entropy
 from afina.engine.ops.rotary import NO_NORM as NO_NORM

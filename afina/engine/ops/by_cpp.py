@@ -14,17 +14,16 @@ from torch.nn import functional as F
 from afina.engine import kernels
 from afina.engine.kernels import LANES, Kernels
 from afina.engine.ops._autograd import apply, empty_with_stride
-from afina.engine.ops.activations import GATES
 from afina.engine.ops.attention import Past
-from afina.engine.ops.by_torch import Ops
 from afina.engine.ops.few_rows import FewRows, Part
+from afina.engine.ops.fused import FusedOps
 from afina.engine.ops.low_rank import LowRankUpdate
 from afina.engine.ops.rotary import NORM_EACH_HEAD, AttentionSpec, Rotation
 from afina.engine.ops.segments import Segments
 from afina.engine.ops.unpack import row_bytes
 
 
-class CppOps(Ops):
+class CppOps(FusedOps):
     """What the compiled kernels do; the products of pairs of bf16 numbers only where the processor has them."""
 
     few = 24 if torch.cpu._is_amx_tile_supported() else 32
@@ -35,17 +34,42 @@ class CppOps(Ops):
     def takes(self, x: Tensor) -> bool:
         return kernels.can_run(x)
 
-    def rms_norm(self, x_TC: Tensor, weight_C: Tensor, eps: float) -> Tensor:
-        y: Tensor = apply(_RmsNorm, self.kernels, x_TC, None, weight_C, eps)
-        return y
+    def norm_forward(
+        self, x_TC: Tensor, added_TC: Tensor | None, weight_C: Tensor, eps: float, h_TC: Tensor, y_TC: Tensor,
+        rstd_T: Tensor,
+    ) -> None:  # fmt: skip
+        shape = len(x_TC), x_TC.shape[1]
+        kernels.expect(x_TC.dtype, (x_TC, shape), (x_TC if added_TC is None else added_TC, shape))
+        kernels.expect(torch.float32, (weight_C, shape[1:]))
+        self.kernels.call(
+            "rms_forward", x_TC, x_TC.stride(0), *_or_none(added_TC), weight_C, h_TC, y_TC, rstd_T, *shape, eps,
+            torch.get_num_threads(),
+        )  # fmt: skip
 
-    def add_rms_norm(self, x_TC: Tensor, added_TC: Tensor, weight_C: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-        both: tuple[Tensor, Tensor] = apply(_RmsNorm, self.kernels, x_TC, added_TC, weight_C, eps)
-        return both
+    def norm_backward(
+        self, dy_TC: Tensor, dh_TC: Tensor | None, h_TC: Tensor, weight_C: Tensor, rstd_T: Tensor, dx_TC: Tensor
+    ) -> None:
+        shape, dy_TC = (len(h_TC), h_TC.shape[1]), dy_TC.contiguous()
+        kernels.expect(h_TC.dtype, (dy_TC, shape), (h_TC if dh_TC is None else dh_TC, shape))
+        self.kernels.call(
+            "rms_backward", dy_TC, *_or_none(dh_TC), h_TC, h_TC.stride(0), weight_C, rstd_T, dx_TC, dx_TC.stride(0),
+            *shape, torch.get_num_threads(),
+        )  # fmt: skip
 
-    def gated(self, gate_up_TI: Tensor, kind: str) -> Tensor:
-        out: Tensor = apply(_Gated, self.kernels, gate_up_TI, GATES[kind][0])
-        return out
+    def gate_forward(self, gate_up_TI: Tensor, kind: int, out_TI: Tensor) -> None:
+        rows, n = out_TI.shape
+        kernels.expect(gate_up_TI.dtype, (gate_up_TI, (rows, 2 * n)))
+        self.kernels.call(
+            "gated_forward", gate_up_TI, gate_up_TI.stride(0), out_TI, rows, n, kind, torch.get_num_threads()
+        )
+
+    def gate_backward(self, gate_up_TI: Tensor, dout_TI: Tensor, kind: int, d_TI: Tensor) -> None:
+        rows, n = len(d_TI), d_TI.shape[1] // 2
+        dout_TI = dout_TI.contiguous()
+        kernels.expect(d_TI.dtype, (dout_TI, (rows, n)))
+        self.kernels.call(
+            "gated_backward", gate_up_TI, gate_up_TI.stride(0), dout_TI, d_TI, rows, n, kind, torch.get_num_threads()
+        )
 
     def rotate(self, qkv_TE: Tensor, spec: AttentionSpec, rotation: Rotation | None) -> Tensor:
         if rotation is None:
@@ -116,70 +140,9 @@ class CppOps(Ops):
         return self.kernels.multiplies_pairs and dtype == torch.bfloat16
 
 
-class _RmsNorm(torch.autograd.Function):
-    """With s = (mean h² + eps)^−½:  dh = s·(w ∘ dy) − h·s³·mean(w ∘ dy ∘ h),  dw = Σ_T dy ∘ h·s."""
-
-    @staticmethod
-    def forward(ctx: Any, fused: Kernels, x: Tensor, added: Tensor | None, weight: Tensor, eps: float) -> Any:
-        rows, n = x.shape
-        weight = weight.float()
-        y, rstd = torch.empty(rows, n, dtype=x.dtype), torch.empty(rows)
-        h = torch.empty_like(y) if added is not None else x
-        kernels.expect(x.dtype, (x, (rows, n)), (x if added is None else added, (rows, n)))
-        kernels.expect(torch.float32, (weight, (n,)))
-        fused.call(
-            "rms_forward", x, x.stride(0), *((None, 0) if added is None else (added, added.stride(0))), weight, h, y,
-            rstd, rows, n, eps, torch.get_num_threads(),
-        )  # fmt: skip
-        ctx.fused = fused
-        ctx.save_for_backward(h, weight, rstd)
-        ctx.stride = (x if added is None else added).stride(0)
-        ctx.added = added is not None
-        ctx.set_materialize_grads(False)
-        return y if added is None else (h, y)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> Any:
-        h, weight, rstd = ctx.saved_tensors
-        dh, dy = grads if ctx.added else (None, grads[0])
-        if dy is None:
-            return None, dh, dh if ctx.added else None, None, None
-        rows, n = h.shape
-        dy = dy.contiguous()
-        dx = h.new_empty(rows, ctx.stride)[:, :n]
-        kernels.expect(h.dtype, (dy, (rows, n)), (h if dh is None else dh, (rows, n)))
-        ctx.fused.call(
-            "rms_backward", dy, *((None, 0) if dh is None else (dh, dh.stride(0))), h, h.stride(0), weight, rstd, dx,
-            dx.stride(0), rows, n, torch.get_num_threads(),
-        )  # fmt: skip
-        dw = (dy.float() * h.float() * rstd[:, None]).sum(0) if ctx.needs_input_grad[3] else None
-        return None, dx, dx if ctx.added else None, dw, None
-
-
-class _Gated(torch.autograd.Function):
-    """out = g·σ(a(g))·u:  du = dout·g·σ,  dg = dout·u·(σ + g·σ(1 − σ)·a′(g)), with a(g) = g for SiLU."""
-
-    @staticmethod
-    def forward(ctx: Any, fused: Kernels, gate_up: Tensor, kind: int) -> Tensor:
-        rows, n = gate_up.shape[0], gate_up.shape[1] // 2
-        kernels.expect(gate_up.dtype, (gate_up, (rows, 2 * n)))
-        out = gate_up.new_empty(rows, n)
-        fused.call("gated_forward", gate_up, gate_up.stride(0), out, rows, n, kind, torch.get_num_threads())
-        ctx.fused, ctx.kind = fused, kind
-        ctx.save_for_backward(gate_up)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, dout: Tensor) -> Any:
-        (gate_up,) = ctx.saved_tensors
-        d = empty_with_stride(gate_up)
-        n = gate_up.shape[1] // 2
-        dout = dout.contiguous()
-        kernels.expect(d.dtype, (dout, (len(d), n)))
-        ctx.fused.call(
-            "gated_backward", gate_up, gate_up.stride(0), dout, d, len(d), n, ctx.kind, torch.get_num_threads()
-        )
-        return None, d, None
+def _or_none(x_TC: Tensor | None) -> tuple[Tensor | None, int]:
+    """Its address and stride, for a kernel that passes over what is not there."""
+    return (None, 0) if x_TC is None else (x_TC, x_TC.stride(0))
 
 
 def _c_heads(spec: AttentionSpec) -> kernels.Heads:

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from afina.core.errors import brief
 from afina.engine import kernels
 from afina.engine.ops import cards
 from afina.engine.ops.by_cpp import CppOps
@@ -17,23 +18,28 @@ def chosen(device: torch.device, folder: Path) -> Ops:
     if device.type == "cpu":
         compiled = kernels.load(folder)
         return TORCH if compiled is None else CppOps(compiled)
-    return _by_triton() if device.type in cards.TYPES else TORCH
+    return _by_triton()[0] if device.type in cards.TYPES else TORCH
 
 
 def loaded(x: Tensor) -> Ops:
     """What was chosen last for tensors on the device and of the dtype of `x`, for code that was not given any."""
     if x.device.type in cards.TYPES:
-        own = _by_triton()
+        own = _by_triton()[0]
         return own if own.takes(x) else TORCH
     compiled = kernels.loaded() if kernels.can_run(x) else None
     return TORCH if compiled is None else CppOps(compiled)
 
 
+def why_torch(device: torch.device) -> str:
+    """Why torch computes on a card that Triton compiles for, in words; '' where it does not, and on other devices."""
+    return _by_triton()[1] if device.type in cards.TYPES else ""
+
+
 @cache
-def _by_triton() -> Ops:
-    """Triton's, where it is installed, as it is with torch's builds for cards."""
+def _by_triton() -> tuple[Ops, str]:
+    """Triton's, where it is installed, as it is with torch's builds for cards; else torch's, and why."""
     try:
         from afina.engine.ops.cards.by_triton import TritonOps
-    except ImportError:
-        return TORCH
-    return TritonOps()
+    except ImportError as error:
+        return TORCH, f"Triton cannot be imported ({brief(error)})"
+    return TritonOps(), ""

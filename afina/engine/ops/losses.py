@@ -6,10 +6,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from afina.core.device import rows_at_once
+
 if TYPE_CHECKING:
     from afina.engine.ops.by_torch import Ops
 
-CHUNK = 256  # labelled positions whose logits exist at one time
+CHUNK = 256  # labelled positions whose logits exist at one time, or more of them on a card (`chunk_rows`)
 ROUND = 64  # rows of products are padded to a multiple of this: the matrix library keeps some MB for each new shape
 _HEAD_ROWS = 4096  # of the output head, whose gradients are added at one time
 
@@ -25,6 +27,11 @@ class QuantisedHead(Protocol):
 
     def product_back(self, dy_NV: Tensor) -> Tensor:
         """dy W, (N, C)."""
+
+
+def chunk_rows(hidden_NC: Tensor, vocabulary: int) -> int:
+    """Labelled positions whose logits exist at one time, of these hidden states. Every chunk reads the whole head."""
+    return rows_at_once(hidden_NC.device, vocabulary * hidden_NC.element_size(), CHUNK)
 
 
 def summed_cross_entropy(
@@ -47,9 +54,10 @@ def cross_entropies(ops: "Ops", hidden_NC: Tensor, head_VC: Tensor | QuantisedHe
     """−log p(label) of each (N), in nats, in fp32, without gradients; the logits of a chunk at a time."""
     losses_N = torch.empty(len(labels_N), device=hidden_NC.device)
     ops.check_labels(labels_N, len(hidden_NC), head_VC.shape[0])
-    memory = hidden_NC.new_empty(min(CHUNK, len(labels_N)), head_VC.shape[0])  # fresh pages for each chunk take longer
-    for start in range(0, len(labels_N), CHUNK):
-        chunk = slice(start, start + CHUNK)
+    rows = chunk_rows(hidden_NC, head_VC.shape[0])
+    memory = hidden_NC.new_empty(min(rows, len(labels_N)), head_VC.shape[0])  # fresh pages for each chunk take longer
+    for start in range(0, len(labels_N), rows):
+        chunk = slice(start, start + rows)
         logits = _logits(hidden_NC[chunk], head_VC, memory)
         ops.chunk_losses(logits, labels_N[chunk], losses_N[chunk], False)
     return losses_N
@@ -84,9 +92,10 @@ class _CrossEntropy(torch.autograd.Function):
         dhidden = torch.empty_like(hidden) if wanted else None
         dhead = torch.zeros(head.shape, device=hidden.device) if weighted and isinstance(head, Tensor) else None
         losses = torch.empty(len(labels), device=hidden.device)
-        memory = hidden.new_empty(min(CHUNK, len(labels)), head.shape[0])
-        for start in range(0, len(labels), CHUNK):
-            chunk = slice(start, start + CHUNK)
+        rows = chunk_rows(hidden, head.shape[0])
+        memory = hidden.new_empty(min(rows, len(labels)), head.shape[0])
+        for start in range(0, len(labels), rows):
+            chunk = slice(start, start + rows)
             x = hidden[chunk]
             logits = ops.chunk_losses(_logits(x, head, memory), labels[chunk], losses[chunk], wanted or weighted)
             if dhidden is not None:

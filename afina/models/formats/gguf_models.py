@@ -85,12 +85,16 @@ def read_weights(
         name, lies = by_file.get(stored, stored), stored_as(layout, stored)
         blocks = file.blocks(stored, dtype, device) if keep else None
         if blocks is None:
-            weight = lies.restored(file.tensor(stored, device), config).to(dtype).contiguous()
-            check_numbers(file.path, {stored: weight})
-            found[name] = quantiser(name, weight)
+            found[name] = quantiser(name, _checked(file, stored, lies, config, dtype, device))
         else:
             found[name] = blocks.take(lies.restored(torch.arange(blocks.rows), config))
     return found
+
+
+def _checked(file: GGUF, name: str, lies: Stored, config: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
+    weight = lies.restored(file.tensor(name, device), config).to(dtype).contiguous()
+    check_numbers(file.path, {name: weight})
+    return weight
 
 
 def names_in_file(layout: GgufLayout, layers: int, names: Iterable[str]) -> dict[str, str]:

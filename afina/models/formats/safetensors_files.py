@@ -25,8 +25,8 @@ def read_weights(
     folder: Path, arch: Architecture, dtype: torch.dtype, quantiser: Quantiser = full_precision,
     device: torch.device = HOST,
 ) -> dict[str, Tensor | Blocks]:  # fmt: skip
-    """All weights in `folder` by transformers' names, each in `dtype` and then as `quantiser` gives it, in its own
-    memory on `device`, where all this is done: one tensor at a time passes through the host.
+    """All weights in `folder` by transformers' names, each in `dtype` and then as `quantiser` gives it, in memory
+    of its own on `device`, where all this is done: one tensor at a time passes through the host.
 
     Raises `BaseModelError`.
     """
@@ -40,11 +40,15 @@ def read_weights(
         for stored, tensor in _tensors(path, each):
             name = arch.renamed.get(stored, stored)
             name = root + name if bare and not name.startswith(arch.names.head) else name
-            moved = tensor.to(device)  # as it is in the file: torch would otherwise convert it before, on the host
-            weight = moved.to(dtype, copy=moved is tensor)
-            check_numbers(path, {stored: weight})
-            found[name] = quantiser(name, weight)
+            weight = quantiser(name, _checked(path, stored, tensor, dtype, device))
+            found[name] = tensor.clone() if weight is tensor else weight  # the file's memory is let go
     return found
+
+
+def _checked(path: Path, stored: str, tensor: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
+    weight = tensor.to(device).to(dtype)  # first as it is in the file: torch would convert it before, on the host
+    check_numbers(path, {stored: weight})
+    return weight
 
 
 def stored_dtype(folder: Path) -> torch.dtype:

@@ -26,8 +26,7 @@ _DELTA = 1e-8
 
 def adjusted(a_NRI: Tensor, b_NOR: Tensor, da_NRI: Tensor, db_NOR: Tensor) -> Pair:
     """∇A' and ∇B'."""
-    of_b_NR, u_NRR = _spectrum(b_NOR.mT)
-    of_a_NR, v_NRR = _spectrum(a_NRI)
+    (of_b_NR, of_a_NR), (u_NRR, v_NRR) = _spectra(b_NOR.mT @ b_NOR, a_NRI @ a_NRI.mT)
     inverse_b_NRR, inverse_a_NRR = (u_NRR / of_b_NR[:, None]) @ u_NRR.mT, (v_NRR / of_a_NR[:, None]) @ v_NRR.mT
     least_a_NRI, least_b_NOR = inverse_b_NRR @ da_NRI, db_NOR @ inverse_a_NRR
     least_b_NOR = least_b_NOR - b_NOR @ (inverse_b_NRR @ (b_NOR.mT @ least_b_NOR))
@@ -37,10 +36,10 @@ def adjusted(a_NRI: Tensor, b_NOR: Tensor, da_NRI: Tensor, db_NOR: Tensor) -> Pa
     return least_a_NRI + x_NRR @ a_NRI, least_b_NOR - b_NOR @ x_NRR
 
 
-def _spectrum(x_NRX: Tensor) -> Pair:
-    """The eigenvalues of XXᵀ + δI, and its eigenvectors in columns."""
-    values_NR, vectors_NRR = torch.linalg.eigh(x_NRX @ x_NRX.mT)
-    return values_NR.clamp(min=0) + _DELTA, vectors_NRR
+def _spectra(*grams_NRR: Tensor) -> Pair:
+    """The eigenvalues of XXᵀ + δI, and its eigenvectors in columns, of all XXᵀ at one time: a card is waited for."""
+    values_2NR, vectors_2NRR = torch.linalg.eigh(torch.stack(grams_NRR))
+    return values_2NR.clamp(min=0) + _DELTA, vectors_2NRR
 
 
 class LoraPro(AdamW):

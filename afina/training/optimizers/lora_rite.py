@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from afina.training.optimizers._factors import FactorOptimizer, Pair, gradients
+from afina.training.optimizers._factors import FactorOptimizer, Pair
 from afina.training.optimizers.adamw import AdamW
 
 _BETAS = 0.9, 0.999
@@ -33,7 +33,7 @@ class _LoraRite(FactorOptimizer):
     def change(self, a_factors: list[Tensor], b_factors: list[Tensor]) -> None:
         sides = (a_factors, True), (b_factors, False)
         columns = [_columns(torch.stack(factors), wide) for factors, wide in sides]
-        slopes = [_columns(gradients(factors), wide) for factors, wide in sides]
+        slopes = [_columns(self.gradients(factors), wide) for factors, wide in sides]
         polar = [_polar(f_NXR) for f_NXR in columns]
         before = [
             self.kept(factors, "basis", *f_NXR.shape[1:]) for (factors, _), f_NXR in zip(sides, columns, strict=True)

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from afina.training.optimizers._factors import FactorOptimizer, Pair, gradients
+from afina.training.optimizers._factors import FactorOptimizer, Pair
 from afina.training.optimizers.adamw import AdamW
 
 _MOMENTUM = 0.95
@@ -39,7 +39,7 @@ class _Muon(FactorOptimizer):
     def change(self, a_factors: list[Tensor], b_factors: list[Tensor]) -> None:
         for factors in (a_factors, b_factors):
             rows, columns = factors[0].shape
-            now = gradients(factors)
+            now = self.gradients(factors)
             momentum = self.kept(factors, "momentum", rows, columns).lerp(now, 1 - _MOMENTUM)
             self.keep(factors, momentum=momentum)
             ahead = now.lerp(momentum, _MOMENTUM)

@@ -27,7 +27,8 @@ def preconditioned(a_NRI: Tensor, b_NOR: Tensor, da_NRI: Tensor, db_NOR: Tensor)
 def _inverse(x_NRX: Tensor) -> Tensor:
     """(XXᵀ + δI)⁻¹: small matrices, while solving for all columns would be slow."""
     one_RR = torch.eye(x_NRX.shape[1], dtype=x_NRX.dtype, device=x_NRX.device)
-    inverse_NRR: Tensor = torch.linalg.inv(x_NRX @ x_NRX.mT + _DELTA * one_RR)
+    # To hear of a singular matrix, which δI rules out, would be a wait for a card.
+    inverse_NRR: Tensor = torch.linalg.inv_ex(x_NRX @ x_NRX.mT + _DELTA * one_RR).inverse
     return inverse_NRR
 
 

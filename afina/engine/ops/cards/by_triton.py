@@ -10,16 +10,15 @@ import torch
 import triton
 from torch import Tensor
 
-from afina.engine.ops._autograd import apply, empty_with_stride
-from afina.engine.ops.activations import GATES
+from afina.engine.ops._autograd import apply
 from afina.engine.ops.attention import attend_rotated
-from afina.engine.ops.by_torch import Ops
 from afina.engine.ops.cards import TYPES
 from afina.engine.ops.cards.activations import gated_backward, gated_forward
 from afina.engine.ops.cards.losses import cross_entropy
 from afina.engine.ops.cards.norms import rms_backward, rms_forward
 from afina.engine.ops.cards.rotary import rotary_backward, rotary_forward
 from afina.engine.ops.cards.unpack import unpack_blocks, unpack_nf4
+from afina.engine.ops.fused import FusedOps
 from afina.engine.ops.rotary import AttentionSpec, Rotation
 from afina.engine.ops.segments import Segments
 from afina.engine.ops.unpack import GGML_FORMATS, NF4, NF4_BLOCK, nf4_levels_on
@@ -29,7 +28,7 @@ DTYPES = torch.float32, torch.bfloat16, torch.float16
 _GATED_BLOCK, _WORDS_BLOCK, _UNPACKED = 1024, 8192, 1024  # numbers of a row that a program takes at one time
 
 
-class TritonOps(Ops):
+class TritonOps(FusedOps):
     """`devices`: the types of device that tensors may be on. Matrix products are torch's."""
 
     ranks = 16  # so that the rows of Ŵ's products begin at multiples of 16 bytes, which fast kernels need
@@ -40,17 +39,41 @@ class TritonOps(Ops):
     def takes(self, x: Tensor) -> bool:
         return x.device.type in self._devices and x.dtype in DTYPES
 
-    def rms_norm(self, x_TC: Tensor, weight_C: Tensor, eps: float) -> Tensor:
-        y: Tensor = apply(_RmsNorm, x_TC, None, weight_C, eps)
-        return y
+    def norm_forward(
+        self, x_TC: Tensor, added_TC: Tensor | None, weight_C: Tensor, eps: float, h_TC: Tensor, y_TC: Tensor,
+        rstd_T: Tensor,
+    ) -> None:  # fmt: skip
+        rows, n = x_TC.shape
+        last, block = x_TC if added_TC is None else added_TC, triton.next_power_of_2(n)
+        _launch(
+            rms_forward, (rows,), x_TC, x_TC.stride(0), last, last.stride(0), weight_C, h_TC, y_TC, rstd_T, n, eps,
+            SUM=added_TC is not None, BLOCK=block, num_warps=_warps(block),
+        )  # fmt: skip
 
-    def add_rms_norm(self, x_TC: Tensor, added_TC: Tensor, weight_C: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-        both: tuple[Tensor, Tensor] = apply(_RmsNorm, x_TC, added_TC, weight_C, eps)
-        return both
+    def norm_backward(
+        self, dy_TC: Tensor, dh_TC: Tensor | None, h_TC: Tensor, weight_C: Tensor, rstd_T: Tensor, dx_TC: Tensor
+    ) -> None:
+        rows, n = h_TC.shape
+        dy, dh, block = _in_rows(dy_TC), h_TC if dh_TC is None else _in_rows(dh_TC), triton.next_power_of_2(n)
+        _launch(
+            rms_backward, (rows,), dy, dy.stride(0), dh, dh.stride(0), h_TC, h_TC.stride(0), weight_C, rstd_T, dx_TC,
+            dx_TC.stride(0), n, USED=dh_TC is not None, BLOCK=block, num_warps=_warps(block),
+        )  # fmt: skip
 
-    def gated(self, gate_up_TI: Tensor, kind: str) -> Tensor:
-        out: Tensor = apply(_Gated, gate_up_TI, GATES[kind][0])
-        return out
+    def gate_forward(self, gate_up_TI: Tensor, kind: int, out_TI: Tensor) -> None:
+        rows, n = out_TI.shape
+        grid = rows, triton.cdiv(n, _GATED_BLOCK)
+        _launch(
+            gated_forward, grid, gate_up_TI, gate_up_TI.stride(0), out_TI, n, GELU=bool(kind), BLOCK=_GATED_BLOCK
+        )  # fmt: skip
+
+    def gate_backward(self, gate_up_TI: Tensor, dout_TI: Tensor, kind: int, d_TI: Tensor) -> None:
+        rows, n = dout_TI.shape
+        dout = _in_rows(dout_TI)
+        _launch(
+            gated_backward, (rows, triton.cdiv(n, _GATED_BLOCK)), gate_up_TI, gate_up_TI.stride(0), dout,
+            dout.stride(0), d_TI, n, GELU=bool(kind), BLOCK=_GATED_BLOCK,
+        )  # fmt: skip
 
     def rotate(self, qkv_TE: Tensor, spec: AttentionSpec, rotation: Rotation | None) -> Tensor:
         if rotation is None or rotation.trains_norms:
@@ -100,69 +123,6 @@ def _launch(kernel: Any, grid: tuple[int, ...], first: Tensor, *others: Any, **c
 def _warps(block: int) -> int:
     """For a program of so many numbers, a power of two: some eight of them for each thread."""
     return min(max(block // 256, 1), 16)
-
-
-class _RmsNorm(torch.autograd.Function):
-    """With s = (mean h² + eps)^−½:  dh = s·(w ∘ dy) − h·s³·mean(w ∘ dy ∘ h),  dw = Σ_T dy ∘ h·s."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, added: Tensor | None, weight: Tensor, eps: float) -> Any:
-        rows, n = x.shape
-        weight = weight.float()
-        y, rstd = x.new_empty(rows, n), x.new_empty(rows, dtype=torch.float32)
-        h = torch.empty_like(y) if added is not None else x
-        last = x if added is None else added
-        block = triton.next_power_of_2(n)
-        _launch(
-            rms_forward, (rows,), x, x.stride(0), last, last.stride(0), weight, h, y, rstd, n, eps,
-            SUM=added is not None, BLOCK=block, num_warps=_warps(block),
-        )  # fmt: skip
-        ctx.save_for_backward(h, weight, rstd)
-        ctx.stride, ctx.added = last.stride(0), added is not None
-        ctx.set_materialize_grads(False)
-        return y if added is None else (h, y)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> Any:
-        h, weight, rstd = ctx.saved_tensors
-        dh, dy = grads if ctx.added else (None, grads[0])
-        if dy is None:
-            return dh, dh if ctx.added else None, None, None
-        rows, n = h.shape
-        dy, used = _in_rows(dy), h if dh is None else _in_rows(dh)
-        dx = h.new_empty(rows, ctx.stride)[:, :n]
-        block = triton.next_power_of_2(n)
-        _launch(
-            rms_backward, (rows,), dy, dy.stride(0), used, used.stride(0), h, h.stride(0), weight, rstd, dx,
-            dx.stride(0), n, USED=dh is not None, BLOCK=block, num_warps=_warps(block),
-        )  # fmt: skip
-        dw = (dy.float() * h.float() * rstd[:, None]).sum(0) if ctx.needs_input_grad[2] else None
-        return dx, dx if ctx.added else None, dw, None
-
-
-class _Gated(torch.autograd.Function):
-    """out = g·σ(a(g))·u:  du = dout·g·σ,  dg = dout·u·(σ + g·σ(1 − σ)·a′(g)), with a(g) = g for SiLU."""
-
-    @staticmethod
-    def forward(ctx: Any, gate_up: Tensor, kind: int) -> Tensor:
-        rows, n = gate_up.shape[0], gate_up.shape[1] // 2
-        out = gate_up.new_empty(rows, n)
-        grid = rows, triton.cdiv(n, _GATED_BLOCK)
-        _launch(gated_forward, grid, gate_up, gate_up.stride(0), out, n, GELU=bool(kind), BLOCK=_GATED_BLOCK)
-        ctx.kind = kind
-        ctx.save_for_backward(gate_up)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, dout: Tensor) -> Any:
-        (gate_up,) = ctx.saved_tensors
-        d, dout = empty_with_stride(gate_up), _in_rows(dout)
-        n = dout.shape[1]
-        _launch(
-            gated_backward, (len(d), triton.cdiv(n, _GATED_BLOCK)), gate_up, gate_up.stride(0), dout, dout.stride(0), d,
-            n, GELU=bool(ctx.kind), BLOCK=_GATED_BLOCK,
-        )  # fmt: skip
-        return d, None
 
 
 class _Rotate(torch.autograd.Function):
