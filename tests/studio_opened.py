@@ -122,7 +122,7 @@ def trained(root: Path, base: Path, name: str = "colours") -> Path:
         afina.RunSettings(
             base=str(base), out=out, precision="fp32", device="cpu", lora={"rank": 4},
             data={"path": data / "colours.jsonl", "prompt": "{q}", "completion": "{a}", "held_out": 0.2},
-            train={"rows": 800, "learning_rate": 2e-2, "batch_size": 8, "samples": 3},
+            train={"rows": 800, "learning_rate": 1e-2, "batch_size": 8, "samples": 3},
         )
     )  # fmt: skip
     return out
