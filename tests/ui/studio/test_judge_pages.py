@@ -84,7 +84,7 @@ def test_a_run_is_judged_in_a_sentence_of_the_readers_language(page: Visitor, co
     assert f"The adapted model is better than its base: {shown}" in told
     assert f"{100 * difference['low']:+.1f} to {100 * difference['high']:+.1f} points" in told
     for part in ("What is taken for what", "Each label", "What it forgot", "Settings that are not the usual ones",
-                 "Loss while it learns", "train.learning_rate", "Talk to it beside its base"):  # fmt: skip
+                 "Loss while it learns", "Learning rate", "Talk to it beside its base"):  # fmt: skip
         assert part in told, part
     told = text_of(page.get("/runs/colours", headers=PT).text)
     assert "O modelo adaptado é melhor que a base:" in told
