@@ -123,6 +123,11 @@ def test_a_label_none_is_a_note(tmp_path: Path) -> None:
     assert finding(checked(tmp_path / "a.jsonl", rows), "no answers").severity == "note"
 
 
+def test_fields_of_which_none_is_filled_are_a_note(tmp_path: Path) -> None:
+    rows = [{"text": f"text {i}", "fields": '{"n": 1}' if i % 2 else "{}"} for i in range(20)]
+    assert finding(checked(tmp_path / "a.jsonl", rows), "no answers").severity == "note"
+
+
 @pytest.mark.parametrize(("rows", "labels"), [
     (["bio;math", "bio", "math;chem", "chem;bio", "math", "bio;math"], "3 labels, joined by ';'"),
     (["a, b", "b, c", "a", "c", "a, c"], "3 labels, joined by ','"),

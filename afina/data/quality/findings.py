@@ -16,6 +16,7 @@ _FEW_ROWS = 50
 _FEW_OF_LANGUAGE = 2  # rows that may be of another language by mistake
 _PERSONAL = {"e-mail": "an e-mail address", "CPF": "a CPF", "card": "a card number", "telephone": "a telephone number"}
 _MAYBE = ("none", "-", "?")  # what may be a label where answers are labels
+_NO_FIELDS = ("{}", "[]")  # an answer as good as another where answers are JSON
 _JOINTS = (";", "|", ",")  # between the labels of a set
 _WORDS_OF_LABEL = 3
 _SETS = 0.1  # of the rows have more than one label, at least
@@ -106,7 +107,8 @@ def _answers(found: "Checker", kept: int) -> Iterator[DataFinding]:
     for what, few in found.few.items():
         if what.startswith("nothing: "):
             word = what.removeprefix("nothing: ")
-            grave: Severity = "note" if found.classes and word.lower() in _MAYBE else "warning"
+            meant = word in _NO_FIELDS or (found.classes and word.lower() in _MAYBE)
+            grave: Severity = "note" if meant else "warning"
             text = (
                 f"{counted(few.count, 'answer is', 'answers are')} {word!r}, learned as it stands: where it means that "
                 "there is no answer, delete these rows or empty the cells; where it is a label, leave it"
