@@ -124,7 +124,7 @@ def test_a_label_none_is_a_note(tmp_path: Path) -> None:
 
 
 def test_fields_of_which_none_is_filled_are_a_note(tmp_path: Path) -> None:
-    rows = [{"text": f"text {i}", "fields": '{"n": 1}' if i % 2 else "{}"} for i in range(20)]
+    rows = [{"question": f"text {i}", "answer": "{}" if i % 2 else '{"n": 1}'} for i in range(20)]
     assert finding(checked(tmp_path / "a.jsonl", rows), "no answers").severity == "note"
 
 
