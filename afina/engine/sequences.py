@@ -91,13 +91,17 @@ class DecoderSequences:
         slots = wanted + self._spare(room)
         over = [slot for slot in self._free if self._held[slot].tokens]
         over = over[max(0, len(over) - (slots - len(active))) :]
-        order = [*active, *over]
+        self._lay_out([*active, *over], wanted, slots, room)
+
+    def _lay_out(self, order: list[int], wanted: int, slots: int, room: int) -> None:
+        """Gives the cache so many slots of so much room: first those of `order`, of which the active ones come first."""
+        active = len(self._sequences)
         self._cache.resize(order, slots, room)
         self._held = [self._held[slot] for slot in order] + [_Held() for _ in range(slots - len(order))]
         for slot, sequence in enumerate(self._sequences):
             sequence.slot = slot
-        self._free = [*range(len(order), slots), *range(len(active), len(order))]
-        self._wanted, self._stepped = wanted, None
+        self._free = [*range(len(order), slots), *range(active, len(order))]
+        self._wanted, self._stepped, self._tape = wanted, None, None  # a tape holds the memory that it was recorded in
 
     def add(self, prompts: Sequence[list[int]], updates: Sequence[Updates | None]) -> list[int]:
         packed = [None if each is None else self._module.prepare(each) for each in updates]
@@ -283,9 +287,20 @@ class DecoderSequences:
             return scores_BV
         return step() if self._tape.spoiled else self._tape.repeat(*inputs).clone()
 
-    def reserve(self, room: int) -> None:
-        if room > self._cache.room:
-            self._resize(self._wanted, room)
+    def reserve(self, count: int, room: int) -> None:
+        if count > self._wanted or room > self._cache.room:
+            self._resize(max(count, self._wanted), max(room, self._cache.room))
+
+    def shrink(self) -> int:
+        of_a_token = self._cache.bytes // (self._cache.slots * self._cache.room)
+        order, room = list[int](), 0
+        for slot in reversed(self._free):
+            longest = max(room, len(self._held[slot].tokens))
+            if self._held[slot].tokens and (len(order) + 1) * longest * of_a_token <= self._kept:
+                order, room = [slot, *order], longest
+        if order:
+            self._lay_out(order, 0, len(order), room)
+        return room
 
     def retain(self, indices: Sequence[int]) -> None:
         retained = [self._sequences[i] for i in indices]

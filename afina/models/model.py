@@ -115,8 +115,12 @@ class ActiveSequences(Protocol):
     def record(self, ids: Sequence[int]) -> None:
         """Which tokens the last `decode` appended: on a device they are computed before the host knows them."""
 
-    def reserve(self, room: int) -> None:
-        """Makes memory for sequences of so many tokens, prompts included, where there is less."""
+    def reserve(self, count: int, room: int) -> None:
+        """Makes memory for so many sequences of so many tokens, prompts included, where there is less."""
+
+    def shrink(self) -> int:
+        """Frees all memory but that of sequences that are over, those used last, within the bytes that `start` was
+        given for them; not while others are active. For how many tokens of each there is memory then; 0: for none."""
 
     def retain(self, indices: Sequence[int]) -> None:
         """Drops all sequences but those at `indices`, whether their prompts are read or not."""
