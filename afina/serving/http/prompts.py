@@ -84,6 +84,8 @@ def _ids(tokenizer: Tokenizer, chat: Chat, remarks: Remarks | None = None) -> li
     if chat.continued:
         check_texts(tokenizer, [{"role": "assistant", "content": chat.continued}])
         ids = ids + tokenizer.encode(chat.continued)  # as training encodes an answer after its prompt
+    if not ids:
+        raise Unusable("the chat template makes nothing of these messages")
     return ids
 
 
@@ -128,7 +130,8 @@ def check_tokens(tokenizer: Tokenizer, ids: Sequence[int], param: str) -> None:
 
 
 def text_prompt(tokenizer: Tokenizer, facts: ModelFacts, given: str | list[int], room: int | None) -> Prompt:
-    """Plain text, or token ids. Raises `Unusable`, `HttpError`, `TooLong`."""
+    """Plain text, or token ids; an empty text is the beginning of any, the BOS token. Raises `Unusable`, `HttpError`,
+    `TooLong`."""
     if isinstance(given, str):
         if room is None:
             _check_fits(tokenizer, facts, given)
@@ -139,7 +142,7 @@ def text_prompt(tokenizer: Tokenizer, facts: ModelFacts, given: str | list[int],
         check_tokens(tokenizer, given, "prompt")
         ids = list(given)
     if not ids:
-        raise Unusable("the prompt is empty")
+        raise Unusable("the prompt is empty, and the model's tokenizer has no BOS token with which a text could begin")
     if room is None or len(ids) <= room:
         return Prompt(ids)
     warning = f"the prompt had {counted(len(ids), 'token')}; its beginning was cut"
