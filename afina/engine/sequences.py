@@ -94,7 +94,7 @@ class DecoderSequences:
         self._lay_out([*active, *over], wanted, slots, room)
 
     def _lay_out(self, order: list[int], wanted: int, slots: int, room: int) -> None:
-        """Gives the cache so many slots of so much room: first those of `order`, of which the active ones come first."""
+        """Gives the cache so many slots of so much room, first those of `order`, which begins with the active ones."""
         active = len(self._sequences)
         self._cache.resize(order, slots, room)
         self._held = [self._held[slot] for slot in order] + [_Held() for _ in range(slots - len(order))]

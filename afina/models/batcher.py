@@ -96,8 +96,9 @@ class Batcher:
     begin with is read once, also where another request of the same updates, active or over, began so: its keys and
     values are there until their memory is needed. When no request is left, the KV cache is freed; where `kept` is
     given, in so many bytes more those of requests that are over stay, and the rest is freed by `shrink`. Only where all
-    is freed may the model change. `max_tokens` is what the cache has room for, as many for each request as the longest of them needs (None:
-    for whatever is asked). The model's module has to be in evaluation mode. Not for several threads.
+    is freed may the model change. `max_tokens` is what the cache has room for, as many for each request as the longest
+    of them needs (None: for whatever is asked). The model's module has to be in evaluation mode. Not for several
+    threads.
 
     Where the host may go on while the device computes, it reads the tokens of a step while the device computes the
     next one, of which it drops what follows a stop: the same answers, a step later.
@@ -354,7 +355,7 @@ class Batcher:
 
     @torch.inference_mode()
     def shrink(self) -> None:
-        """Frees the KV cache but for `kept` bytes of what requests that are over have in it; not while any is active."""
+        """Frees the KV cache but for `kept` bytes of requests that are over; not while one is active."""
         if self._sequences is None or self._active:
             return
         self._shape = 0, self._sequences.shrink()

@@ -150,8 +150,8 @@ class Engine:
         self._thread.join()
 
     def call(self, work: Callable[[], T]) -> "Future[T]":
-        """Lets the engine's thread do `work` between two steps; what came of it. Nothing is done where whoever waits for
-        it has gone by then."""
+        """Lets the engine's thread do `work` between two steps; what came of it. Nothing is done once whoever waits for
+        it has gone."""
         future: Future[T] = Future()
 
         def do() -> None:

@@ -117,7 +117,7 @@ def test_the_guide_s_lines_write_the_base_s_file(run: Path, exported: Path, tmp_
     assert "FROM ./base-F16.gguf\nADAPTER" in (exported / "Modelfile.adapter").read_text()
     lines = [line[4:] for line in text.split("Afina writes one so:")[1].split("llama.cpp takes")[0].splitlines()]
     monkeypatch.chdir(tmp_path)
-    exec("\n".join(lines).replace("path/to/base", str(run.parent / "base")), {})  # noqa: S102
+    exec("\n".join(lines).replace("path/to/base", str(run.parent / "base")), {})
     base, read = (
         load_base(str(path), precision="fp32", device="cpu") for path in (run.parent / "base", "base-F16.gguf")
     )

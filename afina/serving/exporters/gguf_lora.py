@@ -84,8 +84,8 @@ def _of_base(file: str, subject: Subject) -> Iterator[str]:
     """Which base `file` is, and how one comes by it."""
     weights, on_hub = subject.facts.sha256, subject.hub_base
     if Path(subject.facts.path).suffix == ".gguf":
-        yield f"`{file}` is the very file that was trained on (SHA-256 `{weights}`): nothing is quantised a second time."
-        yield "It is not in this folder: copy it here from where it lies, or give its path after `-m`."
+        yield f"`{file}` is the very file that was trained on (SHA-256 `{weights}`),"
+        yield "so that nothing is quantised a second time. It is not in this folder: copy it here, or give its path."
         return
     name = on_hub.hub_id if on_hub else subject.base_name
     commit = f", revision={on_hub.commit!r}" if on_hub and on_hub.commit else ""

@@ -64,7 +64,7 @@ class _Ollama(Exporter):
         if _WITH_ADAPTER in written.files:
             yield ""
             yield f"`{_WITH_ADAPTER}` puts the adapter on the base's own file. **Ollama {_LAST} or older**: newer ones"
-            yield f"refuse ADAPTER when a model is created. It needs the base's file, `{base_file(subject)}`, beside it."
+            yield f"refuse ADAPTER when a model is created. The base's file goes beside it: `{base_file(subject)}`."
 
 
 def modelfile(subject: Subject, source: str, adapter: str = "") -> str:

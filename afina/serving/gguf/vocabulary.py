@@ -61,8 +61,8 @@ def _made(tok: Tokenizer, rows: int) -> Vocabulary:
     model = spec["model"]
     if model["type"] == "Unigram":
         raise _refused(
-            "it parts a text into its likeliest pieces (Unigram). llama.cpp has no bytes for the characters that such a "
-            "one lacks, or merges by scores, and would give other tokens than those that were trained on"
+            "it parts a text into its likeliest pieces (Unigram). llama.cpp merges by scores there, or has no bytes "
+            "for characters that are no words, and would give other tokens than those that were trained on"
         )
     if model["type"] != "BPE" or any(model.get(key) for key in ("continuing_subword_prefix", "end_of_word_suffix")):
         raise _refused(f"it is of the kind {model['type']}, not BPE over bytes or SentencePiece's BPE")

@@ -91,7 +91,7 @@ def _ids(tokenizer: Tokenizer, chat: Chat, remarks: Remarks | None = None) -> li
 
 def _cut(tokenizer: Tokenizer, chat: Chat, ids: list[int], room: int) -> tuple[Chat, list[int]]:
     """Without the oldest messages; where the last question alone is too long, without its end. The system's message
-    stays, and no result is left without its call."""
+    stays, and no result is left without its call. Raises `TooLong`."""
     messages = list(chat.messages)
     while len(ids) > room:
         last = max((i for i, each in enumerate(messages) if each["role"] == "user"), default=-1)
@@ -107,7 +107,10 @@ def _cut(tokenizer: Tokenizer, chat: Chat, ids: list[int], room: int) -> tuple[C
     margin = 0
     while len(ids) > room and margin < room:
         example = Example(chat.messages, None, (), "", "")
-        cut = shorten(tokenizer, example, len(ids) - room + margin)
+        try:
+            cut = shorten(tokenizer, example, len(ids) - room + margin)
+        except Unusable as error:
+            raise TooLong(f"{error}: beside the answer there is room for {counted(room, 'token')}") from error
         chat, margin = replace(chat, messages=cut.messages), margin + 4
         ids = _ids(tokenizer, chat)
     return chat, ids

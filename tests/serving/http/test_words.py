@@ -70,7 +70,10 @@ def test_an_answer_that_leaves_the_prompt_no_room_is_refused(tiny: Base) -> None
     cut = {"truncate": True}
     with serving(tiny) as client:
         for most in (512, 600):
-            for found in (client.complete(prompt="abc", max_tokens=most, afina=cut), client.chat(max_tokens=most, afina=cut)):
+            for found in (
+                client.complete(prompt="abc", max_tokens=most, afina=cut),
+                client.chat(max_tokens=most, afina=cut),
+            ):
                 assert (found.status, found.error["code"]) == (400, "context_length_exceeded")
         assert client.complete(prompt="abc", max_tokens=511, afina=cut).json["usage"]["prompt_tokens"] == 1
 
