@@ -432,8 +432,9 @@ def test_a_client_that_goes_before_its_adapter_is_tried_does_no_harm(service: Lo
     base, engine = service.base, service.engine
 
     async def ask() -> str:
-        free = threading.Event()
-        engine.call(free.wait)
+        begun, free = threading.Event(), threading.Event()
+        engine.call(lambda: begun.set() or free.wait())
+        begun.wait(30)
         handle = service.open("lora")
         asked = asyncio.create_task(text(handle, prompt_of(base), 12))
         while engine._inbox.empty():
