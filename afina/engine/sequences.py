@@ -91,16 +91,12 @@ class DecoderSequences:
         slots = wanted + self._spare(room)
         over = [slot for slot in self._free if self._held[slot].tokens]
         over = over[max(0, len(over) - (slots - len(active))) :]
-        self._lay_out([*active, *over], wanted, slots, room)
-
-    def _lay_out(self, order: list[int], wanted: int, slots: int, room: int) -> None:
-        """Gives the cache so many slots of so much room, first those of `order`, which begins with the active ones."""
-        active = len(self._sequences)
+        order = [*active, *over]
         self._cache.resize(order, slots, room)
         self._held = [self._held[slot] for slot in order] + [_Held() for _ in range(slots - len(order))]
         for slot, sequence in enumerate(self._sequences):
             sequence.slot = slot
-        self._free = [*range(len(order), slots), *range(active, len(order))]
+        self._free = [*range(len(order), slots), *range(len(active), len(order))]
         self._wanted, self._stepped, self._tape = wanted, None, None  # a tape holds the memory that it was recorded in
 
     def add(self, prompts: Sequence[list[int]], updates: Sequence[Updates | None]) -> list[int]:
@@ -293,13 +289,10 @@ class DecoderSequences:
 
     def shrink(self) -> int:
         of_a_token = self._cache.bytes // (self._cache.slots * self._cache.room)
-        order, room = list[int](), 0
-        for slot in reversed(self._free):
-            longest = max(room, len(self._held[slot].tokens))
-            if self._held[slot].tokens and (len(order) + 1) * longest * of_a_token <= self._kept:
-                order, room = [slot, *order], longest
-        if order:
-            self._lay_out(order, 0, len(order), room)
+        room = min(self._cache.room, self._kept // of_a_token)
+        if room and (1, room) != (self._wanted, self._cache.room):
+            self._held = [each if len(each.tokens) <= room else _Held() for each in self._held]
+            self._resize(1, room)
         return room
 
     def retain(self, indices: Sequence[int]) -> None:

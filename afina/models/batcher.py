@@ -95,10 +95,10 @@ class Batcher:
     step reads up to `prefill_tokens` of the prompts, so that those that are read already go on meanwhile. What prompts
     begin with is read once, also where another request of the same updates, active or over, began so: its keys and
     values are there until their memory is needed. When no request is left, the KV cache is freed; where `kept` is
-    given, in so many bytes more those of requests that are over stay, and the rest is freed by `shrink`. Only where all
-    is freed may the model change. `max_tokens` is what the cache has room for, as many for each request as the longest
-    of them needs (None: for whatever is asked). The model's module has to be in evaluation mode. Not for several
-    threads.
+    given, those of requests that are over stay in so many bytes more, and `shrink` frees what the next one does not
+    need. Only where all is freed may the model change. `max_tokens` is what the cache has room for, as many for each
+    request as the longest of them needs (None: for whatever is asked). The model's module has to be in evaluation mode.
+    Not for several threads.
 
     Where the host may go on while the device computes, it reads the tokens of a step while the device computes the
     next one, of which it drops what follows a stop: the same answers, a step later.
@@ -355,10 +355,11 @@ class Batcher:
 
     @torch.inference_mode()
     def shrink(self) -> None:
-        """Frees the KV cache but for `kept` bytes of requests that are over; not while one is active."""
+        """Frees the KV cache but for one request, in up to `kept` bytes, and what is kept of others; not while one is
+        active."""
         if self._sequences is None or self._active:
             return
-        self._shape = 0, self._sequences.shrink()
+        self._shape = 1, self._sequences.shrink()
         if not self._shape[1]:
             self._free()
 

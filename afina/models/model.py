@@ -119,8 +119,9 @@ class ActiveSequences(Protocol):
         """Makes memory for so many sequences of so many tokens, prompts included, where there is less."""
 
     def shrink(self) -> int:
-        """Frees all memory but that of sequences that are over, those used last, within the bytes that `start` was
-        given for them; not while others are active. For how many tokens of each there is memory then; 0: for none."""
+        """Leaves memory for one sequence, of as many tokens as there is now or as the bytes `kept` of `start` are
+        enough for, and in so many bytes more those of sequences that are over. Not while others are active. The number
+        of tokens; 0: there are no such bytes, and nothing is freed."""
 
     def retain(self, indices: Sequence[int]) -> None:
         """Drops all sequences but those at `indices`, whether their prompts are read or not."""

@@ -224,9 +224,9 @@ def test_an_idle_server_gives_back_what_it_does_not_keep(
     monkeypatch.setattr(engine, "IDLE_SECONDS", 0.05)
     assert run(ask()) == found
     end = time.monotonic() + 20
-    while reported() > kept and time.monotonic() < end:
+    while reported() > 2 * kept and time.monotonic() < end:
         time.sleep(0.01)
-    assert 0 < reported() <= kept
+    assert kept < reported() <= 2 * kept  # one request, and what is kept
     assert run(ask()) == found
 
 
