@@ -133,6 +133,7 @@ def test_beside_a_base_of_gguf_the_guide_names_that_file(run: Path, exported: Pa
     text = (tmp_path / "out" / "EXPORT.md").read_text()
     assert "llama-cli -m 'my base.gguf' --lora made-lora.gguf" in text
     assert hashlib.sha256((tmp_path / "my base.gguf").read_bytes()).hexdigest() in text
+    assert "copy it here" in text
     assert str(tmp_path) not in text
 
 

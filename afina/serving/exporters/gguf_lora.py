@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from afina.core.errors import AdapterError, InputError, VerificationFailed
-from afina.core.text import shell_word
+from afina.core.text import command_line, shell_word
 from afina.lora.config import LoraConfig
 from afina.lora.injection import lora_layers
 from afina.lora.layer import Target
@@ -84,8 +84,11 @@ def _of_base(file: str, subject: Subject) -> Iterator[str]:
     """Which base `file` is, and how one comes by it."""
     weights, on_hub = subject.facts.sha256, subject.hub_base
     if Path(subject.facts.path).suffix == ".gguf":
+        pulled = command_line("models", "pull", subject.facts.name)
+        known = subject.facts.kind == "catalogue"
         yield f"`{file}` is the very file that was trained on (SHA-256 `{weights}`),"
-        yield "so that nothing is quantised a second time. It is not in this folder: copy it here, or give its path."
+        yield "so that nothing is quantised a second time. It is not in this folder:"
+        yield f"`{pulled}` fetches it, and says its path." if known else "copy it here, or give its path."
         return
     name = on_hub.hub_id if on_hub else subject.base_name
     commit = f", revision={on_hub.commit!r}" if on_hub and on_hub.commit else ""
