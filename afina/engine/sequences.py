@@ -97,7 +97,7 @@ class DecoderSequences:
         for slot, sequence in enumerate(self._sequences):
             sequence.slot = slot
         self._free = [*range(len(order), slots), *range(len(active), len(order))]
-        self._wanted, self._stepped = wanted, None
+        self._wanted, self._stepped, self._tape = wanted, None, None  # a tape holds the memory that it was recorded in
 
     def add(self, prompts: Sequence[list[int]], updates: Sequence[Updates | None]) -> list[int]:
         packed = [None if each is None else self._module.prepare(each) for each in updates]
@@ -283,9 +283,17 @@ class DecoderSequences:
             return scores_BV
         return step() if self._tape.spoiled else self._tape.repeat(*inputs).clone()
 
-    def reserve(self, room: int) -> None:
-        if room > self._cache.room:
-            self._resize(self._wanted, room)
+    def reserve(self, count: int, room: int) -> None:
+        if count > self._wanted or room > self._cache.room:
+            self._resize(max(count, self._wanted), max(room, self._cache.room))
+
+    def shrink(self) -> int:
+        of_a_token = self._cache.bytes // (self._cache.slots * self._cache.room)
+        room = min(self._cache.room, self._kept // of_a_token)
+        if room and (1, room) != (self._wanted, self._cache.room):
+            self._held = [each if len(each.tokens) <= room else _Held() for each in self._held]
+            self._resize(1, room)
+        return room
 
     def retain(self, indices: Sequence[int]) -> None:
         retained = [self._sequences[i] for i in indices]

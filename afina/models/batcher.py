@@ -95,9 +95,10 @@ class Batcher:
     step reads up to `prefill_tokens` of the prompts, so that those that are read already go on meanwhile. What prompts
     begin with is read once, also where another request of the same updates, active or over, began so: its keys and
     values are there until their memory is needed. When no request is left, the KV cache is freed; where `kept` is
-    given, not until `forget`, and in so many bytes more those of requests that are over stay. Only then may the model
-    change. `max_tokens` is what the cache has room for, as many for each request as the longest of them needs (None:
-    for whatever is asked). The model's module has to be in evaluation mode. Not for several threads.
+    given, those of requests that are over stay in so many bytes more, and `shrink` frees what the next one does not
+    need. Only where all is freed may the model change. `max_tokens` is what the cache has room for, as many for each
+    request as the longest of them needs (None: for whatever is asked). The model's module has to be in evaluation mode.
+    Not for several threads.
 
     Where the host may go on while the device computes, it reads the tokens of a step while the device computes the
     next one, of which it drops what follows a stop: the same answers, a step later.
@@ -261,7 +262,7 @@ class Batcher:
             self._sequences = self.model.start(*self._shape, self.kept or 0)
         elif self._sequences is not None:
             self._shape = shape or self._shape
-            self._sequences.reserve(self._shape[1])
+            self._sequences.reserve(*self._shape)
         assert self._sequences is not None
         cached = self._sequences.add([r.prompt_ids for r in entering], [r.updates for r in entering])
         for request, n in zip(entering, cached, strict=True):
@@ -352,9 +353,14 @@ class Batcher:
         self._free()
         return active
 
-    def forget(self) -> None:
-        """Frees what was kept; not while requests are active."""
-        if not self._active:
+    @torch.inference_mode()
+    def shrink(self) -> None:
+        """Frees the KV cache but for one request, in up to `kept` bytes, and what is kept of others; not while one is
+        active."""
+        if self._sequences is None or self._active:
+            return
+        self._shape = 1, self._sequences.shrink()
+        if not self._shape[1]:
             self._free()
 
     def _free(self) -> None:
@@ -363,4 +369,5 @@ class Batcher:
     @property
     def kv_bytes(self) -> int:
         """Of the keys and values that there is memory for."""
-        return self._sequences.bytes if self._sequences is not None else 0
+        sequences = self._sequences  # another thread may look while this one frees them
+        return 0 if sequences is None else sequences.bytes

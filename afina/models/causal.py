@@ -224,8 +224,11 @@ class _TransformersSequences:
     def record(self, ids: Sequence[int]) -> None:
         """Nothing is kept of sequences that are over."""
 
-    def reserve(self, room: int) -> None:
+    def reserve(self, count: int, room: int) -> None:
         """The cache of transformers grows by itself."""
+
+    def shrink(self) -> int:
+        return 0
 
     def retain(self, indices: Sequence[int]) -> None:
         if self._unread:  # nothing is read: others cannot be added while some are

@@ -115,8 +115,13 @@ class ActiveSequences(Protocol):
     def record(self, ids: Sequence[int]) -> None:
         """Which tokens the last `decode` appended: on a device they are computed before the host knows them."""
 
-    def reserve(self, room: int) -> None:
-        """Makes memory for sequences of so many tokens, prompts included, where there is less."""
+    def reserve(self, count: int, room: int) -> None:
+        """Makes memory for so many sequences of so many tokens, prompts included, where there is less."""
+
+    def shrink(self) -> int:
+        """Leaves memory for one sequence, of as many tokens as there is now or as the bytes `kept` of `start` are
+        enough for, and in so many bytes more those of sequences that are over. Not while others are active. The number
+        of tokens; 0: there are no such bytes, and nothing is freed."""
 
     def retain(self, indices: Sequence[int]) -> None:
         """Drops all sequences but those at `indices`, whether their prompts are read or not."""

@@ -25,10 +25,11 @@ from afina.models.load import Base
 from afina.models.sampling import Likelihood
 from afina.models.tokenizer import Tokenizer
 from afina.serving.metrics import Metrics
-from afina.serving.service import NoMemory, Piece, QueueFull, ServiceFault, TooLong, Wanted
+from afina.serving.service import NoMemory, Piece, QueueFull, ServiceFault, TooLong, Unanswerable, Wanted
 
 PREFILL_TOKENS = 256  # that a step reads, so that the others' next tokens wait no longer than for these
 UNWAITED_TOKENS = 2 * PREFILL_TOKENS  # where there are no others: a second, short pass would read all weights again
+IDLE_SECONDS = 10.0  # without a request, after which memory is given back: soon after one another comes, mostly
 T = TypeVar("T")
 
 
@@ -125,7 +126,7 @@ class Engine:
         model: Any = base.model  # an `Answerer` is asked in whole, by `call`
         self.token_bytes = cache_bytes(model.module, base.dtype)
         kept = None if limits.deterministic else limits.memory // 16
-        self.batcher = Batcher(model, base.tokenizer, limits.rows, kept=kept)
+        self.batcher = Batcher(model, base.tokenizer, limits.rows, kept=kept, prefill_tokens=PREFILL_TOKENS)
         self.adapter_bytes = 0  # of those that are loaded
         self.answers: set[Answer] = set()  # that are not over; of the event loop's thread
         self._of: dict[Request, Answer] = {}  # of the engine's thread
@@ -149,10 +150,13 @@ class Engine:
         self._thread.join()
 
     def call(self, work: Callable[[], T]) -> "Future[T]":
-        """Lets the engine's thread do `work` between two steps; what came of it."""
+        """Lets the engine's thread do `work` between two steps; what came of it. Nothing is done once whoever waits for
+        it has gone."""
         future: Future[T] = Future()
 
         def do() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
             try:
                 future.set_result(work())
             except BaseException as error:
@@ -185,7 +189,11 @@ class Engine:
 
         def add() -> None:
             self._of[request] = answer
-            self.batcher.add(request, tokenizer)
+            try:
+                self.batcher.add(request, tokenizer)
+            except Exception as error:  # of this request alone
+                request.fail(error)
+                self._send([(answer, self._news(request))])
 
         self._inbox.put(add)
         return answer
@@ -205,8 +213,12 @@ class Engine:
                 f"server has {self.most_tokens * self.token_bytes >> 20} MB for them (--memory)"
             )
         if not prompt or not 0 <= min(wanted.prompt_ids) <= max(wanted.prompt_ids) < self.base.facts.vocabulary:
-            raise ServiceFault("the prompt is empty, or has a token that the model does not have")
-        waiting = len(self.answers) - self.limits.rows
+            raise Unanswerable("the prompt is empty, or has a token that the model does not have")
+        self.check_queue(len(self.answers))
+
+    def check_queue(self, taken: int) -> None:
+        """Raises `QueueFull` where so many answers are as many as the server takes on."""
+        waiting = taken - self.limits.rows
         if waiting >= self.limits.max_queue:
             self.metrics.rejected.add(1, "queue_full")
             ahead = (waiting + 1) / self.limits.rows
@@ -245,13 +257,20 @@ class Engine:
         return len(self.batcher.active)
 
     def _run(self) -> None:
+        is_shrunk = True
         while not self._closed:
+            try:
+                self._inbox.get(not self.batcher.busy, None if is_shrunk else IDLE_SECONDS)()
+            except Empty:
+                if not self.batcher.busy:
+                    self.batcher.shrink()
+                    is_shrunk = True
             with suppress(Empty):
-                self._inbox.get(block=not self.batcher.busy)()
                 while not self._closed:
                     self._inbox.get_nowait()()
             if self.batcher.busy and not self._closed:
                 self._step()
+                is_shrunk = False
 
     def _step(self) -> None:
         self.batcher.max_tokens = self.most_tokens

@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 
@@ -59,7 +60,7 @@ class LocalService:
         self._whole = alone is not None or not isinstance(base.model.module, Decoder)
         self._listener = listener
         self._looks: dict[str, asyncio.Task[None]] = {}  # names whose files are read in this moment
-        self._own = 0  # answers of the base itself
+        self._own = 0  # answers of the base itself, or of a classifier
         self._gauges()
 
     def start(self) -> None:
@@ -70,7 +71,7 @@ class LocalService:
     async def stop(self, grace_s: float = GRACE_SECONDS) -> None:
         """Takes nothing more, lets what runs finish for so long, and ends the rest with `Stopping`."""
         self.state = "stopping"
-        if not await self._until(lambda: not self.engine.answers, grace_s):
+        if not await self._until(lambda: not self.engine.answers and not self._own, grace_s):
             self.engine.end_all(lambda: Stopping("the server ended before the answer did"))
             await self._until(lambda: not self.engine.answers, 5.0)
 
@@ -358,20 +359,25 @@ class LocalHandle:
         self._check_ready()
         if not self.facts.labels:
             raise ServiceFault(f"{self.facts.id!r} is no classifier")
-        service = self._service
-        probabilities = await asyncio.wrap_future(service.engine.call(lambda: _probabilities(service.base, prompts)))
-        return [dict(zip(self.facts.labels, row, strict=True)) for row in probabilities]
+        service, engine = self._service, self._service.engine
+        engine.check_queue(service._own)
+        found: list[list[float]] = []
+        service._own += 1
+        try:
+            for at in range(0, len(prompts), _AT_ONCE):  # between which others get their turn, or the client goes
+                rows = prompts[at : at + _AT_ONCE]
+                found += await asyncio.wrap_future(engine.call(partial(_probabilities, service.base, rows)))
+        finally:
+            service._own -= 1
+        return [dict(zip(self.facts.labels, row, strict=True)) for row in found]
 
 
 @torch.inference_mode()
-def _probabilities(base: Base, prompts: Sequence[list[int]]) -> list[list[float]]:
+def _probabilities(base: Base, rows: Sequence[list[int]]) -> list[list[float]]:
     device = next(base.model.module.parameters()).device
-    found: list[list[float]] = []
-    for at in range(0, len(prompts), _AT_ONCE):
-        rows = prompts[at : at + _AT_ONCE]
-        ids = torch.tensor([token for row in rows for token in row], device=device)
-        packed = unshared(ids, ids, Segments(tuple(accumulate(map(len, rows), initial=0))))
-        found += base.model.label_logits(packed).float().softmax(-1).tolist()
+    ids = torch.tensor([token for row in rows for token in row], device=device)
+    packed = unshared(ids, ids, Segments(tuple(accumulate(map(len, rows), initial=0))))
+    found: list[list[float]] = base.model.label_logits(packed).float().softmax(-1).tolist()
     return found
 
 

@@ -99,10 +99,10 @@ class Handle(Protocol):
     def close(self) -> None: ...
 
     async def generate(self, wanted: Wanted) -> Stream:
-        """Raises `QueueFull`, `TooLong`, `NoMemory` or `Stopping`, before anything is computed."""
+        """Raises `QueueFull`, `TooLong`, `Unanswerable`, `NoMemory` or `Stopping`, before anything is computed."""
 
     async def classify(self, prompts: Sequence[list[int]]) -> list[dict[str, float]]:
-        """The probability of each label, of a classifier."""
+        """The probability of each label, of a classifier. Raises `QueueFull` and `Stopping`."""
 
 
 class Service(Protocol):
@@ -150,6 +150,10 @@ class QueueFull(ServiceFault):
 
 class TooLong(ServiceFault):
     """The prompt and the answer do not fit into the model's context."""
+
+
+class Unanswerable(ServiceFault):
+    """The prompt is none that the model could continue."""
 
 
 class NoMemory(ServiceFault):

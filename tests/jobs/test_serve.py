@@ -1,5 +1,6 @@
 """`afina serve`: what it serves under which name, what it refuses, and the commands that ask a server."""
 
+import asyncio
 import threading
 import time
 from collections.abc import Iterator
@@ -20,6 +21,8 @@ from afina.jobs.generate_served import GenerateServedSettings, generate_served
 from afina.jobs.serve import ServeSettings, prepared, serve
 from afina.models import Base
 from afina.serving.client import Client
+from afina.serving.engine import Limits
+from afina.serving.service import QueueFull
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +90,21 @@ def test_a_classifier_says_probabilities(tmp_path: Path, colours: Path) -> None:
         handle = service.open("labels")
         assert handle.facts.labels == ("blue", "red")
         found = run(handle.classify([handle.tokenizer.encode_input(q) for q in ("a01", "b02", "a" * 40)]))
+        service.engine.limits = Limits(max_batch=1, max_queue=1)
+
+        async def crowd() -> list[Any]:
+            free = threading.Event()
+            service.engine.call(free.wait)
+            asked = [asyncio.create_task(handle.classify([[5, 6]] * 20)) for _ in range(3)]
+            await asyncio.sleep(0.05)
+            asked[0].cancel()  # its client goes
+            free.set()
+            return await asyncio.gather(*asked, return_exceptions=True)
+
+        gone, whole, refused = run(crowd())
+        assert isinstance(gone, asyncio.CancelledError)
+        assert len(whole) == 20
+        assert isinstance(refused, QueueFull)
     assert [sum(each.values()) for each in found] == pytest.approx([1, 1, 1])
     assert [*found[0]] == ["blue", "red"]
     expected = afina.generate(afina.GenerateSettings(run=tmp_path / "labels", prompts=("a01", "b02"))).rows

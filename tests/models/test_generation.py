@@ -106,7 +106,7 @@ def test_a_later_prompt_begins_where_an_earlier_one_is_held(tiny, read: list[int
     ask(*([40 + i] * 20 for i in range(3)))  # what was held is needed for others now
     ask(first)
     assert sum(read) == len(first)
-    batcher.forget()
+    batcher.shrink()  # of which no byte is kept
     assert batcher._sequences is None
 
 

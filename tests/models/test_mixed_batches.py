@@ -246,6 +246,33 @@ def test_what_is_kept_stays_within_its_memory_and_the_oldest_leaves(model: Write
     assert sequences.read(1000)[0] == [0, 1, 2]
 
 
+def test_what_is_held_without_requests_is_what_is_kept(model: Writer) -> None:
+    slot = model.start(1, 64).bytes
+    sequences = model.start(8, 200, kept=2 * slot)  # 128 tokens
+    prompts = [[i] * 40 for i in range(5, 12)]
+    sequences.add([*prompts, [70] * 150], [None] * 8)  # the last is more than may be kept
+    sequences.read(1000)
+    sequences.retain([])
+    assert sequences.bytes >= 8 * 200 * slot // 64
+    for _ in range(2):  # the second time nothing is left to be freed
+        assert sequences.shrink() == 128
+        assert sequences.bytes == 2 * 2 * slot
+    asked = [prompts[6], [70] * 150, prompts[5], prompts[0]]
+    sequences.reserve(4, 160)
+    assert sequences.bytes == 4 * 160 * slot // 64
+    assert sequences.add(asked, [None] * 4) == [39, 0, 39, 0]
+    fresh = model.start(4, 160)
+    fresh.add(asked, [None] * 4)
+    (places, logits_NV), (_, expected_NV) = sequences.read(1000), fresh.read(1000)
+    assert places == [0, 1, 2, 3]
+    torch.testing.assert_close(logits_NV, expected_NV, rtol=1e-4, atol=1e-5)
+    nothing = model.start(2, 64)
+    nothing.add([[5] * 40], [None])
+    nothing.read(1000)
+    nothing.retain([])
+    assert nothing.shrink() == 0
+
+
 def test_memory_comes_back(model: Writer) -> None:
     """Complaint 7, of the packed factors: many adapters, one after the other, on the same sequences."""
     sequences = model.start(2, 40)

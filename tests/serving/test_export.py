@@ -110,6 +110,33 @@ def test_the_guide_has_command_lines_with_the_names(exported: Path) -> None:
     assert str(exported.parent) not in text
 
 
+def test_the_guide_s_lines_write_the_base_s_file(run: Path, exported: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    text = (exported / "EXPORT.md").read_text()
+    assert "llama-cli -m base-F16.gguf --lora run-lora.gguf" in text
+    assert record(exported)["base"]["sha256"] in text
+    assert "FROM ./base-F16.gguf\nADAPTER" in (exported / "Modelfile.adapter").read_text()
+    lines = [line[4:] for line in text.split("Afina writes one so:")[1].split("llama.cpp takes")[0].splitlines()]
+    monkeypatch.chdir(tmp_path)
+    exec("\n".join(lines).replace("path/to/base", str(run.parent / "base")), {})
+    base, read = (
+        load_base(str(path), precision="fp32", device="cpu") for path in (run.parent / "base", "base-F16.gguf")
+    )
+    rows = sample(read)
+    with torch.no_grad():
+        ours, theirs = logits(read, rows), logits(base, rows)
+    assert (ours - theirs).abs().max() / theirs.abs().max() < 1e-2
+
+
+def test_beside_a_base_of_gguf_the_guide_names_that_file(run: Path, exported: Path, tmp_path: Path) -> None:
+    shutil.copy(exported / "run-F16.gguf", tmp_path / "my base.gguf")
+    write(adapter_on(tmp_path / "my base.gguf", tmp_path / "made"), "gguf-lora", tmp_path / "out")
+    text = (tmp_path / "out" / "EXPORT.md").read_text()
+    assert "llama-cli -m 'my base.gguf' --lora made-lora.gguf" in text
+    assert hashlib.sha256((tmp_path / "my base.gguf").read_bytes()).hexdigest() in text
+    assert "copy it here" in text
+    assert str(tmp_path) not in text
+
+
 def test_the_merged_folder_is_one_for_other_programs(run: Path, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(through_transformers, "SHARD", "20KB")
     write(run, "safetensors:fp16", tmp_path / "out")

@@ -14,7 +14,7 @@ from afina.models import load_base
 from afina.models.formats.gguf import GGUF
 from afina.models.formats.pre_tokenizers import PRE_TOKENIZERS, pre_tokenizer_of
 from afina.models.load import Base
-from afina.serving.gguf import GgufFacts, write_model
+from afina.serving.gguf import GgufFacts, plan_model, write_model
 
 TEXTS = (
     "It's 12,345 o'clock!? I'LL  go\n\n\tnow ... über-naïve №7 ｆｏｏ\r\n /path/to x=y; 三体 🙂 ",
@@ -120,6 +120,17 @@ def test_what_llama_cpp_cannot_do_is_refused(edit, words: str, tmp_path: Path) -
     with pytest.raises(BaseModelError, match=words):
         file_of(base, tmp_path / "a.gguf")
     assert not (tmp_path / "a.gguf").exists()
+
+
+def test_a_tokenizer_of_likeliest_pieces_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    words = [("<unk>", 0.0), ("</s>", 0.0), *((f"<0x{i:02X}>", -9.0) for i in range(256)), ("▁", -2.0)]
+    inner = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.Unigram(words, 0, byte_fallback=True)), unk_token="<unk>", eos_token="</s>"
+    )
+    base = with_tokenizer(tmp_path / "base", inner)
+    with pytest.raises(BaseModelError, match="likeliest pieces") as error:
+        plan_model(base, "F16")
+    assert error.value.remedy.startswith("export the merged safetensors")
 
 
 def test_what_is_read_otherwise_is_told(tmp_path: Path) -> None:

@@ -19,9 +19,9 @@ from afina.core.errors import AdapterError
 from afina.core.events import Notice
 from afina.lora.peft_config import CONFIG
 from afina.lora.peft_files import WEIGHTS
-from afina.models import Base
+from afina.models import Base, batcher
 from afina.models.sampling import Sampling
-from afina.serving import adapters
+from afina.serving import adapters, engine
 from afina.serving.engine import Limits
 from afina.serving.local import LocalHandle, LocalService
 from afina.serving.service import Conflict, NoMemory, QueueFull, ServiceFault, Stopping, TooLong, UnknownModel, Wanted
@@ -202,6 +202,32 @@ def test_loading_and_unloading_leaves_no_memory_behind(service: LocalService, ti
         shutil.rmtree(root / "cycle")
     assert sizes[-1] - sizes[0] < 3_000_000
     assert service.registry.bytes == 0 == service.engine.adapter_bytes
+
+
+def test_an_idle_server_gives_back_what_it_does_not_keep(
+    service: LocalService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, kept = service.base, 40_000
+    service.engine.batcher.kept = kept
+
+    async def ask() -> list[str]:
+        handle = service.open(base.facts.name)
+        asked = (text(handle, prompt_of(base, f"question {i} of eight"), 100) for i in range(8))
+        return list(await asyncio.gather(*asked))
+
+    def reported() -> int:
+        lines = service.metrics().text().splitlines()
+        return int(next(line for line in lines if line.startswith("afina_kv_bytes ")).split()[1])
+
+    found = run(ask())
+    assert reported() > 4 * kept
+    monkeypatch.setattr(engine, "IDLE_SECONDS", 0.05)
+    assert run(ask()) == found
+    end = time.monotonic() + 20
+    while reported() > 2 * kept and time.monotonic() < end:
+        time.sleep(0.01)
+    assert kept < reported() <= 2 * kept  # one request, and what is kept
+    assert run(ask()) == found
 
 
 @pytest.mark.parametrize(
@@ -402,6 +428,42 @@ def test_those_used_longest_ago_give_way(tiny: Base, folders: dict[str, Path]) -
     service.close()
 
 
+def test_a_client_that_goes_before_its_adapter_is_tried_does_no_harm(service: LocalService) -> None:
+    base, engine = service.base, service.engine
+
+    async def ask() -> str:
+        begun, free = threading.Event(), threading.Event()
+        engine.call(lambda: begun.set() or free.wait())
+        begun.wait(30)
+        handle = service.open("lora")
+        asked = asyncio.create_task(text(handle, prompt_of(base), 12))
+        while engine._inbox.empty():
+            await asyncio.sleep(0.01)
+        asked.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asked
+        free.set()
+        return await asyncio.wait_for(text(handle, prompt_of(base), 12), 30)
+
+    assert run(ask()).strip() == alone(base, service.registry.roots[0] / "lora", prompt_of(base), 12)
+
+
+def test_a_request_that_cannot_be_taken_in_fails_alone(service: LocalService, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(*_: object) -> None:
+        raise MemoryError
+
+    async def ask() -> str:
+        handle = service.open(service.base.facts.name)
+        with monkeypatch.context() as patched:
+            patched.setattr(batcher, "Sampler", none)
+            with pytest.raises(ServiceFault, match="the engine failed on this request"):
+                await asyncio.wait_for(text(handle, prompt_of(service.base), 4), 30)
+        return await asyncio.wait_for(text(handle, prompt_of(service.base), 4), 30)
+
+    assert run(ask())
+    assert not service.engine.answers
+
+
 def test_what_is_too_long_or_too_much_is_refused_with_both_numbers(service: LocalService) -> None:
     """Complaint 20."""
     context = service.base.facts.context_length
@@ -563,7 +625,8 @@ def test_requests_for_which_there_is_no_memory_fail_and_the_next_is_served(
     service: LocalService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base, batcher = service.base, service.engine.batcher
-    service.engine.call(batcher.forget).result()
+    batcher.kept = 0
+    service.engine.call(batcher.shrink).result()
 
     def nothing(*_: object) -> None:
         raise MemoryError

@@ -1,6 +1,7 @@
 """The merged model as a GGUF file, for llama.cpp, LM Studio and what is built on them."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from afina.core.errors import InputError
 from afina.data.layouts import ONE_ANSWER
@@ -25,6 +26,12 @@ def gguf_facts(subject: Subject) -> GgufFacts:
         base_url=f"https://huggingface.co/{subject.base_name}" if subject.hub_base else None,
         template=subject.base.tokenizer.inner.chat_template,
     )
+
+
+def base_file(subject: Subject) -> str:
+    """What the base's own GGUF file is called: as it is where it is one, else as the guide has it written."""
+    path = Path(subject.facts.path)
+    return path.name if path.suffix == ".gguf" else f"{subject.base_name.rpartition('/')[2]}-F16.gguf"
 
 
 class _Gguf(Exporter):

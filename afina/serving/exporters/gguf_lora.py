@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from afina.core.errors import AdapterError, InputError, VerificationFailed
+from afina.core.text import command_line, shell_word
 from afina.lora.config import LoraConfig
 from afina.lora.injection import lora_layers
 from afina.lora.layer import Target
@@ -15,7 +16,7 @@ from afina.lora.variants import VARIANTS
 from afina.lora.variants.lora import LoraLinear
 from afina.models.load import Base
 from afina.serving.exporters._protocol import Exporter, Form, Making, Subject, Written
-from afina.serving.exporters.gguf import gguf_facts
+from afina.serving.exporters.gguf import base_file, gguf_facts
 from afina.serving.gguf import plan_model, read_adapter, write_adapter
 
 _MERGED = "export gguf:TYPE, which holds the merged model"
@@ -66,20 +67,41 @@ class _GgufLora(Exporter):
         return base
 
     def instructions(self, form: Form, written: Written, subject: Subject) -> Iterator[str]:
-        (name,) = written.files
-        path = Path(subject.facts.path)
-        base = path.name if path.suffix == ".gguf" else "BASE.gguf"
+        (name,), base = written.files, base_file(subject)
+        model = shell_word(base)
         yield f"### {name}: llama.cpp, beside the base's own file"
         yield ""
-        yield f"    llama-cli -m {base} --lora {name} --jinja -cnv"
-        yield f"    llama-server -m {base} --lora {name} --jinja --port 8080"
+        yield f"    llama-cli -m {model} --lora {name} --jinja -cnv"
+        yield f"    llama-server -m {model} --lora {name} --jinja --port 8080"
         yield ""
-        if path.suffix == ".gguf":
-            yield f"With {base}, the very file that was trained on, it is exact: nothing is quantised a second time."
-        else:
-            yield f"{base} is {subject.base_name}, converted to GGUF."
+        yield from _of_base(base, subject)
+        yield ""
         yield "llama.cpp takes the template of the base's file; where the run's is another, give it with"
         yield "`--chat-template-file` (it is in the run's folder, adapter/chat_template.jinja)."
+
+
+def _of_base(file: str, subject: Subject) -> Iterator[str]:
+    """Which base `file` is, and how one comes by it."""
+    weights, on_hub = subject.facts.sha256, subject.hub_base
+    if Path(subject.facts.path).suffix == ".gguf":
+        pulled = command_line("models", "pull", subject.facts.name)
+        known = subject.facts.kind == "catalogue"
+        yield f"`{file}` is the very file that was trained on (SHA-256 `{weights}`),"
+        yield "so that nothing is quantised a second time. It is not in this folder:"
+        yield f"`{pulled}` fetches it, and says its path." if known else "copy it here, or give its path."
+        return
+    name = on_hub.hub_id if on_hub else subject.base_name
+    commit = f", revision={on_hub.commit!r}" if on_hub and on_hub.commit else ""
+    where = name if on_hub or subject.facts.kind == "catalogue" else f"path/to/{name}"
+    yield f"`{file}` is the base, {name}, as a GGUF file. It is not in this folder. Any GGUF file of the same weights"
+    yield f"goes (their SHA-256, as Afina records it, is `{weights}`); Afina writes one so:"
+    yield ""
+    yield "    from pathlib import Path"
+    yield "    from afina.models import load_base"
+    yield "    from afina.serving.gguf import GgufFacts, write_model"
+    yield f'    base = load_base({where!r}{commit}, precision="fp32")'
+    yield "    weights = base.model.module.state_dict().items()"
+    yield f'    write_model(base, weights, Path({file!r}), "F16", GgufFacts({name!r}))'
 
 
 def _targets(base: Base, config: LoraConfig) -> list[Target]:

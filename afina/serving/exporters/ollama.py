@@ -5,13 +5,13 @@ the run's own template writes (`_turns`). Ollama itself was not run with it: its
 """
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from afina.core.errors import OutputError, shortened
 from afina.core.files import write_atomic
 from afina.data.layouts import ONE_ANSWER
 from afina.serving.exporters._protocol import Exporter, Form, Making, Subject, Written
 from afina.serving.exporters._turns import NoTurns, turns_of
+from afina.serving.exporters.gguf import base_file
 
 _MODELFILE, _WITH_ADAPTER = "Modelfile", "Modelfile.adapter"
 _LAST = "0.34.0"  # the last Ollama that creates models with ADAPTER
@@ -42,12 +42,10 @@ class _Ollama(Exporter):
     def write(self, form: Form, making: Making) -> Written:
         merged = next(each for other, each in making.written.items() if other.exporter.name == "gguf")
         lora = next((each for other, each in making.written.items() if other.exporter.name == "gguf-lora"), None)
-        files, facts = [_MODELFILE], making.subject.facts
+        files = [_MODELFILE]
         write_atomic(making.folder / _MODELFILE, modelfile(making.subject, merged.files[0]))
         if lora:
-            path = Path(facts.path)
-            source = path.name if path.suffix == ".gguf" else f"{facts.name.rpartition('/')[2]}.gguf"
-            text = modelfile(making.subject, source, lora.files[0])
+            text = modelfile(making.subject, base_file(making.subject), lora.files[0])
             write_atomic(making.folder / _WITH_ADAPTER, text)
             files.append(_WITH_ADAPTER)
         return Written(tuple(files))
@@ -66,7 +64,7 @@ class _Ollama(Exporter):
         if _WITH_ADAPTER in written.files:
             yield ""
             yield f"`{_WITH_ADAPTER}` puts the adapter on the base's own file. **Ollama {_LAST} or older**: newer ones"
-            yield "refuse ADAPTER when a model is created. Copy the base's .gguf here under the name in it first."
+            yield f"refuse ADAPTER when a model is created. The base's file goes beside it: `{base_file(subject)}`."
 
 
 def modelfile(subject: Subject, source: str, adapter: str = "") -> str:

@@ -22,7 +22,7 @@ _INT32 = 5  # the kind of the items of token types
 _ARRAY = 9
 _SPACE = "▁"
 _STOPS = ("eos", "eot", "eom")
-_ELSE = "export the merged safetensors"
+_ELSE = "export the merged safetensors, for programs that read the tokenizer's own file (vLLM, SGLang, transformers)"
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,11 @@ def _copied(path: Path) -> Vocabulary:
 def _made(tok: Tokenizer, rows: int) -> Vocabulary:
     spec = json.loads(tok.inner.backend_tokenizer.to_str())
     model = spec["model"]
+    if model["type"] == "Unigram":
+        raise _refused(
+            "it parts a text into its likeliest pieces (Unigram). llama.cpp merges by scores there, or has no bytes "
+            "for characters that are no words, and would give other tokens than those that were trained on"
+        )
     if model["type"] != "BPE" or any(model.get(key) for key in ("continuing_subword_prefix", "end_of_word_suffix")):
         raise _refused(f"it is of the kind {model['type']}, not BPE over bytes or SentencePiece's BPE")
     tokens, kinds = _tokens(spec, rows)

@@ -163,9 +163,9 @@ def too_long(facts: ModelFacts, prompt: int, most: int | None, asked: str | None
 
 
 def room_for_prompt(facts: ModelFacts, most: int | None) -> int:
-    """The tokens that a prompt may have when it is cut."""
+    """The tokens that a prompt may have when it is cut: at least one; an answer that leaves none is too long."""
     kept = min(256, facts.max_model_len // 4) if most is None else most
-    return facts.max_model_len - max(kept, 1)
+    return max(1, facts.max_model_len - max(kept, 1))
 
 
 def scale_of(asked: Asked, facts: ModelFacts) -> float:

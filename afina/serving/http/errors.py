@@ -12,7 +12,17 @@ from afina.core.errors import AfinaError, InputError, counted, near
 from afina.core.text import json_text
 from afina.data.mapping import Unusable
 from afina.serving.schema import SchemaError
-from afina.serving.service import Conflict, NoMemory, QueueFull, Replaced, ServiceFault, Stopping, TooLong, UnknownModel
+from afina.serving.service import (
+    Conflict,
+    NoMemory,
+    QueueFull,
+    Replaced,
+    ServiceFault,
+    Stopping,
+    TooLong,
+    Unanswerable,
+    UnknownModel,
+)
 
 _TYPES = {
     401: "authentication_error", 403: "permission_error", 404: "not_found_error", 409: "conflict_error",
@@ -88,7 +98,7 @@ def error_of(error: Exception, asked: str | None = None) -> HttpError | None:
             return HttpError(503, said, headers={"Retry-After": "5"})
         case Conflict():
             return HttpError(409, said, error.code)
-        case Unusable():
+        case Unusable() | Unanswerable():
             return invalid(said, asked)
         case InputError():
             return invalid(said)

@@ -84,12 +84,14 @@ def _ids(tokenizer: Tokenizer, chat: Chat, remarks: Remarks | None = None) -> li
     if chat.continued:
         check_texts(tokenizer, [{"role": "assistant", "content": chat.continued}])
         ids = ids + tokenizer.encode(chat.continued)  # as training encodes an answer after its prompt
+    if not ids:
+        raise Unusable("the chat template makes nothing of these messages")
     return ids
 
 
 def _cut(tokenizer: Tokenizer, chat: Chat, ids: list[int], room: int) -> tuple[Chat, list[int]]:
     """Without the oldest messages; where the last question alone is too long, without its end. The system's message
-    stays, and no result is left without its call."""
+    stays, and no result is left without its call. Raises `TooLong`."""
     messages = list(chat.messages)
     while len(ids) > room:
         last = max((i for i, each in enumerate(messages) if each["role"] == "user"), default=-1)
@@ -105,7 +107,10 @@ def _cut(tokenizer: Tokenizer, chat: Chat, ids: list[int], room: int) -> tuple[C
     margin = 0
     while len(ids) > room and margin < room:
         example = Example(chat.messages, None, (), "", "")
-        cut = shorten(tokenizer, example, len(ids) - room + margin)
+        try:
+            cut = shorten(tokenizer, example, len(ids) - room + margin)
+        except Unusable as error:
+            raise TooLong(f"{error}: beside the answer there is room for {counted(room, 'token')}") from error
         chat, margin = replace(chat, messages=cut.messages), margin + 4
         ids = _ids(tokenizer, chat)
     return chat, ids
@@ -128,7 +133,8 @@ def check_tokens(tokenizer: Tokenizer, ids: Sequence[int], param: str) -> None:
 
 
 def text_prompt(tokenizer: Tokenizer, facts: ModelFacts, given: str | list[int], room: int | None) -> Prompt:
-    """Plain text, or token ids. Raises `Unusable`, `HttpError`, `TooLong`."""
+    """Plain text, or token ids; an empty text is the beginning of any, the BOS token. Raises `Unusable`, `HttpError`,
+    `TooLong`."""
     if isinstance(given, str):
         if room is None:
             _check_fits(tokenizer, facts, given)
@@ -139,7 +145,7 @@ def text_prompt(tokenizer: Tokenizer, facts: ModelFacts, given: str | list[int],
         check_tokens(tokenizer, given, "prompt")
         ids = list(given)
     if not ids:
-        raise Unusable("the prompt is empty")
+        raise Unusable("the prompt is empty, and the model's tokenizer has no BOS token with which a text could begin")
     if room is None or len(ids) <= room:
         return Prompt(ids)
     warning = f"the prompt had {counted(len(ids), 'token')}; its beginning was cut"

@@ -260,6 +260,17 @@ def test_messages_are_told_as_openai_tells_them(client: Client) -> None:
     assert found["choices"][0]["message"]["content"].strip() == generate(client.base, [ids], 8, GREEDY)[0].text
 
 
+def test_an_empty_text_begins_with_the_bos_token(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    inner = client.base.tokenizer.inner
+    monkeypatch.setattr(type(inner), "bos_token_id", 0, raising=False)
+    expected = client.complete(prompt=[0], max_tokens=6).json["choices"][0]["text"]
+    found = client.complete(prompt=["", "abc", ""], max_tokens=6).json
+    assert found["choices"][0]["text"] == found["choices"][2]["text"] == expected
+    assert found["usage"]["prompt_tokens"] == 1 + 3 + 1
+    (scored,) = client.complete(prompt="", echo=True, logprobs=0, max_tokens=0).json["choices"]
+    assert (scored["text"], scored["logprobs"]["token_logprobs"]) == ("", [None])
+
+
 def test_tokens_and_texts_of_the_tokenizer(client: Client) -> None:
     found = client.post("/tokenize", {"content": "é<|im_end|>"}).json["tokens"]
     assert found == client.base.tokenizer.encode("é<|im_end|>")

@@ -53,6 +53,9 @@ def test_what_is_wrong_with_a_chat(tiny: Base, body: dict, param: str, message: 
         ("a" * 600, "prompt", "the prompt has 600"),
         ("<|im_end|>", "prompt", "<|im_end|>"),
         ([999], "prompt", "999 is no token"),
+        ([], "prompt", "prompt is an empty list"),
+        ("", "prompt", "the prompt is empty, and the model's tokenizer has no BOS token"),
+        (["a", ""], "prompt", "the prompt is empty, and"),
     ],
 )
 def test_what_is_wrong_with_a_prompt(tiny: Base, prompt: object, param: str, message: str) -> None:
@@ -61,6 +64,18 @@ def test_what_is_wrong_with_a_prompt(tiny: Base, prompt: object, param: str, mes
         assert found.status == 400
         assert message in found.error["message"]
         assert found.error["param"] == param
+
+
+def test_an_answer_that_leaves_the_prompt_no_room_is_refused(tiny: Base) -> None:
+    cut = {"truncate": True}
+    with serving(tiny) as client:
+        for most in (512, 600):
+            for found in (
+                client.complete(prompt="abc", max_tokens=most, afina=cut),
+                client.chat(max_tokens=most, afina=cut),
+            ):
+                assert (found.status, found.error["code"]) == (400, "context_length_exceeded")
+        assert client.complete(prompt="abc", max_tokens=511, afina=cut).json["usage"]["prompt_tokens"] == 1
 
 
 def test_what_cannot_fit_is_not_encoded(tiny: Base, monkeypatch: pytest.MonkeyPatch) -> None:

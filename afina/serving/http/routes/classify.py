@@ -49,6 +49,8 @@ async def classify(call: Call[ClassifyBody]) -> dict[str, Any]:
         )
         most = handle.facts.max_model_len
         for number, ids in enumerate(prompts):
+            if not ids:
+                raise invalid(f"input {number} is empty", "input")
             if len(ids) > most:
                 raise invalid(
                     f"the context of {handle.facts.id!r} has {counted(most, 'token')}; input {number} has {len(ids):,}",

@@ -76,7 +76,7 @@ async def complete(call: Call[CompletionBody]) -> Response | dict[str, Any]:
     if asked.suffix:
         raise unsupported("suffix is not supported: no text is written before other text", "suffix")
     if not asked.prompts:
-        raise invalid("the prompt is empty", "prompt")
+        raise invalid("prompt is an empty list: give a text, or token ids", "prompt")
     if len(asked.prompts) * (asked.n or 1) > _MOST_PROMPTS:
         raise invalid(f"one request has up to {_MOST_PROMPTS:,} answers", "n")
     most = _DEFAULT if asked.max_tokens is None else asked.max_tokens
