@@ -43,12 +43,20 @@ def paired_difference(a: RowStats, b: RowStats, lower_is_better: bool = False, s
 
     Koehn 2004, "Statistical Significance Tests for Machine Translation Evaluation", section 4: the rows are drawn with
     replacement, the same draw for both, and the score is formed of the drawn rows' sums.
+
+    Where all rows are right or wrong and differ alike, resampling would give an interval of no width: there the rows
+    that may differ otherwise are as many as the exact binomial interval leaves, and differ by one either way.
     """
-    width = a.stats.shape[1]
+    n, width = len(a.stats), a.stats.shape[1]
+    if n > 1 and _is_yes_or_no(a.stats) and _is_yes_or_no(b.stats) and np.ptp(b.stats - a.stats) == 0:
+        each, others = float(b.stats[0, 0] - a.stats[0, 0]), _at_most(n)
+        value = each * (1 - others)
+        low, high = max(-1.0, value - others), min(1.0, value + others)
+        return Difference(each, low, high, n, lower_is_better)
     low, high = _bounds(
         np.hstack([a.stats, b.stats]), lambda total, n: b.value(total[width:], n) - a.value(total[:width], n), seed
     )
-    return Difference(b.score() - a.score(), low, high, len(a.stats), lower_is_better)
+    return Difference(b.score() - a.score(), low, high, n, lower_is_better)
 
 
 def interval(score: RowStats, seed: int = 0) -> tuple[float, float]:
@@ -58,10 +66,18 @@ def interval(score: RowStats, seed: int = 0) -> tuple[float, float]:
     one (Clopper and Pearson 1934, https://doi.org/10.1093/biomet/26.4.404).
     """
     rows, n = score.stats, len(score.stats)
-    if rows.shape[1] == 1 and n > 1 and rows.min() == rows.max() and rows[0, 0] in (0.0, 1.0):
-        width = 1 - ((1 - LEVEL) / 2) ** (1 / n)
-        return (0.0, width) if rows[0, 0] == 0 else (1 - width, 1.0)
+    if n > 1 and _is_yes_or_no(rows) and np.ptp(rows) == 0:
+        return (0.0, _at_most(n)) if rows[0, 0] == 0 else (1 - _at_most(n), 1.0)
     return _bounds(score.stats, score.value, seed)
+
+
+def _is_yes_or_no(rows: Floats) -> bool:
+    return rows.shape[1] == 1 and bool(np.isin(rows, (0.0, 1.0)).all())
+
+
+def _at_most(n: int) -> float:
+    """The share of rows of a kind of which none is among n: the end of the exact interval."""
+    return float(1 - ((1 - LEVEL) / 2) ** (1 / n))
 
 
 def _bounds(stats: Floats, value: Callable[[Floats, int], float], seed: int) -> tuple[float, float]:

@@ -223,3 +223,17 @@ def test_no_row_right_is_no_certainty() -> None:
         assert low == 0
         assert high == pytest.approx(beta.ppf(0.975, 1, n))
         assert interval(mean_metric([1.0] * n)) == (pytest.approx(beta.ppf(0.025, n, 1)), 1.0)
+
+
+@pytest.mark.parametrize("each", [1.0, 0.0, -1.0])
+def test_rows_that_all_differ_alike_are_no_certainty(each: float) -> None:
+    """The others' share has Clopper and Pearson's bound, and each of them differs by −1 or +1."""
+    from scipy.stats import beta
+
+    before, after = [float(each < 0)] * 12, [float(each > 0)] * 12
+    d = paired_difference(mean_metric(before), mean_metric(after))
+    others = beta.ppf(0.975, 1, 12)
+    assert d.value == each
+    assert d.low == pytest.approx(max(each * (1 - others) - others, -1))
+    assert d.high == pytest.approx(min(each * (1 - others) + others, 1))
+    assert d.verdict == {1.0: "better", 0.0: "not distinguishable", -1.0: "worse"}[each]
