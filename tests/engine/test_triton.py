@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from threading import Thread, local
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from afina.engine.ops.unpack import row_bytes
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
+from afina.engine.ops.cards import by_triton
 from afina.engine.ops.cards.by_triton import TritonOps
 
 OPS = TritonOps(devices=("cpu",))
@@ -182,3 +185,25 @@ def test_another_dtype_or_device_is_torchs() -> None:
 def test_a_card_gets_them_where_triton_is_installed(tmp_path: Path) -> None:
     assert isinstance(chosen(torch.device("cuda:1"), tmp_path), TritonOps)
     assert chosen(torch.device("mps"), tmp_path) is TORCH
+
+
+def test_kernels_run_on_their_tensors_card_in_any_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which card is current is a thread's own, as with CUDA, and the first until the thread says otherwise."""
+    current, ran = local(), []
+
+    def exchange(index: int) -> int:
+        before = getattr(current, "card", 0)
+        current.card = before if index < 0 else index
+        return before
+
+    def launch() -> None:
+        by_triton._launch(kernel, (1,), SimpleNamespace(is_cuda=True, get_device=lambda: 1))
+        ran.append(current.card)
+
+    kernel = {(1,): lambda x: ran.append(current.card)}
+    monkeypatch.setattr(torch.cuda, "_exchange_device", exchange)
+    monkeypatch.setattr(torch.cuda, "_maybe_exchange_device", exchange)
+    thread = Thread(target=launch)
+    thread.start()
+    thread.join()
+    assert ran == [1, 0]

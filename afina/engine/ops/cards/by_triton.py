@@ -116,8 +116,9 @@ class TritonOps(FusedOps):
 
 
 def _launch(kernel: Any, grid: tuple[int, ...], first: Tensor, *others: Any, **constants: Any) -> None:
-    """On the device that `core.device.use` made the current one."""
-    kernel[grid](first, *others, **constants)
+    """On the tensors' card: Triton takes the one that is current in this thread, whatever it is given."""
+    with torch.cuda.device_of(first):
+        kernel[grid](first, *others, **constants)
 
 
 def _warps(block: int) -> int:
