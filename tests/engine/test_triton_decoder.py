@@ -78,9 +78,9 @@ def test_a_step_is_torchs(name: str, segments: Segments, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("own", [TORCH, BY_TRITON], ids=["torch", "triton"])
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize(("checkpointing", "segments"), [(False, ROWS), (True, ROWS), (False, FOREST)])
 def test_nothing_waits_for_a_card_in_a_pass(
-    own: ops.Ops, checkpointing: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    own: ops.Ops, checkpointing: bool, segments: Segments, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Forward and backward, from token ids on the card to gradients there."""
     model = adapted("gemma3", tmp_path)
@@ -99,7 +99,7 @@ def test_nothing_waits_for_a_card_in_a_pass(
 
     monkeypatch.setattr(by_triton, "_launch", launched)
     with waits:
-        loss = forward(model, at_N, ROWS)
+        loss = forward(model, at_N, segments)
         loss.backward()
     assert waits.found == []
     with waits:
@@ -132,7 +132,7 @@ def test_what_layers_share_is_sent_once(tmp_path: Path) -> None:
             sum(module(ids, segments, at_N=at_N)).sum().backward()
         tokens = [shape for shape in sent.shapes if shape == (12,)]
         assert len(tokens) == 3  # positions, segments and places in them
-        assert len(sent.shapes) == 3 + 1 + table  # and the segments' paths
+        assert len(sent.shapes) == 3 + table
 
 
 def test_they_compile_for_cards(tmp_path: Path) -> None:

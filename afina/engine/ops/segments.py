@@ -8,7 +8,8 @@ picture; `engine.forest` makes them of rows.) Rows that share nothing are a fore
 
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
+from itertools import accumulate, pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -143,12 +144,15 @@ class Segments:
         return self.places_T.int() + self.starts_tensor[self.rows_T]
 
     @cached_property
-    def paths(self) -> Tensor:
-        """Of each segment the numbers of the tokens that its ancestors and it have, in order: (S, longest path), padded
-        with 0 at the end."""
-        found = torch.zeros(len(self.lengths), self.deepest, dtype=torch.int64)
-        for s, (start, length) in enumerate(zip(self.starts, self.lengths, strict=True)):
-            if start:
-                found[s, :start] = found[self.parents[s], :start]
-            found[s, start : start + length] = torch.arange(self.bounds[s], self.bounds[s] + length)
-        return found
+    def paths(self) -> "Segments":
+        """Of each segment the tokens that its ancestors and it have, as a root of its own."""
+        return Segments(tuple(accumulate(self.ends, initial=0))) if any(self.starts) else self
+
+    @cached_property
+    def along_paths(self) -> Tensor:
+        """The number of each token of `paths` in the pass."""
+        paths: list[np.ndarray[Any, Any]] = []
+        for s, (start, parent) in enumerate(zip(self.starts, self.parents, strict=True)):
+            own = np.arange(self.bounds[s], self.bounds[s + 1])
+            paths.append(np.concatenate([paths[parent], own]) if start else own)
+        return torch.from_numpy(np.concatenate(paths))

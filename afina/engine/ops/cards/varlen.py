@@ -1,7 +1,7 @@
 """Attention on the pack itself, without padding: torch's flash attention over rows of any lengths, on cards.
 
-T tokens, packed; H heads of D, Hkv of them of keys and values. Roots alone: a segment with a parent would have more
-keys than queries, in two places of the pack, and has `attention.attend_rotated`'s other way; so have scores with a cap.
+T tokens, packed; H heads of D, Hkv of them of keys and values; P tokens in the paths of all segments. Scores with a cap
+have `attention.attend_rotated`'s other way.
 """
 
 import inspect
@@ -19,13 +19,12 @@ _LEAST_CAPABILITY, _HOPPER = (8, 0), (9, 0)
 _WIDEST, _STEP = 256, 8  # numbers of a head: up to, and a multiple of
 
 
-def takes(q_THD: Tensor, spec: AttentionSpec, segments: Segments) -> bool:
+def takes(q_THD: Tensor, spec: AttentionSpec) -> bool:
     """Whether `attend` can take these: by what is asked, then by device and by torch's version."""
     return (
         q_THD.is_cuda
         and q_THD.dtype in (torch.float16, torch.bfloat16)
         and not spec.cap
-        and not any(segments.starts)
         and spec.head_dim <= _WIDEST
         and spec.head_dim % _STEP == 0
         and capability(q_THD.device) >= _LEAST_CAPABILITY
@@ -33,15 +32,15 @@ def takes(q_THD: Tensor, spec: AttentionSpec, segments: Segments) -> bool:
     )
 
 
-def attend(q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, spec: AttentionSpec, segments: Segments) -> Tensor:
-    """Causal attention of each root to itself; (T, H·D)."""
-    of = library(q_THD.device)
+def attend(q_THD: Tensor, k_PHD: Tensor, v_PHD: Tensor, spec: AttentionSpec, segments: Segments) -> Tensor:
+    """Causal attention of each segment to its path, with which it ends: of flash attention's masks, the causal one and
+    that of a window, the last query sees the last key. (T, H·D)."""
+    of, paths, device = library(q_THD.device), segments.paths, q_THD.device
     assert of is not None, "asked of `takes`"
-    bounds = segments.on(q_THD.device, "bounds_tensor")
     window = (spec.window - 1 if spec.window else -1, 0)  # keys before a query's own, and after
     out: Tensor = of.varlen_attn(
-        q_THD, k_THD, v_THD, bounds, bounds, segments.longest, segments.longest, scale=spec.scale, window_size=window,
-        enable_gqa=spec.heads != spec.kv_heads,
+        q_THD, k_PHD, v_PHD, segments.on(device, "bounds_tensor"), paths.on(device, "bounds_tensor"), segments.longest,
+        paths.longest, scale=spec.scale, window_size=window, enable_gqa=spec.heads != spec.kv_heads,
     )  # fmt: skip
     return out.flatten(1)
 
