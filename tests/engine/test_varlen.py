@@ -15,6 +15,7 @@ from afina.engine.ops.cards import varlen
 
 SPEC = AttentionSpec(4, 2, 16, 16, 0.3)
 ROOTS, FOREST = Segments((0, 5, 6, 13)), Segments((0, 5, 6, 13), (-1, 0, 0))
+CAPABILITY = varlen.capability.__wrapped__  # which asks anew each time
 DEEP = Segments((0, 3, 7, 8, 8, 10, 14, 15, 18), (-1, 0, 1, 1, 0, -1, 5, 5))
 
 
@@ -91,6 +92,37 @@ def test_it_is_chosen_where_it_knows_all_that_is_asked(card: SimpleNamespace, mo
     assert not takes()
     monkeypatch.setattr(varlen, "capability", lambda device: (7, 5))
     assert not takes()
+
+
+def test_groups_are_repeated_for_kernels_that_do_not_know_them(
+    card: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wants(spec: AttentionSpec = SPEC, masked: bool = False, **changes: Any) -> bool:
+        return varlen.wants_repeats(SimpleNamespace(**{**vars(card), **changes}), spec, masked)
+
+    assert not wants()
+    assert wants(masked=True)
+    assert wants(dtype=torch.float32)
+    assert not wants(AttentionSpec(4, 4, 16, 16, 0.3), masked=True)
+    assert not wants(masked=True, is_cuda=False)
+    monkeypatch.setattr(varlen, "capability", lambda device: (7, 5))
+    assert wants()
+
+    q_BHTD, k_BHSD, v_BHSD = torch.randn(2, 4, 5, 16), *torch.randn(2, 2, 2, 5, 16)
+    expected = attention.dense_attention(q_BHTD, k_BHSD, v_BHSD, SPEC)
+    monkeypatch.setattr(varlen, "wants_repeats", lambda *_: True)
+    sdpa, options = F.scaled_dot_product_attention, []
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *a, **b: options.append(b) or sdpa(*a, **b))
+    assert (attention.dense_attention(q_BHTD, k_BHSD, v_BHSD, SPEC) - expected).abs().max() < 1e-5
+    assert not options[0]["enable_gqa"]
+
+
+def test_an_amd_cards_number_is_not_taken_for_nvidias(card: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(varlen, "capability", CAPABILITY)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 4))
+    assert varlen.takes(card, SPEC)
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    assert not varlen.takes(card, SPEC)
 
 
 @pytest.mark.parametrize(("capability", "installed", "active"), [

@@ -90,18 +90,25 @@ def dense_attention(
     grouped = spec.heads != spec.kv_heads
     if not spec.cap and not (spec.window and mask_BTS is None and spec.window < k_BHSD.shape[2]):
         mask = None if mask_BTS is None else mask_BTS[:, None]
+        if varlen.wants_repeats(q_BHTD, spec, mask is not None):
+            (k_BHSD, v_BHSD), grouped = (_repeated(x, spec) for x in (k_BHSD, v_BHSD)), False
         return F.scaled_dot_product_attention(
             q_BHTD, k_BHSD, v_BHSD, mask, is_causal=mask is None, scale=spec.scale, enable_gqa=grouped
         )
     if mask_BTS is None:
         at = torch.arange(k_BHSD.shape[2], device=q_BHTD.device)
         mask_BTS = (at[:, None] >= at) & (at[:, None] - at < (spec.window or len(at)))
-    k, v = (x.repeat_interleave(spec.heads // spec.kv_heads, 1) for x in (k_BHSD, v_BHSD))
+    k, v = _repeated(k_BHSD, spec), _repeated(v_BHSD, spec)
     scores = (q_BHTD @ k.transpose(2, 3)).float() * spec.scale
     if spec.cap:
         scores = spec.cap * torch.tanh(scores / spec.cap)
     mask = mask_BTS if mask_BTS.dim() == 2 else mask_BTS[:, None]
     return scores.masked_fill(~mask, float("-inf")).softmax(-1).to(v.dtype) @ v
+
+
+def _repeated(x_BHSD: Tensor, spec: AttentionSpec) -> Tensor:
+    """Each of the Hkv heads for the queries of its group."""
+    return x_BHSD.repeat_interleave(spec.heads // spec.kv_heads, 1)
 
 
 class Past(NamedTuple):

@@ -21,14 +21,22 @@ _WIDEST, _STEP = 256, 8  # numbers of a head: up to, and a multiple of
 
 def takes(q_THD: Tensor, spec: AttentionSpec) -> bool:
     """Whether `attend` can take these: by what is asked, then by device and by torch's version."""
+    return not spec.cap and _is_flash(q_THD, spec) and library(q_THD.device) is not None
+
+
+def wants_repeats(q_BHTD: Tensor, spec: AttentionSpec, masked: bool) -> bool:
+    """Whether keys and values of groups should be repeated for `scaled_dot_product_attention`: of its kernels for cards
+    flash attention alone knows groups, and takes no mask; what is left for groups writes all scores."""
+    return q_BHTD.is_cuda and spec.heads != spec.kv_heads and (masked or not _is_flash(q_BHTD, spec))
+
+
+def _is_flash(q: Tensor, spec: AttentionSpec) -> bool:
     return (
-        q_THD.is_cuda
-        and q_THD.dtype in (torch.float16, torch.bfloat16)
-        and not spec.cap
+        q.is_cuda
+        and q.dtype in (torch.float16, torch.bfloat16)
         and spec.head_dim <= _WIDEST
         and spec.head_dim % _STEP == 0
-        and capability(q_THD.device) >= _LEAST_CAPABILITY
-        and library(q_THD.device) is not None
+        and capability(q.device) >= _LEAST_CAPABILITY
     )
 
 
@@ -47,7 +55,8 @@ def attend(q_THD: Tensor, k_PHD: Tensor, v_PHD: Tensor, spec: AttentionSpec, seg
 
 @cache
 def capability(device: torch.device) -> tuple[int, int]:
-    return torch.cuda.get_device_capability(device)
+    """NVIDIA's compute capability; (0, 0) of AMD's cards, of which torch says another number by that name."""
+    return (0, 0) if torch.version.hip else torch.cuda.get_device_capability(device)
 
 
 @cache
