@@ -11,6 +11,7 @@ from torch import Tensor
 
 from afina.engine.blocks import GGML_FORMATS, NF4, quantise
 from afina.engine.ops import TORCH, AttentionSpec, Rotation, Segments, chosen
+from afina.engine.ops.rotary import rotate_by_torch
 from afina.engine.ops.unpack import row_bytes
 
 pytest.importorskip("triton", reason="Triton is not installed")
@@ -120,6 +121,24 @@ def test_rotation(name: str, dtype: torch.dtype) -> None:
     assert d.stride(0) == qkv.stride(0)
 
 
+@pytest.mark.parametrize("name", SPECS)
+def test_a_gradient_may_be_one_number_for_all(name: str) -> None:
+    """As that of a sum is: its rows have no numbers side by side."""
+    torch.manual_seed(0)
+    spec, segments = SPECS[name], Segments((0, 3, 4, 7))
+    rotation = rotation_of(spec, segments)
+    qkv = torch.randn(7, spec.qk_size + spec.kv_size)
+
+    def gradient(rotated: Callable[[Tensor], tuple[Tensor, ...]]) -> Tensor:
+        own = qkv.clone().requires_grad_()
+        return torch.autograd.grad(sum((i + 1) * x.sum() for i, x in enumerate(rotated(1 * own))), own)[0]
+
+    found = gradient(lambda x: by_triton.apply(by_triton._Rotate, x, spec, rotation))
+    values = spec.qk_size
+    expected = gradient(lambda x: (*rotate_by_torch(x, spec, rotation), x[:, values:]))
+    check(found, expected, torch.float32)
+
+
 def test_norms_of_heads_that_are_trained_are_torchs() -> None:
     torch.manual_seed(0)
     spec, segments = SPECS["a norm of each head"], Segments((0, 4))
@@ -174,6 +193,37 @@ def test_every_format_is_read(kind: int, dtype: torch.dtype) -> None:
     TORCH.unpack(data, kind, expected)
     check(found[:, :columns], expected, dtype)
     assert not found[:, columns:].any()
+
+
+def test_products_of_adapters_gradients_are_not_rounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a format of the product's own, which torch has for NVIDIA's cards, else of widened numbers."""
+    x, low, asked = torch.randn(7, 5).bfloat16(), torch.randn(7, 4).bfloat16(), []
+
+    def mm(a: Tensor, b: Tensor, **options: torch.dtype) -> Tensor:
+        asked.append((a.dtype, options))
+        return torch.matmul(a.float(), b.float())
+
+    for is_cuda in (False, True):
+        monkeypatch.setattr(by_triton, "_sums_in_fp32", lambda x, is_cuda=is_cuda: is_cuda)
+        with monkeypatch.context() as patched:
+            patched.setattr(torch, "mm", mm)
+            found = OPS.outer_product(x, low, 0.5)
+        assert found.dtype == torch.float32
+        assert torch.equal(found, 0.5 * (x.T.float() @ low.float()))
+    assert asked == [(torch.bfloat16, {"out_dtype": torch.float32})]
+
+
+def test_where_products_sum_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    def sums(is_cuda: bool, dtype: torch.dtype) -> bool:
+        return by_triton._sums_in_fp32(SimpleNamespace(is_cuda=is_cuda, dtype=dtype))
+
+    monkeypatch.setattr(torch.ops.aten.mm, "dtype", None, raising=False)
+    assert sums(True, torch.bfloat16)
+    assert sums(True, torch.float16)
+    assert not sums(True, torch.float32)
+    assert not sums(False, torch.bfloat16)
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    assert not sums(True, torch.bfloat16)
 
 
 def test_another_dtype_or_device_is_torchs() -> None:
