@@ -1,5 +1,6 @@
 """Triton's kernels, run by its interpreter on the processor, against their twins in torch: values and gradients."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from threading import Thread, local
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from afina.engine.blocks import GGML_FORMATS, NF4, quantise
-from afina.engine.ops import TORCH, AttentionSpec, Rotation, Segments, chosen
+from afina.engine.ops import TORCH, AttentionSpec, Rotation, Segments, choice, chosen, why_torch
 from afina.engine.ops.rotary import rotate_by_torch
 from afina.engine.ops.unpack import row_bytes
 
@@ -232,9 +233,30 @@ def test_another_dtype_or_device_is_torchs() -> None:
     assert not TritonOps().takes(torch.empty(1))
 
 
-def test_a_card_gets_them_where_triton_is_installed(tmp_path: Path) -> None:
-    assert isinstance(chosen(torch.device("cuda:1"), tmp_path), TritonOps)
+def test_a_card_gets_them_where_triton_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not where it can be imported alone: it needs a compiler, and does not know every card."""
+    monkeypatch.setattr(choice, "_by_triton", choice._by_triton.__wrapped__)
+    card, tried = torch.device("cuda:1"), []
+    monkeypatch.setattr(by_triton, "try_on", tried.append)
+    assert isinstance(chosen(card, tmp_path), TritonOps)
+    assert tried == [card]
+    assert not why_torch(card)
     assert chosen(torch.device("mps"), tmp_path) is TORCH
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("Failed to find C compiler.\n Please specify via CC environment variable")
+
+    monkeypatch.setattr(by_triton, "try_on", fail)
+    assert chosen(card, tmp_path) is TORCH
+    assert re.match(r"Triton cannot run a kernel \(Failed .+\): slower, same results; .+ compiler", why_torch(card))
+
+
+def test_the_kernel_that_is_tried_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    by_triton.try_on(torch.device("cpu"))
+    monkeypatch.setattr(by_triton, "_launch", lambda kernel, grid, x, *_, **__: None)
+    monkeypatch.setattr(torch.Tensor, "new_empty", torch.Tensor.new_zeros)
+    with pytest.raises(ArithmeticError, match="0.0, 0.0"):
+        by_triton.try_on(torch.device("cpu"))
 
 
 def test_kernels_run_on_their_tensors_card_in_any_thread(monkeypatch: pytest.MonkeyPatch) -> None:

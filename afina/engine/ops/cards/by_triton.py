@@ -114,6 +114,14 @@ class TritonOps(FusedOps):
         return torch.mm(x_TN.T, low_TR, out_dtype=torch.float32).mul_(scale)
 
 
+def try_on(device: torch.device) -> None:
+    """Runs one kernel of two numbers there. Raises whatever goes wrong, `ArithmeticError` where they are not those."""
+    x_TC, ops = torch.tensor([[3.0, 4.0]], device=device), TritonOps((device.type,))
+    y_TC = ops.rms_norm(x_TC, torch.ones(2, device=device), 0.0)
+    if not torch.allclose(y_TC, x_TC / 12.5**0.5):
+        raise ArithmeticError(f"a norm is {y_TC.tolist()}")
+
+
 def _sums_in_fp32(x: Tensor) -> bool:
     """Whether torch has products of such numbers that are not rounded to their format: from 2.8 on, on NVIDIA's
     cards."""
