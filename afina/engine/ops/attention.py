@@ -1,21 +1,21 @@
 """Causal attention of rows, whose beginnings may be shared, in training, and with cached keys and values, in
 generation.
 
-T tokens, packed; S rows, whose paths have P tokens; H heads of D, Hkv of them of keys and values; E = (H + 2·Hkv)·D: queries, keys and values
-side by side.
+T tokens, packed; S rows, whose paths have P tokens; H heads of D, Hkv of them of keys and values; E = (H + 2·Hkv)·D:
+queries, keys and values side by side.
 """
 
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from afina.core.device import sent
 from afina.engine.ops._autograd import apply
 from afina.engine.ops.cards import varlen
 from afina.engine.ops.rotary import AttentionSpec, Rotation, rotate_by_torch
-from afina.engine.ops.segments import Segments
+from afina.engine.ops.segments import OnDevices, Segments
 
 
 def attend_by_torch(qkv_TE: Tensor, spec: AttentionSpec, rotation: Rotation | None, segments: Segments) -> Tensor:
@@ -111,21 +111,27 @@ def _repeated(x_BHSD: Tensor, spec: AttentionSpec) -> Tensor:
     return x_BHSD.repeat_interleave(spec.heads // spec.kv_heads, 1)
 
 
+@dataclass(frozen=True, eq=False)
+class Continued(OnDevices):
+    """What the segments of a pass continue: segment s the before_S[s] tokens in slot slots_S[s] of the cache."""
+
+    slots_S: Tensor
+    before_S: Tensor
+
+
 class Past(NamedTuple):
-    """The cache that segments continue: segment s follows the before_S[s] tokens in slot slots_S[s] of keys and values
-    (slots, Hkv, room, D)."""
+    """A layer's cache, keys and values (slots, Hkv, room, D), and what of it is continued."""
 
     keys: Tensor
     values: Tensor
-    slots_S: Tensor
-    before_S: Tensor
+    of: Continued
 
 
 def attend_cached_by_torch(qk_TE: Tensor, v_TE: Tensor, spec: AttentionSpec, past: Past, segments: Segments) -> Tensor:
     keys, values = past.keys, past.values
     device = keys.device
-    slots, before = sent(past.slots_S, device).long(), sent(past.before_S, device).long()
-    longest = int((past.before_S + segments.lengths_S).max())  # on the host
+    slots, before = past.of.on(device, "slots_S").long(), past.of.on(device, "before_S").long()
+    longest = int((past.of.before_S + segments.lengths_S).max())  # on the host
     rows, own = segments.on(device, "rows_T"), segments.on(device, "places_T")
     at = before[rows] + own
     keys[slots[rows], :, at] = qk_TE[:, spec.q_size :].unflatten(1, (spec.kv_heads, -1))

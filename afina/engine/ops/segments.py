@@ -20,8 +20,26 @@ from afina.core.device import sent
 NO_PARENT = -1
 
 
+class OnDevices:
+    """What a pass has on the host, by names, and its layers need on a device."""
+
+    def on(self, device: torch.device, name: str) -> Tensor:
+        """The tensor called `name` on a device, sent there once, and without waiting for the device."""
+        own: Tensor = getattr(self, name)
+        if own.device == device:
+            return own
+        key = name, device
+        if key not in self._sent:
+            self._sent[key] = sent(own, device)
+        return self._sent[key]
+
+    @cached_property
+    def _sent(self) -> dict[tuple[str, torch.device], Tensor]:
+        return {}
+
+
 @dataclass(frozen=True)
-class Segments:
+class Segments(OnDevices):
     """Segment s holds the tokens bounds[s] to bounds[s + 1] of the pass, and continues the segment parents[s], which
     stands before it with all that descends from it in between (pre-order); a root has `NO_PARENT`. Without `parents`
     all are roots. Raises `ValueError` for what is no such forest: kernels compute addresses from it.
@@ -44,20 +62,6 @@ class Segments:
             if parent != NO_PARENT and not path:
                 raise ValueError(f"segment {s} continues {parent}, which is not on the way to the one before it")
             path.append(s)
-
-    def on(self, device: torch.device, name: str) -> Tensor:
-        """The tensor called `name` on a device, sent there once, and without waiting for the device."""
-        own: Tensor = getattr(self, name)
-        if own.device == device:
-            return own
-        key = name, device
-        if key not in self._sent:
-            self._sent[key] = sent(own, device)
-        return self._sent[key]
-
-    @cached_property
-    def _sent(self) -> dict[tuple[str, torch.device], Tensor]:
-        return {}
 
     def and_a_root(self, tokens: int) -> "Segments":
         """With one more segment of its own."""
