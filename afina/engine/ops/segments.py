@@ -147,10 +147,15 @@ class Segments(OnDevices):
         """Where each token stands in its row."""
         return self.places_T.int() + self.starts_tensor[self.rows_T]
 
-    @cached_property
+    @property
     def paths(self) -> "Segments":
-        """Of each segment the tokens that its ancestors and it have, as a root of its own."""
-        return Segments(tuple(accumulate(self.ends, initial=0))) if any(self.starts) else self
+        """Of each segment the tokens that its ancestors and it have, as a root of its own; itself where none has
+        ancestors."""
+        return self._paths or self
+
+    @cached_property
+    def _paths(self) -> "Segments | None":  # not itself: what refers to itself is freed late
+        return Segments(tuple(accumulate(self.ends, initial=0))) if any(self.starts) else None
 
     @cached_property
     def along_paths(self) -> Tensor:
