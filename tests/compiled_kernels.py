@@ -6,7 +6,10 @@ from triton.compiler import ASTSource
 
 from afina.engine.ops.cards import activations, losses, norms, rotary, unpack
 
-CARDS = GPUTarget("cuda", 80, 32), GPUTarget("hip", "gfx942", 64)
+CARDS = [  # a T4, an H100 and an MI300, each with the 16-bit numbers that it is given
+    (GPUTarget("cuda", 75, 32), "*fp16"), (GPUTarget("cuda", 90, 32), "*bf16"),
+    (GPUTarget("hip", "gfx942", 64), "*bf16"),
+]  # fmt: skip
 NORM = {"BLOCK": 4096}
 ROTARY = {"HEADS": 32, "PAIRS": 64, "REST": 1, "RESTS": False}
 POINTERS = {
@@ -28,12 +31,12 @@ KERNELS = [
 ]  # fmt: skip
 
 
-def type_of(name: str) -> str:
-    return POINTERS.get(name) or NUMBERS.get(name) or ("i32" if name.endswith("stride") else "*bf16")
+def type_of(name: str, numbers: str) -> str:
+    return POINTERS.get(name) or NUMBERS.get(name) or ("i32" if name.endswith("stride") else numbers)
 
 
 for kernel, constants in KERNELS:
-    signature = {name: "constexpr" if name in constants else type_of(name) for name in kernel.arg_names}
     constexprs = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
-    for card in CARDS[: 1 if kernel is unpack.unpack_blocks else None]:
+    for card, numbers in CARDS[: 1 if kernel is unpack.unpack_blocks else None]:
+        signature = {name: "constexpr" if name in constants else type_of(name, numbers) for name in kernel.arg_names}
         triton.compile(ASTSource(kernel, signature, constexprs), target=card)

@@ -6,7 +6,8 @@ files, and NF4.
 """
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -73,19 +74,23 @@ class Blocks(nn.Module):
     def product(self, x_TK: Tensor) -> Tensor:
         """x Wᵀ, (T, R)."""
         if self.numel() <= TILE:
-            return F.linear(x_TK, self._in_scratch())
+            with self._in_scratch() as weight_RK:
+                return F.linear(x_TK, weight_RK)
         y = x_TK.new_empty(len(x_TK), self.rows)
         for rows, tile in self.tiles():
-            y[:, rows] = F.linear(x_TK, tile._in_scratch())
+            with tile._in_scratch() as weight_RK:
+                y[:, rows] = F.linear(x_TK, weight_RK)
         return y
 
     def product_back(self, dy_TR: Tensor) -> Tensor:
         """dy W, (T, K)."""
         if self.numel() <= TILE:
-            return dy_TR @ self._in_scratch()
+            with self._in_scratch() as weight_RK:
+                return dy_TR @ weight_RK
         dx = torch.zeros(len(dy_TR), self.columns, device=dy_TR.device)
         for rows, tile in self.tiles():
-            dx += dy_TR[:, rows] @ tile._in_scratch()
+            with tile._in_scratch() as weight_RK:
+                dx += dy_TR[:, rows] @ weight_RK
         return dx.to(dy_TR.dtype)
 
     def tiles(self) -> "list[tuple[slice, Blocks]]":
@@ -93,11 +98,12 @@ class Blocks(nn.Module):
         rows = max(1, TILE // self.columns)
         return [(slice(at, at + rows), self.take(slice(at, at + rows))) for at in range(0, self.rows, rows)]
 
-    def _in_scratch(self) -> Tensor:
-        """The dequantised matrix in the shared scratch, valid until the next call."""
-        out = scratch(self.rows, self.columns, self)
-        self.dequantise_into(out)
-        return out
+    @contextmanager
+    def _in_scratch(self) -> Iterator[Tensor]:
+        """The dequantised matrix, in the shared scratch."""
+        with scratch(self.rows, self.columns, self) as out_RK:
+            self.dequantise_into(out_RK)
+            yield out_RK
 
 
 # ------------------------------------------------------------------------------------------------ quantisation
@@ -133,18 +139,25 @@ def _nf4(weight_RK: Tensor) -> Tensor:
 
 # ------------------------------------------------------------------------------------------------ layers
 
-_local = threading.local()
+_of_thread = threading.local()  # the processor's scratches: a recorded step (tape.py) has the address of its own
+_of_cards: dict[str, Tensor] = {}  # one for all threads: there autograd does the backward pass in another than ours
+_turn = threading.Lock()
 
 
-def scratch(rows: int, columns: int, like: Blocks) -> Tensor:
-    """Memory (rows, columns) that all layers share: the next call overwrites it."""
-    scratches: dict[Any, Tensor] = _local.__dict__
-    key = f"{like.dtype} {like.data.device}"
-    if key not in scratches or scratches[key].numel() < rows * columns:
-        scratches.pop(key, None)
-        with torch.inference_mode(False):  # training may use it later
-            scratches[key] = torch.empty(rows * columns, dtype=like.dtype, device=like.data.device)
-    return scratches[key][: rows * columns].view(rows, columns)
+@contextmanager
+def scratch(rows: int, columns: int, like: Blocks) -> Iterator[Tensor]:
+    """Memory (rows, columns) that all layers share. After the block another product may overwrite it: a card does in
+    turn what it is asked for."""
+    device = like.data.device
+    key = f"{like.dtype} {device}"
+    on_host = device.type == "cpu"
+    scratches: dict[str, Tensor] = _of_thread.__dict__ if on_host else _of_cards
+    with nullcontext() if on_host else _turn:
+        if key not in scratches or scratches[key].numel() < rows * columns:
+            scratches.pop(key, None)
+            with torch.inference_mode(False):  # training may use it later
+                scratches[key] = torch.empty(rows * columns, dtype=like.dtype, device=device)
+        yield scratches[key][: rows * columns].view(rows, columns)
 
 
 Quantiser = Callable[[str, Tensor], Tensor | Blocks]  # what a weight, by its name, becomes as it is read
@@ -196,7 +209,7 @@ def weight_bytes(module: nn.Module) -> int:
     into."""
     frozen = [p for p in module.parameters() if not p.requires_grad]
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in [*frozen, *module.buffers()]}
-    scratches: list[Tensor] = list(_local.__dict__.values())
+    scratches: list[Tensor] = [*_of_thread.__dict__.values(), *_of_cards.values()]
     return sum(storages.values()) + sum(each.untyped_storage().nbytes() for each in scratches)
 
 

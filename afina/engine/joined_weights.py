@@ -5,6 +5,8 @@ T tokens, I inputs, O outputs (of all layers together), R ranks of their adapter
 weights, and below them their adapters' A.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -77,30 +79,35 @@ class QuantisedWeights:
         # Too large to be dequantised at one time: the output head.
         self._large: Blocks | None = frozen[0].blocks if alone and frozen[0].blocks.numel() > blocks.TILE else None
 
-    def _dequantised(self) -> Tensor:
+    @contextmanager
+    def _dequantised(self) -> Iterator[Tensor]:
         outputs = output_sizes(self._frozen)
         like = next(layer.blocks for layer in self._frozen if isinstance(layer, BlockLinear))
-        out = blocks.scratch(sum(outputs) + len(self._low), self._low.shape[1], like)
-        at = 0
-        for layer, n in zip(self._frozen, outputs, strict=True):
-            if isinstance(layer, BlockLinear):
-                layer.blocks.dequantise_into(out[at : at + n], self._ops)
-            else:
-                out[at : at + n] = weight_OI(layer)
-            at += n
-        out[at:] = self._low
-        return out
+        with blocks.scratch(sum(outputs) + len(self._low), self._low.shape[1], like) as out:
+            at = 0
+            for layer, n in zip(self._frozen, outputs, strict=True):
+                if isinstance(layer, BlockLinear):
+                    layer.blocks.dequantise_into(out[at : at + n], self._ops)
+                else:
+                    out[at : at + n] = weight_OI(layer)
+                at += n
+            out[at:] = self._low
+            yield out
 
     def product(self, x_TI: Tensor, bias: Tensor | None) -> Tensor:
         """x Ŵᵀ, (T, O + R)."""
         if self._large is None:
-            return F.linear(x_TI, self._dequantised(), bias)
+            with self._dequantised() as joined:
+                return F.linear(x_TI, joined, bias)
         y = self._large.product(x_TI)
         return y if bias is None else y + bias
 
     def product_back(self, dy_TO: Tensor) -> Tensor:
         """dy Ŵ, (T, I)."""
-        return dy_TO @ self._dequantised() if self._large is None else self._large.product_back(dy_TO)
+        if self._large is not None:
+            return self._large.product_back(dy_TO)
+        with self._dequantised() as joined:
+            return dy_TO @ joined
 
     def stored(self) -> list[tuple[Tensor, int | None]]:
         """Each layer's weights or their blocks, and the format of these."""

@@ -6,7 +6,7 @@ T new tokens, packed; S sequences; H heads of D, Hkv of them of keys and values.
 import torch
 from torch import Tensor
 
-from afina.engine.ops import AttentionSpec, Ops, Past, Rotation, Segments
+from afina.engine.ops import AttentionSpec, Continued, Ops, Past, Rotation, Segments
 
 
 class Cache:
@@ -76,24 +76,23 @@ class Cache:
             lengths = self._lengths[slots] + segments.lengths_S
             if int(lengths.max()) > self.room:
                 raise IndexError(f"a sequence of {int(lengths.max())} tokens, the cache has room for {self.room}")
-        self._slots = torch.tensor(slots, dtype=torch.int32)
-        self._before = self._lengths[slots]
+        self._of = Continued(torch.tensor(slots, dtype=torch.int32), self._lengths[slots])
 
     @property
     def begun(self) -> tuple[Tensor, Tensor]:
         """Of the segments that `begin` named: their slots, and the tokens that are there."""
-        return self._slots, self._before
+        return self._of.slots_S, self._of.before_S
 
     def end(self, segments: Segments) -> None:
         self.used = True
-        self._lengths[self._slots.long()] = self._before + segments.lengths_S
+        self._lengths[self._of.slots_S.long()] = self._of.before_S + segments.lengths_S
 
     def positions(self, segments: Segments) -> Tensor:
-        return segments.positions_T + self._before[segments.rows_T]
+        return segments.positions_T + self._of.before_S[segments.rows_T]
 
     def lengths_T(self, segments: Segments) -> Tensor:
         """The length, new tokens included, of the sequence that each token belongs to."""
-        return (self._before + segments.lengths_S)[segments.rows_T]
+        return (self._of.before_S + segments.lengths_S)[segments.rows_T]
 
     def attend(
         self, layer: int, qkv_TE: Tensor, spec: AttentionSpec, rotation: Rotation | None, segments: Segments, ops: Ops
@@ -101,5 +100,5 @@ class Cache:
         """Attention of the new tokens, (T, H·D), to their past and to themselves; their keys and values are added to
         the cache."""
         qk_TE = ops.rotate(qkv_TE, spec, rotation)
-        past = Past(*self._layers[layer], self._slots, self._before)
+        past = Past(*self._layers[layer], self._of)
         return ops.attend_cached(qk_TE, qkv_TE[:, spec.qk_size :], spec, past, segments)

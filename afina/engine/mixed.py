@@ -162,6 +162,7 @@ class RowUpdates:
     def __init__(self, addresses_T: Tensor, packed: Mapping[int, PackedUpdates], dtype: torch.dtype) -> None:
         self.addresses_T, self._dtype = addresses_T, dtype
         self._packed = packed  # by address, where torch computes
+        self._rows: dict[tuple[int, torch.device], Tensor] = {}  # of an adapter on a device, for all layers
 
     @staticmethod
     def of(segments: Sequence[PackedUpdates | None], lengths_S: Tensor) -> "RowUpdates | None":
@@ -182,8 +183,7 @@ class RowUpdates:
         assert (fused is None) == bool(self._packed), "packed for the other way to compute"
         if fused is None:
             for address, packed in self._packed.items():
-                rows = (self.addresses_T == address).nonzero().squeeze(1)
-                packed.add(product, sent(rows, x_TI.device), x_TI, y_TO)
+                packed.add(product, self._rows_on(x_TI.device, address), x_TI, y_TO)
             return
         count = len(self.addresses_T)
         kernels.expect(torch.int64, (self.addresses_T, (count,)))
@@ -192,3 +192,9 @@ class RowUpdates:
             "mixed_add", x_TI, x_TI.stride(0), y_TO, y_TO.stride(0), self.addresses_T, product, *x_TI.shape,
             torch.get_num_threads(),
         )  # fmt: skip
+
+    def _rows_on(self, device: torch.device, address: int) -> Tensor:
+        if (address, device) not in self._rows:
+            rows = (self.addresses_T == address).nonzero().squeeze(1)
+            self._rows[address, device] = sent(rows, device)
+        return self._rows[address, device]

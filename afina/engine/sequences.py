@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from afina.core.device import sent
 from afina.core.updates import Updates
 from afina.engine import forest
 from afina.engine.decoder import Decoder
@@ -226,14 +227,13 @@ class DecoderSequences:
     def _pass(self, ids: list[int], segments: Segments, sequences: list[_Sequence], last: list[int]) -> Tensor:
         """Computes the segments, each of one of the sequences; the logits (len(last), V) after the segments `last`."""
         updates = self._begin(segments, sequences)
-        last_S = (segments.bounds_tensor[1:] - 1).to(self._device)
-        ids_T = torch.tensor(ids, device=self._device)
-        x_SC, added_SC = self._module(ids_T, segments, self._cache, last_S, updates)
+        last_S, ids_T = segments.bounds_tensor[1:] - 1, sent(torch.tensor(ids), self._device)
+        x_SC, added_SC = self._module(ids_T, segments, self._cache, sent(last_S, self._device), updates)
         self._cache.end(segments)
         if not last:
             return torch.empty(0, self._module.arch.vocabulary)
-        at_N = torch.tensor(last, device=self._device)
-        own_N = updates and updates.at(last_S).at(at_N)
+        own_N = updates and updates.at(last_S[last])
+        at_N = sent(torch.tensor(last), self._device)
         return self._module.logits(self._module.normed(x_SC[at_N], added_SC[at_N]), own_N)
 
     def decode(self, ids_B: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from queue import Empty, SimpleQueue
 from time import monotonic
 from typing import Any, TypeVar
 
+from afina.core.device import use
 from afina.core.errors import AfinaError
 from afina.core.events import Listener, Notice, ignore
 from afina.core.process.crash import explained
@@ -257,6 +258,7 @@ class Engine:
         return len(self.batcher.active)
 
     def _run(self) -> None:
+        use(next(self.base.model.module.parameters()).device)  # what is current is each thread's own
         is_shrunk = True
         while not self._closed:
             try:

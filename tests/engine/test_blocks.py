@@ -1,6 +1,7 @@
 """Quantised weights against the gguf package's reading of them, and models over them against the same weights
 dequantised."""
 
+import threading
 import weakref
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 from conftest import save_tiny, tiny_config, tiny_module
 from gguf_files import FAMILIES, write
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import BertForSequenceClassification
 
@@ -315,6 +316,25 @@ def test_generating_before_training_leaves_nothing_that_training_cannot_use(tmp_
     generate(base, [[5, 6, 7]], 3)
     base.model.module.train()
     base.model.summed_loss(PACKED).backward()
+
+
+@pytest.mark.parametrize(("device", "same"), [("meta", True), ("cpu", False)])
+def test_threads_share_a_cards_scratch_in_turn(device: str, same: bool) -> None:
+    """There autograd does the backward pass in a thread of its own, which must not take as much memory again."""
+    held = Blocks(torch.empty(2, 34, dtype=torch.uint8, device=device), 8, 32, torch.float32)
+    found: list[Tensor] = []
+
+    def take() -> None:
+        with blocks.scratch(2, 32, held) as out:
+            found.append(out)
+
+    thread = threading.Thread(target=take)
+    with blocks.scratch(2, 32, held) as own:
+        thread.start()
+        thread.join(0.2)
+        assert bool(found) != same  # it waits
+    thread.join()
+    assert (found[0].untyped_storage()._cdata == own.untyped_storage()._cdata) == same
 
 
 def test_loftq_leaves_layers_that_lost_nothing_their_usual_start() -> None:

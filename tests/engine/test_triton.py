@@ -1,22 +1,27 @@
 """Triton's kernels, run by its interpreter on the processor, against their twins in torch: values and gradients."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
+from threading import Thread, local
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor
 
 from afina.engine.blocks import GGML_FORMATS, NF4, quantise
-from afina.engine.ops import TORCH, AttentionSpec, Rotation, Segments, chosen
+from afina.engine.ops import TORCH, AttentionSpec, Rotation, Segments, choice, chosen, why_torch
+from afina.engine.ops.rotary import rotate_by_torch
 from afina.engine.ops.unpack import row_bytes
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
+from afina.engine.ops.cards import by_triton
 from afina.engine.ops.cards.by_triton import TritonOps
 
 OPS = TritonOps(devices=("cpu",))
-TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 2**-7}
+TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 2**-7, torch.float16: 2**-10}
 DTYPES = pytest.mark.parametrize("dtype", TOLERANCES)
 
 
@@ -117,6 +122,24 @@ def test_rotation(name: str, dtype: torch.dtype) -> None:
     assert d.stride(0) == qkv.stride(0)
 
 
+@pytest.mark.parametrize("name", SPECS)
+def test_a_gradient_may_be_one_number_for_all(name: str) -> None:
+    """As that of a sum is: its rows have no numbers side by side."""
+    torch.manual_seed(0)
+    spec, segments = SPECS[name], Segments((0, 3, 4, 7))
+    rotation = rotation_of(spec, segments)
+    qkv = torch.randn(7, spec.qk_size + spec.kv_size)
+
+    def gradient(rotated: Callable[[Tensor], tuple[Tensor, ...]]) -> Tensor:
+        own = qkv.clone().requires_grad_()
+        return torch.autograd.grad(sum((i + 1) * x.sum() for i, x in enumerate(rotated(1 * own))), own)[0]
+
+    found = gradient(lambda x: by_triton.apply(by_triton._Rotate, x, spec, rotation))
+    values = spec.qk_size
+    expected = gradient(lambda x: (*rotate_by_torch(x, spec, rotation), x[:, values:]))
+    check(found, expected, torch.float32)
+
+
 def test_norms_of_heads_that_are_trained_are_torchs() -> None:
     torch.manual_seed(0)
     spec, segments = SPECS["a norm of each head"], Segments((0, 4))
@@ -173,12 +196,86 @@ def test_every_format_is_read(kind: int, dtype: torch.dtype) -> None:
     assert not found[:, columns:].any()
 
 
+def test_products_of_adapters_gradients_are_not_rounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a format of the product's own, which torch has for NVIDIA's cards, else of widened numbers."""
+    x, low, asked = torch.randn(7, 5).bfloat16(), torch.randn(7, 4).bfloat16(), []
+
+    def mm(a: Tensor, b: Tensor, **options: torch.dtype) -> Tensor:
+        asked.append((a.dtype, options))
+        return torch.matmul(a.float(), b.float())
+
+    for is_cuda in (False, True):
+        monkeypatch.setattr(by_triton, "_sums_in_fp32", lambda x, is_cuda=is_cuda: is_cuda)
+        with monkeypatch.context() as patched:
+            patched.setattr(torch, "mm", mm)
+            found = OPS.outer_product(x, low, 0.5)
+        assert found.dtype == torch.float32
+        assert torch.equal(found, 0.5 * (x.T.float() @ low.float()))
+    assert asked == [(torch.bfloat16, {"out_dtype": torch.float32})]
+
+
+def test_where_products_sum_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    def sums(is_cuda: bool, dtype: torch.dtype) -> bool:
+        return by_triton._sums_in_fp32(SimpleNamespace(is_cuda=is_cuda, dtype=dtype))
+
+    monkeypatch.setattr(torch.ops.aten.mm, "dtype", None, raising=False)
+    assert sums(True, torch.bfloat16)
+    assert sums(True, torch.float16)
+    assert not sums(True, torch.float32)
+    assert not sums(False, torch.bfloat16)
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    assert not sums(True, torch.bfloat16)
+
+
 def test_another_dtype_or_device_is_torchs() -> None:
     assert OPS.takes(torch.empty(1))
     assert not OPS.takes(torch.empty(1, dtype=torch.float64))
     assert not TritonOps().takes(torch.empty(1))
 
 
-def test_a_card_gets_them_where_triton_is_installed(tmp_path: Path) -> None:
-    assert isinstance(chosen(torch.device("cuda:1"), tmp_path), TritonOps)
+def test_a_card_gets_them_where_triton_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not where it can be imported alone: it needs a compiler, and does not know every card."""
+    monkeypatch.setattr(choice, "_by_triton", choice._by_triton.__wrapped__)
+    card, tried = torch.device("cuda:1"), []
+    monkeypatch.setattr(by_triton, "try_on", tried.append)
+    assert isinstance(chosen(card, tmp_path), TritonOps)
+    assert tried == [card]
+    assert not why_torch(card)
     assert chosen(torch.device("mps"), tmp_path) is TORCH
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("Failed to find C compiler.\n Please specify via CC environment variable")
+
+    monkeypatch.setattr(by_triton, "try_on", fail)
+    assert chosen(card, tmp_path) is TORCH
+    assert re.match(r"Triton cannot run a kernel \(Failed .+\): slower, same results; .+ compiler", why_torch(card))
+
+
+def test_the_kernel_that_is_tried_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    by_triton.try_on(torch.device("cpu"))
+    monkeypatch.setattr(by_triton, "_launch", lambda kernel, grid, x, *_, **__: None)
+    monkeypatch.setattr(torch.Tensor, "new_empty", torch.Tensor.new_zeros)
+    with pytest.raises(ArithmeticError, match=r"0\.0, 0\.0"):
+        by_triton.try_on(torch.device("cpu"))
+
+
+def test_kernels_run_on_their_tensors_card_in_any_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which card is current is a thread's own, as with CUDA, and the first until the thread says otherwise."""
+    current, ran = local(), []
+
+    def exchange(index: int) -> int:
+        before = getattr(current, "card", 0)
+        current.card = before if index < 0 else index
+        return before
+
+    def launch() -> None:
+        by_triton._launch(kernel, (1,), SimpleNamespace(is_cuda=True, get_device=lambda: 1))
+        ran.append(current.card)
+
+    kernel = {(1,): lambda x: ran.append(current.card)}
+    monkeypatch.setattr(torch.cuda, "_exchange_device", exchange)
+    monkeypatch.setattr(torch.cuda, "_maybe_exchange_device", exchange)
+    thread = Thread(target=launch)
+    thread.start()
+    thread.join()
+    assert ran == [1, 0]

@@ -9,10 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 from _waits import Waits
+from adapters_made import row_adapter
 from test_decoder import ours, randomise
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from afina.engine import ops
+from afina.engine.kv_cache import Cache
+from afina.engine.mixed import RowUpdates
 from afina.engine.ops import TORCH, Segments
 from afina.lora import LoraConfig, inject
 from afina.models.causal import DecoderModel
@@ -78,9 +81,9 @@ def test_a_step_is_torchs(name: str, segments: Segments, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("own", [TORCH, BY_TRITON], ids=["torch", "triton"])
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize(("checkpointing", "segments"), [(False, ROWS), (True, ROWS), (False, FOREST)])
 def test_nothing_waits_for_a_card_in_a_pass(
-    own: ops.Ops, checkpointing: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    own: ops.Ops, checkpointing: bool, segments: Segments, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Forward and backward, from token ids on the card to gradients there."""
     model = adapted("gemma3", tmp_path)
@@ -99,7 +102,7 @@ def test_nothing_waits_for_a_card_in_a_pass(
 
     monkeypatch.setattr(by_triton, "_launch", launched)
     with waits:
-        loss = forward(model, at_N, ROWS)
+        loss = forward(model, at_N, segments)
         loss.backward()
     assert waits.found == []
     with waits:
@@ -132,11 +135,30 @@ def test_what_layers_share_is_sent_once(tmp_path: Path) -> None:
             sum(module(ids, segments, at_N=at_N)).sum().backward()
         tokens = [shape for shape in sent.shapes if shape == (12,)]
         assert len(tokens) == 3  # positions, segments and places in them
-        assert len(sent.shapes) == 3 + 1 + table  # and the segments' paths
+        assert len(sent.shapes) == 3 + table
+
+
+def test_what_generation_asks_of_the_host_is_sent_once_a_pass(tmp_path: Path) -> None:
+    """Slots, what is there, whose rows are whose: not for each layer and product."""
+    module = ours("llama", tmp_path, kernels=False).module
+    own = [row_adapter(module, name, 2) for name in "ab"]
+    module = module.to("meta").eval()
+    packed = [module.prepare(each) for each in own]
+    cache = Cache(module.arch.specs, 3, 8, module.dtype, torch.device("meta"))
+    ids = IDS.to("meta")
+    with torch.no_grad():
+        for table in (2, 0):  # cosines and sines, for all passes
+            cache.begin([2, 0, 1], ROWS)
+            updates = RowUpdates.of([packed[0], None, packed[1]], ROWS.lengths_S)
+            with _Sent() as sent:
+                module(ids, Segments(ROWS.bounds), cache, None, updates)
+            tokens, others = [(12,)] * 3, [(3,)] * 2 + [(6,), (5,)]
+            assert sorted(shape for shape in sent.shapes if len(shape) == 1) == sorted(tokens + others)
+            assert len(sent.shapes) == len(tokens + others) + table
 
 
 def test_they_compile_for_cards(tmp_path: Path) -> None:
-    """In a process without the interpreter: for NVIDIA's cards from the A100 on, and for AMD's MI300."""
+    """In a process without the interpreter: for NVIDIA's cards from the T4 to the H100, and for AMD's MI300."""
     environment = os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
     script = Path(__file__).parents[1] / "compiled_kernels.py"
     done = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True)

@@ -62,6 +62,16 @@ def prompt_of(base: Base, said: str = "what is it about?") -> list[int]:
     return base.tokenizer.encode(said)
 
 
+def test_what_computes_takes_the_bases_device(tiny: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The card that torch takes by itself is each thread's own: the engine's must be told, too."""
+    told: list[tuple[str, torch.device]] = []
+    monkeypatch.setattr(engine, "use", lambda device: told.append((threading.current_thread().name, device)))
+    service = LocalService(tiny, LIMITS)
+    service.start()
+    service.close()
+    assert told == [("afina-engine", torch.device("cpu"))]
+
+
 def test_every_name_answers_with_its_own_weights(service: LocalService, folders: dict[str, Path]) -> None:
     """Complaints 3, 8, 10, 14: forms of LoRA and the base in one batch, each as in place alone; loaded on first use."""
     base = service.base

@@ -7,12 +7,13 @@ what these two share. Each implementation is a subclass in a file of its own, wi
 `chosen` (choice.py) gives a decoder its one: to add another is to add a file and to name it there.
 
 Public: `Ops`, `TORCH`, `chosen`, `why_torch`; `Segments` (segments.py); `ACTIVATIONS`, `GATES` (activations.py);
-`AttentionSpec`, `Rotation` (rotary.py); `Past` (attention.py); `summed_cross_entropy`, `cross_entropies`, `chunk_rows`,
-`CHUNK`, `ROUND` (losses.py).
+`AttentionSpec`, `Rotation` (rotary.py); `Continued`, `Past` (attention.py); `summed_cross_entropy`, `cross_entropies`,
+`chunk_rows`, `CHUNK`, `ROUND` (losses.py).
 """
 
 from afina.engine.ops.activations import ACTIVATIONS as ACTIVATIONS
 from afina.engine.ops.activations import GATES as GATES
+from afina.engine.ops.attention import Continued as Continued
 from afina.engine.ops.attention import Past as Past
 from afina.engine.ops.by_torch import TORCH as TORCH
 from afina.engine.ops.by_torch import Ops as Ops

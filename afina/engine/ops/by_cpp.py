@@ -89,7 +89,7 @@ class CppOps(FusedOps):
         _check_past(qk_TE.dtype, spec, past, segments)
         self.kernels.call(
             "attention_step" if one_each else "attention_read", qk_TE, qk_TE.stride(0), v_TE, v_TE.stride(0),
-            past.keys, past.values, past.keys.shape[2], past.slots_S, past.before_S, out, struct,
+            past.keys, past.values, past.keys.shape[2], past.of.slots_S, past.of.before_S, out, struct,
         )  # fmt: skip
         return out
 
@@ -236,7 +236,7 @@ def _check_past(dtype: torch.dtype, spec: AttentionSpec, past: Past, segments: S
     slots, _, room, _ = past.keys.shape
     shape = (slots, spec.kv_heads, room, spec.head_dim)
     kernels.expect(dtype, (past.keys, shape), (past.values, shape))
-    kernels.expect(torch.int32, *((each, (len(segments.lengths),)) for each in (past.slots_S, past.before_S)))
+    kernels.expect(torch.int32, *((each, (len(segments.lengths),)) for each in (past.of.slots_S, past.of.before_S)))
     if not (past.keys.is_contiguous() and past.values.is_contiguous()):
         raise IndexError("the cache is not contiguous")
 

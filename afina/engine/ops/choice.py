@@ -18,28 +18,37 @@ def chosen(device: torch.device, folder: Path) -> Ops:
     if device.type == "cpu":
         compiled = kernels.load(folder)
         return TORCH if compiled is None else CppOps(compiled)
-    return _by_triton()[0] if device.type in cards.TYPES else TORCH
+    return _by_triton(device)[0] if device.type in cards.TYPES else TORCH
 
 
 def loaded(x: Tensor) -> Ops:
     """What was chosen last for tensors on the device and of the dtype of `x`, for code that was not given any."""
     if x.device.type in cards.TYPES:
-        own = _by_triton()[0]
+        own = _by_triton(x.device)[0]
         return own if own.takes(x) else TORCH
     compiled = kernels.loaded() if kernels.can_run(x) else None
     return TORCH if compiled is None else CppOps(compiled)
 
 
 def why_torch(device: torch.device) -> str:
-    """Why torch computes on a card that Triton compiles for, in words; '' where it does not, and on other devices."""
-    return _by_triton()[1] if device.type in cards.TYPES else ""
+    """Why torch computes on a card that Triton compiles for, in words, with a remedy; '' where it does not, and on
+    other devices."""
+    return _by_triton(device)[1] if device.type in cards.TYPES else ""
 
 
 @cache
-def _by_triton() -> tuple[Ops, str]:
-    """Triton's, where it is installed, as it is with torch's builds for cards; else torch's, and why."""
+def _by_triton(device: torch.device) -> tuple[Ops, str]:
+    """Triton's, where it is installed, as it is with torch's builds for cards, and runs: it compiles with the machine's
+    C compiler, and not for every card; else torch's, and why."""
+    slower = "slower, same results"
     try:
-        from afina.engine.ops.cards.by_triton import TritonOps
+        from afina.engine.ops.cards.by_triton import TritonOps, try_on
     except ImportError as error:
-        return TORCH, f"Triton cannot be imported ({brief(error)})"
+        remedy = "install the torch that https://pytorch.org names for this machine, which brings it"
+        return TORCH, f"Triton cannot be imported ({brief(error)}): {slower}; {remedy}"
+    try:
+        try_on(device)
+    except Exception as error:  # of compilers, of the driver, of files: whatever it is, torch needs none of it
+        remedy = "it needs a C compiler (gcc or clang), and a card of a generation that it knows"
+        return TORCH, f"Triton cannot run a kernel ({brief(error)}): {slower}; {remedy}"
     return TritonOps(), ""

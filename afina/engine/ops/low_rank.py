@@ -32,7 +32,7 @@ class LowRankUpdate:
 
     def project(self, dy_TO: Tensor, dlow_TR: Tensor) -> None:
         """dlow = dy (s·B), in place."""
-        dlow_TR.copy_(dy_TO @ self._b)
+        torch.mm(dy_TO, self._b, out=dlow_TR)
 
 
 def outer_product_by_torch(x_TN: Tensor, low_TR: Tensor, scale: float) -> Tensor:

@@ -8,7 +8,8 @@ picture; `engine.forest` makes them of rows.) Rows that share nothing are a fore
 
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
+from itertools import accumulate, pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,8 +20,26 @@ from afina.core.device import sent
 NO_PARENT = -1
 
 
+class OnDevices:
+    """What a pass has on the host, by names, and its layers need on a device."""
+
+    def on(self, device: torch.device, name: str) -> Tensor:
+        """The tensor called `name` on a device, sent there once, and without waiting for the device."""
+        own: Tensor = getattr(self, name)
+        if own.device == device:
+            return own
+        key = name, device
+        if key not in self._sent:
+            self._sent[key] = sent(own, device)
+        return self._sent[key]
+
+    @cached_property
+    def _sent(self) -> dict[tuple[str, torch.device], Tensor]:
+        return {}
+
+
 @dataclass(frozen=True)
-class Segments:
+class Segments(OnDevices):
     """Segment s holds the tokens bounds[s] to bounds[s + 1] of the pass, and continues the segment parents[s], which
     stands before it with all that descends from it in between (pre-order); a root has `NO_PARENT`. Without `parents`
     all are roots. Raises `ValueError` for what is no such forest: kernels compute addresses from it.
@@ -43,20 +62,6 @@ class Segments:
             if parent != NO_PARENT and not path:
                 raise ValueError(f"segment {s} continues {parent}, which is not on the way to the one before it")
             path.append(s)
-
-    def on(self, device: torch.device, name: str) -> Tensor:
-        """The tensor called `name` on a device, sent there once, and without waiting for the device."""
-        own: Tensor = getattr(self, name)
-        if own.device == device:
-            return own
-        key = name, device
-        if key not in self._sent:
-            self._sent[key] = sent(own, device)
-        return self._sent[key]
-
-    @cached_property
-    def _sent(self) -> dict[tuple[str, torch.device], Tensor]:
-        return {}
 
     def and_a_root(self, tokens: int) -> "Segments":
         """With one more segment of its own."""
@@ -142,13 +147,21 @@ class Segments:
         """Where each token stands in its row."""
         return self.places_T.int() + self.starts_tensor[self.rows_T]
 
+    @property
+    def paths(self) -> "Segments":
+        """Of each segment the tokens that its ancestors and it have, as a root of its own; itself where none has
+        ancestors."""
+        return self._paths or self
+
     @cached_property
-    def paths(self) -> Tensor:
-        """Of each segment the numbers of the tokens that its ancestors and it have, in order: (S, longest path), padded
-        with 0 at the end."""
-        found = torch.zeros(len(self.lengths), self.deepest, dtype=torch.int64)
-        for s, (start, length) in enumerate(zip(self.starts, self.lengths, strict=True)):
-            if start:
-                found[s, :start] = found[self.parents[s], :start]
-            found[s, start : start + length] = torch.arange(self.bounds[s], self.bounds[s] + length)
-        return found
+    def _paths(self) -> "Segments | None":  # not itself: what refers to itself is freed late
+        return Segments(tuple(accumulate(self.ends, initial=0))) if any(self.starts) else None
+
+    @cached_property
+    def along_paths(self) -> Tensor:
+        """The number of each token of `paths` in the pass."""
+        paths: list[np.ndarray[Any, Any]] = []
+        for s, (start, parent) in enumerate(zip(self.starts, self.parents, strict=True)):
+            own = np.arange(self.bounds[s], self.bounds[s + 1])
+            paths.append(np.concatenate([paths[parent], own]) if start else own)
+        return torch.from_numpy(np.concatenate(paths))

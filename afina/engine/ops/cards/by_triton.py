@@ -23,7 +23,6 @@ from afina.engine.ops.rotary import AttentionSpec, Rotation
 from afina.engine.ops.segments import Segments
 from afina.engine.ops.unpack import GGML_FORMATS, NF4, NF4_BLOCK, nf4_levels_on
 
-_SUMS_IN_FP32 = hasattr(torch.ops.aten.mm, "dtype")  # torch from 2.8 on: products of bf16 that are not rounded to it
 DTYPES = torch.float32, torch.bfloat16, torch.float16
 _GATED_BLOCK, _WORDS_BLOCK, _UNPACKED = 1024, 8192, 1024  # numbers of a row that a program takes at one time
 
@@ -110,14 +109,30 @@ class TritonOps(FusedOps):
             _launch(unpack_blocks, grid, *to, KIND=kind, NUMBERS=numbers, BYTES=size, BLOCKS=blocks)
 
     def outer_product(self, x_TN: Tensor, low_TR: Tensor, scale: float) -> Tensor:
-        if x_TN.dtype == torch.float32 or not (x_TN.is_cuda and _SUMS_IN_FP32):
+        if not _sums_in_fp32(x_TN):
             return super().outer_product(x_TN, low_TR, scale)
         return torch.mm(x_TN.T, low_TR, out_dtype=torch.float32).mul_(scale)
 
 
+def try_on(device: torch.device) -> None:
+    """Runs one kernel of two numbers there. Raises whatever goes wrong, `ArithmeticError` where they are not those."""
+    x_TC, ops = torch.tensor([[3.0, 4.0]], device=device), TritonOps((device.type,))
+    y_TC = ops.rms_norm(x_TC, torch.ones(2, device=device), 0.0)
+    if not torch.allclose(y_TC, x_TC / 12.5**0.5):
+        raise ArithmeticError(f"a norm is {y_TC.tolist()}")
+
+
+def _sums_in_fp32(x: Tensor) -> bool:
+    """Whether torch has products of such numbers that are not rounded to their format: from 2.8 on, on NVIDIA's
+    cards."""
+    known = hasattr(torch.ops.aten.mm, "dtype") and not torch.version.hip
+    return known and x.is_cuda and x.dtype != torch.float32
+
+
 def _launch(kernel: Any, grid: tuple[int, ...], first: Tensor, *others: Any, **constants: Any) -> None:
-    """On the device that `core.device.use` made the current one."""
-    kernel[grid](first, *others, **constants)
+    """On the tensors' card: Triton takes the one that is current in this thread, whatever it is given."""
+    with torch.cuda.device_of(first):
+        kernel[grid](first, *others, **constants)
 
 
 def _warps(block: int) -> int:
@@ -141,7 +156,7 @@ class _Rotate(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         (x,) = ctx.saved_tensors
-        dq, dk, dv = (grad.flatten(1) for grad in grads)
+        dq, dk, dv = (_in_rows(grad.flatten(1)) for grad in grads)
         rows, width = ctx.shape
         d = dq.new_empty(rows, ctx.stride)[:, :width]
         x = d if x is None else x

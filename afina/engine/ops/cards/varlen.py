@@ -1,7 +1,7 @@
 """Attention on the pack itself, without padding: torch's flash attention over rows of any lengths, on cards.
 
-T tokens, packed; H heads of D, Hkv of them of keys and values. Roots alone: a segment with a parent would have more
-keys than queries, in two places of the pack, and has `attention.attend_rotated`'s other way; so have scores with a cap.
+T tokens, packed; H heads of D, Hkv of them of keys and values; P tokens in the paths of all segments. Scores with a cap
+have `attention.attend_rotated`'s other way.
 """
 
 import inspect
@@ -19,36 +19,44 @@ _LEAST_CAPABILITY, _HOPPER = (8, 0), (9, 0)
 _WIDEST, _STEP = 256, 8  # numbers of a head: up to, and a multiple of
 
 
-def takes(q_THD: Tensor, spec: AttentionSpec, segments: Segments) -> bool:
+def takes(q_THD: Tensor, spec: AttentionSpec) -> bool:
     """Whether `attend` can take these: by what is asked, then by device and by torch's version."""
+    return not spec.cap and _is_flash(q_THD, spec) and library(q_THD.device) is not None
+
+
+def wants_repeats(q_BHTD: Tensor, spec: AttentionSpec, masked: bool) -> bool:
+    """Whether keys and values of groups should be repeated for `scaled_dot_product_attention`: of its kernels for cards
+    flash attention alone knows groups, and takes no mask; what is left for groups writes all scores."""
+    return q_BHTD.is_cuda and spec.heads != spec.kv_heads and (masked or not _is_flash(q_BHTD, spec))
+
+
+def _is_flash(q: Tensor, spec: AttentionSpec) -> bool:
     return (
-        q_THD.is_cuda
-        and q_THD.dtype in (torch.float16, torch.bfloat16)
-        and not spec.cap
-        and not any(segments.starts)
+        q.is_cuda
+        and q.dtype in (torch.float16, torch.bfloat16)
         and spec.head_dim <= _WIDEST
         and spec.head_dim % _STEP == 0
-        and capability(q_THD.device) >= _LEAST_CAPABILITY
-        and library(q_THD.device) is not None
+        and capability(q.device) >= _LEAST_CAPABILITY
     )
 
 
-def attend(q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, spec: AttentionSpec, segments: Segments) -> Tensor:
-    """Causal attention of each root to itself; (T, H·D)."""
-    of = library(q_THD.device)
+def attend(q_THD: Tensor, k_PHD: Tensor, v_PHD: Tensor, spec: AttentionSpec, segments: Segments) -> Tensor:
+    """Causal attention of each segment to its path, with which it ends: of flash attention's masks, the causal one and
+    that of a window, the last query sees the last key. (T, H·D)."""
+    of, paths, device = library(q_THD.device), segments.paths, q_THD.device
     assert of is not None, "asked of `takes`"
-    bounds = segments.on(q_THD.device, "bounds_tensor")
     window = (spec.window - 1 if spec.window else -1, 0)  # keys before a query's own, and after
     out: Tensor = of.varlen_attn(
-        q_THD, k_THD, v_THD, bounds, bounds, segments.longest, segments.longest, scale=spec.scale, window_size=window,
-        enable_gqa=spec.heads != spec.kv_heads,
+        q_THD, k_PHD, v_PHD, segments.on(device, "bounds_tensor"), paths.on(device, "bounds_tensor"), segments.longest,
+        paths.longest, scale=spec.scale, window_size=window, enable_gqa=spec.heads != spec.kv_heads,
     )  # fmt: skip
     return out.flatten(1)
 
 
 @cache
 def capability(device: torch.device) -> tuple[int, int]:
-    return torch.cuda.get_device_capability(device)
+    """NVIDIA's compute capability; (0, 0) of AMD's cards, of which torch says another number by that name."""
+    return (0, 0) if torch.version.hip else torch.cuda.get_device_capability(device)
 
 
 @cache
