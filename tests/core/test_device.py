@@ -264,10 +264,13 @@ def test_arithmetic_is_set_for_cards_alone(restored: None) -> None:
     assert not torch.backends.cuda.mem_efficient_sdp_enabled()
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
     assert is_deterministic(CUDA)
-    set_arithmetic(CUDA, False, False)
-    assert torch.get_float32_matmul_precision() == "highest"
-    assert not is_deterministic(CUDA)
-    assert torch.backends.cuda.mem_efficient_sdp_enabled()
+    for device, tf32, deterministic in ((CUDA, False, False), (HOST, True, True)):  # later in the same process
+        set_arithmetic(CUDA, True, True)
+        set_arithmetic(device, tf32, deterministic)
+        assert torch.get_float32_matmul_precision() == "highest"
+        assert not is_deterministic(CUDA)
+        assert torch.backends.cuda.mem_efficient_sdp_enabled()
+        assert not torch.backends.cudnn.deterministic
 
 
 def test_random_states_are_those_of_the_run_s_device(two_cards: Cards) -> None:
