@@ -338,6 +338,18 @@ def test_steps_too_large_for_fp16_are_skipped_said_and_counted(
         assert torch.equal(value, adapter_state(resumed.model.module)[name])
 
 
+@pytest.mark.parametrize(("precision", "remedy"), [("fp16", "use --precision fp32"), ("fp32", "choose another base: ")])
+def test_a_base_that_gives_no_numbers_is_not_blamed_on_the_learning_rate(
+    fresh, data: Dataset, monkeypatch: pytest.MonkeyPatch, precision: str, remedy: str
+) -> None:
+    base = fresh(precision)
+    taken = type(base.model).summed_loss
+    monkeypatch.setattr(type(base.model), "summed_loss", lambda *given: taken(*given) * float("nan"))
+    with pytest.raises(NonFiniteLoss, match="step 0: the held-out loss is nan") as error:
+        train_adapter(base, data, None, **HOW)
+    assert str(error.value.remedy).startswith(remedy)
+
+
 def test_no_scale_that_helps_is_an_error(fresh, data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     backward = Tensor.backward
 
@@ -346,8 +358,9 @@ def test_no_scale_that_helps_is_an_error(fresh, data: Dataset, monkeypatch: pyte
 
     monkeypatch.setattr(loss_scale, "_FIRST", 4.0)
     monkeypatch.setattr(Tensor, "backward", infinite)
-    with pytest.raises(NonFiniteLoss, match="step 3"):
+    with pytest.raises(NonFiniteLoss, match="step 3") as error:
         train_adapter(fresh("fp16"), data, None, **HOW)
+    assert str(error.value.remedy).startswith("lower --train.learning_rate, or use --precision fp32; ")
 
 
 def test_a_run_on_the_processor_asks_no_card(fresh, data: Dataset, tmp_path: Path, monkeypatch) -> None:
