@@ -5,6 +5,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -157,7 +158,7 @@ class Silent:
 
 def base_of(module: Decoder, dtype: torch.dtype) -> Base:
     tokenizer: Any = Silent()
-    facts: Any = None
+    facts: Any = SimpleNamespace(vocabulary=module.arch.vocabulary)
     return Base(DecoderModel(module), tokenizer, facts, dtype, "as asked", "")
 
 

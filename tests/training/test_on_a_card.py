@@ -2,6 +2,7 @@
 same."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from conftest import save_tiny
 from torch import Tensor
 from trainers import colour_data, train_adapter
 
-from afina.core.errors import NonFiniteLoss, OutOfMemory, RunFailed
+from afina.core.errors import BaseModelError, NonFiniteLoss, OutOfMemory, RunFailed
 from afina.core.events import Event, HeldOut, Notice, Step
 from afina.data.batch import Ahead, HostPack
 from afina.data.load import Dataset
@@ -23,7 +24,9 @@ from afina.training import loop, loss_scale
 from afina.training.accumulation import gradients
 from afina.training.checkpoint import read_latest
 from afina.training.loop import Trainer
+from afina.training.loss import row_losses
 from afina.training.loss_scale import LossScale
+from afina.training.objectives import OBJECTIVES
 from afina.training.objectives.supervised import Supervised
 from afina.training.optimizer import Optimizer
 
@@ -348,6 +351,19 @@ def test_a_base_that_gives_no_numbers_is_not_blamed_on_the_learning_rate(
     with pytest.raises(NonFiniteLoss, match="step 0: the held-out loss is nan") as error:
         train_adapter(base, data, None, **HOW)
     assert str(error.value.remedy).startswith(remedy)
+
+
+def test_a_token_beyond_the_embeddings_is_said_before_a_card_sees_it(fresh, data: Dataset) -> None:
+    """Which would end the process there, in words of CUDA's."""
+    base, rows = fresh(), list(data.train)
+    beyond = base.facts.vocabulary
+    rows[3] = replace(rows[3], input_ids=[*rows[3].input_ids[:-1], beyond])
+    for read in (lambda: gradients(base, rows, OBJECTIVES["supervised"], 1024), lambda: row_losses(base, rows)):
+        with pytest.raises(BaseModelError) as error:
+            read()
+        assert error.value.problems == [
+            f"{rows[3].location}: token {beyond:,} is beyond the {beyond:,} that the base has embeddings for"
+        ]
 
 
 def test_no_scale_that_helps_is_an_error(fresh, data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
