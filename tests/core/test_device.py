@@ -126,7 +126,7 @@ OLD = "The NVIDIA driver on your system is too old (found version 11040). Please
 FULL = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB. GPU 0 has a total capacity of 80 GiB")
 UNUSABLE: dict[str, tuple[str | None, Exception | None, tuple[str, ...]]] = {
     "no such card": ("cuda:2", None, ("2 cards: cuda:0 (NVIDIA Test), cuda:1 (NVIDIA Test)", "name one of these")),
-    "full": ("cuda:0", FULL, ("the card is full", "other programs have 72.0 GB", "nvidia-smi", "use cpu")),
+    "full": ("cuda:0", FULL, ("the card is full", "72.0 GB are taken beside", "nvidia-smi", "use cpu")),
     "full, none named": (None, FULL, ("the card is full", "use cpu")),
     "driver too old": ("cuda", RuntimeError(OLD), ("driver is too old for this torch (CUDA 13.0)", "update")),
     "no driver": ("cuda", RuntimeError("Found no NVIDIA driver on your system."), ("no NVIDIA driver", "install")),
@@ -212,7 +212,7 @@ def test_memory_is_that_of_the_device(two_cards: Cards) -> None:
     forget_peak(CUDA)
     assert two_cards.asked[-2:] == [("empty_cache", ()), ("reset_peak_memory_stats", (CUDA,))]
     assert memory_in_words(CUDA) == (
-        "the memory of cuda:0 (NVIDIA Test: 80.0 GB, of which other programs have 32.0 GB)"
+        "the memory of cuda:0 (NVIDIA Test: 80.0 GB, of which 32.0 GB are taken beside this run's tensors)"
     )
     message = r"a tensor does not fit into the memory of cuda:0 .*\n  → less"
     with pytest.raises(OutOfMemory, match=message), fitting(CUDA, "a tensor", "less"):
@@ -239,9 +239,16 @@ def test_memory_of_a_mac(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in of.items():
         monkeypatch.setattr(torch.mps, name, lambda value=value: value)
     monkeypatch.setattr("afina.core.device.memory.host_free", lambda: 100 * GB)
+    forget_peak(MPS)
     assert device_memory(MPS) == (2 * GB, 3 * GB, 3 * GB, 8 * GB, 11 * GB)
     assert (memory_gb(MPS), peak_memory_gb(MPS), memory_free(MPS)) == (3, 3, 9 * GB)
+    held = [5, 4]  # of two readings the largest is the peak, since MPS counts none
+    monkeypatch.setattr(torch.mps, "driver_allocated_memory", lambda: held[0] * GB)
+    memory_gb(MPS)
+    del held[0]
+    assert (memory_gb(MPS), peak_memory_gb(MPS)) == (4, 5)
     forget_peak(MPS)
+    assert peak_memory_gb(MPS) == 4
 
 
 @pytest.fixture
