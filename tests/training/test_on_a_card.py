@@ -1,6 +1,7 @@
 """Training as it is on a card, on the processor: nothing waits but what is read a step late, and the numbers are the
 same."""
 
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from _waits import Waits
+from _waits import Copies, Waits
 from conftest import save_tiny
 from torch import Tensor
 from trainers import colour_data, train_adapter
@@ -95,11 +96,16 @@ def test_the_counter_counts() -> None:
         "nonzero": lambda y: y.nonzero(),
         "a choice": lambda y: y[y > 0],
         "unique": lambda y: y.unique(),
+        "to": lambda y: y.to("cpu"),
+        "copy_": lambda y: torch.empty(3).copy_(y),
+        "tensor": lambda y: torch.as_tensor([y.sum()]),
+        "allclose": lambda y: torch.allclose(y, torch.ones(3)),
     }
     for name, read in reads.items():
         with Waits(x) as waits:
             read(other)
             (x * 2 + other).sum()
+            torch.empty(3, device=x.device).copy_(x.to(x.device, torch.float64))
             assert not waits.found, name
             read(x * other)
         assert waits.found, name
@@ -141,16 +147,32 @@ def test_a_step_reads_nothing_from_the_card_but_late(
 
 
 @pytest.mark.parametrize("kind", ["llama", "gemma3"])
-def test_the_gradients_of_a_step_need_no_numbers(kind: str, data: Dataset, tmp_path: Path) -> None:
-    """On torch's meta device, which has none: all is on the base's device, and nothing is read from it."""
+def test_a_step_needs_no_numbers(kind: str, data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On torch's meta device, which has none: all is on the base's device, nothing is read from it, and what it gets is
+    pinned and not waited for."""
+    copies = Copies()
+    for place in ("core.device.queue", "training.optimizer", "data.batch"):
+        monkeypatch.setattr(f"afina.{place}.overlaps", lambda device: device.type == "meta")
+    monkeypatch.setattr(Tensor, "pin_memory", lambda tensor: copies.pin(tensor))
     base = load_base(str(save_tiny(tmp_path / kind, kind)), precision="bf16", device="cpu")
     inject(base.model.module, LoraConfig(rank=4))
     base.model.module.to("meta").train()
-    loss, tokens = gradients(base, data.train[:8], Supervised(), 100)
+    known = sys.modules[torch.optim.Optimizer.__module__]
+    monkeypatch.setattr(known, "_get_fused_kernels_supported_devices", lambda: ["meta"])
+    optimizer = Optimizer(base.model.module, 0.0)
+    gradients(base, data.train[:8], Supervised(), 100)  # makes the tables of angles, once
+    optimizer.step(1e-3, 1.0)
+    with copies:
+        loss, tokens = gradients(base, data.train[:8], Supervised(), 100)
     assert (loss.device.type, tokens) == ("meta", sum(len(row.input_ids) for row in data.train[:8]))
     found = [p.grad for p in base.model.module.parameters() if p.requires_grad]
     assert {g.device.type for g in found if g is not None} == {"meta"}
     assert None not in found
+    with copies:
+        norm = optimizer.step(1e-3, 1.0)
+    assert norm.device.type == "meta"
+    assert copies.pinned
+    assert not copies.found, "\n".join(dict.fromkeys(copies.found))
 
 
 def test_steps_are_told_one_late_and_are_the_same(card: Card, fresh, data: Dataset, tmp_path: Path) -> None:
