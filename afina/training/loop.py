@@ -20,6 +20,7 @@ from afina.core.device import (
     is_deterministic,
     later,
     memory_gb,
+    on_host,
     overlaps,
     peak_memory_gb,
     same_random_numbers,
@@ -295,7 +296,8 @@ class Trainer:
         found = replace(found, best=now.step > 0 and self.world.agree(found.cost < now.best))
         if found.best:
             now.best, now.since_best = found.cost, 0
-            now.best_weights = {name: value.clone() for name, value in self._optimizer.weights().items()}
+            weights = on_host(self._optimizer.weights())  # so that a card has no second copy of what is trained
+            now.best_weights = {name: value.clone() for name, value in weights.items()}
             self._save()
         elif now.step > 0:
             now.since_best += 1

@@ -23,6 +23,7 @@ from afina.core.device import (
     memory_gb,
     memory_in_words,
     memory_limit,
+    on_host,
     peak_memory_gb,
     pick_device,
     pick_dtype,
@@ -331,6 +332,12 @@ def test_numbers_from_a_card_are_waited_for_when_they_are_read(
     assert done == ["pinned: True", "recorded in the queue of cpu"]
     assert read().tolist() == [0, 1, 2]
     assert done[-1] == "waited"
+    done.clear()
+    values = {"a": torch.ones(2), "b": torch.zeros(1)}
+    found = on_host(values)
+    assert done[-2:] == ["waited", "waited"]
+    assert "waited" not in done[:-2]  # all are asked for before the first is waited for
+    assert all(torch.equal(found[name], value) for name, value in values.items())
 
 
 def test_rows_at_one_time_follow_the_free_memory_of_a_card(two_cards: Cards, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,6 +46,7 @@ from afina.core.device.memory import rows_at_once as rows_at_once
 from afina.core.device.memory import rows_within as rows_within
 from afina.core.device.queue import host_buffer as host_buffer
 from afina.core.device.queue import later as later
+from afina.core.device.queue import on_host as on_host
 from afina.core.device.queue import overlaps as overlaps
 from afina.core.device.queue import random_states as random_states
 from afina.core.device.queue import same_random_numbers as same_random_numbers
