@@ -5,6 +5,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -94,7 +95,8 @@ def say(*words: Any) -> None:
 
 
 class Memory:
-    """Bytes of the device that tensors took at most inside the block; before it, what is not needed is let go."""
+    """What was reserved of the device's memory at most inside the block, as forecasts count it; before it, what is not
+    needed is let go."""
 
     gb = 0.0
 
@@ -110,7 +112,7 @@ class Memory:
 
     def __exit__(self, *_: object) -> None:
         if self._device.type == "cuda":
-            self.gb = torch.cuda.max_memory_allocated(self._device) / 1e9
+            self.gb = torch.cuda.max_memory_reserved(self._device) / 1e9
 
 
 def limit(place: Place) -> float:
@@ -157,7 +159,7 @@ class Silent:
 
 def base_of(module: Decoder, dtype: torch.dtype) -> Base:
     tokenizer: Any = Silent()
-    facts: Any = None
+    facts: Any = SimpleNamespace(vocabulary=module.arch.vocabulary)
     return Base(DecoderModel(module), tokenizer, facts, dtype, "as asked", "")
 
 

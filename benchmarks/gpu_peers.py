@@ -21,11 +21,20 @@ def is_installed(name: str) -> bool:
     return importlib.util.find_spec(name) is not None
 
 
+def pads(peer: str, place: Place) -> bool:
+    """Whether its batches are padded: all are, but TRL's with FlashAttention, and Unsloth's own."""
+    return peer in ("PEFT", "PEFT, Liger") or (peer == "TRL" and not has_flash(place))
+
+
+def has_flash(place: Place) -> bool:
+    return place.device.type == "cuda" and is_installed("flash_attn")
+
+
 def transformers_model(shape: Shape, place: Place) -> Any:
     """With FlashAttention where it is installed, else torch's fused attention."""
     from transformers import AutoModelForCausalLM
 
-    attention = "flash_attention_2" if place.device.type == "cuda" and is_installed("flash_attn") else "sdpa"
+    attention = "flash_attention_2" if has_flash(place) else "sdpa"
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(shape.config(), dtype=place.dtype, attn_implementation=attention)
     model = model.to_empty(device=place.device)
@@ -89,11 +98,10 @@ def trl(shape: Shape, place: Place, micro: int) -> Step:
     from trl import SFTConfig, SFTTrainer
 
     disable_progress_bars()
-    flash = place.device.type == "cuda" and is_installed("flash_attn")
     arguments = SFTConfig(
         output_dir=tempfile.mkdtemp(), per_device_train_batch_size=micro, learning_rate=RATE,
         bf16=place.dtype == torch.bfloat16, use_cpu=place.device.type == "cpu", report_to=[], save_strategy="no",
-        completion_only_loss=True, max_length=None, padding_free=flash,
+        completion_only_loss=True, max_length=None, padding_free=has_flash(place),
         disable_tqdm=True,
     )  # fmt: skip
     rows = {"input_ids": [[3, 4, 5]], "completion_mask": [[0, 1, 1]]}

@@ -19,10 +19,10 @@ from torch.utils._pytree import tree_leaves
 _READ = {
     "_local_scalar_dense", "is_nonzero", "equal", "nonzero", "nonzero_static", "masked_select", "unique_dim", "_unique",
     "_unique2", "unique_consecutive", "bincount", "histc", "_linalg_check_errors", "_linalg_eigh", "_linalg_svd",
-    "_assert_async",
+    "_assert_async", "allclose",
 }  # fmt: skip
 # Of the processor's tensors these reach no operation.
-_PYTHON = {Tensor.tolist, Tensor.cpu, Tensor.numpy, Tensor.__array__}
+_PYTHON = {Tensor.tolist, Tensor.cpu, Tensor.numpy, Tensor.__array__, torch.tensor, torch.as_tensor}
 
 
 class Waits:
@@ -31,6 +31,7 @@ class Waits:
     def __init__(self, *tensors: Tensor) -> None:
         self.found: list[str] = []
         self._there: dict[int, Any] = {}  # storages by address; they stay alive, so that no other gets it
+        self._anywhere: dict[int, Any] = {}  # those made on a device that was named, which here is the host's as well
         self.are_allowed = False
         self._modes = _Dispatch(self), _Function(self)
         for tensor in tensors:
@@ -44,6 +45,16 @@ class Waits:
     def has(self, values: Any) -> bool:
         tensors = (each for each in tree_leaves(values) if isinstance(each, Tensor))
         return any(tensor.untyped_storage()._cdata in self._there for tensor in tensors)
+
+    def may_be(self, values: Any) -> None:
+        """Takes the tensors for ones that may be the card's."""
+        for each in tree_leaves(values):
+            if isinstance(each, Tensor):
+                storage = each.untyped_storage()
+                self._anywhere[storage._cdata] = storage
+
+    def is_the_hosts(self, tensor: Tensor) -> bool:
+        return not self.has(tensor) and tensor.untyped_storage()._cdata not in self._anywhere
 
     def note(self, name: str) -> None:
         frames = [each for each in traceback.extract_stack() if "/afina/" in each.filename]
@@ -81,7 +92,8 @@ class _Dispatch(TorchDispatchMode):
             each is not None and each.dtype in (torch.bool, torch.uint8) for each in args[1]
         )
         without_size = name == "repeat_interleave" and not (kwargs or {}).get("output_size")
-        if there and (name in _READ or by_choice or without_size):
+        to_host = name == "copy_" and self._waits.has(args[1]) and self._waits.is_the_hosts(args[0])
+        if there and (name in _READ or by_choice or without_size or to_host):
             self._waits.note(name)
         out = func(*args, **(kwargs or {}))
         if there:
@@ -97,6 +109,42 @@ class _Function(TorchFunctionMode):
         self._waits = waits
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in _PYTHON and not self._waits.are_allowed and self._waits.has(args):
+        kwargs = kwargs or {}
+        to_host = func is Tensor.to and "cpu" in (*(a for a in args[1:] if isinstance(a, str)), kwargs.get("device"))
+        if (func in _PYTHON or to_host) and not self._waits.are_allowed and self._waits.has(args):
             self._waits.note(func.__name__)
-        return func(*args, **(kwargs or {}))
+        out = func(*args, **kwargs)
+        if kwargs.get("device") is not None:
+            self._waits.may_be(out)
+        return out
+
+
+class Copies(TorchDispatchMode):
+    """`found`, inside `with`: what is copied between the host and another device (torch's `meta`), but for what was
+    `pinned` and is not waited for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+        self.pinned: dict[int, Any] = {}
+
+    def pin(self, tensor: Tensor) -> Tensor:
+        """In the place of `Tensor.pin_memory`."""
+        storage = tensor.untyped_storage()
+        self.pinned[storage._cdata] = storage
+        return tensor
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        name = func.overloadpacket.__name__
+        if name in ("_to_copy", "copy_"):
+            source = args[1] if name == "copy_" else args[0]
+            fetched = source.untyped_storage()._cdata in self.pinned and (
+                kwargs.get("non_blocking") or (name == "copy_" and args[2:] == (True,))
+            )
+            if source.device != out.device and not fetched:
+                frames = [each for each in traceback.extract_stack() if "/afina/" in each.filename]
+                where = f"{frames[-1].filename}:{frames[-1].lineno}" if frames else "?"
+                self.found.append(f"{name} of {tuple(source.shape)} at {where}")
+        return out

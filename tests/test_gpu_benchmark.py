@@ -31,7 +31,19 @@ def test_what_is_right_on_the_processor_is_found_right(
     said = capsys.readouterr().out
     assert code == 0, said
     checks = [line for line in said.splitlines() if line.startswith("  ok  ")]
-    for what in ("llama 3: gradients", "gemma2: logits", "gpt2: greedy", "10 formats", "keep, Q5_K", "nf4", "curves"):
+    for what in (
+        "llama 3: gradients",
+        "gemma2: logits",
+        "gpt2: greedy",
+        "10 formats",
+        "keep, Q5_K",
+        "nf4: gradients",
+        "curves",
+        "bf16: gradients of a forest",
+        "fp16: losses of 12 steps",
+        "after resuming",
+        "steps of a forest",
+    ):
         assert any(what in line for line in checks), (what, said)
     assert len(checks) >= 5 * 10 + 15
 
@@ -42,7 +54,7 @@ def test_what_is_wrong_is_counted(
     """Tokens of another model, and a part that raises."""
     config = gpu._wide()
     monkeypatch.setattr(gpu, "_families", lambda: {"one": config})
-    for name in ("_formats", "_in_blocks", "_kept", "_seeds"):
+    for name in ("_formats", "_in_blocks", "_kept", "_seeds", "_in_bf16", "_resumed"):
         monkeypatch.setattr(gpu, name, lambda *_: None)
     real, seeds = gpu.filled, iter(range(99))
     monkeypatch.setattr(gpu, "filled", lambda module: real(module, next(seeds)))
@@ -54,6 +66,7 @@ def test_what_is_wrong_is_counted(
     assert ends_with(gpu, monkeypatch, "--part", "right", "--device", "cpu", "--tiny") == 1
     said = capsys.readouterr().out
     assert "FAIL one: logits" in said
+    assert "FAIL fp16: losses of 12 steps" in said
     assert "FAIL waits: RuntimeError: no card" in said
 
 

@@ -58,13 +58,13 @@ def test_whatever_opens_runs_or_writes_something_is_in_the_table_of_boundaries()
         assert (ROOT / name).exists() or (PACKAGE / name).exists(), name
 
 
-# The device's own room, the backend of kernels for cards, and those from which it is still to go.
-_CARDS = ("core/device/", "engine/ops/cards/", "forecast/machines.py", "forecast/speed.py")
+# The device's own room, and the backend of kernels for cards.
+_CARDS = ("core/device/", "engine/ops/cards/")
 
 
 def test_no_room_but_the_device_s_knows_kinds_of_cards() -> None:
     """In what a module does: texts that a user reads (docstrings of settings) name them."""
-    kinds = re.compile("cuda|nvidia", re.IGNORECASE)
+    kinds = re.compile("cuda|nvidia|rocm|(?<![a-z])(mps|hip)(?![a-z])", re.IGNORECASE)
     found = []
     for path in MODULES:
         name, text = path.relative_to(PACKAGE).as_posix(), path.read_text(encoding="utf-8")

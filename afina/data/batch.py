@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from afina.core.device import host_buffer, overlaps, use
+from afina.core.errors import BaseModelError
 from afina.data.template import Row
 from afina.engine import forest
 from afina.engine.ops import Segments
@@ -45,18 +46,28 @@ class HostPack:
         return Packed(ids_T, self.segments, at_N, labels_N, at_M, place_N, weights_N, self.rows)
 
 
-def pack(rows: Sequence[Row], device: torch.device, shares: Shares | None = None) -> Packed:
+def pack(
+    rows: Sequence[Row], device: torch.device, shares: Shares | None = None, vocabulary: int | None = None
+) -> Packed:
     """The rows in one pass, on `device`: see `host_pack`."""
-    return host_pack(rows, device, shares).to(device)
+    return host_pack(rows, device, shares, vocabulary).to(device)
 
 
-def host_pack(rows: Sequence[Row], device: torch.device, shares: Shares | None = None) -> HostPack:
+def host_pack(
+    rows: Sequence[Row], device: torch.device, shares: Shares | None = None, vocabulary: int | None = None
+) -> HostPack:
     """The rows in one pass: what several begin with once, where the model `shares`. A token carries the labels of those
     that follow it, so that logits and labels meet in place. Made on the host, in memory from which `device` fetches
-    it."""
+    it. Raises `BaseModelError` for a token beyond the base's `vocabulary`, at which a card would end the process."""
     ids = [row.input_ids for row in rows]
     kinds = _kinds(rows, shares)
     found = forest.plant(ids, kinds)
+    if vocabulary and (most := max(found.ids)) >= vocabulary:
+        where = next(row.location for row in rows if most in row.input_ids)
+        raise BaseModelError(
+            f"{where}: token {most:,} is beyond the {vocabulary:,} that the base has embeddings for",
+            "choose a base whose tokenizer and weights agree",
+        )
     counts: dict[tuple[int, int], int] = {}  # of each label at each place, in how many rows it is
     of_rows: list[list[tuple[int, int]]] = []
     for i, row in enumerate(rows):

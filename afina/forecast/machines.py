@@ -8,8 +8,7 @@ from pathlib import Path
 
 import torch
 
-from afina.core.device import KINDS, compiler, device_name, memory_gb, overlaps, pick_device, pick_dtype
-from afina.core.errors import SettingsError, near
+from afina.core.device import compiler, device_name, memory_gb, no_device, overlaps, pick_device, pick_dtype
 from afina.core.events import Listener, Notice, ignore
 from afina.engine import ops
 from afina.forecast.benchmark import is_calm, known, measured
@@ -102,10 +101,7 @@ def named(name: str) -> Machine:
     known_ones = MACHINES | CARDS
     published = known_ones.get(name.lower())
     if published is None:
-        raise SettingsError(
-            f"--device {name!r} is no device or machine.{near(name.lower(), list(known_ones))}",
-            f"it takes {', '.join((*KINDS, *known_ones))}",
-        )
+        raise no_device(name, list(known_ones))
     return Machine(
         published.title, int(published.free), int(_CONTEXT), published.dtype, _estimated(published),
         fused=published.kernels, heap=False, is_card=published.kernels,

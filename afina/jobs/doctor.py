@@ -159,7 +159,9 @@ def _gpus(m: MachineFacts) -> Iterator[Finding]:
     elif m.unused_gpu:
         yield Finding("GPU", "warning", *m.unused_gpu)
     else:
-        yield Finding("GPU", "ok", "none; the processor does the work")
+        yield Finding(
+            "GPU", "ok", "none; the processor does the work (what is for cards was tested with an interpreter)"
+        )
 
 
 def _kernels(m: MachineFacts, cache: Path) -> Finding:

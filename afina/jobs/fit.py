@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from afina.core.config import Result, Settings, build, changed, section, setting
-from afina.core.device import KINDS, cache_folder
+from afina.core.device import cache_folder, is_device
 from afina.core.errors import InputError
 from afina.core.events import Listener, Notice, ignore
 from afina.core.job import Job
@@ -162,7 +162,7 @@ def _forecasts(
     if base.is_local and not base.file_bytes:
         listener(Notice(f"{base.name} has no weights: this is a forecast by its configuration alone", warning=True))
     workload = expected_workload(base, settings, splits, listener)
-    if machine and machine.partition(":")[0] not in KINDS:
+    if machine and not is_device(machine):
         machines = [named(machine)]
     else:
         machines = [this_machine(cache, machine, settings.precision, listener=listener)]

@@ -40,7 +40,8 @@ def reference_logits(base: Base, rows: Sequence[Row]) -> Tensor:
     """Logits of the model as it is now at the labelled positions of the first few of `rows`, in fp32."""
     module = base.model.module
     with evaluation_mode(module):
-        logits = base.model.label_logits(pack(_first(rows), next(module.parameters()).device))
+        on = next(module.parameters()).device
+        logits = base.model.label_logits(pack(_first(rows), on, vocabulary=base.facts.vocabulary))
     return logits.float().cpu()
 
 

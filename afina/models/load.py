@@ -128,8 +128,9 @@ def load_base(  # noqa: PLR0913 - each by its name
         raise BaseModelError(
             f"base {name!r}: the tokenizer has more tokens than the model", "choose a base whose files agree"
         )
-    module.requires_grad_(False).eval().to(on)
-    engine = _engine(on, own.kernels, read.fallback_reason) + _quantised(module, quantize, dtype)
+    quantised = _quantised(module.requires_grad_(False).eval(), quantize, dtype)
+    module.to(on)
+    engine = _engine(on, own.kernels, read.fallback_reason) + quantised
     engine += "".join(f"; {note}" for note in (read.note, *unusual_formats(source.path)) if note)
     model = wrapped(module, chosen, tok.pad_id)
     return Base(model, tok, _facts(source, module), dtype, reason, engine, read.fallback_reason is not None)
@@ -149,8 +150,8 @@ def wrapped(module: Any, task: Task, pad_id: int, heads: tuple[str, ...] = ()) -
 
 
 def _quantised(module: Any, quantize: Quantize | None, dtype: torch.dtype, leave: Sequence[str] = ()) -> str:
-    """Quantises in place, where that is wanted, what was not quantised as it was read; returns what to add to
-    `Base.engine`."""
+    """Quantises in place, where that is wanted, what was not quantised as it was read, before it goes to a card, where
+    the whole may have no room; returns what to add to `Base.engine`."""
     if quantize is None:
         return ""
     if quantize == "keep":
@@ -183,10 +184,10 @@ def _encoder(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # a new head is initialised the same everywhere
         module, missing = pretrained(getattr(transformers, task.auto_class), source, dtype, **extra)
-    module.requires_grad_(False).eval().to(on)
     heads = _heads(module, missing) if task.needs_classes else ()
     engine = "through transformers: Afina's own decoder is for decoder-only models"
-    engine += _quantised(module, quantize, dtype, heads)
+    engine += _quantised(module.requires_grad_(False).eval(), quantize, dtype, heads)
+    module.to(on)
     engine += "".join(f"; {note}" for note in unusual_formats(source.path))
     return Base(wrapped(module, task, tok.pad_id, heads), tok, _facts(source, module), dtype, reason, engine)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from afina.core.config import build, changed
-from afina.core.device import cache_folder, fitting, pick_device
+from afina.core.device import cache_folder, fitting, pick_device, set_arithmetic
 from afina.core.errors import AdapterError, BaseModelError
 from afina.core.events import Listener, Notice, ignore
 from afina.core.task import CAUSAL, TASKS, TaskName
@@ -186,8 +186,11 @@ def _load(
     revision: str | None = None,
     template: str | None = None,
 ) -> Base:
-    """Loads the base called `name` as it was in training."""
-    with fitting(pick_device(device), f"base {name!r}", "end other programs, or give --device cpu"):
+    """Loads the base called `name` as it was in training, but for the arithmetic of cards: products are not rounded to
+    TF32, whatever was trained in this process before, so that a run answers everywhere alike."""
+    on = pick_device(device)
+    set_arithmetic(on, tf32=False, deterministic=False)
+    with fitting(on, f"base {name!r}", "end other programs, or give --device cpu"):
         base = load_base(
             name,
             revision=revision,

@@ -145,7 +145,7 @@ def _logits(base: Base, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
     found: list[Tensor] = [torch.empty(0)] * len(rows)
     with evaluation_mode(base.model.module):
         for group, _ in passes(short, TOKENS):
-            packed = pack([short[i] for i in group], device_of(base))
+            packed = pack([short[i] for i in group], device_of(base), vocabulary=base.facts.vocabulary)
             logits_NV = base.model.label_logits(packed).float().cpu()
             for i, at in zip(group, packed.rows, strict=True):
                 found[i] = logits_NV[at]

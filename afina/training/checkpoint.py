@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from afina.core.device import on_host
 from afina.core.device import random_states as device_states
 from afina.core.device import set_random_states as set_device_states
 from afina.core.files import write_tensors
@@ -73,11 +74,8 @@ def _key(kind: str, rank: int) -> str:
 
 def write(folder: Path, state: State, mark: str) -> None:
     """Adds the checkpoint to `folder`, then drops all but the last two. Raises `OutputError`."""
-    tensors = {
-        f"{kind}/{name}": value.detach().cpu().contiguous()
-        for kind in _TENSORS
-        for name, value in getattr(state, kind).items()
-    }
+    there = {f"{kind}/{name}": value for kind in _TENSORS for name, value in getattr(state, kind).items()}
+    tensors = {name: value.contiguous() for name, value in on_host(there).items()}
     facts = {name: getattr(state, name) for name in _NUMBERS} | {"fingerprint": mark}
     write_tensors(folder / f"step-{state.step:08}.safetensors", tensors, {"state": json.dumps(facts)})
     for path in _files(folder)[:-KEPT]:

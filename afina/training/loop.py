@@ -20,6 +20,7 @@ from afina.core.device import (
     is_deterministic,
     later,
     memory_gb,
+    on_host,
     overlaps,
     peak_memory_gb,
     same_random_numbers,
@@ -269,12 +270,18 @@ class Trainer:
             raise NonFiniteLoss(
                 f"step {taken.step}: the loss is {loss}, the norm of its gradient {norm}; the batch was "
                 f"{', '.join(unit.location for unit in taken.units)}",
-                "lower --train.learning_rate, or use --precision fp32; the best adapter so far, if any, is kept",
+                f"{self._remedy()}; the best adapter so far, if any, is kept",
             )
         if taken.step == 1 and norm == 0:
             raise NothingTrains(
                 "step 1: no gradient reaches the adapter", "choose other layers with --lora.target_modules"
             )
+
+    def _remedy(self) -> str:
+        """Against numbers that are not finite, of which no learning rate is to blame before the first step."""
+        ways = ["lower --train.learning_rate"] if self._now.step else []
+        ways += ["use --precision fp32"] if self.base.dtype != torch.float32 else []
+        return ", or ".join(ways) or "choose another base: this one's own numbers are not finite"
 
     def _evaluate(self) -> HeldOut:
         """Tells the held-out measure, and saves if it is the best. Step 0 is before the first."""
@@ -285,13 +292,12 @@ class Trainer:
         numbers = objective.numbers([self.world.sum(each) for each in sums])
         found = HeldOut(now.step, numbers, False, objective.measure, objective.lower_is_better)
         if not math.isfinite(found.value):
-            raise NonFiniteLoss(
-                f"step {now.step}: the held-out {found.measure} is {found.value}", "lower --train.learning_rate"
-            )
+            raise NonFiniteLoss(f"step {now.step}: the held-out {found.measure} is {found.value}", self._remedy())
         found = replace(found, best=now.step > 0 and self.world.agree(found.cost < now.best))
         if found.best:
             now.best, now.since_best = found.cost, 0
-            now.best_weights = {name: value.clone() for name, value in self._optimizer.weights().items()}
+            weights = on_host(self._optimizer.weights())  # so that a card has no second copy of what is trained
+            now.best_weights = {name: value.clone() for name, value in weights.items()}
             self._save()
         elif now.step > 0:
             now.since_best += 1

@@ -29,7 +29,7 @@ def summed_loss(base: Base, rows: Sequence[Row]) -> tuple[float, int]:
     total, tokens = torch.zeros((), dtype=widest(device), device=device), 0
     with torch.no_grad(), evaluation_mode(base.model.module):
         for group, _ in passes(rows, TOKENS, shares=base.model.shares):
-            packed = pack([rows[i] for i in group], device, base.model.shares)
+            packed = pack([rows[i] for i in group], device, base.model.shares, base.facts.vocabulary)
             total += base.model.summed_loss(packed)  # read once, in the end: a card goes on with the next pass
             tokens += sum(map(len, packed.rows))
     return total.item(), tokens
@@ -46,7 +46,7 @@ def row_losses(base: Base, rows: Sequence[Row]) -> list[tuple[float, int]]:
     losses, reads = [(0.0, 0)] * len(rows), []
     with torch.no_grad(), evaluation_mode(base.model.module):
         for group, _ in passes(rows, TOKENS, shares=base.model.shares):
-            packed = pack([rows[i] for i in group], device_of(base), base.model.shares)
+            packed = pack([rows[i] for i in group], device_of(base), base.model.shares, base.facts.vocabulary)
             reads.append((group, packed.rows, later(base.model.label_losses(packed))))
     for group, of_rows, read in reads:
         found = read()

@@ -23,6 +23,7 @@ from afina.core.device import (
     memory_gb,
     memory_in_words,
     memory_limit,
+    on_host,
     peak_memory_gb,
     pick_device,
     pick_dtype,
@@ -126,13 +127,13 @@ OLD = "The NVIDIA driver on your system is too old (found version 11040). Please
 FULL = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB. GPU 0 has a total capacity of 80 GiB")
 UNUSABLE: dict[str, tuple[str | None, Exception | None, tuple[str, ...]]] = {
     "no such card": ("cuda:2", None, ("2 cards: cuda:0 (NVIDIA Test), cuda:1 (NVIDIA Test)", "name one of these")),
-    "full": ("cuda:0", FULL, ("the card is full", "other programs have 72.0 GB", "nvidia-smi", "use cpu")),
+    "full": ("cuda:0", FULL, ("the card is full", "72.0 GB are taken beside", "nvidia-smi", "use cpu")),
     "full, none named": (None, FULL, ("the card is full", "use cpu")),
     "driver too old": ("cuda", RuntimeError(OLD), ("driver is too old for this torch (CUDA 13.0)", "update")),
     "no driver": ("cuda", RuntimeError("Found no NVIDIA driver on your system."), ("no NVIDIA driver", "install")),
     "no code": ("cuda", RuntimeError("CUDA error: no kernel image is available"), ("its generation", "pytorch.org")),
     "taken": ("cuda", RuntimeError("CUDA error: all CUDA-capable devices are busy or unavailable"), ("itself", "end")),
-    "another": ("cuda", RuntimeError("CUDA error: the bus is on fire\nmore"), ("the bus is on fire", "afina doctor")),
+    "another": ("cuda", RuntimeError("CUDA error: the bus is on fire\nmore"), ("the bus is on fire", "or use cpu")),
 }
 
 
@@ -152,11 +153,29 @@ def test_why_a_card_cannot_be_used_is_said(
 def test_without_cards_a_card_is_refused_and_the_processor_taken() -> None:
     with pytest.raises(SettingsError, match="this torch is built without CUDA"):
         pick_device("cuda:1")
-    with pytest.raises(SettingsError, match="no such device"):
-        pick_device("warp")
-    with pytest.raises(SettingsError, match="meta"):
-        pick_device("meta")  # holds no numbers
+    with pytest.raises(SettingsError, match="no graphics of Apple's"):
+        pick_device("mps")
     assert pick_device() == HOST
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("cpu:7", "cpu"), ("cpu:300", "cpu"), ("0", "cuda:0"), ("12", "cuda:12"), ("rocm", "cuda"), ("HIP", "cuda"),
+        ("CUDA", "cuda"), ("cuda:x", "cuda"), ("cuda:01", "cuda"), ("cuda:300", "cuda"), ("h100", ""), ("warp", ""),
+        ("meta", ""), ("hpu", "cpu"), ("privateuseone", ""), ("vulkan", ""), ("opencl", ""), ("mkldnn", ""), ("²", ""),
+    ],
+)  # fmt: skip
+def test_a_name_that_is_no_device_s_is_refused_before_torch_sees_it(
+    name: str, meant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Torch knows more kinds, of which some need packages that are not there, and counts processors beyond 255 anew."""
+    monkeypatch.setattr("afina.core.device.choice._tried", lambda device: pytest.fail("it was tried"))
+    with pytest.raises(SettingsError) as error:
+        pick_device(name)
+    guess = f" Did you mean '{meant}'?" if meant else ""
+    assert error.value.problems == [f"--device '{name}' is no device.{guess}"]
+    assert "it takes cpu, cuda, cuda:N, mps; a card by its name (h100) only `afina fit` takes" in str(error.value)
 
 
 def test_a_card_that_is_there_and_not_used_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,7 +213,7 @@ def test_memory_is_that_of_the_device(two_cards: Cards) -> None:
     forget_peak(CUDA)
     assert two_cards.asked[-2:] == [("empty_cache", ()), ("reset_peak_memory_stats", (CUDA,))]
     assert memory_in_words(CUDA) == (
-        "the memory of cuda:0 (NVIDIA Test: 80.0 GB, of which other programs have 32.0 GB)"
+        "the memory of cuda:0 (NVIDIA Test: 80.0 GB, of which 32.0 GB are taken beside this run's tensors)"
     )
     message = r"a tensor does not fit into the memory of cuda:0 .*\n  → less"
     with pytest.raises(OutOfMemory, match=message), fitting(CUDA, "a tensor", "less"):
@@ -221,9 +240,16 @@ def test_memory_of_a_mac(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in of.items():
         monkeypatch.setattr(torch.mps, name, lambda value=value: value)
     monkeypatch.setattr("afina.core.device.memory.host_free", lambda: 100 * GB)
+    forget_peak(MPS)
     assert device_memory(MPS) == (2 * GB, 3 * GB, 3 * GB, 8 * GB, 11 * GB)
     assert (memory_gb(MPS), peak_memory_gb(MPS), memory_free(MPS)) == (3, 3, 9 * GB)
+    held = [5, 4]  # of two readings the largest is the peak, since MPS counts none
+    monkeypatch.setattr(torch.mps, "driver_allocated_memory", lambda: held[0] * GB)
+    memory_gb(MPS)
+    del held[0]
+    assert (memory_gb(MPS), peak_memory_gb(MPS)) == (4, 5)
     forget_peak(MPS)
+    assert peak_memory_gb(MPS) == 4
 
 
 @pytest.fixture
@@ -246,10 +272,13 @@ def test_arithmetic_is_set_for_cards_alone(restored: None) -> None:
     assert not torch.backends.cuda.mem_efficient_sdp_enabled()
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
     assert is_deterministic(CUDA)
-    set_arithmetic(CUDA, False, False)
-    assert torch.get_float32_matmul_precision() == "highest"
-    assert not is_deterministic(CUDA)
-    assert torch.backends.cuda.mem_efficient_sdp_enabled()
+    for device, tf32, deterministic in ((CUDA, False, False), (HOST, True, True)):  # later in the same process
+        set_arithmetic(CUDA, True, True)
+        set_arithmetic(device, tf32, deterministic)
+        assert torch.get_float32_matmul_precision() == "highest"
+        assert not is_deterministic(CUDA)
+        assert torch.backends.cuda.mem_efficient_sdp_enabled()
+        assert not torch.backends.cudnn.deterministic
 
 
 def test_random_states_are_those_of_the_run_s_device(two_cards: Cards) -> None:
@@ -303,6 +332,12 @@ def test_numbers_from_a_card_are_waited_for_when_they_are_read(
     assert done == ["pinned: True", "recorded in the queue of cpu"]
     assert read().tolist() == [0, 1, 2]
     assert done[-1] == "waited"
+    done.clear()
+    values = {"a": torch.ones(2), "b": torch.zeros(1)}
+    found = on_host(values)
+    assert done[-2:] == ["waited", "waited"]
+    assert "waited" not in done[:-2]  # all are asked for before the first is waited for
+    assert all(torch.equal(found[name], value) for name, value in values.items())
 
 
 def test_rows_at_one_time_follow_the_free_memory_of_a_card(two_cards: Cards, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -105,3 +106,16 @@ def test_a_cache_that_cannot_be_written_is_done_without(tmp_path: Path) -> None:
     (tmp_path / "rows").touch()
     assert prepare(tmp_path)
     assert prepare(tmp_path)
+
+
+def test_threads_read_the_same_rows(tmp_path: Path) -> None:
+    """One makes batches ahead while another evaluates."""
+    writer = RowsWriter(tmp_path / "train")
+    expected = [Row([n] * (50 + n), [n] * (50 + n), f"rows.jsonl:{n + 1}") for n in range(100)]
+    for row in expected:
+        writer.add(row)
+    writer.close()
+    rows = Rows(tmp_path / "train")
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda n: rows[n].input_ids == expected[n].input_ids, 40 * list(range(100))))
+    assert all(found)

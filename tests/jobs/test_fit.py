@@ -197,7 +197,10 @@ def test_fit_command(data: Path, tiny_folder: Path, cache: Path, capsys: pytest.
     assert main([*asked, "--method", "loro"]) == 2
     assert "'lora'" in capsys.readouterr().err
     assert main([*asked, "--device", "25gb"]) == 2
-    assert "24gb" in capsys.readouterr().err
+    assert "it takes cpu, cuda, cuda:N, mps, 24gb" in (said := " ".join(capsys.readouterr().err.split()))
+    assert "Did you mean '24gb'" in said
+    assert main([*asked, "--device", "cpu:7"]) == 2
+    assert "Did you mean 'cpu'" in capsys.readouterr().err
     assert main(["fit", "llama-3.1-8"]) == 2
     assert "llama-3.1-8b" in capsys.readouterr().err
 

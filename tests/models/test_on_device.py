@@ -6,6 +6,7 @@ import sys
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import gguf
 import pytest
@@ -62,6 +63,21 @@ def test_one_tensor_at_a_time_is_in_the_hosts_memory(quantize, tmp_path: Path, m
     held = [each for each in base.model.module.modules() if isinstance(each, Blocks)]
     assert bool(held) == bool(quantize)
     assert all(each.dtype == torch.bfloat16 for each in held)
+
+
+@pytest.mark.parametrize(("kind", "task"), [("bert", "classify"), ("t5", None)])
+def test_what_runs_through_transformers_is_quantised_before_it_goes_there(
+    kind: str, task: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that it is not whole on a card that has no room for that."""
+    where: list[set[str]] = []
+    quantise = load.quantise_linears
+    monkeypatch.setattr(
+        load, "quantise_linears", lambda module, *of: where.append(places(module)) or quantise(module, *of)
+    )
+    base = load_base(str(save_tiny(tmp_path, kind)), precision="bf16", quantize="int8", task=task, classes=("a", "b"))
+    assert where == [{"cpu"}]
+    assert places(base.model.module) == {"meta"}
 
 
 @pytest.mark.parametrize("quantize", [None, "nf4", "keep"])

@@ -1,18 +1,20 @@
 """Training as it is on a card, on the processor: nothing waits but what is read a step late, and the numbers are the
 same."""
 
+import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from _waits import Waits
+from _waits import Copies, Waits
 from conftest import save_tiny
 from torch import Tensor
 from trainers import colour_data, train_adapter
 
-from afina.core.errors import NonFiniteLoss, OutOfMemory, RunFailed
+from afina.core.errors import BaseModelError, NonFiniteLoss, OutOfMemory, RunFailed
 from afina.core.events import Event, HeldOut, Notice, Step
 from afina.data.batch import Ahead, HostPack
 from afina.data.load import Dataset
@@ -23,7 +25,9 @@ from afina.training import loop, loss_scale
 from afina.training.accumulation import gradients
 from afina.training.checkpoint import read_latest
 from afina.training.loop import Trainer
+from afina.training.loss import row_losses
 from afina.training.loss_scale import LossScale
+from afina.training.objectives import OBJECTIVES
 from afina.training.objectives.supervised import Supervised
 from afina.training.optimizer import Optimizer
 
@@ -92,11 +96,16 @@ def test_the_counter_counts() -> None:
         "nonzero": lambda y: y.nonzero(),
         "a choice": lambda y: y[y > 0],
         "unique": lambda y: y.unique(),
+        "to": lambda y: y.to("cpu"),
+        "copy_": lambda y: torch.empty(3).copy_(y),
+        "tensor": lambda y: torch.as_tensor([y.sum()]),
+        "allclose": lambda y: torch.allclose(y, torch.ones(3)),
     }
     for name, read in reads.items():
         with Waits(x) as waits:
             read(other)
             (x * 2 + other).sum()
+            torch.empty(3, device=x.device).copy_(x.to(x.device, torch.float64))
             assert not waits.found, name
             read(x * other)
         assert waits.found, name
@@ -138,16 +147,32 @@ def test_a_step_reads_nothing_from_the_card_but_late(
 
 
 @pytest.mark.parametrize("kind", ["llama", "gemma3"])
-def test_the_gradients_of_a_step_need_no_numbers(kind: str, data: Dataset, tmp_path: Path) -> None:
-    """On torch's meta device, which has none: all is on the base's device, and nothing is read from it."""
+def test_a_step_needs_no_numbers(kind: str, data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On torch's meta device, which has none: all is on the base's device, nothing is read from it, and what it gets is
+    pinned and not waited for."""
+    copies = Copies()
+    for place in ("core.device.queue", "training.optimizer", "data.batch"):
+        monkeypatch.setattr(f"afina.{place}.overlaps", lambda device: device.type == "meta")
+    monkeypatch.setattr(Tensor, "pin_memory", lambda tensor: copies.pin(tensor))
     base = load_base(str(save_tiny(tmp_path / kind, kind)), precision="bf16", device="cpu")
     inject(base.model.module, LoraConfig(rank=4))
     base.model.module.to("meta").train()
-    loss, tokens = gradients(base, data.train[:8], Supervised(), 100)
+    known = sys.modules[torch.optim.Optimizer.__module__]
+    monkeypatch.setattr(known, "_get_fused_kernels_supported_devices", lambda: ["meta"])
+    optimizer = Optimizer(base.model.module, 0.0)
+    gradients(base, data.train[:8], Supervised(), 100)  # makes the tables of angles, once
+    optimizer.step(1e-3, 1.0)
+    with copies:
+        loss, tokens = gradients(base, data.train[:8], Supervised(), 100)
     assert (loss.device.type, tokens) == ("meta", sum(len(row.input_ids) for row in data.train[:8]))
     found = [p.grad for p in base.model.module.parameters() if p.requires_grad]
     assert {g.device.type for g in found if g is not None} == {"meta"}
     assert None not in found
+    with copies:
+        norm = optimizer.step(1e-3, 1.0)
+    assert norm.device.type == "meta"
+    assert copies.pinned
+    assert not copies.found, "\n".join(dict.fromkeys(copies.found))
 
 
 def test_steps_are_told_one_late_and_are_the_same(card: Card, fresh, data: Dataset, tmp_path: Path) -> None:
@@ -338,6 +363,31 @@ def test_steps_too_large_for_fp16_are_skipped_said_and_counted(
         assert torch.equal(value, adapter_state(resumed.model.module)[name])
 
 
+@pytest.mark.parametrize(("precision", "remedy"), [("fp16", "use --precision fp32"), ("fp32", "choose another base: ")])
+def test_a_base_that_gives_no_numbers_is_not_blamed_on_the_learning_rate(
+    fresh, data: Dataset, monkeypatch: pytest.MonkeyPatch, precision: str, remedy: str
+) -> None:
+    base = fresh(precision)
+    taken = type(base.model).summed_loss
+    monkeypatch.setattr(type(base.model), "summed_loss", lambda *given: taken(*given) * float("nan"))
+    with pytest.raises(NonFiniteLoss, match="step 0: the held-out loss is nan") as error:
+        train_adapter(base, data, None, **HOW)
+    assert str(error.value.remedy).startswith(remedy)
+
+
+def test_a_token_beyond_the_embeddings_is_said_before_a_card_sees_it(fresh, data: Dataset) -> None:
+    """Which would end the process there, in words of CUDA's."""
+    base, rows = fresh(), list(data.train)
+    beyond = base.facts.vocabulary
+    rows[3] = replace(rows[3], input_ids=[*rows[3].input_ids[:-1], beyond])
+    for read in (lambda: gradients(base, rows, OBJECTIVES["supervised"], 1024), lambda: row_losses(base, rows)):
+        with pytest.raises(BaseModelError) as error:
+            read()
+        assert error.value.problems == [
+            f"{rows[3].location}: token {beyond:,} is beyond the {beyond:,} that the base has embeddings for"
+        ]
+
+
 def test_no_scale_that_helps_is_an_error(fresh, data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     backward = Tensor.backward
 
@@ -346,8 +396,9 @@ def test_no_scale_that_helps_is_an_error(fresh, data: Dataset, monkeypatch: pyte
 
     monkeypatch.setattr(loss_scale, "_FIRST", 4.0)
     monkeypatch.setattr(Tensor, "backward", infinite)
-    with pytest.raises(NonFiniteLoss, match="step 3"):
+    with pytest.raises(NonFiniteLoss, match="step 3") as error:
         train_adapter(fresh("fp16"), data, None, **HOW)
+    assert str(error.value.remedy).startswith("lower --train.learning_rate, or use --precision fp32; ")
 
 
 def test_a_run_on_the_processor_asks_no_card(fresh, data: Dataset, tmp_path: Path, monkeypatch) -> None:

@@ -12,11 +12,12 @@ from afina.core.device.cards import VISIBLE as VISIBLE
 from afina.core.device.cards import device_name as device_name
 from afina.core.device.cards import gpu_build as gpu_build
 from afina.core.device.cards import unused_card as unused_card
-from afina.core.device.choice import KINDS as KINDS
 from afina.core.device.choice import OTHER_CACHE as OTHER_CACHE
 from afina.core.device.choice import Card as Card
 from afina.core.device.choice import Compute as Compute
 from afina.core.device.choice import cache_folder as cache_folder
+from afina.core.device.choice import is_device as is_device
+from afina.core.device.choice import no_device as no_device
 from afina.core.device.choice import pick_device as pick_device
 from afina.core.device.choice import unkept as unkept
 from afina.core.device.choice import usable_cards as usable_cards
@@ -45,6 +46,7 @@ from afina.core.device.memory import rows_at_once as rows_at_once
 from afina.core.device.memory import rows_within as rows_within
 from afina.core.device.queue import host_buffer as host_buffer
 from afina.core.device.queue import later as later
+from afina.core.device.queue import on_host as on_host
 from afina.core.device.queue import overlaps as overlaps
 from afina.core.device.queue import random_states as random_states
 from afina.core.device.queue import same_random_numbers as same_random_numbers

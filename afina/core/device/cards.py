@@ -31,7 +31,6 @@ _SAID: tuple[tuple[str, Unusable], ...] = (
     ("busy or unavailable", Unusable("another program has the card for itself", "end it (`nvidia-smi` lists it)")),
     ("out of memory", Unusable("the card is full", "end other programs on it (`nvidia-smi` lists them)")),
     ("No CUDA GPUs are available", Unusable("there is no NVIDIA card, or it is hidden", f"unset {VISIBLE}")),
-    ("Expected one of", Unusable("there is no such device", "name one that `afina doctor` lists")),
 )  # fmt: skip
 
 
@@ -40,7 +39,7 @@ def in_words(error: BaseException) -> Unusable:
     for said, found in _SAID:
         if said in str(error):
             return found._replace(problem=found.problem.format(build=gpu_build() or "without CUDA"))
-    return Unusable(brief(error)[:120], "name one that `afina doctor` lists")
+    return Unusable(brief(error), "restart what uses the card, or its driver")
 
 
 def gpu_build() -> str | None:

@@ -1,5 +1,7 @@
 """Which device a run computes on, and where downloads and measurements are kept."""
 
+import re
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -10,11 +12,13 @@ from afina.core.device.cards import Unusable, card_count, cards_in_words, device
 from afina.core.device.formats import Precision, native_format, precision_of
 from afina.core.device.memory import device_memory, memory_in_words
 from afina.core.device.queue import use
-from afina.core.errors import OutputError, SettingsError
+from afina.core.errors import OutputError, SettingsError, near
 from afina.core.files import check_writable
 from afina.core.process.homes import cache_home, lasts
 
-KINDS = ("cpu", "cuda", "mps")  # what a device's name begins with
+TAKEN = ("cpu", "cuda", "cuda:N", "mps")
+_NAME = re.compile(r"cpu|cuda(:(0|[1-9][0-9]?))?|mps(:0)?")
+_MEANT = {"rocm": "cuda", "hip": "cuda", "nvidia": "cuda", "amd": "cuda", "gpu": "cuda", "metal": "mps"}
 
 
 class Compute(Settings):
@@ -58,25 +62,45 @@ def unkept(cache: Path) -> str:
     return ""
 
 
+def is_device(name: str) -> bool:
+    """Whether a device can be called so, by the spelling alone. A processor has no number, and takes all of itself."""
+    return _NAME.fullmatch(name) is not None
+
+
+def no_device(name: str, others: Sequence[str] = ()) -> SettingsError:
+    """Of a `name` that is no device's: what is taken instead, `others` included. Without any, it may be the name of a
+    machine that is not here, of which only a forecast knows."""
+    small = name.lower()
+    meant = f"cuda:{int(name)}" if re.fullmatch("[0-9]{1,2}", name) else _MEANT.get(small, small * is_device(small))
+    guess = f" Did you mean {meant!r}?" if meant else near(name, ["cpu", "cuda", "mps", *others])
+    what, beside = (" or machine", "") if others else ("", "; a card by its name (h100) only `afina fit` takes")
+    return SettingsError(
+        f"--device {name!r} is no device{what}.{guess}", f"it takes {', '.join((*TAKEN, *others))}{beside}"
+    )
+
+
 def pick_device(name: str | None = None) -> torch.device:
     """The device called `name` ('cpu', 'cuda', the second card 'cuda:1', 'mps'), or: the first card, then Apple's MPS,
     then the processor. A card is from then on the one that torch itself takes in this thread. Raises `SettingsError`
-    where it cannot be used, in words of its own for a card that is not there, is full, or has an old driver.
+    where there can be none called so, or it cannot be used, in words of its own for a card that is not there, is full,
+    or has an old driver.
     """
     if not name:
         name = "cuda" if has_cards() else "mps" if torch.backends.mps.is_available() else "cpu"
-    found = _tried(name)
+    if not is_device(name):
+        raise no_device(name)
+    found = _tried(torch.device(name))
     if isinstance(found, torch.device):
         return found
     raise SettingsError(f"--device {name!r} cannot be used here: {found.problem}", f"{found.remedy}; or use cpu")
 
 
-def _tried(name: str) -> torch.device | Unusable:
+def _tried(device: torch.device) -> torch.device | Unusable:
     """The device, after it has held a number."""
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:  # torch answers a name that it does not know with all that it knows
-        return in_words(error)
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        return Unusable(
+            "there is no graphics of Apple's that this torch can use", "it takes macOS 14 and Apple silicon"
+        )
     if device.type == "cuda" and (count := card_count()) and (device.index or 0) >= count:
         return Unusable(f"this machine has {cards_in_words()}", "name one of these")
     try:

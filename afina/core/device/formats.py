@@ -99,12 +99,13 @@ def set_arithmetic(device: torch.device, tf32: bool, deterministic: bool) -> Non
     factors to TF32 (10 bits, several times as fast), and whether all sums are added in one order, run after run.
 
     To be called before the first product there: the matrix library reads its workspace's form once. The processor
-    has no TF32, and adds in one order always: nothing is changed there.
+    has no TF32, and adds in one order always: for it both are unset, for a run on a card before may have set them.
     """
-    if device.type == "cpu":
-        return
+    on_card = device.type != "cpu"
+    tf32, deterministic = tf32 and on_card, deterministic and on_card
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
-    torch.use_deterministic_algorithms(deterministic)
+    if deterministic != torch.are_deterministic_algorithms_enabled():  # to set it imports a compiler, in seconds
+        torch.use_deterministic_algorithms(deterministic)
     torch.backends.cudnn.deterministic = deterministic
     torch.backends.cuda.enable_mem_efficient_sdp(not deterministic)  # adds gradients as they come, flash attention not
     if deterministic:

@@ -15,6 +15,7 @@ from afina.core.errors import OutOfMemory
 GB = 1e9
 _SHARE, _MOST_TIMES = 64, 16  # of rows that are computed at one time: of the free memory, and over the least
 HOST = torch.device("cpu")
+_most_read = [0]  # bytes of Apple's MPS, which counts no peak: the most that a reading found
 
 
 class DeviceMemory(NamedTuple):
@@ -35,31 +36,41 @@ def device_memory(device: torch.device = HOST) -> DeviceMemory:
         return DeviceMemory(now, now, peak_resident(), host_free(), host_limit())
     of: Any = torch.get_device_module(device)
     if device.type == "mps":  # the host's memory, of which Metal advises how much to take; it counts no peak
-        reserved, limit = of.driver_allocated_memory(), of.recommended_max_memory()
+        reserved, limit = _held_by_mps(), of.recommended_max_memory()
         free = max(0, min(limit - reserved, host_free()))
-        return DeviceMemory(of.current_allocated_memory(), reserved, reserved, free, limit)
+        return DeviceMemory(of.current_allocated_memory(), reserved, _most_read[0], free, limit)
     free, limit = of.mem_get_info(device)
     held = (of.memory_allocated(device), of.memory_reserved(device), of.max_memory_reserved(device))
     return DeviceMemory(*held, free, limit)
+
+
+def _held_by_mps() -> int:
+    now = int(torch.mps.driver_allocated_memory())
+    _most_read[0] = max(_most_read[0], now)
+    return now
 
 
 def memory_gb(device: torch.device = HOST) -> float:
     """What this process holds on the device now, in GB: resident memory of the host, else what torch has reserved."""
     if device.type == "cpu":
         return resident() / GB
+    if device.type == "mps":
+        return _held_by_mps() / GB
     of: Any = torch.get_device_module(device)
-    return float(of.driver_allocated_memory() if device.type == "mps" else of.memory_reserved(device)) / GB
+    return float(of.memory_reserved(device)) / GB
 
 
 def peak_memory_gb(device: torch.device = HOST) -> float:
-    """The most that `memory_gb` was, in GB; on a card since `forget_peak`."""
+    """The most that `memory_gb` was, in GB; on a card since `forget_peak`, on Apple's MPS of what was read since."""
     return (peak_resident() if device.type == "cpu" else device_memory(device).most) / GB
 
 
 def forget_peak(device: torch.device) -> None:
     """The peak is counted from now on, where it can be: of the host, it is that of the process. What is kept of tensors
     that are gone is given back before, for it was the peak of something else."""
-    if device.type not in ("cpu", "mps"):
+    if device.type == "mps":
+        _most_read[0] = 0
+    elif device.type != "cpu":
         of: Any = torch.get_device_module(device)
         of.empty_cache()
         of.reset_peak_memory_stats(device)
@@ -99,14 +110,15 @@ def memory_limit(device: torch.device = HOST) -> int:
 
 
 def memory_in_words(device: torch.device) -> str:
-    """'memory', or 'the memory of cuda:0 (NVIDIA T4: 15.8 GB, of which other programs have 9.1 GB)'."""
+    """'memory', or 'the memory of cuda:0 (NVIDIA T4: 15.8 GB, of which 9.1 GB are taken beside this run's
+    tensors)'."""
     if device.type == "cpu":
         return "memory"
     now = device_memory(device)
-    others = max(0, now.limit - now.free - now.reserved)
+    beside = max(0, now.limit - now.free - now.reserved)
     return (
-        f"the memory of {device} ({device_name(device)}: {now.limit / GB:.1f} GB, of which other programs have "
-        f"{others / GB:.1f} GB)"
+        f"the memory of {device} ({device_name(device)}: {now.limit / GB:.1f} GB, of which {beside / GB:.1f} GB are "
+        "taken beside this run's tensors)"
     )
 
 

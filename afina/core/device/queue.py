@@ -3,7 +3,7 @@
 What a training step needs of that stands here, each beside its plain twin for devices that are done when asked.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -47,6 +47,12 @@ def later(values: Tensor) -> Callable[[], Tensor]:
         return host
 
     return arrived
+
+
+def on_host(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors on the host, where some may be already. All are asked for before the first is waited for."""
+    reads = {name: later(value.detach()) for name, value in tensors.items()}
+    return {name: read() for name, read in reads.items()}
 
 
 def host_buffer(numbers: Sequence[int], device: torch.device) -> Tensor:

@@ -35,7 +35,7 @@ class Supervised:
         return passes(units, max_tokens, max_units, base.model.shares)
 
     def batch(self, base: Base, units: Sequence[Row]) -> HostPack:
-        return host_pack(units, device_of(base), base.model.shares)
+        return host_pack(units, device_of(base), base.model.shares, base.facts.vocabulary)
 
     def loss(self, base: Base, batch: HostPack) -> Tensor:
         return base.model.summed_loss(batch.to(device_of(base)))
