@@ -1,6 +1,7 @@
 """A piece of work while it is done: how far it is, what happens, its end; and the stream that tells of each event."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -20,6 +21,7 @@ _LOOK, _PING = 0.15, 10.0  # seconds between two looks at the file of events, an
 _RETRY = 1000  # milliseconds after which a browser asks again where the server is away
 _NOTICES = 12
 _LOOKS_SHOWN = 6  # of the model's answers while it learns: the first, and the last
+_HERE = re.compile(r"/(?![/\\])[!-~]*")  # a path of this server
 # What a job calls the work that it is at begins so; the others have no words here.
 _STAGES = {
     "answers of the base": "answers_base", "answers of the adapted": "answers_adapted", "answers": "answers",
@@ -126,7 +128,13 @@ def outcome(call: Call, work: Work) -> str:
 def _stop(call: Call) -> Response:
     work = call.queue[call.path("id")]
     call.queue.stop(work)
-    return go(f"/work/{work.id}")
+    back = call.text("back")
+    return go(back if _HERE.fullmatch(back) else f"/work/{work.id}")
+
+
+def _busy(call: Call) -> Response:
+    """What goes on, for the head of the page whose address the query says."""
+    return call.page("busy.html", at=call.text("at"))
 
 
 async def _events(call: Call) -> Response:
@@ -161,6 +169,7 @@ async def _frames(call: Call, work: Work, at: int) -> AsyncIterator[bytes]:
 PAGE = Page(
     "work",
     (
+        Route("GET", "/busy", _busy),
         Route("GET", "/work/{id}", _show),
         Route("GET", "/work/{id}/live", _fragment),
         Route("GET", "/work/{id}/events", _events),

@@ -2,6 +2,24 @@
 
 // Progress: the page says where its fragment and its events are; each event renews the fragment.
 const ended = ["done", "failed", "stopped", "died"];
+
+// What goes on elsewhere stands at the head of each page, and is looked at again every few seconds.
+const busy = document.querySelector("[data-busy]");
+const lookAround = async () => {
+  if (!busy || document.hidden || busy.contains(document.activeElement)) return;
+  const answer = await fetch(`${busy.dataset.busy}?at=${encodeURIComponent(location.pathname)}`).catch(() => null);
+  const html = answer?.ok ? await answer.text() : null;
+  if (html !== null && html !== busy.dataset.was) busy.innerHTML = busy.dataset.was = html;
+};
+setInterval(lookAround, 5000);
+document.addEventListener("visibilitychange", lookAround);
+
+// A server that stays away: its buttons would lead nowhere.
+let away = null;
+const gone = (isGone) => {
+  document.querySelector("[data-gone]").hidden = !isGone;
+  for (const each of document.querySelectorAll("[data-live], [data-busy]")) each.inert = isGone;
+};
 for (const live of document.querySelectorAll("[data-live]")) {
   if (ended.includes(live.dataset.state)) continue;
   const say = document.querySelector("[data-say]");
@@ -35,18 +53,36 @@ for (const live of document.querySelectorAll("[data-live]")) {
   };
   const listen = () => { // a tab that nobody sees needs no connection, of which a browser has six
     events?.close();
+    clearTimeout(away);
+    away = null;
     if (document.hidden || isOver) return;
     events = new EventSource(live.dataset.events);
+    events.addEventListener("open", () => { clearTimeout(away); away = null; gone(false); });
+    events.addEventListener("error", () => {
+      if (events.readyState === EventSource.CONNECTING) away ??= setTimeout(gone, 3000, true); // it tries each second
+    });
     events.addEventListener("news", soon);
     events.addEventListener("state", (event) => {
       isOver = ended.includes(event.data);
       if (isOver) events.close();
       if (isOver && live.dataset.then !== undefined) location.reload();
       else soon();
+      lookAround();
     });
   };
   document.addEventListener("visibilitychange", listen);
   listen();
+}
+
+// A forecast holds for what was chosen when it was made; what is changed since makes it old, and its buttons with it.
+for (const place of document.querySelectorAll("[data-of]")) {
+  const form = document.getElementById(place.dataset.of), forecast = place.querySelector("[data-forecast]");
+  const chosen = () => new URLSearchParams(new FormData(form)).toString();
+  const was = chosen();
+  form.addEventListener("input", () => {
+    forecast.inert = chosen() !== was;
+    place.querySelector("[data-old]").hidden = !forecast.inert || !forecast.childElementCount;
+  });
 }
 
 // Files: dropped or chosen, sent as they are.
