@@ -153,7 +153,8 @@ for (const wait of document.querySelectorAll("[data-wait]")) {
 for (const chat of document.querySelectorAll("[data-chat]")) {
   const form = chat.querySelector("[data-turns] ~ form"), leave = chat.querySelector("[data-leave]");
   const say = chat.querySelector("[data-say]"), anew = chat.querySelector("[data-anew]");
-  const turns = JSON.parse(chat.dataset.history); // of each question, pairs of a model and its answer
+  const turns = JSON.parse(chat.dataset.history); // of each question, pairs of a model and its answer; if it was alone
+  const kept = `chat ${chat.dataset.chat}`; // by what the tab knows what was said, when the page comes again
   const acting = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u202a-\u202e\u2066-\u2069]/g;
   const shown = (text) => text.replace(acting, (sign) => "\\u" + sign.charCodeAt(0).toString(16).padStart(4, "0"));
   let leaving = null;
@@ -177,7 +178,7 @@ for (const chat of document.querySelectorAll("[data-chat]")) {
       if (choice?.delta?.content) box.textContent = shown(text += choice.delta.content);
       if (choice?.finish_reason === "length") note.textContent = chat.dataset.cut;
     };
-    const messages = turns.flatMap(([prompt, answers]) => {
+    const messages = (body.alone ? [] : turns).flatMap(([prompt, answers]) => {
       const own = Object.fromEntries(answers)[model];
       return own ? [{ role: "user", content: prompt }, { role: "assistant", content: own }] : [];
     });
@@ -212,7 +213,7 @@ for (const chat of document.querySelectorAll("[data-chat]")) {
     if (leaving) return;
     leaving = new AbortController();
     const given = Object.fromEntries(new FormData(form));
-    const body = { prompt: given.prompt, temperature: given.temperature, seed: given.seed };
+    const body = { prompt: given.prompt, temperature: given.temperature, seed: given.seed, alone: given.alone === "yes" };
     const place = begun(given.prompt);
     leave.hidden = anew.hidden = false;
     form.elements.prompt.value = "";
@@ -223,11 +224,30 @@ for (const chat of document.querySelectorAll("[data-chat]")) {
     leave.hidden = true;
     say.textContent = "";
     say.textContent = chat.dataset.done;
-    if (answers.some((each) => each[1])) turns.push([given.prompt, answers]);
-    else form.elements.prompt.value ||= given.prompt; // to be asked again
+    if (answers.some((each) => each[1])) {
+      turns.push([given.prompt, answers, body.alone]);
+      try { sessionStorage.setItem(kept, JSON.stringify(turns)); } catch { /* it is full: a reload loses what was said */ }
+    } else form.elements.prompt.value ||= given.prompt; // to be asked again
+    judged(place, answers);
+  });
+  const judged = (place, answers) => {
     const better = place.querySelector("[data-better]");
     if (better) better.hidden = new Set(answers.map((each) => each[1])).size < 2;
-  });
+  };
+  anew.addEventListener("click", () => sessionStorage.removeItem(kept));
+  if (!turns.length) {
+    for (const [prompt, answers, alone] of JSON.parse(sessionStorage.getItem(kept) ?? "[]")) {
+      const place = begun(prompt), sections = [...place.querySelectorAll("[data-model]")];
+      if (String(sections.map((each) => each.dataset.model)) !== String(answers.map((each) => each[0]))) {
+        place.remove(); // it was said by other models
+        break;
+      }
+      sections.forEach((each, i) => { each.querySelector("[data-answer]").textContent = shown(answers[i][1]); });
+      judged(place, answers);
+      anew.hidden = false;
+      turns.push([prompt, answers, alone]);
+    }
+  }
   leave.addEventListener("click", () => leaving?.abort());
   chat.addEventListener("submit", async (event) => {
     const better = event.target.closest("[data-better]");
