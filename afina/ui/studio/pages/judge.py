@@ -54,11 +54,13 @@ def _show(call: Call) -> Response:
     evaluation = read_json(path / "evaluation.json") if (path / "evaluation.json").is_file() else None
     own = _data_file(call.workspace, shown.data)
     needed = _columns_of(read_yaml(path / "config.yaml")["data"])
+    files = (file for file in call.workspace.usable_files() if file != own)
+    others = [file for file in files if needed <= _columns(file, file.stat().st_ctime_ns)]
     events = read_events(path / "metrics.jsonl") if (path / "metrics.jsonl").is_file() else []
     curves = Curves.of(events)
     return call.page(
         "judge_run.html", problem=None, shown=shown, evaluation=evaluation, own=own, file=Path(shown.data).name,
-        others=[file for file in call.workspace.usable_files() if file != own and needed <= _columns(file, file.stat().st_ctime_ns)],
+        others=others,
         curves=curves, measure=scores.metric(call.words, curves.measure), answers=looks(events),
         has_adapter=(path / "adapter" / "adapter_config.json").is_file(), report=(path / "report.html").is_file(),
         **(_judged(call, path, evaluation) if evaluation else {}), **values,
