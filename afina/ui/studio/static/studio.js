@@ -1,6 +1,7 @@
 // What pages do beyond what forms can: live progress, files that are dropped, chats that are streamed, lines to copy.
 
 // Progress: the page says where its fragment and its events are; each event renews the fragment.
+let isLeaving = false; // a form was sent, and its answer is awaited
 const ended = ["done", "failed", "stopped", "died"];
 
 // What goes on elsewhere stands at the head of each page, and is looked at again every few seconds.
@@ -65,7 +66,9 @@ for (const live of document.querySelectorAll("[data-live]")) {
     events.addEventListener("state", (event) => {
       isOver = ended.includes(event.data);
       if (isOver) events.close();
-      if (isOver && live.dataset.then !== undefined) location.reload();
+      if (isOver && live.dataset.then !== undefined) {
+        if (!isLeaving) location.reload(); // else what was sent ended it, and leads on
+      }
       else soon();
       lookAround();
     });
@@ -131,6 +134,7 @@ copyable(document);
 document.addEventListener("submit", (event) => {
   if (event.defaultPrevented || (event.submitter?.formMethod || event.target.method) !== "post") return;
   if (event.target.dataset.sent) event.preventDefault();
+  else isLeaving = true;
   event.target.dataset.sent = "yes";
 });
 
