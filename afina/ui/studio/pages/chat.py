@@ -1,8 +1,8 @@
 """Talking to a run beside its base: one box, and an answer of each, written in one batch by a server of their own.
 
 The server is a piece of work (`serve`) that this page alone has the key of; there is one at a time. What was said is
-kept in the page, and sent along: each model goes on from its own answers, or has each question alone. Which answer is better is kept in
-`preferences.jsonl` of the workspace, from which a model can learn later.
+kept in the page, and sent along: each model goes on from its own answers, or has each question alone. Which answer is
+better is kept in `preferences.jsonl` of the workspace, from which a model can learn later.
 """
 
 import json
