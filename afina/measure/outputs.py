@@ -82,6 +82,7 @@ def outputs_of(base: Base, eval_set: EvaluationSet, listener: Listener, name: st
         answers = generate(base, prompts, eval_set.max_new_tokens, on_progress=progress)
         seconds = time.perf_counter() - begun
         latency = median(_latency(base, prompt, eval_set.max_new_tokens) for prompt in prompts[:ALONE])
+    listener(Progress(f"losses of the {name} model", 0, 0))
     writes = base.task.continues_text
     general = general_rows(base.tokenizer, base.facts.context_length) if writes else {}
     prompt_rows = [_prompt(row) for row in eval_set.rows[:PROMPTS_READ]] if writes and eval_set.kind != "text" else []

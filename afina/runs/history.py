@@ -103,6 +103,7 @@ def _entry(run: Path, searching: bool) -> dict[str, Any]:
             "adapted_score": evaluation["adapted"][name],
             "difference": evaluation["difference"][name],
             "verdict": evaluation["difference"][name]["verdict"],
+            "over_trivial": evaluation["over_trivial"]["verdict"],
             "rows": evaluation["rows"],
         }
     return entry

@@ -1,9 +1,10 @@
 """One training, from settings to a run folder: trained, verified by loading what was saved, evaluated."""
 
 import gc
+import os
 from collections.abc import Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,18 @@ from torch import Tensor
 from afina.core.config import build, changed, merge, read_yaml
 from afina.core.device import memory_gb, pick_device
 from afina.core.errors import AdapterError, InputError, Interrupted, counted, writing
-from afina.core.events import Done, Event, Listener, MetricsFile, Notice, forget_after, ignore, minutes
+from afina.core.events import (
+    Done,
+    Event,
+    Listener,
+    MetricsFile,
+    Notice,
+    Progress,
+    Step,
+    forget_after,
+    ignore,
+    minutes,
+)
 from afina.core.files import leads_out, write_json, write_jsonl, write_yaml
 from afina.core.process.temporary import arriving_in, remove_at_once
 from afina.core.text import command_line
@@ -112,7 +124,7 @@ def _train(run_folder: RunFolder, settings: RunSettings, listener: Listener, *, 
         listener(Notice(shared))
     with closing(trackers):
         try:
-            done = run.train(listener, start, trackers)
+            done = run.train(_with_answers(listener, forecast), start, trackers)
         except BaseException:
             if resuming:
                 run_folder.settle()  # what can be resumed again stays
@@ -167,6 +179,17 @@ def _forecast(assembled: Assembled, resolved: Resolved, listener: Listener) -> F
     return forecast
 
 
+def _with_answers(listener: Listener, forecast: Forecast | None) -> Listener:
+    """Tells of the time that is left with that of the answers after the training, where it was forecast."""
+
+    def told(event: Event) -> None:
+        if forecast and isinstance(event, Step):
+            event = replace(event, seconds_left=event.seconds_left + forecast.evaluation)
+        listener(event)
+
+    return told
+
+
 def _compare(forecast: Forecast, done: Done, folder: Path, listener: Listener) -> None:
     """Reports the forecast beside what was measured, and records both."""
     memory, seconds = forecast.memory.training / GB, forecast.seconds * done.steps / forecast.plan.steps
@@ -196,7 +219,7 @@ def _finish(trained: _Trained, listener: Listener) -> TrainedRun:
     """Loads what was saved into a fresh base, verifies and evaluates it, and writes the report."""
     settings = trained.resolved.settings
     folder = settings.folder
-    listener(Notice("loading the saved adapter into a fresh base, and comparing"))
+    listener(Progress("loading the saved adapter into a fresh base, and comparing", 0, 0))
     fresh = load(settings, trained.facts["classes"])
     load_adapter(fresh.model.module, folder / "adapter")
     verification = verify(fresh, trained.held_out, trained.logits)
@@ -298,7 +321,10 @@ class _Run:
                 with writing(self.folder), arriving_in(self.folder) as place:
                     self._write_facts(place)
             else:
+                config = self.folder / "config.yaml"
+                begun = config.stat().st_mtime
                 self._write_facts(self.folder)
+                os.utime(config, (begun, begun))  # it says when the run began
             first = state.step + 1 if state else 0
             again = forget_after(metrics_file.path, first - 1)
             trackers.open(self.folder, read_yaml(self.folder / "config.yaml"), first, again)

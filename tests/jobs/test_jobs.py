@@ -19,7 +19,7 @@ from afina.core.errors import (
     SettingsError,
     VerificationFailed,
 )
-from afina.core.events import HeldOut, Notice, Step
+from afina.core.events import HeldOut, Notice, Progress, Step
 from afina.core.files import read_json, read_jsonl
 from afina.lora import adapter_state, load_adapter
 
@@ -242,7 +242,7 @@ def test_ctrl_c_before_the_first_step_and_after_the_last(run, tiny_folder: Path,
         afina.train(settings(run[1], tiny_folder, tmp_path / "x"), press)
 
     def late(event) -> None:
-        if isinstance(event, Notice) and "loading the saved adapter" in event.text:
+        if isinstance(event, Progress) and "loading the saved adapter" in event.stage:
             raise KeyboardInterrupt
 
     with pytest.raises(Interrupted, match=r"(?s)is complete, but not evaluated.*--resume"):

@@ -19,8 +19,8 @@ class ListRunsSettings(Settings):
 class ListRunsResult(RootModel[tuple[dict[str, Any], ...]]):
     """Of each run or search its `run` (folder), `date` and `state`; `problem` where it cannot be read, else `data`,
     `base`, `method` (of a search: choose, compare or tune), `resume` (the command that goes on with it) where it is
-    not complete, and `minutes`, `metric`, `base_score`, `adapted_score`, `difference`, `verdict` and `rows` as far as
-    it got."""
+    not complete, and `minutes`, `metric`, `base_score`, `adapted_score`, `difference`, `verdict`, `over_trivial` (the
+    verdict over answers that need no model) and `rows` as far as it got."""
 
 
 def list(settings: ListRunsSettings, listener: Listener = ignore) -> ListRunsResult:

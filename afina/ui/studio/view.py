@@ -74,7 +74,8 @@ class Call:
         made = _environment().get_template(template)
         shared = {
             "t": self.words, "form_token": self.studio.keys.form, "steps": STEPS, "call": self,
-            "running": self.queue.running, "waiting": self.queue.waiting, "link": link,
+            "running": self.queue.running, "waiting": self.queue.waiting, "servers": self.queue.servers, "link": link,
+            "at": quoted(self.request.scope["path"]),
         }  # fmt: skip
         found: str = made.render(**shared | values)
         return found

@@ -253,6 +253,11 @@ class Queue:
         """Heavy work that waits, in its order."""
         return [work for work in reversed(self.all()) if work.heavy and self._is_waiting(work)]
 
+    @property
+    def servers(self) -> list[Work]:
+        """Models that answer at an address, or will: for programs and in chats."""
+        return [work for work in self.all() if work.job == SERVING and not work.ended]
+
     def look(self) -> None:
         """Starts what may start, and forgets the oldest of what has ended."""
         with self._lock:

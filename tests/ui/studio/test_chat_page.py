@@ -118,7 +118,9 @@ def closed(tmp_path: Path) -> Iterator[Visitor]:
 
 def said(*turns: tuple[str, ...]) -> str:
     """What the page sends of a chat: of each turn the question, and the models' answers."""
-    return json.dumps([[prompt, [[f"model{i}", text] for i, text in enumerate(texts)]] for prompt, *texts in turns])
+    return json.dumps(
+        [[prompt, [[f"model{i}", text] for i, text in enumerate(texts)], False] for prompt, *texts in turns]
+    )
 
 
 def test_what_is_better_is_kept_and_can_be_learned_from(closed: Visitor) -> None:
@@ -152,7 +154,7 @@ def test_what_is_better_is_kept_and_can_be_learned_from(closed: Visitor) -> None
     [
         {"chosen": "2"}, {"chosen": "-1"}, {"chosen": ""}, {"turn": "1"}, {"turn": ""}, {"turn": "²"},
         {"history": said((" ", "red", "blue"))}, {"history": "[]"}, {"history": "{"}, {"history": "[1, 2]"},
-        {"history": '[["a1", [["a", 1], ["b", 2]]]]'}, {"history": said(("a1", "red", "red"))}, {"history": ""},
+        {"history": '[["a1", [["a", 1], ["b", 2]], false]]'}, {"history": said(("a1", "red", "red"))}, {"history": ""},
         {"history": "[" * 5_000}, {"history": said(*[("a1", "red", "blue")] * 201)},
     ],
 )  # fmt: skip
@@ -239,7 +241,7 @@ def test_all_are_asked_the_same_as_in_training(closed: Visitor, monkeypatch: pyt
         "seed": 5,
     }
     assert heard[1][1] == [{"model": name} | expected for name in ("b", "colours")]
-    history = json.dumps([["a07", [["b", HOSTILE], ["colours", HOSTILE]]]])
+    history = json.dumps([["a07", [["b", HOSTILE], ["colours", HOSTILE]], False]])
     assert f'name="history" value="{escape(history)}"' in html.replace("&#34;", "&quot;")
     assert html.count("&lt;script&gt;alert(1)&lt;/script&gt;\\x1b[31m\\u202e</p>") == 2
     assert "Cut off" in html
@@ -257,7 +259,9 @@ def test_each_goes_on_from_its_own_answers(closed: Visitor, monkeypatch: pytest.
     models = {"data": [{"id": "b", "parent": None, "afina": {}}, {"id": "colours", "parent": "b", "afina": {}}]}
     answer = {"choices": [{"message": {"content": "violet"}, "finish_reason": "stop"}]}
     heard = ready(closed, monkeypatch, [models, answer, answer, models])
-    before = json.dumps([["a07", [["b", "<b>"], ["colours", "red"]]], ["a08", [["b", ""], ["colours", "blue"]]]])
+    before = json.dumps(
+        [["a07", [["b", "<b>"], ["colours", "red"]], False], ["a08", [["b", ""], ["colours", "blue"]], False]]
+    )
     html = closed.fill(HERE, prompt="a09", history=before).text
     roles = [[(each["role"], each["content"]) for each in body["messages"]] for body in heard[1][1]]
     asked = [("user", f"a0{i}") for i in (7, 8, 9)]

@@ -346,8 +346,12 @@ def test_a_chat_beside_the_base(walked: Walked, browser: Browser) -> None:
     page.wait_for_selector("textarea[name=prompt]", timeout=SLOW)
     page.evaluate(  # notes what is sent
         """() => { const real = window.fetch; window.sent = [];
-        window.fetch = (url, how) => { window.sent.push(JSON.parse(how.body).messages); return real(url, how); } }"""
+        window.fetch = (url, how) => {
+        if (how) window.sent.push(JSON.parse(how.body).messages);
+        return real(url, how); } }"""
     )
+    assert page.is_checked("[name=alone]")  # it learned from single questions
+    page.uncheck("[name=alone]")
     for number, prompt in enumerate(("O pacote não chegou 12", "Fui cobrado duas vezes 12"), 1):
         page.fill("textarea[name=prompt]", prompt)
         page.click("button:has-text('Ask')")
@@ -367,6 +371,8 @@ def test_a_chat_beside_the_base(walked: Walked, browser: Browser) -> None:
         better.first.locator("button").first.click()
         kept = page.get_attribute("[data-chat]", "data-kept")
         page.wait_for_function("kept => document.body.innerText.includes(kept)", arg=kept)
+    page.reload()
+    assert page.locator("[data-turn] [data-answer]").all_inner_texts()[: len(answers)] == answers
     page.click("text=Begin anew")
     page.wait_for_selector("[data-turn]", state="detached")
     page.click("text=Close the chat")

@@ -131,6 +131,25 @@ def test_what_is_no_run_is_not_found(page: Visitor, name: str) -> None:
     assert page.fill(f"/runs/{name}/delete", sure="yes").status_code in (400, 404)
 
 
+def test_better_than_the_base_alone_is_no_praise(page: Visitor) -> None:
+    run = second(page, "constant")
+    evaluation = read_json(run / "evaluation.json")
+    assert evaluation["difference"][evaluation["main_metric"]]["verdict"] == "better"
+    same = evaluation["over_trivial"] | {"verdict": "not distinguishable"}
+    write_json(run / "evaluation.json", evaluation | {"over_trivial": same})
+    assert "perhaps not than a constant answer" in page.get("/runs").text
+
+
+def test_only_files_with_the_columns_are_offered(page: Visitor, coloured: Path) -> None:
+    alike, other = coloured / "data" / "more.jsonl", coloured / "data" / "aaa.jsonl"
+    write_jsonl(alike, read_jsonl(coloured / "data" / "colours.jsonl")[:3])
+    write_jsonl(other, [{"other": "x", "third": "y"}] * 3)
+    offered = re.findall(r'<option value="(\w+\.jsonl)"', page.get("/runs/colours").text)
+    alike.unlink()
+    other.unlink()
+    assert offered == ["more.jsonl"]
+
+
 def test_runs_are_listed_with_their_state(page: Visitor) -> None:
     run = second(page, "cut")
     (run / "evaluation.json").unlink()

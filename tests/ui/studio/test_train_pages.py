@@ -118,6 +118,16 @@ def test_what_is_missing_is_said_and_linked(address: str, told: str, page: Visit
     assert 'formaction="/train"' not in shown.text
 
 
+def test_the_last_data_and_base_are_remembered(page: Visitor) -> None:
+    assert "verdict bad" not in page.get("/train").text  # who did nothing wrong
+    path = brought(page)
+    assert page.get("/train", follow_redirects=False).headers["location"] == "/train?data=films.csv"
+    page.get("/train?data=films.csv&base=starter")
+    assert page.get("/train", follow_redirects=False).headers["location"].startswith("/train?data=films.csv&base=start")
+    path.unlink()
+    assert "First choose the data" in text_of(page.get("/train").text)
+
+
 def test_data_that_are_not_ready_are_not_trained_on(page: Visitor) -> None:
     brought(page, ready=False)
     assert "is not ready" in text_of(page.get("/train?data=films.csv&base=starter").text)

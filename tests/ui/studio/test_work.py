@@ -17,7 +17,7 @@ from studio_opened import Visitor, opened
 from studio_works import gone, until
 
 from afina.core.errors import InputError, SettingsError
-from afina.core.events import Notice, Progress
+from afina.core.events import Done, Notice, Progress, Step, row
 from afina.core.files import write_json
 from afina.ui.studio import work as works
 from afina.ui.studio.pages.work import _frames
@@ -383,3 +383,54 @@ def test_events_come_while_it_runs(page: Visitor) -> None:
         '{"event": "notice", "text": "three"}',
         "done",
     ]
+
+
+def _told(work: Work, *events: Any) -> None:
+    (work.folder / "events.jsonl").write_text("".join(f"{json.dumps(row(each))}\n" for each in events))
+
+
+def _step(number: int, loss: float = 1.0) -> Step:
+    return Step(number, 10, 1.0, loss, 1e-3, 1.0, 100.0, 1.0, 1.0, 90.0 - 9 * number)
+
+
+def test_the_last_stages_are_named_in_place_of_the_time_left(page: Visitor, monkeypatch: pytest.MonkeyPatch) -> None:
+    work = page.studio.queue.add("train", {"data": {"path": "x.csv"}}, "x")
+    write_json(work.folder / "process.json", {"pid": 1, "began": 1.0})
+    monkeypatch.setattr(Work, "process", property(lambda self: psutil.Process()))
+    end = [_step(10), Done(10, "completed", 9.0, 90, 10.0, 1.0)]
+    for events, told in [
+        ([_step(9)], "It runs. About 9 s left."), ([_step(10)], "It runs. The last look at the rows kept apart"),
+        ([*end, Progress("loading the saved adapter", 0, 0)], "It runs. The saved files are verified."),
+        ([*end, Progress("answers of the base model", 3, 30)], "It runs. The base answers the rows kept apart."),
+        ([*end, Progress("losses of the base model", 0, 0)], "It runs. It is checked what was forgotten"),
+    ]:  # fmt: skip
+        _told(work, *events)
+        work.__dict__.pop("_told", None)
+        html = page.get(f"/work/{work.id}").text
+        assert told in " ".join(re.sub(r"<[^>]+>", "", html).split())
+        assert ("value=" in html.partition("<progress")[2].partition(">")[0]) == ("9 s" in told or "base ans" in told)
+
+
+def test_a_resumed_training_shows_its_past(page: Visitor) -> None:
+    run = page.studio.workspace.runs / "x"
+    run.mkdir()
+    (run / "metrics.jsonl").write_text("".join(f"{json.dumps(row(_step(i, 2.0)))}\n" for i in range(1, 9)))
+    work = page.studio.queue.add("train --resume", {"run": str(run)}, "x")
+    _told(work, _step(6), _step(7))
+    html = page.get(f"/work/{work.id}").text
+    assert len(html.partition('class="a" points="')[2].partition('"')[0].split()) == 7
+    assert "<dd>1.714</dd>" in html  # the mean of five and two, as the curve has it
+
+
+def test_what_waits_and_serves_stands_at_the_head(page: Visitor) -> None:
+    queue = page.studio.queue
+    served, chat = queue.add("serve", {"runs": ["x"]}, "x"), queue.add("serve", {"runs": ["y"]}, "y/chat")
+    waits = queue.add("train", {"data": {"path": "x.csv"}}, "z")
+    head = page.get("/busy?at=/data").text
+    for each in ('"/ship/x#serve"', '"/runs/y/chat"', '"/runs#waiting">1 waiting', 'name="back" value="/data"'):
+        assert each in head
+    assert "/ship/x#serve" not in page.get("/busy?at=/ship/x").text
+    assert f'<li><a href="/work/{waits.id}">' in page.get("/runs").text
+    assert page.fill(f"/work/{served.id}/stop", back="/data?x=1").headers["location"] == "/data?x=1"
+    for bad in ("//a.b", "/\\a.b", "http://a.b", ""):
+        assert page.fill(f"/work/{chat.id}/stop", back=bad).headers["location"] == f"/work/{chat.id}"

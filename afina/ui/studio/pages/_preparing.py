@@ -78,6 +78,15 @@ class Data:
         return {code: rows for code, rows in found.items() if code != "?"}
 
 
+def last_asked(call: Call) -> dict[str, str]:
+    """The data and base that a training was last forecast for, or the data that were last looked at, as fields of an
+    address; nothing where the file is gone."""
+    found = next((work for work in call.queue.all() if work.job in ("fit", "data check")), None)
+    if found is None or all(path.name != found.about for path in call.workspace.data_files()):
+        return {}
+    return {"data": found.about} | ({"base": str(found.settings["base"])} if found.job == "fit" else {})
+
+
 def forecast(call: Call, data: Data, base: str, method: str, run: Mapping[str, Any]) -> Work:
     """The work that forecasts a training of `base` with the settings `run`, in which the data are: one that was done
     lately, or a new one. Raises `SettingsError` where the settings are wrong."""

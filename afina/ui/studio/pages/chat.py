@@ -1,8 +1,8 @@
 """Talking to a run beside its base: one box, and an answer of each, written in one batch by a server of their own.
 
 The server is a piece of work (`serve`) that this page alone has the key of; there is one at a time. What was said is
-kept in the page, and sent along: each model goes on from its own answers. Which answer is better is kept in
-`preferences.jsonl` of the workspace, from which a model can learn later.
+kept in the page, and sent along: each model goes on from its own answers, or has each question alone. Which answer is
+better is kept in `preferences.jsonl` of the workspace, from which a model can learn later.
 """
 
 import json
@@ -38,10 +38,12 @@ State = Literal["none", "loading", "ready", "failed"]
 
 @dataclass(frozen=True)
 class Turn:
-    """A question and the answers to it, each with the name of the model that gave it."""
+    """A question and the answers to it, each with the name of the model that gave it. One that was asked `alone` was
+    sent without what was said before."""
 
     prompt: str
     answers: tuple[tuple[str, str], ...]
+    alone: bool = False
 
     @property
     def differ(self) -> bool:
@@ -58,11 +60,12 @@ def _messages(turns: Sequence[Turn], model: str, prompt: str) -> list[dict[str, 
 
 
 def _turns(text: Any) -> list[Turn]:
-    """What was said before, as the page sends it: each question with pairs of a model and its answer. Raises
-    `Refused`."""
+    """What was said before, as the page sends it: each question with pairs of a model and its answer, and whether
+    it was asked alone. Raises `Refused`."""
     try:
         found = [
-            Turn(prompt, tuple((model, answer) for model, answer in answers)) for prompt, answers in json.loads(text)
+            Turn(prompt, tuple((model, answer) for model, answer in answers), alone is True)
+            for prompt, answers, alone in json.loads(text)
         ]
     except (ValueError, TypeError, RecursionError):
         raise Refused("history_unread") from None
@@ -96,6 +99,11 @@ class Chat:
         """The message with which it was trained."""
         text = (self.facts.get("data") or {}).get("system")
         return [{"role": "system", "content": text}] if text else []
+
+    @property
+    def learned_alone(self) -> bool:
+        """Whether it learned from single questions: its rows were no conversations."""
+        return str(self.facts.get("kind", "chat")) != "chat"
 
     @property
     def most(self) -> int:
@@ -193,9 +201,16 @@ async def _models(call: Call, chat: Chat) -> list[dict[str, Any]]:
 
 async def _page(call: Call, chat: Chat, models: list[dict[str, Any]], **values: Any) -> Response:
     labels: list[str] = next((each["afina"]["labels"] for each in models if each["afina"].get("labels")), [])
-    shown: dict[str, Any] = {"prompt": "", "turns": [], "cut": (), "classes": [], "kept": None} | values
+    shown: dict[str, Any] = {
+        "prompt": "",
+        "turns": [],
+        "alone": chat.learned_alone,
+        "cut": (),
+        "classes": [],
+        "kept": None,
+    } | values
     shown |= {name: call.text(name, "0") or "0" for name in ("temperature", "seed")}
-    history = json_text([[turn.prompt, turn.answers] for turn in shown["turns"]])
+    history = json_text([[turn.prompt, turn.answers, turn.alone] for turn in shown["turns"]])
     return await run_in_threadpool(
         lambda: call.page(
             "chat.html", step="judge", chat=chat, name=chat.name, models=models, labels=labels, history=history,
@@ -225,12 +240,14 @@ async def _ask(call: Call) -> Response:
     turns = _turns(call.form.get("history", "[]"))
     temperature, seed = _number(call, float, "temperature"), _number(call, int, "seed")
     names = [model["id"] for model in models]
-    questions = [_question(chat, name, _messages(turns, name, prompt), temperature, seed) for name in names]
+    alone = call.text("alone") == "yes"
+    before = [] if alone else turns
+    questions = [_question(chat, name, _messages(before, name, prompt), temperature, seed) for name in names]
     told = await server.told(call.request, "/v1/chat/completions", questions)
     choices = {name: _checked(each)["choices"][0] for name, each in zip(names, told, strict=True)}
-    said = Turn(prompt, tuple((name, choice["message"]["content"] or "") for name, choice in choices.items()))
+    said = Turn(prompt, tuple((name, choice["message"]["content"] or "") for name, choice in choices.items()), alone)
     cut = [name for name, choice in choices.items() if choice["finish_reason"] == "length"]
-    return await _page(call, chat, models, turns=[*turns, said], cut=cut)
+    return await _page(call, chat, models, turns=[*turns, said], alone=alone, cut=cut)
 
 
 def _checked(told: Any) -> Any:
@@ -287,7 +304,8 @@ async def _prefer(call: Call) -> Response:
     )
     if number >= len(turns) or chosen >= len(turns[number].answers) or not turns[number].prompt.strip():
         raise Refused("none_chosen")
-    lines = "".join(f"{json_text(line)}\n" for line in _preferences(chat, turns[:number], turns[number], chosen))
+    before = [] if turns[number].alone else turns[:number]
+    lines = "".join(f"{json_text(line)}\n" for line in _preferences(chat, before, turns[number], chosen))
     if not lines:
         raise Refused("same_answers")
     await run_in_threadpool(append_text, call.workspace.root / PREFERENCES, lines, 0o600)

@@ -4,6 +4,7 @@ Comparisons, searches and choices of a base lie among the runs, and have a page 
 """
 
 import re
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from afina.core.config import read_yaml
 from afina.core.errors import AfinaError
 from afina.core.events import read_events
 from afina.core.files import jsonl_rows, read_json
+from afina.data.mapping.columns import ColumnTemplate
 from afina.measure.pages.rendering import style_source
 from afina.ui.studio import scores
 from afina.ui.studio.charts import Curves
@@ -51,11 +53,14 @@ def _show(call: Call) -> Response:
         return call.page("judge_run.html", problem=error, shown=None, evaluation=None, **values)
     evaluation = read_json(path / "evaluation.json") if (path / "evaluation.json").is_file() else None
     own = _data_file(call.workspace, shown.data)
+    needed = _columns_of(read_yaml(path / "config.yaml")["data"])
+    files = (file for file in call.workspace.usable_files() if file != own)
+    others = [file for file in files if needed <= _columns(file, file.stat().st_ctime_ns)]
     events = read_events(path / "metrics.jsonl") if (path / "metrics.jsonl").is_file() else []
     curves = Curves.of(events)
     return call.page(
         "judge_run.html", problem=None, shown=shown, evaluation=evaluation, own=own, file=Path(shown.data).name,
-        others=[file for file in call.workspace.usable_files() if file != own],
+        others=others,
         curves=curves, measure=scores.metric(call.words, curves.measure), answers=looks(events),
         has_adapter=(path / "adapter" / "adapter_config.json").is_file(), report=(path / "report.html").is_file(),
         **(_judged(call, path, evaluation) if evaluation else {}), **values,
@@ -88,6 +93,21 @@ def _source(words: Words, name: str) -> str:
 def _data_file(workspace: Workspace, told: str) -> Path | None:
     """The file that a run was trained on; None where it is not in the workspace any more."""
     return next((file for file in workspace.data_files() if str(file) == told), None)
+
+
+def _columns_of(data: dict[str, Any]) -> set[str]:
+    """The columns that a run's rows were asked and answered from, as its templates name them."""
+    templates = (data[name] for name in ("prompt", "completion") if data.get(name))
+    return {column for each in templates for column in ColumnTemplate(each, "").columns}
+
+
+@lru_cache(maxsize=256)
+def _columns(file: Path, changed: int) -> set[str]:
+    """Those of a file as it is since `changed`; none where it cannot be read."""
+    try:
+        return set(quick("data preview", {"rows": 1, "data": {"path": str(file)}}).columns)
+    except AfinaError:
+        return set()
 
 
 def _show_search(call: Call, name: str, path: Path) -> Response:

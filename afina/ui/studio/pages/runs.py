@@ -36,6 +36,8 @@ def entries(call: Call) -> list[dict[str, Any]]:
             told = [scores.score(call.words, metric, entry[f"{which}_score"]) for which in ("base", "adapted")]
             more |= {"scores": told, "measured": scores.metric(call.words, metric)}
             more |= {"verdict": scores.state(entry["difference"]), "tone": scores.tone(entry["difference"])}
+            if more["verdict"] == "better" and entry["over_trivial"] != "better":
+                more |= {"verdict": "doubtful", "tone": ""}
         found.append(entry | more)
     return found
 

@@ -14,7 +14,7 @@ from afina.settings import RunSettings
 from afina.ui.studio import plans
 from afina.ui.studio.findings import refused
 from afina.ui.studio.forms import groups, typed_in, values
-from afina.ui.studio.pages._preparing import WATCHED, Data, alphabetical, begin_run, catalogue, forecast
+from afina.ui.studio.pages._preparing import WATCHED, Data, alphabetical, begin_run, catalogue, forecast, last_asked
 from afina.ui.studio.view import Call, Page, Route, go, link
 from afina.ui.studio.words import Refused, Told, recorded
 from afina.ui.studio.work import Work
@@ -102,6 +102,8 @@ def _foreseen(
 
 
 def _show(call: Call) -> Response:
+    if not call.form and (last := last_asked(call)):
+        return go("/train", **last)
     asked = _Asked.of(call)
     if not call.form.items() <= asked.query.items():  # fields of a form that say nothing, which no address needs
         return go("/train", **asked.query)

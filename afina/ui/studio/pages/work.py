@@ -1,12 +1,16 @@
 """A piece of work while it is done: how far it is, what happens, its end; and the stream that tells of each event."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Sequence
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from starlette.responses import Response, StreamingResponse
 
-from afina.core.events import Answers, Event, Notice, Progress, Step
+from afina.core.errors import InputError
+from afina.core.events import Answers, Done, Event, HeldOut, Notice, Progress, Step, read_events
 from afina.ui.studio import scores
 from afina.ui.studio.charts import Curves
 from afina.ui.studio.view import Call, Page, Route, go, quoted
@@ -17,9 +21,11 @@ _LOOK, _PING = 0.15, 10.0  # seconds between two looks at the file of events, an
 _RETRY = 1000  # milliseconds after which a browser asks again where the server is away
 _NOTICES = 12
 _LOOKS_SHOWN = 6  # of the model's answers while it learns: the first, and the last
+_HERE = re.compile(r"/(?![/\\])[!-~]*")  # a path of this server
 # What a job calls the work that it is at begins so; the others have no words here.
 _STAGES = {
     "answers of the base": "answers_base", "answers of the adapted": "answers_adapted", "answers": "answers",
+    "loading the saved": "saved", "losses of": "losses",
     "rows prepared": "prepared", "rows looked at": "looked_at", "rows compared": "compared",
     "loading the tokenizer": "tokenizer", "reading and trying": "adapters", "reading ": "reading", "search": "search",
 }  # fmt: skip
@@ -42,15 +48,17 @@ def _step(work: Work) -> str:
 def _live(call: Call, work: Work) -> dict[str, Any]:
     """What the page shows of how far it is."""
     events = work.events()
-    steps = [e for e in events if isinstance(e, Step)]
     progress = _progress(events)
-    curves = Curves.of(events)
+    whole = _whole(call, work, events)
+    steps = [e for e in whole if isinstance(e, Step)]
+    curves = Curves.of(whole)
     return {
         "state": work.state,
         "curves": curves,
         "measure": scores.metric(call.words, curves.measure),
-        "answers": looks(events),
+        "answers": looks(whole),
         "last": steps[-1] if steps else None,
+        "learns": _learns(events),
         "progress": next((each for each in progress if each.total), None),
         "stages": [(_stage(call.words, each.stage), each) for each in progress],
         "notices": [e for e in events if isinstance(e, Notice)][-_NOTICES:],
@@ -58,10 +66,36 @@ def _live(call: Call, work: Work) -> dict[str, Any]:
     }
 
 
+def _whole(call: Call, work: Work, events: list[Event]) -> list[Event]:
+    """What happened in a training that was resumed, from its beginning on: before, as the run itself recorded it."""
+    path = call.workspace.runs / work.about / "metrics.jsonl"
+    if work.job != "train --resume" or not path.is_file():
+        return events
+    first = next((e.step for e in events if isinstance(e, Step)), None)
+    return [*_past(path, first), *events] if first else events
+
+
+@lru_cache(maxsize=8)
+def _past(path: Path, first: int) -> tuple[Event, ...]:
+    """What the run recorded before its step `first`, which no longer changes."""
+    try:
+        recorded = [e for e in read_events(path) if isinstance(e, Step | HeldOut | Answers)]
+    except (InputError, OSError):
+        return ()
+    return tuple(e for e in recorded if e.step < first)
+
+
 def looks(events: Sequence[Event]) -> list[Answers]:
     """What the model answered after its looks at the held-out rows: the first time, and the last times."""
     found = [event for event in events if isinstance(event, Answers)]
     return [*found[:1], *found[1:][1 - _LOOKS_SHOWN :]]
+
+
+def _learns(events: Sequence[Event]) -> bool:
+    """Whether steps are still to come: not before the first, and not while what was learned is saved and judged."""
+    told = Progress | Step | Done
+    newest = next((each for each in reversed(events) if isinstance(each, told)), None)
+    return isinstance(newest, Step) and newest.step < newest.total
 
 
 def _progress(events: Sequence[Event]) -> list[Progress]:
@@ -94,7 +128,13 @@ def outcome(call: Call, work: Work) -> str:
 def _stop(call: Call) -> Response:
     work = call.queue[call.path("id")]
     call.queue.stop(work)
-    return go(f"/work/{work.id}")
+    back = call.text("back")
+    return go(back if _HERE.fullmatch(back) else f"/work/{work.id}")
+
+
+def _busy(call: Call) -> Response:
+    """What goes on, for the head of the page whose address the query says."""
+    return call.page("busy.html", at=call.text("at"))
 
 
 async def _events(call: Call) -> Response:
@@ -129,6 +169,7 @@ async def _frames(call: Call, work: Work, at: int) -> AsyncIterator[bytes]:
 PAGE = Page(
     "work",
     (
+        Route("GET", "/busy", _busy),
         Route("GET", "/work/{id}", _show),
         Route("GET", "/work/{id}/live", _fragment),
         Route("GET", "/work/{id}/events", _events),

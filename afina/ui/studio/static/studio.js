@@ -1,7 +1,26 @@
 // What pages do beyond what forms can: live progress, files that are dropped, chats that are streamed, lines to copy.
 
 // Progress: the page says where its fragment and its events are; each event renews the fragment.
+let isLeaving = false; // a form was sent, and its answer is awaited
 const ended = ["done", "failed", "stopped", "died"];
+
+// What goes on elsewhere stands at the head of each page, and is looked at again every few seconds.
+const busy = document.querySelector("[data-busy]");
+const lookAround = async () => {
+  if (!busy || document.hidden || busy.contains(document.activeElement)) return;
+  const answer = await fetch(`${busy.dataset.busy}?at=${encodeURIComponent(location.pathname)}`).catch(() => null);
+  const html = answer?.ok ? await answer.text() : null;
+  if (html !== null && html !== busy.dataset.was) busy.innerHTML = busy.dataset.was = html;
+};
+setInterval(lookAround, 5000);
+document.addEventListener("visibilitychange", lookAround);
+
+// A server that stays away: its buttons would lead nowhere.
+let away = null;
+const gone = (isGone) => {
+  document.querySelector("[data-gone]").hidden = !isGone;
+  for (const each of document.querySelectorAll("[data-live], [data-busy]")) each.inert = isGone;
+};
 for (const live of document.querySelectorAll("[data-live]")) {
   if (ended.includes(live.dataset.state)) continue;
   const say = document.querySelector("[data-say]");
@@ -35,18 +54,38 @@ for (const live of document.querySelectorAll("[data-live]")) {
   };
   const listen = () => { // a tab that nobody sees needs no connection, of which a browser has six
     events?.close();
+    clearTimeout(away);
+    away = null;
     if (document.hidden || isOver) return;
     events = new EventSource(live.dataset.events);
+    events.addEventListener("open", () => { clearTimeout(away); away = null; gone(false); });
+    events.addEventListener("error", () => {
+      if (events.readyState === EventSource.CONNECTING) away ??= setTimeout(gone, 3000, true); // it tries each second
+    });
     events.addEventListener("news", soon);
     events.addEventListener("state", (event) => {
       isOver = ended.includes(event.data);
       if (isOver) events.close();
-      if (isOver && live.dataset.then !== undefined) location.reload();
+      if (isOver && live.dataset.then !== undefined) {
+        if (!isLeaving) location.reload(); // else what was sent ended it, and leads on
+      }
       else soon();
+      lookAround();
     });
   };
   document.addEventListener("visibilitychange", listen);
   listen();
+}
+
+// A forecast holds for what was chosen when it was made; what is changed since makes it old, and its buttons with it.
+for (const place of document.querySelectorAll("[data-of]")) {
+  const form = document.getElementById(place.dataset.of), forecast = place.querySelector("[data-forecast]");
+  const chosen = () => new URLSearchParams(new FormData(form)).toString();
+  const was = chosen();
+  form.addEventListener("input", () => {
+    forecast.inert = chosen() !== was;
+    place.querySelector("[data-old]").hidden = !forecast.inert || !forecast.childElementCount;
+  });
 }
 
 // Files: dropped or chosen, sent as they are.
@@ -95,6 +134,7 @@ copyable(document);
 document.addEventListener("submit", (event) => {
   if (event.defaultPrevented || (event.submitter?.formMethod || event.target.method) !== "post") return;
   if (event.target.dataset.sent) event.preventDefault();
+  else isLeaving = true;
   event.target.dataset.sent = "yes";
 });
 
@@ -117,7 +157,8 @@ for (const wait of document.querySelectorAll("[data-wait]")) {
 for (const chat of document.querySelectorAll("[data-chat]")) {
   const form = chat.querySelector("[data-turns] ~ form"), leave = chat.querySelector("[data-leave]");
   const say = chat.querySelector("[data-say]"), anew = chat.querySelector("[data-anew]");
-  const turns = JSON.parse(chat.dataset.history); // of each question, pairs of a model and its answer
+  const turns = JSON.parse(chat.dataset.history); // of each question, pairs of a model and its answer; if it was alone
+  const kept = `chat ${chat.dataset.chat}`; // by what the tab knows what was said, when the page comes again
   const acting = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u202a-\u202e\u2066-\u2069]/g;
   const shown = (text) => text.replace(acting, (sign) => "\\u" + sign.charCodeAt(0).toString(16).padStart(4, "0"));
   let leaving = null;
@@ -141,7 +182,7 @@ for (const chat of document.querySelectorAll("[data-chat]")) {
       if (choice?.delta?.content) box.textContent = shown(text += choice.delta.content);
       if (choice?.finish_reason === "length") note.textContent = chat.dataset.cut;
     };
-    const messages = turns.flatMap(([prompt, answers]) => {
+    const messages = (body.alone ? [] : turns).flatMap(([prompt, answers]) => {
       const own = Object.fromEntries(answers)[model];
       return own ? [{ role: "user", content: prompt }, { role: "assistant", content: own }] : [];
     });
@@ -176,7 +217,7 @@ for (const chat of document.querySelectorAll("[data-chat]")) {
     if (leaving) return;
     leaving = new AbortController();
     const given = Object.fromEntries(new FormData(form));
-    const body = { prompt: given.prompt, temperature: given.temperature, seed: given.seed };
+    const body = { prompt: given.prompt, temperature: given.temperature, seed: given.seed, alone: given.alone === "yes" };
     const place = begun(given.prompt);
     leave.hidden = anew.hidden = false;
     form.elements.prompt.value = "";
@@ -187,11 +228,30 @@ for (const chat of document.querySelectorAll("[data-chat]")) {
     leave.hidden = true;
     say.textContent = "";
     say.textContent = chat.dataset.done;
-    if (answers.some((each) => each[1])) turns.push([given.prompt, answers]);
-    else form.elements.prompt.value ||= given.prompt; // to be asked again
+    if (answers.some((each) => each[1])) {
+      turns.push([given.prompt, answers, body.alone]);
+      try { sessionStorage.setItem(kept, JSON.stringify(turns)); } catch { /* it is full: a reload loses what was said */ }
+    } else form.elements.prompt.value ||= given.prompt; // to be asked again
+    judged(place, answers);
+  });
+  const judged = (place, answers) => {
     const better = place.querySelector("[data-better]");
     if (better) better.hidden = new Set(answers.map((each) => each[1])).size < 2;
-  });
+  };
+  anew.addEventListener("click", () => sessionStorage.removeItem(kept));
+  if (!turns.length) {
+    for (const [prompt, answers, alone] of JSON.parse(sessionStorage.getItem(kept) ?? "[]")) {
+      const place = begun(prompt), sections = [...place.querySelectorAll("[data-model]")];
+      if (String(sections.map((each) => each.dataset.model)) !== String(answers.map((each) => each[0]))) {
+        place.remove(); // it was said by other models
+        break;
+      }
+      sections.forEach((each, i) => { each.querySelector("[data-answer]").textContent = shown(answers[i][1]); });
+      judged(place, answers);
+      anew.hidden = false;
+      turns.push([prompt, answers, alone]);
+    }
+  }
   leave.addEventListener("click", () => leaving?.abort());
   chat.addEventListener("submit", async (event) => {
     const better = event.target.closest("[data-better]");
