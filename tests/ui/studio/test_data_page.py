@@ -4,12 +4,14 @@ import html
 import json
 import os
 import re
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
 
 import pytest
+import yaml
 from studio_opened import PT, Visitor, opened
 from studio_works import until
 
@@ -414,3 +416,27 @@ def test_it_speaks_portuguese(page: Visitor) -> None:
     for path in ("/", "/data"):
         assert '<html lang="pt">' in page.get(path, headers=PT).text
     assert "Dados" in page.get("/data", headers=PT).text
+
+
+def test_a_file_that_runs_need_is_not_deleted(page: Visitor) -> None:
+    write(page, "films.csv", films())
+    path, queue = page.studio.workspace.data / "films.csv", page.studio.queue
+    settings = {"base": "starter", "data": {"path": str(path)}}
+    asked = [
+        ("train", settings), ("compare", {"run": settings}), ("eval", {"run": str(page.studio.workspace.runs), "data": str(path)}),
+    ]  # fmt: skip
+    for job, given in asked:
+        work = queue.add(job, given, "films")
+        refused = page.fill("/data/films.csv/delete", sure="yes")
+        assert refused.status_code == 400
+        assert "films.csv is in use: " in refused.text
+        assert "· films" in refused.text
+        queue.stop(work)
+    run = page.studio.workspace.runs / "films"
+    run.mkdir()
+    (run / "config.yaml").write_text(yaml.safe_dump(settings | {"method": "lora"}))  # begun, and nothing more
+    assert "films.csv is needed: without it films cannot be finished" in page.fill("/data/films.csv/delete", sure="yes").text
+    assert path.exists()
+    shutil.rmtree(run)
+    assert page.fill("/data/films.csv/delete", sure="yes").headers["location"] == "/data"
+    assert not path.exists()

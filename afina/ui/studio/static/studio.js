@@ -66,7 +66,9 @@ for (const drop of document.querySelectorAll("[data-upload]")) {
     request.onerror = () => { told.textContent = drop.dataset.failed; };
     request.send(file);
   };
-  input.addEventListener("change", () => { if (input.files[0]) send(input.files[0]); });
+  const chosen = () => { if (input.files[0]) send(input.files[0]); };
+  input.addEventListener("change", chosen);
+  chosen(); // before this script was here
   for (const name of ["dragover", "dragleave", "drop"]) {
     drop.addEventListener(name, (event) => {
       event.preventDefault();
