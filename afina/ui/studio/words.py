@@ -1,10 +1,11 @@
 """The words of the page in the reader's language: texts by key, from the catalogue in `texts/`, and what is refused."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from functools import cache
 from pathlib import Path
+from string import Formatter
 from typing import Any
 
 import yaml
@@ -15,6 +16,9 @@ from afina.core.text import visible
 
 HERE = Path(__file__).parent
 LANGUAGES = ("en", "pt")
+_LONGEST_SAYING = 2_000  # letters of a job's sentence that is looked for among the patterns
+_COUNT = r"\d[\d,]*"
+_NUMBER = re.compile(r"\d[\d.,]*( %)?")
 SIGNS = str.maketrans(",.", ".,")  # from English numbers to Portuguese ones
 
 
@@ -26,6 +30,21 @@ def texts() -> dict[str, dict[str, str]]:
     for path in sorted((HERE / "texts").glob("*.yaml")):
         for name, said in yaml.load(path.read_text(encoding="utf-8"), loader).items():  # noqa: S506 - a safe one
             found[f"{path.stem}.{name}"] = said
+    return found
+
+
+@cache
+def _sayings() -> list[tuple[re.Pattern[str], str]]:
+    """What jobs say in English, as patterns, each with its key."""
+    found = []
+    for key, said in texts().items():
+        if "is" in said:
+            parts = Formatter().parse(said["is"])
+            pattern = "".join(
+                re.escape(text) + (f"(?P<{name}>{_COUNT if name == 'count' else '.+?'})" if name else "")
+                for text, name, _, _ in parts
+            )
+            found.append((re.compile(pattern, re.DOTALL), key))
     return found
 
 
@@ -52,6 +71,29 @@ class Words:
 
     def has(self, key: str) -> bool:
         return key in texts()
+
+    def said(self, text: str) -> str:
+        """What a job says in English, as the page says it; nothing where the catalogue does not know it."""
+        if len(text) > _LONGEST_SAYING:
+            return ""
+        for pattern, key in _sayings():
+            if match := pattern.fullmatch(text):
+                values = {name: self._part(name, value) for name, value in match.groupdict().items()}
+                return self(key, **values) if all(values.values()) else ""
+        return ""
+
+    def knows(self, told: Iterable[str]) -> bool:
+        """Whether the page has words for all of it."""
+        return all(map(self.said, told))
+
+    def _part(self, name: str, value: str) -> str:
+        """What stands in a job's sentence: another sentence (nothing where that is not known), a language, a number."""
+        if name == "reason":
+            return self.said(value)
+        if name == "language":
+            known = (said for key, said in texts().items() if key.startswith("languages.of_"))
+            return next((said[self.language] for said in known if said["en"] == value), value)
+        return value.translate(SIGNS) if self.language == "pt" and _NUMBER.fullmatch(value) else value
 
     def language_name(self, code: str) -> str:
         """A language by its name."""
