@@ -19,6 +19,7 @@ from afina.settings import RunSettings
 from afina.ui.studio import forms, plans
 from afina.ui.studio.pages._preparing import Data, forecast, new_run
 from afina.ui.studio.view import Call, link
+from afina.ui.studio.words import Words
 from afina.ui.studio.work import Work
 
 BYTES = {"content-type": "application/octet-stream"}
@@ -164,7 +165,7 @@ def test_what_the_base_and_the_data_lack_is_said(page: Visitor) -> None:
     address = "/train?data=films.csv&base=starter"
     assert 'name="speaks.en" value="yes" checked' in page.get(address).text  # the language of the data
     told = text_of(page.get(f"{address}&quality=good&asked=1&speaks.pt=yes&speaks.ja=yes").text)
-    assert "Portuguese: nobody says that starter knows this language" in told
+    assert "Portuguese: nobody says that SmolLM2-135M-Instruct (GGUF, Q4_1) knows this language" in told
     assert "Japanese: nobody says" in told
     assert "Portuguese: hardly any of your rows" in told
     assert "English: " not in told
@@ -242,7 +243,7 @@ def test_the_answers_become_rows_and_minutes() -> None:
 
 
 def test_each_setting_that_is_shown_can_be_read() -> None:
-    shown = [field for group in forms.groups({}).values() for field in group]
+    shown = [field for group in forms.groups({}, Words("en")).values() for field in group]
     assert {"lora.rank", "train.epochs", "data.limit", "quantize", "seed"} <= {field.path for field in shown}
     assert not {"data.path", "data.prompt", "out", "base", "overwrite", "device", "track"} & {f.path for f in shown}
     assert all(field.help for field in shown)
@@ -290,7 +291,7 @@ def test_afina_chooses(page: Visitor) -> None:
     found = {"best": "qwen3-0.6b", "revision": "abc", "tried": [{}, {}], "share": 0.25, "lead": {"verdict": "better"}}
     write_json(work.folder / "result.json", found)
     shown = page.get("/base?data=films.csv").text
-    assert "Afina chose qwen3-0.6b, of 2 tried on your rows, each for 25 % of a training." in text_of(shown)
+    assert "Afina chose Qwen3 0.6B, of 2 tried on your rows, each for 25 % of a training." in text_of(shown)
     assert "by more than chance" in text_of(shown)
     assert link("/train", data="films.csv", base="qwen3-0.6b", revision="abc").replace("&", "&amp;") in shown
 
@@ -308,3 +309,18 @@ def test_folders_and_forecasts_are_not_shared(page: Visitor) -> None:
     assert new_run(call, "films").name == "films-2"
     (page.studio.workspace.runs / "films-2").mkdir()
     assert new_run(call, "films").name == "films-3"
+
+
+def test_numbers_are_typed_as_the_reader_writes_them(page: Visitor) -> None:
+    typed = {
+        "train.learning_rate": "0,001", "train.rows": "1.000", "lora.layers": "1,2", "train.weight_decay": "0.01",
+        "data.test": "1.234,5",
+    }  # fmt: skip
+    found = forms.values(typed, page.studio.workspace, Words("pt"))
+    assert found == {
+        "train.learning_rate": 0.001, "train.rows": 1000, "lora.layers": "1,2", "train.weight_decay": 0.01,
+        "data.test": 1234.5,
+    }  # fmt: skip
+    assert forms.values(typed, page.studio.workspace, Words("en"))["train.learning_rate"] == "0,001"
+    (warmup,) = (each for each in forms.groups({}, Words("pt"))["train"] if each.path == "train.warmup")
+    assert warmup.default == "0,05"
