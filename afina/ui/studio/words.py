@@ -109,6 +109,11 @@ class Words:
         shown = minutes(seconds)
         return shown.replace(".", ",").replace("days", "dias") if self.language == "pt" else shown
 
+    def date(self, text: str) -> str:
+        """A date, and perhaps a time, of which `text` begins with year, month and day."""
+        day, *time = text.split(" ")
+        return " ".join(["/".join(reversed(day.split("-"))), *time]) if self.language == "pt" else text
+
     def bytes(self, count: float) -> str:
         unit, size = next(((u, s) for u, s in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)) if count >= s), ("B", 1.0))
         return f"{self.number(count / size, 1 if size > 1 else 0)} {unit}"
@@ -118,8 +123,10 @@ class Words:
         key = f"settings.{path}"
         return self(key) if self.has(key) else path
 
-    def value(self, value: Any) -> str:
-        """A setting's value as one reads it: three digits of a number that is no whole one."""
+    def value(self, value: Any, path: str = "") -> str:
+        """A value as one reads it, of the setting `path`: three digits of a number that is no whole one."""
+        if path == "data.kind" and self.has(f"data.task_{value}"):
+            return self(f"data.task_{value}")
         if isinstance(value, bool):
             return self("train.is_true" if value else "train.is_false")
         if isinstance(value, float):

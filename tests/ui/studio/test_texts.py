@@ -265,6 +265,7 @@ def test_numbers_times_and_sizes_are_written_as_the_language_does() -> None:
         "5.0 GB",
     ]
     assert pt.bytes(1500) == "1,5 kB"
+    assert (en.date("2026-11-30 09:22"), pt.date("2026-11-30 09:22")) == ("2026-11-30 09:22", "30/11/2026 09:22")
 
 
 def test_each_setting_of_a_run_has_a_label() -> None:
@@ -288,6 +289,7 @@ def test_values_of_settings_are_written_as_people_read_them() -> None:
         "a: 2",
         "0.1",
     ]
+    assert pt.value("classification", "data.kind") == "Classificação: um de alguns rótulos"
     assert [pt.value(each) for each in values[:4]] == ["1,25", "não", "0,00001", "1.600"]
 
 

@@ -1,5 +1,6 @@
 """The way from a file to a training: the base chosen, three questions answered, the forecast, and what is begun."""
 
+import json
 import re
 import time
 from collections.abc import Iterator
@@ -13,10 +14,11 @@ from studio_opened import PT, Visitor, opened
 import afina
 from afina.core.config import fields
 from afina.core.device import processor
-from afina.core.events import Answers
+from afina.core.events import Answers, Notice, row
 from afina.core.files import write_json
 from afina.settings import RunSettings
 from afina.ui.studio import forms, plans
+from afina.ui.studio.pages import base as base_page
 from afina.ui.studio.pages._preparing import Data, forecast, new_run
 from afina.ui.studio.view import Call, link
 from afina.ui.studio.words import Words
@@ -324,3 +326,24 @@ def test_numbers_are_typed_as_the_reader_writes_them(page: Visitor) -> None:
     assert forms.values(typed, page.studio.workspace, Words("en"))["train.learning_rate"] == "0,001"
     (warmup,) = (each for each in forms.groups({}, Words("pt"))["train"] if each.path == "train.warmup")
     assert warmup.default == "0,05"
+
+
+def test_what_a_job_warns_of_stands_apart_in_the_readers_words(page: Visitor) -> None:
+    brought(page)
+    work = page.studio.queue.add("choose", {"minutes": 1, "run": {"data": {"path": "x.csv"}}}, "films-choose")
+    told = [Notice("rank 16"), Notice("data: 32 rows are exact copies of others", warning=True)]
+    (work.folder / "events.jsonl").write_text("".join(json.dumps(row(each)) + "\n" for each in told))
+    shown = page.get(f"/work/{work.id}", headers=PT).text
+    before, _, closed = shown.partition("<details>")
+    assert "Atenção: dados: 32 linhas são cópias exatas de outras" in text_of(before)
+    assert "rank 16" in closed
+    assert "learned so far" not in page.get(f"/work/{work.id}").text  # nothing was learned
+
+
+def test_one_base_is_no_choice(page: Visitor, monkeypatch: pytest.MonkeyPatch) -> None:
+    brought(page)
+    monkeypatch.setattr(base_page, "is_local", lambda name, *more: name == "starter")
+    assert "Only one base is on this disk" in text_of(page.get("/base?data=films.csv").text)
+    page.headers.update(PT)
+    begun = page.fill("/base/choose", data="films.csv", minutes="2,5").headers["location"].removeprefix("/work/")
+    assert page.studio.queue[begun].about == "films-escolha"

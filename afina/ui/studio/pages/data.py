@@ -243,7 +243,7 @@ PAGE = Page(
     "data",
     (
         Route("GET", "/data", _list),
-        Route("POST", "/upload/{name}", _upload),
+        Route("POST", "/upload/{name:path}", _upload),
         Route("GET", "/data/{name}", _show),
         Route("POST", "/data/{name}/reading", _read_so),
         Route("POST", "/data/{name}/too-long", _too_long),

@@ -53,7 +53,8 @@ def _live(call: Call, work: Work) -> dict[str, Any]:
         "last": steps[-1] if steps else None,
         "progress": next((each for each in progress if each.total), None),
         "stages": [(_stage(call.words, each.stage), each) for each in progress],
-        "notices": [e for e in events if isinstance(e, Notice)][-_NOTICES:],
+        "notices": [e.text for e in events if isinstance(e, Notice) and not e.warning][-_NOTICES:],
+        "warnings": [e.text for e in events if isinstance(e, Notice) and e.warning][-_NOTICES:],
         "outcome": outcome(call, work),
     }
 

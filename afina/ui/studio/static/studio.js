@@ -61,7 +61,8 @@ for (const drop of document.querySelectorAll("[data-upload]")) {
     request.upload.onprogress = (event) => { told.textContent = `${file.name}: ${Math.floor((100 * event.loaded) / event.total)} %`; };
     request.onload = () => {
       if (request.status === 200) location.assign(JSON.parse(request.responseText).page);
-      else told.textContent = request.responseText;
+      const isText = request.getResponseHeader("content-type")?.startsWith("text/plain");
+      if (request.status !== 200) told.textContent = isText ? request.responseText : drop.dataset.failed;
     };
     request.onerror = () => { told.textContent = drop.dataset.failed; };
     request.send(file);
