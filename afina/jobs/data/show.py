@@ -23,6 +23,8 @@ class ShowRowSettings(PageSettings):
 
 
 class ShowRowResult(Result):
+    row: int
+    """Its number, counted from 1."""
     where: str
     """File and line of the row."""
     tokens: tuple[tuple[str, bool], ...]
@@ -38,12 +40,13 @@ def show(settings: ShowRowSettings, listener: Listener = ignore) -> ShowRowResul
     if settings.html:
         check_writable(settings.html)
     remarks = Remarks()
-    found = _rendered(settings, remarks)
+    number, found = _rendered(settings, remarks)
     for line in remarks.lines():
         listener(Notice(line))
     if settings.html:
         write_atomic(settings.html, row_page(found))
     return ShowRowResult(
+        row=number,
         where=found.where,
         tokens=tuple(found.tokens),
         learned=tuple(found.texts(learned=True)),
@@ -51,7 +54,8 @@ def show(settings: ShowRowSettings, listener: Listener = ignore) -> ShowRowResul
     )
 
 
-def _rendered(settings: ShowRowSettings, remarks: Remarks) -> Rendered:
+def _rendered(settings: ShowRowSettings, remarks: Remarks) -> tuple[int, Rendered]:
+    """The row's number, and the row."""
     data, row, place = settings.data, settings.row, settings.at
     tokenizer, _ = find_tokenizer(settings, data, needed=True)
     assert tokenizer is not None
@@ -61,7 +65,7 @@ def _rendered(settings: ShowRowSettings, remarks: Remarks) -> Rendered:
         if isinstance(found, Rejected):
             raise DataError(f"row {number} ({found.location}) cannot be used: {found.reason}", "fix it")
         try:
-            return rendered(tokenizer, render(tokenizer, found, remarks))
+            return number, rendered(tokenizer, render(tokenizer, found, remarks))
         except Unusable as reason:
             raise DataError(f"row {number} ({found.location}) cannot be used: {reason}", "fix it") from reason
     if place is not None:

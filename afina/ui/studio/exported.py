@@ -1,8 +1,11 @@
 """What exports are in the workspace: `export.json` and `EXPORT.md` of each, found by the weights they were made of."""
 
+import re
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
+from textwrap import dedent
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -10,10 +13,15 @@ from afina.core.errors import InputError
 from afina.core.files import read_json, read_text, sha256
 from afina.measure.pages.summary import interval
 from afina.ui.studio.scores import local, metric, score
-from afina.ui.studio.words import Words
+from afina.ui.studio.words import Refused, Words
 
 _RECORD, _GUIDE = "export.json", "EXPORT.md"
 _GUIDE_BYTES = 1 << 20
+_HOW_TO_RUN = re.compile(r"^## How to run it\n(.*?)(?=^## |\Z)", re.MULTILINE | re.DOTALL)
+_PART = re.compile(
+    r"^#+ (?P<heading>.+)\n|(?P<lines>(?:^ {4}.*\n|^\n(?= {4}))+)|(?P<words>(?:^(?! {4}|#).+\n)+)", re.MULTILINE
+)
+Kind = Literal["heading", "words", "lines"]
 
 
 class _Recorded(BaseModel):
@@ -90,12 +98,22 @@ class Exported:
         return sum(file.bytes for file in self.record.files.values())
 
     @property
-    def guide(self) -> str:
-        """How other programs run it."""
+    def guide(self) -> list[tuple[Kind, str]]:
+        """How other programs run it: headings, words, and lines to copy. What is measured and noted the record has
+        too."""
         try:
-            return read_text(self.folder / _GUIDE, _GUIDE_BYTES, InputError)
+            text = read_text(self.folder / _GUIDE, _GUIDE_BYTES, InputError)
         except (OSError, UnicodeDecodeError, InputError):
-            return ""
+            return []
+        found = _HOW_TO_RUN.search(text)
+        return list(_parts(f"{found[1]}\n")) if found else []
+
+    def file(self, name: str) -> Path:
+        """One of its files, to be read. Raises `Refused` where it has none of this name."""
+        path = self.folder / name
+        if name not in self.record.files or not path.is_file() or path.resolve() != self.folder.resolve() / name:
+            raise Refused("no_file", name=name[:80])
+        return path
 
     def size_of(self, form: str) -> int:
         """The bytes of the files of one of its forms."""
@@ -106,6 +124,17 @@ class Exported:
         """None of a form that was not compared, since it has no weights of its own."""
         found = self.record.forms[form].differences
         return Loss(words, self.record, found) if found else None
+
+
+def _parts(text: str) -> Iterator[tuple[Kind, str]]:
+    """The headings, paragraphs and indented lines of Markdown."""
+    for match in _PART.finditer(text):
+        if match["heading"]:
+            yield "heading", match["heading"]
+        elif match["lines"]:
+            yield "lines", dedent(match["lines"]).strip("\n")
+        else:
+            yield "words", " ".join(match["words"].split())
 
 
 def exports_of(adapter: Path, folders: Iterator[Path]) -> list[Exported]:

@@ -1,12 +1,15 @@
 """The settings of a training as a form: what each means, what it takes and its default, all from their declaration."""
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 from afina.core.config import FieldInfo, fields
 from afina.core.limits.yaml_text import parse_yaml
 from afina.settings import RunSettings
+from afina.ui.studio.words import SIGNS, Words
 from afina.ui.studio.workspace import Workspace
 
 # What the page says itself, what it asks the machine for, files that lie outside the workspace, what other pages are
@@ -20,6 +23,8 @@ _DATA = frozenset(  # the other settings of data say how the file is read, which
     | {"max_length", "too_long"}
 )
 _FILES = frozenset({"data.eval_path", "data.test_path"})
+_FRACTION = re.compile(r"[-+]?(\d+|\d{1,3}(\.\d{3})+),\d+(e[-+]?\d+)?", re.IGNORECASE)  # as Portuguese writes it
+_THOUSANDS = re.compile(r"\d{1,3}(\.\d{3})+")
 _YES_NO = ("true", "false")
 
 
@@ -36,13 +41,16 @@ class Field:
     kind: Literal["text", "choice", "file"]
 
 
-def groups(typed: Mapping[str, str]) -> dict[str, list[Field]]:
+def groups(typed: Mapping[str, str], words: Words) -> dict[str, list[Field]]:
     """The fields by the section that they are in (`run` for those that are in none), with what was typed."""
     found: dict[str, list[Field]] = {}
     for info in _shown():
         choices = _YES_NO if _is_yes_or_no(info.path) else info.choices
         kind: Literal["text", "choice", "file"] = "file" if info.path in _FILES else "choice" if choices else "text"
-        field = Field(info.path, info.help, _text(info.default), typed.get(info.path, ""), choices, kind)
+        default = _text(info.default)
+        if isinstance(info.default, float) and words.language == "pt":
+            default = default.translate(SIGNS)
+        field = Field(info.path, info.help, default, typed.get(info.path, ""), choices, kind)
         found.setdefault(info.group or "run", []).append(field)
     return found
 
@@ -54,10 +62,11 @@ def typed_in(form: Mapping[str, Any]) -> dict[str, str]:
     return {path: given for path, (given, default) in stripped.items() if given not in ("", default)}
 
 
-def values(typed: Mapping[str, str], workspace: Workspace) -> dict[str, Any]:
-    """The same as the settings take it, by dotted path. Raises `InputError` where a file is not in the workspace."""
+def values(typed: Mapping[str, str], workspace: Workspace, words: Words) -> dict[str, Any]:
+    """The same as the settings take it, by dotted path; numbers are as the reader's language writes them. Raises
+    `InputError` where a file is not in the workspace."""
     known = {info.path: info for info in _shown()}
-    return {path: _value(text, known[path], workspace) for path, text in typed.items()}
+    return {path: _value(text, known[path], workspace, words) for path, text in typed.items()}
 
 
 def settings_of_flags(words: list[str]) -> dict[str, str]:
@@ -73,11 +82,15 @@ def _shown() -> Iterator[FieldInfo]:
             yield info
 
 
-def _value(text: str, info: FieldInfo, workspace: Workspace) -> Any:
+def _value(text: str, info: FieldInfo, workspace: Workspace, words: Words) -> Any:
     if info.path in _FILES:
         return str(workspace.data_file(text))
     if info.text:
         return text
+    kinds = _kinds(info.path)
+    is_local = _FRACTION.fullmatch(text) or (float not in kinds and _THOUSANDS.fullmatch(text))
+    if is_local and words.language == "pt" and tuple not in kinds:
+        text = text.translate(SIGNS).replace(",", "")
     try:
         return parse_yaml(text)
     except ValueError:
@@ -96,9 +109,15 @@ def _text(value: Any) -> str:
 
 
 def _is_yes_or_no(path: str) -> bool:
+    return bool in _kinds(path)
+
+
+def _kinds(path: str) -> set[Any]:
+    """The types that a setting's value may have, of a tuple without those of its parts."""
     *sections, name = path.split(".")
     model: Any = RunSettings
     for section in sections:
         model = model.model_fields[section].annotation
     annotation = model.model_fields[name].annotation
-    return annotation is bool or bool in get_args(annotation)
+    parts = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+    return {get_origin(each) or each for each in parts}

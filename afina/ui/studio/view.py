@@ -3,6 +3,7 @@
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache, cached_property
+from pathlib import Path
 from threading import Lock
 from typing import Any, Literal
 from urllib.parse import quote, urlencode
@@ -15,6 +16,7 @@ from afina.core.errors import AfinaError
 from afina.core.text import visible
 from afina.jobs import JOBS
 from afina.measure.pages.rendering import environment
+from afina.models.sources.catalogue import known_models
 from afina.ui.studio.guard import Keys
 from afina.ui.studio.words import HERE, Refused, Words, language_of
 from afina.ui.studio.work import Queue
@@ -113,6 +115,13 @@ def quick(job: str, settings: Mapping[str, Any]) -> Any:
     return listed.function(build(listed.settings, dict(settings)))
 
 
+def base_name(base: str) -> str:
+    """What the page calls a base: by the catalogue's title, or the last part of its path."""
+    if entry := known_models().get(base):
+        return entry.title
+    return path.name if (path := Path(base)).is_absolute() else base
+
+
 Handler = Callable[[Call], "Response | Awaitable[Response]"]
 
 
@@ -138,4 +147,5 @@ def _environment() -> Any:
     made = environment(HERE / "templates")
     made.filters["visible"] = lambda value: visible(str(value))
     made.filters["quoted"] = quoted
+    made.filters["base"] = base_name
     return made

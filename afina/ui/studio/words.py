@@ -1,10 +1,11 @@
 """The words of the page in the reader's language: texts by key, from the catalogue in `texts/`, and what is refused."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from functools import cache
 from pathlib import Path
+from string import Formatter
 from typing import Any
 
 import yaml
@@ -15,6 +16,9 @@ from afina.core.text import visible
 
 HERE = Path(__file__).parent
 LANGUAGES = ("en", "pt")
+_LONGEST_SAYING = 2_000  # letters of a job's sentence that is looked for among the patterns
+_COUNT = r"\d[\d,]*"
+_NUMBER = re.compile(r"\d[\d.,]*( %)?")
 SIGNS = str.maketrans(",.", ".,")  # from English numbers to Portuguese ones
 
 
@@ -26,6 +30,21 @@ def texts() -> dict[str, dict[str, str]]:
     for path in sorted((HERE / "texts").glob("*.yaml")):
         for name, said in yaml.load(path.read_text(encoding="utf-8"), loader).items():  # noqa: S506 - a safe one
             found[f"{path.stem}.{name}"] = said
+    return found
+
+
+@cache
+def _sayings() -> list[tuple[re.Pattern[str], str]]:
+    """What jobs say in English, as patterns, each with its key."""
+    found = []
+    for key, said in texts().items():
+        if "is" in said:
+            parts = Formatter().parse(said["is"])
+            pattern = "".join(
+                re.escape(text) + (f"(?P<{name}>{_COUNT if name == 'count' else '.+?'})" if name else "")
+                for text, name, _, _ in parts
+            )
+            found.append((re.compile(pattern, re.DOTALL), key))
     return found
 
 
@@ -53,6 +72,29 @@ class Words:
     def has(self, key: str) -> bool:
         return key in texts()
 
+    def said(self, text: str) -> str:
+        """What a job says in English, as the page says it; nothing where the catalogue does not know it."""
+        if len(text) > _LONGEST_SAYING:
+            return ""
+        for pattern, key in _sayings():
+            if match := pattern.fullmatch(text):
+                values = {name: self._part(name, value) for name, value in match.groupdict().items()}
+                return self(key, **values) if all(values.values()) else ""
+        return ""
+
+    def knows(self, told: Iterable[str]) -> bool:
+        """Whether the page has words for all of it."""
+        return all(map(self.said, told))
+
+    def _part(self, name: str, value: str) -> str:
+        """What stands in a job's sentence: another sentence (nothing where that is not known), a language, a number."""
+        if name == "reason":
+            return self.said(value)
+        if name == "language":
+            known = (said for key, said in texts().items() if key.startswith("languages.of_"))
+            return next((said[self.language] for said in known if said["en"] == value), value)
+        return value.translate(SIGNS) if self.language == "pt" and _NUMBER.fullmatch(value) else value
+
     def language_name(self, code: str) -> str:
         """A language by its name."""
         key = f"languages.of_{code}"
@@ -67,6 +109,11 @@ class Words:
         shown = minutes(seconds)
         return shown.replace(".", ",").replace("days", "dias") if self.language == "pt" else shown
 
+    def date(self, text: str) -> str:
+        """A date, and perhaps a time, of which `text` begins with year, month and day."""
+        day, *time = text.split(" ")
+        return " ".join(["/".join(reversed(day.split("-"))), *time]) if self.language == "pt" else text
+
     def bytes(self, count: float) -> str:
         unit, size = next(((u, s) for u, s in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)) if count >= s), ("B", 1.0))
         return f"{self.number(count / size, 1 if size > 1 else 0)} {unit}"
@@ -76,8 +123,10 @@ class Words:
         key = f"settings.{path}"
         return self(key) if self.has(key) else path
 
-    def value(self, value: Any) -> str:
-        """A setting's value as one reads it: three digits of a number that is no whole one."""
+    def value(self, value: Any, path: str = "") -> str:
+        """A value as one reads it, of the setting `path`: three digits of a number that is no whole one."""
+        if path == "data.kind" and self.has(f"data.task_{value}"):
+            return self(f"data.task_{value}")
         if isinstance(value, bool):
             return self("train.is_true" if value else "train.is_false")
         if isinstance(value, float):

@@ -50,6 +50,12 @@ def test_files_of_odd_names_are_not_taken(name: str, page: Visitor) -> None:
     assert {*page.studio.workspace.root.rglob("*")} == before
 
 
+def test_a_name_that_leads_elsewhere_is_refused_in_words(page: Visitor) -> None:
+    refused = page.post("/upload/..%2fa.csv", content=b"a,b\n1,2\n", headers=BYTES)
+    assert refused.headers["content-type"].startswith("text/plain")
+    assert refused.text.startswith("../a.csv is no name for a file")
+
+
 def test_the_key_of_a_served_model_is_its_users_alone(page: Visitor) -> None:
     path = page.studio.workspace.key_file("serve.key")
     assert stat.S_IMODE(path.stat().st_mode) == 0o600

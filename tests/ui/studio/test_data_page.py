@@ -4,12 +4,14 @@ import html
 import json
 import os
 import re
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
 
 import pytest
+import yaml
 from studio_opened import PT, Visitor, opened
 from studio_works import until
 
@@ -158,7 +160,7 @@ def test_what_is_no_table_is_called_that_and_not_offered(page: Visitor) -> None:
 def test_flags_are_called_as_the_page_calls_what_they_set(page: Visitor) -> None:
     write(page, "odd.csv", b"\x00\x01\x02\xff\xfe" * 99)
     text = words(shown(page, "odd.csv"))
-    assert "data odd.csv is a binary file" in text
+    assert "odd.csv holds no text: it is a binary file" in text
     assert "name the right one with “Encoding of the file's text”, or save" in text
     assert "“Codificação do texto do arquivo”" in words(shown(page, "odd.csv", **PT))
 
@@ -237,6 +239,8 @@ def test_what_is_left_out_of_a_file_is_said_with_the_remedy(working: Visitor) ->
     assert "Rows above the heading are left out: 2. They read: “Films of the year”, “by Ana”." in text
     assert "Columns are not used. They are: “who”. To use one, write its name in braces" in text
     assert "“Change it”" in text
+    assert "The first of them: report.csv:1, report.csv:2" in text
+    assert "report.csv%3A1#row" not in shown(working, "report.csv")  # it is no row to be looked at
     shown_pt = shown(working, "report.csv", **PT)
     assert "Linhas acima do cabeçalho ficam de fora: 2." in shown_pt
     assert "left out" not in shown_pt
@@ -393,8 +397,10 @@ def test_a_row_as_the_model_sees_it(page: Visitor, tiny_folder: Path, monkeypatc
     assert 'class="learned">p<' in text
     assert '<p class="help">films.csv:3 ·' in text
     assert "fewer than 999 rows" in words(shown(page, "films.csv?row=999"))
-    assert "films.csv:5" in shown(page, "films.csv?at=films.csv:5")
-    assert "has no row at" in shown(page, "films.csv?at=<x>")
+    followed = shown(page, "films.csv?at=films.csv:5")
+    assert '<p class="help">films.csv:5 ·' in followed
+    assert 'name="row" min="1" value="4"' in followed
+    assert "&lt;x&gt;&#39; is no row" in shown(page, "films.csv?at=<x>")
     for odd in ("0", "-1", "x", "9" * 20, ""):
         assert "films.csv:2" in shown(page, f"films.csv?row={odd}")
 
@@ -414,3 +420,29 @@ def test_it_speaks_portuguese(page: Visitor) -> None:
     for path in ("/", "/data"):
         assert '<html lang="pt">' in page.get(path, headers=PT).text
     assert "Dados" in page.get("/data", headers=PT).text
+
+
+def test_a_file_that_runs_need_is_not_deleted(page: Visitor) -> None:
+    write(page, "films.csv", films())
+    path, queue = page.studio.workspace.data / "films.csv", page.studio.queue
+    settings = {"base": "starter", "data": {"path": str(path)}}
+    judged = {"run": str(page.studio.workspace.runs), "data": str(path)}
+    asked = [("train", settings), ("compare", {"run": settings}), ("eval", judged)]
+    for job, given in asked:
+        work = queue.add(job, given, "films")
+        refused = page.fill("/data/films.csv/delete", sure="yes")
+        assert refused.status_code == 400
+        assert "films.csv is in use: " in refused.text
+        assert "· films" in refused.text
+        queue.stop(work)
+    run = page.studio.workspace.runs / "films"
+    run.mkdir()
+    (run / "config.yaml").write_text(yaml.safe_dump(settings | {"method": "lora"}))  # begun, and nothing more
+    assert (
+        "films.csv is needed: without it films cannot be finished"
+        in page.fill("/data/films.csv/delete", sure="yes").text
+    )
+    assert path.exists()
+    shutil.rmtree(run)
+    assert page.fill("/data/films.csv/delete", sure="yes").headers["location"] == "/data"
+    assert not path.exists()

@@ -183,7 +183,7 @@ def test_two_runs_are_compared(page: Visitor) -> None:
     assert "The two cannot be told apart: +0.0 points accuracy may be chance" in told
     assert "Size of the adapter (rank) 4 8" in told
     (run / "predictions.jsonl").unlink()
-    assert "Their predictions are missing" in text_of(page.get("/runs-diff?first=colours&second=again").text)
+    assert "Their answers are missing" in text_of(page.get("/runs-diff?first=colours&second=again").text)
     assert page.get("/runs-diff?first=colours&second=colours").status_code == 400
     assert page.get("/runs-diff?first=colours&second=../data").status_code == 400
 

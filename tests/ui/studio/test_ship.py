@@ -168,6 +168,24 @@ def test_what_was_exported_is_found_by_its_weights(shop: Shop) -> None:
     assert f"{done.files['run-lora.gguf']['sha256'][:12]}…" in page
     assert "llama-server -m" in page
     assert "Make it again" in page
+    assert "| form |" not in page  # what is measured is told in words
+    address = "/download/run?folder=by+hand&file=run-lora.gguf"
+    assert address.replace("&", "&amp;") in page
+    taken = shop.client.get(address)
+    assert taken.content == (out / "run-lora.gguf").read_bytes()
+    assert taken.headers["content-disposition"] == 'attachment; filename="run-lora.gguf"'
+    for folder, file in (
+        ("by hand", "export.json"), ("by hand", "../../.studio/secret"), ("..", "run-lora.gguf"), ("", ""),
+        ("by hand", str(out / "run-lora.gguf")),
+    ):  # fmt: skip
+        assert shop.client.get("/download/run", params={"folder": folder, "file": file}).status_code == 400
+    (out / "run-lora.gguf").rename(out / "kept")
+    (out / "run-lora.gguf").symlink_to(workspace.own / "secret")
+    assert shop.client.get(address).status_code == 400
+    (out / "run-lora.gguf").unlink()
+    (out / "kept").rename(out / "run-lora.gguf")
+    assert shop.client.get("/download/run?folder=by+hand").status_code == 400
+    assert TestClient(shop.client.app, base_url="http://127.0.0.1:8090").get(address).status_code == 403
     assert "0.0 %; before the export 0.0 % (4 rows)." in page
     assert "antes da exportação, 0,0 %" in shop.client.get("/ship/run", headers={"accept-language": "pt"}).text
     record = read_json(out / "export.json")

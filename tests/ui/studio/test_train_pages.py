@@ -1,5 +1,6 @@
 """The way from a file to a training: the base chosen, three questions answered, the forecast, and what is begun."""
 
+import json
 import re
 import time
 from collections.abc import Iterator
@@ -13,12 +14,14 @@ from studio_opened import PT, Visitor, opened
 import afina
 from afina.core.config import fields
 from afina.core.device import processor
-from afina.core.events import Answers
+from afina.core.events import Answers, Notice, row
 from afina.core.files import write_json
 from afina.settings import RunSettings
 from afina.ui.studio import forms, plans
+from afina.ui.studio.pages import base as base_page
 from afina.ui.studio.pages._preparing import Data, forecast, new_run
 from afina.ui.studio.view import Call, link
+from afina.ui.studio.words import Words
 from afina.ui.studio.work import Work
 
 BYTES = {"content-type": "application/octet-stream"}
@@ -174,7 +177,7 @@ def test_what_the_base_and_the_data_lack_is_said(page: Visitor) -> None:
     address = "/train?data=films.csv&base=starter"
     assert 'name="speaks.en" value="yes" checked' in page.get(address).text  # the language of the data
     told = text_of(page.get(f"{address}&quality=good&asked=1&speaks.pt=yes&speaks.ja=yes").text)
-    assert "Portuguese: nobody says that starter knows this language" in told
+    assert "Portuguese: nobody says that SmolLM2-135M-Instruct (GGUF, Q4_1) knows this language" in told
     assert "Japanese: nobody says" in told
     assert "Portuguese: hardly any of your rows" in told
     assert "English: " not in told
@@ -252,7 +255,7 @@ def test_the_answers_become_rows_and_minutes() -> None:
 
 
 def test_each_setting_that_is_shown_can_be_read() -> None:
-    shown = [field for group in forms.groups({}).values() for field in group]
+    shown = [field for group in forms.groups({}, Words("en")).values() for field in group]
     assert {"lora.rank", "train.epochs", "data.limit", "quantize", "seed"} <= {field.path for field in shown}
     assert not {"data.path", "data.prompt", "out", "base", "overwrite", "device", "track"} & {f.path for f in shown}
     assert all(field.help for field in shown)
@@ -300,7 +303,7 @@ def test_afina_chooses(page: Visitor) -> None:
     found = {"best": "qwen3-0.6b", "revision": "abc", "tried": [{}, {}], "share": 0.25, "lead": {"verdict": "better"}}
     write_json(work.folder / "result.json", found)
     shown = page.get("/base?data=films.csv").text
-    assert "Afina chose qwen3-0.6b, of 2 tried on your rows, each for 25 % of a training." in text_of(shown)
+    assert "Afina chose Qwen3 0.6B, of 2 tried on your rows, each for 25 % of a training." in text_of(shown)
     assert "by more than chance" in text_of(shown)
     assert link("/train", data="films.csv", base="qwen3-0.6b", revision="abc").replace("&", "&amp;") in shown
 
@@ -318,3 +321,39 @@ def test_folders_and_forecasts_are_not_shared(page: Visitor) -> None:
     assert new_run(call, "films").name == "films-2"
     (page.studio.workspace.runs / "films-2").mkdir()
     assert new_run(call, "films").name == "films-3"
+
+
+def test_numbers_are_typed_as_the_reader_writes_them(page: Visitor) -> None:
+    typed = {
+        "train.learning_rate": "0,001", "train.rows": "1.000", "lora.layers": "1,2", "train.weight_decay": "0.01",
+        "data.test": "1.234,5",
+    }  # fmt: skip
+    found = forms.values(typed, page.studio.workspace, Words("pt"))
+    assert found == {
+        "train.learning_rate": 0.001, "train.rows": 1000, "lora.layers": "1,2", "train.weight_decay": 0.01,
+        "data.test": 1234.5,
+    }  # fmt: skip
+    assert forms.values(typed, page.studio.workspace, Words("en"))["train.learning_rate"] == "0,001"
+    (warmup,) = (each for each in forms.groups({}, Words("pt"))["train"] if each.path == "train.warmup")
+    assert warmup.default == "0,05"
+
+
+def test_what_a_job_warns_of_stands_apart_in_the_readers_words(page: Visitor) -> None:
+    brought(page)
+    work = page.studio.queue.add("choose", {"minutes": 1, "run": {"data": {"path": "x.csv"}}}, "films-choose")
+    told = [Notice("rank 16"), Notice("data: 32 rows are exact copies of others", warning=True)]
+    (work.folder / "events.jsonl").write_text("".join(json.dumps(row(each)) + "\n" for each in told))
+    shown = page.get(f"/work/{work.id}", headers=PT).text
+    before, _, closed = shown.partition("<details>")
+    assert "Atenção: dados: 32 linhas são cópias exatas de outras" in text_of(before)
+    assert "rank 16" in closed
+    assert "learned so far" not in page.get(f"/work/{work.id}").text  # nothing was learned
+
+
+def test_one_base_is_no_choice(page: Visitor, monkeypatch: pytest.MonkeyPatch) -> None:
+    brought(page)
+    monkeypatch.setattr(base_page, "is_local", lambda name, *more: name == "starter")
+    assert "Only one base is on this disk" in text_of(page.get("/base?data=films.csv").text)
+    page.headers.update(PT)
+    begun = page.fill("/base/choose", data="films.csv", minutes="2,5").headers["location"].removeprefix("/work/")
+    assert page.studio.queue[begun].about == "films-escolha"

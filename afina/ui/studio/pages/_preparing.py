@@ -117,7 +117,7 @@ def alphabetical(words: Words, codes: Iterable[str]) -> list[tuple[str, str]]:
 
 def begin_run(call: Call, job: str, settings: dict[str, Any], name: str) -> Response:
     """Queues the job in a new folder for its run or search, which is called by `name`, and goes to its page."""
-    out = new_run(call, name, "" if job == "train" else f"-{job}")
+    out = new_run(call, name, "" if job == "train" else f"-{call.words(f'work.called_{job}')}")
     run = settings if job == "train" else settings["run"]
     run["out"] = str(out)
     return go(f"/work/{call.queue.add(job, settings, call.workspace.run_name(out)).id}")

@@ -51,6 +51,7 @@ def _show(call: Call) -> Response:
     return call.page(
         "base.html", step="base", data=data, wanted=wanted, fitting=fitting, files=call.workspace.usable_files(),
         errors=data.errors(call.words),
+        alone=len(here) == 1,
         here=[card for card in cards if card.here],
         others=[card for card in cards if not card.here and not (fitting and needs and card.needs_gb is None)],
         tasks=TASKS, licences=tuple(licences()), languages=alphabetical(call.words, spoken),

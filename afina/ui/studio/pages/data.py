@@ -21,6 +21,7 @@ from afina.models.sources.source import is_local
 from afina.serving.http.errors import JsonResponse
 from afina.ui.studio.findings import findings, on_page, refused, sentence
 from afina.ui.studio.pages._preparing import catalogue
+from afina.ui.studio.pages.runs import entries
 from afina.ui.studio.view import Call, Page, Route, go, quick, quoted
 from afina.ui.studio.words import Refused, recorded
 from afina.ui.studio.work import Work
@@ -202,10 +203,12 @@ def _check_again(call: Call) -> Response:
 
 
 def _delete(call: Call) -> Response:
-    """Takes the file out of the workspace. Raises `Refused` where it was not agreed to."""
+    """Takes the file out of the workspace. Raises `Refused` where it was not agreed to, or where a run has use for
+    it."""
     path = call.workspace.data_file(call.path("name"))
     if call.text("sure") != "yes":
         raise Refused("not_sure", name=path.name)
+    _refuse_used(call, path)
     check = call.queue.of(path.name, ("data check",))
     if check and not check.ended:
         call.queue.stop(check)
@@ -217,11 +220,30 @@ def _delete(call: Call) -> Response:
     return go("/data")
 
 
+def _refuse_used(call: Call, path: Path) -> None:
+    """Raises `Refused` where work that is done or waits reads the file, or a run cannot be resumed without it."""
+    runs = {run["name"]: run for run in entries(call) if run.get("data") == str(path)}
+    for work in call.queue.all():
+        if work.heavy and not work.ended and (work.about in runs or _read_by(work) == str(path)):
+            job = call.words(f"work.job_{work.job.split()[0]}")
+            raise Refused("in_use", name=path.name, job=f"{job} · {work.about}")
+    for name, run in runs.items():
+        if run["state"] == "running" or "resume" in run:
+            raise Refused("needed", name=path.name, run=name)
+
+
+def _read_by(work: Work) -> Any:
+    """The path of the file that a piece of work was begun with."""
+    run = work.settings.get("run")
+    data = (run if isinstance(run, dict) else work.settings).get("data")
+    return data.get("path") if isinstance(data, dict) else data
+
+
 PAGE = Page(
     "data",
     (
         Route("GET", "/data", _list),
-        Route("POST", "/upload/{name}", _upload),
+        Route("POST", "/upload/{name:path}", _upload),
         Route("GET", "/data/{name}", _show),
         Route("POST", "/data/{name}/reading", _read_so),
         Route("POST", "/data/{name}/too-long", _too_long),

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from starlette.responses import Response
+from starlette.responses import FileResponse, Response
 
+from afina.core.config import read_yaml
 from afina.core.errors import InputError
 from afina.core.text import shell_word
+from afina.models.sources.catalogue import Entry, known_models
 from afina.ui.studio.exported import Exported, exports_of
 from afina.ui.studio.view import Call, Page, Route, go, quick, quoted
 from afina.ui.studio.words import Refused
@@ -18,6 +20,7 @@ from afina.ui.studio.work import SERVING, Work
 _FORMS = "runs forms"
 _KEY = "serve.key"  # among the page's own records
 _HUB = "hub:"
+_SUGGESTED = ("gguf:Q8_0", "safetensors")  # the first of which that a run can take
 _WITH_CARD = ("safetensors", "gguf:Q8_0", "gguf:Q4_K_M")  # what may go to the hub in the place of the adapter
 
 
@@ -51,13 +54,37 @@ def _show(call: Call) -> Response:
     look = _look(call, name, path)
     values: dict[str, Any] = {"step": "ship", "name": name, "look": look, "cards": [], "found": None}
     if look.state == "done":
-        exports = _exports(call, path)
+        exports, expected = _exports(call, path), look.result["forms"]
         values |= {
+            "suggested": next((form for form in _SUGGESTED if not expected[form]["problems"]), ""),
+            "hub_name": "" if look.result["hub_base"] else _on_hub(path),
             "found": look.result, "exports": exports, "cards": list(_cards(call, name, look.result, exports)),
             "tried": _tried(call, name), "with_card": _WITH_CARD, **_serving(call, _served(call, name)),
-            "alone": bool(look.result["forms"]["gguf-lora"]["problems"]),
+            "alone": bool(expected["gguf-lora"]["problems"]),
         }  # fmt: skip
     return call.page("ship_run.html", **values)
+
+
+def _on_hub(run: Path) -> str:
+    """What the base of a run is probably called on the hub, where it did not come from there: a model of the catalogue
+    of its family, kind and shapes."""
+    known = known_models()
+    base = known.get(str(read_yaml(run / "config.yaml").get("base")))
+    alike = (each.hub_id for each in known.values() if base and each.hub_id and _nature(each) == _nature(base))
+    return next(alike, "")
+
+
+def _nature(entry: Entry) -> tuple[Any, ...]:
+    return entry.family, entry.kind, entry.config
+
+
+def _download(call: Call) -> Response:
+    """A file of an export of the run. Raises `Refused` where there is none."""
+    folder, name = call.text("folder"), call.text("file")
+    for each in _exports(call, call.workspace.run(call.path("name"))):
+        if each.folder.name == folder and name in each.record.files:
+            return FileResponse(each.file(name), filename=Path(name).name, headers={"cache-control": "no-store"})
+    raise Refused("no_file", name=name[:80])
 
 
 def _look(call: Call, name: str, path: Path) -> Work:
@@ -226,6 +253,7 @@ PAGE = Page(
     (
         Route("GET", "/ship", _choose),
         Route("GET", "/ship/{name:path}", _show),
+        Route("GET", "/download/{name:path}", _download),
         Route("POST", "/forms/{name:path}", _look_again),
         Route("POST", "/export/{name:path}", _export),
         Route("POST", "/publish/{name:path}", _publish),

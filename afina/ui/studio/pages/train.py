@@ -15,7 +15,7 @@ from afina.ui.studio import plans
 from afina.ui.studio.findings import refused
 from afina.ui.studio.forms import groups, typed_in, values
 from afina.ui.studio.pages._preparing import WATCHED, Data, alphabetical, begin_run, catalogue, forecast, last_asked
-from afina.ui.studio.view import Call, Page, Route, go, link
+from afina.ui.studio.view import Call, Page, Route, base_name, go, link
 from afina.ui.studio.words import Refused, Told, recorded
 from afina.ui.studio.work import Work
 
@@ -47,7 +47,7 @@ class _Asked:
         found: tuple[Work | None, dict[str, Any] | None, plans.Plan | None] = None, None, None
         if base and not data.missing:
             try:
-                given = values(typed, call.workspace)
+                given = values(typed, call.workspace, call.words)
                 found = _foreseen(call, data, base, answers, given)
             except AfinaError as error:
                 problem = error
@@ -124,7 +124,7 @@ def _page(call: Call, asked: _Asked, status: int = 200) -> Response:
         "train.html", status, asked=asked, plan=plan, seen=asked.seen, sent=sent,
         skipped=list(map(named, skipped)), not_compared=list(map(named, plans.left_out(asked.given, "compare"))),
         told=[_said(call, *each) for each in plan.told] if plan else [],
-        groups=groups(asked.typed), files=[each.name for each in call.workspace.usable_files()],
+        groups=groups(asked.typed, call.words), files=[each.name for each in call.workspace.usable_files()],
         can_search=find_spec("optuna") is not None and find_spec("sklearn") is not None,
         qualities=plans.QUALITIES, minutes=plans.MINUTES, **_languages(call, asked),
         remedies=[_remedy(call, asked, each) for each in plans.remedies(asked.seen or {})],
@@ -170,7 +170,7 @@ def _remedy(call: Call, asked: _Asked, remedy: plans.Remedy) -> dict[str, Any]:
     known = [words(key, value=remedy.settings[path]) for path, key in keys.items() if words.has(key)]
     base = {"base": remedy.base} if remedy.base else {}
     return {
-        "text": " + ".join(known) or remedy.base or ", ".join(keys),
+        "text": " + ".join(known) or base_name(remedy.base) or ", ".join(keys),
         "link": link("/train", **asked.query | remedy.settings | base),
         "memory": remedy.memory_gb, "seconds": remedy.seconds,
     }  # fmt: skip

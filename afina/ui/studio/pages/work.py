@@ -61,7 +61,8 @@ def _live(call: Call, work: Work) -> dict[str, Any]:
         "learns": _learns(events),
         "progress": next((each for each in progress if each.total), None),
         "stages": [(_stage(call.words, each.stage), each) for each in progress],
-        "notices": [e for e in events if isinstance(e, Notice)][-_NOTICES:],
+        "notices": [e.text for e in events if isinstance(e, Notice) and not e.warning][-_NOTICES:],
+        "warnings": [e.text for e in events if isinstance(e, Notice) and e.warning][-_NOTICES:],
         "outcome": outcome(call, work),
     }
 

@@ -100,12 +100,15 @@ for (const drop of document.querySelectorAll("[data-upload]")) {
     request.upload.onprogress = (event) => { told.textContent = `${file.name}: ${Math.floor((100 * event.loaded) / event.total)} %`; };
     request.onload = () => {
       if (request.status === 200) location.assign(JSON.parse(request.responseText).page);
-      else told.textContent = request.responseText;
+      const isText = request.getResponseHeader("content-type")?.startsWith("text/plain");
+      if (request.status !== 200) told.textContent = isText ? request.responseText : drop.dataset.failed;
     };
     request.onerror = () => { told.textContent = drop.dataset.failed; };
     request.send(file);
   };
-  input.addEventListener("change", () => { if (input.files[0]) send(input.files[0]); });
+  const chosen = () => { if (input.files[0]) send(input.files[0]); };
+  input.addEventListener("change", chosen);
+  chosen(); // before this script was here
   for (const name of ["dragover", "dragleave", "drop"]) {
     drop.addEventListener(name, (event) => {
       event.preventDefault();
