@@ -279,7 +279,7 @@ def test_each_goes_on_from_its_own_answers(closed: Visitor, monkeypatch: pytest.
 def test_who_leaves_ends_what_is_written_for_them(tiny: Base) -> None:
     with serving(tiny) as client, listening(client) as (port, _):
         step = client.service.engine.batcher.step
-        client.service.engine.batcher.step = lambda: time.sleep(0.01) or step()
+        client.service.engine.batcher.step = lambda: time.sleep(0.05) or step()  # 20 s, where nobody ends it
         body = {"model": tiny.facts.name, "messages": USER, "max_tokens": 400, "min_tokens": 400, "stream": True}
         sent: list[dict[str, Any]] = []
 
