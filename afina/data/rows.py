@@ -183,7 +183,7 @@ class Notes:
             else:
                 self._more = True
 
-    def tell(self, told: "Told") -> None:
+    def tell(self, told: Told) -> None:
         """Keeps a line with what it names."""
         self.say(told.line)
         self._told[told.line] = told
@@ -220,7 +220,7 @@ class Notes:
         return [(code, flaw) for (code, _), flaw in self._flaws.items() if len(flaw.values) >= flaw.least]
 
     @property
-    def told(self) -> list["Told"]:
+    def told(self) -> list[Told]:
         """Those of the lines of which it is known what they name."""
         return [self._told[line] for line in self._said if line in self._told]
 

@@ -48,10 +48,8 @@ class DecoderModel:
         hidden_NC, labels_N, weights_N = self._hidden(packed), packed.labels_N, packed.weights_N
         if (head_VC := self._plain_head()) is not None:
             return ops.summed_cross_entropy(self.module.ops_for(hidden_NC), hidden_NC, head_VC, labels_N, weights_N)
-        total, rows = (
-            hidden_NC.new_zeros((), dtype=torch.float32),
-            ops.chunk_rows(hidden_NC, self.module.arch.vocabulary),
-        )
+        total = hidden_NC.new_zeros((), dtype=torch.float32)
+        rows = ops.chunk_rows(hidden_NC, self.module.arch.vocabulary)
         again = drops(self.module.get_output_embeddings())
         for at in range(0, len(labels_N), rows):  # the backward pass recomputes a chunk's logits
             part = slice(at, at + rows)

@@ -245,7 +245,7 @@ struct Backward {
     // Of one segment, to whose keys and values, and its ancestors', the gradients are added.
     void segment(long s, long head, long heads, const Element<T> *KT, const Element<T> *VT, const Element<T> *K,
                  float *dK, float *dV, Scratch memory) const {
-        long D = a.heads.width, wide = padded(D), H = a.heads.q, depth = packed<T>(D), across_row = wide / PER<T>;
+        long D = a.heads.width, wide = padded(D), H = a.heads.q, depth = packed<T>(D), row = wide / PER<T>;
         long first = a.bounds[s], n = a.bounds[s + 1] - first, before = a.starts[s];
         Both<T> Q(memory, QUERIES, wide), dO(memory, QUERIES, wide), dS(memory, QUERIES, BLOCK);
         auto *P = memory.take<Element<T>>(QUERIES * BLOCK);
@@ -259,9 +259,9 @@ struct Backward {
                 long j = a.window && at - a.window + 1 > 0 ? (at - a.window + 1) / BLOCK * BLOCK : 0;
                 for (; j < at + m; j += BLOCK) {
                     long keys = at + m - j < BLOCK ? at + m - j : BLOCK, across = padded(keys);
-                    product(m, across, depth, Q.rows, across_row, 1, KT + j * depth, BLOCK, S, BLOCK, false);
+                    product(m, across, depth, Q.rows, row, 1, KT + j * depth, BLOCK, S, BLOCK, false);
                     mask_scores(S, m, at, j, across, a);
-                    product(m, across, depth, dO.rows, across_row, 1, VT + j * depth, BLOCK, dP, BLOCK, false);
+                    product(m, across, depth, dO.rows, row, 1, VT + j * depth, BLOCK, dP, BLOCK, false);
                     for (long i = 0; i < m; i++) {
                         const T *o = out + ((row0 + i) * H + h) * D, *g = dout + ((row0 + i) * H + h) * D;
                         Floats dots{};
@@ -276,11 +276,11 @@ struct Backward {
                             dS.put(i, x, s == -INFINITY ? Floats{} : ds);
                         }
                     }
-                    long pairs = packed<T>(m);
-                    product(keys, wide, pairs, P, 1, BLOCK, dO.beneath, wide, dV + j * wide, wide, true);
+                    product(keys, wide, packed<T>(m), P, 1, BLOCK, dO.beneath, wide, dV + j * wide, wide, true);
                     product(m, wide, packed<T>(keys), dS.rows, BLOCK / PER<T>, 1, K + j / PER<T> * wide, wide, dQ, wide,
                             true);
-                    product(keys, wide, pairs, dS.beneath, 1, BLOCK, Q.beneath, wide, dK + j * wide, wide, true);
+                    product(keys, wide, packed<T>(m), dS.beneath, 1, BLOCK, Q.beneath, wide, dK + j * wide, wide,
+                            true);
                 }
                 for (long i = 0; i < m; i++)
                     for (long x = 0; x < D; x += LANES)

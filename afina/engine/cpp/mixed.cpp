@@ -7,7 +7,7 @@
 #include <type_traits>
 #include <vector>
 
-#include "dots.h"
+#include "packed.h"
 
 namespace {
 
@@ -45,9 +45,6 @@ inline void add_tile(Floats *acc, const T *const *left, const T *tile, long k) {
 
 #ifdef __AVX512BF16__
 
-template <class T>
-constexpr bool PAIRED = std::is_same<T, bf16>::value;
-
 // The same by pairs of neighbours, which lie together in the tile (k / 2, TILE, 2).
 template <int M>
 inline void add_tile(Floats *acc, const bf16 *const *left, const bf16 *tile, long k) {
@@ -56,11 +53,6 @@ inline void add_tile(Floats *acc, const bf16 *const *left, const bf16 *tile, lon
         for (int m = 0; m < M; m++) acc[m] = dot(acc[m], repeated(left[m] + i), right);
     }
 }
-
-#else
-
-template <class T>
-constexpr bool PAIRED = false;
 
 #endif
 
@@ -168,7 +160,7 @@ void mixed_add(const T *x, long sx, T *y, long sy, const MixedProduct *const *ad
         }
     }
     low.resize(numbers);
-    if (PAIRED<T> && K % 2) {  // the last number of a row has no neighbour
+    if (PER<T> == 2 && K % 2) {  // the last number of a row has no neighbour
         even.assign(rows * (K + 1), T{});
         for (long t = 0; t < rows; t++) memcpy(&even[t * (K + 1)], x + t * sx, K * sizeof(T));
         x = even.data(), sx = ++K;

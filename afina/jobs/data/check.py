@@ -99,12 +99,7 @@ def _following(found: Check, settings: DataSettings, of_base: str) -> str:
     again = any(finding.code in ("duplicates", "near copies") for finding in found.findings)
     if not again or _has_parts(settings):
         return f"afina train {data}{''.join(flags.values())}{of_base}"
-    later = {
-        "data.learn",
-        "data.kind",
-        "data.max_length",
-        "data.too_long",
-    }  # what does not change the rows that are written
+    later = {"data.learn", "data.kind", "data.max_length", "data.too_long"}  # which change no row that is written
     reading = "".join(text.replace("--data.", "--") for path, text in flags.items() if path not in later)
     kept = "".join(text for path, text in flags.items() if path in later)
     return (
