@@ -5,6 +5,7 @@ import functools
 import gc
 import json
 import os
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -150,6 +151,7 @@ def sanitise() -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has what it runs in the background ignore it
     if config.getoption("--sanitise"):
         sanitise()
 
