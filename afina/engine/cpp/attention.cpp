@@ -149,7 +149,7 @@ void attend_queries(const T *q, long sq, const Element<T> *KT, const Element<T> 
 // since its branches see the same keys.
 long heads_of_a_piece(const Attention &a) {
     long group = a.heads.q / a.heads.kv, heads = group;
-    for (long parts = 1; parts <= group && a.trees * a.heads.kv * parts < 2 * a.threads; parts++)
+    for (long parts = 2; parts <= group && a.trees * a.heads.q / heads < 2 * a.threads; parts++)
         if (group % parts == 0) heads = group / parts;
     return heads;
 }

@@ -1,7 +1,6 @@
 // Norms and rotation of queries and keys: ops/by_cpp.py.
 
 #include <cmath>
-#include <vector>
 
 #include "attention.h"
 
@@ -28,10 +27,12 @@ inline void turn(float *x, const Rotary &r, long position, float direction) {
     long half = r.heads.rotated / 2;
     const float *c = r.cosines + position * half, *s = r.sines + position * half;
     for (float *p = x; p < x + (r.heads.q + r.heads.kv) * r.heads.width; p += r.heads.width)
-        for (long i = 0; i < half; i++) {
-            float a = p[i], b = p[i + half], sine = direction * s[i];
-            p[i] = a * c[i] - b * sine;
-            p[i + half] = b * c[i] + a * sine;
+        for (long i = 0; i < half; i += LANES) {
+            long left = half - i;
+            Floats a = load(p + i, left), b = load(p + i + half, left);
+            Floats cosine = load(c + i, left), sine = load(s + i, left) * direction;
+            store(p + i, a * cosine - b * sine, left);
+            store(p + i + half, b * cosine + a * sine, left);
         }
 }
 
@@ -41,10 +42,10 @@ void rotary_forward(const T *qkv, long stride, T *out, Rotary r, long rows, int 
     long D = heads.width, all = (heads.q + heads.kv) * D;
 #pragma omp parallel for num_threads(threads)
     for (long t = 0; t < rows; t++) {
-        std::vector<float> x(all);
-        for (long i = 0; i < all; i++) x[i] = get(qkv[t * stride + i]);
+        float *x = Scratch(all).take(all);
+        for (long i = 0; i < all; i += LANES) store(x + i, load(qkv + t * stride + i, all - i), all - i);
         for (int part = 0; r.norm && part < 2; part++) {
-            float *p = x.data() + (part ? heads.q * D : 0);
+            float *p = x + (part ? heads.q * D : 0);
             const float *w = part ? r.wk : r.wq;
             long n = (part ? heads.kv : heads.q) * D, group = r.norm == 1 ? D : n;
             for (long g = 0; g < n; g += group) {
@@ -52,9 +53,9 @@ void rotary_forward(const T *qkv, long stride, T *out, Rotary r, long rows, int 
                 for (long i = 0; i < group; i++) p[g + i] *= s * w[r.norm == 1 ? i : g + i];
             }
         }
-        turn(x.data(), r, r.positions[t], 1.0f);
+        turn(x, r, r.positions[t], 1.0f);
         T *o = out + t * all;
-        for (long i = 0; i < all; i += LANES) store(o + i, load(x.data() + i, all - i), all - i);
+        for (long i = 0; i < all; i += LANES) store(o + i, load(x + i, all - i), all - i);
     }
 }
 
@@ -65,18 +66,18 @@ void rotary_backward(T *d, const T *qkv, long stride, Rotary r, long rows, int t
     long D = heads.width, all = (heads.q + heads.kv) * D;
 #pragma omp parallel for num_threads(threads)
     for (long t = 0; t < rows; t++) {
-        std::vector<float> g(all);
-        for (long i = 0; i < all; i++) g[i] = get(d[t * stride + i]);
-        turn(g.data(), r, r.positions[t], -1.0f);
+        Scratch memory(2 * all);
+        float *g = memory.take(all), *x = memory.take(all);
+        for (long i = 0; i < all; i += LANES) store(g + i, load(d + t * stride + i, all - i), all - i);
+        turn(g, r, r.positions[t], -1.0f);
         for (int part = 0; r.norm && part < 2; part++) {
             long begin = part ? heads.q * D : 0;
             const float *w = part ? r.wk : r.wq;
             long n = (part ? heads.kv : heads.q) * D, group = r.norm == 1 ? D : n;
-            std::vector<float> x(group);
             for (long k = 0; k < n; k += group) {
-                float *p = g.data() + begin + k, dot = 0;
+                float *p = g + begin + k, dot = 0;
                 for (long i = 0; i < group; i++) x[i] = get(qkv[t * stride + begin + k + i]);
-                float rs = head_rstd(x.data(), group, r.eps);
+                float rs = head_rstd(x, group, r.eps);
                 for (long i = 0; i < group; i++) {
                     p[i] *= w[r.norm == 1 ? i : k + i];
                     dot += p[i] * x[i];
@@ -84,7 +85,7 @@ void rotary_backward(T *d, const T *qkv, long stride, Rotary r, long rows, int t
                 for (long i = 0; i < group; i++) p[i] = rs * p[i] - x[i] * (dot * rs * rs * rs / group);
             }
         }
-        for (long i = 0; i < all; i += LANES) store(d + t * stride + i, load(g.data() + i, all - i), all - i);
+        for (long i = 0; i < all; i += LANES) store(d + t * stride + i, load(g + i, all - i), all - i);
     }
 }
 
