@@ -66,8 +66,7 @@ def speed(options: argparse.Namespace, spins: str | None) -> float:
 
 @contextmanager
 def busy(other: str) -> Iterator[None]:
-    environment = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
-    process = subprocess.Popen([sys.executable, "-c", OTHERS[other]], env=environment, start_new_session=True)
+    process = subprocess.Popen([sys.executable, "-c", OTHERS[other]], env=common.ENVIRONMENT, start_new_session=True)
     try:
         time.sleep(3)  # until it has loaded
         yield

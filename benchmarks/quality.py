@@ -5,8 +5,8 @@
 DATASETS is a folder with the data sets named below. Per task and setting: the mean held-out loss in nats per token, its
 difference to the default's with a 95 % interval over seeds (paired), the loss on general text above the base's, and the
 seconds of the steps alone. Optimisers are compared at their best: each one's learning rate is searched first, alike for
-all, as multiples of its rule, with a seed that is not among those that are reported; where the best of three is at the
-edge, one more is tried beyond it.
+all, as multiples of its rule, with a seed that is not among those that are reported; while the best is at the edge, one
+more is tried beyond it.
 
 A cell is one training; cells that stand in --out are not repeated, so that a long table can be made in several
 sittings.
@@ -86,10 +86,12 @@ class Cells:
         if self.options.comparison != SEARCHED:
             return 1.0
         losses = {times: self.get(task, name, SEARCH_SEED, times)["loss"] for times in RATES}
-        beyond = {RATES[0]: RATES[0] / 2, RATES[-1]: RATES[-1] * 2}.get(min(losses, key=losses.__getitem__))
-        if beyond:
+        while True:
+            best = min(losses, key=losses.__getitem__)
+            beyond = best / 2 if best == min(losses) else best * 2 if best == max(losses) else None
+            if beyond is None:
+                return best
             losses[beyond] = self.get(task, name, SEARCH_SEED, beyond)["loss"]
-        return min(losses, key=losses.__getitem__)
 
     def get(self, task: str, name: str, seed: int, times: float) -> Cell:
         comparison, rows = self.options.comparison, self.options.rows

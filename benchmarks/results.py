@@ -19,8 +19,11 @@ DATASETS = "DATASETS"  # the folder of data sets that those lie in: without exam
 SCRIPTS: dict[str, list[str]] = {
     "start_up": ["start_up.py"],
     "train_speed_batch_8": ["train_speed.py", ROWS, "--batch", "8"],
-    "train_speed_batch_32": ["train_speed.py", ROWS, "--batch", "32", "--steps", "3"],
-    "train_speed_instruction": ["train_speed.py", ROWS, "--batch", "32", "--steps", "3", "--instruction", "300"],
+    "train_speed_batch_32": ["train_speed.py", ROWS, "--batch", "32", "--steps", "3", "--peers", "afina,peft"],
+    "train_speed_instruction": [
+        *("train_speed.py", ROWS, "--batch", "32", "--steps", "2", "--instruction", "300"),
+        *("--rounds", "2", "--peers", "afina,peft"),
+    ],
     "train_speed_file": ["train_speed.py", ROWS, "--batch", "8", "--order", "file"],
     "train_speed_fp32": ["train_speed.py", ROWS, "--batch", "8", "--precision", "fp32", "--steps", "3"],
     "time_to_loss": ["time_to_loss.py", ROWS],

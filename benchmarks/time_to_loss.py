@@ -2,8 +2,9 @@
 
     python benchmarks/time_to_loss.py --rows e2e/train.jsonl [--json]
 
-Both train on the first rows of the file, 8 at a time, each at its usual learning rate for LoRA: TRL with 2e-4 as its
-documentation has it, Afina by its rule. The next 160 rows are held out. Evaluations are not counted in either time.
+Both train on the same rows in the same order (`--order`), 8 at a time, each at its usual learning rate for LoRA: TRL
+with 2e-4 as its documentation has it, Afina by its rule. The next 160 rows are held out; a prompt with several answers
+may stand on both sides, for both programs alike. Evaluations are not counted in either time.
 """
 
 import argparse

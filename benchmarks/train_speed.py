@@ -6,7 +6,7 @@
 Each program runs in a process of its own, one after another, several rounds; medians are reported. Tokens are the
 prompt and completion tokens, without padding, of complete optimiser steps after the warm-up, over rows of the file as
 they are drawn (`--order file`: in its order, in which rows of one prompt may stand together, and share more). Distinct
-tokens are those of what several rows of a step begin with once: Afina computes no others. The peers may choose: bf16
+tokens are those that Afina computes: what several rows of a pass begin with counts once. The peers may choose: bf16
 weights with or without autocast, or fp32, whichever is fastest for them here; where a batch is too large for PEFT in
 this memory, it takes micro-batches of eight rows. `limit` is what the processor's measured matrix peak would allow:
 peak ÷ (4 × parameters used) tokens a second.
@@ -53,9 +53,15 @@ def main() -> None:
         share = distinct_share(batches(options)[WARM_UP:])
         result |= {"order": options.order, "instruction": options.instruction, "distinct_share": share}
         found: dict[str, list[dict[str, float]]] = {peer: [] for peer in options.peers.split(",")}
+        failed: dict[str, str] = {}
         for _ in range(options.rounds):
             for peer in found:
-                measured = measure(peer, options)
+                try:
+                    measured = None if peer in failed else measure(peer, options)
+                except SystemExit as error:  # of its memory, mostly
+                    if peer == "afina":
+                        raise
+                    failed[peer], measured = str(error).splitlines()[-1], None
                 if measured:
                     found[peer].append(measured)
     for peer, rounds in found.items():
@@ -63,7 +69,7 @@ def main() -> None:
         if rounds:
             speed = result[peer].pop("tokens_per_second")
             result[peer] = {"tokens_per_second": speed, "distinct_per_second": share * speed, **result[peer]}
-    result |= {"limit": facts["limit"], "peft_micro_batch": options.micro}
+    result |= {"limit": facts["limit"], "peft_micro_batch": options.micro, "failed": failed}
     report(result, options.json)
 
 
@@ -88,13 +94,18 @@ def batches(options: argparse.Namespace) -> list[Rows]:
     return [rows[i : i + options.batch] for i in range(0, len(rows), options.batch)]
 
 
-def distinct_share(groups: list[Rows]) -> float:
-    """Of the tokens of these batches."""
-    from afina.engine.forest import plant
+def distinct_share(steps: list[Rows]) -> float:
+    """Of the tokens of these batches, those that are computed."""
+    from afina.engine.forest import groups, plant
+    from afina.training import TrainingSettings
 
-    ids = [[row["ids"] for row in group] for group in groups]
-    distinct = sum(len(plant(rows, [0] * len(rows)).ids) for rows in ids)
-    return distinct / sum(len(row) for rows in ids for row in rows)
+    computed = tokens = 0
+    for step in steps:
+        ids = [row["ids"] for row in step]
+        tokens += sum(map(len, ids))
+        for numbers, _ in groups(ids, [0] * len(ids), TrainingSettings().tokens_per_pass):
+            computed += len(plant([ids[i] for i in numbers], [0] * len(numbers)).ids)
+    return computed / tokens
 
 
 def labelled(group: Rows) -> int:
@@ -138,7 +149,7 @@ def run_afina(options: argparse.Namespace) -> dict[str, float]:
 
 
 def run_peft(options: argparse.Namespace) -> dict[str, float]:
-    """A plain loop, in the fastest of three ways to compute by the first step after the warm-up."""
+    """A plain loop, in the fastest of three ways to compute by the first step after the warm-up, of `MICRO` rows."""
     import torch
 
     groups = batches(options)
@@ -168,15 +179,17 @@ def run_peft(options: argparse.Namespace) -> dict[str, float]:
 
     way = os.environ.get("AFINA_BENCH_WAY")
     if way:
-        return timed(stepper(*ways[way]), groups[: WARM_UP + 1])
+        return timed(stepper(*ways[way]), [group[:MICRO] for group in groups[: WARM_UP + 1]])
     speeds = dict.fromkeys(ways, 0.0)
     for name in ways if len(ways) > 1 else ():  # each in a process of its own, for the peak of memory is one a process
         environment = {**os.environ, "AFINA_BENCH_WAY": name}
-        with suppress(subprocess.TimeoutExpired):  # without the instructions for it, bf16 takes minutes a step
+        with suppress(subprocess.SubprocessError):  # without the instructions for it, bf16 takes minutes a step
             done = subprocess.run(
                 [sys.executable, *sys.argv], env=environment, capture_output=True, text=True, check=True, timeout=120
             )
             speeds[name] = json.loads(done.stdout.strip().splitlines()[-1])["tokens_per_second"]
+    if len(ways) > 1 and not any(speeds.values()):
+        raise SystemExit(f"none of PEFT's ways ({', '.join(ways)}) came to an end")
     return timed(stepper(*ways[max(speeds, key=speeds.__getitem__)]), groups)
 
 
@@ -302,13 +315,14 @@ def report(result: dict[str, Any], as_json: bool) -> None:
     before = f" after an instruction of {result['instruction']} tokens" if result["instruction"] else ""
     order = "as drawn" if result["order"] == "drawn" else "in the file's order"
     print(f"{result['machine']}; batch {result['batch']}, Afina in {result['precision']}")
-    print(f"rows {order}{before}: {share:.0%} of their tokens are distinct")
+    print(f"rows {order}{before}: {share:.0%} of their tokens are computed, the rest is shared")
     print(f"{'':8} {'tokens/s':>9} {'distinct/s':>10} {'peak GB':>8} {'last loss':>10} {'Afina is':>9}")
     own = result.get("afina")
     for peer in PEERS:
         found = result.get(peer)
         if found is None:
-            print(f"{peer:8} not installed" if peer in result else f"{peer:8} not asked for")
+            why = "not installed" if peer in result else "not asked for"
+            print(f"{peer:8} {'failed: ' + result['failed'][peer] if peer in result['failed'] else why}")
             continue
         ratio = f"{own['tokens_per_second'] / found['tokens_per_second']:8.2f}x" if own else ""
         speeds = f"{found['tokens_per_second']:9.0f} {found['distinct_per_second']:10.0f}"

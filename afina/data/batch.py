@@ -134,17 +134,24 @@ def _kinds(rows: Sequence[Row], shares: Shares | None) -> list[int] | None:
     return None if shares is None else shares([len(row.input_ids) for row in rows])
 
 
-def epoch_order(count: int, seed: int, epoch: int, prompts: Sequence[int] | None = None) -> list[int]:
+def epoch_order(
+    count: int, seed: int, epoch: int, prompts: Sequence[int] | None = None, together: int = 1
+) -> list[int]:
     """The order in which the `count` rows are seen in `epoch` (0 first): a shuffle that `seed` and `epoch` decide.
-    Rows of the same of `prompts` come together, with the first of them."""
+    Rows of the same of `prompts` come in blocks of `together`, each where the first of its rows was."""
     order = list(range(count))
     random.Random(f"{seed} {epoch}").shuffle(order)
-    if prompts is not None:
-        first: dict[int, int] = {}
-        for at, row in enumerate(order):
-            first.setdefault(prompts[row], at)
-        order.sort(key=lambda row: first[prompts[row]])
-    return order
+    if prompts is None:
+        return order
+    blocks: list[list[int]] = []
+    open_blocks: dict[int, list[int]] = {}
+    for row in order:
+        block = open_blocks.get(prompts[row])
+        if block is None or len(block) == together:
+            block = open_blocks[prompts[row]] = []
+            blocks.append(block)
+        block.append(row)
+    return list(chain.from_iterable(blocks))
 
 
 def numbered(prompts: Iterable[Sequence[int]]) -> list[int]:

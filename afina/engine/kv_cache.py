@@ -63,19 +63,17 @@ class Cache:
         """Of all slots, with the room that they have."""
         return sum(tensor.nbytes for layer in self._layers for tensor in layer)
 
-    def longest(self, slots: list[int]) -> int:
-        """Tokens in the longest of the sequences in `slots`."""
-        return int(self._lengths[slots].max())
+    def longest(self, slots: list[int], segments: Segments) -> int:
+        """Tokens of the longest of the sequences in `slots` once the segments have joined them."""
+        return int((self._lengths[slots] + segments.lengths_S).max())
 
     def begin(self, slots: list[int], segments: Segments) -> None:
         if len(segments.lengths) != len(slots) or len(set(slots)) != len(slots):
             raise IndexError(f"{len(segments.lengths)} segments continue the slots {slots}")
         if slots and not 0 <= min(slots) <= max(slots) < self.slots:
             raise IndexError(f"the cache has {self.slots} slots, {slots} are asked for")
-        if slots and self.longest(slots) + segments.longest > self.room:  # the least room that is surely enough
-            lengths = self._lengths[slots] + segments.lengths_S
-            if int(lengths.max()) > self.room:
-                raise IndexError(f"a sequence of {int(lengths.max())} tokens, the cache has room for {self.room}")
+        if slots and (longest := self.longest(slots, segments)) > self.room:
+            raise IndexError(f"a sequence of {longest} tokens, the cache has room for {self.room}")
         self._of = Continued(torch.tensor(slots, dtype=torch.int32), self._lengths[slots])
 
     @property

@@ -74,7 +74,7 @@ def forecast_training(base: Skeleton, settings: RunSettings, workload: Workload,
     trained, fixed = case.trained, held(case)
     plan = resolve(settings, _facts(case, max(0, machine.available - fixed.training))).plan
     batches = micro_batches_of(case, plan)
-    seconds = Seconds(case, plan.checkpoint_activations, slower(case, batches))
+    seconds = Seconds(case, plan.checkpoint_activations, slower(case, batches), batches.computed)
     epoch_batches = seconds.training(batches)
     epoch = epoch_batches + seconds.steps(plan.steps_per_epoch)
     rehearsal = epoch_batches * batches.largest / batches.tokens

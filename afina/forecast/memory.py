@@ -5,8 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from afina.forecast.workload import Case, MicroBatches
 from afina.measure.verification import REFERENCE_TOKENS
 from afina.models import footprint as model_bytes
-from afina.models.batcher import MAX_BATCH_SIZE
-from afina.models.causal import PREFILL_TOKENS
+from afina.models.batcher import MAX_BATCH_SIZE, PREFILL_TOKENS
 from afina.training.loss import TOKENS
 from afina.training.optimizers import OPTIMIZERS
 

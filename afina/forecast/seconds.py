@@ -29,10 +29,12 @@ ALIKE = Slower(1.0, 1.0)
 
 
 class Seconds:
-    """The seconds of each thing that a training does, of one case."""
+    """The seconds of each thing that a training does, of one case. Of the tokens that it reads without gradients the
+    share `computed` is, as of the training rows; the rest is shared."""
 
-    def __init__(self, case: Case, recompute: bool, slower: Slower) -> None:
+    def __init__(self, case: Case, recompute: bool, slower: Slower, computed: float = 1.0) -> None:
         self.case, self.speed, self.recompute, self.slower = case, case.machine.speed, recompute, slower
+        self.computed = computed
         module, quantize = case.base.module, case.settings.quantize
         config: Any = case.base.config
         self.hidden, self.layers = int(config.hidden_size), int(config.num_hidden_layers)
@@ -87,12 +89,8 @@ class Seconds:
         """One evaluation of the held-out loss."""
         workload = self.case.workload
         mean = workload.tokens / max(1, len(workload.lengths))
-        return self.reading(
-            workload.held_out,
-            -(-workload.held_out // TOKENS),
-            workload.held_out * mean / 2,
-            workload.held_out * workload.labelled,
-        )
+        tokens = self.computed * workload.held_out
+        return self.reading(tokens, -(-tokens // TOKENS), tokens * mean / 2, workload.held_out * workload.labelled)
 
     def reference_logits(self) -> float:
         """The logits that are kept for the verification after training."""
@@ -103,7 +101,7 @@ class Seconds:
     def answers(self) -> float:
         """The answers of the base and of the adapted model, after training."""
         workload = self.case.workload
-        prompts = workload.asked * workload.prompt
+        prompts = self.computed * workload.asked * workload.prompt
         read = self.reading(
             prompts, -(-workload.asked // MAX_BATCH_SIZE), prompts * workload.prompt / 2, workload.asked
         )
@@ -121,7 +119,7 @@ class Seconds:
         workload, count = self.case.workload, self.case.settings.train.samples
         if not count:
             return 0.0
-        prompts = count * workload.prompt
+        prompts = self.computed * count * workload.prompt
         read = self.reading(prompts, 1, prompts * workload.prompt / 2, count)
         steps = min(workload.most_new, 2 * workload.answer) if self.case.base.task.writes_text else 0
         return float(read + self._steps(steps, count))

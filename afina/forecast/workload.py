@@ -154,6 +154,8 @@ def micro_batches_of(case: Case, plan: Plan) -> MicroBatches:
             count, tokens, largest = count + 1, tokens + padded, max(largest, padded)
             unpadded, own_tokens = unpadded + computed, own_tokens + sum(map(len, own))
             square += sum(n * (n / 2 + start) for n, start in zip(found.lengths, found.starts, strict=True))
+    longest = int(max(workload.lengths))  # a step that was not looked at may have it
+    largest = max(largest, -(-longest // ROUND) * ROUND if case.base.is_decoder else longest)
     scale = len(groups) / len(sampled)
     return MicroBatches(
         count=round(scale * count),

@@ -14,10 +14,7 @@ from afina.lora.injection import disabled
 from afina.models.load import Base
 from afina.models.model import IGNORE_INDEX
 
-REFERENCE_ROWS, REFERENCE_TOKENS = (
-    4,
-    128,
-)  # at most so many rows and labels; of each label, the logits of the whole vocabulary
+REFERENCE_ROWS, REFERENCE_TOKENS = 4, 128  # at most so many rows and labels, each with logits of the whole vocabulary
 # Relative to the largest logit: the same sums in the same order, so only a different path may round differently.
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 
@@ -41,7 +38,7 @@ def reference_logits(base: Base, rows: Sequence[Row]) -> Tensor:
     module = base.model.module
     with evaluation_mode(module):
         on = next(module.parameters()).device
-        logits = base.model.label_logits(pack(_first(rows), on, vocabulary=base.facts.vocabulary))
+        logits = base.model.label_logits(pack(_first(rows), on, base.model.shares, base.facts.vocabulary))
     return logits.float().cpu()
 
 

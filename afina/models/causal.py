@@ -20,10 +20,7 @@ from afina.engine.decoder import Decoder, drops
 from afina.engine.sequences import DecoderSequences, prompt_logits
 from afina.models.model import IGNORE_INDEX, ActiveSequences, Packed, token_losses
 
-EAGER_TOKENS = (
-    384  # tokens; beyond, the square of the length weighs more than the slow backward pass of fused attention
-)
-PREFILL_TOKENS = 4096  # prompt tokens of one forward pass
+EAGER_TOKENS = 384  # beyond, the square of the length weighs more than the slow backward pass of fused attention
 
 
 class DecoderModel:

@@ -1,5 +1,6 @@
 """The training loop. What is trainable decides what is trained: LoRA's weights, or others for the baselines."""
 
+import heapq
 import math
 import time
 from collections import deque
@@ -43,6 +44,8 @@ from afina.training.optimizer import Optimizer
 from afina.training.plan import Plan
 from afina.training.schedule import learning_rate
 from afina.training.settings import TrainingSettings
+
+_REHEARSED = 8  # steps with the longest rows, and with the most tokens, whose passes are looked at for the largest
 
 
 class _Taken(NamedTuple):
@@ -307,26 +310,31 @@ class Trainer:
         return found
 
     def _rehearse(self) -> None:
-        """One forward and backward pass over the longest micro-batch, of which nothing is kept: what does not fit into
-        memory is said now and not hours later. Raises `OutOfMemory`."""
+        """One forward and backward pass over the largest micro-batch of the steps with the longest rows and with the
+        most tokens, of which nothing is kept: what does not fit into memory is said now and not hours later. Raises
+        `OutOfMemory`."""
         module, settings, objective = self.base.model.module, self.settings, self._objective
         limits = settings.tokens_per_pass, settings.micro_batch_size
         known = objective.lengths(self._units)
         groups = self.plan.batches(known, self.seed, 0, self._prompts)[: self.plan.steps]
-        numbers = max(groups, key=lambda group: (max(known[i] for i in group), sum(known[i] for i in group)))
-        units = [self._units[i] for i in numbers]
-        largest = max(objective.passes(self.base, units, *limits), key=lambda group: group.tokens)
-        longest = [units[i] for i in largest.rows]
+        tokens, units = 0, self._units[:1]
+        for size in (max, sum):
+            for numbers in heapq.nlargest(_REHEARSED, groups, key=lambda group: size(known[i] for i in group)):
+                step = [self._units[i] for i in numbers]
+                for group in objective.passes(self.base, step, *limits):
+                    if group.tokens > tokens:
+                        tokens, units = group.tokens, [step[i] for i in group.rows]
+        longest = max(zip(objective.lengths(units), units, strict=True), key=lambda each: each[0])[1]
         module.train()
         begun = time.monotonic()
-        what = f"the longest micro-batch ({counted(largest.tokens, 'token')}, with {longest[-1].location})"
+        what = f"the largest micro-batch ({counted(tokens, 'token')}, with {longest.location})"
         remedy = (
             "`afina fit BASE DATA` with the same flags says what would; --train.checkpoint_activations true, "
             "a lower --train.tokens_per_pass or --data.max_length need less"
         )
         with same_random_numbers(self._device), fitting(self._device, what, remedy):
             try:
-                gradients(self.base, longest, objective, *limits)
+                gradients(self.base, units, objective, *limits)
                 wait_for(self._device)
             except RuntimeError as error:
                 if not settings.deterministic or "deterministic" not in str(error):
@@ -337,7 +345,7 @@ class Trainer:
                 ) from error
         module.zero_grad(set_to_none=True)
         seconds = time.monotonic() - begun
-        self._tell(Notice(f"rehearsed the longest micro-batch: {counted(largest.tokens, 'token')} in {seconds:.1f} s"))
+        self._tell(Notice(f"rehearsed the largest micro-batch: {counted(tokens, 'token')} in {seconds:.1f} s"))
 
     def _seconds(self) -> float:
         return self._now.seconds + time.monotonic() - self._started

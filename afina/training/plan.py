@@ -33,9 +33,9 @@ class Plan(Settings):
     def batches(
         self, lengths: Sequence[int], seed: int, epoch: int, prompts: Sequence[int] | None = None
     ) -> list[list[int]]:
-        """The rows of each optimiser step in `epoch` (0 first), by number; `lengths` are theirs, in tokens. Those of
-        the same of `prompts`, where given, come together."""
-        order = epoch_order(len(lengths), seed, epoch, prompts)
+        """The rows of each optimiser step in `epoch` (0 first), by number; `lengths` are theirs, in tokens. Of those of
+        the same of `prompts`, where given, as many come together as a step has rows."""
+        order = epoch_order(len(lengths), seed, epoch, prompts, self.batch_size)
         return _batches(self.batch_size, self.tokens_per_batch, lengths, order)
 
 

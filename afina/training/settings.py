@@ -38,7 +38,8 @@ class TrainingSettings(Settings):
     share: bool = True
     """Compute what several rows of a micro-batch begin with only once: the same gradients, in less time and memory."""
     group_prompts: bool = False
-    """Put rows of the same prompt into one step, where they share more; steps are then less varied."""
+    """Put rows of the same prompt into one step, up to its number of rows, where they share more; steps are then less
+    varied."""
     learning_rate: float | None = setting(None, gt=0)
     """Highest learning rate; by default chosen from the model's width and the number of steps."""
     lora_plus_ratio: float = setting(1.0, gt=0)

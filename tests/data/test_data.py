@@ -313,6 +313,20 @@ def test_epoch_orders_differ_and_repeat() -> None:
     assert len({tuple(epoch_order(30, s, e)) for s in (1, 2) for e in (0, 1)}) == 4
 
 
+def test_rows_of_one_prompt_come_in_blocks_of_a_step() -> None:
+    """Where a prompt has more rows than a step, its blocks are shuffled among the others."""
+    prompts = [0] * 40 + [n // 4 for n in range(4, 164)]
+    order = epoch_order(200, 1, 0, prompts, 8)
+    assert sorted(order) == list(range(200))
+    blocks = [[prompts[row] for row in order[at : at + 8]] for at in range(0, 200, 8)]
+    assert all(len(set(block)) <= 3 for block in blocks)
+    of_first = [at for at, row in enumerate(order) if prompts[row] == 0]
+    runs = [at for at in of_first if at - 1 not in of_first]
+    assert len(runs) >= 3
+    plain = epoch_order(200, 1, 0)
+    assert [row for row in order if prompts[row] == 0] == [row for row in plain if prompts[row] == 0]
+
+
 def test_a_test_split(tmp_path: Path, tiny) -> None:
     rows = [{"prompt": f"q {i // 2}", "completion": f"a {i}"} for i in range(200)]
     path = write_rows(tmp_path / "t.jsonl", rows)

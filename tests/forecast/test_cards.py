@@ -8,12 +8,13 @@ import torch
 
 from afina.core.errors import SettingsError
 from afina.data.settings import DataSettings
+from afina.data.template import Row
 from afina.forecast import benchmark, machines
 from afina.forecast.cards import CARDS, MACHINES
 from afina.forecast.estimate import Forecast, forecast_training
 from afina.forecast.expected import NO_DATA
 from afina.forecast.machines import named, this_machine
-from afina.forecast.workload import Workload
+from afina.forecast.workload import Workload, case_of, micro_batches_of
 from afina.lora.config import LoraConfig
 from afina.models.skeleton import read_skeleton
 from afina.settings import RunSettings
@@ -91,6 +92,17 @@ def test_small_passes_take_as_long_as_their_kernels_are_launched() -> None:
     assert small.epoch_seconds == pytest.approx(launched, rel=0.2)
     large = foreseen("starter", "h100", 2048, 32)
     assert large.epoch_seconds < 64 * 32 * small.epoch_seconds / 10
+
+
+def test_the_longest_row_is_counted_wherever_it_stands() -> None:
+    """Of many rows that may share only the first steps are looked at."""
+    rows = [Row([n % 200 for n in range(k, k + 20)], [-100] * 10 + [1] * 10, "") for k in range(4000)]
+    rows[2345] = Row([7] * 3000, [-100] * 10 + [1] * 2990, "")
+    work = Workload([len(row.input_ids) for row in rows], 0.5, 0, 0, 0.0, 0, 0.0, 0, rows=rows)
+    base, card = read_skeleton(LLAMA_8B, cache_dir=Path("none")), named("l4")
+    settings = RunSettings(base=LLAMA_8B, data=DataSettings(path=NO_DATA), train=TrainingSettings(epochs=1))
+    case = case_of(base, settings, work, card)
+    assert micro_batches_of(case, forecast_training(base, settings, work, card).plan).largest >= 3000
 
 
 def test_a_card_is_timed_until_it_is_done(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -263,7 +263,7 @@ def test_forecast_and_measured(data: Path, tiny_folder: Path, tmp_path: Path, ca
     assert found["forecast"]["memory_gb"]["training"] > 0
     assert found["measured"]["memory_gb"] > 0
     texts = [event.text for event in events if isinstance(event, Notice)]
-    assert any(text.startswith("rehearsed the longest micro-batch") for text in texts)
+    assert any(text.startswith("rehearsed the largest micro-batch") for text in texts)
     assert any(text.startswith("forecast and measured: memory") for text in texts)
 
 
@@ -279,7 +279,7 @@ def test_a_micro_batch_that_does_not_fit_is_said_before_the_first_step(
     with OBJECTIVES.added(Full()):
         train_settings = TrainingSettings(objective="full")
         wanted = settings(data, base=str(tiny_folder), out=tmp_path / "run", cache_dir=cache, train=train_settings)
-        with pytest.raises(OutOfMemory, match=r"longest micro-batch \(\d+ tokens, with .*rows.jsonl:\d+"):
+        with pytest.raises(OutOfMemory, match=r"largest micro-batch \(\d+ tokens, with .*rows.jsonl:\d+"):
             train(wanted)
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 

@@ -191,6 +191,18 @@ def test_prompts_are_read_in_parts_and_no_short_one_waits_for_a_long_one(model: 
     assert torch.allclose(found[2], expected[2], atol=1e-4)
 
 
+def test_a_long_sequence_beside_a_new_prompt_needs_no_more_room(model: Writer) -> None:
+    """Neither the end of the one nor the whole of the other passes the room: it is not their sum that counts."""
+    long, new = [i % 200 + 3 for i in range(76)], [*range(50, 90)]
+    sequences = model.start(2, 80, kept=0)
+    size = sequences.bytes
+    sequences.add([long], [None])
+    sequences.read(70)
+    sequences.add([new], [None])
+    assert sorted(sequences.read(1000)[0]) == [0, 1]
+    assert sequences.bytes == size
+
+
 def test_what_begins_alike_goes_on_together_in_parts(model: Writer, passes: list[int]) -> None:
     trunk = [i % 150 + 20 for i in range(100)]
     prompts = [[*trunk, *([i] * 20)] for i in range(3, 9)]

@@ -4,6 +4,7 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,8 +12,10 @@ import torch
 from trainers import colour_data, train_adapter, trainer
 
 from afina.core.errors import NonFiniteLoss, NothingTrains
-from afina.core.events import Done, HeldOut, Step
+from afina.core.events import Done, HeldOut, Notice, Step
+from afina.data.batch import epoch_order
 from afina.data.load import Dataset
+from afina.data.template import Row
 from afina.lora import LoraConfig, adapter_state, inject
 from afina.models.load import Base, load_base
 from afina.training import TrainingSettings, mean_loss
@@ -110,3 +113,16 @@ def test_ctrl_c_stops_after_the_step_and_saves(fit, tiny: Base) -> None:
     done = fit(tiny, press, lambda: saved.append(1), epochs=5, eval_steps=100)
     assert (done.steps, done.reason, saved) == (2, "interrupted", [1])
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_the_largest_micro_batch_is_rehearsed_and_not_that_of_the_longest_rows(tiny: Base) -> None:
+    """Rows of 60 tokens that share 50 need less than others of 50 that share none."""
+    alike = [Row([*range(5, 55), *([60 + i] * 10)], [-100] * 50 + [1] * 10, f"alike:{i}") for i in range(4)]
+    apart = [Row([100 + i] * 50, [-100] * 40 + [1] * 10, f"apart:{i}") for i in range(4)]
+    inject(tiny.model.module, LoraConfig(rank=4))
+    said: list[str] = []
+    settings = TrainingSettings(epochs=1, batch_size=4, learning_rate=1e-3)
+    by_place = dict(zip(epoch_order(8, 0, 0), [*alike, *apart], strict=True))  # the first step's, and the second's
+    rows = SimpleNamespace(train=[by_place[i] for i in range(8)], held_out=alike[:1])
+    trainer(tiny, rows, settings, None, lambda e: said.append(e.text) if isinstance(e, Notice) else None).run()
+    assert any(text.startswith("rehearsed the largest micro-batch: 200 tokens") for text in said)

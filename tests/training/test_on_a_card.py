@@ -447,5 +447,5 @@ def test_what_does_not_fit_is_said_with_the_memory_of_the_device(fresh, data: Da
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
     monkeypatch.setattr(Supervised, "loss", full)
-    with pytest.raises(OutOfMemory, match=r"the longest micro-batch \(.*\) does not fit into memory"):
+    with pytest.raises(OutOfMemory, match=r"the largest micro-batch \(.*\) does not fit into memory"):
         train_adapter(fresh(), data, None, **HOW)

@@ -31,7 +31,7 @@ class OptimizerSpec(Protocol):
 
     @property
     def step_cost(self) -> float:
-        """Seconds of a step per trained number, as a multiple of AdamW's (both timed on a large tensor)."""
+        """Seconds of a step per trained number, as a multiple of AdamW's."""
 
     @property
     def rate_factor(self) -> float:
