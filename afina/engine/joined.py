@@ -312,10 +312,10 @@ class _JoinedFunction(torch.autograd.Function):
             if product.ranks < len(product.low):
                 dlow[:, product.ranks :] = 0
             dx = product.weights.product_back(joined) if ctx.needs_input_grad[0] else None
-            da = product.ops.outer_product(x, dlow, 1.0)
+            da = product.ops.outer_product(dlow, x, 1.0)
             for _, scaling, outputs, ranks in product.updates:
                 db = product.ops.outer_product(dy[:, outputs], low[:, ranks], scaling)
-                grads += (da[:, ranks].T, db)
+                grads += (da[ranks], db)
         own = []
         for layer, d in zip(product.frozen, dy.split(product.outputs, 1), strict=True):
             if storage_of(layer).requires_grad:

@@ -52,7 +52,7 @@ _PAIRS: dict[str, list[Any]] = {
     "low_rank_pack": [Pointer, Float, Pointer, Pointer, Long, Long],
     "low_rank_add": [Pointer, Long, Pointer, Long, Pointer, Long, Long, Long, Int],
     "low_rank_project": [Pointer, Long, Pointer, Pointer, Long, Long, Long, Long, Int],
-    "low_rank_outer": [Pointer, Long, Pointer, Long, Pointer, Float, Long, Long, Long, Int],
+    "low_rank_outer": [Pointer, Long, Pointer, Long, Pointer, Long, Long, Float, Long, Long, Long, Int],
 }
 _IN_MEMORY = ctypes.Structure, ctypes.Array
 LANES = 16  # numbers in the widest vector

@@ -67,7 +67,8 @@ void low_rank_project(const bf16 *dy, long sdy, const bf16 *by_output, bf16 *dlo
 // V vectors of columns of `out` at o, in fp32: pairs of rows of x lie side by side, a block of them at a time, so that
 // they are read from the cache once for every eight ranks.
 template <int V>
-void outer_columns(const bf16 *x, long sx, const uint32_t *paired, float *out, float scale, long rows, long o, long r) {
+void outer_columns(const bf16 *x, long sx, const uint32_t *paired, float *out, long so, long si, float scale, long rows,
+                   long o, long r) {
     constexpr long BLOCK = 128, RANKS = 8;
     alignas(64) Words both[BLOCK][V];
     std::vector<Floats> sums(r * V, Floats{});
@@ -95,13 +96,19 @@ void outer_columns(const bf16 *x, long sx, const uint32_t *paired, float *out, f
         }
     }
     for (long i = 0; i < r; i++)
-        for (long v = 0; v < V; v++)
-            for (long l = 0; l < LANES; l++) out[(o + v * LANES + l) * r + i] = sums[i * V + v][l] * scale;
+        for (long v = 0; v < V; v++) {
+            Floats found = sums[i * V + v] * scale;
+            float *to = out + (o + v * LANES) * so + i * si;
+            if (so == 1)
+                store(to, found);
+            else
+                for (long l = 0; l < LANES; l++) to[l * so] = found[l];
+        }
 }
 
-// out (n, r) in fp32 = scale · xᵀ (n, rows) · low (rows, r)
-void low_rank_outer(const bf16 *x, long sx, const bf16 *low, long sl, float *out, float scale, long rows, long n,
-                    long r, int threads) {
+// out (n, r) in fp32, with any strides = scale · xᵀ (n, rows) · low (rows, r)
+void low_rank_outer(const bf16 *x, long sx, const bf16 *low, long sl, float *out, long so, long si, float scale,
+                    long rows, long n, long r, int threads) {
     long half = (rows + 1) / 2;
     std::vector<uint32_t> paired(half * r);
     for (long t = 0; t < half; t++)
@@ -112,9 +119,9 @@ void low_rank_outer(const bf16 *x, long sx, const bf16 *low, long sl, float *out
 #pragma omp parallel for num_threads(threads)
     for (long o = 0; o < n; o += 2 * LANES)
         if (n - o < 2 * LANES)
-            outer_columns<1>(x, sx, paired.data(), out, scale, rows, o, r);
+            outer_columns<1>(x, sx, paired.data(), out, so, si, scale, rows, o, r);
         else
-            outer_columns<2>(x, sx, paired.data(), out, scale, rows, o, r);
+            outer_columns<2>(x, sx, paired.data(), out, so, si, scale, rows, o, r);
 }
 
 }  // namespace
@@ -131,9 +138,9 @@ void low_rank_project_bf16(const bf16 *dy, long sdy, const bf16 *b, bf16 *dlow, 
                            int threads) {
     low_rank_project(dy, sdy, b, dlow, sdl, rows, n, r, threads);
 }
-void low_rank_outer_bf16(const bf16 *x, long sx, const bf16 *low, long sl, float *out, float scale, long rows, long n,
-                         long r, int threads) {
-    low_rank_outer(x, sx, low, sl, out, scale, rows, n, r, threads);
+void low_rank_outer_bf16(const bf16 *x, long sx, const bf16 *low, long sl, float *out, long so, long si, float scale,
+                         long rows, long n, long r, int threads) {
+    low_rank_outer(x, sx, low, sl, out, so, si, scale, rows, n, r, threads);
 }
 }
 

@@ -119,16 +119,18 @@ class CppOps(FusedOps):
             return _PairsUpdate(self.kernels, b_OR, scaling)
         return super().low_rank(b_OR, scaling, dtype)
 
-    def outer_product(self, x_TN: Tensor, low_TR: Tensor, scale: float) -> Tensor:
-        width, ranks = x_TN.shape[1], low_TR.shape[1]
-        if not self._multiplies_pairs(x_TN.dtype) or width % LANES or ranks % LANES:
-            return (x_TN.T @ low_TR).float().mul_(scale)  # rounded to their dtype: in fp32 it took two to eight times
-        rows = len(x_TN)
-        kernels.expect(torch.bfloat16, (x_TN, (rows, width)), (low_TR, (rows, ranks)))
-        out = torch.empty(width, ranks)
+    def outer_product(self, left_TM: Tensor, right_TN: Tensor, scale: float) -> Tensor:
+        left, right = left_TM.shape[1], right_TN.shape[1]
+        if not self._multiplies_pairs(left_TM.dtype) or left % LANES or right % LANES:
+            return (left_TM.T @ right_TN).float().mul_(scale)  # rounded to bf16: in fp32 it took two to eight times
+        rows, out = len(left_TM), torch.empty(left, right)
+        kernels.expect(torch.bfloat16, (left_TM, (rows, left)), (right_TN, (rows, right)))
+        wide, low, strides = left_TM, right_TN, out.stride()
+        if left < right:
+            wide, low, strides = low, wide, strides[::-1]
         self.kernels.call(
-            "low_rank_outer", x_TN, x_TN.stride(0), low_TR, low_TR.stride(0), out, scale, *x_TN.shape, ranks,
-            torch.get_num_threads(),
+            "low_rank_outer", wide, wide.stride(0), low, low.stride(0), out, *strides, scale, *wide.shape,
+            low.shape[1], torch.get_num_threads(),
         )  # fmt: skip
         return out
 

@@ -91,9 +91,9 @@ class Ops:
         """s·B of an adapter, ready for its products in `dtype`."""
         return LowRankUpdate(b_OR, scaling, dtype)
 
-    def outer_product(self, x_TN: Tensor, low_TR: Tensor, scale: float) -> Tensor:
-        """scale · xᵀ low, (N, R) in fp32."""
-        return outer_product_by_torch(x_TN, low_TR, scale)
+    def outer_product(self, left_TM: Tensor, right_TN: Tensor, scale: float) -> Tensor:
+        """scale · leftᵀ right, (M, N) in fp32; one of the two has but a few columns."""
+        return outer_product_by_torch(left_TM, right_TN, scale)
 
     def few_rows(self, parts: Sequence[Part], inputs: int, bias: Tensor | None) -> FewRows | None:
         """The product of up to `few` rows with the weights of `parts`, their updates and their biases; None where it

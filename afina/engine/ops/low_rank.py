@@ -1,5 +1,5 @@
-"""The small products of a LoRA adapter. T tokens, O outputs, r the rank, R ranks of several adapters together, N any
-width."""
+"""The small products of a LoRA adapter. T tokens, O outputs, r the rank, R ranks of several adapters together, M and N
+any widths."""
 
 from typing import Any, Protocol
 
@@ -35,6 +35,6 @@ class LowRankUpdate:
         torch.mm(dy_TO, self._b, out=dlow_TR)
 
 
-def outer_product_by_torch(x_TN: Tensor, low_TR: Tensor, scale: float) -> Tensor:
+def outer_product_by_torch(left_TM: Tensor, right_TN: Tensor, scale: float) -> Tensor:
     """`Ops.outer_product` in torch on any device."""
-    return (x_TN.T.float() @ low_TR.float()).mul_(scale)
+    return (left_TM.T.float() @ right_TN.float()).mul_(scale)

@@ -108,10 +108,10 @@ class TritonOps(FusedOps):
             size = GGML_FORMATS[kind][2]
             _launch(unpack_blocks, grid, *to, KIND=kind, NUMBERS=numbers, BYTES=size, BLOCKS=blocks)
 
-    def outer_product(self, x_TN: Tensor, low_TR: Tensor, scale: float) -> Tensor:
-        if not _sums_in_fp32(x_TN):
-            return super().outer_product(x_TN, low_TR, scale)
-        return torch.mm(x_TN.T, low_TR, out_dtype=torch.float32).mul_(scale)
+    def outer_product(self, left_TM: Tensor, right_TN: Tensor, scale: float) -> Tensor:
+        if not _sums_in_fp32(left_TM):
+            return super().outer_product(left_TM, right_TN, scale)
+        return torch.mm(left_TM.T, right_TN, out_dtype=torch.float32).mul_(scale)
 
 
 def try_on(device: torch.device) -> None:
