@@ -8,12 +8,14 @@ import torch
 
 from afina.core.errors import SettingsError
 from afina.data.settings import DataSettings
+from afina.data.template import Row
 from afina.forecast import benchmark, machines
 from afina.forecast.cards import CARDS, MACHINES
 from afina.forecast.estimate import Forecast, forecast_training
 from afina.forecast.expected import NO_DATA
 from afina.forecast.machines import named, this_machine
-from afina.forecast.workload import Workload
+from afina.forecast.memory import held, with_micro_batches
+from afina.forecast.workload import Workload, case_of, micro_batches_of
 from afina.lora.config import LoraConfig
 from afina.models.skeleton import read_skeleton
 from afina.settings import RunSettings
@@ -91,6 +93,20 @@ def test_small_passes_take_as_long_as_their_kernels_are_launched() -> None:
     assert small.epoch_seconds == pytest.approx(launched, rel=0.2)
     large = foreseen("starter", "h100", 2048, 32)
     assert large.epoch_seconds < 64 * 32 * small.epoch_seconds / 10
+
+
+def test_keys_and_values_that_a_card_gathers_for_a_forest_are_counted() -> None:
+    base, card = read_skeleton(LLAMA_8B, cache_dir=Path("none")), named("l4")
+    rows = [Row([*range(500), 600 + n, *range(40)], [-100] * 501 + [*range(40)], f"{n}") for n in range(2)]
+    work = Workload([len(row.input_ids) for row in rows], 0.1, 0, 0, 0.0, 0, 0.0, 0, rows=rows)
+    settings = RunSettings(base=LLAMA_8B, data=DataSettings(path=NO_DATA))
+    case = case_of(base, settings, work, card)
+    found = micro_batches_of(case, forecast_training(base, settings, work, card).plan)
+    assert found.paths == 500 + 541 + 541
+    more, less = (with_micro_batches(held(case), case, each, False) for each in (found, replace(found, paths=0)))
+    assert more.activations - less.activations == pytest.approx(32 * found.paths * 2 * 8 * 128 * 2, abs=1)
+    again, none = (with_micro_batches(held(case), case, each, True) for each in (found, replace(found, paths=0)))
+    assert again.activations - none.activations == pytest.approx(found.paths * 2 * 8 * 128 * 2, abs=1)
 
 
 def test_a_card_is_timed_until_it_is_done(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
