@@ -374,8 +374,14 @@ def _seeds(part: Part) -> None:
 
 def _waits(part: Part) -> None:
     """The trainer's steps, in which waiting for a card is an error; of a processor it is not asked."""
-    for what, share in (("rows", False), ("a forest", True)):
-        run = trained(ours(TINY["tiny"], part.place), _rows(), share=share)
+    runs: dict[str, tuple[dict[str, Any], bool]] = {
+        "rows": ({}, False),
+        "a forest": ({}, True),
+        "VeRA": ({"variant": "vera"}, True),
+        "tokens' rows": ({"trainable_tokens": (5, 6, 7)}, True),
+    }
+    for what, (config, share) in runs.items():
+        run = trained(ours(TINY["tiny"], part.place, **config), _rows(), share=share)
         part.check(f"steps of {what} that were not taken, or waited", STEPS - run.steps, 0)
 
 

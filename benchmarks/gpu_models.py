@@ -178,8 +178,10 @@ def filled(module: nn.Module, seed: int = 0) -> None:
             parameter.add_(1.0)
 
 
-def ours(shape: Shape, place: Place, quantize: str | None = None, adapted: bool = True) -> Base:
-    """Our decoder with random weights, adapted in all linear layers."""
+def ours(
+    shape: Shape, place: Place, quantize: str | None = None, adapted: bool = True, **config: Any
+) -> Base:  # fmt: skip
+    """Our decoder with random weights, adapted in all linear layers; `config` are more of the adapter's settings."""
     config = shape.config()
     module = decoder_skeleton(config, architecture_of(config), ops.chosen(place.device, cache_folder())).to(place.dtype)
     layers = list(module.decoder_layers())
@@ -192,7 +194,7 @@ def ours(shape: Shape, place: Place, quantize: str | None = None, adapted: bool 
     module.tie()
     module.requires_grad_(False).eval()
     if adapted:
-        inject(module, LoraConfig(rank=RANK, alpha=ALPHA, target_modules=tuple(TARGETS)), 0)
+        inject(module, LoraConfig(rank=RANK, alpha=ALPHA, target_modules=tuple(TARGETS), **config), 0)
     return base_of(module, place.dtype)
 
 
