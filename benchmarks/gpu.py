@@ -19,12 +19,14 @@ generate: 1, 32 and 256 answers at one time, adapters unmerged, beside PEFT's `g
 
 import argparse
 import gc
+import os
 import sys
 import tempfile
 import time
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +53,7 @@ from gpu_models import (
 )
 from gpu_training import STEPS, adapter_of, curve, cut_and_resumed, trained
 
-from afina.core.device import cache_folder, pick_device, set_arithmetic, wait_for
+from afina.core.device import cache_folder, overlaps, pick_device, set_arithmetic, wait_for
 from afina.core.errors import SettingsError
 from afina.data.batch import pack
 from afina.data.template import Row
@@ -153,6 +155,8 @@ def right(part: Part) -> None:
         f"keep {kind}": lambda kind=kind: _kept(part, kind) for kind in ("Q8_0", "Q4_K", "Q6_K", "Q4_0", "Q4_1", "Q5_K")
     }
     checks |= {"formats": lambda: _formats(part), "seeds": lambda: _seeds(part)}
+    if overlaps(part.place.device):
+        part.check("kernels that are interpreted, as in tests", float("TRITON_INTERPRET" in os.environ), 0)
     for what, check in checks.items():
         if part.has(10, what):
             part.trying(what, check)
@@ -370,8 +374,14 @@ def _seeds(part: Part) -> None:
 
 def _waits(part: Part) -> None:
     """The trainer's steps, in which waiting for a card is an error; of a processor it is not asked."""
-    for what, share in (("rows", False), ("a forest", True)):
-        run = trained(ours(TINY["tiny"], part.place), _rows(), share=share)
+    runs: dict[str, tuple[dict[str, Any], bool]] = {
+        "rows": ({}, False),
+        "a forest": ({}, True),
+        "VeRA": ({"variant": "vera"}, True),
+        "tokens' rows": ({"trainable_tokens": (5, 6, 7)}, True),
+    }
+    for what, (config, share) in runs.items():
+        run = trained(ours(TINY["tiny"], part.place, **config), _rows(), share=share)
         part.check(f"steps of {what} that were not taken, or waited", STEPS - run.steps, 0)
 
 
@@ -409,19 +419,20 @@ def _full_length(  # noqa: PLR0913 - one row of the table
     made = full_rows(shape, rows, length)
     with Memory(place) as memory:
         base = ours(shape, place, quantize)
-        few, step = made[: max(1, 2 * per_pass // length)], stepper(base, per_pass)
-        fits = True
-        try:
-            step(few)
-        except torch.OutOfMemoryError:
-            fits = False  # what the error holds of the step is let go before the next is tried
-        if not fits:
-            say(f"  {what}: passes of {per_pass:,} tokens do not fit; half of that")
+        for size, again in ((per_pass, False), (per_pass // 2, False), (length, False), (length, True)):
+            if again:
+                base.model.checkpoint_activations()
+            few, step = made[: max(1, 2 * size // length)], stepper(base, size)
+            with suppress(torch.OutOfMemoryError):  # what the error holds of the step is let go of
+                step(few)
+                break
+            how = ", each layer's activations computed twice" if again else ""
+            say(f"  {what}: passes of {size:,} tokens{how} do not fit")
             base.model.module.zero_grad(set_to_none=True)
             gc.collect()
             torch.cuda.empty_cache()
-            few, step = made[: max(1, per_pass // length)], stepper(base, per_pass // 2)
-            step(few)
+        else:
+            return
         wait_for(place.device)
         begun = time.perf_counter()
         step(made)
@@ -469,7 +480,9 @@ def _forecast(part: Part, shape: Shape, length: int, per_pass: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         begun = time.monotonic()
         found = measured(place.device, place.dtype, Path(folder))
-    machine = Machine("here", free_bytes(place.device), 0, place.dtype, found, fused=True, heap=False)
+    fused = ops.chosen(place.device, cache_folder()) is not ops.TORCH
+    free, is_card = free_bytes(place.device), overlaps(place.device)
+    machine = Machine("here", free, 0, place.dtype, found, fused=fused, heap=False, is_card=is_card)
     train = TrainingSettings(batch_size=32, tokens_per_pass=per_pass, checkpoint_activations=False)
     lora = LoraConfig(rank=RANK, alpha=ALPHA, target_modules=tuple(TARGETS))
     settings = RunSettings(base="x", data=DataSettings(path=NO_DATA), train=train, lora=lora)

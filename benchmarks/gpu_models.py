@@ -12,7 +12,7 @@ import torch
 from common import ALPHA, RANK, RATE, TARGETS
 from torch import nn
 
-from afina.core.device import cache_folder, device_name, wait_for
+from afina.core.device import cache_folder, device_name, pick_dtype, wait_for
 from afina.data.template import Row
 from afina.engine import ops
 from afina.engine.blocks import quantise_linears
@@ -22,7 +22,9 @@ from afina.lora import LoraConfig, inject
 from afina.models.causal import DecoderModel
 from afina.models.load import Base
 from afina.models.skeleton import decoder_skeleton
-from afina.training.accumulation import gradients
+from afina.training.accumulation import add_gradients, micro_batches
+from afina.training.loss import device_of
+from afina.training.loss_scale import LossScale
 from afina.training.objectives import OBJECTIVES
 from afina.training.optimizer import Optimizer
 
@@ -78,11 +80,12 @@ class Place:
 
     @property
     def dtype(self) -> torch.dtype:
-        """What speed is measured in."""
-        return torch.float32 if self.device.type == "cpu" else torch.bfloat16
+        """What speed is measured in: what a run would take there."""
+        return torch.float32 if self.device.type == "cpu" else pick_dtype("auto", self.device, cache_folder())[0]
 
     def describe(self) -> str:
-        text = f"{device_name(self.device)}, torch {torch.__version__}"
+        by = ops.why_torch(self.device) or (type(ops.chosen(self.device, cache_folder())).__name__,)
+        text = f"{device_name(self.device)}, torch {torch.__version__}, {self.dtype}, {'; '.join(by)}"
         if self.device.type != "cuda":
             return text
         free, total = torch.cuda.mem_get_info(self.device)
@@ -171,32 +174,40 @@ def filled(module: nn.Module, seed: int = 0) -> None:
             continue
         generator = torch.Generator(parameter.device).manual_seed(1000 * seed + i)
         parameter.normal_(0.0, 0.02, generator=generator)
-        if parameter.dim() == 1 and name.endswith("norm.weight"):
+        if parameter.dim() == 1 and name.endswith("weight"):
             parameter.add_(1.0)
 
 
-def ours(shape: Shape, place: Place, quantize: str | None = None, adapted: bool = True) -> Base:
-    """Our decoder with random weights, adapted in all linear layers."""
+def ours(
+    shape: Shape, place: Place, quantize: str | None = None, adapted: bool = True, **config: Any
+) -> Base:  # fmt: skip
+    """Our decoder with random weights, adapted in all linear layers; `config` are more of the adapter's settings."""
     config = shape.config()
     module = decoder_skeleton(config, architecture_of(config), ops.chosen(place.device, cache_folder())).to(place.dtype)
-    module = module.to_empty(device=place.device)
+    layers = list(module.decoder_layers())
+    within = {each for layer in layers for each in layer.modules()}
+    beside = [each for each in module.modules() if each not in within and not list(each.children())]
+    for i, part in enumerate((*layers, *beside)):  # one at a time: before they are quantised, all may not fit
+        filled(part.to_empty(device=place.device), i)
+        if quantize and part in within:
+            quantise_linears(part, quantize, place.dtype)
     module.tie()
-    filled(module)
     module.requires_grad_(False).eval()
-    if quantize:
-        quantise_linears(module, quantize, place.dtype)
     if adapted:
-        inject(module, LoraConfig(rank=RANK, alpha=ALPHA, target_modules=tuple(TARGETS)), 0)
+        inject(module, LoraConfig(rank=RANK, alpha=ALPHA, target_modules=tuple(TARGETS), **config), 0)
     return base_of(module, place.dtype)
 
 
 def stepper(base: Base, tokens_per_pass: int) -> Callable[[Sequence[Row]], Any]:
-    """A whole training step over rows; its loss."""
+    """A whole training step over rows, the loss scaled where the trainer would; its loss."""
     base.model.module.train()
-    optimizer = Optimizer(base.model.module, 0.0)
+    objective = OBJECTIVES["supervised"]
+    scale = LossScale(device_of(base)) if base.dtype == torch.float16 else None
+    optimizer = Optimizer(base.model.module, 0.0, scale=scale)
 
     def step(rows: Sequence[Row]) -> Any:
-        loss, _ = gradients(base, rows, OBJECTIVES["supervised"], tokens_per_pass)
+        made = micro_batches(base, rows, objective, tokens_per_pass, None)
+        loss, _ = add_gradients(base, rows, made, objective, factor=scale and scale.factor)
         optimizer.step(RATE, 1.0)
         return loss
 

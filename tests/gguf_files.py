@@ -5,7 +5,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 import torch
-from conftest import gguf_close, gguf_tokenizer
+from tiny_tokenizer import gguf_close, gguf_tokenizer
 from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,

@@ -39,8 +39,9 @@ class HostPack:
     rows: tuple[Tensor, ...]
 
     def to(self, device: torch.device) -> Packed:
-        """The pass on `device`. Nobody waits for the copy."""
-        numbers = self.numbers.to(device, non_blocking=True)
+        """The pass on `device`. Nobody waits for the copy, where its memory is made for that (Apple's MPS reads the
+        host's later, when other numbers may stand there)."""
+        numbers = self.numbers.to(device, non_blocking=overlaps(device))
         ids_T, at_M, at_N, place_N, labels_N, counts_N = numbers.split(self.sizes)
         weights_N = counts_N.float() if self.weighted else None
         return Packed(ids_T, self.segments, at_N, labels_N, at_M, place_N, weights_N, self.rows)

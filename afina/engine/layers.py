@@ -1,6 +1,7 @@
 """The decoder's own layers: norms, token embeddings, GPT-2's linear layer. T tokens, C channels, V tokens of the
 vocabulary."""
 
+from collections.abc import Iterable
 from functools import cache
 from typing import Any
 
@@ -43,6 +44,15 @@ def _rounded(number: float, dtype: torch.dtype) -> float:
     return torch.tensor(number, dtype=dtype).item()
 
 
+def expect_known(ids: Iterable[int], embeddings: int) -> None:
+    """Raises `BaseModelError` for an id that has no embedding; at which a card would take no more work."""
+    if (most := max(ids, default=0)) >= embeddings:
+        raise BaseModelError(
+            f"the text holds token {most}; the base has embeddings of {embeddings}",
+            "its tokenizer and its weights do not belong together: leave such tokens out, or choose another base",
+        )
+
+
 class Embedding(nn.Embedding):
     """Token embeddings (V, C), times `embed_scale` where the model has one."""
 
@@ -54,11 +64,9 @@ class Embedding(nn.Embedding):
         """(…, C) of ids (…). Raises `BaseModelError` for an id that has no embedding."""
         try:
             x = self._rows(ids)
-        except IndexError as error:
-            raise BaseModelError(
-                f"the text holds token {int(ids.max())}; the base has embeddings of {self.num_embeddings}",
-                "its tokenizer and its weights do not belong together: leave such tokens out, or choose another base",
-            ) from error
+        except IndexError:
+            expect_known(ids.flatten().tolist(), self.num_embeddings)
+            raise
         return x if self.embed_scale == 1.0 else x * _rounded(self.embed_scale, x.dtype)
 
     def _rows(self, ids: Tensor) -> Tensor:

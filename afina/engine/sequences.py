@@ -17,6 +17,7 @@ from afina.core.updates import Updates
 from afina.engine import forest
 from afina.engine.decoder import Decoder
 from afina.engine.kv_cache import Cache
+from afina.engine.layers import expect_known
 from afina.engine.mixed import PackedUpdates, RowUpdates
 from afina.engine.ops import Segments
 from afina.engine.tape import Tape
@@ -226,6 +227,7 @@ class DecoderSequences:
 
     def _pass(self, ids: list[int], segments: Segments, sequences: list[_Sequence], last: list[int]) -> Tensor:
         """Computes the segments, each of one of the sequences; the logits (len(last), V) after the segments `last`."""
+        expect_known(ids, self._module.arch.vocabulary)
         updates = self._begin(segments, sequences)
         last_S, ids_T = segments.bounds_tensor[1:] - 1, sent(torch.tensor(ids), self._device)
         x_SC, added_SC = self._module(ids_T, segments, self._cache, sent(last_S, self._device), updates)
@@ -305,6 +307,7 @@ class DecoderSequences:
 
 def prompt_logits(module: Decoder, ids: Sequence[int], updates: Updates | None, most: int) -> Iterator[Tensor]:
     """The logits (n, V) after each token of one prompt, in parts of `most` tokens."""
+    expect_known(ids, module.arch.vocabulary)
     packed = None if updates is None else module.prepare(updates)
     device = next(module.parameters()).device
     cache = Cache(module.arch.specs, 1, len(ids), module.dtype, device)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from afina.core.device import device_name, keep_freed_memory, processor, wait_for
+from afina.core.device import device_name, in_any_order, keep_freed_memory, overlaps, processor, wait_for
 from afina.core.errors import InputError, OutputError
 from afina.core.files import read_json, write_atomic, write_json
 from afina.core.layers import evaluation_mode
@@ -75,7 +75,7 @@ def _is_card(device: torch.device) -> bool:
 def _sizes(device: torch.device) -> _Sizes:
     if not _is_card(device):
         return _ON_PROCESSOR
-    long = _ON_CARD.long
+    long = _ON_CARD.long if overlaps(device) else min(4096, _ON_CARD.long)  # whose scores fit, if they are made
     while long > 4096 and long * _PER_TOKEN > free_bytes(device) / 2:
         long //= 2
     return _Sizes(**{**vars(_ON_CARD), "long": long, "short": long // 4})
@@ -83,7 +83,7 @@ def _sizes(device: torch.device) -> _Sizes:
 
 def measured(device: torch.device, dtype: torch.dtype, cache: Path) -> Speed:
     """How fast this machine is now, which is kept in `cache`."""
-    with OtherPrograms() as others:
+    with OtherPrograms() as others, in_any_order(device):
         found = _measure(device, dtype, cache)
     found = found.model_copy(update={"others": 0.0 if _is_card(device) else others.processors})
     with suppress(OutputError):

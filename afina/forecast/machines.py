@@ -8,7 +8,16 @@ from pathlib import Path
 
 import torch
 
-from afina.core.device import compiler, device_name, memory_gb, no_device, overlaps, pick_device, pick_dtype
+from afina.core.device import (
+    compiler,
+    device_memory,
+    device_name,
+    memory_gb,
+    no_device,
+    overlaps,
+    pick_device,
+    pick_dtype,
+)
 from afina.core.events import Listener, Notice, ignore
 from afina.engine import ops
 from afina.forecast.benchmark import is_calm, known, measured
@@ -66,11 +75,11 @@ def this_machine(
         listener(Notice(f"other programs used {speed.others:.1f} processors while this machine's speed was measured"))
     on_cpu = on.type == "cpu"
     fused = compiler() is not None if on_cpu else ops.chosen(on, cache) is not ops.TORCH
-    held = int(memory_gb() * 1e9) if on_cpu else 0
+    held = int(memory_gb() * 1e9) if on_cpu else device_memory(on).allocated
     return Machine(
         _name(on),
         free_bytes(on) + held,
-        before if on_cpu else int(_CONTEXT),
+        before if on_cpu else 0,  # what a card's libraries hold is not free, since it was tried
         dtype,
         speed or _estimated(PROCESSOR if on_cpu else CARDS["rtx3090"]),
         fused,

@@ -81,11 +81,15 @@ def with_micro_batches(fixed: Memory, case: Case, batches: MicroBatches, recompu
     module, dtype = base.module, case.machine.dtype
     size = model_bytes.element_size(dtype)
     per_token = case.kept * found.depth
+    layers = max(1, int(base.config.num_hidden_layers))
     if recompute:
-        one_layer = per_token / max(1, int(base.config.num_hidden_layers))
+        one_layer = per_token / layers
         per_token = model_bytes.layer_input_bytes(module, dtype) + one_layer
     transient = model_bytes.working_bytes(module, dtype)
     activations = batches.largest * max(per_token + transient / 2, transient)
+    if case.machine.is_card:
+        gathered = batches.paths * model_bytes.cache_bytes(module, dtype) * found.depth
+        activations += gathered / layers if recompute else gathered
     words = model_bytes.output_size(module)
     free = case.machine.available if case.machine.is_card else 0
     logits = model_bytes.logit_bytes(module, dtype, max(1, round(batches.largest * workload.labelled)), free)

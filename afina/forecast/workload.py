@@ -117,7 +117,8 @@ def _trained(module: Any, config: str) -> Trained:
 class MicroBatches:
     """The micro-batches of an epoch: their `count`, their `tokens` (padded as they are computed), the pairs of a query
     and a key (Σ length² / 2), positions with a loss, and the tokens of the largest. `summed`: an optimiser step sums
-    the gradients of several. `computed`: the share of the rows' tokens that is computed; the rest is shared.
+    the gradients of several. `computed`: the share of the rows' tokens that is computed; the rest is shared. `paths`:
+    the most tokens in the paths of a forest's segments, for which cards gather keys and values.
     """
 
     count: int
@@ -127,6 +128,7 @@ class MicroBatches:
     largest: int
     summed: bool
     computed: float = 1.0
+    paths: int = 0
 
 
 def micro_batches_of(case: Case, plan: Plan) -> MicroBatches:
@@ -136,7 +138,7 @@ def micro_batches_of(case: Case, plan: Plan) -> MicroBatches:
     groups = plan.batches(workload.lengths, case.settings.seed, 0, prompts)
     shares = _shares(case)
     sampled = groups[: _SAMPLED if shares is None else _SAMPLED_ROWS]
-    count = tokens = unpadded = own_tokens = largest = 0
+    count = tokens = unpadded = own_tokens = largest = paths = 0
     square = 0.0
     for numbers in sampled:
         rows: Sequence[Sequence[int]] = [range(int(workload.lengths[i])) for i in numbers]
@@ -149,6 +151,7 @@ def micro_batches_of(case: Case, plan: Plan) -> MicroBatches:
             found = Segments(tuple(accumulate(map(len, own), initial=0)))
             if kinds is not None:
                 found = forest.plant(own, [kinds[i] for i in group]).segments
+                paths = max(paths, found.paths.bounds[-1] if found.paths is not found else 0)
             computed = found.bounds[-1]
             padded = -(-computed // ROUND) * ROUND if case.base.is_decoder else max(map(len, own)) * len(own)
             count, tokens, largest = count + 1, tokens + padded, max(largest, padded)
@@ -165,6 +168,7 @@ def micro_batches_of(case: Case, plan: Plan) -> MicroBatches:
         largest=largest,
         summed=count > len(sampled),
         computed=unpadded / max(1, own_tokens),
+        paths=paths,
     )
 
 

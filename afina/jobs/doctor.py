@@ -4,13 +4,15 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
+
 from afina.core.config import Result, Settings, setting
 from afina.core.device import cache_folder, pick_device, pick_dtype
 from afina.core.errors import counted
 from afina.core.events import Finding, Listener, State, ignore
 from afina.core.job import Job
 from afina.core.machine import MachineFacts, look
-from afina.engine import kernels
+from afina.engine import kernels, ops
 from afina.models.formats.number_formats import findings as number_findings
 from afina.models.sources.caches import list_cached
 from afina.models.sources.catalogue import known_models
@@ -149,6 +151,8 @@ def _gpus(m: MachineFacts) -> Iterator[Finding]:
             f"{card.name}: {free}, {card.precision} ({card.reason})",
             "end other programs on it, or give --device cpu" if few else "",
         )
+        if why := ops.why_torch(torch.device(card.device)):
+            yield Finding(f"kernels on {card.device}", "warning", *why)
     if m.gpus:
         yield Finding(
             "GPU",

@@ -25,6 +25,7 @@ class TrainableTokens(Wrapper):
         row_of_V = torch.full((len(base.weight),), -1, device=base.weight.device)
         row_of_V[list(tokens)] = torch.arange(len(tokens), device=base.weight.device)
         self.register_buffer("_row_of_V", row_of_V, persistent=False)  # -1 where a token keeps the base's row
+        self.register_buffer("_tokens", torch.tensor(tokens, device=base.weight.device), persistent=False)
 
     def forward(self, ids_T: Tensor) -> Tensor:
         y_TI: Tensor = self.base(ids_T)
@@ -42,9 +43,8 @@ class TrainableTokensHead(TrainableTokens):
         y_TV: Tensor = self.base(x_TI)
         if not self.enabled:
             return y_TV
-        index = torch.tensor(self.tokens, device=y_TV.device)
-        bias = None if self.base.bias is None else self.base.bias[index]
-        return y_TV.index_copy(-1, index, F.linear(x_TI, self.rows.to(x_TI.dtype), bias))
+        bias = None if self.base.bias is None else self.base.bias[self._tokens]
+        return y_TV.index_copy(-1, self._tokens, F.linear(x_TI, self.rows.to(x_TI.dtype), bias))
 
 
 Tokens = tuple[int, ...] | dict[str, tuple[int, ...]]

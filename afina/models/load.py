@@ -205,7 +205,7 @@ def _engine(on: torch.device, fused: Kernels | None, fallback_reason: str | None
         return f"through transformers, slower than Afina's own decoder: {fallback_reason}"
     if on.type != "cpu":
         why = ops.why_torch(on)
-        return f"Afina's decoder on {on.type}" + (f" by torch, for {why}" if why else "")
+        return f"Afina's decoder on {on.type}" + (f" by torch, for {'; '.join(why)}" if why else "")
     if fused is None:
         return f"Afina's decoder without fused kernels, for {kernels.why_not()}: slower, same results"
     compiled = f", compiled in {fused.seconds:.1f} s{fused.unkept}" if fused.seconds else ""

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from afina.core.device import wait_for
 from afina.core.errors import AdapterError
 from afina.models.load import Base
 from afina.serving.adapters import Adapter
@@ -52,11 +53,14 @@ def overhead(base: Base, adapter: Adapter, rows: int) -> tuple[float, float]:
             read: list[int] = []
             while len(read) < rows:
                 read += sequences.read(16 * rows)[0]
-        ids_B = torch.full((rows,), _tokens(base)[0], device=next(model.module.parameters()).device)
+        device = next(model.module.parameters()).device
+        ids_B = torch.full((rows,), _tokens(base)[0], device=device)
         for step in range(_WARM + _TIMED):
             for adapted, sequences in active.items():
+                wait_for(device)
                 begun = perf_counter()
                 sequences.decode(ids_B)
+                wait_for(device)
                 if step >= _WARM:
                     seconds[adapted].append(perf_counter() - begun)
     return median(seconds[False]), median(seconds[True])

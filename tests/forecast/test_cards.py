@@ -14,6 +14,7 @@ from afina.forecast.cards import CARDS, MACHINES
 from afina.forecast.estimate import Forecast, forecast_training
 from afina.forecast.expected import NO_DATA
 from afina.forecast.machines import named, this_machine
+from afina.forecast.memory import held, with_micro_batches
 from afina.forecast.workload import Workload, case_of, micro_batches_of
 from afina.lora.config import LoraConfig
 from afina.models.skeleton import read_skeleton
@@ -103,6 +104,20 @@ def test_the_longest_row_is_counted_wherever_it_stands() -> None:
     settings = RunSettings(base=LLAMA_8B, data=DataSettings(path=NO_DATA), train=TrainingSettings(epochs=1))
     case = case_of(base, settings, work, card)
     assert micro_batches_of(case, forecast_training(base, settings, work, card).plan).largest >= 3000
+
+
+def test_keys_and_values_that_a_card_gathers_for_a_forest_are_counted() -> None:
+    base, card = read_skeleton(LLAMA_8B, cache_dir=Path("none")), named("l4")
+    rows = [Row([*range(500), 600 + n, *range(40)], [-100] * 501 + [*range(40)], f"{n}") for n in range(2)]
+    work = Workload([len(row.input_ids) for row in rows], 0.1, 0, 0, 0.0, 0, 0.0, 0, rows=rows)
+    settings = RunSettings(base=LLAMA_8B, data=DataSettings(path=NO_DATA))
+    case = case_of(base, settings, work, card)
+    found = micro_batches_of(case, forecast_training(base, settings, work, card).plan)
+    assert found.paths == 500 + 541 + 541
+    more, less = (with_micro_batches(held(case), case, each, False) for each in (found, replace(found, paths=0)))
+    assert more.activations - less.activations == pytest.approx(32 * found.paths * 2 * 8 * 128 * 2, abs=1)
+    again, none = (with_micro_batches(held(case), case, each, True) for each in (found, replace(found, paths=0)))
+    assert again.activations - none.activations == pytest.approx(found.paths * 2 * 8 * 128 * 2, abs=1)
 
 
 def test_a_card_is_timed_until_it_is_done(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

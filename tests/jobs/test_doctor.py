@@ -83,6 +83,7 @@ def test_cards_are_told_with_their_memory_and_that_none_was_tried() -> None:
     assert (found["GPU cuda:1"].state, found["GPU cuda:0"].state) == ("warning", "ok")
     assert found["GPU cuda:0"].found == "NVIDIA T4: 10.0 of 16.0 GB free, fp16 (it is old)"
     assert "on no card" in found["GPU"].found
+    assert "slower" in found["kernels on cuda:0"].found  # there is no such card here, on which Triton could run
     assert "GPU cuda:0" not in {each.what for each in judge(HEALTHY)}
 
 

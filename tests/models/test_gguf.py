@@ -7,8 +7,8 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from conftest import gguf_close
 from gguf_files import FAMILIES, SCALES, write
+from tiny_tokenizer import gguf_close
 from transformers import (
     AutoModelForCausalLM,
     PreTrainedModel,

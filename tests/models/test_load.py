@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import CHATML, byte_tokenizer, gguf_close, gguf_tokenizer, save_tiny, tiny_module
+from conftest import CHATML, byte_tokenizer, save_tiny, tiny_module
+from tiny_tokenizer import gguf_close, gguf_tokenizer
 
 from afina.core.errors import BaseModelError
 from afina.engine.ops import Segments

@@ -23,6 +23,7 @@ from afina.core.device.choice import unkept as unkept
 from afina.core.device.choice import usable_cards as usable_cards
 from afina.core.device.formats import PRECISIONS as PRECISIONS
 from afina.core.device.formats import Precision as Precision
+from afina.core.device.formats import in_any_order as in_any_order
 from afina.core.device.formats import is_deterministic as is_deterministic
 from afina.core.device.formats import pick_dtype as pick_dtype
 from afina.core.device.formats import precision_of as precision_of

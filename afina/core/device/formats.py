@@ -3,7 +3,8 @@
 import json
 import os
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -112,6 +113,20 @@ def set_arithmetic(device: torch.device, tf32: bool, deterministic: bool) -> Non
         flags: Any = torch.utils.deterministic
         flags.fill_uninitialized_memory = False  # which is for finding bugs, and costs time
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
+@contextmanager
+def in_any_order(device: torch.device) -> Iterator[None]:
+    """Inside, sums on `device` may be added as they come, whatever was set: ordered ones leave some cards no attention
+    that long rows fit into."""
+    ordered, tf32 = device.type != "cpu" and is_deterministic(device), torch.get_float32_matmul_precision() == "high"
+    if ordered:
+        set_arithmetic(device, tf32, False)
+    try:
+        yield
+    finally:
+        if ordered:
+            set_arithmetic(device, tf32, True)
 
 
 def is_deterministic(device: torch.device) -> bool:

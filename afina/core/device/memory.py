@@ -15,6 +15,8 @@ from afina.core.errors import OutOfMemory
 GB = 1e9
 _SHARE, _MOST_TIMES = 64, 16  # of rows that are computed at one time: of the free memory, and over the least
 HOST = torch.device("cpu")
+# What torch says where memory is short: of the host, of cards, of their matrix library, of Apple's MPS.
+_TOO_MUCH = ("allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "Invalid buffer size")
 _most_read = [0]  # bytes of Apple's MPS, which counts no peak: the most that a reading found
 
 
@@ -129,7 +131,6 @@ def fitting(device: torch.device, what: str, remedy: str) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        said = str(error)
-        if not (isinstance(error, torch.OutOfMemoryError) or "allocate memory" in said or "out of memory" in said):
+        if not (isinstance(error, torch.OutOfMemoryError) or any(said in str(error) for said in _TOO_MUCH)):
             raise
         raise OutOfMemory(f"{what} does not fit into {memory_in_words(device)}", remedy) from error

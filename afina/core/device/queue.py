@@ -17,9 +17,10 @@ def overlaps(device: torch.device) -> bool:
 
 
 def use(device: torch.device) -> None:
-    """Makes a card the one that torch takes by itself in this thread, kernels of Triton included."""
-    if device.type == "cuda" and device.index is not None:
-        torch.cuda.set_device(device)
+    """Makes a card the one that torch takes by itself in this thread, kernels of Triton included; the first, where it
+    has no number."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device.index or 0)
 
 
 def wait_for(device: torch.device) -> None:
@@ -50,9 +51,8 @@ def later(values: Tensor) -> Callable[[], Tensor]:
 
 
 def on_host(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors on the host, where some may be already. All are asked for before the first is waited for."""
-    reads = {name: later(value.detach()) for name, value in tensors.items()}
-    return {name: read() for name, read in reads.items()}
+    """The tensors on the host, where some may be already. In ordinary memory: what is pinned for a card stays so."""
+    return {name: value.detach().cpu() for name, value in tensors.items()}
 
 
 def host_buffer(numbers: Sequence[int], device: torch.device) -> Tensor:

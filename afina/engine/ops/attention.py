@@ -17,6 +17,8 @@ from afina.engine.ops.cards import varlen
 from afina.engine.ops.rotary import AttentionSpec, Rotation, rotate_by_torch
 from afina.engine.ops.segments import OnDevices, Segments
 
+_KEYS = 64  # cached keys are read in multiples of so many: libraries prepare themselves for each shape anew
+
 
 def attend_by_torch(qkv_TE: Tensor, spec: AttentionSpec, rotation: Rotation | None, segments: Segments) -> Tensor:
     """`Ops.attend` in torch on any device."""
@@ -132,6 +134,7 @@ def attend_cached_by_torch(qk_TE: Tensor, v_TE: Tensor, spec: AttentionSpec, pas
     device = keys.device
     slots, before = past.of.on(device, "slots_S").long(), past.of.on(device, "before_S").long()
     longest = int((past.of.before_S + segments.lengths_S).max())  # on the host
+    longest = min(keys.shape[2], -(-longest // _KEYS) * _KEYS)  # what is beyond is zeros or old, and masked
     rows, own = segments.on(device, "rows_T"), segments.on(device, "places_T")
     at = before[rows] + own
     keys[slots[rows], :, at] = qk_TE[:, spec.q_size :].unflatten(1, (spec.kv_heads, -1))

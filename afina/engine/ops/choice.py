@@ -30,14 +30,14 @@ def loaded(x: Tensor) -> Ops:
     return TORCH if compiled is None else CppOps(compiled)
 
 
-def why_torch(device: torch.device) -> str:
-    """Why torch computes on a card that Triton compiles for, in words, with a remedy; '' where it does not, and on
-    other devices."""
-    return _by_triton(device)[1] if device.type in cards.TYPES else ""
+def why_torch(device: torch.device) -> tuple[str, str] | None:
+    """Why torch computes on a card that Triton compiles for, and the remedy; None where it does not, and on other
+    devices."""
+    return _by_triton(device)[1] if device.type in cards.TYPES else None
 
 
 @cache
-def _by_triton(device: torch.device) -> tuple[Ops, str]:
+def _by_triton(device: torch.device) -> tuple[Ops, tuple[str, str] | None]:
     """Triton's, where it is installed, as it is with torch's builds for cards, and runs: it compiles with the machine's
     C compiler, and not for every card; else torch's, and why."""
     slower = "slower, same results"
@@ -45,10 +45,10 @@ def _by_triton(device: torch.device) -> tuple[Ops, str]:
         from afina.engine.ops.cards.by_triton import TritonOps, try_on
     except ImportError as error:
         remedy = "install the torch that https://pytorch.org names for this machine, which brings it"
-        return TORCH, f"Triton cannot be imported ({brief(error)}): {slower}; {remedy}"
+        return TORCH, (f"Triton cannot be imported ({brief(error)}): {slower}", remedy)
     try:
         try_on(device)
     except Exception as error:  # of compilers, of the driver, of files: whatever it is, torch needs none of it
         remedy = "it needs a C compiler (gcc or clang), and a card of a generation that it knows"
-        return TORCH, f"Triton cannot run a kernel ({brief(error)}): {slower}; {remedy}"
-    return TritonOps(), ""
+        return TORCH, (f"Triton cannot run a kernel ({brief(error)}): {slower}", remedy)
+    return TritonOps(), None

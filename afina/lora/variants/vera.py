@@ -32,6 +32,14 @@ class Projections:
     def __init__(self, targets: Sequence[Target], generator: torch.Generator) -> None:
         rank, inputs, outputs = _shared_sizes(targets)
         self.a, self.b = (kaiming_uniform(*shape, generator) for shape in ((rank, inputs), (outputs, rank)))
+        self._there: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
+
+    def like(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Both on the device and in the format of `x`, which keeps them from then on."""
+        key = (x.device, x.dtype)
+        if key not in self._there:
+            self._there[key] = self.a.to(x), self.b.to(x)
+        return self._there[key]
 
 
 class VeraLinear(LoraLayer):
@@ -54,12 +62,13 @@ class VeraLinear(LoraLayer):
         y_TO: Tensor = self.base(x_TI)
         if not self.enabled:
             return y_TO
-        a_RI, b_OR = (matrix.to(x_TI) for matrix in self._projections())
+        a_RI, b_OR = self._projections(x_TI)
         low_TR = F.linear(self.dropout(x_TI), a_RI) * self.vera_lambda_d.to(x_TI.dtype)
         return y_TO + F.linear(low_TR, b_OR) * self.vera_lambda_b.to(x_TI.dtype)
 
-    def _projections(self) -> tuple[Tensor, Tensor]:
-        return self.shared.a[:, : self.inputs], self.shared.b[: self.outputs]
+    def _projections(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        a, b = self.shared.like(x)
+        return a[:, : self.inputs], b[: self.outputs]
 
     def tensors(self) -> dict[str, Tensor]:
         return {"vera_lambda_d": self.vera_lambda_d, "vera_lambda_b": self.vera_lambda_b}
@@ -69,7 +78,7 @@ class VeraLinear(LoraLayer):
 
     @torch.no_grad()
     def merged_weight(self) -> Tensor:
-        a_RI, b_OR = (matrix.to(self.vera_lambda_b.device) for matrix in self._projections())
+        a_RI, b_OR = self._projections(self.vera_lambda_b)
         delta_OI = (self.vera_lambda_b[:, None] * b_OR) @ (self.vera_lambda_d[:, None] * a_RI)
         merged: Tensor = self.base.weight.float() + (delta_OI.T if self.transposed else delta_OI)
         return merged

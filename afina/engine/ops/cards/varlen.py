@@ -5,6 +5,7 @@ have `attention.attend_rotated`'s other way.
 """
 
 import inspect
+from contextlib import suppress
 from functools import cache
 from importlib.util import find_spec
 from typing import Any
@@ -62,7 +63,7 @@ def capability(device: torch.device) -> tuple[int, int]:
 @cache
 def library(device: torch.device) -> Any:
     """torch's module of it, where this version has one that knows all that is asked of it here; FlashAttention 3 is
-    made the one that computes, where it is installed and the card is of the generation that it is for."""
+    made the one that computes, where it is installed and all cards are of the generation that it is for."""
     try:
         from torch.nn.attention import activate_flash_attention_impl, varlen
     except ImportError:  # an older torch
@@ -70,6 +71,8 @@ def library(device: torch.device) -> Any:
     found: Any = varlen
     if not {"scale", "window_size", "enable_gqa"} <= inspect.signature(found.varlen_attn).parameters.keys():
         return None
-    if find_spec("flash_attn_interface") is not None and capability(device) == _HOPPER:
-        activate_flash_attention_impl("FA3")
+    cards = {capability(torch.device("cuda", i)) for i in range(torch.cuda.device_count())}
+    if find_spec("flash_attn_interface") is not None and cards == {_HOPPER}:  # it is made so for all cards at once
+        with suppress(Exception):  # of a build for another torch, or without a backward pass: torch has its own
+            activate_flash_attention_impl("FA3")
     return found
