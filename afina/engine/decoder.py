@@ -4,9 +4,7 @@ T tokens (packed), C channels, E = (H + 2·Hkv)·D outputs of the query, key and
 """
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -24,7 +22,6 @@ from afina.engine.kv_cache import Cache
 from afina.engine.layers import BlockEmbedding, Conv1D, Embedding, RmsNorm, add_norm
 from afina.engine.mixed import PackedUpdates, Place, RowUpdates
 from afina.engine.ops import ACTIVATIONS, NORM_ALL_HEADS, TORCH, Ops, Rotation, Segments
-from afina.engine.recompute import made_again
 
 
 @dataclass(frozen=True)
@@ -37,7 +34,6 @@ class ForwardState:
     cache: Cache | None = None
     steady: bool = False  # no layer has changed since the last forward pass with this cache
     updates: RowUpdates | None = None  # of each token, beside the frozen weights
-    recomputes: bool = False  # norms and gates, in the backward pass
 
 
 class DecoderLayer(nn.Module):
@@ -95,48 +91,33 @@ class DecoderLayer(nn.Module):
         it. After it, only of the tokens `at_N` where these are given."""
         names = self.arch.names
         x_TC, y_TC = self._normed(names.attention_norm, x_TC, added_TC, state)
-        seen_TC = self._attend(y_TC, state, self._again(names.attention_norm, x_TC, state))
+        seen_TC = self._attend(y_TC, state)
         if at_N is not None:
             x_TC, seen_TC = x_TC.index_select(0, at_N), seen_TC.index_select(0, at_N)
             state = state if state.updates is None else replace(state, updates=state.updates.at(at_N))
-        attended_TC = self._product(self._out, seen_TC, state)
+        attended_TC = self._out(seen_TC, state.ops, state.steady, state.updates)
         attended_TC = self._after(names.after_attention_norm, attended_TC, state)
         if self.arch.parallel:
             _, y_TC = self._normed(names.mlp_norm, x_TC, None, state)
-            return x_TC, attended_TC + self._mlp(y_TC, state, self._again(names.mlp_norm, x_TC, state))
+            return x_TC, attended_TC + self._mlp(y_TC, state)
         x_TC, y_TC = self._normed(names.mlp_norm, x_TC, attended_TC, state)
-        out_TC = self._mlp(y_TC, state, self._again(names.mlp_norm, x_TC, state))
-        return x_TC, self._after(names.after_mlp_norm, out_TC, state)
+        return x_TC, self._after(names.after_mlp_norm, self._mlp(y_TC, state), state)
 
     def _normed(self, name: str | None, x: Tensor, added: Tensor | None, state: ForwardState) -> tuple[Tensor, Tensor]:
         return add_norm(getattr(self, name) if name else None, x, added, state.ops)
 
-    def _again(self, name: str | None, h: Tensor, state: ForwardState) -> Callable[[], Tensor] | None:
-        """What makes the norm of h again in the backward pass; None where that keeps it."""
-        return partial(self._after, name, h.detach(), state) if name and state.recomputes else None
-
-    def _product(
-        self, joined: JoinedLinear, x: Tensor, state: ForwardState, make: Callable[[], Tensor] | None = None
-    ) -> Tensor:
-        """The joined product of x, which the backward pass has to `make` again where that is known."""
-        with nullcontext() if make is None else made_again(x, make):
-            return joined(x, state.ops, state.steady, state.updates)
-
     def _after(self, name: str | None, x: Tensor, state: ForwardState) -> Tensor:
         return self._normed(name, x, None, state)[1]
 
-    def _mlp(self, y_TC: Tensor, state: ForwardState, make: Callable[[], Tensor] | None) -> Tensor:
-        up = self._product(self._up, y_TC, state, make)
-        make = partial(self._activated, up.detach(), state) if state.recomputes else None
-        return self._product(self._down, self._activated(up, state), state, make)
-
-    def _activated(self, up: Tensor, state: ForwardState) -> Tensor:
+    def _mlp(self, y_TC: Tensor, state: ForwardState) -> Tensor:
+        up = self._up(y_TC, state.ops, state.steady, state.updates)
         activation = self.arch.activation
-        return state.ops.gated(up, activation) if self.arch.gated else ACTIVATIONS[activation](up)
+        inner = state.ops.gated(up, activation) if self.arch.gated else ACTIVATIONS[activation](up)
+        return self._down(inner, state.ops, state.steady, state.updates)
 
-    def _attend(self, y_TC: Tensor, state: ForwardState, make: Callable[[], Tensor] | None) -> Tensor:
+    def _attend(self, y_TC: Tensor, state: ForwardState) -> Tensor:
         spec = self.spec
-        qkv_TE = self._product(self._qkv, y_TC, state, make)
+        qkv_TE = self._qkv(y_TC, state.ops, state.steady, state.updates)
         if self.arch.interleaved:
             qkv_TE = qkv_TE.unflatten(1, (spec.heads, 3, spec.head_dim)).transpose(1, 2).flatten(1)
         rotation = state.rotations.get(self.index)
@@ -297,8 +278,7 @@ class Decoder(nn.Module):
         lengths = cache.lengths_T(segments) if cache else segments.lengths_T
         rotations = self._rotations(positions, there, lengths)
         steady = cache is not None and cache.used
-        recomputes = torch.is_grad_enabled() and not self.checkpointing
-        return x, ForwardState(self.ops_for(x), segments, rotations, cache, steady, updates, recomputes)
+        return x, ForwardState(self.ops_for(x), segments, rotations, cache, steady, updates)
 
     def through(self, x: Tensor, state: ForwardState, at_N: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """`forward` from the token embeddings on."""

@@ -40,9 +40,9 @@ def heap_bytes(module: Any, dtype: torch.dtype, longest: int, tokens: int) -> in
 def _saved(module: Any, dtype: torch.dtype, longest: int) -> list[int]:
     """Bytes per token of each tensor that the backward pass needs.
 
-    Of each layer: what each norm reads, or the projections after it where there is none, queries, keys and values, the
-    attention's output and its log-sums, the MLP's inner values before the activation. Of transformers' models, the
-    outputs of norms and activations and the scores too.
+    Of each layer: the residual stream before each norm and the norm's output, queries, keys and values, the
+    attention's output and its log-sums, the MLP's inner values before and after the activation. Of transformers'
+    models, the scores too.
     """
     size = element_size(dtype)
     if not isinstance(module, Decoder):
@@ -53,11 +53,10 @@ def _saved(module: Any, dtype: torch.dtype, longest: int) -> list[int]:
         scores = _SCORES * [size * heads * columns]
         return layers * (8 * [round(_TRANSFORMERS * size * width)] + 3 * [round(_TRANSFORMERS * size * inner)] + scores)
     arch, saved = module.arch, []
-    after = sum(name is not None for name in (arch.names.after_attention_norm, arch.names.after_mlp_norm))
     for spec in arch.specs:
-        saved += (2 + after) * [size * arch.hidden]
+        saved += 4 * [size * arch.hidden]
         saved += [size * (spec.qk_size + spec.kv_size), size * spec.q_size, 4 * spec.heads]
-        saved += [size * arch.inner * (2 if arch.gated else 1)]
+        saved += [size * arch.inner * (2 if arch.gated else 1), size * arch.inner]
     return saved
 
 
