@@ -103,7 +103,7 @@ class Facts:
     what is new in it. `trained` is the configuration that the method or the adapter trained further brings, where
     `lora` does not say what is trained; `quantize` is how the base was kept when that adapter was trained. `lengths`
     are those of the training rows in tokens, `activation_bytes` what the backward pass keeps per token, `free_bytes`
-    what is free for activations; `shares`: the base can compute once what rows begin with. `files` are the absolute paths of the files that settings name, by dotted path.
+    what is free for activations. `files` are the absolute paths of the files that settings name, by dotted path.
     """
 
     task: Task
@@ -115,7 +115,6 @@ class Facts:
     precision_reason: str
     threads: int
     base: str
-    shares: bool = False
     revision: str | None = None
     heads: tuple[str, ...] = ()
     trained: LoraConfig | None = None
@@ -184,11 +183,7 @@ def resolve(settings: RunSettings, facts: Facts) -> Resolved:
 
     It reads nothing else and changes nothing. Raises `SettingsError` where settings and facts do not go together.
     """
-    adapter = adapter_config(settings, facts.heads, facts.trained)
-    shares = facts.shares and settings.train.share and not adapter.dropout
-    rules = PlanFacts(
-        facts.lengths, facts.hidden_size, facts.task, facts.activation_bytes, facts.free_bytes, shares
-    )  # fmt: skip
+    rules = PlanFacts(facts.lengths, facts.hidden_size, facts.task, facts.activation_bytes, facts.free_bytes)
     plan, reasons = make_plan(settings.train, rules, settings.seed, settings.method)
     return Resolved(
         asked=settings,
@@ -199,7 +194,7 @@ def resolve(settings: RunSettings, facts: Facts) -> Resolved:
         ),
         compute=Compute(device=settings.device, precision=facts.precision, threads=settings.threads or facts.threads),
         data=settings.data.resolved(facts.kind, facts.layout, facts.encoding),
-        adapter=adapter,
+        adapter=adapter_config(settings, facts.heads, facts.trained),
         plan=plan,
         reasons=(f"{facts.precision} for the base: {facts.precision_reason}", *reasons),
         files=facts.files,

@@ -57,7 +57,7 @@ def run(options: argparse.Namespace) -> dict[str, float]:
     from afina.data.template import Row
     from afina.lora import LoraConfig, disabled, inject, merge
     from afina.models.load import load_base
-    from afina.training.plan import PASSES
+    from afina.training import TrainingSettings
     from afina.training.accumulation import gradients
     from afina.training.checkpoint import State, write
     from afina.training.objectives import OBJECTIVES
@@ -79,7 +79,7 @@ def run(options: argparse.Namespace) -> dict[str, float]:
         if step == WARM_UP:
             tokens, begun = 0, time.perf_counter()
         tokens += gradients(
-            base, rows[step * BATCH : (step + 1) * BATCH], OBJECTIVES["supervised"], PASSES[0]
+            base, rows[step * BATCH : (step + 1) * BATCH], OBJECTIVES["supervised"], TrainingSettings().tokens_per_pass
         )[1]
         optimizer.step(RATE if options.worker == "lora" else RATE / 10, 1.0)
     found = {"tokens_per_second": tokens / (time.perf_counter() - begun), "peak_gb": peak_gb()}

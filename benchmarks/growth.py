@@ -46,7 +46,7 @@ def train_rows(options: argparse.Namespace, length: int) -> dict[str, float]:
     from afina.data.template import Row
     from afina.lora import LoraConfig, inject
     from afina.models.load import load_base
-    from afina.training.plan import PASSES
+    from afina.training import TrainingSettings
     from afina.training.accumulation import gradients
     from afina.training.objectives import OBJECTIVES
 
@@ -62,7 +62,7 @@ def train_rows(options: argparse.Namespace, length: int) -> dict[str, float]:
     seconds = []
     for _ in range(3):
         begun = time.perf_counter()
-        gradients(base, rows, OBJECTIVES["supervised"], PASSES[0])
+        gradients(base, rows, OBJECTIVES["supervised"], TrainingSettings().tokens_per_pass)
         seconds.append(time.perf_counter() - begun)
     return {"ms_a_token": 1000 * min(seconds) / (length * len(rows)), "peak_gb": common.peak_gb()}
 

@@ -69,7 +69,7 @@ def losses(options: argparse.Namespace) -> list[float]:
     from afina.data.template import Row
     from afina.lora import LoraConfig, inject
     from afina.models.load import load_base
-    from afina.training.plan import PASSES
+    from afina.training import TrainingSettings
     from afina.training.accumulation import gradients
     from afina.training.objectives import OBJECTIVES
     from afina.training.optimizer import Optimizer
@@ -84,7 +84,7 @@ def losses(options: argparse.Namespace) -> list[float]:
     found = []
     for step in range(options.steps):
         part = rows[step * options.batch : (step + 1) * options.batch]
-        found.append(gradients(base, part, OBJECTIVES["supervised"], PASSES[0])[0].item())
+        found.append(gradients(base, part, OBJECTIVES["supervised"], TrainingSettings().tokens_per_pass)[0].item())
         optimizer.step(RATE * min(1.0, (step + 1) / 10), 1.0)
     return found
 

@@ -76,7 +76,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     from afina.lora.merging import dequantise
     from afina.models.generation import generate
     from afina.models.load import load_base
-    from afina.training.plan import PASSES
+    from afina.training import TrainingSettings
     from afina.training.accumulation import gradients
     from afina.training.objectives import OBJECTIVES
     from afina.training.optimizer import Optimizer
@@ -109,7 +109,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     for step in range(options.steps):
         part = rows[step * options.batch : (step + 1) * options.batch]
         started = time.perf_counter()
-        loss, _ = gradients(base, part, OBJECTIVES["supervised"], PASSES[0])
+        loss, _ = gradients(base, part, OBJECTIVES["supervised"], TrainingSettings().tokens_per_pass)
         losses.append(loss.item())
         optimizer.step(RATE * min(1.0, (step + 1) / 10), 1.0)
         seconds.append(time.perf_counter() - started)

@@ -89,7 +89,7 @@ def run_afina(options: argparse.Namespace) -> dict[str, Any]:
     for step in range(steps.steps):
         begun = time.perf_counter()
         base.model.module.train()
-        gradients(base, train[step * BATCH : (step + 1) * BATCH], OBJECTIVES["supervised"], steps.tokens_per_pass)
+        gradients(base, train[step * BATCH : (step + 1) * BATCH], OBJECTIVES["supervised"], settings.tokens_per_pass)
         optimizer.step(learning_rate(step, steps, settings), settings.max_grad_norm)
         seconds += time.perf_counter() - begun
         if (step + 1) % 4 == 0 or step + 1 == steps.steps:

@@ -97,13 +97,13 @@ def batches(options: argparse.Namespace) -> list[Rows]:
 def distinct_share(steps: list[Rows]) -> float:
     """Of the tokens of these batches, those that are computed."""
     from afina.engine.forest import groups, plant
-    from afina.training.plan import PASSES
+    from afina.training import TrainingSettings
 
     computed = tokens = 0
     for step in steps:
         ids = [row["ids"] for row in step]
         tokens += sum(map(len, ids))
-        for numbers, _ in groups(ids, [0] * len(ids), PASSES[0]):
+        for numbers, _ in groups(ids, [0] * len(ids), TrainingSettings().tokens_per_pass):
             computed += len(plant([ids[i] for i in numbers], [0] * len(numbers)).ids)
     return computed / tokens
 
@@ -131,7 +131,7 @@ def run_afina(options: argparse.Namespace) -> dict[str, float]:
     from afina.training.accumulation import gradients
     from afina.training.objectives import OBJECTIVES
     from afina.training.optimizer import Optimizer
-    from afina.training.plan import PASSES
+    from afina.training.settings import TrainingSettings
 
     keep_freed_memory()
     base = load_base("starter", precision=options.precision)
@@ -141,7 +141,7 @@ def run_afina(options: argparse.Namespace) -> dict[str, float]:
 
     def step(group: Rows) -> float:
         rows = [Row(row["ids"], row["labels"], "") for row in group]
-        loss, _ = gradients(base, rows, OBJECTIVES["supervised"], PASSES[0])
+        loss, _ = gradients(base, rows, OBJECTIVES["supervised"], TrainingSettings().tokens_per_pass)
         optimizer.step(RATE, max_norm=1.0)
         return loss.item()
 

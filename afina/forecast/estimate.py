@@ -113,7 +113,6 @@ def _facts(case: Case, free_bytes: int) -> Facts:
         precision_reason=f"as on {machine.name}",
         threads=torch.get_num_threads(),
         base=base.name,
-        shares=base.is_decoder,
         revision=base.revision,
         heads=base.heads,
         trained=None if case.settings.method == "lora" else case.adapter,

@@ -16,7 +16,6 @@ from afina.forecast.workload import Workload
 from afina.models.skeleton import Skeleton, read_skeleton
 from afina.models.sources.catalogue import Entry, known_models
 from afina.settings import RunSettings
-from afina.training.plan import PASSES
 
 _SHORT_ROWS, _SMALL_PASS, _RANK = 256, 256, 16
 _SMALLER = 3  # smaller bases that are suggested, at most
@@ -67,7 +66,7 @@ def _changes(base: Skeleton, settings: RunSettings, workload: Workload) -> Itera
     longest = int(max(workload.lengths))
     if not settings.train.checkpoint_activations:
         yield "--train.checkpoint_activations true", to({"train.checkpoint_activations": True})
-    if (settings.train.tokens_per_pass or PASSES[-1]) > _SMALL_PASS and len(workload.lengths) > 1:
+    if settings.train.tokens_per_pass > _SMALL_PASS and len(workload.lengths) > 1:
         yield f"--train.tokens_per_pass {_SMALL_PASS}", to({"train.tokens_per_pass": _SMALL_PASS})
     if longest > _SHORT_ROWS:
         most = 1 << ((longest - 1).bit_length() - 1)  # the next power of two below

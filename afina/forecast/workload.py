@@ -146,7 +146,7 @@ def micro_batches_of(case: Case, plan: Plan) -> MicroBatches:
         if shares is not None:
             rows = [workload.rows[i].input_ids for i in numbers]
             kinds = shares([len(row) for row in rows])
-        for group, _ in forest.groups(rows, kinds, plan.tokens_per_pass, train.micro_batch_size):
+        for group, _ in forest.groups(rows, kinds, train.tokens_per_pass, train.micro_batch_size):
             own = [rows[i] for i in group]
             found = Segments(tuple(accumulate(map(len, own), initial=0)))
             if kinds is not None:

@@ -52,7 +52,6 @@ from afina.training.accumulation import gradients
 from afina.training.baselines import baseline
 from afina.training.loss import mean_loss
 from afina.training.objectives import OBJECTIVES
-from afina.training.plan import PASSES
 
 TEXT_TOKENS = 256  # new tokens with which a model of plain text continues a prompt
 CHECKED = 100_000  # rows that are looked at before training; `afina data check` looks at all
@@ -109,7 +108,6 @@ class Assembled:
             precision_reason=base.dtype_reason,
             threads=torch.get_num_threads(),
             base=load_name(base, settings.base),
-            shares=base.model.sharing,
             revision=base.facts.revision if base.facts.hub_id else None,
             heads=base.model.heads,
             trained=trained,
@@ -247,10 +245,10 @@ def _put_in(run: Assembled, settings: RunSettings, config: LoraConfig, listener:
             raise AdapterError(f"--adapter {settings.adapter}: {error}") from error
         return
     rows, needs = run.data.train[:CALIBRATION], INITS[config.init].needs
-    objective, tokens = OBJECTIVES[settings.train.objective], settings.train.tokens_per_pass or PASSES[-1]
+    objective = OBJECTIVES[settings.train.objective]
     calibrations: dict[Needs, Callable[[], Any]] = {
         "forward": lambda: _read_each(base, rows),
-        "backward": lambda: gradients(base, objective.units(rows), objective, tokens),
+        "backward": lambda: gradients(base, objective.units(rows), objective, settings.train.tokens_per_pass),
     }
     originals = _originals(settings, base) if needs == "originals" and settings.quantize else None
     inject(module, config, settings.seed, calibrations.get(needs), originals)

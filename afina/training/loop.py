@@ -203,7 +203,7 @@ class Trainer:
         for step, numbers in enumerate(islice(chain.from_iterable(epochs), done, self.plan.steps), done):
             units = [self._units[i] for i in self.world.share(numbers)]
             yield from micro_batches(
-                self.base, units, self._objective, self.plan.tokens_per_pass, settings.micro_batch_size, step
+                self.base, units, self._objective, settings.tokens_per_pass, settings.micro_batch_size, step
             )
 
     def _train_step(self, made: Iterator[MicroBatch]) -> None:
@@ -314,7 +314,7 @@ class Trainer:
         most tokens, of which nothing is kept: what does not fit into memory is said now and not hours later. Raises
         `OutOfMemory`."""
         module, settings, objective = self.base.model.module, self.settings, self._objective
-        limits = self.plan.tokens_per_pass, settings.micro_batch_size
+        limits = settings.tokens_per_pass, settings.micro_batch_size
         known = objective.lengths(self._units)
         groups = self.plan.batches(known, self.seed, 0, self._prompts)[: self.plan.steps]
         tokens, units = 0, self._units[:1]

@@ -23,12 +23,11 @@ class Plan(Settings):
     tokens_per_batch: int | None = None
     learning_rate: float
     eval_steps: int
-    tokens_per_pass: int
     checkpoint_activations: bool
 
     def settings(self) -> dict[str, float]:
         """Those of the training settings that can be left open, by name."""
-        names = {"epochs", "batch_size", "learning_rate", "eval_steps", "tokens_per_pass", "checkpoint_activations"}
+        names = {"epochs", "batch_size", "learning_rate", "eval_steps", "checkpoint_activations"}
         return self.model_dump(include=names if self.tokens_per_batch is None else names - {"batch_size"})
 
     def batches(
@@ -45,22 +44,18 @@ class Plan(Settings):
 _FULL_RATE_AT_2048 = 2e-5
 _LORA_FACTOR, _SHORT_RUN_FACTOR, _SHORT_RUN = 10, 15, 100
 _SHARE = 0.6  # of the free memory that activations may take; matrix products and the allocator want some too
-PASSES = 4096, 2048, 1024  # tokens of a micro-batch: the most whose activations take
-_ROOM = 0.1  # of the free memory; beyond that it is the last
 
 
 @dataclass(frozen=True)
 class PlanFacts:
     """What the rules look at beside the settings: the `lengths` of the training rows in tokens, the model's width, its
-    task, the bytes per token that the backward pass keeps, the bytes that are free for them, and whether the base
-    computes only once what rows of a pass begin with."""
+    task, the bytes per token that the backward pass keeps, and the bytes that are free for them."""
 
     lengths: Sequence[int]
     hidden_size: int
     task: Task = CAUSAL
     activation_bytes: int = 0
     free_bytes: int = 0
-    shares: bool = False
 
 
 def make_plan(
@@ -89,16 +84,13 @@ def make_plan(
     if every is None:
         every = max(1, -(-steps // 5))
         reasons.append(f"held-out evaluation every {every} of {counted(steps, 'step')}: about five times")
-    tokens = settings.tokens_per_pass or _tokens_per_pass(facts)
-    if not settings.tokens_per_pass and tokens > PASSES[-1]:
-        reasons.append(f"micro-batches of up to {tokens:,} tokens: rows of one may share what they begin with")
     recompute = settings.checkpoint_activations
     if recompute is None:
-        recompute = _activations(tokens, facts) > _SHARE * facts.free_bytes
+        recompute = _is_short_of_memory(settings, facts)
         if recompute:
             reasons.append(
                 f"activations are recomputed in the backward pass, to save memory: a micro-batch would need "
-                f"{_activations(tokens, facts) / 1e9:.1f} GB, {facts.free_bytes / 1e9:.1f} GB are free"
+                f"{_activations(settings, facts) / 1e9:.1f} GB, {facts.free_bytes / 1e9:.1f} GB are free"
             )
     return Plan(
         epochs=epochs,
@@ -108,7 +100,6 @@ def make_plan(
         tokens_per_batch=settings.tokens_per_batch,
         learning_rate=rate,
         eval_steps=every,
-        tokens_per_pass=tokens,
         checkpoint_activations=recompute,
     ), reasons
 
@@ -130,12 +121,11 @@ def _learning_rate(hidden_size: int, steps: int, method: Method, rate_factor: fl
     return rate, f"learning rate {rate:g}: {factor} times what suits full fine-tuning at width {hidden_size}{short}"
 
 
-def _tokens_per_pass(facts: PlanFacts) -> int:
-    """What rows of one step share is computed again in each of its passes: fewer are better where there is room."""
-    fitting = (n for n in PASSES if n * facts.activation_bytes <= _ROOM * facts.free_bytes)
-    return next(fitting, PASSES[-1]) if facts.shares else PASSES[-1]
+def _activations(settings: TrainingSettings, facts: PlanFacts) -> int:
+    """Bytes of the largest micro-batch: one of the limit in tokens, or the longest row alone."""
+    tokens = max(int(max(facts.lengths)), min(settings.tokens_per_pass, int(sum(facts.lengths))))
+    return tokens * facts.activation_bytes
 
 
-def _activations(tokens: int, facts: PlanFacts) -> int:
-    """Bytes of the largest micro-batch: one of so many `tokens`, or the longest row alone."""
-    return max(int(max(facts.lengths)), min(tokens, int(sum(facts.lengths)))) * facts.activation_bytes
+def _is_short_of_memory(settings: TrainingSettings, facts: PlanFacts) -> bool:
+    return _activations(settings, facts) > _SHARE * facts.free_bytes

@@ -33,9 +33,8 @@ class TrainingSettings(Settings):
     """Most tokens per optimiser step, instead of a number of rows (a longer row goes alone)."""
     micro_batch_size: int | None = setting(None, ge=1)
     """Most rows per micro-batch; fewer than `batch_size` save memory and give the same gradients."""
-    tokens_per_pass: int | None = setting(None, ge=1)
-    """Most tokens per micro-batch (a longer row goes alone); fewer save memory and give the same gradients. By default
-    1,024, and up to 4,096 where rows may share what they begin with and a tenth of the free memory is enough for it."""
+    tokens_per_pass: int = setting(1024, ge=1)
+    """Most tokens per micro-batch (a longer row goes alone); fewer save memory and give the same gradients."""
     share: bool = True
     """Compute what several rows of a micro-batch begin with only once: the same gradients, in less time and memory."""
     group_prompts: bool = False

@@ -81,16 +81,6 @@ def test_activations_are_recomputed_where_memory_is_short() -> None:
     assert not asked.checkpoint_activations
 
 
-def test_passes_are_longer_where_rows_may_share_and_memory_is_there() -> None:
-    def passes(free: int, shares: bool = True, **given: int) -> int:
-        facts = PlanFacts([100] * 50, 576, activation_bytes=100_000, free_bytes=free, shares=shares)
-        return make_plan(TrainingSettings(**given), facts, 0)[0].tokens_per_pass
-
-    assert [passes(gb * 10**9) for gb in (0, 2, 3, 5)] == [1024, 1024, 2048, 4096]
-    assert passes(10**12, shares=False) == 1024
-    assert passes(0, tokens_per_pass=77) == 77
-
-
 def test_the_forecast_is_what_the_backward_pass_keeps(data, tiny: Base) -> None:
     inject(tiny.model.module, LoraConfig(rank=1, target_modules=("q_proj",)))
     packed = pack(data.train, torch.device("cpu"))
