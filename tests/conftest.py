@@ -29,6 +29,7 @@ from afina.models.load import Base, load_base
 
 torch.set_num_threads(1)
 
+
 def tiny_config(kind: str = "llama"):
     from transformers import BertConfig, Gemma3TextConfig, GPT2Config, LlamaConfig, Qwen3Config, T5Config
 

@@ -254,11 +254,10 @@ class DecoderSequences:
 
     def _begin(self, segments: Segments, sequences: list[_Sequence]) -> RowUpdates | None:
         """Makes the cache ready for a pass of these segments, each of one of the sequences; the tokens' updates."""
-        slots = [sequence.slot for sequence in sequences]
-        longest = self._cache.longest(slots, segments)
+        longest = self._cache.longest([sequence.slot for sequence in sequences], segments)
         if longest > self._cache.room:
             self._resize(self._wanted, max(longest, 2 * self._cache.room))
-        self._cache.begin(slots, segments)
+        self._cache.begin([sequence.slot for sequence in sequences], segments)  # other slots, perhaps
         return RowUpdates.of([sequence.packed for sequence in sequences], segments.lengths_S)
 
     def _step(self, ids_B: Tensor, segments: Segments, updates: RowUpdates | None) -> Tensor:

@@ -125,15 +125,23 @@ def test_an_amd_cards_number_is_not_taken_for_nvidias(card: SimpleNamespace, mon
     assert not varlen.takes(card, SPEC)
 
 
-@pytest.mark.parametrize(("capability", "installed", "active"), [
-    ((9, 0), True, ["FA3"]), ((9, 0), False, []), ((10, 0), True, []), ((8, 0), True, []),
+@pytest.mark.parametrize(("cards", "installed", "active"), [
+    ([(9, 0)], True, ["FA3"]), ([(9, 0)], False, []), ([(10, 0)], True, []), ([(8, 0)], True, []),
+    ([(9, 0), (9, 0)], True, ["FA3"]), ([(9, 0), (8, 0)], True, []),
 ])  # fmt: skip
-def test_flash_attention_3_is_taken_on_its_cards(capability, installed: bool, active: list[str], monkeypatch) -> None:
+def test_flash_attention_3_is_taken_on_its_cards(cards, installed: bool, active: list[str], monkeypatch) -> None:
+    """Where all are such, for torch takes it for all; one that cannot be imported leaves torch's own."""
     pytest.importorskip("torch.nn.attention.varlen")
     activated: list[str] = []
-    monkeypatch.setattr(varlen, "capability", lambda device: capability)
+
+    def activate(name: str) -> None:
+        activated.append(name)
+        raise RuntimeError("built for another torch")
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(cards))
+    monkeypatch.setattr(varlen, "capability", lambda device: cards[device.index])
     monkeypatch.setattr(varlen, "find_spec", lambda name: object() if installed else None)
-    monkeypatch.setattr(torch.nn.attention, "activate_flash_attention_impl", activated.append)
+    monkeypatch.setattr(torch.nn.attention, "activate_flash_attention_impl", activate)
     assert varlen.library.__wrapped__(torch.device("cuda:0")).varlen_attn
     assert activated == active
 

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -147,9 +148,12 @@ def test_a_device_of_this_machine_is_called_by_its_name(cache: Path, monkeypatch
     monkeypatch.setattr(machines, "pick_device", lambda _: card)
     monkeypatch.setattr(machines, "pick_dtype", lambda *_: (torch.bfloat16, ""))
     monkeypatch.setattr(machines, "free_bytes", {card: 15}.get)
+    loaded = SimpleNamespace(allocated=4)  # the base, perhaps: what a forecast counts may take its place
+    monkeypatch.setattr(machines, "device_memory", {card: loaded}.get)
     for module in (machines, benchmark):
         monkeypatch.setattr(module, "device_name", lambda _: "A card")
     for own, fused in ((machines.ops.TORCH, False), (object(), True)):
         monkeypatch.setattr(machines.ops, "chosen", lambda *_, own=own: own)
         found = this_machine(cache, "cuda:1", measure=False)
-        assert (found.name, found.available, found.fused, found.heap) == ("cuda:1, A card", 15, fused, False)
+        assert (found.name, found.available, found.fused, found.heap) == ("cuda:1, A card", 19, fused, False)
+        assert found.libraries == 0  # what they hold is not free any more
