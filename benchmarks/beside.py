@@ -3,7 +3,7 @@
     python benchmarks/beside.py [--rows FILE] [--rounds N] [--spins 0,1000,10000] [--json]
 
 The other program multiplies matrices with PyTorch, whose threads spin while they wait, or, with `--other loops`, counts
-in plain Python. By default Afina waits as it does for users; `--spins` compares turns of waiting (`GOMP_SPINCOUNT`;
+in plain Python. By default Afina waits as it does for users; `--spins` compares spin counts (`GOMP_SPINCOUNT`;
 300000 is what the runtime does by itself). Medians of rounds that alternate.
 """
 
@@ -33,10 +33,10 @@ def main() -> None:
     parser = common.parser(__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--other", choices=list(OTHERS), default="torch")
-    parser.add_argument("--spins", help="turns of waiting to compare, separated by commas")
+    parser.add_argument("--spins", help="spin counts to compare, separated by commas")
     options = parser.parse_args()
     common.defaults(options)
-    ways = {f"{n} turns": n for n in options.spins.split(",")} if options.spins else {"as for users": None}
+    ways = {f"spin count {n}": n for n in options.spins.split(",")} if options.spins else {"as for users": None}
     found: dict[str, dict[str, list[float]]] = {way: {"alone": [], "beside": []} for way in ways}
     with tempfile.TemporaryDirectory() as folder:
         options.shared = Path(folder)
@@ -54,7 +54,7 @@ def main() -> None:
         return
     print(f"{result['machine']}; beside {options.other}, medians of {options.rounds}")
     for way, each in medians.items():
-        print(f"{way:14} {each['alone']:5.0f} tokens/s alone, {each['beside']:5.0f} beside: {shares[way]:.0%}")
+        print(f"{way:18} {each['alone']:5.0f} tokens/s alone, {each['beside']:5.0f} beside: {shares[way]:.0%}")
 
 
 def speed(options: argparse.Namespace, spins: str | None) -> float:

@@ -10,7 +10,7 @@ import os
 import sys
 
 _POLICY, _TURNS = "OMP_WAIT_POLICY", "GOMP_SPINCOUNT"  # OpenMP 5.0, section 6.7; GNU libgomp's manual, section 3
-_FEW_TURNS = "10000"  # of spinning, some ten microseconds: products that follow at once find their threads awake
+_FEW_TURNS = "1000"  # of spinning, some microseconds: products that follow at once find their threads awake
 _LARGE_PAGES = "THP_MEM_ALLOC_ENABLE"  # PyTorch's, for Linux
 
 _left_open = not {_POLICY, _TURNS} & set(os.environ)
