@@ -44,7 +44,7 @@ class TrainableTokensHead(TrainableTokens):
         if not self.enabled:
             return y_TV
         bias = None if self.base.bias is None else self.base.bias[self._tokens]
-        return y_TV.index_copy(-1, self._tokens, F.linear(x_TI, self.rows.to(x_TI.dtype), bias))
+        return y_TV.index_copy(-1, self._tokens, F.linear(x_TI, self.rows.to(x_TI.dtype), bias))  # type: ignore[arg-type]
 
 
 Tokens = tuple[int, ...] | dict[str, tuple[int, ...]]

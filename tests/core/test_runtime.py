@@ -16,10 +16,10 @@ SHOW = (
 @pytest.mark.parametrize(
     ("given", "code", "expected"),
     [
-        ({}, "import afina; assert 'torch' not in __import__('sys').modules; " + SHOW, "passive 10000 1 False"),
+        ({}, "import afina; assert 'torch' not in __import__('sys').modules; " + SHOW, "passive 1000 1 False"),
         ({"OMP_WAIT_POLICY": "active"}, "import afina; " + SHOW, "active None 1 False"),
         ({"GOMP_SPINCOUNT": "7"}, "import torch; " + SHOW, "None 7 1 False"),
-        ({"THP_MEM_ALLOC_ENABLE": "0"}, "import torch, afina; " + SHOW, f"passive 10000 0 {sys.platform == 'linux'}"),
+        ({"THP_MEM_ALLOC_ENABLE": "0"}, "import torch, afina; " + SHOW, f"passive 1000 0 {sys.platform == 'linux'}"),
     ],
 )
 def test_it_is_set_where_the_user_has_not(given: dict[str, str], code: str, expected: str) -> None:
