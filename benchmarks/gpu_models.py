@@ -179,9 +179,9 @@ def filled(module: nn.Module, seed: int = 0) -> None:
 
 
 def ours(
-    shape: Shape, place: Place, quantize: str | None = None, adapted: bool = True, **config: Any
+    shape: Shape, place: Place, quantize: str | None = None, adapted: bool = True, **more: Any
 ) -> Base:  # fmt: skip
-    """Our decoder with random weights, adapted in all linear layers; `config` are more of the adapter's settings."""
+    """Our decoder with random weights, adapted in all linear layers; `more` are settings of the adapter."""
     config = shape.config()
     module = decoder_skeleton(config, architecture_of(config), ops.chosen(place.device, cache_folder())).to(place.dtype)
     layers = list(module.decoder_layers())
@@ -194,7 +194,7 @@ def ours(
     module.tie()
     module.requires_grad_(False).eval()
     if adapted:
-        inject(module, LoraConfig(rank=RANK, alpha=ALPHA, target_modules=tuple(TARGETS), **config), 0)
+        inject(module, LoraConfig(rank=RANK, alpha=ALPHA, target_modules=tuple(TARGETS), **more), 0)
     return base_of(module, place.dtype)
 
 
