@@ -56,6 +56,8 @@ class Parser(argparse.ArgumentParser):
         names = {flag.lstrip("-"): flag for flag in flags}  # dashes alone make no flag resemble another
         close = [near(word.lstrip("-"), list(names)) for word in unknown if message.startswith("unrecognized")]
         hint = re.sub("'([^']+)'", lambda name: repr(names[name[1]]), "".join(close))
+        if re.fullmatch("unrecognized arguments: (true|false)", message, re.IGNORECASE):
+            hint = " A flag that is false by default is a switch: it is given without a value, or left out."
         raise SettingsError(f"{message}.{hint}", f"`{self.prog} --help` lists what there is")
 
     def _print_message(self, message: str, file: Any = None) -> None:
