@@ -40,13 +40,18 @@ SCRIPTS: dict[str, list[str]] = {
     "published": ["published.py"],
     "choice": ["choice.py", ROWS],
     "optimisers": ["quality.py", DATASETS, "optimisers", "data to text", "--settings", "muon", "--rows=96"],
+    "rate": ["quality.py", DATASETS, "rate", "data to text", "--settings", "rule × 2.0"],
     "serving": ["serving.py"],
     "server": ["server.py"],
     "load": ["load.py"],
     "adapters_peer": ["adapters_peer.py"],
     "kill_and_resume": ["kill_and_resume.py"],
 }
-UNSETTLED = {"optimisers": "Not settled: one task, three seeds, and fewer rows than a training has."}
+FEW = "fewer rows than a training has"
+UNSETTLED = {
+    "optimisers": f"Not settled: one task, three seeds, and {FEW}.",
+    "rate": f"Not settled: one task, three seeds, and {FEW}.",
+}
 HEAD = """# Results of the benchmarks
 
 Written by `make bench` (`benchmarks/results.py`); each script says what it measures.
