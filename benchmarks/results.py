@@ -47,11 +47,9 @@ SCRIPTS: dict[str, list[str]] = {
     "adapters_peer": ["adapters_peer.py"],
     "kill_and_resume": ["kill_and_resume.py"],
 }
-FEW = "fewer rows than a training has"
-UNSETTLED = {
-    "optimisers": f"Not settled: one task, three seeds, and {FEW}.",
-    "rate": f"Not settled: one task, three seeds, and {FEW}.",
-}
+UNSETTLED = dict.fromkeys(
+    ("optimisers", "rate"), "Not settled: one task, three seeds, and fewer rows than a training has."
+)
 HEAD = """# Results of the benchmarks
 
 Written by `make bench` (`benchmarks/results.py`); each script says what it measures.
