@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from afina.engine.ops import Segments
 from afina.lora import LoraConfig, disabled, inject, load_adapter, save_adapter
+from afina.models.load import load_base
 from afina.models.model import unshared
 from afina.training.baselines import baseline
 
@@ -93,3 +94,18 @@ def test_switched_off_in_the_decoder_it_is_the_base(name: str, tiny) -> None:
             assert torch.allclose(tiny.model.label_logits(packed), plain, atol=1e-5)
         assert torch.equal(tiny.model.label_logits(packed), adapted)
     assert not torch.allclose(adapted, plain, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_what_has_answered_can_be_trained(name: str, tiny_folder: Path) -> None:
+    """What a forward pass in inference mode keeps for later ones may be needed by a backward pass."""
+    base = load_base(str(tiny_folder), precision="bf16", device="cpu")
+
+    def step() -> torch.Tensor:
+        return base.model.summed_loss(PACKED)
+
+    inject(base.model.module, CONFIGS[name], 0, lambda: step().backward() if name == "lora_ga" else step())
+    with torch.inference_mode():
+        base.model.label_logits(PACKED)
+    step().backward()
+    assert any(p.grad is not None and p.grad.any() for p in base.model.module.parameters())

@@ -34,6 +34,7 @@ class Projections:
         self.a, self.b = (kaiming_uniform(*shape, generator) for shape in ((rank, inputs), (outputs, rank)))
         self._there: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
 
+    @torch.inference_mode(False)  # training may use these tensors later
     def like(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Both on the device and in the format of `x`, which keeps them from then on."""
         key = (x.device, x.dtype)
