@@ -442,7 +442,7 @@ def _full_length(  # noqa: PLR0913 - one row of the table
     _line(what, tokens_of(made) / seconds, shape.operations(length), most, memory.gb)
     if quantize is None:
         say(profile_of(lambda: step(few), place))
-        part.trying("forecast", lambda: _forecast(part, shape, length, per_pass))
+        part.trying("forecast", lambda: _forecast(part, shape, length, size, again))
 
 
 def _short(part: Part, what: str, shape: Shape, quantize: str | None, most: float) -> None:
@@ -460,7 +460,7 @@ def _line(what: str, speed: float, operations: float, most: float, gb: float) ->
     say(f"  {what:34} {speed:9.0f} {speed * operations / most:8.1%} {gb:8.2f}")
 
 
-def _forecast(part: Part, shape: Shape, length: int, per_pass: int) -> None:
+def _forecast(part: Part, shape: Shape, length: int, per_pass: int, again: bool) -> None:
     """What `afina fit` would say of this machine, measured now."""
     from afina.core.task import CAUSAL
     from afina.data.settings import DataSettings
@@ -483,7 +483,7 @@ def _forecast(part: Part, shape: Shape, length: int, per_pass: int) -> None:
     fused = ops.chosen(place.device, cache_folder()) is not ops.TORCH
     free, is_card = free_bytes(place.device), overlaps(place.device)
     machine = Machine("here", free, 0, place.dtype, found, fused=fused, heap=False, is_card=is_card)
-    train = TrainingSettings(batch_size=32, tokens_per_pass=per_pass, checkpoint_activations=False)
+    train = TrainingSettings(batch_size=32, tokens_per_pass=per_pass, checkpoint_activations=again)
     lora = LoraConfig(rank=RANK, alpha=ALPHA, target_modules=tuple(TARGETS))
     settings = RunSettings(base="x", data=DataSettings(path=NO_DATA), train=train, lora=lora)
     base = Skeleton("x", build_skeleton(shape.config(), CAUSAL), CAUSAL, length, 0, False)

@@ -178,9 +178,7 @@ def filled(module: nn.Module, seed: int = 0) -> None:
             parameter.add_(1.0)
 
 
-def ours(
-    shape: Shape, place: Place, quantize: str | None = None, adapted: bool = True, **more: Any
-) -> Base:  # fmt: skip
+def ours(shape: Shape, place: Place, quantize: str | None = None, adapted: bool = True, **more: Any) -> Base:
     """Our decoder with random weights, adapted in all linear layers; `more` are settings of the adapter."""
     config = shape.config()
     module = decoder_skeleton(config, architecture_of(config), ops.chosen(place.device, cache_folder())).to(place.dtype)

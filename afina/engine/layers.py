@@ -45,7 +45,7 @@ def _rounded(number: float, dtype: torch.dtype) -> float:
 
 
 def expect_known(ids: Iterable[int], embeddings: int) -> None:
-    """Raises `BaseModelError` for an id that has no embedding; at which a card would take no more work."""
+    """Raises `BaseModelError` for an id that has no embedding: after one, a card would take no more work."""
     if (most := max(ids, default=0)) >= embeddings:
         raise BaseModelError(
             f"the text holds token {most}; the base has embeddings of {embeddings}",

@@ -25,7 +25,7 @@ class TrainableTokens(Wrapper):
         row_of_V = torch.full((len(base.weight),), -1, device=base.weight.device)
         row_of_V[list(tokens)] = torch.arange(len(tokens), device=base.weight.device)
         self.register_buffer("_row_of_V", row_of_V, persistent=False)  # -1 where a token keeps the base's row
-        self.register_buffer("_tokens", torch.tensor(tokens, device=base.weight.device), persistent=False)
+        self.register_buffer("_tokens", torch.tensor(tokens, device=row_of_V.device), persistent=False)
 
     def forward(self, ids_T: Tensor) -> Tensor:
         y_TI: Tensor = self.base(ids_T)

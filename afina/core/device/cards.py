@@ -29,9 +29,6 @@ _SAID: tuple[tuple[str, Unusable], ...] = (
     ("not compiled with CUDA", Unusable("this torch is built without CUDA", f"{_TORCH}, where there is a card")),
     ("no kernel image", Unusable("this torch ({build}) has no code for a card of its generation", _TORCH)),
     ("busy or unavailable", Unusable("another program has the card for itself", "end it (`nvidia-smi` lists it)")),
-    ("CUBLAS_STATUS_ALLOC_FAILED", Unusable(
-        "the card is full", "end other programs on it (`nvidia-smi` lists them)",
-    )),
     ("out of memory", Unusable("the card is full", "end other programs on it (`nvidia-smi` lists them)")),
     ("No CUDA GPUs are available", Unusable("there is no NVIDIA card, or it is hidden", f"unset {VISIBLE}")),
 )  # fmt: skip
