@@ -178,6 +178,12 @@ def adapter_config(settings: RunSettings, heads: Sequence[str], trained: LoraCon
     return trained
 
 
+def without_adapter(values: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a run as `model_dump` has them, without what is for adapters only and other methods refuse."""
+    train = {name: value for name, value in values["train"].items() if name not in ("optimizer", "lora_plus_ratio")}
+    return values | {"lora": {}, "train": train}
+
+
 def resolve(settings: RunSettings, facts: Facts) -> Resolved:
     """Fills in what `settings` leave open: what a user gave is kept, the rest follows from `facts` by rule.
 

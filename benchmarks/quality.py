@@ -26,11 +26,13 @@ import common
 from scipy.stats import t as student
 
 Cell = dict[str, float]
-# Several answers to each prompt, so that rows can be grouped by it.
+# The first three have several answers to each prompt, so that rows can be grouped by it.
 TASKS: dict[str, tuple[str, str, str]] = {
     "data to text": ("e2e/train.jsonl", "Describe: {mr}", "{text}"),
     "slots to text": ("restaurant8k_slots/train.jsonl", "A guest says: {slots}", "{utterance}"),
     "intent to text": ("banking77/train.csv", "A customer asks about {category}:", "{text}"),
+    "sentiment": ("sentiment_pt/train.csv", "{text}", "{label}"),
+    "text to intent": ("banking77/train.csv", "{text}", "{category}"),
 }
 # The first is the default. `rate_times`: the learning rate over the rule's. LoRA+ has B learn 16 times as fast as A:
 # with a quarter of the rate the two learn as fast on average as without it.

@@ -271,6 +271,19 @@ def changed(settings: S, values: dict[str, Any]) -> S:
     return build(type(settings), overridden(type(settings), settings.model_dump(exclude_unset=True), values))
 
 
+# What is wrong, by pydantic's name of the problem, where its own words are those of a programmer.
+_WRONG = {
+    "dict_type": "it takes names with their values, such as '{name: 8}'",
+    "bool_parsing": "it takes true or false",
+    "bool_type": "it takes true or false",
+    "int_parsing": "it takes a whole number",
+    "int_from_float": "it takes a whole number",
+    "int_type": "it takes a whole number",
+    "float_parsing": "it takes a number",
+    "float_type": "it takes a number",
+}
+
+
 def _explain(problem: Any, known: dict[str, FieldInfo]) -> str:
     location = [str(part) for part in problem["loc"]]
     path = next((".".join(location[:n]) for n in (4, 3, 2, 1) if ".".join(location[:n]) in known), ".".join(location))
@@ -288,8 +301,7 @@ def _explain(problem: Any, known: dict[str, FieldInfo]) -> str:
         return str(problem["ctx"]["error"])
     name = (info.positional or info.flags[-1]) if info else path
     wrong = str(problem["ctx"]["error"]) if problem["type"] == "value_error" else problem["msg"]
-    if problem["type"] == "dict_type":
-        wrong = "it takes names with their values, such as '{name: 8}'"
+    wrong = _WRONG.get(problem["type"], wrong)
     return f"{name} is {shortened(problem['input'], 300)}: {lowered(wrong)}"
 
 

@@ -202,8 +202,9 @@ def reading(what: str, error: type[InputError], remedy: str) -> Iterator[None]:
 
 
 @contextmanager
-def writing(path: Path | str, remedy: str = "free some space, or write somewhere else") -> Iterator[None]:
-    """Turns an `OSError` inside the block into an `OutputError` that names `path`, the cause and the `remedy`.
+def writing(path: Path | str, remedy: str | None = None) -> Iterator[None]:
+    """Turns an `OSError` inside the block into an `OutputError` that names `path`, the cause and the `remedy`, by
+    default one for the cause.
 
     A reader that has closed our output (`| head`) is no error: `BrokenPipeError` goes through.
     """
@@ -213,4 +214,6 @@ def writing(path: Path | str, remedy: str = "free some space, or write somewhere
         raise
     except OSError as error:
         reason = _REASONS.get(error.errno or 0, error.strerror or str(error))
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        remedy = remedy or ("free some space, or write somewhere else" if full else "write somewhere else")
         raise OutputError(f"cannot write {path}: {reason}", remedy) from error

@@ -20,7 +20,7 @@ import numpy as np
 from afina.engine.grouping import grouped
 from afina.engine.ops.segments import NO_PARENT, Segments
 
-SHORTEST = 16  # tokens of a trunk: less is read again for each branch, which takes no longer than another segment
+SHORTEST = 4  # tokens of a trunk: fewer are computed again for each branch, which takes no longer than another segment
 Tokens = Sequence[int]
 
 

@@ -34,7 +34,8 @@ class Machine:
     `available` are the bytes that the process can have, of which its `libraries` take some before anything is loaded.
     `fused`: there are kernels of our own, which keep less for the backward pass. `heap`: freed memory lies in a heap
     that other sizes do not fill. `device` is where passes may be timed; None where that is not wanted, or not possible.
-    `is_card`: larger chunks of logits where there is room.
+    `is_card`: larger chunks of logits where there is room. `caution`: why its speed may be another; '' where it was
+    measured and nothing disturbed that.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Machine:
     heap: bool
     device: torch.device | None = None
     is_card: bool = False
+    caution: str = ""
 
 
 _UTILISATION = 0.6  # of what large products reach: all of a layer's products, and what stands between them
@@ -71,8 +73,11 @@ def this_machine(
     if measure and (speed is None or (speed.was_disturbed and is_calm())):
         listener(Notice(f"measuring how fast {_name(on)} is, once (some ten seconds)"))
         speed = measured(on, dtype, cache)
-    if measure and speed and speed.was_disturbed:
-        listener(Notice(f"other programs used {speed.others:.1f} processors while this machine's speed was measured"))
+    caution = "" if speed else "a rough estimate: this machine's speed was not measured yet"
+    if speed and speed.was_disturbed:
+        caution = f"other programs used {speed.others:.1f} processors while this machine's speed was measured"
+        if measure:
+            listener(Notice(caution))
     on_cpu = on.type == "cpu"
     fused = compiler() is not None if on_cpu else ops.chosen(on, cache) is not ops.TORCH
     held = int(memory_gb() * 1e9) if on_cpu else device_memory(on).allocated
@@ -86,6 +91,7 @@ def this_machine(
         heap=on_cpu and fused,
         device=on if measure else None,
         is_card=overlaps(on),
+        caution=caution,
     )
 
 

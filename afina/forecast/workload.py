@@ -11,7 +11,7 @@ from afina.data.batch import Shares, numbered
 from afina.data.load import Dataset
 from afina.data.template import Row
 from afina.engine import forest
-from afina.engine.ops import ROUND, Segments
+from afina.engine.ops import Segments, padded
 from afina.forecast.machines import Machine
 from afina.lora.config import LoraConfig
 from afina.lora.counting import Trained, trained
@@ -153,12 +153,12 @@ def micro_batches_of(case: Case, plan: Plan) -> MicroBatches:
                 found = forest.plant(own, [kinds[i] for i in group]).segments
                 paths = max(paths, found.paths.bounds[-1] if found.paths is not found else 0)
             computed = found.bounds[-1]
-            padded = -(-computed // ROUND) * ROUND if case.base.is_decoder else max(map(len, own)) * len(own)
-            count, tokens, largest = count + 1, tokens + padded, max(largest, padded)
+            with_padding = padded(computed) if case.base.is_decoder else max(map(len, own)) * len(own)
+            count, tokens, largest = count + 1, tokens + with_padding, max(largest, with_padding)
             unpadded, own_tokens = unpadded + computed, own_tokens + sum(map(len, own))
             square += sum(n * (n / 2 + start) for n, start in zip(found.lengths, found.starts, strict=True))
     longest = int(max(workload.lengths))  # a step that was not looked at may have it
-    largest = max(largest, -(-longest // ROUND) * ROUND if case.base.is_decoder else longest)
+    largest = max(largest, padded(longest) if case.base.is_decoder else longest)
     scale = len(groups) / len(sampled)
     return MicroBatches(
         count=round(scale * count),

@@ -19,7 +19,7 @@ from afina.runs.worker import run_in_process
 from afina.search.comparison import Comparison, Measured, write_page
 from afina.search.files import Cost, Rates, kept
 from afina.search.resumable import end_of_training, read_or_run, resumable_folder, with_test_split
-from afina.settings import RunSettings
+from afina.settings import RunSettings, without_adapter
 from afina.training.settings import Method
 
 COMPARED = ("base", "few-shot", "head", "last-k", "lora", "full")
@@ -141,7 +141,7 @@ def _train(
     name: Any = "last" if method == "last-k" else method
     values = settings.model_dump(mode="json") | {"method": name, "seed": seed}
     if name != "lora":
-        values["lora"] = {}
+        values = without_adapter(values)
     if name != "last":
         values.pop("last_layers")
     search = _rates(values | {"seed": settings.seed}, out / f"{method}-rates.json", listener)

@@ -22,7 +22,7 @@ from afina.forecast.memory import GB
 from afina.forecast.remedies import remedies, smaller
 from afina.forecast.workload import Workload
 from afina.models.skeleton import Skeleton, need_classes, read_skeleton
-from afina.settings import RunSettings
+from afina.settings import RunSettings, without_adapter
 
 ForecastMethod = Literal["lora", "qlora", "full", "head"]
 FORECAST_METHODS: tuple[ForecastMethod, ...] = ("lora", "qlora", "full", "head")
@@ -179,8 +179,7 @@ def with_method(settings: RunSettings, method: ForecastMethod) -> RunSettings:
         return changed(settings, {"method": "lora", "quantize": settings.quantize or "nf4"})
     if method == "lora":
         return changed(settings, {"method": "lora"})
-    # What the settings of LoRA say is of no use to other methods, which would refuse it.
-    return build(RunSettings, settings.model_dump() | {"method": method, "quantize": None, "lora": {}})
+    return build(RunSettings, without_adapter(settings.model_dump()) | {"method": method, "quantize": None})
 
 
 def _forecast_on(

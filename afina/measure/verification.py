@@ -34,7 +34,8 @@ def relative_difference(expected: Tensor, found: Tensor) -> float:
 
 @torch.no_grad()
 def reference_logits(base: Base, rows: Sequence[Row]) -> Tensor:
-    """Logits of the model as it is now at the labelled positions of the first few of `rows`, in fp32."""
+    """Logits of the model as it is now at the labelled positions of the first few of `rows`, in fp32. Their order
+    follows what the rows share, where the base shares."""
     module = base.model.module
     with evaluation_mode(module):
         on = next(module.parameters()).device
@@ -59,8 +60,8 @@ def _first(rows: Sequence[Row]) -> list[Row]:
 def verify(reloaded: Base, rows: Sequence[Row], trained: Tensor) -> Verification:
     """Compares a fresh base that has read the adapter from disk with the trained model, and with itself without it.
 
-    `trained` are the `reference_logits` after training. Raises `VerificationFailed` where they differ, or where the
-    adapter changes nothing.
+    `trained` are the `reference_logits` after training, of a base that shares as this one does. Raises
+    `VerificationFailed` where they differ, or where the adapter changes nothing.
     """
     again = reference_logits(reloaded, rows)
     with disabled(reloaded.model.module):

@@ -85,11 +85,11 @@ class DecoderModel:
         if not self.module.training:  # eva looks at all tokens of the rows, and at no others
             x_TC, added_TC = (each.index_select(0, packed.at_N) for each in self.module(ids_T, segments))
             return self.module.normed(x_TC, added_TC)
-        if missing := -len(ids_T) % ops.ROUND:
+        if missing := ops.padded(len(ids_T)) - len(ids_T):
             ids_T = F.pad(ids_T, (0, missing))
             segments = segments.and_a_root(missing)
         at_M = packed.at_M
-        x_MC, added_MC = self.module(ids_T, segments, at_N=F.pad(at_M, (0, -len(at_M) % ops.ROUND)))
+        x_MC, added_MC = self.module(ids_T, segments, at_N=F.pad(at_M, (0, ops.padded(len(at_M)) - len(at_M))))
         return self.module.normed(x_MC, added_MC).index_select(0, packed.place_N)
 
     def start(self, slots: int, room: int, kept: int = 0) -> ActiveSequences:

@@ -94,7 +94,7 @@ def logit_bytes(module: Any, dtype: torch.dtype, labelled: int, free: int = 0) -
     if not isinstance(module, Decoder):
         return labelled * 8 * output_size(module)  # in fp32, and their gradient
     row = output_size(module) * element_size(dtype)
-    rows = min(rows_within(free, row, ops.CHUNK), -(-labelled // ops.ROUND) * ops.ROUND)
+    rows = min(rows_within(free, row, ops.CHUNK), ops.padded(labelled))
     return rows * row
 
 

@@ -52,6 +52,7 @@ from afina.training.accumulation import gradients
 from afina.training.baselines import baseline
 from afina.training.loss import mean_loss
 from afina.training.objectives import OBJECTIVES
+from afina.training.optimizer import check_factors
 
 TEXT_TOKENS = 256  # new tokens with which a model of plain text continues a prompt
 CHECKED = 100_000  # rows that are looked at before training; `afina data check` looks at all
@@ -84,6 +85,7 @@ class Assembled:
         """
         trained = self._trained(settings)
         _put_in(self, settings, adapter_config(settings, self.base.model.heads, trained), listener)
+        check_factors(self.base.model.module, settings.train)
         return resolve(settings, self._facts(settings, trained))
 
     def _trained(self, settings: RunSettings) -> LoraConfig | None:

@@ -167,13 +167,14 @@ def _forecast(assembled: Assembled, resolved: Resolved, listener: Listener) -> F
     workload = workload_of(assembled.data, assembled.max_new_tokens)
     machine = this_machine(assembled.cache, settings.device, settings.precision, measure=False)
     forecast = refuse_what_cannot_fit(assembled.skeleton, settings, workload, machine, assembled.cache)
+    caution = f" ({machine.caution})" if machine.caution else ""
     if forecast.seconds > _WORTH_MEASURING:
-        machine = this_machine(assembled.cache, settings.device, settings.precision, listener=listener)
+        machine, caution = this_machine(assembled.cache, settings.device, settings.precision, listener=listener), ""
         forecast = forecast_training(assembled.skeleton, settings, workload, machine)
     listener(
         Notice(
             f"forecast: {forecast.memory.total / GB:.1f} GB of memory ({forecast.available / GB:.1f} GB are free), "
-            f"training {minutes(forecast.seconds)}, then answers {minutes(forecast.evaluation)}"
+            f"training {minutes(forecast.seconds)}, then answers {minutes(forecast.evaluation)}{caution}"
         )
     )
     return forecast
@@ -222,6 +223,7 @@ def _finish(trained: _Trained, listener: Listener) -> TrainedRun:
     listener(Progress("loading the saved adapter into a fresh base, and comparing", 0, 0))
     fresh = load(settings, trained.facts["classes"])
     load_adapter(fresh.model.module, folder / "adapter")
+    fresh.model.sharing &= settings.train.share  # as in training
     verification = verify(fresh, trained.held_out, trained.logits)
     listener(
         Notice(

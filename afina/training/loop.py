@@ -115,6 +115,8 @@ class Trainer:
         self._units, self._watched = self._objective.units(self.train), self._objective.units(self.held_out)
         prompts = (self._objective.prompt(unit) for unit in self._units)
         self._prompts = numbered(prompts) if settings.group_prompts else None
+        if self._prompts and len(set(self._prompts)) == len(self._prompts):
+            self._tell(Notice("no two rows have the same prompt: --train.group_prompts changes nothing", warning=True))
         self._device, self._taken = device_of(self.base), deque()
         self._scale = LossScale(self._device) if self.base.dtype == torch.float16 else None
         self._optimizer = Optimizer(
@@ -315,6 +317,7 @@ class Trainer:
         `OutOfMemory`."""
         module, settings, objective = self.base.model.module, self.settings, self._objective
         limits = settings.tokens_per_pass, settings.micro_batch_size
+        module.train()  # under dropout rows share nothing
         known = objective.lengths(self._units)
         groups = self.plan.batches(known, self.seed, 0, self._prompts)[: self.plan.steps]
         tokens, units = 0, self._units[:1]
@@ -325,7 +328,6 @@ class Trainer:
                     if group.tokens > tokens:
                         tokens, units = group.tokens, [step[i] for i in group.rows]
         longest = max(zip(objective.lengths(units), units, strict=True), key=lambda each: each[0])[1]
-        module.train()
         begun = time.monotonic()
         what = f"the largest micro-batch ({counted(tokens, 'token')}, with {longest.location})"
         remedy = (

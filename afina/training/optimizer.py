@@ -6,9 +6,29 @@ import torch
 from torch import Tensor, nn
 
 from afina.core.device import overlaps
+from afina.core.errors import AdapterError
 from afina.lora.injection import factor_pairs, fast_parameters, undecayed_parameters
 from afina.training.loss_scale import LossScale
 from afina.training.optimizers import OPTIMIZERS
+from afina.training.settings import TrainingSettings
+
+
+def check_factors(module: nn.Module, settings: TrainingSettings) -> None:
+    """Raises `AdapterError` where the settings treat factors of updates in their own way, and none are trained."""
+    default = TrainingSettings()
+    if settings.optimizer != default.optimizer and not factor_pairs(module):
+        raise AdapterError(
+            f"--train.optimizer {settings.optimizer} treats A and B of an update together, and nothing is trained here "
+            "that has both in full",
+            f"leave it out, for {default.optimizer}; it is for --method lora without an --lora.init or --lora.variant "
+            "that freezes parts of A or B",
+        )
+    if settings.lora_plus_ratio != default.lora_plus_ratio and not fast_parameters(module):
+        raise AdapterError(
+            f"--train.lora_plus_ratio {settings.lora_plus_ratio:g} is the learning rate of B over that of A, and "
+            "nothing is trained here that has a B",
+            "leave it out",
+        )
 
 
 class Optimizer:

@@ -34,7 +34,8 @@ class TrainingSettings(Settings):
     micro_batch_size: int | None = setting(None, ge=1)
     """Most rows per micro-batch; fewer than `batch_size` save memory and give the same gradients."""
     tokens_per_pass: int = setting(1024, ge=1)
-    """Most tokens per micro-batch (a longer row goes alone); fewer save memory and give the same gradients."""
+    """Most tokens that are computed per micro-batch (a longer row goes alone); fewer save memory and give the same
+    gradients."""
     share: bool = True
     """Compute what several rows of a micro-batch begin with only once: the same gradients, in less time and memory."""
     group_prompts: bool = False

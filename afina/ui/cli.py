@@ -12,6 +12,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from afina.core.errors import AfinaError, Interrupted, SettingsError, Unmapped, near, writing
@@ -43,8 +44,24 @@ class _Help(argparse.RawDescriptionHelpFormatter):
         super().__init__(prog, width=min(120, shutil.get_terminal_size().columns) - 2, **more)
 
 
+_YES_OR_NO = ("true", "false", "yes", "no", "on", "off", "0", "1")
+
+
 class Parser(argparse.ArgumentParser):
     """An argparse parser whose errors are ours: one message, with names that look like the wrong one."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        """Raises `SettingsError` where a switch gets a value, which argparse would take for something else."""
+        words = sys.argv[1:] if args is None else list(args)
+        switches = {flag for each in self._actions if each.nargs == 0 for flag in each.option_strings}
+        for word, after in pairwise([*words, ""]):
+            flag, equals, value = word.partition("=")
+            if flag in switches and (equals or after.lower() in _YES_OR_NO):
+                raise SettingsError(
+                    f"{flag} {value if equals else after}: it is a switch, which takes no value",
+                    f"give {flag} alone, or leave it out",
+                )
+        return super().parse_known_args(words, namespace)
 
     def error(self, message: str) -> NoReturn:
         if message.startswith("the following arguments are required: ACTION"):
@@ -56,8 +73,6 @@ class Parser(argparse.ArgumentParser):
         names = {flag.lstrip("-"): flag for flag in flags}  # dashes alone make no flag resemble another
         close = [near(word.lstrip("-"), list(names)) for word in unknown if message.startswith("unrecognized")]
         hint = re.sub("'([^']+)'", lambda name: repr(names[name[1]]), "".join(close))
-        if re.fullmatch("unrecognized arguments: (true|false)", message, re.IGNORECASE):
-            hint = " A flag that is false by default is a switch: it is given without a value, or left out."
         raise SettingsError(f"{message}.{hint}", f"`{self.prog} --help` lists what there is")
 
     def _print_message(self, message: str, file: Any = None) -> None:

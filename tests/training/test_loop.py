@@ -115,6 +115,16 @@ def test_ctrl_c_stops_after_the_step_and_saves(fit, tiny: Base) -> None:
     assert signal.getsignal(signal.SIGINT) is before
 
 
+def test_under_dropout_rows_that_share_nothing_are_rehearsed(tiny: Base) -> None:
+    alike = [Row([*range(5, 55), *([60 + i] * 10)], [-100] * 50 + [1] * 10, f"alike:{i}") for i in range(4)]
+    inject(tiny.model.module, LoraConfig(rank=4, dropout=0.1))
+    said: list[str] = []
+    settings = TrainingSettings(epochs=1, batch_size=4, learning_rate=1e-3, tokens_per_pass=150)
+    rows = SimpleNamespace(train=alike, held_out=alike[:1])
+    trainer(tiny, rows, settings, None, lambda e: said.append(e.text) if isinstance(e, Notice) else None).run()
+    assert any(text.startswith("rehearsed the largest micro-batch: 120 tokens") for text in said)
+
+
 def test_the_largest_micro_batch_is_rehearsed_and_not_that_of_the_longest_rows(tiny: Base) -> None:
     """Rows of 60 tokens that share 50 need less than others of 50 that share none."""
     alike = [Row([*range(5, 55), *([60 + i] * 10)], [-100] * 50 + [1] * 10, f"alike:{i}") for i in range(4)]

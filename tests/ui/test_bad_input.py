@@ -86,7 +86,10 @@ CASES: dict[str, tuple[list[str], str]] = {
     "rows too long": (train("long.jsonl"), "1 row is longer than 512 tokens, of 41"),
     "no data": (["train"], "no DATA was given"),
     "unknown flag": (train("good.jsonl", "--lora.rnak", "4"), "Did you mean '--lora.rank'"),
-    "switch with a value": (train("good.jsonl", "--train.group_prompts", "true"), "it is given without a value"),
+    "switch with a value": (
+        train("good.jsonl", "--train.group_prompts", "true"),
+        "it is a switch, which takes no value",
+    ),
     "flag without value": (["train", "good.jsonl", "--out"], "expected one argument"),
     "unknown setting in a file": (
         train("good.jsonl", "--config", "typo.yaml"),

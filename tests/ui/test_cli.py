@@ -183,3 +183,35 @@ def test_compare_and_tune_say_what_they_need(run: Path, capsys: pytest.CaptureFi
     ):
         assert main(flags) == 2
         assert said in capsys.readouterr().err
+
+
+def test_a_run_that_shares_nothing_is_verified(tiny_folder: Path, tmp_path: Path) -> None:
+    """Where rows share a prompt, there are fewer labelled positions, and they stand in another order."""
+    rows = [{"q": f"p{i // 4}", "a": f"{'dcba'[i % 4]} red"} for i in range(24)]
+    write_rows(tmp_path / "d.jsonl", rows)
+    flags = ["--base", str(tiny_folder), "--prompt", "{q}", "--completion", "{a}", "--epochs", "1", *QUICK]
+    out = ["--out", str(tmp_path / "x"), "--train.share", "false"]
+    assert main(["train", str(tmp_path / "d.jsonl"), *flags, *out]) == 0
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--method", "head", "--train.optimizer", "muon"],
+        ["--method", "full", "--train.lora_plus_ratio", "16"],
+        ["--lora.init", "pissa", "--train.optimizer", "lora_pro"],
+    ],
+)
+def test_what_needs_factors_is_refused_where_none_are_trained(
+    run: Path, tiny_folder: Path, tmp_path: Path, flags: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["--base", str(tiny_folder), "--prompt", "{q}", "--completion", "{a}", "--out", str(tmp_path / "x"), *QUICK]
+    assert main(["train", str(run / "d.jsonl"), *given, *flags]) == 2
+    assert f"{flags[2]} {flags[3]} " in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("words", [["--train.group_prompts", "yes"], ["--train.group_prompts=false"]])
+def test_a_switch_takes_no_value(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", *words, "rows.jsonl"]) == 2
+    assert "give --train.group_prompts alone" in capsys.readouterr().err

@@ -8,7 +8,7 @@ what these two share. Each implementation is a subclass in a file of its own, wi
 
 Public: `Ops`, `TORCH`, `chosen`, `why_torch`; `Segments` (segments.py); `ACTIVATIONS`, `GATES` (activations.py);
 `AttentionSpec`, `Rotation` (rotary.py); `Continued`, `Past` (attention.py); `summed_cross_entropy`, `cross_entropies`,
-`chunk_rows`, `CHUNK`, `ROUND` (losses.py).
+`chunk_rows`, `CHUNK`, `padded` (losses.py).
 """
 
 from afina.engine.ops.activations import ACTIVATIONS as ACTIVATIONS
@@ -20,9 +20,9 @@ from afina.engine.ops.by_torch import Ops as Ops
 from afina.engine.ops.choice import chosen as chosen
 from afina.engine.ops.choice import why_torch as why_torch
 from afina.engine.ops.losses import CHUNK as CHUNK
-from afina.engine.ops.losses import ROUND as ROUND
 from afina.engine.ops.losses import chunk_rows as chunk_rows
 from afina.engine.ops.losses import cross_entropies as cross_entropies
+from afina.engine.ops.losses import padded as padded
 from afina.engine.ops.losses import summed_cross_entropy as summed_cross_entropy
 from afina.engine.ops.rotary import NO_NORM as NO_NORM
 from afina.engine.ops.rotary import NORM_ALL_HEADS as NORM_ALL_HEADS

@@ -42,7 +42,7 @@ def _show(settings: "FitSettings", result: "FitResult") -> None:
         f"({rows['known']}), the longest {rows['longest']:,}"
     )
     computed = (seen["computed"] for seen in result.methods.values() if "computed" in seen)
-    if shared := shared_in_words(min(computed, default=1.0)):
+    if shared := shared_in_words(next(computed, 1.0)):  # of LoRA, which its dropout may keep from sharing
         out.print(shared)
     if not result.here:
         out.print(f"its files are not here: about {result.file_bytes / 1e9:.1f} GB to fetch")
