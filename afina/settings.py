@@ -101,13 +101,15 @@ class Facts:
 
     `base` is the name by which the base is found again, `revision` the commit of a hub's; `heads` are the paths of
     what is new in it. `trained` is the configuration that the method or the adapter trained further brings, where
-    `lora` does not say what is trained; `quantize` is how the base was kept when that adapter was trained. `lengths`
-    are those of the training rows in tokens, `activation_bytes` what the backward pass keeps per token, `free_bytes`
-    what is free for activations. `files` are the absolute paths of the files that settings name, by dotted path.
+    `lora` does not say what is trained; `quantize` is how the base was kept when that adapter was trained.
+    `lengths` are those of the training rows in tokens, of which `labelled` have a loss on average,
+    `activation_bytes` what the backward pass keeps per token, `free_bytes` what is free for activations. `files`
+    are the absolute paths of the files that settings name, by dotted path.
     """
 
     task: Task
     lengths: Sequence[int]
+    labelled: float
     hidden_size: int
     activation_bytes: int
     free_bytes: int
@@ -189,7 +191,14 @@ def resolve(settings: RunSettings, facts: Facts) -> Resolved:
 
     It reads nothing else and changes nothing. Raises `SettingsError` where settings and facts do not go together.
     """
-    rules = PlanFacts(facts.lengths, facts.hidden_size, facts.task, facts.activation_bytes, facts.free_bytes)
+    rules = PlanFacts(
+        facts.lengths,
+        facts.labelled,
+        facts.hidden_size,
+        facts.task,
+        facts.activation_bytes,
+        facts.free_bytes,
+    )
     plan, reasons = make_plan(settings.train, rules, settings.seed, settings.method)
     return Resolved(
         asked=settings,

@@ -52,7 +52,7 @@ def trained(
         epochs=3 * STEPS / len(rows), batch_size=3, learning_rate=5e-3, eval_steps=STEPS, checkpoint_steps=4,
         early_stopping=0, share=share,
     )  # fmt: skip
-    plan, _ = make_plan(settings, PlanFacts([len(row.input_ids) for row in rows], 32), 0)
+    plan, _ = make_plan(settings, PlanFacts([len(row.input_ids) for row in rows], 8, 32), 0)
     save = lambda: None  # noqa: E731 - nothing is kept
     trainer = Watched(base, rows, rows[:2], settings, plan, 0, listener, save, checkpoints, state)
     trainer.run()

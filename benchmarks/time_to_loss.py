@@ -83,7 +83,9 @@ def run_afina(options: argparse.Namespace) -> dict[str, Any]:
     base = load_base("starter", precision=options.precision)
     inject(base.model.module, LoraConfig())
     settings = TrainingSettings(batch_size=BATCH, epochs=1)
-    steps, _ = make_plan(settings, PlanFacts([len(row.input_ids) for row in train], base.facts.hidden_size), 0)
+    labelled = sum(row.labelled for row in train) / len(train)
+    facts = PlanFacts([len(row.input_ids) for row in train], labelled, base.facts.hidden_size)
+    steps, _ = make_plan(settings, facts, 0)
     optimizer = Optimizer(base.model.module, settings.weight_decay)
     seconds, loss = 0.0, float("inf")
     for step in range(steps.steps):

@@ -21,6 +21,7 @@ from afina.settings import Facts, RunSettings, resolve
 FACTS = Facts(
     task=CAUSAL,
     lengths=[20, 30, 40] * 100,
+    labelled=10,
     hidden_size=576,
     activation_bytes=1_000_000,
     free_bytes=4_000_000_000,

@@ -21,7 +21,7 @@ def trainer(
     base: Base, data: Dataset, settings: TrainingSettings, checkpoints: Path | None, listener: Listener = ignore,
     save: Callable[[], None] = lambda: None, **more: Any,
 ) -> Trainer:  # fmt: skip
-    steps, _ = make_plan(settings, PlanFacts([len(row.input_ids) for row in data.train], 32), 0)
+    steps, _ = make_plan(settings, PlanFacts([len(row.input_ids) for row in data.train], 4, 32), 0)
     return Trainer(base, data.train, data.held_out, settings, steps, 0, listener, save, checkpoints, **more)
 
 

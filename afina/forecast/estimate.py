@@ -106,6 +106,7 @@ def _facts(case: Case, free_bytes: int) -> Facts:
     return Facts(
         task=base.task,
         lengths=case.workload.lengths,
+        labelled=case.workload.labelled * sum(case.workload.lengths) / len(case.workload.lengths),
         hidden_size=int(base.config.hidden_size),
         activation_bytes=round(case.kept * case.trained.depth),
         free_bytes=free_bytes,

@@ -101,6 +101,7 @@ class Assembled:
         return Facts(
             task=base.task,
             lengths=lengths,
+            labelled=self.data.train.labelled / len(self.data.train),
             hidden_size=base.facts.hidden_size,
             activation_bytes=activation_bytes(
                 module, base.dtype, int(max(lengths)), getattr(module, "ops", TORCH) is not TORCH

@@ -39,19 +39,24 @@ class Plan(Settings):
         return _batches(self.batch_size, self.tokens_per_batch, lengths, order)
 
 
-# The best rate for full fine-tuning falls with the model's width; LoRA's is about ten times that, and up to fifteen in
-# runs of under a hundred steps, nearly independent of rank ("LoRA Without Regret", 2025).
+# The best rate for full fine-tuning falls with the model's width; that for what is small and new is about ten times as
+# high, and up to fifteen times in runs of under a hundred steps, nearly independent of rank ("LoRA Without Regret",
+# 2025). LoRA learns better at twice that, but not answers of a single word, for which it forgets far more
+# (docs/decisions.md).
 _FULL_RATE_AT_2048 = 2e-5
-_LORA_FACTOR, _SHORT_RUN_FACTOR, _SHORT_RUN = 10, 15, 100
+_FACTOR, _SHORT_RUN_FACTOR, _SHORT_RUN = 10, 15, 100
+_LONGER, _WORD = 2, 4  # times that rate, for answers of so many tokens and more
 _SHARE = 0.6  # of the free memory that activations may take; matrix products and the allocator want some too
 
 
 @dataclass(frozen=True)
 class PlanFacts:
-    """What the rules look at beside the settings: the `lengths` of the training rows in tokens, the model's width, its
-    task, the bytes per token that the backward pass keeps, and the bytes that are free for them."""
+    """What the rules look at beside the settings: the `lengths` of the training rows in tokens, of which `labelled`
+    have a loss on average, the model's width, its task, the bytes per token that the backward pass keeps, and the bytes
+    that are free for them."""
 
     lengths: Sequence[int]
+    labelled: float
     hidden_size: int
     task: Task = CAUSAL
     activation_bytes: int = 0
@@ -78,7 +83,7 @@ def make_plan(
     steps = max(1, round(epochs * per_epoch))
     rate = settings.learning_rate
     if rate is None:
-        rate, reason = _learning_rate(facts.hidden_size, steps, method, OPTIMIZERS[settings.optimizer].rate_factor)
+        rate, reason = _learning_rate(facts, steps, method, OPTIMIZERS[settings.optimizer].rate_factor)
         reasons.append(reason)
     every = settings.eval_steps
     if every is None:
@@ -113,12 +118,21 @@ def _batches(
     return grouped(order, lambda row: int(lengths[row]), tokens_per_batch)
 
 
-def _learning_rate(hidden_size: int, steps: int, method: Method, rate_factor: float) -> tuple[float, str]:
+def _learning_rate(facts: PlanFacts, steps: int, method: Method, rate_factor: float) -> tuple[float, str]:
     """The rate, and its reason."""
-    factor = 1 if method in RATE_AS_FULL else _SHORT_RUN_FACTOR if steps < _SHORT_RUN else _LORA_FACTOR
-    rate = float(f"{rate_factor * factor * _FULL_RATE_AT_2048 * (2048 / hidden_size):.2g}")
-    short = f" (a short run of {counted(steps, 'step')})" if factor == _SHORT_RUN_FACTOR else ""
-    return rate, f"learning rate {rate:g}: {factor} times what suits full fine-tuning at width {hidden_size}{short}"
+    factor, why = 1, []
+    if method not in RATE_AS_FULL:
+        factor = _SHORT_RUN_FACTOR if steps < _SHORT_RUN else _FACTOR
+        why += [f"a short run of {counted(steps, 'step')}"] if steps < _SHORT_RUN else []
+        if method == "lora" and facts.labelled >= _WORD:
+            factor *= _LONGER
+        elif method == "lora":
+            why.append("half of what suits answers of more than a word")
+    rate = float(f"{rate_factor * factor * _FULL_RATE_AT_2048 * (2048 / facts.hidden_size):.2g}")
+    because = f" ({'; '.join(why)})" if why else ""
+    return rate, (
+        f"learning rate {rate:g}: {factor} times what suits full fine-tuning at width {facts.hidden_size}{because}"
+    )
 
 
 def _activations(settings: TrainingSettings, facts: PlanFacts) -> int:

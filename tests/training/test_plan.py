@@ -24,7 +24,7 @@ def test_batches_by_tokens(data) -> None:
     lengths = [len(row.input_ids) for row in data.train]
 
     def planned(**settings) -> Plan:
-        return make_plan(TrainingSettings(**settings), PlanFacts(lengths, 32), 0)[0]
+        return make_plan(TrainingSettings(**settings), PlanFacts(lengths, 5, 32), 0)[0]
 
     groups = planned(tokens_per_batch=200).batches(lengths, 0, 1)
     assert sorted(row for group in groups for row in group) == list(range(len(lengths)))
@@ -38,7 +38,7 @@ def test_batches_by_tokens(data) -> None:
 
 def test_rows_of_one_prompt_come_together() -> None:
     prompts = numbered([[i % 30, 7] for i in range(120)])
-    plan = make_plan(TrainingSettings(), PlanFacts([10] * 120, 32), 0)[0]
+    plan = make_plan(TrainingSettings(), PlanFacts([10] * 120, 5, 32), 0)[0]
     together, drawn = plan.batches([10] * 120, 0, 0, prompts), plan.batches([10] * 120, 0, 0)
     assert sorted(row for step in together for row in step) == list(range(120))
     assert [len(step) for step in together] == [len(step) for step in drawn]
@@ -49,24 +49,28 @@ def test_rows_of_one_prompt_come_together() -> None:
 
 
 def test_the_plan_gives_its_reasons() -> None:
-    steps, reasons = make_plan(TrainingSettings(), PlanFacts([10] * 1600, 576), 0)
+    steps, reasons = make_plan(TrainingSettings(), PlanFacts([10] * 1600, 5, 576), 0)
     assert (steps.epochs, steps.steps) == (1, 200)
     assert any("learning rate" in reason for reason in reasons)
-    short, _ = make_plan(TrainingSettings(), PlanFacts([10] * 40, 576), 0)
+    short, _ = make_plan(TrainingSettings(), PlanFacts([10] * 40, 5, 576), 0)
     assert short.epochs == 5
     assert short.learning_rate == pytest.approx(1.5 * steps.learning_rate, rel=0.05)
+    words, why = make_plan(TrainingSettings(), PlanFacts([10] * 1600, 2, 576), 0)
+    assert words.learning_rate == pytest.approx(steps.learning_rate / 2, rel=0.05)
+    assert any("half of what suits answers of more than a word" in reason for reason in why)
     assert (
-        make_plan(TrainingSettings(epochs=1, learning_rate=1e-3, eval_steps=5), PlanFacts([10] * 100, 576), 0)[1] == []
+        make_plan(TrainingSettings(epochs=1, learning_rate=1e-3, eval_steps=5), PlanFacts([10] * 100, 5, 576), 0)[1]
+        == []
     )
 
 
 def test_activations_are_recomputed_where_memory_is_short() -> None:
     rows = [100] * 20 + [3000]
     enough, reasons = make_plan(
-        TrainingSettings(), PlanFacts(rows, 576, activation_bytes=1_000_000, free_bytes=6_000_000_000), 0
+        TrainingSettings(), PlanFacts(rows, 5, 576, activation_bytes=1_000_000, free_bytes=6_000_000_000), 0
     )
     short, why = make_plan(
-        TrainingSettings(), PlanFacts(rows, 576, activation_bytes=1_000_000, free_bytes=4_000_000_000), 0
+        TrainingSettings(), PlanFacts(rows, 5, 576, activation_bytes=1_000_000, free_bytes=4_000_000_000), 0
     )
     assert (enough.checkpoint_activations, short.checkpoint_activations) == (False, True)
     assert set(why) - set(reasons) == {
@@ -75,7 +79,7 @@ def test_activations_are_recomputed_where_memory_is_short() -> None:
     }
     asked, _ = make_plan(
         TrainingSettings(checkpoint_activations=False),
-        PlanFacts(rows, 576, activation_bytes=1_000_000, free_bytes=0),
+        PlanFacts(rows, 5, 576, activation_bytes=1_000_000, free_bytes=0),
         0,
     )
     assert not asked.checkpoint_activations
