@@ -18,7 +18,8 @@ from afina.ui.cli import main
 def settings(tiny_folder: Path, colours: Path, out: Path, **more) -> afina.RunSettings:
     values = {
         "base": str(tiny_folder), "out": out, "precision": "fp32", "device": "cpu",
-        "data": {"path": colours, "prompt": "{q}", "completion": "{a}", "held_out": 0.3}, "train": {"epochs": 1},
+        "data": {"path": colours, "prompt": "{q}", "completion": "{a}", "held_out": 0.3},
+        "train": {"epochs": 1, "learning_rate": 0.01},
     }  # fmt: skip
     return afina.RunSettings(**(values | more))
 
@@ -26,7 +27,7 @@ def settings(tiny_folder: Path, colours: Path, out: Path, **more) -> afina.RunSe
 @pytest.fixture
 def two(tiny_folder: Path, colours: Path, tmp_path: Path) -> Path:
     afina.train(settings(tiny_folder, colours, tmp_path / "runs" / "one"))
-    afina.train(settings(tiny_folder, colours, tmp_path / "runs" / "two", train={"epochs": 4}))
+    afina.train(settings(tiny_folder, colours, tmp_path / "runs" / "two", train={"epochs": 15, "learning_rate": 0.01}))
     return tmp_path / "runs"
 
 
@@ -45,13 +46,13 @@ def test_runs_are_listed_shown_and_compared(two: Path, capsys: pytest.CaptureFix
     assert found["broken"]["state"] == "unreadable"
 
     shown = show_run(two / "two")
-    assert shown["settings"]["train.epochs"] == 4
+    assert shown["settings"]["train.epochs"] == 15
     assert "data.prompt" in shown["settings"]
     assert "train.warmup" not in shown["settings"]  # a default
     assert shown["verdict"].startswith("The adapted model is better")
 
     diff = diff_runs(two / "one", two / "two")
-    assert diff["settings"]["train.epochs"] == [1, 4]
+    assert diff["settings"]["train.epochs"] == [1, 15]
     assert "lora.rank" not in diff["settings"]
     assert diff["difference"]["rows"] == 18
     assert "on the same 18 rows" in diff["words"]

@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from afina.engine.ops.by_torch import Ops
 
 CHUNK = 256  # labelled positions whose logits exist at one time, or more of them on a card (`chunk_rows`)
-# The matrix library sets up each new shape (1.4 ms and 0.8 MB for a product of the starter): products have one of 16
+# The matrix library sets up each new shape (1.4 ms and 0.8 MB for a product of the starter): products have one of 8
 # numbers of rows between a power of two and the next, and none below 16.
-_SHAPES, _FEWEST = 16, 16
+_SHAPES, _FEWEST = 8, 16
 _HEAD_ROWS = 4096  # of the output head, whose gradients are added at one time
 
 
