@@ -124,6 +124,14 @@ def read_rows(options: argparse.Namespace) -> Rows:
     return json.loads((options.shared / "rows.json").read_text())
 
 
+def plan_facts(base: Any, rows: list[Any]) -> Any:
+    """What the plan of a training on these rows looks at."""
+    from afina.training.plan import PlanFacts
+
+    labelled = sum(row.labelled for row in rows) / len(rows)
+    return PlanFacts([len(row.input_ids) for row in rows], labelled, base.facts.hidden_size)
+
+
 def peak_gb() -> float:
     """The most memory that this process has held."""
     from afina.core.device import peak_memory_gb

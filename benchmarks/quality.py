@@ -118,7 +118,6 @@ def train(datasets: Path, task: str, settings: dict[str, Any], seed: int, most: 
     from afina.lora import LoraConfig, inject
     from afina.models.load import load_base
     from afina.training import Trainer, TrainingSettings, make_plan
-    from afina.training.plan import PlanFacts
 
     keep_freed_memory()
     base = load_base("starter")
@@ -126,9 +125,7 @@ def train(datasets: Path, task: str, settings: dict[str, Any], seed: int, most: 
     inject(base.model.module, LoraConfig(), seed)
     given = {name: value for name, value in settings.items() if name != "rate_times"}
     training = TrainingSettings(**given, epochs=1, eval_steps=10_000, early_stopping=0)
-    labelled = sum(row.labelled for row in rows) / len(rows)
-    facts = PlanFacts([len(row.input_ids) for row in rows], labelled, base.facts.hidden_size)
-    plan, _ = make_plan(training, facts, seed)
+    plan, _ = make_plan(training, common.plan_facts(base, rows), seed)
     plan = plan.model_copy(update={"learning_rate": settings.get("rate_times", 1.0) * plan.learning_rate})
     losses: list[float] = []
 

@@ -40,7 +40,7 @@ SCRIPTS: dict[str, list[str]] = {
     "published": ["published.py"],
     "choice": ["choice.py", ROWS],
     "optimisers": ["quality.py", DATASETS, "optimisers", "data to text", "--settings", "muon", "--rows=96"],
-    "rate": ["quality.py", DATASETS, "rate", "data to text", "--settings", "rule × 2.0"],
+    "rate": ["quality.py", DATASETS, "rate", "data to text", "--settings", "rule × 0.5"],
     "serving": ["serving.py"],
     "server": ["server.py"],
     "load": ["load.py"],

@@ -74,7 +74,6 @@ def run_afina(options: argparse.Namespace) -> dict[str, Any]:
     from afina.training.accumulation import gradients
     from afina.training.objectives import OBJECTIVES
     from afina.training.optimizer import Optimizer
-    from afina.training.plan import PlanFacts
     from afina.training.schedule import learning_rate
 
     keep_freed_memory()
@@ -83,9 +82,7 @@ def run_afina(options: argparse.Namespace) -> dict[str, Any]:
     base = load_base("starter", precision=options.precision)
     inject(base.model.module, LoraConfig())
     settings = TrainingSettings(batch_size=BATCH, epochs=1)
-    labelled = sum(row.labelled for row in train) / len(train)
-    facts = PlanFacts([len(row.input_ids) for row in train], labelled, base.facts.hidden_size)
-    steps, _ = make_plan(settings, facts, 0)
+    steps, _ = make_plan(settings, common.plan_facts(base, train), 0)
     optimizer = Optimizer(base.model.module, settings.weight_decay)
     seconds, loss = 0.0, float("inf")
     for step in range(steps.steps):

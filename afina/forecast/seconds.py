@@ -64,9 +64,7 @@ class Seconds:
         attention = (1 + again) * speed.attention[0] + found.depth * (speed.attention[1] - speed.attention[0])
         seconds += attention * batches.square * self.channels
         kind = 2 if self.case.settings.method in ("full", "head") else 1 if found.depth else 0
-        labelled = (
-            max(batches.labelled, batches.count * padded(1) / 2) if self.case.base.is_decoder else batches.labelled
-        )
+        labelled = max(batches.labelled, batches.count * padded(1)) if self.case.base.is_decoder else batches.labelled
         seconds += labelled * self.words * self.hidden * speed.head[kind]
         passes = batches.count * (1 + again + found.depth)
         return self._run(seconds + passes * self.unpack, passes) * self.slower.training

@@ -122,11 +122,13 @@ def _learning_rate(facts: PlanFacts, steps: int, method: Method, rate_factor: fl
     """The rate, and its reason."""
     factor, why = 1, []
     if method not in RATE_AS_FULL:
-        factor = _SHORT_RUN_FACTOR if steps < _SHORT_RUN else _FACTOR
-        why += [f"a short run of {counted(steps, 'step')}"] if steps < _SHORT_RUN else []
+        factor = _FACTOR
+        if steps < _SHORT_RUN:
+            factor = _SHORT_RUN_FACTOR
+            why.append(f"a short run of {counted(steps, 'step')}")
         if method == "lora" and facts.labelled >= _WORD:
             factor *= _LONGER
-        elif method == "lora":
+        elif method == "lora" and facts.task.writes_text:
             why.append("half of what suits answers of more than a word")
     rate = float(f"{rate_factor * factor * _FULL_RATE_AT_2048 * (2048 / facts.hidden_size):.2g}")
     because = f" ({'; '.join(why)})" if why else ""

@@ -12,7 +12,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from afina.core.errors import AfinaError, Interrupted, SettingsError, Unmapped, near, writing
@@ -54,9 +54,10 @@ class Parser(argparse.ArgumentParser):
         """Raises `SettingsError` where a switch gets a value, which argparse would take for something else."""
         words = sys.argv[1:] if args is None else list(args)
         switches = {flag for each in self._actions if each.nargs == 0 for flag in each.option_strings}
-        for word, after in pairwise([*words, ""]):
+        for word, after in pairwise([*takewhile(lambda word: word != "--", words), ""]):
             flag, equals, value = word.partition("=")
-            if flag in switches and (equals or after.lower() in _YES_OR_NO):
+            # What follows --json and its like may be a text of its own.
+            if flag in switches and (equals or ("." in flag and after.lower() in _YES_OR_NO)):
                 raise SettingsError(
                     f"{flag} {value if equals else after}: it is a switch, which takes no value",
                     f"give {flag} alone, or leave it out",

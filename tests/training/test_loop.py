@@ -115,24 +115,29 @@ def test_ctrl_c_stops_after_the_step_and_saves(fit, tiny: Base) -> None:
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_under_dropout_rows_that_share_nothing_are_rehearsed(tiny: Base) -> None:
-    alike = [Row([*range(5, 55), *([60 + i] * 10)], [-100] * 50 + [1] * 10, f"alike:{i}") for i in range(4)]
-    inject(tiny.model.module, LoraConfig(rank=4, dropout=0.1))
+# Of 60 tokens, of which 50 are shared.
+ALIKE = [Row([*range(5, 55), *([60 + i] * 10)], [-100] * 50 + [1] * 10, f"alike:{i}") for i in range(4)]
+
+
+def rehearsed(base: Base, rows: list[Row], **settings) -> list[str]:
+    """What a training on the rows, four a step, says of its rehearsal."""
     said: list[str] = []
-    settings = TrainingSettings(epochs=1, batch_size=4, learning_rate=1e-3, tokens_per_pass=150)
-    rows = SimpleNamespace(train=alike, held_out=alike[:1])
-    trainer(tiny, rows, settings, None, lambda e: said.append(e.text) if isinstance(e, Notice) else None).run()
-    assert any(text.startswith("rehearsed the largest micro-batch: 120 tokens") for text in said)
+    given = TrainingSettings(epochs=1, batch_size=4, learning_rate=1e-3, **settings)
+    data = SimpleNamespace(train=rows, held_out=ALIKE[:1])
+    trainer(base, data, given, None, lambda e: said.append(e.text) if isinstance(e, Notice) else None).run()
+    return [text for text in said if text.startswith("rehearsed the largest micro-batch: ")]
+
+
+def test_under_dropout_rows_that_share_nothing_are_rehearsed(tiny: Base) -> None:
+    inject(tiny.model.module, LoraConfig(rank=4, dropout=0.1))
+    (said,) = rehearsed(tiny, ALIKE, tokens_per_pass=150)
+    assert said.startswith("rehearsed the largest micro-batch: 120 tokens")
 
 
 def test_the_largest_micro_batch_is_rehearsed_and_not_that_of_the_longest_rows(tiny: Base) -> None:
     """Rows of 60 tokens that share 50 need less than others of 50 that share none."""
-    alike = [Row([*range(5, 55), *([60 + i] * 10)], [-100] * 50 + [1] * 10, f"alike:{i}") for i in range(4)]
     apart = [Row([100 + i] * 50, [-100] * 40 + [1] * 10, f"apart:{i}") for i in range(4)]
     inject(tiny.model.module, LoraConfig(rank=4))
-    said: list[str] = []
-    settings = TrainingSettings(epochs=1, batch_size=4, learning_rate=1e-3)
-    by_place = dict(zip(epoch_order(8, 0, 0), [*alike, *apart], strict=True))  # the first step's, and the second's
-    rows = SimpleNamespace(train=[by_place[i] for i in range(8)], held_out=alike[:1])
-    trainer(tiny, rows, settings, None, lambda e: said.append(e.text) if isinstance(e, Notice) else None).run()
-    assert any(text.startswith("rehearsed the largest micro-batch: 200 tokens") for text in said)
+    by_place = dict(zip(epoch_order(8, 0, 0), [*ALIKE, *apart], strict=True))  # the first step's, and the second's
+    (said,) = rehearsed(tiny, [by_place[i] for i in range(8)])
+    assert said.startswith("rehearsed the largest micro-batch: 200 tokens")

@@ -215,3 +215,9 @@ def test_what_needs_factors_is_refused_where_none_are_trained(
 def test_a_switch_takes_no_value(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", *words, "rows.jsonl"]) == 2
     assert "give --train.group_prompts alone" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["--base-too", "yes"], ["--", "--lora.rslora=yes"]])
+def test_a_text_is_no_value_of_a_switch(words: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["generate", str(tmp_path / "absent"), *words]) == 2
+    assert "no such folder" in capsys.readouterr().err
