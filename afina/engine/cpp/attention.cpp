@@ -145,11 +145,20 @@ void attend_queries(const T *q, long sq, const Element<T> *KT, const Element<T> 
         }
 }
 
-// How many of a head's queries one piece of work takes, so that there are enough pieces for all threads: a tree is one,
-// since its branches see the same keys.
+// How many heads of queries one piece of work takes: a tree is not divided, since its branches see the same keys, so
+// that where one has most of the tokens its heads are divided further, until all threads have enough to do.
 long heads_of_a_piece(const Attention &a) {
     long group = a.heads.q / a.heads.kv, heads = group;
-    for (long parts = 2; parts <= group && a.trees * a.heads.q / heads < 2 * a.threads; parts++)
+    double largest = 0, all = 0;  // keys that the queries of a head see
+    for (long tree = 0; tree < a.trees; tree++) {
+        double seen = 0;
+        for (long s = a.roots[tree]; s < a.roots[tree + 1]; s++) {
+            double n = a.bounds[s + 1] - a.bounds[s];
+            seen += n * (a.starts[s] + n / 2);
+        }
+        all += seen, largest = seen > largest ? seen : largest;
+    }
+    for (long parts = 2; parts <= group && largest * heads * 2 * a.threads > all * a.heads.q; parts++)
         if (group % parts == 0) heads = group / parts;
     return heads;
 }
@@ -332,12 +341,14 @@ void attention_backward(const T *q, long sq, const T *k, long sk, const T *v, lo
                         const T *dout, T *dq, T *dk, T *dv, long sd, Attention a) {
     long D = a.heads.width, wide = padded(D), heads = heads_of_a_piece(a), pieces = a.heads.q / heads;
     long each = pieces / a.heads.kv, tokens = a.bounds[a.segments];  // pieces that share a head of keys and values
-    std::vector<float> parts(each > 1 ? pieces * tokens * 2 * wide : 0);
+    static thread_local std::vector<float> parts;  // kept: fresh pages take as long as the work itself
+    if (long size = each > 1 ? pieces * tokens * 2 * wide : 0; (long)parts.size() < size) parts.resize(size);
+    float *first = parts.data();
     Backward<T> work{q, k, v, out, dout, lse, dq, dk, dv, sq, sk, sv, sd, a};
 #pragma omp parallel for num_threads(a.threads) schedule(dynamic)
     for (long piece = 0; piece < a.trees * pieces; piece++)
         work.tree(piece / pieces, piece % pieces * heads, heads,
-                  each > 1 ? parts.data() + piece % pieces * tokens * 2 * wide : nullptr);
+                  each > 1 ? first + piece % pieces * tokens * 2 * wide : nullptr);
     if (each == 1) return;
 #pragma omp parallel for num_threads(a.threads)
     for (long t = 0; t < tokens; t++)
@@ -346,7 +357,7 @@ void attention_backward(const T *q, long sq, const T *k, long sk, const T *v, lo
                 for (long x = 0; x < D; x += LANES) {
                     Floats total{};
                     for (long p = kv * each; p < (kv + 1) * each; p++)
-                        total += load(&parts[((p * tokens + t) * 2 + which) * wide + x]);
+                        total += load(&first[((p * tokens + t) * 2 + which) * wide + x]);
                     store((which ? dv : dk) + t * sd + kv * D + x, total, D - x);
                 }
 }

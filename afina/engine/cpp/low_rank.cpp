@@ -14,13 +14,22 @@ namespace {
 
 // s·B, B (n, r) in fp32, in pairs of ranks (r/2, n, 2) and in pairs of outputs (n/2, r, 2).
 void low_rank_pack(const float *b, float scale, bf16 *by_rank, bf16 *by_output, long n, long r) {
-    for (long o = 0; o < n; o++)
-        for (long i = 0; i < r; i++) {
-            bf16 x;
-            set(x, b[o * r + i] * scale);
-            by_rank[(i / 2 * n + o) * 2 + i % 2] = x;
-            by_output[(o / 2 * r + i) * 2 + o % 2] = x;
+    std::vector<bf16> rows(2 * r);
+    bf16 *first = rows.data(), *second = first + r;
+    for (long o = 0; o < n; o += 2) {
+        for (long i = 0; i < r; i += LANES) {
+            store(first + i, load(b + o * r + i) * scale);
+            store(second + i, load(b + (o + 1) * r + i) * scale);
         }
+        for (long i = 0; i < r; i++) {
+            bf16 *to = by_output + (o / 2 * r + i) * 2;
+            to[0] = first[i], to[1] = second[i];
+        }
+        for (long i = 0; i < r; i += 2) {
+            bf16 *to = by_rank + (i / 2 * n + o) * 2;
+            to[0] = first[i], to[1] = first[i + 1], to[2] = second[i], to[3] = second[i + 1];
+        }
+    }
 }
 
 // y (rows, n) += low (rows, r) · (s·B)ᵀ
