@@ -41,6 +41,8 @@ SCRIPTS: dict[str, list[str]] = {
     "choice": ["choice.py", ROWS],
     "optimisers": ["quality.py", DATASETS, "optimisers", "data to text", "--settings", "muon", "--rows=96"],
     "rate": ["quality.py", DATASETS, "rate", "data to text", "--settings", "rule × 0.5"],
+    "warmup": ["quality.py", DATASETS, "warmup", "data to text", "--settings", "10 %"],
+    "batch": ["quality.py", DATASETS, "batch", "data to text", "--settings", "4 rows"],
     "serving": ["serving.py"],
     "server": ["server.py"],
     "load": ["load.py"],
@@ -48,7 +50,7 @@ SCRIPTS: dict[str, list[str]] = {
     "kill_and_resume": ["kill_and_resume.py"],
 }
 UNSETTLED = dict.fromkeys(
-    ("optimisers", "rate"), "Not settled: one task, three seeds, and fewer rows than a training has."
+    ("optimisers", "rate", "warmup", "batch"), "Not settled: one task, three seeds, and fewer rows than a training has."
 )
 HEAD = """# Results of the benchmarks
 
