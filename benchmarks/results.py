@@ -2,7 +2,7 @@
 
     python benchmarks/results.py [--rows FILE] [NAME ...]
 
-Without names all are run (an hour or two); with names only those, and the other sections of the file stay as they are.
+Without names all are run (some hours); with names only those, and the other sections of the file stay as they are.
 """
 
 import argparse

@@ -341,15 +341,15 @@ void attention_backward(const T *q, long sq, const T *k, long sk, const T *v, lo
                         const T *dout, T *dq, T *dk, T *dv, long sd, Attention a) {
     long D = a.heads.width, wide = padded(D), heads = heads_of_a_piece(a), pieces = a.heads.q / heads;
     long each = pieces / a.heads.kv, tokens = a.bounds[a.segments];  // pieces that share a head of keys and values
-    static thread_local std::vector<float> parts;  // kept: fresh pages take as long as the work itself
-    if (long size = each > 1 ? pieces * tokens * 2 * wide : 0; (long)parts.size() < size) parts.resize(size);
-    float *first = parts.data();
+    static thread_local std::vector<float> kept;  // fresh pages would take as long as the work itself
+    long size = pieces * tokens * 2 * wide;
+    float *parts = each > 1 ? Scratch(size, kept).take(size) : nullptr;
     Backward<T> work{q, k, v, out, dout, lse, dq, dk, dv, sq, sk, sv, sd, a};
 #pragma omp parallel for num_threads(a.threads) schedule(dynamic)
     for (long piece = 0; piece < a.trees * pieces; piece++)
         work.tree(piece / pieces, piece % pieces * heads, heads,
-                  each > 1 ? first + piece % pieces * tokens * 2 * wide : nullptr);
-    if (each == 1) return;
+                  parts ? parts + piece % pieces * tokens * 2 * wide : nullptr);
+    if (!parts) return;
 #pragma omp parallel for num_threads(a.threads)
     for (long t = 0; t < tokens; t++)
         for (long kv = 0; kv < a.heads.kv; kv++)
@@ -357,7 +357,7 @@ void attention_backward(const T *q, long sq, const T *k, long sk, const T *v, lo
                 for (long x = 0; x < D; x += LANES) {
                     Floats total{};
                     for (long p = kv * each; p < (kv + 1) * each; p++)
-                        total += load(&first[((p * tokens + t) * 2 + which) * wide + x]);
+                        total += load(&parts[((p * tokens + t) * 2 + which) * wide + x]);
                     store((which ? dv : dk) + t * sd + kv * D + x, total, D - x);
                 }
 }

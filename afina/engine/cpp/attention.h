@@ -31,8 +31,11 @@ inline long padded(long n) { return (n + LANES - 1) / LANES * LANES; }
 // Memory of a thread, reused from call to call and handed out piece by piece; not initialised.
 struct Scratch {
     float *next;
-    explicit Scratch(long size) {
+    static std::vector<float> &own() {
         static thread_local std::vector<float> pool;
+        return pool;
+    }
+    explicit Scratch(long size, std::vector<float> &pool = own()) {
         if ((long)pool.size() < size) pool.resize(size);
         next = pool.data();
     }
