@@ -26,6 +26,7 @@ SCRIPTS: dict[str, list[str]] = {
     ],
     "train_speed_file": ["train_speed.py", ROWS, "--batch", "8", "--order", "file"],
     "train_speed_fp32": ["train_speed.py", ROWS, "--batch", "8", "--precision", "fp32", "--steps", "3"],
+    "step_profile": ["step_profile.py", ROWS],
     "time_to_loss": ["time_to_loss.py", ROWS],
     "generate_speed": ["generate_speed.py", ROWS],
     "beside": ["beside.py", ROWS],

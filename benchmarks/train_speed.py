@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,11 @@ def timed(step: Any, groups: list[Rows]) -> dict[str, float]:
 
 
 def run_afina(options: argparse.Namespace) -> dict[str, float]:
+    return timed(afina_step(options.precision), batches(options))
+
+
+def afina_step(precision: str) -> Callable[[Rows], float]:
+    """An optimiser step on a batch; gives its loss."""
     from afina.core.device import keep_freed_memory
     from afina.data.template import Row
     from afina.lora import LoraConfig, inject
@@ -134,7 +140,7 @@ def run_afina(options: argparse.Namespace) -> dict[str, float]:
     from afina.training.settings import TrainingSettings
 
     keep_freed_memory()
-    base = load_base("starter", precision=options.precision)
+    base = load_base("starter", precision=precision)
     inject(base.model.module, LoraConfig(rank=RANK, alpha=ALPHA))
     base.model.module.train()
     optimizer = Optimizer(base.model.module, weight_decay=0.0)
@@ -145,7 +151,7 @@ def run_afina(options: argparse.Namespace) -> dict[str, float]:
         optimizer.step(RATE, max_norm=1.0)
         return loss.item()
 
-    return timed(step, batches(options))
+    return step
 
 
 def run_peft(options: argparse.Namespace) -> dict[str, float]:
