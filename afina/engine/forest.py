@@ -86,9 +86,9 @@ def groups(
     rows: Sequence[Tokens], kinds: Sequence[int] | None, max_tokens: int, max_rows: int | None = None
 ) -> list[Group]:
     """The rows in groups for one pass each, of up to about `max_tokens` tokens that are computed (a longer row goes
-    alone; less than `SHORTEST` tokens that rows share beyond a trunk are counted once) and `max_rows` rows. Rows that
-    begin alike stand together; where none share, those of like length do: models that pad waste least, and the others
-    see passes of like shape."""
+    alone; less than `SHORTEST` tokens that rows share beyond a trunk are computed again, but not counted) and
+    `max_rows` rows. Rows that begin alike stand together; where none share, those of like length do: models that pad
+    waste least, and the others see passes of like shape."""
     lengths = [len(row) for row in rows]
     if kinds is None:
         by_length = sorted(range(len(rows)), key=lengths.__getitem__)

@@ -241,6 +241,7 @@ class _JoinedProduct:
         return [
             *[storage.data_ptr() for storage in self._storages],
             *[id(layer.bias) for layer in self.frozen],
+            *[layer.bias._version for layer in self.frozen if layer.bias is not None],  # copies of them are joined
             *[parameter._version for parameter in self._adapter_parameters],
             *[layer.enabled for layer in self._wrappers],
         ]
@@ -327,8 +328,8 @@ class _JoinedFunction(torch.autograd.Function):
 
 
 def _widened(dy: Tensor, columns: int) -> Tensor:
-    """dy (T, O) as the first columns of a (T, `columns`) tensor: in place where its memory has these columns
-    already."""
+    """dy (T, O) as the first columns of a (T, `columns`) tensor: in place where its memory has these columns already.
+    These must be nobody else's, as in what attention, gates and norms give back (`empty_with_stride`)."""
     numbers = dy.untyped_storage().nbytes() // dy.element_size()
     if dy.stride() == (columns, 1) and dy.storage_offset() == 0 and numbers >= len(dy) * columns:
         return dy.as_strided((len(dy), columns), (columns, 1))

@@ -90,6 +90,8 @@ def with_micro_batches(fixed: Memory, case: Case, batches: MicroBatches, recompu
     if case.machine.is_card:
         gathered = batches.paths * model_bytes.cache_bytes(module, dtype) * found.depth
         activations += gathered / layers if recompute else gathered
+    elif case.machine.fused:
+        activations += batches.largest * model_bytes.attention_sum_bytes(module)
     words = model_bytes.output_size(module)
     free = case.machine.available if case.machine.is_card else 0
     logits = model_bytes.logit_bytes(module, dtype, max(1, round(batches.largest * workload.labelled)), free)

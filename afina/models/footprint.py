@@ -69,6 +69,12 @@ def working_bytes(module: Any, dtype: torch.dtype) -> int:
     return 4 * (8 * width + 3 * inner)
 
 
+def attention_sum_bytes(module: Any) -> int:
+    """At most, bytes per token that the processor's attention keeps for gradients of keys and values that several
+    threads add to: two numbers for each of the queries'."""
+    return max((8 * spec.q_size for spec in module.arch.specs), default=0) if isinstance(module, Decoder) else 0
+
+
 def _sizes(module: Any) -> tuple[int, int, int]:
     """Width, inner width and layers of a model of transformers."""
     config = module.config

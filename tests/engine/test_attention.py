@@ -18,10 +18,12 @@ FOREST = Segments((0, 7, 72, 75, 140, 205, 206, 300), (-1, 0, 1, 0, 3, -1, 5))
     [
         AttentionSpec(4, 2, 16, 0, 0.25),
         AttentionSpec(9, 3, 64, 0, 0.125),
+        AttentionSpec(8, 1, 128, 0, 0.09),
+        AttentionSpec(4, 2, 80, 0, 0.11),
         AttentionSpec(6, 2, 20, 0, 0.3, window=5),
         AttentionSpec(2, 2, 18, 0, 0.2, window=70, cap=3.0),
     ],
-    ids=["narrow", "wide", "window", "cap"],
+    ids=["narrow", "wide", "wider", "two widths of columns", "window", "cap"],
 )
 @pytest.mark.parametrize("segments", [ROWS, FOREST], ids=["rows", "forest"])
 @pytest.mark.parametrize(("dtype", "within"), [(torch.float32, 1e-5), (torch.bfloat16, 2**-7)], ids=["fp32", "bf16"])
@@ -42,7 +44,7 @@ def test_output_and_gradients_are_those_of_torch(
 
     expected = attended(TORCH, qkv.float())
     before, alone = torch.get_num_threads(), attended(own, qkv)[0]
-    for threads in (1, 2, 5):  # one tree of the forest has most of the tokens: its heads are divided
+    for threads in (1, 2, 5):  # one tree of the forest has most of the tokens: the heads of a group are divided
         torch.set_num_threads(threads)
         try:
             found, again = attended(own, qkv), attended(own, qkv)
@@ -53,3 +55,17 @@ def test_output_and_gradients_are_those_of_torch(
             assert (each.float() - wanted).abs().max() < 4 * within * wanted.abs().max()
         assert all(map(torch.equal, found, again))
         assert torch.equal(found[0], alone)
+
+
+def test_rows_that_are_one_row_in_memory_have_its_gradient() -> None:
+    own, spec = ops.chosen(torch.device("cpu"), cache_folder()), AttentionSpec(4, 2, 16, 0, 0.25)
+    torch.manual_seed(0)
+    row, weight = torch.randn(1, spec.qk_size + spec.kv_size), torch.randn(20, spec.qk_size + spec.kv_size)
+
+    def gradient(by: ops.Ops) -> Tensor:
+        given = row.clone().requires_grad_()
+        normed = by.rms_norm(given.expand(20, -1), torch.ones(row.shape[1]), 1e-6)
+        out = by.attend(given.expand(20, -1), spec, None, Segments((0, 20))).sum() + (normed * weight).sum()
+        return torch.autograd.grad(out, given)[0]
+
+    torch.testing.assert_close(gradient(own), gradient(TORCH))

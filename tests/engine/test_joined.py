@@ -111,3 +111,14 @@ def test_what_is_kept_for_the_backward_pass_does_not_keep_the_outputs(by: bool) 
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in kept}
     assert y.untyped_storage().data_ptr() not in storages
     assert sum(storages.values()) == x.nbytes + 64 * 2 * 16 * 4  # and x Aᵀ of two adapters
+
+
+def test_a_bias_that_is_changed_in_place_is_seen() -> None:
+    module = owner(16).eval()
+    joined, x = JoinedLinear(module, "q", "k", "v"), torch.randn(40, 48)
+    with torch.no_grad():
+        before = joined(x, TORCH)
+        module.k.bias.copy_(torch.randn(32))  # as the best weights return after training
+        after = joined(x, TORCH)
+        assert not torch.equal(before, after)
+        torch.testing.assert_close(after, torch.cat([module.q(x), module.k(x), module.v(x)], 1))

@@ -88,12 +88,12 @@ inline void mask_scores(float *S, long m, long i0, long j0, long keys, const Att
 }
 
 // What n queries, after `before` tokens, see of the before + n keys and values in KT (columns) and V (beneath one
-// another): heads 0 to `heads` of q. q and out are (n, H·D) from the first of these heads on; lse (n, H), log Σ exp of the scores, may be
-// left out. The scratch memory is `queries_size` numbers.
+// another): heads 0 to `heads` of q. q and out are (n, H·D) from the first of these heads on; lse (n, H), log Σ exp of
+// the scores, may be left out. The scratch memory is `queries_size` numbers.
 long queries_size(long wide) { return QUERIES * (2 * wide + 2 * BLOCK + 2); }
 template <class T>
-void attend_queries(const T *q, long sq, const Element<T> *KT, const Element<T> *V, T *out, float *lse, long heads, long n,
-                    long before, const Attention &a, Scratch memory) {
+void attend_queries(const T *q, long sq, const Element<T> *KT, const Element<T> *V, T *out, float *lse, long heads,
+                    long n, long before, const Attention &a, Scratch memory) {
     long D = a.heads.width, wide = padded(D), depth = packed<T>(D);
     auto *Q = memory.take<Element<T>>(QUERIES * wide), *P = memory.take<Element<T>>(QUERIES * BLOCK);
     float *O = memory.take(QUERIES * wide), *S = memory.take(QUERIES * BLOCK);
@@ -145,11 +145,11 @@ void attend_queries(const T *q, long sq, const Element<T> *KT, const Element<T> 
         }
 }
 
-// How many heads of queries one piece of work takes: a tree is not divided, since its branches see the same keys, so
-// that where one has most of the tokens its heads are divided further, until all threads have enough to do.
+// How many heads of queries one piece of work takes. A tree's segments stay together, since its branches see the same
+// keys; where one tree has most of the work, its heads are divided further, until all threads have enough to do.
 long heads_of_a_piece(const Attention &a) {
     long group = a.heads.q / a.heads.kv, heads = group;
-    double largest = 0, all = 0;  // keys that the queries of a head see
+    double largest = 0, all = 0;  // keys that the queries of a head see without a window
     for (long tree = 0; tree < a.trees; tree++) {
         double seen = 0;
         for (long s = a.roots[tree]; s < a.roots[tree + 1]; s++) {
@@ -341,7 +341,7 @@ void attention_backward(const T *q, long sq, const T *k, long sk, const T *v, lo
                         const T *dout, T *dq, T *dk, T *dv, long sd, Attention a) {
     long D = a.heads.width, wide = padded(D), heads = heads_of_a_piece(a), pieces = a.heads.q / heads;
     long each = pieces / a.heads.kv, tokens = a.bounds[a.segments];  // pieces that share a head of keys and values
-    static thread_local std::vector<float> kept;  // fresh pages would take as long as the work itself
+    static thread_local std::vector<float> kept;  // fresh pages would take a third of the time of the work
     long size = pieces * tokens * 2 * wide;
     float *parts = each > 1 ? Scratch(size, kept).take(size) : nullptr;
     Backward<T> work{q, k, v, out, dout, lse, dq, dk, dv, sq, sk, sv, sd, a};

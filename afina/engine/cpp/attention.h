@@ -28,7 +28,8 @@ struct Attention {
 
 inline long padded(long n) { return (n + LANES - 1) / LANES * LANES; }
 
-// Memory of a thread, reused from call to call and handed out piece by piece; not initialised.
+// Memory of a thread, reused from call to call and handed out piece by piece; not initialised. A caller whose memory
+// others must not take while it is used gives a pool of its own.
 struct Scratch {
     float *next;
     static std::vector<float> &own() {

@@ -21,5 +21,5 @@ def apply(function: Any, *arguments: Any) -> Any:
 
 def empty_with_stride(x: Tensor) -> Tensor:
     """New memory of x's shape and row stride: a gradient is laid out like its tensor, with the same spare columns."""
-    stride = x.stride(0)
-    return x.new_empty(x.shape[0], stride)[:, : x.shape[1]]
+    rows, columns = x.shape
+    return x.new_empty(rows, max(columns, x.stride(0)))[:, :columns]  # an expanded row has stride 0

@@ -84,7 +84,7 @@ class CppOps(FusedOps):
 
     def attend_cached(self, qk_TE: Tensor, v_TE: Tensor, spec: AttentionSpec, past: Past, segments: Segments) -> Tensor:
         out = qk_TE.new_empty(qk_TE.shape[0], spec.q_size)
-        one_each = len(segments.lengths) == qk_TE.shape[0]
+        one_each = all(n == 1 for n in segments.lengths)
         struct = _attention_struct(qk_TE, v_TE, spec, segments)
         _check_past(qk_TE.dtype, spec, past, segments)
         self.kernels.call(

@@ -61,7 +61,7 @@ class _RmsNorm(torch.autograd.Function):
         ops.norm_forward(x, added, weight, eps, h, y, rstd)
         ctx.save_for_backward(h, weight, rstd)
         ctx.ops, ctx.added = ops, added is not None
-        ctx.stride = (x if added is None else added).stride(0)
+        ctx.stride = max(n, (x if added is None else added).stride(0))  # an expanded row has stride 0
         ctx.set_materialize_grads(False)
         return y if added is None else (h, y)
 
