@@ -19,6 +19,7 @@ from afina.core.errors import InputError, OutputError
 from afina.core.files import read_json, write_atomic, write_json
 from afina.core.layers import evaluation_mode
 from afina.core.machine import OtherPrograms
+from afina.core.process.neighbours import share_the_processor
 from afina.engine import ops
 from afina.engine.blocks import quantise
 from afina.engine.ops import Segments
@@ -122,6 +123,7 @@ def _kept(cache: Path) -> dict[str, Any]:
 
 
 def _measure(device: torch.device, dtype: torch.dtype, cache: Path) -> Speed:
+    share_the_processor()
     keep_freed_memory()
     sizes = _sizes(device)
     bench = _Benchmark(sizes, device, dtype, ops.chosen(device, cache))

@@ -9,6 +9,7 @@ import torch
 
 from afina.core.device import PRECISIONS, cache_folder, pick_device, pick_dtype
 from afina.core.errors import BaseModelError, SettingsError, counted
+from afina.core.process.neighbours import share_the_processor
 from afina.core.task import SEQ2SEQ, Task, TaskName, task_named
 from afina.engine import kernels, ops
 from afina.engine.blocks import parameter_count, quantise_linears
@@ -107,6 +108,7 @@ def load_base(  # noqa: PLR0913 - each by its name
     ):  # fmt: skip
         if value not in known:
             raise SettingsError(f"{flag} is {value!r}", f"it takes {', '.join(map(str, known))}")
+    share_the_processor()
     cache = cache_folder(cache_dir)
     source = locate(name, revision, cache)
     check_number_formats(source.path)
