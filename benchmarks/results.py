@@ -50,8 +50,8 @@ SCRIPTS: dict[str, list[str]] = {
     "adapters_peer": ["adapters_peer.py"],
     "kill_and_resume": ["kill_and_resume.py"],
 }
-UNSETTLED = dict.fromkeys(
-    ("optimisers", "rate", "warmup", "batch"), "Not settled: one task, three seeds, and fewer rows than a training has."
+SMALL = dict.fromkeys(
+    ("optimisers", "rate", "warmup", "batch"), "One task, three seeds, and fewer rows than a training has."
 )
 HEAD = """# Results of the benchmarks
 
@@ -82,7 +82,7 @@ def main() -> None:
         done = subprocess.run([sys.executable, str(HERE / script), *flags], capture_output=True, text=True)
         text = done.stdout.strip() if done.returncode == 0 else f"FAILED\n{(done.stdout + done.stderr).strip()[-1500:]}"
         said = f"`{' '.join(shown)}`, {datetime.date.today()}\n\n"
-        said += f"{UNSETTLED[name]}\n\n" if name in UNSETTLED else ""
+        said += f"{SMALL[name]}\n\n" if name in SMALL else ""
         put(name, f"{said}```\n{text}\n```\n")
 
 

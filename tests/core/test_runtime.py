@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from afina.core.process import runtime
+
 NAMES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "THP_MEM_ALLOC_ENABLE")
 SHOW = (
     "import os; from afina.core.process import runtime; "
@@ -13,13 +15,23 @@ SHOW = (
 )
 
 
+# What a system that does not count delays says.
+HIDDEN = (
+    "import builtins; real = builtins.open; "
+    "builtins.open = lambda file, *a, **k: real('/absent' if 'schedstat' in str(file) else file, *a, **k); "
+)
+MANY = "300000" if runtime.watched else "1000"
+
+
 @pytest.mark.parametrize(
     ("given", "code", "expected"),
     [
-        ({}, "import afina; assert 'torch' not in __import__('sys').modules; " + SHOW, "passive 1000 1 False"),
+        ({}, "import afina; assert 'torch' not in __import__('sys').modules; " + SHOW, f"passive {MANY} 1 False"),
+        ({}, HIDDEN + "import afina; " + SHOW, "passive 1000 1 False"),
+        ({}, HIDDEN + "import torch, afina; " + SHOW, f"passive 1000 1 {sys.platform == 'linux'}"),
         ({"OMP_WAIT_POLICY": "active"}, "import afina; " + SHOW, "active None 1 False"),
         ({"GOMP_SPINCOUNT": "7"}, "import torch; " + SHOW, "None 7 1 False"),
-        ({"THP_MEM_ALLOC_ENABLE": "0"}, "import torch, afina; " + SHOW, f"passive 1000 0 {sys.platform == 'linux'}"),
+        ({"THP_MEM_ALLOC_ENABLE": "0"}, "import torch, afina; " + SHOW, f"passive {MANY} 0 {not runtime.watched}"),
     ],
 )
 def test_it_is_set_where_the_user_has_not(given: dict[str, str], code: str, expected: str) -> None:
