@@ -9,6 +9,7 @@ Large memory comes in large pages: to fetch the usual ones takes a tenth of a tr
 import os
 import sys
 from contextlib import suppress
+from pathlib import Path
 
 _POLICY, _TURNS = "OMP_WAIT_POLICY", "GOMP_SPINCOUNT"  # OpenMP 5.0, section 6.7; GNU libgomp's manual, section 3
 _FEW_TURNS = "1000"  # of spinning, some microseconds: products that follow at once find their threads awake
@@ -18,8 +19,8 @@ _LARGE_PAGES = "THP_MEM_ALLOC_ENABLE"  # PyTorch's, for Linux
 
 def _delays_are_counted() -> bool:
     """Whether the system says how long threads wait for a processor; where it does not, all three numbers are 0."""
-    with suppress(OSError), open("/proc/self/schedstat") as file:
-        return int(file.read().split()[0]) > 0
+    with suppress(OSError):
+        return int(Path("/proc/self/schedstat").read_text().split()[0]) > 0
     return False
 
 

@@ -179,7 +179,7 @@ def walked(browser: Browser, folder: Path, on_starter: bool, tiny_folder: Path) 
     if not kept.exists():
         shutil.copytree(tiny_folder, folder / "tiny-base", dirs_exist_ok=True)
         base = "starter" if on_starter else str(folder / "tiny-base")
-        kept.write_text(json.dumps(_walk(browser, base, _tickets(folder), 80 if on_starter else 800)))
+        kept.write_text(json.dumps(_walk(browser, base, _tickets(folder), 80 if on_starter else 2400)))
     found: Walked = json.loads(kept.read_text())
     return found
 
@@ -206,6 +206,7 @@ def _walk(browser: Browser, base: str, rows: Path, steps: int) -> Walked:
     page.fill("input[name=base]", base)
     page.click("form[action='/train'] button")
     page.wait_for_url("**/train?**")
+    page.wait_for_selector("button[formaction='/train']", timeout=SLOW)  # the page comes again with its forecast
     wanted = {"rows": 8 * steps, "batch_size": 8, "eval_steps": steps // 10, "early_stopping": 0}
     _set(
         page,

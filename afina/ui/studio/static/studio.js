@@ -152,7 +152,7 @@ for (const wait of document.querySelectorAll("[data-wait]")) {
     } catch { /* the page's server is away: it is asked again */ }
     setTimeout(look, 1000);
   };
-  setTimeout(look, 1000);
+  addEventListener("load", () => setTimeout(look, 1000)); // what is not there yet is not loaded again
 }
 
 // Chats: all models are asked at one time, and their answers are shown as they come. What was said is kept here alone,
