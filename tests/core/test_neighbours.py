@@ -25,7 +25,7 @@ def seconds_of_waiting():
 """
 SWITCHED = """
 alone, before = seconds_of_waiting(), threads()
-sleepers = neighbours._Sleepers(ctypes.CDLL(None).GOMP_parallel)
+sleepers = neighbours._Sleepers(ctypes.CDLL(None))
 while threads() < before + os.cpu_count() + 1:
     time.sleep(0.01)
 beside = seconds_of_waiting()

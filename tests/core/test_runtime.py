@@ -17,8 +17,8 @@ SHOW = (
 
 # What a system that does not count delays says.
 HIDDEN = (
-    "from pathlib import Path; real = Path.read_text; "
-    "Path.read_text = lambda path, *a, **k: real(Path('/absent') if path.name == 'schedstat' else path, *a, **k); "
+    "import builtins; real = builtins.open; "
+    "builtins.open = lambda file, *a, **k: real('/absent' if 'schedstat' in str(file) else file, *a, **k); "
 )
 MANY = "300000" if runtime.watched else "1000"
 

@@ -56,8 +56,8 @@ class Neighbours:
 
 
 def _watch() -> None:
-    runs_teams = getattr(ctypes.CDLL(None), "GOMP_parallel", None)
-    if runs_teams is None:  # torch has another runtime, which goes by OMP_WAIT_POLICY
+    library = ctypes.CDLL(None)
+    if not hasattr(library, "GOMP_parallel"):  # torch has another runtime, which goes by OMP_WAIT_POLICY
         return
     neighbours, sleepers = Neighbours(), None
     begun = time.monotonic()
@@ -66,23 +66,24 @@ def _watch() -> None:
         before, begun = begun, time.monotonic()
         beside = neighbours.look(begun - before)
         if beside and sleepers is None:
-            sleepers = _Sleepers(runs_teams)
+            sleepers = _Sleepers(library)
         elif sleepers is not None and not beside:
             sleepers.end()
             sleepers = None
 
 
 class _Sleepers:
-    """More threads of the runtime than there are processors, which sleep until the `end`."""
+    """More threads of the runtime than there are processors, which sleep until the `end`. `library`: what the process
+    has loaded."""
 
-    def __init__(self, runs_teams: Callable[..., None]) -> None:
+    def __init__(self, library: ctypes.CDLL) -> None:
         self._over = threading.Event()
-        self._leader = threading.Thread(target=self._run, args=(runs_teams,), name="afina-sleepers", daemon=True)
+        self._leader = threading.Thread(target=self._run, args=(library,), name="afina-sleepers", daemon=True)
         self._leader.start()
 
-    def _run(self, runs_teams: Callable[..., None]) -> None:
-        nothing = ctypes.CDLL(None).free  # of NULL, by each thread of the team, which then waits for more
-        runs_teams(nothing, None, ctypes.c_uint((os.cpu_count() or 1) + 1), ctypes.c_uint(0))
+    def _run(self, library: ctypes.CDLL) -> None:
+        # Each thread of the team frees NULL, and then waits for more.
+        library.GOMP_parallel(library.free, None, ctypes.c_uint((os.cpu_count() or 1) + 1), ctypes.c_uint(0))
         self._over.wait()
 
     def end(self) -> None:

@@ -8,8 +8,6 @@ Large memory comes in large pages: to fetch the usual ones takes a tenth of a tr
 
 import os
 import sys
-from contextlib import suppress
-from pathlib import Path
 
 _POLICY, _TURNS = "OMP_WAIT_POLICY", "GOMP_SPINCOUNT"  # OpenMP 5.0, section 6.7; GNU libgomp's manual, section 3
 _FEW_TURNS = "1000"  # of spinning, some microseconds: products that follow at once find their threads awake
@@ -19,13 +17,15 @@ _LARGE_PAGES = "THP_MEM_ALLOC_ENABLE"  # PyTorch's, for Linux
 
 def _delays_are_counted() -> bool:
     """Whether the system says how long threads wait for a processor; where it does not, all three numbers are 0."""
-    with suppress(OSError):
-        return int(Path("/proc/self/schedstat").read_text().split()[0]) > 0
-    return False
+    try:
+        with open("/proc/self/schedstat") as file:
+            return int(file.read().split()[0]) > 0
+    except (OSError, ValueError, IndexError):  # there is no such file, or another one
+        return False
 
 
 _left_open = not {_POLICY, _TURNS} & set(os.environ)
-watched = _delays_are_counted() and (_left_open or os.environ.get(_TURNS) == _MANY_TURNS)  # by a parent process
+watched = (_left_open or os.environ.get(_TURNS) == _MANY_TURNS) and _delays_are_counted()  # set by a parent process
 """Whether `neighbours` may look after how threads wait."""
 spins = sys.platform == "linux" and "torch" in sys.modules and _left_open and not watched
 """Whether torch was loaded before, and nobody looks after its threads, which spin in this process."""

@@ -19,7 +19,8 @@ def apply(function: Any, *arguments: Any) -> Any:
     return function.apply(*arguments) if torch.is_grad_enabled() else function.forward(_NoContext(), *arguments)
 
 
-def empty_with_stride(x: Tensor) -> Tensor:
-    """New memory of x's shape and row stride: a gradient is laid out like its tensor, with the same spare columns."""
+def empty_with_stride(x: Tensor, stride: int) -> Tensor:
+    """New memory of x's shape and this row stride: a gradient is laid out like its tensor, with the same spare
+    columns."""
     rows, columns = x.shape
-    return x.new_empty(rows, max(columns, x.stride(0)))[:, :columns]  # an expanded row has stride 0
+    return x.new_empty(rows, max(columns, stride))[:, :columns]  # an expanded row has stride 0

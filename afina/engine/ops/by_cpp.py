@@ -220,7 +220,7 @@ class _Attention(torch.autograd.Function):
         dout = dout.contiguous()
         qk = _rotated(fused, qkv, spec, rotation)
         k, v = qk[:, spec.q_size :], qkv[:, spec.qk_size :]
-        d = empty_with_stride(qkv)
+        d = empty_with_stride(qkv, qkv.stride(0))
         struct = _attention_struct(qk, v, spec, segments)
         kernels.expect(out.dtype, (dout, tuple(out.shape)))
         fused.call(

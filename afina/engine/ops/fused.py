@@ -61,7 +61,7 @@ class _RmsNorm(torch.autograd.Function):
         ops.norm_forward(x, added, weight, eps, h, y, rstd)
         ctx.save_for_backward(h, weight, rstd)
         ctx.ops, ctx.added = ops, added is not None
-        ctx.stride = max(n, (x if added is None else added).stride(0))  # an expanded row has stride 0
+        ctx.stride = (x if added is None else added).stride(0)
         ctx.set_materialize_grads(False)
         return y if added is None else (h, y)
 
@@ -71,8 +71,7 @@ class _RmsNorm(torch.autograd.Function):
         dh, dy = grads if ctx.added else (None, grads[0])
         if dy is None:
             return None, dh, dh if ctx.added else None, None, None
-        rows, n = h.shape
-        dx = h.new_empty(rows, ctx.stride)[:, :n]
+        dx = empty_with_stride(h, ctx.stride)
         ctx.ops.norm_backward(dy, dh, h, weight, rstd, dx)
         dw = (dy.float() * h.float() * rstd[:, None]).sum(0) if ctx.needs_input_grad[3] else None
         return None, dx, dx if ctx.added else None, dw, None
@@ -92,6 +91,6 @@ class _Gated(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dout: Tensor) -> Any:
         (gate_up,) = ctx.saved_tensors
-        d = empty_with_stride(gate_up)
+        d = empty_with_stride(gate_up, gate_up.stride(0))
         ctx.ops.gate_backward(gate_up, dout, ctx.kind, d)
         return None, d, None
