@@ -61,6 +61,8 @@ def test_who_waits_for_the_processor_is_beside_others_until_two_seconds_after() 
     assert not look(10_000_000)
     waited["3"] = 10**12  # a thread that was not there: when it waited is not known
     assert not look(0)
+    waited["2"] += 45_000_000  # neither waited for a tenth
+    assert not look(45_000_000)
     assert look(60_000_000)
     assert [look(n) for n in (0, 0, 60_000_000, 0, 0, 0, 0, 0)] == [True] * 6 + [False] * 2
 

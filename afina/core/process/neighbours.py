@@ -20,7 +20,7 @@ from pathlib import Path
 from afina.core.process import runtime
 
 _SECONDS = 0.5  # between two looks
-_BESIDE = 0.1  # seconds for which threads waited for a processor, in a second: alone it is a hundredth
+_BESIDE = 0.1  # seconds for which a thread waited for a processor, in a second: alone it is a hundredth
 _CALM = 4  # looks without that, until threads spin again
 _started = threading.Lock()  # held from the first call on
 
@@ -35,9 +35,10 @@ def share_the_processor() -> None:
 def waited() -> dict[str, int]:
     """Nanoseconds for which each thread of this process has waited for a processor."""
     found = {}
-    for thread in Path("/proc/self/task").iterdir():
-        with suppress(OSError):  # it has ended
-            found[thread.name] = int((thread / "schedstat").read_text().split()[1])
+    with suppress(OSError):  # no file can be opened just now
+        for thread in Path("/proc/self/task").iterdir():
+            with suppress(OSError):  # it has ended
+                found[thread.name] = int((thread / "schedstat").read_text().split()[1])
     return found
 
 
@@ -50,7 +51,8 @@ class Neighbours:
     def look(self, seconds: float) -> bool:
         """After so many seconds."""
         now = self._waited()
-        delay = sum(each - self._before.get(thread, each) for thread, each in now.items()) / 1e9
+        # The longest, for which all others wait: what many threads wait by themselves adds up to more.
+        delay = max((each - self._before.get(thread, each) for thread, each in now.items()), default=0) / 1e9
         self._before, self._calm = now, 0 if delay > _BESIDE * seconds else self._calm + 1
         return self._calm < _CALM
 
