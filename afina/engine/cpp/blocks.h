@@ -40,5 +40,5 @@ inline float half(Bytes p) {
 void unpack(const uint8_t *blocks, long row_bytes, int format, bf16 *out, long stride, long rows, long K);
 void unpack(const uint8_t *blocks, long row_bytes, int format, float *out, long stride, long rows, long K);
 
-// A row times x, without unpacking it.
-float dot_row(const uint8_t *row, int format, const float *x, long K);
+// A row times x, without unpacking it, in sums to be added up.
+Floats dot_row(const uint8_t *row, int format, const float *x, long K);

@@ -98,10 +98,9 @@ void in_fp32(const float *x, const T *bias, T *y, long sy, const OutputSlice *sl
         for (long j = 0; j < width; j++) {
             const float *left[1] = {mine};
             const T *right[1] = {b + j * rank};
-            Floats low_sum[1] = {};
-            dots<1, 1>(low_sum, left, right, rank);
-            float own = dot_row((const uint8_t *)slice.w + (n + j) * slice.row_bytes, slice.format, x, K);
-            set(y[column + j], own + sum(low_sum[0]) + (shift ? get(shift[j]) : 0));
+            Floats acc[1] = {dot_row((const uint8_t *)slice.w + (n + j) * slice.row_bytes, slice.format, x, K)};
+            dots<1, 1>(acc, left, right, rank);
+            set(y[column + j], sum(acc[0]) + (shift ? get(shift[j]) : 0));
         }
     };
     over_slices<N>(slices, count, low, threads, update, outputs);

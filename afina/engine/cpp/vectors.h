@@ -64,10 +64,13 @@ inline void store(T *p, Floats x, long left) {
     memcpy(p, buffer, left * sizeof(T));
 }
 
-inline float sum(Floats x) {
-    float s = 0;
-    for (long i = 0; i < LANES; i++) s += x[i];
-    return s;
+inline float sum(Floats x) {  // by halves: one by one, each addition would wait for the one before it
+    typedef float Quarter __attribute__((vector_size(16)));
+    Quarter part[LANES / 4];
+    memcpy(part, &x, sizeof x);
+    for (long n = LANES / 8; n; n /= 2)
+        for (long i = 0; i < n; i++) part[i] += part[i + n];
+    return (part[0][0] + part[0][1]) + (part[0][2] + part[0][3]);
 }
 inline float largest(Floats x) {
     float m = x[0];
