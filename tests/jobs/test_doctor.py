@@ -123,7 +123,8 @@ def trained(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     folder = tmp_path_factory.mktemp("examined")
     rows = [{"q": f"{'a' if i % 2 else 'b'}{i:03d}", "a": "red" if i % 2 else "blue"} for i in range(120)]
     data = {"path": write_rows(folder / "rows.jsonl", rows), "prompt": "{q}", "completion": "{a}"}
-    settings = {"base": str(tiny_folder), "precision": "fp32", "device": "cpu", "data": data, "train": {"epochs": 5}}
+    train = {"epochs": 20, "learning_rate": 0.002}  # with which each of four seeds gets all right
+    settings = {"base": str(tiny_folder), "precision": "fp32", "device": "cpu", "data": data, "train": train}
     afina.train(afina.RunSettings(out=folder / "run", **settings))
     return folder / "run"
 
