@@ -321,7 +321,7 @@ def report(result: dict[str, Any], as_json: bool) -> None:
     before = f" after an instruction of {result['instruction']} tokens" if result["instruction"] else ""
     order = "as drawn" if result["order"] == "drawn" else "in the file's order"
     print(f"{result['machine']}; batch {result['batch']}, Afina in {result['precision']}")
-    print(f"rows {order}{before}: {share:.0%} of their tokens are computed, the rest is shared")
+    print(f"rows {order}{before}: {100 * share:.0f} % of their tokens are computed, the rest is shared")
     print(f"{'':8} {'tokens/s':>9} {'distinct/s':>10} {'peak GB':>8} {'last loss':>10} {'Afina is':>9}")
     own = result.get("afina")
     for peer in PEERS:

@@ -19,7 +19,7 @@ from afina.training.plan import Plan
 
 def shared_in_words(computed: float) -> str:
     """`Forecast.computed`; '' where next to nothing is shared."""
-    return f"{computed:.0%} of the tokens are computed: the rest is shared" if computed < 0.995 else ""
+    return f"{100 * computed:.0f} % of the tokens are computed: the rest is shared" if computed < 0.995 else ""
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,7 @@ class Parser(argparse.ArgumentParser):
             # What follows --json and its like may be a text of its own.
             if flag in switches and (equals or ("." in flag and after.lower() in _YES_OR_NO)):
                 raise SettingsError(
-                    f"{flag} {value if equals else after}: it is a switch, which takes no value",
+                    f"{flag}{f'={value}' if equals else f' {after}'}: it is a switch, which takes no value",
                     f"give {flag} alone, or leave it out",
                 )
         return super().parse_known_args(words, namespace)

@@ -73,9 +73,8 @@ def two_digits(value: float | None) -> str:
 
 
 def train_command(data: Path | str, flags: Iterable[str], base: str) -> str:
-    """The command that trains with these settings, as they are typed, but for those that it names itself or that were
-    chosen here."""
-    own = [each for each in flags if each.split()[0] not in ("--base", "--out", "--quantize")]
+    """The command that trains with these settings, as they are typed, but for those that it names itself."""
+    own = [each for each in flags if each.split()[0] not in ("--base", "--out")]
     return " ".join([command_line("train", data), *own, f"--base {shell_word(base)}"])
 
 

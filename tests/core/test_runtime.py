@@ -38,3 +38,11 @@ def test_it_is_set_where_the_user_has_not(given: dict[str, str], code: str, expe
     environment = {name: value for name, value in os.environ.items() if name not in NAMES} | given
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == expected
+
+
+@pytest.mark.parametrize(("policy", "inherited"), [("passive", runtime.watched), ("active", False)])
+def test_what_a_parent_process_set_is_told_from_what_a_user_did(policy: str, inherited: bool) -> None:
+    environment = os.environ | {"OMP_WAIT_POLICY": policy, "GOMP_SPINCOUNT": "300000"}
+    show = "from afina.core.process import runtime; print(runtime.watched)"
+    done = subprocess.run([sys.executable, "-c", show], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str(inherited)

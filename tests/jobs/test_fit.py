@@ -194,6 +194,8 @@ def test_fit_command(data: Path, tiny_folder: Path, cache: Path, capsys: pytest.
     assert "LoRA" in shown
     assert "full fine-tuning" not in shown
     assert f"afina train {data}" in shown
+    assert main([*asked, "--device", "24gb", "--method", "lora", "--quantize", "int8"]) == 0
+    assert "--quantize int8" in capsys.readouterr().out.partition("Train it:")[2]
     assert main([*asked, "--method", "loro"]) == 2
     assert "'lora'" in capsys.readouterr().err
     assert main([*asked, "--device", "25gb"]) == 2

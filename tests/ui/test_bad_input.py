@@ -90,6 +90,10 @@ CASES: dict[str, tuple[list[str], str]] = {
         train("good.jsonl", "--train.group_prompts", "true"),
         "it is a switch, which takes no value",
     ),
+    "switch with an empty value": (
+        train("good.jsonl", "--train.group_prompts="),
+        "--train.group_prompts=: it is a switch",
+    ),
     "flag without value": (["train", "good.jsonl", "--out"], "expected one argument"),
     "unknown setting in a file": (
         train("good.jsonl", "--config", "typo.yaml"),

@@ -25,7 +25,8 @@ def _delays_are_counted() -> bool:
 
 
 _left_open = not {_POLICY, _TURNS} & set(os.environ)
-watched = (_left_open or os.environ.get(_TURNS) == _MANY_TURNS) and _delays_are_counted()  # set by a parent process
+_from_parent = (os.environ.get(_POLICY), os.environ.get(_TURNS)) == ("passive", _MANY_TURNS)
+watched = (_left_open or _from_parent) and _delays_are_counted()
 """Whether `neighbours` may look after how threads wait."""
 spins = sys.platform == "linux" and "torch" in sys.modules and _left_open and not watched
 """Whether torch was loaded before, and nobody looks after its threads, which spin in this process."""

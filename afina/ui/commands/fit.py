@@ -52,7 +52,8 @@ def _show(settings: "FitSettings", result: "FitResult") -> None:
     out.print(_LEGEND)
     data = settings.run.data.path
     for more, base in _fitting(result.methods):
-        kept = [each for each in flags_of(settings.run) if f"{each.split()[0]} " not in f"{more} "]
+        other = f"{more} --quantize " if "--method" in more else f"{more} "  # which train no adapter beside the base
+        kept = [each for each in flags_of(settings.run) if f"{each.split()[0]} " not in other]
         command = train_command("DATA" if data == NO_DATA else data, kept, base or result.base)
         out.print(f"\nTrain it:  {command}{more}")
         return
