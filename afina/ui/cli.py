@@ -55,11 +55,11 @@ class Parser(argparse.ArgumentParser):
         words = sys.argv[1:] if args is None else list(args)
         switches = {flag for each in self._actions if each.nargs == 0 for flag in each.option_strings}
         for word, after in pairwise([*takewhile(lambda word: word != "--", words), ""]):
-            flag, equals, value = word.partition("=")
+            flag, equals, _ = word.partition("=")
             # What follows --json and its like may be a text of its own.
             if flag in switches and (equals or ("." in flag and after.lower() in _YES_OR_NO)):
                 raise SettingsError(
-                    f"{flag}{f'={value}' if equals else f' {after}'}: it is a switch, which takes no value",
+                    f"{word if equals else f'{flag} {after}'}: it is a switch, which takes no value",
                     f"give {flag} alone, or leave it out",
                 )
         return super().parse_known_args(words, namespace)

@@ -33,7 +33,7 @@ def runs(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
             "seed": rank,
             "precision": "fp32",
             "data": {"path": folder / "colours.jsonl"},
-            "train": {"epochs": 1},
+            "train": {"epochs": 1, "learning_rate": 0.002},  # higher ones leave a model that rounding upsets
             "lora": {"rank": rank},
         }
         afina.train(afina.RunSettings(**settings))
@@ -235,7 +235,7 @@ def test_combined_and_cut_adapters_can_be_asked(runs: tuple[Path, Path], tmp_pat
 def test_merged_is_the_adapted_model(runs: tuple[Path, Path], tmp_path: Path, capsys) -> None:
     code, out, _ = ask(capsys, "merge", runs[0], "--out", tmp_path / "merged", "--json")
     assert code == 0
-    assert json.loads(out)["differences"]["fp32"] < 1e-4  # 3e-7 to 3e-5 by the seed of the training
+    assert json.loads(out)["differences"]["fp32"] < 1e-5
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     base = afina.load_base(str(tmp_path / "merged"), precision="fp32", device="cpu")
     ids = base.tokenizer.encode("a07")

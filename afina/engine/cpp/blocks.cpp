@@ -32,12 +32,18 @@ inline uint32_t word(Bytes p) {
     memcpy(&w, p, 4);
     return w;
 }
-// Each lane's own bit of `bits`, from bit `first` on, in the place of a fifth.
-inline Ints fifth(uint32_t bits, int first) {
+// Each lane's number.
+inline Ints lanes() {
     Ints lane;
     for (int i = 0; i < LANES; i++) lane[i] = i;
-    return ((Ints{} + (int32_t)(bits >> first)) >> lane & 1) << 4;
+    return lane;
 }
+// Each lane's own bit of `bits`, from bit `first` on, in the place of a fifth.
+inline Ints fifth(uint32_t bits, int first) { return ((Ints{} + (int32_t)(bits >> first)) >> lanes() & 1) << 4; }
+#ifdef __AVX512F__
+// The one of 16 numbers that each lane's low four bits say.
+inline Floats picked(Floats from, Ints at) { return (Floats)_mm512_permutexvar_ps((__m512i)at, (__m512)from); }
+#endif
 
 // give(i, slot, v): the vector v holds the numbers of the block from i on. Neighbours have different slots, 0 to 3.
 
@@ -45,11 +51,8 @@ inline Ints fifth(uint32_t bits, int first) {
 struct Scaled {
 #ifdef __AVX512F__
     Floats all;
-    Scaled(float d, float m) {
-        for (int n = 0; n < LANES; n++) all[n] = n;
-        all = all * d + m;
-    }
-    Floats operator()(Ints n) const { return (Floats)_mm512_permutexvar_ps((__m512i)n, (__m512)all); }
+    Scaled(float d, float m) : all(floats(lanes()) * d + m) {}
+    Floats operator()(Ints n) const { return picked(all, n); }
 #else
     float d, m;
     Floats operator()(Ints n) const { return floats(n) * d + m; }
@@ -178,7 +181,7 @@ constexpr float levels[16] = {
 };
 inline Floats level(Ints at) {  // by the low four bits
 #ifdef __AVX512F__
-    return (Floats)_mm512_permutexvar_ps((__m512i)at, _mm512_loadu_ps(levels));
+    return picked(load(levels), at);
 #elif defined(__AVX2__)
     __m256 low = _mm256_permutevar8x32_ps(_mm256_loadu_ps(levels), (__m256i)at);
     __m256 high = _mm256_permutevar8x32_ps(_mm256_loadu_ps(levels + 8), (__m256i)at);

@@ -52,8 +52,8 @@ def _show(settings: "FitSettings", result: "FitResult") -> None:
     out.print(_LEGEND)
     data = settings.run.data.path
     for more, base in _fitting(result.methods):
-        other = f"{more} --quantize " if "--method" in more else f"{more} "  # which train no adapter beside the base
-        kept = [each for each in flags_of(settings.run) if f"{each.split()[0]} " not in other]
+        named = {*more.split(), *(["--quantize"] if "--method" in more else [])}  # other methods train the base itself
+        kept = [each for each in flags_of(settings.run) if each.split()[0] not in named]
         command = train_command("DATA" if data == NO_DATA else data, kept, base or result.base)
         out.print(f"\nTrain it:  {command}{more}")
         return
